@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# How a test is declared.
+#
+#   hmm_criterion_test(NAME x LABELS quick portable SOURCES a.c ... LIBS hmmd_core ...
+#                      [TIMEOUT seconds] [SERIAL] [SETTINGS nr_hugepages=64 ...] [ARGS ...])
+#   hmm_script_test(NAME x LABELS full SCRIPT test_x.py [ARGS ...] [DEPENDS target ...]
+#                   [TIMEOUT seconds] [SERIAL] [SETTINGS ...])
+#   hmm_program_test(NAME x LABELS full SOURCES ... LIBS ... [ARGS ...] [...])
+#
+# A Criterion program counts as many tests as it holds, a script as many as it reports; exit status 77 of a
+# script or program is a skip, its reason the last line it printed. SETTINGS are machine settings (hugepages, sysctl): such a test
+# runs alone, through tests/fixture/settings, which puts them back.
+
+if(HMM_SANITIZE)
+	set(HMM_TEST_SCALE_DEFAULT 10)
+elseif(HMM_COVERAGE)
+	set(HMM_TEST_SCALE_DEFAULT 4)
+else()
+	set(HMM_TEST_SCALE_DEFAULT 1)
+endif()
+set(HMM_TEST_SCALE ${HMM_TEST_SCALE_DEFAULT} CACHE STRING "Deadlines of tests are multiplied by this")
+
+set(hmm_results_dir ${PROJECT_BINARY_DIR}/results)
+file(MAKE_DIRECTORY ${hmm_results_dir})
+
+function(hmm_register_test)
+	cmake_parse_arguments(T "SERIAL;CRITERION" "NAME;TIMEOUT" "LABELS;SETTINGS;COMMAND" ${ARGN})
+	if(NOT T_LABELS)
+		message(FATAL_ERROR "test ${T_NAME} has no LABELS")
+	endif()
+	foreach(label IN LISTS T_LABELS)
+		if(NOT label MATCHES "^(quick|full|portable|guest|soak)$")
+			message(FATAL_ERROR "test ${T_NAME}: '${label}' is no label (quick full portable guest soak)")
+		endif()
+	endforeach()
+	if(NOT T_TIMEOUT)
+		set(T_TIMEOUT 120)
+	endif()
+	math(EXPR timeout "${T_TIMEOUT} * ${HMM_TEST_SCALE}")
+	if(timeout GREATER 900 AND NOT T_TIMEOUT GREATER 900)
+		set(timeout 900)
+	endif()
+	if(T_SETTINGS)
+		list(PREPEND T_COMMAND ${PROJECT_SOURCE_DIR}/tests/fixture/settings ${T_SETTINGS} --)
+	endif()
+
+	add_test(NAME ${T_NAME} COMMAND ${Python3_EXECUTABLE} ${PROJECT_SOURCE_DIR}/tests/attend.py
+		--results ${hmm_results_dir} --name ${T_NAME} --deadline ${timeout}
+		$<$<BOOL:${T_CRITERION}>:--criterion> -- ${T_COMMAND} COMMAND_EXPAND_LISTS)
+	math(EXPR backstop "${timeout} + 30")
+	set_tests_properties(${T_NAME} PROPERTIES LABELS "${T_LABELS}" TIMEOUT ${backstop} SKIP_RETURN_CODE 77)
+	if(T_SERIAL OR T_SETTINGS)
+		set_tests_properties(${T_NAME} PROPERTIES RUN_SERIAL TRUE)
+	endif()
+	set(environment
+		HMM_TEST_SOURCE=${PROJECT_SOURCE_DIR}
+		HMM_TEST_BINARY=${PROJECT_BINARY_DIR}
+		HMM_TEST_SANITIZE=${HMM_SANITIZE}
+		PYTHONDONTWRITEBYTECODE=1
+		ASAN_OPTIONS=abort_on_error=0:detect_stack_use_after_return=1
+		UBSAN_OPTIONS=print_stacktrace=1
+		TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1)
+	if(NOT DEFINED ENV{HMM_TEST_SCALE})
+		list(APPEND environment HMM_TEST_SCALE=${HMM_TEST_SCALE})
+	endif()
+	set_tests_properties(${T_NAME} PROPERTIES ENVIRONMENT "${environment}")
+endfunction()
+
+# One option signature for all three; what is left of ARGN goes on to hmm_register_test.
+macro(hmm_parse_test)
+	cmake_parse_arguments(P "SERIAL" "NAME;SCRIPT;TIMEOUT" "LABELS;SETTINGS;SOURCES;LIBS;ARGS;DEPENDS" ${ARGN})
+	if(P_UNPARSED_ARGUMENTS)
+		message(FATAL_ERROR "test ${P_NAME}: what is '${P_UNPARSED_ARGUMENTS}'?")
+	endif()
+	set(registration NAME ${P_NAME} LABELS ${P_LABELS} SETTINGS ${P_SETTINGS})
+	if(P_TIMEOUT)
+		list(APPEND registration TIMEOUT ${P_TIMEOUT})
+	endif()
+	if(P_SERIAL)
+		list(APPEND registration SERIAL)
+	endif()
+endmacro()
+
+function(hmm_criterion_test)
+	hmm_parse_test(${ARGN})
+	# Criterion's programs abort under ThreadSanitizer, before main().
+	if(HMM_SANITIZE MATCHES "thread")
+		return()
+	endif()
+	add_executable(test-${P_NAME} ${P_SOURCES} ${PROJECT_SOURCE_DIR}/tests/leakcheck.c)
+	target_link_libraries(test-${P_NAME} PRIVATE ${P_LIBS} PkgConfig::CRITERION)
+	hmm_register_test(${registration} CRITERION COMMAND $<TARGET_FILE:test-${P_NAME}> ${P_ARGS})
+endfunction()
+
+function(hmm_program_test)
+	hmm_parse_test(${ARGN})
+	add_executable(test-${P_NAME} ${P_SOURCES})
+	target_link_libraries(test-${P_NAME} PRIVATE ${P_LIBS})
+	hmm_register_test(${registration} COMMAND $<TARGET_FILE:test-${P_NAME}> ${P_ARGS})
+endfunction()
+
+function(hmm_script_test)
+	hmm_parse_test(${ARGN})
+	cmake_path(ABSOLUTE_PATH P_SCRIPT BASE_DIRECTORY ${CMAKE_CURRENT_SOURCE_DIR})
+	if(P_SCRIPT MATCHES "\\.py$")
+		set(command ${Python3_EXECUTABLE} ${P_SCRIPT} ${P_ARGS})
+	else()
+		set(command ${P_SCRIPT} ${P_ARGS})
+	endif()
+	hmm_register_test(${registration} COMMAND ${command})
+endfunction()
