@@ -1,0 +1,205 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Shared memory that two processes must agree on: what hmmd, an owner and a
+ * driver map together. Messages are in protocol.hmm; this is everything else.
+ *
+ *   table    index = virtual page number, one 64-bit entry each, followed by
+ *            one sequence word per block. hmmd writes it; owners and drivers
+ *            map it read-only, and a lookup is one load.
+ *   ledger   one record per block: where each page is, which transit the block
+ *            is in. hmmd writes it; the owner holds a read-only descriptor so
+ *            that its rescuer knows what is where when there is no daemon.
+ *   orders   a ring of work for the owner's agent. Both sides write it; hmmd
+ *            trusts nothing that it reads back from it.
+ *   pulse    one page: "this mirror is dead", written by the owner.
+ *
+ * All are sparse memfds: the kernel's own page tables are the radix tree.
+ */
+#ifndef HMM_PROTO_LAYOUT_H
+#define HMM_PROTO_LAYOUT_H
+
+#include <stdint.h>
+#include <stddef.h>
+
+#define HMM_PAGE_SHIFT		12
+#define HMM_PAGE_SIZE		(1UL << HMM_PAGE_SHIFT)
+#define HMM_BLOCK_SHIFT		21
+#define HMM_BLOCK_SIZE		(1UL << HMM_BLOCK_SHIFT)
+#define HMM_BLOCK_PAGES		(1U << (HMM_BLOCK_SHIFT - HMM_PAGE_SHIFT))
+#define HMM_REGION_SHIFT	30
+#define HMM_REGION_SIZE		(1UL << HMM_REGION_SHIFT)
+#define HMM_REGION_BLOCKS	(1U << (HMM_REGION_SHIFT - HMM_BLOCK_SHIFT))
+#define HMM_VA_BITS		47
+#define HMM_VA_END		(1UL << HMM_VA_BITS)
+#define HMM_BITMAP_WORDS	(HMM_BLOCK_PAGES / 64)
+
+/* ---- table ------------------------------------------------------------ */
+
+#define HMM_TABLE_VALID		(1ULL << 0)	/* the device may read the page */
+#define HMM_TABLE_WRITE		(1ULL << 1)	/* ... and write it */
+#define HMM_TABLE_DEVICE	(1ULL << 2)	/* it lies in device memory */
+#define HMM_TABLE_COHERENT	(1ULL << 3)	/* CPU and device map the same page */
+#define HMM_TABLE_ERROR		(1ULL << 4)	/* the device lost it */
+#define HMM_TABLE_FLAGS		0xfffULL
+#define HMM_TABLE_PFN_SHIFT	12
+/* Device pages are numbered above every system page: mirror index 0 starts here. */
+#define HMM_TABLE_DEVICE_PFN	(1ULL << (HMM_VA_BITS - HMM_PAGE_SHIFT))
+
+#define HMM_TABLE_ENTRIES	(1ULL << (HMM_VA_BITS - HMM_PAGE_SHIFT))
+#define HMM_TABLE_SEQ_OFFSET	(HMM_TABLE_ENTRIES * sizeof(uint64_t))
+#define HMM_TABLE_SEQ_COUNT	(1ULL << (HMM_VA_BITS - HMM_BLOCK_SHIFT))
+#define HMM_TABLE_SIZE		(HMM_TABLE_SEQ_OFFSET + HMM_TABLE_SEQ_COUNT * sizeof(uint64_t))
+
+/* ---- ledger ----------------------------------------------------------- */
+
+enum hmm_page_state {
+	HMM_PAGE_INVALID = 0,	/* I: the CPU owns it, nothing mirrored */
+	HMM_PAGE_REMOTE = 1,	/* R: the CPU owns it, the device reaches it through hmmd */
+	HMM_PAGE_SHARED = 2,	/* S: write-protected at the CPU, equal read-only copy */
+	HMM_PAGE_DEVICE = 3,	/* D: the only copy is in the shadow */
+	HMM_PAGE_COHERENT = 4,	/* C: CPU and device map one memfd page */
+	HMM_PAGE_ERROR = 5,	/* E: lost by the device, poisoned at the CPU */
+};
+#define HMM_PAGE_STATE_MASK	0x07
+#define HMM_PAGE_COMPLETE	0x08	/* the shadow holds the page's bytes */
+#define HMM_PAGE_SERVED		0x10	/* came home while its block was still going out */
+
+/*
+ * A block's transit state; daemon/engine/transition.c has the table of edges
+ * and recovery rules. Values are stored in ledgers: never renumber.
+ */
+enum hmm_transit {
+	HMM_TRANSIT_REST = 0,
+	HMM_TRANSIT_OUT_MOVE = 1,	/* to the device by UFFDIO_MOVE through a slot */
+	HMM_TRANSIT_OUT_ZAP = 2,	/* to the device by write-protect and DONTNEED */
+	HMM_TRANSIT_HOME_COPY = 3,	/* home by UFFDIO_COPY */
+	HMM_TRANSIT_HOME_SLOT = 4,	/* home by filling a slot and UFFDIO_MOVE */
+	HMM_TRANSIT_SHARING = 5,	/* D -> S */
+	HMM_TRANSIT_UNSHARING = 6,	/* leaving S, or revoking */
+	HMM_TRANSIT_MAX
+};
+
+#define HMM_NO_SLOT		0xffffU
+#define HMM_NO_MIRROR		0xffffU
+
+struct hmm_ledger_block {
+	uint64_t epoch;		/* bumped by every change; an order carries it */
+	uint32_t transit;	/* enum hmm_transit */
+	uint16_t mirror;	/* index of the mirror that holds D and S pages */
+	uint16_t slot;		/* staging slot in use, or HMM_NO_SLOT */
+	uint64_t flags;		/* HMM_BLOCK_* */
+	uint64_t first, count;	/* pages of the block that the transit is about */
+	uint64_t reserved[3];
+	uint64_t pending[HMM_BITMAP_WORDS];	/* pages the transit is about */
+	uint64_t spare[48];
+	uint8_t page[HMM_BLOCK_PAGES];		/* enum hmm_page_state | bits */
+};
+_Static_assert(sizeof(struct hmm_ledger_block) == 1024, "one record per KiB");
+
+#define HMM_BLOCK_ARMED		(1ULL << 0)	/* registered with the owner's userfaultfd */
+#define HMM_BLOCK_HUGE		(1ULL << 1)	/* left as one huge page, PMD empty since */
+
+#define HMM_LEDGER_BLOCKS	HMM_TABLE_SEQ_COUNT
+#define HMM_JOURNAL_OFFSET	(HMM_LEDGER_BLOCKS * sizeof(struct hmm_ledger_block))
+
+/*
+ * ---- journal: behind the ledger's records, in the same memfd ------------
+ *
+ * Userfaultfd messages are read straight into it. A slot is zeroed before it
+ * is read into, and a message is never zero, so that after hmmd's death the
+ * messages from `applied` on up to the first empty slot are those that were
+ * read and perhaps not applied.
+ */
+#define HMM_LEDGER_MAGIC	0x6c6d6d68U	/* "hmml" */
+#define HMM_LEDGER_VERSION	1U
+#define HMM_JOURNAL_SLOTS	1024U
+#define HMM_JOURNAL_SLOT_SIZE	32U
+
+struct hmm_journal {
+	uint32_t magic;
+	uint32_t version;
+	uint64_t incarnation;	/* the hmmd that writes it */
+	uint64_t features;	/* HMM_FEATURE_* that this owner's userfaultfd got */
+	uint64_t applied;	/* messages applied so far; slot = applied % HMM_JOURNAL_SLOTS */
+	uint64_t open_flags;	/* as the owner asked */
+	uint64_t reserved[3];
+	_Alignas(64) uint8_t slot[HMM_JOURNAL_SLOTS][HMM_JOURNAL_SLOT_SIZE];
+};
+#define HMM_LEDGER_SIZE		(HMM_JOURNAL_OFFSET + ((sizeof(struct hmm_journal) + 4095) & ~4095UL))
+
+/* ---- orders: hmmd to the owner's agent --------------------------------- */
+
+enum hmm_order_kind {
+	HMM_ORDER_NONE = 0,
+	HMM_ORDER_OUT_MOVE = 1,	/* MOVE wanted pages to the slot, fill the shadow */
+	HMM_ORDER_OUT_ZAP = 2,	/* fill the shadow from protected pages, DONTNEED them */
+	HMM_ORDER_HOME_SLOT = 3,/* fill the slot from the shadow, MOVE it home whole */
+	HMM_ORDER_DROP = 4,	/* MOVE wanted pages to the slot and forget them (S -> D) */
+	HMM_ORDER_RELEASE = 5,	/* empty the slot: UNREGISTER, DONTNEED, REGISTER */
+};
+
+/*
+ * The life of an order. hmmd writes QUEUED; the agent goes RUNNING, and
+ * COMMIT right around the call that changes the address space. hmmd may take
+ * an order back (compare-and-swap to CANCELLED) from QUEUED or RUNNING only.
+ */
+enum hmm_order_state {
+	HMM_ORDER_FREE = 0,
+	HMM_ORDER_QUEUED = 1,
+	HMM_ORDER_RUNNING = 2,	/* the address space is unchanged so far */
+	HMM_ORDER_COMMIT = 3,	/* in the call that changes it */
+	HMM_ORDER_FILLING = 4,	/* pages are in the slot, being copied to the shadow */
+	HMM_ORDER_DONE = 5,
+	HMM_ORDER_CANCELLED = 6,
+};
+
+#define HMM_ORDER_WHOLE		(1U << 0)	/* the block may be filled as one huge page */
+#define HMM_ORDER_HUGE_MOVED	(1U << 1)	/* result: it left as one huge page */
+
+struct hmm_order {
+	uint32_t state;		/* enum hmm_order_state, atomic */
+	uint32_t kind;		/* enum hmm_order_kind */
+	uint64_t serial;	/* hmmd's own name for this order */
+	uint64_t addr;		/* block address */
+	uint32_t slot;
+	uint32_t flags;
+	uint32_t mirror;	/* whose shadow */
+	int32_t error;		/* result: 0 or -errno of what stopped it */
+	uint64_t want[HMM_BITMAP_WORDS];	/* pages to move */
+	uint64_t moved[HMM_BITMAP_WORDS];	/* result: moved (and filled, when DONE) */
+	uint64_t hole[HMM_BITMAP_WORDS];	/* result: nothing there: zeros in the shadow if WHOLE held */
+	uint64_t busy[HMM_BITMAP_WORDS];	/* result: pinned or shared, left alone */
+	uint64_t spare[27];
+};
+_Static_assert(sizeof(struct hmm_order) == 512, "fixed size");
+
+#define HMM_ORDERS_MAGIC	0x6f6d6d68U	/* "hmmo" */
+#define HMM_ORDERS_RING		64
+#define HMM_SLOTS_MAX		16
+
+struct hmm_orders {
+	uint32_t magic;
+	uint32_t version;
+	uint64_t incarnation;	/* who may give orders: an hmmd's incarnation, or HMM_INCARNATION_RESCUE */
+	uint32_t doorbell;	/* futex the agent sleeps on; hmmd increments and wakes */
+	uint32_t hold;		/* while not 0 no order may enter COMMIT */
+	uint32_t asleep;	/* the agent is, or is about to be, in FUTEX_WAIT on the doorbell */
+	uint32_t agent_tid;
+	uint32_t produced;	/* ring index of the next order hmmd writes; wraps freely */
+	uint32_t consumed;	/* ring index of the next order the agent takes */
+	uint64_t slots_addr;	/* staging slots: slots_count blocks of the owner's addresses */
+	uint32_t slots_count;
+	uint32_t reserved[15];
+	_Alignas(4096) struct hmm_order ring[HMM_ORDERS_RING];
+};
+#define HMM_ORDERS_SIZE		sizeof(struct hmm_orders)
+#define HMM_INCARNATION_RESCUE	0xffffffffffffffffULL
+
+/* ---- pulse -------------------------------------------------------------- */
+
+struct hmm_pulse {
+	uint32_t dead;		/* not 0: nobody keeps this mirror; ranges are invalid */
+	uint32_t reserved[1023];
+};
+
+#endif
