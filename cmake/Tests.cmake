@@ -6,6 +6,7 @@
 #   hmm_script_test(NAME x LABELS full SCRIPT test_x.py [ARGS ...] [DEPENDS target ...]
 #                   [TIMEOUT seconds] [SERIAL] [SETTINGS ...])
 #   hmm_program_test(NAME x LABELS full SOURCES ... LIBS ... [ARGS ...] [...])
+#   hmm_fuzz_target(...), see there
 #
 # A Criterion program counts as many tests as it holds, a script as many as it reports; exit status 77 of a
 # script or program is a skip, its reason the last line it printed. SETTINGS are machine settings (hugepages, sysctl): such a test
@@ -108,4 +109,31 @@ function(hmm_script_test)
 		set(command ${P_SCRIPT} ${P_ARGS})
 	endif()
 	hmm_register_test(${registration} COMMAND ${command})
+endfunction()
+
+# A fuzz target: its sources define LLVMFuzzerTestOneInput() and nothing else. In the fuzz preset libFuzzer
+# drives it, elsewhere tests/fuzz/replay.c does: the corpus, then random mutations of it, from a printed seed.
+#   hmm_fuzz_target(NAME wire SOURCES wire.c LIBS hmm_proto [DICTIONARY file] [CORPUS folder])
+function(hmm_fuzz_target)
+	cmake_parse_arguments(P "" "NAME;DICTIONARY;CORPUS" "SOURCES;LIBS" ${ARGN})
+	if(P_CORPUS)
+		cmake_path(ABSOLUTE_PATH P_CORPUS BASE_DIRECTORY ${CMAKE_CURRENT_SOURCE_DIR})
+	endif()
+	add_executable(fuzz-${P_NAME} ${P_SOURCES})
+	target_link_libraries(fuzz-${P_NAME} PRIVATE ${P_LIBS})
+	set(command $<TARGET_FILE:fuzz-${P_NAME}>)
+	if(HMM_FUZZ)
+		target_compile_options(fuzz-${P_NAME} PRIVATE -fsanitize=fuzzer)
+		target_link_options(fuzz-${P_NAME} PRIVATE -fsanitize=fuzzer)
+		# New inputs go into the first folder: never into the sources.
+		set(grown ${CMAKE_CURRENT_BINARY_DIR}/corpus-${P_NAME})
+		file(MAKE_DIRECTORY ${grown})
+		list(APPEND command -max_total_time=60 -timeout=10 -print_final_stats=1 ${grown})
+		if(P_DICTIONARY)
+			list(APPEND command -dict=${P_DICTIONARY})
+		endif()
+	else()
+		target_sources(fuzz-${P_NAME} PRIVATE ${PROJECT_SOURCE_DIR}/tests/fuzz/replay.c)
+	endif()
+	hmm_register_test(NAME fuzz-${P_NAME} LABELS full portable COMMAND ${command} ${P_CORPUS})
 endfunction()
