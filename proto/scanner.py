@@ -570,7 +570,7 @@ def c_flags(names):
 
 
 def c_names(names):
-    lines = [f'/* {names.doc} */'] if names.doc else []
+    lines = [c_comment(names.doc, '')] if names.doc else []
     lines += c_enum(names) if names.kind == 'enum' else c_flags(names)
     return [*lines, f'extern const struct hmm_value_name hmm_{names.name}_names[];',
             f'static inline const char *hmm_{names.name}_name(uint64_t value)',
@@ -578,7 +578,7 @@ def c_names(names):
 
 
 def c_struct(record, schema):
-    lines = [f'/* {record.doc} */'] if record.doc else []
+    lines = [c_comment(record.doc, '')] if record.doc else []
     lines.append(f'struct {record.struct} {{')
     if record.kind != 'record':
         lines.append('\tstruct hmm_wire_header header;')
@@ -806,11 +806,11 @@ def write_changed(path, content):
     os.replace(path + '.new', path)
 
 
-def main():
+def main(words=None):
     parser = argparse.ArgumentParser(description='Generate the hmmd protocol from its schema.')
     parser.add_argument('schema')
     parser.add_argument('--out', required=True, metavar='DIR')
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     try:
         with open(arguments.schema, encoding='utf-8') as file:
             files = scan(file.read())

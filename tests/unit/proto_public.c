@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * The public headers and the protocol number the same things in two places, so
+ * that programs need not see the protocol. Here they are held against each
+ * other, at compile time; the one test at run time covers that the protocol has
+ * no more values than the public side knows.
+ */
+#include <hmm/hmm.h>
+#include <hmm/device.h>
+#include <hmm/migrate.h>
+#include <hmm/mirror.h>
+#include <hmm/mm.h>
+#include <hmm/window.h>
+
+/* Named before the protocol's header turns the same words into macros. */
+enum {
+	PUBLIC_CPU_WRITE = HMM_REASON_CPU_WRITE,
+	PUBLIC_CPU_FAULT = HMM_REASON_CPU_FAULT,
+	PUBLIC_UNMAP = HMM_REASON_UNMAP,
+	PUBLIC_REMAP = HMM_REASON_REMAP,
+	PUBLIC_DISCARD = HMM_REASON_DISCARD,
+	PUBLIC_PROTECT = HMM_REASON_PROTECT,
+	PUBLIC_FORK = HMM_REASON_FORK,
+	PUBLIC_MIGRATE = HMM_REASON_MIGRATE,
+	PUBLIC_EXCLUSIVE = HMM_REASON_EXCLUSIVE,
+	PUBLIC_EVICT = HMM_REASON_EVICT,
+	PUBLIC_RELEASE = HMM_REASON_RELEASE,
+};
+
+#include <criterion/criterion.h>
+
+#include "hmm_protocol.h"
+#include "tests/leakcheck.h"
+
+#define SAME(public, protocol) \
+	_Static_assert((uint64_t)(public) == (uint64_t)(protocol), #public)
+
+SAME(PUBLIC_CPU_WRITE, HMM_REASON_CPU_WRITE);
+SAME(PUBLIC_CPU_FAULT, HMM_REASON_CPU_FAULT);
+SAME(PUBLIC_UNMAP, HMM_REASON_UNMAP);
+SAME(PUBLIC_REMAP, HMM_REASON_REMAP);
+SAME(PUBLIC_DISCARD, HMM_REASON_DISCARD);
+SAME(PUBLIC_PROTECT, HMM_REASON_PROTECT);
+SAME(PUBLIC_FORK, HMM_REASON_FORK);
+SAME(PUBLIC_MIGRATE, HMM_REASON_MIGRATE);
+SAME(PUBLIC_EXCLUSIVE, HMM_REASON_EXCLUSIVE);
+SAME(PUBLIC_EVICT, HMM_REASON_EVICT);
+SAME(PUBLIC_RELEASE, HMM_REASON_RELEASE);
+
+SAME(HMM_SYSTEM, HMM_TARGET_SYSTEM);
+SAME(HMM_DEVICE, HMM_TARGET_DEVICE);
+
+SAME(HMM_MIGRATED, HMM_PAGE_RESULT_MOVED);
+SAME(HMM_ALREADY, HMM_PAGE_RESULT_ALREADY);
+SAME(HMM_HOLE, HMM_PAGE_RESULT_HOLE);
+SAME(HMM_PINNED, HMM_PAGE_RESULT_PINNED);
+SAME(HMM_FILE, HMM_PAGE_RESULT_FILE);
+SAME(HMM_SHARED_MEMORY, HMM_PAGE_RESULT_SHARED);
+SAME(HMM_READONLY, HMM_PAGE_RESULT_READONLY);
+SAME(HMM_LOCKED, HMM_PAGE_RESULT_LOCKED);
+SAME(HMM_ARMED, HMM_PAGE_RESULT_ARMED);
+SAME(HMM_EXCLUDED, HMM_PAGE_RESULT_EXCLUDED);
+SAME(HMM_SPECIAL, HMM_PAGE_RESULT_SPECIAL);
+SAME(HMM_POOL_FULL, HMM_PAGE_RESULT_FULL);
+SAME(HMM_CHANGED, HMM_PAGE_RESULT_CHANGED);
+SAME(HMM_UNDECLARED, HMM_PAGE_RESULT_UNDECLARED);
+SAME(HMM_MIGRATE_ERROR, HMM_PAGE_RESULT_ERROR);
+SAME(HMM_MIGRATE_POPULATE, HMM_MIGRATE_FLAGS_POPULATE);
+
+SAME(HMM_ADVISE_UNPINNED, HMM_ADVICE_UNPINNED);
+SAME(HMM_ADVISE_PINNED, HMM_ADVICE_PINNED);
+
+SAME(HMM_POOL_MEMFD, HMM_POOL_KIND_MEMFD);
+SAME(HMM_POOL_MEMFD_HUGE, HMM_POOL_KIND_MEMFD_HUGE);
+SAME(HMM_POOL_HUGETLB, HMM_POOL_KIND_HUGETLB);
+SAME(HMM_DEVICE_FAULTS, HMM_DEVICE_CAPS_FAULTS);
+SAME(HMM_DEVICE_WRITE_PROTECT, HMM_DEVICE_CAPS_WRITE_PROTECT);
+SAME(HMM_DEVICE_DMA, HMM_DEVICE_CAPS_DMA);
+SAME(HMM_DEVICE_COPY_ENGINE, HMM_DEVICE_CAPS_COPY_ENGINE);
+
+SAME(HMM_OPEN_BASE_ENGINE, HMM_OPEN_FLAGS_BASE_ENGINE);
+SAME(HMM_OPEN_PRELOADED, HMM_OPEN_FLAGS_PRELOADED);
+SAME(HMM_WINDOW_OFFSET, HMM_WINDOW_FLAGS_OFFSET);
+
+SAME(HMM_HAS_MOVE, HMM_FEATURE_MOVE);
+SAME(HMM_HAS_EVENT_FORK, HMM_FEATURE_EVENT_FORK);
+SAME(HMM_HAS_WP_SHMEM, HMM_FEATURE_WP_SHMEM);
+SAME(HMM_HAS_POISON, HMM_FEATURE_POISON);
+SAME(HMM_HAS_PAGEMAP_SCAN, HMM_FEATURE_PAGEMAP_SCAN);
+SAME(HMM_HAS_PROCMAP_QUERY, HMM_FEATURE_PROCMAP_QUERY);
+SAME(HMM_HAS_IO_URING, HMM_FEATURE_IO_URING);
+SAME(HMM_HAS_HUGE_SHMEM, HMM_FEATURE_HUGE_SHMEM);
+SAME(HMM_HAS_HUGETLB, HMM_FEATURE_HUGETLB);
+SAME(HMM_HAS_GUARD, HMM_FEATURE_GUARD);
+SAME(HMM_HAS_USER_MODE, HMM_FEATURE_USER_MODE);
+SAME(HMM_HAS_COLLAPSE, HMM_FEATURE_COLLAPSE);
+SAME(HMM_HAS_NUMA, HMM_FEATURE_NUMA);
+
+static size_t count_of(const struct hmm_value_name *names)
+{
+	size_t count = 0;
+
+	while (names[count].name)
+		count++;
+	return count;
+}
+
+LEAKCHECKED_SUITE(proto_public);
+
+/* As many as the lines above: who adds a value to the schema comes by here. */
+Test(proto_public, nothing_is_missing)
+{
+	cr_assert_eq(count_of(hmm_reason_names), 11);
+	cr_assert_eq(count_of(hmm_target_names), 2);
+	cr_assert_eq(count_of(hmm_page_result_names), 15);
+	cr_assert_eq(count_of(hmm_migrate_flags_names), 1);
+	cr_assert_eq(count_of(hmm_advice_names), 2);
+	cr_assert_eq(count_of(hmm_pool_kind_names), 3);
+	cr_assert_eq(count_of(hmm_device_caps_names), 4);
+	cr_assert_eq(count_of(hmm_open_flags_names), 2);
+	cr_assert_eq(count_of(hmm_window_flags_names), 1);
+	cr_assert_eq(count_of(hmm_feature_names), 13);
+}
