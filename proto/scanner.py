@@ -4,7 +4,7 @@
 
     scanner.py SCHEMA --out DIR
 
-writes hmm_protocol.h, hmm_protocol.c, PROTOCOL.md and wire.dict into DIR.
+writes hmm_protocol.h, hmm_protocol.c, PROTOCOL.md, and for fuzzers wire.dict and corpus/, into DIR.
 The schema is read in three steps: characters to tokens, tokens to
 declarations (each remembers its line), declarations to layouts. Every mistake
 is one line `file:line: message` on stderr and exit status 1, and then nothing
@@ -785,23 +785,55 @@ def dictionary_file(schema):
     return '\n'.join(lines) + '\n'
 
 
+# ---- fuzz corpus ----------------------------------------------------------------
+
+def simplest(record):
+    """The bytes of a record or message in which each value is the first that is allowed."""
+    data = bytearray(record.size)
+    for f in record.fields:
+        if f.kind == 'enum':
+            struct.pack_into('<I', data, f.offset, f.names.values[0].number)
+        elif f.kind == 'range':
+            struct.pack_into('<QQ', data, f.offset, 0, f.range_align)
+        elif f.kind == 'text':
+            data[f.offset] = ord('x')
+    return data
+
+
+def corpus_files(schema):
+    """One valid message per opcode: the sender (0: client), the number of fds, the bytes."""
+    files = {}
+    for m in schema.messages:
+        data = simplest(m)
+        if m.tail:
+            struct.pack_into('<I', data, m.tail.count_offset, 1)
+            data += simplest(schema.records[m.tail.type]) if m.tail.type in schema.records \
+                else bytes(m.tail.size)
+        struct.pack_into('<IHHII', data, 0, len(data), m.opcode, m.fds[0], m.kind != 'event', 0)
+        files[f'corpus/{m.long_name}'] = bytes([m.kind != 'request', m.fds[0]]) + data
+    return files
+
+
 # ---- command line -----------------------------------------------------------------
 
 def scan(text):
     schema = Parser(text).parse()
     resolve(schema)
     return {'hmm_protocol.h': header_file(schema), 'hmm_protocol.c': code_file(schema),
-            'PROTOCOL.md': manual_file(schema), 'wire.dict': dictionary_file(schema)}
+            'PROTOCOL.md': manual_file(schema), 'wire.dict': dictionary_file(schema),
+            **corpus_files(schema)}
 
 
 def write_changed(path, content):
+    if isinstance(content, str):
+        content = content.encode()
     try:
-        with open(path, encoding='utf-8') as file:
+        with open(path, 'rb') as file:
             if file.read() == content:
                 return
-    except (FileNotFoundError, UnicodeDecodeError):
+    except FileNotFoundError:
         pass
-    with open(path + '.new', 'w', encoding='utf-8') as file:
+    with open(path + '.new', 'wb') as file:
         file.write(content)
     os.replace(path + '.new', path)
 
@@ -820,7 +852,7 @@ def main(words=None):
     except (OSError, UnicodeDecodeError) as error:
         print(f'{arguments.schema}: {error}', file=sys.stderr)
         return 1
-    os.makedirs(arguments.out, exist_ok=True)
+    os.makedirs(os.path.join(arguments.out, 'corpus'), exist_ok=True)
     for name, content in files.items():
         write_changed(os.path.join(arguments.out, name), content)
     return 0

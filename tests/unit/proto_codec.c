@@ -9,6 +9,7 @@
  */
 #include <criterion/criterion.h>
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -98,6 +99,32 @@ Test(proto_codec, valid_messages_pass)
 	for_each_message(which)
 		for (int i = 0; i < ROUNDS; i++)
 			make(&random, which);
+}
+
+/* The scanner's own idea of a valid message, which the fuzzer starts from. */
+Test(proto_codec, corpus_passes)
+{
+	for_each_message(which) {
+		const char *why = NULL;
+		char path[512];
+		FILE *file;
+		int from, nfds;
+
+		snprintf(path, sizeof(path), "%s/%s", CORPUS, which->name);
+		for (char *c = path + strlen(CORPUS); *c; c++)
+			if (*c == ' ')
+				*c = '_';
+		file = fopen(path, "re");
+		cr_assert_not_null(file, "%s: %m", path);
+		from = fgetc(file);
+		nfds = fgetc(file);
+		size = fread(&good, 1, sizeof(good), file);
+		fclose(file);
+		cr_assert_eq(good.header.opcode, which->opcode);
+		cr_assert_eq(from, which->from == HMM_WIRE_SERVER);
+		cr_assert_eq(hmm_wire_check(&good, size, nfds, which->from, &why), 0, "%s: %s",
+			     which->name, why);
+	}
 }
 
 Test(proto_codec, longest_tails_pass)

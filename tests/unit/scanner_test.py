@@ -12,6 +12,7 @@ import io
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ SCANNER = os.path.join(PROTO, "scanner.py")
 sys.path.insert(0, PROTO)
 import scanner      # noqa: E402
 GENERATED = ["PROTOCOL.md", "hmm_protocol.c", "hmm_protocol.h", "wire.dict"]
+CORPUS = ["all", "all_reply", "happened", "own", "quiet"]      # of EVERYTHING, below
 
 MISTAKES = {
     # characters and words
@@ -229,7 +231,7 @@ class ScannerTest(unittest.TestCase):
     def scanned(self, text):
         result = self.scan(text)
         self.assertEqual((result.returncode, result.stdout, result.stderr), (0, "", ""))
-        self.assertEqual(sorted(os.listdir(self.out)), GENERATED)
+        self.assertEqual(sorted(os.listdir(self.out)), sorted([*GENERATED, "corpus"]))
 
 
 def mistake(text, line, message):
@@ -379,6 +381,14 @@ class Output(ScannerTest):
                       lines)
         names = [line.split("=")[0] for line in lines if not line.startswith("#")]
         self.assertEqual(len(names), len(set(names)))
+
+    def test_corpus_has_every_message(self):
+        self.scanned("protocol t version 1\n" + EVERYTHING)
+        self.assertEqual(sorted(os.listdir(self.out + "/corpus")), CORPUS)
+        with open(self.out + "/corpus/quiet", "rb") as file:
+            self.assertEqual(file.read(), b"\0\0" + struct.pack("<IHHII", 16, 1, 0, 1, 0))
+        with open(self.out + "/corpus/all_reply", "rb") as file:
+            self.assertEqual(file.read(), b"\1\0" + struct.pack("<IHHIIIIQ", 32, 0xbfff, 0, 1, 0, 1, 0, 0))
 
     def test_unchanged_files_are_left_alone(self):
         self.scanned("protocol t version 1\n" + EVERYTHING)
