@@ -94,6 +94,16 @@ def end_all(patience):
     return left
 
 
+def end(process):
+    """Asks first: tests/fixture/settings then puts back what it changed."""
+    process.terminate()
+    try:
+        return process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
+
+
 def describe(pid, log):
     """What a process that hangs is doing: its threads, and their stacks when gdb is there."""
     log.write(f"--- {pid}: {command_of(pid)}\n")
@@ -175,8 +185,7 @@ def main():
                         if not is_zombie(pid):
                             describe(pid, log)
                     trouble.append(f"no end after {options.deadline:.0f} s")
-                    process.kill()
-                    status = process.wait()
+                    status = end(process)
     finally:
         left = end_all(0 if trouble else 2 * float(os.environ.get("HMM_TEST_SCALE") or 1))
         shutil.rmtree(folder, ignore_errors=True)
