@@ -37,7 +37,7 @@ static unsigned int each_descriptor(unsigned int (*visit)(int fd))
 		abort();
 	}
 	while ((entry = readdir(directory))) {
-		int fd = atoi(entry->d_name);
+		int fd = (int)strtol(entry->d_name, NULL, 10);
 
 		if (entry->d_name[0] != '.' && fd != dirfd(directory) && fd < FDS_MAX)
 			sum += visit(fd);
