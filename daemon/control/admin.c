@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * admin.c - lists of what there is, a messageful at a time. A list is asked
+ * again from the cursor after its last record as long as `more` is set; what
+ * comes or goes meanwhile may be missed, but nothing is told twice.
+ *
+ * What can fail: memory, which leaves the letter without reply (session.c says so).
+ * Thread: control.
+ */
+#include "daemon/control/admin.h"
+
+#include <stddef.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "daemon/control/peer.h"
+#include "daemon/control/server.h"
+
+#define LIST_BYTES 65536
+#define FINDINGS_MAX 64
+
+/* What all list replies look like. */
+struct list_reply {
+	struct hmm_wire_header header;
+	uint32_t count, more;
+	char items[];
+};
+_Static_assert(offsetof(struct hmm_msg_clients_reply, items) == offsetof(struct list_reply, items), "list");
+_Static_assert(offsetof(struct hmm_msg_owners_reply, items) == offsetof(struct list_reply, items), "list");
+_Static_assert(offsetof(struct hmm_msg_mirrors_reply, items) == offsetof(struct list_reply, items), "list");
+_Static_assert(offsetof(struct hmm_msg_pools_reply, items) == offsetof(struct list_reply, items), "list");
+_Static_assert(offsetof(struct hmm_msg_stats_reply, items) == offsetof(struct list_reply, items), "list");
+_Static_assert(offsetof(struct hmm_msg_doctor_reply, items) == offsetof(struct list_reply, items), "list");
+
+typedef unsigned int (*list_source)(struct server *server, const struct hmm_wire_header *request, void *out,
+				    unsigned int max);
+
+static void answer_list(struct server *server, struct letter *letter, uint16_t op, size_t item_size,
+			list_source source)
+{
+	unsigned int count, max = (unsigned int)(LIST_BYTES / item_size);
+	struct list_reply *reply;
+
+	/* One record more than is sent shows whether there are more. */
+	reply = letter_reply(letter, op, sizeof(*reply) + (max + 1) * item_size);
+	if (!reply)
+		return;
+	count = source(server, letter->message, reply->items, max + 1);
+	reply->more = count > max;
+	reply->count = count > max ? max : count;
+	reply->header.size = (uint32_t)(sizeof(*reply) + reply->count * item_size);
+}
+
+static unsigned int list_clients(struct server *server, const struct hmm_wire_header *request, void *out,
+				 unsigned int max)
+{
+	const struct hmm_msg_clients *message = (const void *)request;
+	struct hmm_record_client_info *info = out;
+	const struct peer *peer;
+	unsigned int i, count = 0;
+
+	for (peer = server->peers; peer && count < max; peer = peer->next) {
+		if (peer->id < message->cursor || !peer->greeted)
+			continue;
+		info[count] = (struct hmm_record_client_info) {
+			.id = peer->id,
+			.pid = (uint32_t)peer->pid,
+			.uid = peer->uid,
+			.role = peer->role,
+			.mirrors = peer->mirrors,
+			.windows = peer->windows,
+			.fds = (uint32_t)peer->fds,
+			.connected_ns = uv_hrtime() - peer->connected,
+		};
+		for (i = 0; i < peer->n_grants; i++) {
+			if (peer->grants[i].right == ACCESS_OWN)
+				info[count].owner = peer->grants[i].owner;
+		}
+		memcpy(info[count].name, peer->name, sizeof(peer->name));
+		count++;
+	}
+	return count;
+}
+
+static unsigned int list_owners(struct server *server, const struct hmm_wire_header *request, void *out,
+				unsigned int max)
+{
+	return engine_list_owners(server->engine, ((const struct hmm_msg_owners *)request)->cursor, out, max);
+}
+
+static unsigned int list_mirrors(struct server *server, const struct hmm_wire_header *request, void *out,
+				 unsigned int max)
+{
+	return engine_list_mirrors(server->engine, ((const struct hmm_msg_mirrors *)request)->cursor, out, max);
+}
+
+static unsigned int list_pools(struct server *server, const struct hmm_wire_header *request, void *out,
+			       unsigned int max)
+{
+	return engine_list_pools(server->engine, ((const struct hmm_msg_pools *)request)->cursor, out, max);
+}
+
+static unsigned int list_stats(struct server *server, const struct hmm_wire_header *request, void *out,
+			       unsigned int max)
+{
+	const struct hmm_msg_stats *message = (const void *)request;
+
+	return engine_list_stats(server->engine, message->owner, message->cursor, out, max);
+}
+
+static unsigned int list_findings(struct server *server, const struct hmm_wire_header *request, void *out,
+				  unsigned int max)
+{
+	static struct hmm_record_finding findings[FINDINGS_MAX];
+	uint32_t cursor = ((const struct hmm_msg_doctor *)request)->cursor;
+	unsigned int count = doctor_examine(server, findings, FINDINGS_MAX);
+
+	if (cursor >= count)
+		return 0;
+	count -= cursor;
+	if (count > max)
+		count = max;
+	memcpy(out, findings + cursor, count * sizeof(findings[0]));
+	return count;
+}
+
+void admin_clients(struct server *server, struct letter *letter)
+{
+	answer_list(server, letter, HMM_OP_CLIENTS_REPLY, sizeof(struct hmm_record_client_info), list_clients);
+}
+
+void admin_owners(struct server *server, struct letter *letter)
+{
+	answer_list(server, letter, HMM_OP_OWNERS_REPLY, sizeof(struct hmm_record_owner_info), list_owners);
+}
+
+void admin_mirrors(struct server *server, struct letter *letter)
+{
+	answer_list(server, letter, HMM_OP_MIRRORS_REPLY, sizeof(struct hmm_record_mirror_info), list_mirrors);
+}
+
+void admin_pools(struct server *server, struct letter *letter)
+{
+	answer_list(server, letter, HMM_OP_POOLS_REPLY, sizeof(struct hmm_record_pool_info), list_pools);
+}
+
+void admin_stats(struct server *server, struct letter *letter)
+{
+	answer_list(server, letter, HMM_OP_STATS_REPLY, sizeof(struct hmm_record_stat_info), list_stats);
+}
+
+void admin_doctor(struct server *server, struct letter *letter)
+{
+	answer_list(server, letter, HMM_OP_DOCTOR_REPLY, sizeof(struct hmm_record_finding), list_findings);
+}
+
+void admin_status(struct server *server, struct letter *letter)
+{
+	const uint64_t full = HMM_FEATURE_MOVE | HMM_FEATURE_POISON | HMM_FEATURE_PAGEMAP_SCAN;
+	struct hmm_msg_status_reply *reply;
+	const struct peer *peer;
+
+	reply = letter_reply(letter, HMM_OP_STATUS_REPLY, sizeof(*reply));
+	if (!reply)
+		return;
+	engine_totals(server->engine, reply);
+	reply->pid = (uint32_t)getpid();
+	reply->uid = geteuid();
+	reply->uptime_ns = uv_hrtime() - server->started;
+	reply->incarnation = engine_incarnation(server->engine);
+	reply->features = engine_features(server->engine);
+	reply->workers = server->workers;
+	reply->clients = server->n_peers;
+	for (peer = server->peers; peer; peer = peer->next)
+		reply->windows += peer->windows;
+	HMM_MSG_TEXT(reply->version, server->version);
+	HMM_MSG_TEXT(reply->socket, server->path);
+	reply->kernel_tier = (reply->features & full) == full ? 2 : 1;
+}

@@ -1,0 +1,410 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * server.c - the control loop's own events: connections that come, letters
+ * from the engine, signals, and the orderly end.
+ *
+ * Happy path: server_new() makes the engine and the socket, server_run()
+ * accepts peers until SIGTERM. Then nobody new is let in, the engine brings
+ * every page home while peers may still acknowledge and ask, and only when it
+ * says STOPPED are the peers told, the socket removed and the loop left.
+ *
+ * What can fail: the engine or the socket at the start (logged, hmmd ends);
+ * later nothing that ends hmmd. A full descriptor table costs one newcomer
+ * its connection: a reserve descriptor is given up to accept and close it,
+ * since a connection left in the queue would wake the loop for ever.
+ *
+ * A reload is all or nothing: the file is read into a copy, which replaces the
+ * running values only when every word of it is right.
+ *
+ * Thread: control.
+ */
+#include "daemon/control/server.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "daemon/control/notify.h"
+#include "daemon/control/peer.h"
+#include "daemon/control/session.h"
+#include "daemon/control/socket.h"
+#include "daemon/log.h"
+
+/* Connections accepted in one turn of the loop. */
+#define TURN_ACCEPTS 16
+/* How long the last words to peers may take. */
+#define FLUSH_MS 2000
+
+static void apply_limits(struct server *server)
+{
+	server->quota.limit[QUOTA_CONNECTIONS] = server->config.connections;
+	server->quota.limit[QUOTA_OWNERS] = server->config.owners;
+	server->quota.limit[QUOTA_FDS] = server->config.fds;
+	server->quota.limit[QUOTA_REQUESTS] = server->config.requests;
+}
+
+/* ---- connections -------------------------------------------------------------- */
+
+static void refuse_one(struct server *server)
+{
+	int fd;
+
+	close(server->reserve_fd);
+	fd = accept4(server->listen_fd, NULL, NULL, SOCK_CLOEXEC);
+	if (fd >= 0)
+		close(fd);
+	server->reserve_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+	log_error("a connection is refused: hmmd has no descriptor left; raise LimitNOFILE");
+}
+
+static void on_connection(uv_poll_t *handle, int status, int events)
+{
+	struct server *server = handle->data;
+	unsigned int i;
+	int fd;
+
+	for (i = 0; i < TURN_ACCEPTS; i++) {
+		fd = accept4(server->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+		if (fd >= 0) {
+			peer_new_consume_fd(server, fd);
+			continue;
+		}
+		if (errno == EMFILE || errno == ENFILE)
+			refuse_one(server);
+		else if (errno != EAGAIN && errno != ECONNABORTED && errno != EINTR)
+			log_warn("a connection cannot be accepted: %m");
+		return;
+	}
+}
+
+/* ---- the end -------------------------------------------------------------------- */
+
+static void close_if_open(uv_handle_t *handle, void *arg)
+{
+	if (!uv_is_closing(handle))
+		uv_close(handle, NULL);
+}
+
+/* Ends the loop by leaving it nothing to wait for. */
+static void leave_loop(struct server *server)
+{
+	while (server->peers)
+		peer_close(server->peers, NULL);
+	uv_walk(&server->loop, close_if_open, NULL);
+}
+
+static bool all_flushed(const struct server *server)
+{
+	const struct peer *peer;
+
+	for (peer = server->peers; peer; peer = peer->next) {
+		if (peer->queue)
+			return false;
+	}
+	return true;
+}
+
+static void on_flush(uv_timer_t *timer)
+{
+	struct server *server = timer->data;
+
+	if (all_flushed(server) || uv_now(&server->loop) - server->flush_began >= FLUSH_MS)
+		leave_loop(server);
+}
+
+static void say_farewell(struct server *server)
+{
+	struct hmm_msg_shutdown *event;
+	struct peer *peer, *next;
+
+	server->state = SERVER_FLUSHING;
+	for (peer = server->peers; peer; peer = next) {
+		next = peer->next;
+		event = malloc(sizeof(*event));
+		if (!event) {
+			peer_close(peer, "out of memory");
+			continue;
+		}
+		hmm_wire_init(event, HMM_OP_SHUTDOWN, sizeof(*event), 0);
+		peer_send_consume(peer, &event->header, NULL, 0);
+	}
+	uv_update_time(&server->loop);
+	server->flush_began = uv_now(&server->loop);
+	uv_timer_start(&server->flush_timer, on_flush, 0, 20);
+}
+
+static void begin_shutdown(struct server *server, const char *cause)
+{
+	struct letter *letter = letter_new(LETTER_SHUTDOWN);
+
+	if (!letter) {
+		log_error("%s is ignored: out of memory; send it again", cause);
+		return;
+	}
+	log_info("%s: no more connections, every page comes home", cause);
+	notify_manager("STOPPING=1\nSTATUS=Bringing every page home");
+	server->state = SERVER_DRAINING;
+	uv_close((uv_handle_t *)&server->listening, NULL);
+	close(server->listen_fd);
+	server->listen_fd = -1;
+	engine_submit(server->engine, letter);
+}
+
+static void report_shutdown(struct server *server, const char *cause)
+{
+	struct hmm_msg_status_reply totals = { 0 };
+
+	engine_totals(server->engine, &totals);
+	log_warn("%s again: %llu KiB of %u mirrored processes are still on devices and keep coming home",
+		 cause, (unsigned long long)(totals.device_bytes >> 10), totals.owners);
+}
+
+static void on_end_signal(uv_signal_t *handle, int number)
+{
+	struct server *server = handle->data;
+	const char *cause = number == SIGTERM ? "SIGTERM" : "SIGINT";
+
+	if (server->state == SERVER_SERVING)
+		begin_shutdown(server, cause);
+	else
+		report_shutdown(server, cause);
+}
+
+/* ---- the engine ------------------------------------------------------------------ */
+
+static void on_outbox(uv_poll_t *handle, int status, int events)
+{
+	struct server *server = handle->data;
+	struct letter *letter, *next;
+	bool stopped = false;
+
+	for (letter = mailbox_take(&server->outbox); letter; letter = next) {
+		next = letter->next;
+		if (letter->kind == LETTER_STOPPED) {
+			stopped = true;
+			letter_free(letter);
+		} else {
+			session_letter(server, letter);
+		}
+	}
+	if (stopped && server->state == SERVER_DRAINING) {
+		log_info("every page is home");
+		say_farewell(server);
+	}
+}
+
+/* ---- reload ------------------------------------------------------------------------ */
+
+/* Each line of the errors becomes a line of the log. */
+static void log_lines(char *text)
+{
+	char *line, *rest = text;
+
+	while ((line = strsep(&rest, "\n"))) {
+		if (*line)
+			log_error("%s", line);
+	}
+}
+
+static void on_reload(uv_signal_t *handle, int number)
+{
+	struct server *server = handle->data;
+	struct letter *letter;
+	struct config fresh;
+	char *text = NULL, names[256];
+	size_t size;
+	FILE *errors;
+	int r;
+
+	notify_manager("RELOADING=1");
+	errors = open_memstream(&text, &size);
+	if (!errors) {
+		log_error("SIGHUP is ignored: out of memory");
+		return;
+	}
+	r = config_load(&fresh, &server->source, errors);
+	fclose(errors);
+	if (r < 0) {
+		log_lines(text);
+		log_error("the configuration is not reloaded; the old one stays in force");
+	} else {
+		if (config_frozen_changes(&server->config, &fresh, names, sizeof(names)))
+			log_warn("these take effect at the next start of hmmd: %s", names);
+		config_keep_frozen(&fresh, &server->config);
+		server->config = fresh;
+		apply_limits(server);
+		log_set_level((enum log_level)fresh.log);
+		letter = letter_new(LETTER_RELOAD);
+		if (letter)
+			engine_submit(server->engine, letter);
+		log_info("the configuration is reloaded");
+	}
+	free(text);
+	notify_manager("READY=1");
+}
+
+/* ---- beginning ----------------------------------------------------------------------- */
+
+/* Half of the machine, in whole huge pages: the rest is the owners'. */
+static uint64_t half_of_memory(void)
+{
+	uint64_t bytes = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE) / 2;
+
+	return bytes & ~((UINT64_C(2) << 20) - 1);
+}
+
+static unsigned int default_workers(void)
+{
+	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+
+	if (cpus < 2)
+		return 1;
+	return cpus < 8 ? (unsigned int)cpus / 2 : 4;
+}
+
+static int start_engine(struct server *server)
+{
+	const struct config *config = &server->config;
+	struct engine_options options = {
+		.workers = config->workers ? (unsigned int)config->workers : default_workers(),
+		.no_io_uring = !config->io_uring,
+		.no_move = !config->move,
+		.user_mode = config->user,
+		.pool_kind = (enum hmm_pool_kind)config->pool_kind,
+		.pool_size = config->pool_size ? config->pool_size : half_of_memory(),
+		.pool_node = (int)config->pool_node - 1,
+		.ack_timeout_ms = (unsigned int)config->ack_timeout_ms,
+		.spin_us = (unsigned int)config->spin_us,
+		.grace_ms = (unsigned int)config->grace_ms,
+	};
+	sigset_t all, old;
+	int r;
+
+	/* Signals are the control thread's: workers inherit a full mask. */
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	r = engine_new(&options, &server->outbox, &server->engine);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	if (r < 0)
+		log_error("the engine does not start: %s", strerror(-r));
+	else
+		server->workers = options.workers;
+	return r;
+}
+
+static void start_handles(struct server *server)
+{
+	uv_poll_init(&server->loop, &server->listening, server->listen_fd);
+	uv_poll_init(&server->loop, &server->outbox_poll, server->outbox.eventfd);
+	uv_signal_init(&server->loop, &server->terminate);
+	uv_signal_init(&server->loop, &server->interrupt);
+	uv_signal_init(&server->loop, &server->reload);
+	uv_timer_init(&server->loop, &server->flush_timer);
+	server->listening.data = server;
+	server->outbox_poll.data = server;
+	server->terminate.data = server;
+	server->interrupt.data = server;
+	server->reload.data = server;
+	server->flush_timer.data = server;
+}
+
+int server_new(const struct server_options *options, struct server **result)
+{
+	struct server *server = calloc(1, sizeof(*server));
+	int r;
+
+	if (!server)
+		return -ENOMEM;
+	server->config = options->config;
+	server->source = options->source;
+	server->version = options->version;
+	server->ready_fd = options->ready_fd;
+	server->started = uv_hrtime();
+	server->listen_fd = -1;
+	server->lock_fd = -1;
+	server->reserve_fd = -1;
+	server->outbox.eventfd = -1;
+	server->peers_tail = &server->peers;
+	hmm_frame_init(&server->frame);
+	apply_limits(server);
+	memcpy(server->path, options->config.socket, sizeof(server->path));
+
+	/* Who owns its memory opens userfaultfds from this, and needs no privilege of its own. */
+	server->uffd_device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+	r = uv_loop_init(&server->loop);
+	if (r < 0) {
+		log_error("the control loop does not start: %s", uv_strerror(r));
+		if (server->uffd_device >= 0)
+			close(server->uffd_device);
+		free(server);
+		return r;
+	}
+
+	r = mailbox_init(&server->outbox);
+	if (r < 0) {
+		log_error("no mailbox can be made: %s", strerror(-r));
+		goto fail;
+	}
+	server->has_outbox = true;
+	server->reserve_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+	r = socket_open(server);
+	if (r < 0)
+		goto fail;
+	r = start_engine(server);
+	if (r < 0)
+		goto fail;
+	start_handles(server);
+	*result = server;
+	return 0;
+
+fail:
+	server_free(server);
+	return r;
+}
+
+int server_run(struct server *server)
+{
+	uv_poll_start(&server->listening, UV_READABLE, on_connection);
+	uv_poll_start(&server->outbox_poll, UV_READABLE, on_outbox);
+	uv_signal_start(&server->terminate, on_end_signal, SIGTERM);
+	uv_signal_start(&server->interrupt, on_end_signal, SIGINT);
+	uv_signal_start(&server->reload, on_reload, SIGHUP);
+
+	log_info("hmmd %s serves %s", server->version, server->path);
+	notify_ready_fd(&server->ready_fd);
+	notify_manager("READY=1\nSTATUS=Serving");
+	uv_run(&server->loop, UV_RUN_DEFAULT);
+	log_info("hmmd ends");
+	return 0;
+}
+
+struct server *server_free(struct server *server)
+{
+	if (!server)
+		return NULL;
+	if (server->engine) {
+		leave_loop(server);
+		uv_run(&server->loop, UV_RUN_DEFAULT);
+	}
+	engine_free(server->engine);
+	uv_loop_close(&server->loop);
+	if (server->has_outbox)
+		mailbox_deinit(&server->outbox);
+	socket_close(server);
+	access_deinit(&server->access);
+	quota_deinit(&server->quota);
+	if (server->uffd_device >= 0)
+		close(server->uffd_device);
+	if (server->reserve_fd >= 0)
+		close(server->reserve_fd);
+	if (server->ready_fd >= 0)
+		close(server->ready_fd);
+	free(server);
+	return NULL;
+}

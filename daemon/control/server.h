@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * server.h - the control loop: the socket, the peers on it, and the way to
+ * and from the engine.
+ *
+ * Thread: control, which is the one that calls server_run().
+ */
+#ifndef HMMD_SERVER_H
+#define HMMD_SERVER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <uv.h>
+
+#include "daemon/config.h"
+#include "daemon/control/access.h"
+#include "daemon/control/quota.h"
+#include "daemon/engine/engine.h"
+#include "daemon/mailbox.h"
+#include "frame.h"
+
+struct peer;
+
+#define SERVER_PEER_BUCKETS 256
+
+enum server_state {
+	SERVER_SERVING,
+	SERVER_DRAINING,	/* SHUTDOWN is with the engine: pages come home */
+	SERVER_FLUSHING,	/* they are; peers are being told */
+};
+
+struct server_options {
+	const char *version;
+	struct config config;
+	struct config_source source;	/* to reload from; what it points to outlives the server */
+	int ready_fd;			/* -1: none; closed once told */
+};
+
+struct server {
+	uv_loop_t loop;
+	uv_poll_t listening;
+	uv_poll_t outbox_poll;
+	uv_signal_t terminate, interrupt, reload;
+	uv_timer_t flush_timer;
+	enum server_state state;
+	uint64_t flush_began;		/* loop time, ms */
+
+	struct config config;
+	struct config_source source;
+	int ready_fd;
+	const char *version;
+	uint64_t started;		/* CLOCK_MONOTONIC, ns */
+
+	char path[108];
+	int listen_fd;
+	int lock_fd;			/* path.lock, held as long as the socket is ours */
+	dev_t socket_dev;
+	ino_t socket_ino;
+	int uffd_device;		/* /dev/userfaultfd, -1 when it cannot be opened */
+	int reserve_fd;			/* given up to refuse a connection when the table is full */
+
+	struct engine *engine;
+	unsigned int workers;
+	struct mailbox outbox;
+	bool has_outbox;
+	struct quota quota;
+	struct access access;
+
+	struct peer *peers, **peers_tail;	/* in order of id */
+	struct peer *peer_buckets[SERVER_PEER_BUCKETS];	/* the same, by id modulo their number */
+	uint32_t n_peers;
+	uint32_t last_peer;
+
+	struct hmm_frame frame;		/* the one being read */
+};
+
+/* Everything up to the first connection. What went wrong is logged. 0 or a negative errno. */
+int server_new(const struct server_options *options, struct server **result);
+/* Serves until a signal ends it and every page is home. 0, or a negative errno. */
+int server_run(struct server *server);
+/* NULL is allowed; returns NULL. */
+struct server *server_free(struct server *server);
+
+#endif

@@ -1,0 +1,702 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * session.c - from a message to an answer.
+ *
+ * Happy path: the message passes hmm_wire_check(), the table says whom it is
+ * about and what right it takes, the peer has that right, the request is
+ * charged. It becomes a letter. Control answers it here (who is there, what
+ * may be opened, devices), or the engine does and the letter comes back
+ * through session_letter(). The answer carries the request's serial.
+ *
+ * This is the edge: what is behind it asserts and does not check messages again. Every
+ * refusal says why; descriptors of refused messages are closed with the
+ * frame or the letter that holds them.
+ *
+ * What can fail: any message, and memory.
+ * Thread: control.
+ */
+#include "daemon/control/session.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "daemon/control/admin.h"
+#include "daemon/control/peer.h"
+#include "daemon/control/server.h"
+#include "daemon/log.h"
+#include "hmm_protocol.h"
+
+/* How a message names the owner that it is about. */
+enum subject {
+	SUBJECT_NONE,
+	SUBJECT_OWNER,		/* an owner's id */
+	SUBJECT_MIRROR,		/* owner << 8 | index */
+	SUBJECT_WINDOW,		/* owner << 16 | number */
+	SUBJECT_COOKIE,		/* owner << 48 | number */
+};
+
+struct verb {
+	void (*answer)(struct peer *peer, struct letter *letter);	/* NULL: the engine's */
+	enum subject subject;
+	size_t offset;			/* of the subject in the message */
+	enum access_right right;	/* to the subject */
+	bool before_hello;
+	bool grows;			/* makes more of what a shutdown takes down */
+	bool opens_owner;		/* charged as one */
+	unsigned int keeps_fds;		/* that the engine holds when it succeeds */
+};
+
+static void answer_hello(struct peer *peer, struct letter *letter);
+static void answer_export(struct peer *peer, struct letter *letter);
+static void answer_device(struct peer *peer, struct letter *letter);
+static void forward_open_peer(struct peer *peer, struct letter *letter);
+static void forward_drain(struct peer *peer, struct letter *letter);
+static void forward_ack(struct peer *peer, struct letter *letter);
+static void answer_status(struct peer *peer, struct letter *letter);
+static void answer_clients(struct peer *peer, struct letter *letter);
+static void answer_owners(struct peer *peer, struct letter *letter);
+static void answer_mirrors(struct peer *peer, struct letter *letter);
+static void answer_pools(struct peer *peer, struct letter *letter);
+static void answer_stats(struct peer *peer, struct letter *letter);
+static void answer_doctor(struct peer *peer, struct letter *letter);
+
+#define ABOUT(kind, message, field, need) \
+	.subject = SUBJECT_##kind, .offset = offsetof(struct hmm_msg_##message, field), .right = ACCESS_##need
+
+static const struct verb verbs[] = {
+	[HMM_OP_HELLO] = { .answer = answer_hello, .before_hello = true },
+	[HMM_OP_OPEN] = { .opens_owner = true, .keeps_fds = 10, .grows = true },
+	[HMM_OP_REOPEN] = { .opens_owner = true, .keeps_fds = 10, .grows = true },
+	[HMM_OP_REOPEN_REGION] = { ABOUT(OWNER, reopen_region, owner, OWN), .keeps_fds = 1 },
+	[HMM_OP_REOPEN_MIRROR] = { ABOUT(OWNER, reopen_mirror, owner, OWN) },
+	[HMM_OP_REOPEN_DONE] = { ABOUT(OWNER, reopen_done, owner, OWN) },
+	[HMM_OP_DEVICE_NEW] = { .answer = answer_device, .grows = true },
+	[HMM_OP_DEVICE_OPEN] = { .answer = answer_device },
+	[HMM_OP_DEVICE_PUT] = { .answer = answer_device },
+	[HMM_OP_MIRROR_REGISTER] = { ABOUT(OWNER, mirror_register, owner, DRIVE), .grows = true },
+	[HMM_OP_MIRROR_UNREGISTER] = { ABOUT(MIRROR, mirror_unregister, mirror, DRIVE) },
+	[HMM_OP_MIGRATE] = { ABOUT(MIRROR, migrate, mirror, LOOK), .grows = true },
+	[HMM_OP_DEVICE_READ] = { ABOUT(MIRROR, device_read, mirror, DRIVE) },
+	[HMM_OP_DEVICE_WRITE] = { ABOUT(MIRROR, device_write, mirror, DRIVE) },
+	[HMM_OP_EXPORT] = { .answer = answer_export, ABOUT(OWNER, export, owner, OWN), .grows = true },
+	[HMM_OP_OPEN_PEER] = { .answer = forward_open_peer, .grows = true },
+	[HMM_OP_LAYOUT] = { ABOUT(OWNER, layout, owner, LOOK) },
+	[HMM_OP_WINDOW_MAP] = { ABOUT(MIRROR, window_map, mirror, DRIVE), .keeps_fds = 1, .grows = true },
+	[HMM_OP_WINDOW_ARMED] = { ABOUT(WINDOW, window_armed, window, DRIVE) },
+	[HMM_OP_WINDOW_UNMAP] = { ABOUT(WINDOW, window_unmap, window, DRIVE) },
+	[HMM_OP_ACK] = { .answer = forward_ack, ABOUT(COOKIE, ack, cookie, DRIVE) },
+	[HMM_OP_EXCLUDE] = { ABOUT(OWNER, exclude, owner, OWN) },
+	[HMM_OP_ADVISE] = { ABOUT(OWNER, advise, owner, OWN) },
+	[HMM_OP_ALLOC] = { ABOUT(MIRROR, alloc, mirror, OWN), .grows = true },
+	[HMM_OP_FREE] = { ABOUT(MIRROR, free, mirror, OWN) },
+	[HMM_OP_DRAIN] = { .answer = forward_drain },
+	[HMM_OP_PREPARE_FORK] = { ABOUT(OWNER, prepare_fork, owner, OWN) },
+	[HMM_OP_STATUS] = { .answer = answer_status },
+	[HMM_OP_CLIENTS] = { .answer = answer_clients },
+	[HMM_OP_OWNERS] = { .answer = answer_owners },
+	[HMM_OP_MIRRORS] = { .answer = answer_mirrors },
+	[HMM_OP_POOLS] = { .answer = answer_pools },
+	[HMM_OP_STATS] = { .answer = answer_stats },
+	[HMM_OP_RANGES] = { ABOUT(OWNER, ranges, owner, LOOK) },
+	[HMM_OP_CELLS] = { ABOUT(OWNER, cells, owner, LOOK) },
+	[HMM_OP_DOCTOR] = { .answer = answer_doctor },
+};
+
+static const struct verb *verb_of(const struct letter *letter)
+{
+	return &verbs[letter->message->opcode];
+}
+
+/* ---- rights --------------------------------------------------------------------- */
+
+/* hmmctl of root or of hmmd's own user: it may look at everything and steer it. */
+static bool is_admin(const struct peer *peer)
+{
+	return peer->role == HMM_ROLE_TOOL && (peer->uid == 0 || peer->uid == geteuid());
+}
+
+/* By its own grants, as administrator, or as a tool of the user whose process it is. */
+static enum access_right right_to(const struct peer *peer, uint32_t owner)
+{
+	enum access_right right = peer_right(peer, owner);
+	const struct access_owner *known;
+
+	if (right != ACCESS_NONE || peer->role != HMM_ROLE_TOOL)
+		return right;
+	known = access_find(&peer->server->access, owner);
+	if (!known)
+		return ACCESS_NONE;
+	return is_admin(peer) || known->uid == peer->uid ? ACCESS_LOOK : ACCESS_NONE;
+}
+
+static uint32_t subject_owner(const struct verb *verb, const struct hmm_wire_header *message)
+{
+	const void *field = (const char *)message + verb->offset;
+	uint64_t cookie;
+	uint32_t id;
+
+	if (verb->subject == SUBJECT_COOKIE) {
+		memcpy(&cookie, field, sizeof(cookie));
+		return (uint32_t)(cookie >> 48);
+	}
+	memcpy(&id, field, sizeof(id));
+	switch (verb->subject) {
+	case SUBJECT_MIRROR:
+		return id >> 8;
+	case SUBJECT_WINDOW:
+		return id >> 16;
+	default:
+		return id;
+	}
+}
+
+/*
+ * Ids of owners that are not there and of those that are others' get the same
+ * answer: which numbers are taken is nobody's business.
+ */
+static int check_right(const struct peer *peer, struct letter *letter, uint32_t owner, enum access_right need)
+{
+	enum access_right right = right_to(peer, owner);
+
+	if (right >= need && owner)
+		return 0;
+	if (right == ACCESS_NONE || !owner)
+		return letter_fail(letter, -EPERM, "owner %u is not yours and was not opened by its key on this "
+				   "connection: hmm_open() it, or hmm_open_peer() it with its exported key", owner);
+	if (need == ACCESS_OWN)
+		return letter_fail(letter, -EPERM, "only owner %u itself may ask for %s", owner,
+				   hmm_opcode_name(letter->message->opcode));
+	return letter_fail(letter, -EPERM, "a tool may not use the memory of owner %u: %s takes the owner's key",
+			   owner, hmm_opcode_name(letter->message->opcode));
+}
+
+/* ---- charges -------------------------------------------------------------------- */
+
+/* What the engine will hold when it says yes is charged before it is asked. */
+static int charge(struct peer *peer, struct letter *letter)
+{
+	const struct verb *verb = verb_of(letter);
+	struct quota *quota = &peer->server->quota;
+	char why[200];
+	int r;
+
+	r = quota_charge(quota, peer->uid, QUOTA_REQUESTS, 1, why, sizeof(why));
+	if (r < 0)
+		return letter_fail(letter, r, "%s", why);
+	if (verb->opens_owner) {
+		r = quota_charge(quota, peer->uid, QUOTA_OWNERS, 1, why, sizeof(why));
+		if (r < 0)
+			goto release_request;
+	}
+	r = quota_charge(quota, peer->uid, QUOTA_FDS, verb->keeps_fds, why, sizeof(why));
+	if (r < 0)
+		goto release_owner;
+	return 0;
+
+release_owner:
+	if (verb->opens_owner)
+		quota_release(quota, peer->uid, QUOTA_OWNERS, 1);
+release_request:
+	quota_release(quota, peer->uid, QUOTA_REQUESTS, 1);
+	return letter_fail(letter, r, "%s", why);
+}
+
+static void release_kept(struct server *server, const struct letter *letter)
+{
+	const struct verb *verb = verb_of(letter);
+
+	quota_release(&server->quota, letter->uid, QUOTA_FDS, verb->keeps_fds);
+	if (verb->opens_owner)
+		quota_release(&server->quota, letter->uid, QUOTA_OWNERS, 1);
+}
+
+/* ---- answers -------------------------------------------------------------------- */
+
+/* Sends the letter's reply, or its error, and frees it. The peer may be gone. */
+static void answer_consume(struct server *server, struct peer *peer, struct letter *letter)
+{
+	const struct hmm_wire_header *request = letter->message;
+	const char *why = NULL;
+	int i;
+
+	if (!letter->error && letter->reply) {
+		letter->reply->serial = request->serial;
+		letter->reply->nfds = (uint16_t)letter->n_reply_fds;
+		if (hmm_wire_check(letter->reply, letter->reply->size, letter->n_reply_fds, HMM_WIRE_SERVER,
+				   &why) < 0) {
+			log_error("the answer to %s would break the protocol: %s",
+				  hmm_opcode_name(request->opcode), why);
+			letter_fail(letter, -EIO, "hmmd made a bad answer; its log says more");
+		}
+	} else if (!letter->error) {
+		letter_fail(letter, -ENOMEM, "hmmd is out of memory");
+	}
+	if (!peer) {
+		letter_free(letter);
+		return;
+	}
+	if (letter->error) {
+		peer_send_error(peer, request->serial, letter->error, letter->text);
+	} else {
+		struct hmm_wire_header *reply = letter->reply;
+		int fds[LETTER_FDS];
+
+		letter->reply = NULL;
+		for (i = 0; i < LETTER_FDS; i++) {
+			fds[i] = letter->reply_fds[i];
+			letter->reply_fds[i] = -1;
+		}
+		peer_send_consume(peer, reply, fds, letter->n_reply_fds);
+	}
+	letter_free(letter);
+}
+
+static void answer_hello(struct peer *peer, struct letter *letter)
+{
+	const struct hmm_msg_hello *hello = (const void *)letter->message;
+	struct server *server = peer->server;
+	struct hmm_msg_hello_reply *reply;
+
+	if (peer->greeted) {
+		letter_fail(letter, -EISCONN, "hello was said before on this connection");
+		return;
+	}
+	if (hello->version_min > HMM_PROTOCOL_VERSION || hello->version_max < HMM_PROTOCOL_VERSION) {
+		letter_fail(letter, -EPROTO, "you speak protocol versions %u to %u, this hmmd speaks %u to %u: "
+			    "bring libhmmclient and hmmd to the same release",
+			    hello->version_min, hello->version_max, HMM_PROTOCOL_VERSION, HMM_PROTOCOL_VERSION);
+		return;
+	}
+	reply = letter_reply(letter, HMM_OP_HELLO_REPLY, sizeof(*reply));
+	if (!reply)
+		return;
+	if (server->uffd_device >= 0) {
+		letter->reply_fds[0] = fcntl(server->uffd_device, F_DUPFD_CLOEXEC, 3);
+		letter->n_reply_fds = letter->reply_fds[0] >= 0;
+	}
+	reply->version = HMM_PROTOCOL_VERSION;
+	reply->uid = peer->uid;
+	reply->incarnation = engine_incarnation(server->engine);
+	reply->features = engine_features(server->engine);
+	reply->grace_ms = (uint32_t)server->config.grace_ms;
+
+	peer->greeted = true;
+	peer->role = hello->role;
+	memcpy(peer->name, hello->name, sizeof(peer->name));
+}
+
+static void answer_export(struct peer *peer, struct letter *letter)
+{
+	struct server *server = peer->server;
+	struct access_owner *owner = access_find(&server->access, letter->owner);
+	char why[200];
+	int fd, r;
+
+	if (!owner) {
+		letter_fail(letter, -ESRCH, "owner %u is gone", letter->owner);
+		return;
+	}
+	r = quota_charge(&server->quota, owner->uid, QUOTA_FDS, 1, why, sizeof(why));
+	if (r < 0) {
+		letter_fail(letter, r, "%s", why);
+		return;
+	}
+	fd = letter->fds[0];
+	r = access_export_consume_fd(&server->access, owner, peer->uid, fd);
+	if (!r) {
+		letter_take_fd(letter, 0);
+		owner->fds++;
+	} else {
+		quota_release(&server->quota, owner->uid, QUOTA_FDS, 1);
+	}
+	if (r == -EINVAL)
+		letter_fail(letter, r, "the key is no memfd of your own: make one with memfd_create()");
+	else if (r == -EEXIST)
+		letter_fail(letter, r, "the key opens another owner already");
+	else if (r == -EMFILE)
+		letter_fail(letter, r, "owner %u has %u keys, and no more are kept", owner->id, ACCESS_KEYS_MAX);
+	else if (r < 0)
+		letter_fail(letter, r, "hmmd is out of memory");
+	else
+		letter_reply(letter, HMM_OP_EXPORT_REPLY, sizeof(struct hmm_msg_export_reply));
+}
+
+static void answer_device(struct peer *peer, struct letter *letter)
+{
+	engine_device_request(peer->server->engine, letter);
+}
+
+static void answer_status(struct peer *peer, struct letter *letter)
+{
+	admin_status(peer->server, letter);
+}
+
+static void answer_clients(struct peer *peer, struct letter *letter)
+{
+	admin_clients(peer->server, letter);
+}
+
+static void answer_owners(struct peer *peer, struct letter *letter)
+{
+	admin_owners(peer->server, letter);
+}
+
+static void answer_mirrors(struct peer *peer, struct letter *letter)
+{
+	admin_mirrors(peer->server, letter);
+}
+
+static void answer_pools(struct peer *peer, struct letter *letter)
+{
+	admin_pools(peer->server, letter);
+}
+
+static void answer_stats(struct peer *peer, struct letter *letter)
+{
+	const struct hmm_msg_stats *stats = (const void *)letter->message;
+
+	if (stats->owner && check_right(peer, letter, stats->owner, ACCESS_LOOK) < 0)
+		return;
+	admin_stats(peer->server, letter);
+}
+
+static void answer_doctor(struct peer *peer, struct letter *letter)
+{
+	admin_doctor(peer->server, letter);
+}
+
+/* ---- to the engine and back ------------------------------------------------------ */
+
+/* Charges and submits, or fails the letter; what failed is answered by the caller. */
+static void forward(struct peer *peer, struct letter *letter)
+{
+	if (charge(peer, letter) == 0)
+		engine_submit(peer->server->engine, letter);
+	else
+		answer_consume(peer->server, peer, letter);
+}
+
+static void forward_open_peer(struct peer *peer, struct letter *letter)
+{
+	const struct hmm_msg_open_peer *message = (const void *)letter->message;
+	int fd, r;
+
+	if (message->flags) {
+		letter_fail(letter, -EINVAL, "flags: none are known");
+		return;
+	}
+	fd = letter_take_fd(letter, 0);
+	r = access_open(&peer->server->access, fd, &letter->owner);
+	close(fd);
+	if (r == -EINVAL)
+		letter_fail(letter, r, "the descriptor is no memfd, so it is no key");
+	else if (r < 0)
+		letter_fail(letter, r, "the key opens no owner that is here: its process has ended, or has not "
+			    "exported the key");
+}
+
+static void forward_drain(struct peer *peer, struct letter *letter)
+{
+	const struct hmm_msg_drain *drain = (const void *)letter->message;
+
+	letter->owner = drain->owner;
+	if (drain->owner)
+		check_right(peer, letter, drain->owner, ACCESS_LOOK);
+	else if (!is_admin(peer))
+		letter_fail(letter, -EPERM, "only a tool of root or of hmmd's own user may drain everything; "
+			    "name an owner");
+}
+
+/* Nothing answers an ack, so it is bounded by what was asked. */
+static void forward_ack(struct peer *peer, struct letter *letter)
+{
+	if (!peer->acks) {
+		letter_fail(letter, -EINVAL, "nothing was asked");
+		return;
+	}
+	peer->acks--;
+}
+
+static struct letter *letter_from(struct peer *peer, struct hmm_frame *frame)
+{
+	struct letter *letter = letter_new(LETTER_REQUEST);
+	unsigned int i;
+
+	if (!letter)
+		return NULL;
+	letter->message = malloc(frame->size);
+	if (!letter->message)
+		return letter_free(letter);
+	memcpy(letter->message, frame->data, frame->size);
+	letter->peer = peer->id;
+	letter->uid = peer->uid;
+	letter->pid = peer->pid;
+	memcpy(letter->name, peer->name, sizeof(letter->name));
+	letter->nfds = frame->nfds;
+	for (i = 0; i < frame->nfds; i++)
+		letter->fds[i] = hmm_frame_take_fd(frame, i);
+	return letter;
+}
+
+static bool is_forwarded(const struct verb *verb)
+{
+	return !verb->answer || verb->answer == forward_open_peer || verb->answer == forward_drain ||
+	       verb->answer == forward_ack;
+}
+
+static void dispatch(struct peer *peer, struct letter *letter)
+{
+	const struct verb *verb = verb_of(letter);
+	struct server *server = peer->server;
+
+	if (!peer->greeted && !verb->before_hello) {
+		letter_fail(letter, -EPROTO, "hello comes first");
+	} else if (verb->grows && server->state != SERVER_SERVING) {
+		letter_fail(letter, -ESHUTDOWN, "hmmd is shutting down and brings every page home");
+	} else if (verb->subject != SUBJECT_NONE) {
+		letter->owner = subject_owner(verb, letter->message);
+		check_right(peer, letter, letter->owner, verb->right);
+	}
+	if (!letter->error && verb->answer)
+		verb->answer(peer, letter);
+
+	if (letter->message->opcode == HMM_OP_ACK) {
+		if (letter->error) {
+			log_debug("peer %u: ack is ignored: %s", peer->id, letter->text);
+			letter_free(letter);
+		} else {
+			engine_submit(server->engine, letter);
+		}
+	} else if (!letter->error && is_forwarded(verb)) {
+		forward(peer, letter);
+	} else {
+		answer_consume(server, peer, letter);
+	}
+}
+
+void session_message(struct peer *peer, struct hmm_frame *frame)
+{
+	const char *why = "";
+	struct letter *letter;
+	char text[160];
+	int r;
+
+	r = hmm_wire_check(frame->data, frame->size, frame->nfds, HMM_WIRE_CLIENT, &why);
+	if (r == -EPROTO) {
+		snprintf(text, sizeof(text), "its message (%s, %zu bytes) cannot be understood: %s",
+			 hmm_opcode_name(frame->header.opcode), frame->size, why);
+		peer_close(peer, text);
+		return;
+	}
+	if (r == -EOPNOTSUPP) {
+		snprintf(text, sizeof(text), "this hmmd knows no message %u: %s", frame->header.opcode, why);
+		peer_send_error(peer, frame->header.serial, r, text);
+		return;
+	}
+	if (r < 0) {
+		snprintf(text, sizeof(text), "%s: %s", hmm_opcode_name(frame->header.opcode), why);
+		if (frame->header.opcode == HMM_OP_ACK)
+			log_debug("peer %u: %s", peer->id, text);
+		else
+			peer_send_error(peer, frame->header.serial, r, text);
+		return;
+	}
+
+	if (frame->header.opcode >= sizeof(verbs) / sizeof(verbs[0])) {
+		peer_send_error(peer, frame->header.serial, -EOPNOTSUPP, "this hmmd cannot do that");
+		return;
+	}
+
+	letter = letter_from(peer, frame);
+	if (!letter) {
+		peer_send_error(peer, frame->header.serial, -ENOMEM, "hmmd is out of memory");
+		return;
+	}
+	dispatch(peer, letter);
+}
+
+/* ---- from the engine -------------------------------------------------------------- */
+
+/* The owner now exists for control: what was charged for it is kept in its record. */
+static int adopt_owner(struct server *server, struct peer *peer, struct letter *letter)
+{
+	struct access_owner *owner = access_find(&server->access, letter->owner);
+
+	if (owner) {
+		/* Its connection broke and came back; it is charged already. */
+		release_kept(server, letter);
+	} else {
+		owner = access_add(&server->access, letter->owner, letter->uid, letter->pid);
+		if (!owner)
+			return -ENOMEM;
+		owner->fds = verb_of(letter)->keeps_fds;
+	}
+	return peer ? peer_grant(peer, letter->owner, ACCESS_OWN) : 0;
+}
+
+/* A request succeeded: what control keeps of it. The peer may be gone. */
+static void settle_success(struct server *server, struct peer *peer, struct letter *letter)
+{
+	struct access_owner *owner = access_find(&server->access, letter->owner);
+
+	switch (letter->message->opcode) {
+	case HMM_OP_OPEN:
+	case HMM_OP_REOPEN:
+		if (adopt_owner(server, peer, letter) < 0)
+			letter_fail(letter, -ENOMEM, "hmmd is out of memory; close the connection and come again");
+		break;
+	case HMM_OP_OPEN_PEER:
+		/* An owner that ended meanwhile has said so in an earlier letter. */
+		if (!owner)
+			letter_fail(letter, -ESRCH, "owner %u has just ended", letter->owner);
+		else if (peer && peer_grant(peer, letter->owner, ACCESS_DRIVE) < 0)
+			letter_fail(letter, -ENOMEM, "hmmd is out of memory");
+		break;
+	case HMM_OP_REOPEN_REGION:
+		if (owner)
+			owner->fds++;
+		else
+			release_kept(server, letter);
+		break;
+	case HMM_OP_WINDOW_MAP:
+		if (peer) {
+			peer->windows++;
+			peer->fds++;
+		} else {
+			release_kept(server, letter);
+		}
+		break;
+	case HMM_OP_WINDOW_UNMAP:
+		if (peer && peer->windows) {
+			peer->windows--;
+			peer->fds--;
+			quota_release(&server->quota, peer->uid, QUOTA_FDS, 1);
+		}
+		break;
+	case HMM_OP_MIRROR_REGISTER:
+		if (peer)
+			peer->mirrors++;
+		break;
+	case HMM_OP_MIRROR_UNREGISTER:
+		if (peer && peer->mirrors)
+			peer->mirrors--;
+		break;
+	default:
+		break;
+	}
+}
+
+static void take_reply(struct server *server, struct letter *letter)
+{
+	struct peer *peer = peer_find(server, letter->peer);
+
+	if (letter->message->opcode == HMM_OP_ACK) {
+		letter_free(letter);
+		return;
+	}
+	quota_release(&server->quota, letter->uid, QUOTA_REQUESTS, 1);
+	if (letter->error || !letter->reply)
+		release_kept(server, letter);
+	else
+		settle_success(server, peer, letter);
+	answer_consume(server, peer, letter);
+}
+
+static void take_event(struct server *server, struct letter *letter)
+{
+	struct peer *peer = peer_find(server, letter->peer);
+	const struct hmm_msg_region *region = (const void *)letter->message;
+	const struct hmm_msg_invalidate *invalidate = (const void *)letter->message;
+	struct access_owner *owner;
+	struct hmm_wire_header *message;
+	int fds[LETTER_FDS];
+	unsigned int i;
+
+	if (letter->message->opcode == HMM_OP_REGION && !region->window) {
+		/* The shadow is made, and hmmd holds it as long as the owner lives. */
+		owner = access_find(&server->access, region->owner);
+		if (owner) {
+			owner->fds++;
+			quota_charge_anyway(&server->quota, owner->uid, QUOTA_FDS, 1);
+		}
+	}
+	if (!peer) {
+		letter_free(letter);
+		return;
+	}
+	if (letter->message->opcode == HMM_OP_INVALIDATE && invalidate->cookie)
+		peer->acks++;
+	for (i = 0; i < letter->nfds; i++)
+		fds[i] = letter_take_fd(letter, i);
+	message = letter->message;
+	letter->message = NULL;
+	peer_send_consume(peer, message, fds, letter->nfds);
+	letter_free(letter);
+}
+
+static void announce_owner_gone(struct peer *peer, uint32_t owner)
+{
+	struct hmm_msg_owner_gone *event = malloc(sizeof(*event));
+
+	if (!event) {
+		peer_close(peer, "out of memory");
+		return;
+	}
+	hmm_wire_init(event, HMM_OP_OWNER_GONE, sizeof(*event), 0);
+	event->owner = owner;
+	peer_send_consume(peer, &event->header, NULL, 0);
+}
+
+static void forget_owner(struct server *server, uint32_t id)
+{
+	struct access_owner *owner = access_find(&server->access, id);
+	struct peer *peer, *next;
+
+	if (!owner)
+		return;
+	quota_release(&server->quota, owner->uid, QUOTA_FDS, owner->fds);
+	quota_release(&server->quota, owner->uid, QUOTA_OWNERS, 1);
+	access_remove(&server->access, id);
+	for (peer = server->peers; peer; peer = next) {
+		next = peer->next;
+		if (peer_revoke(peer, id) == ACCESS_DRIVE)
+			announce_owner_gone(peer, id);
+	}
+}
+
+void session_letter(struct server *server, struct letter *letter)
+{
+	switch (letter->kind) {
+	case LETTER_REPLY:
+		take_reply(server, letter);
+		return;
+	case LETTER_EVENT:
+		take_event(server, letter);
+		return;
+	case LETTER_OWNER_GONE:
+		forget_owner(server, letter->owner);
+		break;
+	default:
+		log_error("the engine sent a letter of kind %d, which is not for control", letter->kind);
+		break;
+	}
+	letter_free(letter);
+}
+
+void session_end(struct peer *peer)
+{
+	struct engine *engine = peer->server->engine;
+	struct letter *letter = peer->farewell;
+
+	peer->farewell = NULL;
+	letter->peer = peer->id;
+	letter->uid = peer->uid;
+	letter->pid = peer->pid;
+	engine_device_peer_gone(engine, peer->id);
+	engine_submit(engine, letter);
+}
