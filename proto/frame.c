@@ -38,7 +38,7 @@ static bool has_word(const char *list, const char *word)
 	size_t length = strlen(word);
 
 	while (list) {
-		if (strncmp(list, word, length) == 0 && (list[length] == '\0' || list[length] == ','))
+		if (strcspn(list, ",") == length && memcmp(list, word, length) == 0)
 			return true;
 		list = strchr(list, ',');
 		if (list)

@@ -734,8 +734,8 @@ def manual_file(schema):
         '| 12 | 4 | reserved | 0 |', '',
         f'A reply has its request\'s opcode and {REPLY:#x}; an event has {EVENT:#x}.', '',
         'A message with a wrong size, header or direction ends the connection. An unknown opcode',
-        'or a bad value is answered with `error`. A value is bad when an enum has it not, a flag',
-        'has no name, a padding is not zero, a text is not printable ASCII followed by zeros (one',
+        'or a bad value is answered with `error`. A value is bad when an enum does not list it, a',
+        'flag has no name, a padding is not zero, a text is not printable ASCII followed by zeros (one',
         'at least), the number of descriptors is not the stated one, or a range is unaligned,',
         'empty, too long, wraps, or ends above 2^47.', '', '## Messages', '']
     for kind in ('request', 'event'):

@@ -403,7 +403,7 @@ static int64_t signed_at(const uint8_t *at, size_t width)
 	return (int64_t)(number_at(at, width) << unused) >> unused;
 }
 
-/* Addresses are read better in hexadecimal, counts in decimal: by size, in the absence of a type. */
+/* Addresses read better in hexadecimal, counts in decimal; without a type, size must tell. */
 static void put_number(struct line *line, uint64_t value)
 {
 	put(line, value < 65536 ? "%" PRIu64 : "0x%" PRIx64, value);

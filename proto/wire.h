@@ -68,7 +68,7 @@ struct hmm_wire_field {
 	const char *length_name;		/* of a range's second half */
 	const struct hmm_value_name *names;	/* of enums and flags */
 	uint64_t align;				/* of a range */
-	uint64_t max;				/* longest range; 0: only the address space bounds it */
+	uint64_t max;				/* longest range; 0: no bound of its own */
 	uint16_t offset;
 	uint16_t size;
 	enum hmm_wire_kind kind;

@@ -318,7 +318,9 @@ static void break_flags(const struct hmm_wire_field *field, uint8_t *at)
 
 static void break_text(const struct hmm_wire_field *field, uint8_t *at)
 {
-	static const uint8_t unprintable[] = { 0x01, '\n', '\t', 0x1b, 0x1f, 0x7f, 0x80, 0xc3, 0xff };
+	static const uint8_t unprintable[] = {
+		0x01, '\n', '\t', 0x1b, 0x1f, 0x7f, 0x80, 0xc3, 0xff
+	};
 
 	memset(at, 'x', field->size);
 	expect_value("text without an end");
@@ -542,7 +544,7 @@ Test(proto_codec, values_by_name)
 	cr_assert_str_eq(hmm_reason_name(999), "?");
 	for (const struct hmm_value_name *n = hmm_feature_names; n->name; n++) {
 		cr_assert(HMM_FEATURE_MASK & n->value);
-		cr_assert_gt(strlen(n->doc), 0, "hmmctl features has nothing to say of %s", n->name);
+		cr_assert_gt(strlen(n->doc), 0, "nothing to say of %s", n->name);
 	}
 }
 
@@ -553,9 +555,9 @@ Test(proto_codec, printed_lines)
 	struct hmm_msg_hello hello;
 	struct hmm_msg_device_new device;
 	struct hmm_msg_invalidate event;
-	struct {
+	union {
 		struct hmm_msg_migrate_reply reply;
-		uint8_t results[20];
+		uint8_t bytes[sizeof(struct hmm_msg_migrate_reply) + 20];
 	} result;
 	char line[1024];
 
@@ -564,15 +566,15 @@ Test(proto_codec, printed_lines)
 	hello.role = HMM_ROLE_OWNER;
 	HMM_MSG_TEXT(hello.name, "a \"b\" \\");
 	hmm_wire_format(line, sizeof(line), &hello, sizeof(hello));
-	cr_assert_str_eq(line, "hello serial=1 version_min=1 version_max=1 capabilities=0 role=owner "
-			 "name=\"a \\x22b\\x22 \\x5c\"");
+	cr_assert_str_eq(line, "hello serial=1 version_min=1 version_max=1 capabilities=0 "
+			 "role=owner name=\"a \\x22b\\x22 \\x5c\"");
 	hello.role = 77;
 	hello.pad = 1;
 	hello.name[0] = '\n';
 	hello.name[1] = 0;
 	hmm_wire_format(line, sizeof(line), &hello, sizeof(hello));
-	cr_assert_str_eq(line, "hello serial=1 version_min=1 version_max=1 capabilities=0 role=(77) "
-			 "pad=(not zero) name=\"\\x0a\"");
+	cr_assert_str_eq(line, "hello serial=1 version_min=1 version_max=1 capabilities=0 "
+			 "role=(77) pad=(not zero) name=\"\\x0a\"");
 
 	HMM_MSG_INIT(device, HMM_OP_DEVICE_NEW, 2);
 	device.pool = HMM_POOL_KIND_MEMFD_HUGE;
