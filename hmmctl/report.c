@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * report.c - what went wrong, why, and what to do next, on stderr; and the exit
+ * status that says the same to a script. Main thread.
+ */
+#include <errno.h>
+#include <stdio.h>
+
+#include "hmmctl.h"
+
+static int no_daemon(const struct link *link)
+{
+	fprintf(stderr, "hmmctl: no hmmd answers at %s: %s\n"
+		"  start it:           systemctl start hmmd\n"
+		"  or one of your own: hmmd --user\n"
+		"  or name its socket: --socket PATH, or HMM_SOCKET in the environment\n",
+		link->path, link->text);
+	return STATUS_NO_DAEMON;
+}
+
+static int not_permitted(const struct link *link)
+{
+	fprintf(stderr, "hmmctl: not permitted: %s\n"
+		"  members of the group of %s may connect; owners of other users are root's to touch\n",
+		link->text, link->path);
+	return STATUS_NOT_PERMITTED;
+}
+
+int report_link_error(const struct link *link)
+{
+	switch (-link->error) {
+	case ENOENT:
+	case ESTALE:
+	case ENODEV:
+	case ESRCH:
+		if (link->fd < 0)
+			return no_daemon(link);
+		fprintf(stderr, "hmmctl: %s\n  see what there is: hmmctl mirrors\n", link->text);
+		return STATUS_NOTHING;
+	case ECONNREFUSED:
+	case ECONNRESET:
+	case EPIPE:
+	case ENOTCONN:
+		return no_daemon(link);
+	case EACCES:
+	case EPERM:
+		return not_permitted(link);
+	case EPROTO:
+		fprintf(stderr, "hmmctl: %s\n  hmmctl and hmmd must come from the same release:"
+			" see hmmctl --version and hmmd --version\n", link->text);
+		return STATUS_FAILED;
+	default:
+		fprintf(stderr, "hmmctl: %s\n", link->text);
+		return STATUS_FAILED;
+	}
+}
+
+int report_nothing(const char *what)
+{
+	fprintf(stderr, "hmmctl: no %s is what was selected\n  see what there is: hmmctl mirrors\n",
+		what);
+	return STATUS_NOTHING;
+}
+
+int report_no_memory(void)
+{
+	fputs("hmmctl: out of memory\n", stderr);
+	return STATUS_FAILED;
+}
