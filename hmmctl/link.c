@@ -45,7 +45,7 @@ static int connect_to(struct link *link, const char *path)
 	int ret = 0;
 
 	if (strlen(path) >= sizeof(address.sun_path))
-		return link_fail(link, -ENAMETOOLONG, "the path of a socket has at most %zu characters",
+		return link_fail(link, -ENAMETOOLONG, "a socket's path has at most %zu characters",
 				 sizeof(address.sun_path) - 1);
 	strcpy(address.sun_path, path);
 	strcpy(link->path, path);

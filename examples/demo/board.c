@@ -79,7 +79,8 @@ static const char *const who_name[] = {
 	[THIRD] = "the count without hmmd",
 };
 
-static bool differs(const char *what, size_t i, enum who a, uint64_t of_a, enum who b, uint64_t of_b)
+static bool differs(const char *what, size_t i, enum who a, uint64_t of_a, enum who b,
+		    uint64_t of_b)
 {
 	if (of_a == of_b)
 		return false;

@@ -36,7 +36,8 @@ static void count_postings(struct board *board, struct view *view, struct postin
 			result->scores = scramble(result->scores ^ score);
 		}
 		if (!view->mirror)
-			result->visits = scramble(result->visits ^ view_load(view, &posting->visits));
+			result->visits = scramble(result->visits ^
+						  view_load(view, &posting->visits));
 	}
 }
 

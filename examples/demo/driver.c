@@ -140,8 +140,8 @@ static int walk(struct driver *driver)
 	clock_gettime(CLOCK_MONOTONIC, &end);
 	board->figures.seconds = (double)(end.tv_sec - start.tv_sec) +
 				 (double)(end.tv_nsec - start.tv_nsec) / 1e9;
-	printf("driver %d: walked %lu times over %ld words by the owner's pointers, wrote %lu scores,"
-	       " %.2f s\n", getpid(), board->figures.passes, words,
+	printf("driver %d: walked %lu times over %ld words by the owner's pointers,"
+	       " wrote %lu scores, %.2f s\n", getpid(), board->figures.passes, words,
 	       board->figures.scores_written, board->figures.seconds);
 	fflush(stdout);
 	return 0;

@@ -191,12 +191,16 @@ int main(int argc, char **argv)
 		close(to_driver);
 		return third_run(board, &corpus, to_third);
 	}
-	ret = driver < 0 || third < 0 ? EXIT_FAILURE : owner_run(board, &corpus, to_driver, to_third);
+	ret = EXIT_FAILURE;
+	if (driver > 0 && third > 0)
+		ret = owner_run(board, &corpus, to_driver, to_third);
 
 	/* Closed, they tell whoever still waits that there is nothing to wait for. */
 	close(to_driver);
 	close(to_third);
-	if (!ended_well(driver, "the driver") | !ended_well(third, "the count without hmmd") || ret)
-		return EXIT_FAILURE;
-	return judge(board);
+	if (!ended_well(driver, "the driver"))
+		ret = EXIT_FAILURE;
+	if (!ended_well(third, "the count without hmmd"))
+		ret = EXIT_FAILURE;
+	return ret ? ret : judge(board);
 }

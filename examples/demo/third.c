@@ -29,5 +29,7 @@ int third_run(struct board *board, const struct corpus *corpus, int to_owner)
 		return EXIT_FAILURE;
 	for (uint64_t n = atomic_load(&board->queries_after_seal); n; n--)
 		story_query(&story);
-	return count_words(board, THIRD, &view, story.index, true) > 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+	if (count_words(board, THIRD, &view, story.index, true) < 0)
+		return EXIT_FAILURE;
+	return EXIT_SUCCESS;
 }

@@ -55,7 +55,8 @@ static const char *line_of(struct view *view, const char *start)
 	if (view->cached[number] == start)
 		return line;
 	while (done < LINE) {
-		got = hmm_device_read(view->mirror, (uintptr_t)start + done, line + done, LINE - done);
+		got = hmm_device_read(view->mirror, (uintptr_t)start + done, line + done,
+				      LINE - done);
 		if (got <= 0 && got != -EFAULT)
 			break;
 		/* A page that is not mapped: go on behind it. */
