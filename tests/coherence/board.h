@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * board.h - what the participants of the coherence test share, in a memfd that
+ * is never mirrored: where each area lies, what was announced and published of
+ * each cell, which pages were discarded when, and what everybody did lately.
+ *
+ * A cell is an aligned 8-byte word of an area. It has one writer, whose values
+ * carry the cell, a generation and the writer. The writer announces a
+ * generation before it stores it and publishes it after. A reader samples the
+ * floor before it reads and the announcement after, so a value that is older
+ * than the floor, newer than the announcement or not of this cell at all is a
+ * violation of the one promise: an address leads everybody to the same bytes.
+ */
+#ifndef COHERENCE_BOARD_H
+#define COHERENCE_BOARD_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include <hmm/hmm.h>
+
+#define PAGE_BYTES		4096UL
+#define BLOCK_BYTES		(2UL << 20)
+#define PAGE_CELLS		512U
+#define LINE_CELLS		8U
+#define PAGE_LINES		64U
+
+#define AREAS_MAX		8
+#define DRIVERS_MAX		4
+#define PARTICIPANTS_MAX	32
+#define TRACE_ENTRIES		4096U
+
+/* Every area has two homes, a stride apart, so that mremap can move it to and fro. */
+#define ARENA_BASE		0x7ea000000000UL
+#define AREA_STRIDE		(64UL << 20)
+#define ARENA_BYTES		(2 * AREAS_MAX * AREA_STRIDE)
+
+/* Writers that no cell belongs to: the values a forked child puts into its own copy. */
+#define WRITER_CHILD		0xfeU
+
+enum area_kind {
+	AREA_ORDINARY,
+	AREA_PINNED,	/* its cells are written by I/O; no event touches it */
+	AREA_COHERENT,	/* from hmm_alloc() */
+};
+
+struct area {
+	pthread_rwlock_t lock;		/* written around what unmaps, moves or protects it */
+	_Atomic uint64_t base;
+	uint64_t homes[2];
+	uint32_t first_page, pages;
+	uint32_t kind;			/* enum area_kind */
+};
+
+/*
+ * When a page was discarded. Discards are numbered from 1 by the one thread
+ * that makes them. A hard one (DONTNEED, a new mapping) leaves zeros, a soft
+ * one (MADV_FREE) may.
+ */
+struct page_clock {
+	_Atomic uint32_t begun;		/* the newest that has begun */
+	_Atomic uint32_t ended;		/* == begun: none is under way */
+	_Atomic uint32_t hard;		/* the newest hard one that has ended */
+	_Atomic uint32_t soft;		/* the newest soft one that has begun */
+};
+
+enum operation {
+	OP_IDLE, OP_LOAD, OP_STORE, OP_SYSCALL_READ, OP_SYSCALL_WRITE, OP_DEVICE_READ,
+	OP_DEVICE_WRITE, OP_WINDOW_LOAD, OP_WINDOW_STORE, OP_OUT, OP_HOME, OP_PREFETCH, OP_EXCLUDE,
+	OP_DONTNEED, OP_FREE, OP_REPLACE, OP_UNMAP, OP_MREMAP, OP_PROTECT, OP_COLLAPSE, OP_MLOCK,
+	OP_POPULATE, OP_PAGEOUT, OP_FORK, OP_CHILD, OP_DIRECT_READ, OP_DIRECT_WRITE, OP_FIXED_READ,
+	OP_FIXED_WRITE, OP_VMSPLICE, OP_FINAL, OP_MAX
+};
+
+struct trace_entry {
+	uint64_t when;
+	uint64_t value;
+	uint32_t page, pages;
+	uint32_t operation;
+	uint32_t cell;
+};
+
+struct participant {
+	char name[24];
+	pid_t pid, tid;
+	uint32_t index;
+	_Atomic uint64_t done;		/* operations finished: the watchdog looks here */
+	_Atomic uint32_t doing, page;	/* the operation under way and its page */
+	_Atomic uint32_t traced;
+	struct trace_entry trace[TRACE_ENTRIES];
+};
+
+struct settings {
+	uint64_t seed;
+	uint32_t seconds, threads, drivers, mib;
+	bool events, fork, windows, pins, kill_daemon, base_engine;
+	uint32_t scale;
+	char socket[108];
+	char directory[256];
+};
+
+struct board {
+	struct settings settings;
+	uint64_t bytes;
+	uint32_t n_areas, n_pages, n_writers;
+	_Atomic uint32_t n_participants;
+	_Atomic uint32_t stop;
+	_Atomic uint32_t failed;
+	_Atomic uint32_t hot;		/* first of the few pages where everybody meets */
+	_Atomic uint32_t drivers_ready;
+	_Atomic uint64_t tally[OP_MAX];	/* of successes */
+	_Atomic uint64_t results[16];	/* of hmm_migrate(), page by page */
+	_Atomic uint64_t refused;	/* hmm calls that failed while hmmd was away */
+	struct area areas[AREAS_MAX];
+	struct participant participants[PARTICIPANTS_MAX];
+	uint64_t clocks_at, floors_at, announced_at;	/* offsets */
+};
+
+/* What was known of a page's discards before a cell was read or written. */
+struct stroke {
+	uint32_t begun;
+	bool quiet;		/* none was under way or, for a reader, may still take effect */
+};
+
+/* What a reader knew of a cell before it read it. */
+struct sight {
+	uint64_t floor;
+	uint32_t hard;
+	struct stroke stroke;
+};
+
+struct board *board_new(const struct settings *settings, uint32_t n_areas, int *fd);
+struct board *board_map(int fd);
+struct participant *board_join(struct board *board, const char *name, unsigned int number);
+
+/* The address of @page, which stays valid until board_leave(). */
+void *board_enter(struct board *board, uint32_t page);
+void board_leave(struct board *board, uint32_t page);
+struct area *board_area(struct board *board, uint32_t page);
+
+uint32_t board_writer(const struct board *board, uint32_t page, uint32_t line);
+uint32_t board_pick_page(struct board *board, uint64_t *random);
+/* One of @writer's lines in @page. */
+uint32_t board_pick_line(struct board *board, uint32_t page, uint32_t writer, uint64_t *random);
+
+/* Writing: announce gives the value to store; stroke before the store, publish after it. */
+uint64_t board_announce(struct board *board, uint32_t cell, uint32_t writer);
+struct stroke board_stroke(struct board *board, uint32_t page);
+void board_publish(struct board *board, uint32_t cell, uint64_t value, struct stroke stroke);
+
+/* Reading. board_judge() reports and ends the test when @value cannot be. */
+struct sight board_look(struct board *board, uint32_t cell);
+void board_judge(struct board *board, struct participant *who, enum operation how, uint32_t cell,
+		 const struct sight *sight, uint64_t value);
+/* As board_judge() of a copy taken when the page's clock stood at @begun: nothing is learned from it. */
+const char *board_opinion(struct board *board, uint32_t cell, const struct sight *sight,
+			  uint64_t value, uint32_t begun);
+
+/* The one thread that discards. */
+void board_discard_begin(struct board *board, uint32_t page, uint32_t pages, bool hard);
+void board_discard_end(struct board *board, uint32_t page, uint32_t pages, bool hard);
+
+void board_begin(struct board *board, struct participant *who, enum operation operation,
+		 uint32_t page, uint32_t pages, uint32_t cell, uint64_t value);
+void board_done(struct board *board, struct participant *who, enum operation operation, bool success);
+
+/* Ends the test: says what happened, in words and with what everybody did there lately. */
+void board_violation(struct board *board, struct participant *who, enum operation how,
+		     uint32_t cell, const struct sight *sight, uint64_t value, const char *why)
+	__attribute__((noreturn));
+void board_fail(struct board *board, struct participant *who, const char *format, ...)
+	__attribute__((noreturn, format(printf, 3, 4)));
+bool board_stopped(struct board *board);
+/* In this process: prints the device's entry and the CPU's for an address. */
+extern void (*board_explain)(uint64_t address);
+
+const char *operation_name(unsigned int operation);
+
+uint64_t draw(uint64_t *random);		/* a random number */
+uint32_t draw_below(uint64_t *random, uint32_t limit);
+uint64_t now_ns(void);
+void pause_us(uint32_t us);
+
+/* Who does what; each returns when the board says stop. */
+struct thread_context {
+	struct board *board;
+	struct participant *who;
+	struct hmm *hmm;
+	struct hmm_mirror *mirror;
+	uint32_t writer;
+	uint64_t random;
+};
+
+void *cpu_thread(void *context);
+void *mover_thread(void *context);
+void *upheaval_thread(void *context);
+void *pins_thread(void *context);
+int driver_main(int board_fd, int socket_fd, unsigned int index);
+
+/* hmmd may be away: counts a refusal and returns true, or fails the test. */
+bool board_excused(struct board *board, struct participant *who, const char *call, long error);
+
+#endif

@@ -1,0 +1,489 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * coherence.c - the randomised coherence test: an owner with several threads
+ * and driver processes read and write the same pages through every path, while
+ * pages migrate and the address space changes under them. See board.h for what
+ * is checked. The last act: everything comes home, every cell is read once
+ * more by everybody, the mirror is closed, and every cell is still the same.
+ *
+ * Exit 0: nothing was wrong and pages did move. Exit 1: the first thing that
+ * was, with its circumstances. The seed is printed and can be given; it fixes
+ * what each participant does, not how they interleave.
+ */
+#include "board.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#define DRIVER_BOARD_FD 100
+#define DRIVER_SOCKET_FD 101
+
+extern char **environ;
+
+struct test {
+	struct board *board;
+	int board_fd;
+	struct participant *who;
+	struct hmm *hmm;
+	struct hmm_mirror mirror;
+	struct hmm_device *other_device;
+	pid_t drivers[DRIVERS_MAX];
+	int sockets[DRIVERS_MAX];
+	struct thread_context contexts[PARTICIPANTS_MAX];
+	pthread_t threads[PARTICIPANTS_MAX];
+	uint32_t n_threads;
+};
+
+static struct test test;
+
+static const struct hmm_mirror_ops no_callbacks = { 0 };
+
+/* ---- settings --------------------------------------------------------------- */
+
+enum { OPTION_SEED = 256, OPTION_SECONDS, OPTION_THREADS, OPTION_DRIVERS, OPTION_MIB, OPTION_EVENTS,
+       OPTION_FORK, OPTION_WINDOWS, OPTION_PINS, OPTION_KILL, OPTION_BASE, OPTION_DIRECTORY,
+       OPTION_DRIVER };
+
+static const struct option long_options[] = {
+	{ "seed", required_argument, NULL, OPTION_SEED },
+	{ "seconds", required_argument, NULL, OPTION_SECONDS },
+	{ "threads", required_argument, NULL, OPTION_THREADS },
+	{ "drivers", required_argument, NULL, OPTION_DRIVERS },
+	{ "mib", required_argument, NULL, OPTION_MIB },
+	{ "events", no_argument, NULL, OPTION_EVENTS },
+	{ "fork", no_argument, NULL, OPTION_FORK },
+	{ "windows", no_argument, NULL, OPTION_WINDOWS },
+	{ "pins", no_argument, NULL, OPTION_PINS },
+	{ "kill-daemon", no_argument, NULL, OPTION_KILL },
+	{ "base-engine", no_argument, NULL, OPTION_BASE },
+	{ "directory", required_argument, NULL, OPTION_DIRECTORY },
+	{ "as-driver", required_argument, NULL, OPTION_DRIVER },
+	{ NULL, 0, NULL, 0 },
+};
+
+static int usage(void)
+{
+	fprintf(stderr,
+		"usage: coherence [--seed N] [--seconds N] [--threads N] [--drivers 0..4] [--mib N]\n"
+		"                 [--events] [--fork] [--windows] [--pins] [--base-engine] [--directory DIR]\n"
+		"                 [--kill-daemon]   hmmd may die at any time: failing calls are excused\n"
+		"hmmd's socket is taken from HMM_SOCKET.\n");
+	return 2;
+}
+
+static bool number_in(const char *text, uint64_t low, uint64_t high, uint64_t *result)
+{
+	char *end;
+
+	errno = 0;
+	*result = strtoull(text, &end, 0);
+	return !errno && end != text && !*end && *result >= low && *result <= high;
+}
+
+static bool parse(int argc, char **argv, struct settings *settings, int *driver)
+{
+	const char *scale = getenv("HMM_TEST_SCALE"), *seed = getenv("HMM_TEST_SEED");
+	const char *path = getenv("HMM_SOCKET");
+	uint64_t number = 0;
+	int option;
+
+	*settings = (struct settings){ .seconds = 8, .threads = 3, .mib = 16, .scale = 1 };
+	*driver = -1;
+	settings->seed = now_ns() ^ (uint64_t)getpid() << 40;
+	if (seed && *seed && number_in(seed, 0, UINT64_MAX, &number))
+		settings->seed = number;
+	if (scale && number_in(scale, 1, 1000, &number))
+		settings->scale = (uint32_t)number;
+	snprintf(settings->socket, sizeof(settings->socket), "%s", path ? path : "/run/hmmd/hmmd.sock");
+	snprintf(settings->directory, sizeof(settings->directory), "/var/tmp");
+	while ((option = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
+		bool good = true;
+
+		switch (option) {
+		case OPTION_SEED:
+			good = number_in(optarg, 0, UINT64_MAX, &settings->seed);
+			break;
+		case OPTION_SECONDS:
+			good = number_in(optarg, 1, 86400, &number);
+			settings->seconds = (uint32_t)number;
+			break;
+		case OPTION_THREADS:
+			good = number_in(optarg, 1, 16, &number);
+			settings->threads = (uint32_t)number;
+			break;
+		case OPTION_DRIVERS:
+			good = number_in(optarg, 0, DRIVERS_MAX, &number);
+			settings->drivers = (uint32_t)number;
+			break;
+		case OPTION_MIB:
+			good = number_in(optarg, 4, 240, &number);
+			settings->mib = (uint32_t)number;
+			break;
+		case OPTION_EVENTS: settings->events = true; break;
+		case OPTION_FORK: settings->fork = true; break;
+		case OPTION_WINDOWS: settings->windows = true; break;
+		case OPTION_PINS: settings->pins = true; break;
+		case OPTION_KILL: settings->kill_daemon = true; break;
+		case OPTION_BASE: settings->base_engine = true; break;
+		case OPTION_DIRECTORY:
+			snprintf(settings->directory, sizeof(settings->directory), "%s", optarg);
+			break;
+		case OPTION_DRIVER:
+			good = number_in(optarg, 0, DRIVERS_MAX - 1, &number);
+			*driver = (int)number;
+			break;
+		default: good = false;
+		}
+		if (!good)
+			return false;
+	}
+	if (settings->windows && !settings->drivers)
+		settings->drivers = 1;
+	return optind == argc;
+}
+
+/* ---- setting up ----------------------------------------------------------------- */
+
+static void spawn_driver(unsigned int index)
+{
+	posix_spawn_file_actions_t actions;
+	char number[12], program[] = "/proc/self/exe", name[] = "coherence-driver", flag[] = "--as-driver";
+	char *arguments[] = { name, flag, number, NULL };
+	int pair[2], error;
+
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
+		board_fail(test.board, test.who, "socketpair: %m");
+	snprintf(number, sizeof(number), "%u", index);
+	posix_spawn_file_actions_init(&actions);
+	posix_spawn_file_actions_adddup2(&actions, test.board_fd, DRIVER_BOARD_FD);
+	posix_spawn_file_actions_adddup2(&actions, pair[1], DRIVER_SOCKET_FD);
+	error = posix_spawn(&test.drivers[index], program, &actions, NULL, arguments, environ);
+	if (error)
+		board_fail(test.board, test.who, "starting a driver: %s", strerror(error));
+	posix_spawn_file_actions_destroy(&actions);
+	close(pair[1]);
+	test.sockets[index] = pair[0];
+}
+
+static void send_key(int key, int socket_fd)
+{
+	char byte = 0, control[CMSG_SPACE(sizeof(int))] = { 0 };
+	struct iovec data = { &byte, 1 };
+	struct msghdr message = { .msg_iov = &data, .msg_iovlen = 1, .msg_control = control,
+				  .msg_controllen = sizeof(control) };
+	struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+
+	header->cmsg_level = SOL_SOCKET;
+	header->cmsg_type = SCM_RIGHTS;
+	header->cmsg_len = CMSG_LEN(sizeof(int));
+	memcpy(CMSG_DATA(header), &key, sizeof(key));
+	if (sendmsg(socket_fd, &message, MSG_NOSIGNAL) != 1)
+		board_fail(test.board, test.who, "sending the key: %m");
+}
+
+static void must(const char *call, long error)
+{
+	if (error < 0)
+		board_fail(test.board, test.who, "%s: %s (%s)", call, strerror((int)-error), hmm_last_error());
+}
+
+static void explain(uint64_t address)
+{
+	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	uint64_t entry = 0;
+
+	if (fd >= 0 && pread(fd, &entry, sizeof(entry), (off_t)(address / PAGE_BYTES * 8)) == 8)
+		dprintf(2, "  CPU: pagemap %#lx%s%s%s\n", entry, entry >> 63 & 1 ? " present" : "",
+			entry >> 62 & 1 ? " swapped" : "", entry >> 57 & 1 ? " write-protected" : "");
+	dprintf(2, "  device: entry %#lx\n", hmm_mirror_lookup(&test.mirror, address));
+}
+
+static struct hmm_device *new_device(const char *name)
+{
+	struct hmm_device_options options = { .size = sizeof(options), .name = name, .node = -1,
+					      .memory = 4ULL * test.board->settings.mib << 20,
+					      .caps = HMM_DEVICE_FAULTS };
+	struct hmm_device *device = NULL;
+
+	must("hmm_device_new", hmm_device_new(test.hmm, &options, &device));
+	return device;
+}
+
+static void map_area(struct area *area, uint32_t index)
+{
+	size_t bytes = area->pages * PAGE_BYTES;
+	void *wanted = (void *)area->homes[0];
+	void *got;
+
+	if (area->kind == AREA_COHERENT) {
+		must("hmm_alloc", hmm_alloc(&test.mirror, bytes, &got));
+		atomic_store(&area->base, (uint64_t)got);
+		return;
+	}
+	got = mmap(wanted, bytes, PROT_READ | PROT_WRITE,
+		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+	if (got != wanted)
+		board_fail(test.board, test.who, "mmap at %p: %m", wanted);
+	madvise(got, bytes, index % 2 ? MADV_NOHUGEPAGE : MADV_HUGEPAGE);
+	if (test.board->settings.base_engine)
+		must("hmm_advise", hmm_advise(test.hmm, (unsigned long)got, bytes, HMM_ADVISE_UNPINNED));
+}
+
+static void open_mirror(void)
+{
+	const struct settings *settings = &test.board->settings;
+	struct hmm_open_options options = { .size = sizeof(options), .socket = settings->socket,
+					    .name = "coherence", .timeout_ms = 5000,
+					    .flags = settings->base_engine ? HMM_OPEN_BASE_ENGINE : 0 };
+	int key;
+
+	must("hmm_open", hmm_open(&options, &test.hmm));
+	test.mirror.device = new_device("coherence-0");
+	test.other_device = new_device("coherence-1");
+	test.mirror.ops = &no_callbacks;
+	must("hmm_mirror_register", hmm_mirror_register(&test.mirror, test.hmm));
+	board_explain = explain;
+	for (uint32_t i = 0; i < test.board->n_areas; i++)
+		map_area(&test.board->areas[i], i);
+	for (uint32_t i = 0; i < settings->drivers; i++) {
+		key = hmm_export(test.hmm);
+		must("hmm_export", key);
+		send_key(key, test.sockets[i]);
+		close(key);
+	}
+}
+
+static void start(const char *name, unsigned int number, uint32_t writer, void *(*run)(void *))
+{
+	struct thread_context *context = &test.contexts[test.n_threads];
+	int error;
+
+	*context = (struct thread_context){
+		.board = test.board, .who = board_join(test.board, name, number), .hmm = test.hmm,
+		.mirror = &test.mirror, .writer = writer,
+		.random = test.board->settings.seed + test.n_threads * 0x10001ULL,
+	};
+	error = pthread_create(&test.threads[test.n_threads++], NULL, run, context);
+	if (error)
+		board_fail(test.board, test.who, "pthread_create: %s", strerror(error));
+}
+
+/* ---- the watch ------------------------------------------------------------------ */
+
+static void check_drivers(void)
+{
+	int status;
+
+	for (uint32_t i = 0; i < test.board->settings.drivers; i++) {
+		if (waitpid(test.drivers[i], &status, WNOHANG) != test.drivers[i])
+			continue;
+		/* It may have failed with a report of its own. */
+		for (int tries = 0; tries < 50 && atomic_load(&test.board->failed) == 1; tries++)
+			pause_us(20000);
+		if (atomic_load(&test.board->failed))
+			_exit(1);
+		board_fail(test.board, test.who, "driver %u ended with status %#x", i, (unsigned int)status);
+	}
+}
+
+/* Somebody who does not get on with one operation for this long hangs. */
+static void check_progress(uint64_t *done, uint64_t *since)
+{
+	uint64_t now = now_ns(), limit = 25000000000ULL * test.board->settings.scale;
+	uint32_t n = atomic_load(&test.board->n_participants);
+
+	for (uint32_t i = 0; i < n; i++) {
+		struct participant *who = &test.board->participants[i];
+		uint64_t count = atomic_load(&who->done);
+
+		if (count != done[i] || !since[i] || atomic_load(&who->doing) == OP_IDLE) {
+			done[i] = count;
+			since[i] = now;
+		} else if (now - since[i] > limit) {
+			uint32_t page = atomic_load(&who->page);
+			struct area *area = board_area(test.board, page);
+			uint64_t address = atomic_load(&area->base) + (page - area->first_page) * PAGE_BYTES;
+
+			explain(address);
+			board_fail(test.board, test.who, "HANG: %s (pid %d, thread %d) is in %s of page %u, address %#lx, for %lu s",
+				   who->name, who->pid, who->tid, operation_name(atomic_load(&who->doing)),
+				   page, address, (now - since[i]) / 1000000000);
+		}
+	}
+}
+
+static bool all_idle(void)
+{
+	for (uint32_t i = 0; i < test.n_threads; i++)
+		if (pthread_tryjoin_np(test.threads[i], NULL) == EBUSY)
+			return false;
+		else
+			test.threads[i--] = test.threads[--test.n_threads];
+	return true;
+}
+
+static void watch(void)
+{
+	static uint64_t done[PARTICIPANTS_MAX], since[PARTICIPANTS_MAX];
+	uint64_t end = now_ns() + test.board->settings.seconds * 1000000000ULL;
+
+	while (now_ns() < end || !all_idle()) {
+		pause_us(50000);
+		if (atomic_load(&test.board->failed)) {
+			while (atomic_load(&test.board->failed) != 2)
+				pause_us(10000);
+			_exit(1);
+		}
+		check_drivers();
+		check_progress(done, since);
+		if (now_ns() >= end)
+			atomic_store(&test.board->stop, 1);
+	}
+}
+
+/* ---- the last act ---------------------------------------------------------------- */
+
+static void check_cells(bool by_device)
+{
+	struct board *board = test.board;
+	static uint64_t copy[PAGE_CELLS];
+
+	for (uint32_t page = 0; page < board->n_pages; page++) {
+		_Atomic uint64_t *memory = board_enter(board, page);
+		ssize_t got = 0;
+
+		board_begin(board, test.who, OP_FINAL, page, 1, page * PAGE_CELLS, by_device);
+		if (by_device)
+			got = hmm_device_read(&test.mirror, (unsigned long)memory, copy, PAGE_BYTES);
+		must("hmm_device_read", got);
+		for (uint32_t i = 0; i < PAGE_CELLS; i++) {
+			struct sight sight = board_look(board, page * PAGE_CELLS + i);
+			uint64_t value = by_device ? copy[i] : atomic_load(&memory[i]);
+
+			board_judge(board, test.who, OP_FINAL, page * PAGE_CELLS + i, &sight, value);
+		}
+		board_done(board, test.who, OP_FINAL, true);
+		board_leave(board, page);
+	}
+}
+
+static void bring_home(void)
+{
+	for (uint32_t i = 0; i < test.board->n_areas; i++) {
+		struct area *area = &test.board->areas[i];
+		long there = -EAGAIN;
+
+		for (int tries = 0; tries < 300 && there < 0; tries++) {
+			there = hmm_migrate(&test.mirror, atomic_load(&area->base), area->pages * PAGE_BYTES,
+					    HMM_SYSTEM, 0, NULL, NULL);
+			if (there < 0 && !test.board->settings.kill_daemon)
+				break;
+			if (there < 0)
+				pause_us(20000);
+		}
+		must("hmm_migrate home at the end", there);
+	}
+}
+
+static void end_drivers(void)
+{
+	int status;
+
+	for (uint32_t i = 0; i < test.board->settings.drivers; i++) {
+		close(test.sockets[i]);
+		if (waitpid(test.drivers[i], &status, 0) != test.drivers[i] || status)
+			board_fail(test.board, test.who, "driver %u ended with status %#x", i,
+				   (unsigned int)status);
+	}
+}
+
+static int summary(void)
+{
+	struct board *board = test.board;
+	uint64_t out = atomic_load(&board->tally[OP_OUT]);
+
+	printf("coherence: seed %lu;", board->settings.seed);
+	for (unsigned int i = 0; i < OP_MAX; i++)
+		if (atomic_load(&board->tally[i]))
+			printf(" %s %lu;", operation_name(i), atomic_load(&board->tally[i]));
+	printf("\ncoherence: pages");
+	for (unsigned int i = 0; i <= HMM_MIGRATE_ERROR; i++)
+		if (atomic_load(&board->results[i]))
+			printf(" %s %lu;", hmm_migrate_result_name(i), atomic_load(&board->results[i]));
+	printf(" calls refused while hmmd was away %lu\n", atomic_load(&board->refused));
+	if (!out) {
+		printf("coherence: nothing ever left for the device, so nothing was tested\n");
+		return 1;
+	}
+	return 0;
+}
+
+int main(int argc, char **argv)
+{
+	struct settings settings;
+	uint32_t n_areas = 4;
+	int driver;
+
+	if (!parse(argc, argv, &settings, &driver))
+		return usage();
+	if (driver >= 0)
+		return driver_main(DRIVER_BOARD_FD, DRIVER_SOCKET_FD, (unsigned int)driver);
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	signal(SIGPIPE, SIG_IGN);
+	printf("coherence: --seed %lu --seconds %u --threads %u --drivers %u --mib %u%s%s%s%s%s%s\n", settings.seed,
+	       settings.seconds, settings.threads, settings.drivers, settings.mib,
+	       settings.events ? " --events" : "", settings.fork ? " --fork" : "",
+	       settings.windows ? " --windows" : "", settings.pins ? " --pins" : "",
+	       settings.kill_daemon ? " --kill-daemon" : "", settings.base_engine ? " --base-engine" : "");
+	test.board = board_new(&settings, n_areas, &test.board_fd);
+	if (!test.board) {
+		perror("coherence: the board");
+		return 1;
+	}
+	test.who = board_join(test.board, "main", 0);
+	if (settings.pins)
+		test.board->areas[1].kind = AREA_PINNED;
+	test.board->areas[3].kind = AREA_COHERENT;
+	for (uint32_t i = 0; i < settings.drivers; i++)
+		spawn_driver(i);
+	open_mirror();
+	while (atomic_load(&test.board->drivers_ready) < settings.drivers) {
+		pause_us(5000);
+		check_drivers();
+	}
+	printf("coherence: running\n");
+	for (uint32_t i = 0; i < settings.threads; i++)
+		start("thread", i, i, cpu_thread);
+	start("mover", 0, 0, mover_thread);
+	if (settings.events || settings.fork)
+		start("upheaval", 0, 0, upheaval_thread);
+	if (settings.pins)
+		start("pins", 0, test.board->n_writers, pins_thread);
+	watch();
+	printf("coherence: final check\n");
+	check_cells(false);
+	bring_home();
+	check_cells(true);
+	check_cells(false);
+	end_drivers();
+	must("hmm_mirror_unregister", hmm_mirror_unregister(&test.mirror));
+	test.board->n_areas--;		/* the coherent area went with the mirror */
+	test.board->n_pages -= test.board->areas[3].pages;
+	check_cells(false);
+	hmm_device_put(test.mirror.device);
+	hmm_device_put(test.other_device);
+	hmm_close(test.hmm);
+	check_cells(false);
+	return summary();
+}

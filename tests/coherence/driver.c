@@ -1,0 +1,242 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * driver.c - a driver process: by the owner's key it reads and writes the
+ * owner's memory, by hmm_device_read() and hmm_device_write() and, when asked
+ * to, through a window at the owner's own addresses.
+ *
+ * Odd drivers take invalidations in a callback, even ones do without.
+ */
+#include "board.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+struct driver {
+	struct thread_context context;
+	struct hmm_mirror mirror;
+	struct hmm_window *window;
+	_Atomic uint64_t invalidations;
+};
+
+static int let_go(struct hmm_mirror *mirror, const struct hmm_update *update)
+{
+	struct driver *driver = (struct driver *)((char *)mirror - offsetof(struct driver, mirror));
+
+	if (update->start >= update->end)
+		board_fail(driver->context.board, driver->context.who, "an invalidation of %#lx to %#lx",
+			   update->start, update->end);
+	atomic_fetch_add(&driver->invalidations, 1);
+	return 0;
+}
+
+static const struct hmm_mirror_ops with_callback = { .sync_cpu_device_pagetables = let_go };
+static const struct hmm_mirror_ops without_callback = { 0 };
+
+static void device_read(struct driver *driver, uint32_t page)
+{
+	static const uint32_t lengths[] = { 1, 8, 64, 512, 700 };
+	struct thread_context *me = &driver->context;
+	struct board *board = me->board;
+	struct area *area = board_area(board, page);
+	uint32_t offset = draw_below(&me->random, PAGE_CELLS);
+	uint32_t first = page * PAGE_CELLS + offset;
+	uint32_t n = lengths[draw_below(&me->random, 5)];
+	uint32_t left = (area->first_page + area->pages) * PAGE_CELLS - first;
+	static struct sight sights[700];
+	static uint64_t values[700];
+	char *memory;
+	ssize_t got;
+
+	if (n > left)
+		n = left;
+	memory = board_enter(board, page);
+	board_begin(board, me->who, OP_DEVICE_READ, page, (offset + n + 511) / PAGE_CELLS, first, n);
+	for (uint32_t i = 0; i < n; i++)
+		sights[i] = board_look(board, first + i);
+	got = hmm_device_read(&driver->mirror, (unsigned long)memory + offset * 8, values, n * 8);
+	if (got == (ssize_t)n * 8) {
+		for (uint32_t i = 0; i < n; i++)
+			board_judge(board, me->who, OP_DEVICE_READ, first + i, &sights[i], values[i]);
+	} else if (got >= 0) {
+		board_fail(board, me->who, "hmm_device_read of %u bytes at page %u gave %zd", n * 8, page, got);
+	} else {
+		board_excused(board, me->who, "hmm_device_read", got);
+	}
+	board_done(board, me->who, OP_DEVICE_READ, got > 0);
+	board_leave(board, page);
+}
+
+static void device_write(struct driver *driver, uint32_t page)
+{
+	struct thread_context *me = &driver->context;
+	struct board *board = me->board;
+	uint32_t line = board_pick_line(board, page, me->writer, &me->random);
+	uint32_t first = page * PAGE_CELLS + line * LINE_CELLS;
+	uint32_t n = draw_below(&me->random, 2) ? 1 : LINE_CELLS;
+	uint64_t values[LINE_CELLS];
+	struct stroke stroke;
+	char *memory = board_enter(board, page);
+	ssize_t done;
+
+	for (uint32_t i = 0; i < n; i++)
+		values[i] = board_announce(board, first + i, me->writer);
+	board_begin(board, me->who, OP_DEVICE_WRITE, page, 1, first, values[0]);
+	stroke = board_stroke(board, page);
+	done = hmm_device_write(&driver->mirror, (unsigned long)memory + line * LINE_CELLS * 8, values,
+				n * 8);
+	if (done == (ssize_t)n * 8) {
+		for (uint32_t i = 0; i < n; i++)
+			board_publish(board, first + i, values[i], stroke);
+	} else if (done >= 0) {
+		board_fail(board, me->who, "hmm_device_write of %u bytes at page %u gave %zd", n * 8, page, done);
+	} else {
+		board_excused(board, me->who, "hmm_device_write", done);
+	}
+	board_done(board, me->who, OP_DEVICE_WRITE, done > 0);
+	board_leave(board, page);
+}
+
+static void window_load(struct driver *driver, uint32_t page)
+{
+	struct thread_context *me = &driver->context;
+	struct board *board = me->board;
+	uint32_t cell = page * PAGE_CELLS + draw_below(&me->random, PAGE_CELLS);
+	_Atomic uint64_t *memory;
+	struct sight sight;
+	uint64_t value;
+
+	memory = hmm_window_ptr(driver->window, (unsigned long)board_enter(board, page));
+	if (!memory)
+		board_fail(board, me->who, "the window does not cover page %u", page);
+	board_begin(board, me->who, OP_WINDOW_LOAD, page, 1, cell, 0);
+	sight = board_look(board, cell);
+	value = atomic_load(&memory[cell % PAGE_CELLS]);
+	board_judge(board, me->who, OP_WINDOW_LOAD, cell, &sight, value);
+	board_done(board, me->who, OP_WINDOW_LOAD, true);
+	board_leave(board, page);
+}
+
+static void window_store(struct driver *driver, uint32_t page)
+{
+	struct thread_context *me = &driver->context;
+	struct board *board = me->board;
+	uint32_t line = board_pick_line(board, page, me->writer, &me->random);
+	uint32_t cell = page * PAGE_CELLS + line * LINE_CELLS + draw_below(&me->random, LINE_CELLS);
+	_Atomic uint64_t *memory;
+	struct stroke stroke;
+	uint64_t value;
+
+	memory = hmm_window_ptr(driver->window, (unsigned long)board_enter(board, page));
+	if (!memory)
+		board_fail(board, me->who, "the window does not cover page %u", page);
+	value = board_announce(board, cell, me->writer);
+	board_begin(board, me->who, OP_WINDOW_STORE, page, 1, cell, value);
+	stroke = board_stroke(board, page);
+	atomic_store(&memory[cell % PAGE_CELLS], value);
+	board_publish(board, cell, value, stroke);
+	board_done(board, me->who, OP_WINDOW_STORE, true);
+	board_leave(board, page);
+}
+
+static void access_at_random(struct driver *driver)
+{
+	struct thread_context *me = &driver->context;
+	struct board *board = me->board;
+	uint32_t page = board_pick_page(board, &me->random);
+	bool mine = board_area(board, page)->kind != AREA_PINNED;
+	uint32_t choice = draw_below(&me->random, 100);
+
+	if (driver->window && choice < 70) {
+		if (choice < 40 || !mine)
+			window_load(driver, page);
+		else
+			window_store(driver, page);
+	} else if (choice < 85 || !mine) {
+		device_read(driver, page);
+	} else {
+		device_write(driver, page);
+	}
+	if (!draw_below(&me->random, 16))
+		pause_us(draw_below(&me->random, 300));
+}
+
+static int receive_key(int socket_fd)
+{
+	char byte, control[CMSG_SPACE(sizeof(int))];
+	struct iovec data = { &byte, 1 };
+	struct msghdr message = { .msg_iov = &data, .msg_iovlen = 1, .msg_control = control,
+				  .msg_controllen = sizeof(control) };
+	struct cmsghdr *header;
+	int key;
+
+	if (recvmsg(socket_fd, &message, MSG_CMSG_CLOEXEC) != 1)
+		return -1;
+	header = CMSG_FIRSTHDR(&message);
+	if (!header || header->cmsg_type != SCM_RIGHTS)
+		return -1;
+	memcpy(&key, CMSG_DATA(header), sizeof(key));
+	return key;
+}
+
+static void driver_open(struct driver *driver, int socket_fd, unsigned int index)
+{
+	struct thread_context *me = &driver->context;
+	struct board *board = me->board;
+	struct hmm_open_options options = { .size = sizeof(options), .socket = board->settings.socket,
+					    .name = "coherence-driver", .timeout_ms = 5000 };
+	int key = receive_key(socket_fd), error;
+	char name[64];
+
+	if (key < 0)
+		board_fail(board, me->who, "no key came from the owner");
+	error = hmm_open_peer(key, &options, &me->hmm);
+	if (error)
+		board_fail(board, me->who, "hmm_open_peer: %s (%s)", strerror(-error), hmm_last_error());
+	close(key);
+	/* The last driver has a device of its own, the others share the owner's. */
+	snprintf(name, sizeof(name), "coherence-%u", index && index + 1 == board->settings.drivers);
+	error = hmm_device_open(me->hmm, name, &driver->mirror.device);
+	if (error)
+		board_fail(board, me->who, "hmm_device_open(%s): %s (%s)", name, strerror(-error),
+			   hmm_last_error());
+	driver->mirror.ops = index % 2 ? &with_callback : &without_callback;
+	error = hmm_mirror_register(&driver->mirror, me->hmm);
+	if (error)
+		board_fail(board, me->who, "hmm_mirror_register: %s (%s)", strerror(-error), hmm_last_error());
+	if (!board->settings.windows)
+		return;
+	error = hmm_window_map(&driver->mirror, ARENA_BASE, ARENA_BYTES, 0, &driver->window);
+	if (error)
+		board_fail(board, me->who, "hmm_window_map: %s (%s)", strerror(-error), hmm_last_error());
+}
+
+int driver_main(int board_fd, int socket_fd, unsigned int index)
+{
+	static struct driver driver;
+	struct thread_context *me = &driver.context;
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	me->board = board_map(board_fd);
+	if (!me->board)
+		return 1;
+	me->who = board_join(me->board, "driver", index);
+	me->writer = me->board->settings.threads + index;
+	me->random = me->board->settings.seed + 1000 + index;
+	driver_open(&driver, socket_fd, index);
+	atomic_fetch_add(&me->board->drivers_ready, 1);
+	while (!board_stopped(me->board))
+		access_at_random(&driver);
+	/* The owner checks everything once more while its drivers are still there. */
+	while (read(socket_fd, &(char){ 0 }, 1) < 0 && errno == EINTR)
+		;
+	hmm_window_unmap(driver.window);
+	hmm_mirror_unregister(&driver.mirror);
+	hmm_device_put(driver.mirror.device);
+	hmm_close(me->hmm);
+	return 0;
+}

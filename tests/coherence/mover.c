@@ -1,0 +1,156 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * mover.c - the owner's thread that sends random ranges to the device and
+ * home, in the foreground and by prefetch, and now and then excludes a range
+ * and includes it again.
+ *
+ * It takes no lock: a range may be unmapped or moved under its call, and then
+ * its pages are reported as holes or as changed, never damaged.
+ */
+#include "board.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+struct journey {
+	unsigned long address;
+	uint32_t page, pages;
+};
+
+static struct journey pick_journey(struct thread_context *me)
+{
+	struct board *board = me->board;
+	uint32_t page = board_pick_page(board, &me->random);
+	struct area *area = board_area(board, page);
+	uint32_t offset = page - area->first_page, pages;
+
+	switch (draw_below(&me->random, 4)) {
+	case 0:		/* one page, or a few */
+		pages = 1 + draw_below(&me->random, 4);
+		break;
+	case 1:		/* part of a block */
+		pages = 1 + draw_below(&me->random, 200);
+		break;
+	case 2:		/* the block around it */
+		offset &= ~511U;
+		pages = 512;
+		break;
+	default:	/* much */
+		offset = draw_below(&me->random, area->pages);
+		pages = 1 + draw_below(&me->random, area->pages);
+		break;
+	}
+	if (pages > area->pages - offset)
+		pages = area->pages - offset;
+	return (struct journey){
+		.address = atomic_load(&area->base) + offset * PAGE_BYTES,
+		.page = area->first_page + offset, .pages = pages,
+	};
+}
+
+static void migrate(struct thread_context *me, enum hmm_target target, uint8_t *results)
+{
+	enum operation operation = target == HMM_DEVICE ? OP_OUT : OP_HOME;
+	struct journey journey = pick_journey(me);
+	struct hmm_migrate_report report = { 0 };
+	struct board *board = me->board;
+	uint64_t flags = target == HMM_DEVICE && !draw_below(&me->random, 4) ? HMM_MIGRATE_POPULATE : 0;
+	long there;
+
+	board_begin(board, me->who, operation, journey.page, journey.pages, 0, flags);
+	memset(results, 0xff, journey.pages);
+	there = hmm_migrate(me->mirror, journey.address, journey.pages * PAGE_BYTES, target, flags,
+			    results, &report);
+	if (there < 0) {
+		board_excused(board, me->who, "hmm_migrate", there);
+		board_done(board, me->who, operation, false);
+		return;
+	}
+	if (report.pages != journey.pages || report.moved + report.already != (uint64_t)there ||
+	    report.moved + report.already + report.failed != report.pages)
+		board_fail(board, me->who, "hmm_migrate of %u pages gave %ld, reports %lu pages, %lu moved, %lu already, %lu failed",
+			   journey.pages, there, report.pages, report.moved, report.already, report.failed);
+	for (uint32_t i = 0; i < journey.pages; i++) {
+		if (results[i] > HMM_MIGRATE_ERROR)
+			board_fail(board, me->who, "hmm_migrate: result %u of page %u of %u", results[i], i,
+				   journey.pages);
+		atomic_fetch_add(&board->results[results[i]], 1);
+	}
+	board_done(board, me->who, operation, report.moved > 0);
+}
+
+static void prefetch(struct thread_context *me, int completion)
+{
+	struct journey journey = pick_journey(me);
+	struct board *board = me->board;
+	struct pollfd wait = { .fd = completion, .events = POLLIN };
+	enum hmm_target target = draw_below(&me->random, 2) ? HMM_DEVICE : HMM_SYSTEM;
+	uint64_t count;
+	int error;
+
+	board_begin(board, me->who, OP_PREFETCH, journey.page, journey.pages, 0, target);
+	error = hmm_prefetch(me->mirror, journey.address, journey.pages * PAGE_BYTES, target, completion);
+	if (error) {
+		board_excused(board, me->who, "hmm_prefetch", error);
+		board_done(board, me->who, OP_PREFETCH, false);
+		return;
+	}
+	/* A daemon that died owes no completion; otherwise the watchdog finds one that never comes. */
+	while (poll(&wait, 1, 100) == 0 && !board_stopped(board))
+		if (board->settings.kill_daemon)
+			break;
+	if (read(completion, &count, sizeof(count)) == sizeof(count) && count > journey.pages + 1UL &&
+	    !board->settings.kill_daemon)
+		board_fail(board, me->who, "prefetch of %u pages completes with %lu", journey.pages, count - 1);
+	board_done(board, me->who, OP_PREFETCH, true);
+}
+
+static void exclude(struct thread_context *me)
+{
+	struct board *board = me->board;
+	struct journey journey = pick_journey(me);
+	int error;
+
+	if (journey.pages > 64)
+		journey.pages = 64;
+	board_begin(board, me->who, OP_EXCLUDE, journey.page, journey.pages, 0, 0);
+	error = hmm_exclude(me->hmm, journey.address, journey.pages * PAGE_BYTES);
+	if (error)
+		board_excused(board, me->who, "hmm_exclude", error);
+	pause_us(draw_below(&me->random, 500));
+	do {
+		error = hmm_include(me->hmm, journey.address, journey.pages * PAGE_BYTES);
+		if (error)
+			board_excused(board, me->who, "hmm_include", error);
+	} while (error && !board_stopped(board));
+	board_done(board, me->who, OP_EXCLUDE, !error);
+}
+
+void *mover_thread(void *context)
+{
+	struct thread_context *me = context;
+	struct board *board = me->board;
+	static uint8_t results[AREA_STRIDE / PAGE_BYTES];
+	int completion = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+
+	while (!board_stopped(board)) {
+		uint32_t choice = draw_below(&me->random, 100);
+
+		if (choice < 55)
+			migrate(me, HMM_DEVICE, results);
+		else if (choice < 75)
+			migrate(me, HMM_SYSTEM, results);
+		else if (choice < 97)
+			prefetch(me, completion);
+		else
+			exclude(me);
+		if (!draw_below(&me->random, 50))
+			atomic_store(&board->hot, draw_below(&me->random, board->n_pages));
+		pause_us(draw_below(&me->random, 400));
+	}
+	close(completion);
+	return NULL;
+}

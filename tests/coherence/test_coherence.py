@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Runs the randomised coherence test (coherence.c) against a private hmmd, one variant each.
+
+HMM_TEST_SEED replays a run's decisions; HMM_COHERENCE_SECONDS makes it longer than the 8 seconds of CI.
+"""
+
+import os
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "integration"))
+import harness  # noqa: E402
+
+SECONDS = int(os.environ.get("HMM_COHERENCE_SECONDS") or 8)
+
+
+class Base(harness.Test):
+    daemon_args = ["--pool", "memfd-huge", "--pool-size", "1G"]
+
+    def coherence(self, *options, seconds=SECONDS):
+        return self.spawn("coherence", "--seed", str(self.seed), "--seconds", str(seconds), *options)
+
+    def verdict(self, process, seconds=SECONDS):
+        process.close_input()
+        status = process.wait(seconds + 90)
+        print(process.output, flush=True)
+        if status != 0:
+            self.fail(f"coherence ended with status {status}:\n{process.errors}")
+
+    def run_coherence(self, *options):
+        self.verdict(self.coherence(*options))
+
+    def kill_at_random(self, process, seconds):
+        """kill -9 and a restart, again and again, with pauses of up to a second before and after each."""
+        process.expect("coherence: running")
+        deadline = time.monotonic() + seconds - 2
+        kills = 0
+        while time.monotonic() < deadline and process.running:
+            time.sleep(self.random.uniform(0.05, 1.0))
+            self.daemon.kill9()
+            kills += 1
+            time.sleep(self.random.choice([0, 0, 0.01, 0.3]))
+            self.daemon.start()
+        print(f"hmmd was killed {kills} times", flush=True)
+
+
+class Coherence(Base):
+    def test_move(self):
+        self.start_daemon()
+        self.run_coherence("--drivers", "2")
+
+    def test_base(self):
+        """Write-protect and DONTNEED instead of UFFDIO_MOVE; all is declared UNPINNED, and nothing breaks that promise."""
+        self.start_daemon()
+        self.run_coherence("--drivers", "2", "--base-engine")
+
+    def test_events(self):
+        self.start_daemon()
+        self.run_coherence("--drivers", "1", "--events")
+
+    def test_fork(self):
+        self.start_daemon()
+        self.run_coherence("--drivers", "1", "--fork")
+
+    def test_pins(self):
+        self.start_daemon()
+        self.run_coherence("--drivers", "1", "--pins")
+
+    def test_kill(self):
+        self.start_daemon()
+        process = self.coherence("--drivers", "1", "--kill-daemon")
+        self.kill_at_random(process, SECONDS)
+        self.verdict(process)
+
+    def test_windows(self):
+        self.start_daemon()
+        self.run_coherence("--drivers", "2", "--windows")
+
+
+class Everything(Base):
+    """On demand: all at once, for longer."""
+
+    def test_all_together(self):
+        seconds = max(SECONDS, 120)
+        self.start_daemon()
+        process = self.coherence("--drivers", "2", "--windows", "--events", "--fork", "--pins", "--kill-daemon",
+                                 "--mib", "32", seconds=seconds)
+        self.kill_at_random(process, seconds)
+        self.verdict(process, seconds)
+
+
+if __name__ == "__main__":
+    harness.main()

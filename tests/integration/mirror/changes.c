@@ -1,0 +1,512 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * changes.c - the program changes its address space while pages are on the
+ * device: they go where the kernel's own pages would have gone.
+ */
+#include "mirror.h"
+
+#include <fcntl.h>
+#include <sys/wait.h>
+
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
+#ifndef MADV_GUARD_INSTALL
+#define MADV_GUARD_INSTALL 102
+#define MADV_GUARD_REMOVE 103
+#endif
+#ifndef MREMAP_DONTUNMAP
+#define MREMAP_DONTUNMAP 4
+#endif
+
+#define DEVICE_MEMORY (256UL << 20)
+
+/* 64 pages of which all are on the device, filled with @seed. */
+static char *on_device(size_t pages, uint64_t seed)
+{
+	char *memory = test_map(pages);
+
+	test_fill(memory, pages, seed);
+	test_out(memory, pages);
+	return memory;
+}
+
+static void device_faults(const void *address)
+{
+	char byte;
+
+	CHECK_EQ(hmm_device_read(&mirror, (unsigned long)address, &byte, 1), -EFAULT);
+	CHECK_EQ(hmm_mirror_lookup(&mirror, (unsigned long)address), 0);
+}
+
+static void unmap(void)
+{
+	char *memory;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = on_device(64, 1);
+	CHECK_EQ(munmap(memory + 16 * PAGE, 16 * PAGE), 0);
+	device_faults(memory + 16 * PAGE);
+	device_faults(memory + 31 * PAGE);
+	test_check(memory, 16, 1);
+	/* What is mapped there next has nothing of what was. */
+	CHECK(mmap(memory + 16 * PAGE, 16 * PAGE, PROT_READ | PROT_WRITE,
+		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == memory + 16 * PAGE);
+	test_check_zero(memory + 16 * PAGE, 16);
+	test_fill(memory + 16 * PAGE, 16, 2);
+	test_out(memory + 16 * PAGE, 16);
+	test_check(memory + 16 * PAGE, 16, 2);
+	CHECK_EQ(munmap(memory, 64 * PAGE), 0);
+	device_faults(memory);
+	test_close();
+}
+
+static void unmap_many(void)
+{
+	test_open(0, DEVICE_MEMORY);
+	for (uint64_t i = 0; i < 60; i++) {
+		char *memory = on_device(64, i);
+
+		test_device_check(memory, 64, i);
+		CHECK_EQ(munmap(memory, 64 * PAGE), 0);
+	}
+	/* The pool got everything back: 60 times 64 pages may not pile up. */
+	for (uint64_t i = 0; i < 8; i++) {
+		char *memory = test_map_huge(32);
+
+		test_fill(memory, 32 * 512, i);
+		test_out(memory, 32 * 512);
+		CHECK_EQ(munmap(memory, 32 * BLOCK), 0);
+	}
+	test_close();
+}
+
+static void map_over(void)
+{
+	char *memory;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = on_device(64, 3);
+	CHECK(mmap(memory + 8 * PAGE, 32 * PAGE, PROT_READ | PROT_WRITE,
+		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == memory + 8 * PAGE);
+	test_check_zero(memory + 8 * PAGE, 32);
+	test_check(memory, 8, 3);
+	test_fill(memory + 8 * PAGE, 32, 4);
+	test_device_check(memory + 8 * PAGE, 32, 4);
+	test_out(memory + 8 * PAGE, 32);
+	test_check(memory + 8 * PAGE, 32, 4);
+	/* A file, over pages of the device. */
+	test_out(memory, 8);
+	CHECK(mmap(memory, 8 * PAGE, PROT_READ, MAP_SHARED | MAP_FIXED, memfd_create("x", MFD_CLOEXEC), 0) ==
+	      memory);
+	/* The event is read before mmap returns, and applied before the next request is answered. */
+	hmm_device_read(&mirror, (unsigned long)memory, &(char){ 0 }, 1);
+	CHECK_EQ(hmm_mirror_lookup(&mirror, (unsigned long)memory), 0);
+	test_close();
+}
+
+static void brk_shrink(void)
+{
+	char *start, *memory;
+
+	test_open(0, DEVICE_MEMORY);
+	start = sbrk(0);
+	memory = (char *)(((uintptr_t)start + PAGE - 1) & ~(PAGE - 1));
+	CHECK_EQ(brk(memory + 64 * PAGE), 0);
+	test_fill(memory, 64, 5);
+	test_migrate(memory, 64, HMM_DEVICE, NULL);
+	CHECK(test_device_pages(memory, 64) > 32);
+	CHECK_EQ(brk(memory + 32 * PAGE), 0);
+	device_faults(memory + 40 * PAGE);
+	CHECK_EQ(brk(memory + 64 * PAGE), 0);
+	test_check(memory, 32, 5);
+	test_check_zero(memory + 32 * PAGE, 32);
+	CHECK_EQ(brk(start), 0);
+	test_close();
+}
+
+static void remap_grow(void)
+{
+	char *memory, *grown;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = on_device(64, 6);
+	grown = mremap(memory, 64 * PAGE, 128 * PAGE, MREMAP_MAYMOVE);
+	CHECK(grown != MAP_FAILED);
+	test_check(grown, 64, 6);
+	test_check_zero(grown + 64 * PAGE, 64);
+	test_close();
+}
+
+static void remap_grow_in_place(void)
+{
+	char *memory;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = test_map(128);
+	CHECK_EQ(munmap(memory + 64 * PAGE, 64 * PAGE), 0);
+	test_fill(memory, 64, 7);
+	test_out(memory, 64);
+	CHECK(mremap(memory, 64 * PAGE, 128 * PAGE, 0) == memory);
+	test_check_zero(memory + 64 * PAGE, 64);
+	test_fill(memory + 64 * PAGE, 64, 8);
+	test_out(memory + 64 * PAGE, 64);
+	test_check(memory, 64, 7);
+	test_check(memory + 64 * PAGE, 64, 8);
+	test_close();
+}
+
+static void remap_shrink(void)
+{
+	char *memory;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = on_device(64, 9);
+	CHECK(mremap(memory, 64 * PAGE, 16 * PAGE, 0) == memory);
+	device_faults(memory + 16 * PAGE);
+	device_faults(memory + 63 * PAGE);
+	test_check(memory, 16, 9);
+	test_close();
+}
+
+static void remap_move(void)
+{
+	char *memory, *room;
+
+	test_open(0, DEVICE_MEMORY);
+	room = test_map(64);
+	CHECK_EQ(munmap(room, 64 * PAGE), 0);
+	memory = on_device(64, 10);
+	CHECK(mremap(memory, 64 * PAGE, 64 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, room) == room);
+	device_faults(memory);
+	test_device_check(room, 64, 10);
+	test_check(room, 64, 10);
+	/* And it goes on at the new address as it did at the old. */
+	test_out(room, 64);
+	test_device_check(room, 64, 10);
+	test_check(room, 64, 10);
+	test_close();
+}
+
+/* Some on the device, some shared, some at home, over block borders both here and there. */
+static void remap_move_mixed(void)
+{
+	size_t pages = 3 * 512 - 100;
+	char *memory, *room;
+
+	test_open(0, DEVICE_MEMORY);
+	room = test_map_huge(4);
+	CHECK_EQ(munmap(room, 4 * BLOCK), 0);
+	room += 37 * PAGE;
+	memory = test_map_huge(3);
+	test_fill(memory, pages, 11);
+	test_out(memory, pages);
+	for (size_t i = 0; i < pages; i += 3) {
+		CHECK_EQ(*(volatile uint64_t *)(memory + i * PAGE), test_word(i, 0, 11));
+		if (i % 2)
+			*(volatile uint64_t *)(memory + i * PAGE) = test_word(i, 0, 11);
+	}
+	CHECK(mremap(memory, pages * PAGE, pages * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, room) == room);
+	test_device_check(room, pages, 11);
+	test_check(room, pages, 11);
+	for (size_t i = 0; i < pages; i++)
+		*(volatile uint64_t *)(room + i * PAGE) = i;
+	for (size_t i = 0; i < pages; i++) {
+		uint64_t seen;
+
+		CHECK_EQ(hmm_device_read(&mirror, (unsigned long)room + i * PAGE, &seen, 8), 8);
+		CHECK_EQ(seen, i);
+	}
+	test_close();
+}
+
+static void remap_onto(void)
+{
+	char *memory, *other;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = on_device(64, 12);
+	other = on_device(96, 13);
+	CHECK(mremap(memory, 64 * PAGE, 64 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, other + 16 * PAGE) ==
+	      other + 16 * PAGE);
+	test_check(other, 16, 13);
+	test_device_check(other + 16 * PAGE, 64, 12);
+	test_check(other + 16 * PAGE, 64, 12);
+	for (size_t i = 80; i < 96; i++)
+		CHECK_EQ(*(volatile uint64_t *)(other + i * PAGE), test_word(i, 0, 13));
+	device_faults(memory);
+	test_close();
+}
+
+static void remap_dontunmap(void)
+{
+	char *memory, *moved;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = on_device(64, 14);
+	moved = mremap(memory, 64 * PAGE, 64 * PAGE, MREMAP_MAYMOVE | MREMAP_DONTUNMAP);
+	CHECK(moved != MAP_FAILED);
+	test_check(moved, 64, 14);
+	test_check_zero(memory, 64);
+	test_fill(memory, 64, 15);
+	test_out(memory, 64);
+	test_check(memory, 64, 15);
+	test_check(moved, 64, 14);
+	test_close();
+}
+
+static void dontneed(void)
+{
+	char *memory;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = on_device(64, 16);
+	CHECK_EQ(madvise(memory + 8 * PAGE, 16 * PAGE, MADV_DONTNEED), 0);
+	test_check_zero(memory + 8 * PAGE, 16);
+	test_check(memory, 8, 16);
+	/* Of shared pages too. */
+	CHECK_EQ(madvise(memory, 8 * PAGE, MADV_DONTNEED), 0);
+	test_check_zero(memory, 8);
+	CHECK_EQ(madvise(memory, 64 * PAGE, MADV_DONTNEED), 0);
+	{
+		static char copy[64 * PAGE];
+
+		CHECK_EQ(hmm_device_read(&mirror, (unsigned long)memory, copy, sizeof(copy)), sizeof(copy));
+		test_check_zero(copy, 64);
+	}
+	test_check_zero(memory, 64);
+	test_close();
+}
+
+static void lazily_freed(void)
+{
+	char *memory;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = on_device(64, 17);
+	CHECK_EQ(madvise(memory, 32 * PAGE, MADV_FREE), 0);
+	for (size_t i = 0; i < 32; i++) {
+		uint64_t seen = *(volatile uint64_t *)(memory + i * PAGE);
+
+		CHECK(!seen || seen == test_word(i, 0, 17));
+	}
+	for (size_t i = 32; i < 64; i++)
+		CHECK_EQ(*(volatile uint64_t *)(memory + i * PAGE), test_word(i, 0, 17));
+	test_fill(memory, 64, 18);
+	test_check(memory, 64, 18);
+	test_out(memory, 64);
+	test_check(memory, 64, 18);
+	test_close();
+}
+
+/* Holes punched into shared memory, which stays in place whatever happens. */
+static void removed(void)
+{
+	char *memory;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = mmap(NULL, 16 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	CHECK(memory != MAP_FAILED);
+	test_fill(memory, 16, 19);
+	test_refused(memory, 16, HMM_SHARED_MEMORY);
+	CHECK_EQ(madvise(memory, 8 * PAGE, MADV_REMOVE), 0);
+	test_check_zero(memory, 8);
+	{
+		static char copy[8 * PAGE];
+
+		CHECK_EQ(hmm_device_read(&mirror, (unsigned long)memory, copy, sizeof(copy)), sizeof(copy));
+		test_check_zero(copy, 8);
+	}
+	CHECK_EQ(*(volatile uint64_t *)(memory + 8 * PAGE), test_word(8, 0, 19));
+	test_close();
+}
+
+static void wipe_on_fork(void)
+{
+	char *memory;
+	pid_t child;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = test_map(16);
+	CHECK_EQ(madvise(memory, 16 * PAGE, MADV_WIPEONFORK), 0);
+	test_fill(memory, 16, 20);
+	test_migrate(memory, 16, HMM_DEVICE, NULL);
+	child = fork();
+	if (!child) {
+		test_check_zero(memory, 16);
+		_exit(0);
+	}
+	test_reap(child, 0);
+	test_check(memory, 16, 20);
+	test_close();
+}
+
+static void dont_fork(void)
+{
+	char *memory;
+	pid_t child;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = test_map(16);
+	CHECK_EQ(madvise(memory, 16 * PAGE, MADV_DONTFORK), 0);
+	test_fill(memory, 16, 21);
+	test_migrate(memory, 16, HMM_DEVICE, NULL);
+	child = fork();
+	if (!child)
+		_exit(write(memfd_create("x", 0), memory, 1) == -1 && errno == EFAULT ? 0 : 1);
+	test_reap(child, 0);
+	test_check(memory, 16, 21);
+	test_close();
+}
+
+static void protect(void)
+{
+	int nowhere = memfd_create("nowhere", MFD_CLOEXEC);
+	char *memory, byte = 'x';
+
+	test_open(0, DEVICE_MEMORY);
+	memory = on_device(64, 22);
+	CHECK_EQ(mprotect(memory, 32 * PAGE, PROT_READ), 0);
+	CHECK_EQ(hmm_device_write(&mirror, (unsigned long)memory + 8 * PAGE, &byte, 1), -EPERM);
+	test_device_check(memory, 64, 22);
+	test_check(memory, 64, 22);
+	CHECK_EQ(pread(nowhere, memory, 1, 0), 0);
+	CHECK_EQ(mprotect(memory, 32 * PAGE, PROT_NONE), 0);
+	CHECK_EQ(hmm_device_read(&mirror, (unsigned long)memory + 8 * PAGE, &byte, 1), -EFAULT);
+	CHECK_EQ(write(nowhere, memory, 1), -1);
+	CHECK_EQ(errno, EFAULT);
+	CHECK_EQ(mprotect(memory, 32 * PAGE, PROT_READ | PROT_WRITE), 0);
+	test_check(memory, 64, 22);
+	test_fill(memory, 64, 23);
+	test_out(memory, 64);
+	test_check(memory, 64, 23);
+	test_close();
+}
+
+/* Protected by single pages: the mapping is in pieces, the block is not. */
+static void protect_pieces(void)
+{
+	char *memory;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = test_map_huge(1);
+	test_fill(memory, 512, 24);
+	test_out(memory, 512);
+	for (size_t i = 0; i < 512; i += 8)
+		CHECK_EQ(mprotect(memory + i * PAGE, PAGE, PROT_READ), 0);
+	test_check(memory, 512, 24);
+	for (size_t i = 4; i < 512; i += 8)
+		memset(memory + i * PAGE, (int)i, PAGE);
+	CHECK_EQ(mprotect(memory, BLOCK, PROT_READ | PROT_WRITE), 0);
+	test_fill(memory, 512, 25);
+	test_out(memory, 512);
+	test_home(memory, 512);
+	test_check(memory, 512, 25);
+	test_close();
+}
+
+static void protect_on_device(void)
+{
+	char *memory;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = on_device(64, 26);
+	CHECK_EQ(mprotect(memory, 64 * PAGE, PROT_NONE), 0);
+	/* Home, although nobody may look. */
+	test_migrate(memory, 64, HMM_SYSTEM, NULL);
+	CHECK_EQ(mprotect(memory, 64 * PAGE, PROT_READ), 0);
+	test_check(memory, 64, 26);
+	test_close();
+}
+
+static void guard_over(void)
+{
+	int nowhere = memfd_create("nowhere", MFD_CLOEXEC);
+	char *memory;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = on_device(64, 27);
+	if (madvise(memory + 8 * PAGE, 8 * PAGE, MADV_GUARD_INSTALL))
+		test_skip("the kernel has no guard pages");
+	/* Its neighbours come home and the guard stays a guard. */
+	test_check(memory, 8, 27);
+	test_migrate(memory, 64, HMM_SYSTEM, NULL);
+	CHECK_EQ(write(nowhere, memory + 8 * PAGE, 1), -1);
+	CHECK_EQ(errno, EFAULT);
+	CHECK_EQ(write(nowhere, memory + 15 * PAGE, 1), -1);
+	for (size_t i = 16; i < 64; i++)
+		CHECK_EQ(*(volatile uint64_t *)(memory + i * PAGE), test_word(i, 0, 27));
+	CHECK_EQ(madvise(memory + 8 * PAGE, 8 * PAGE, MADV_GUARD_REMOVE), 0);
+	test_check_zero(memory + 8 * PAGE, 8);
+	test_close();
+}
+
+static void collapse(void)
+{
+	char *memory;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = test_map_huge(2);
+	test_fill(memory, 1024, 28);
+	test_out(memory + 10 * PAGE, 40);
+	/* With pages away it may refuse; with pages away it may not invent any. */
+	madvise(memory, 2 * BLOCK, MADV_COLLAPSE);
+	test_check(memory, 1024, 28);
+	madvise(memory, 2 * BLOCK, MADV_COLLAPSE);
+	test_check(memory, 1024, 28);
+	test_out(memory, 1024);
+	madvise(memory, 2 * BLOCK, MADV_COLLAPSE);
+	test_device_check(memory, 1024, 28);
+	test_check(memory, 1024, 28);
+	test_close();
+}
+
+static void lock_later(void)
+{
+	char *memory;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = on_device(64, 29);
+	if (mlock(memory, 32 * PAGE))
+		test_skip("mlock is not allowed here");
+	CHECK_EQ(test_device_pages(memory, 32), 0);
+	test_refused(memory, 32, HMM_LOCKED);
+	test_check(memory, 64, 29);
+	CHECK_EQ(munlock(memory, 32 * PAGE), 0);
+	test_out(memory, 64);
+	test_check(memory, 64, 29);
+	test_close();
+}
+
+static void merged_ksm(void)
+{
+	char *memory;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = on_device(64, 30);
+	if (madvise(memory, 64 * PAGE, MADV_MERGEABLE))
+		test_skip("the kernel has no KSM");
+	test_check(memory, 64, 30);
+	test_fill(memory, 64, 31);
+	test_migrate(memory, 64, HMM_DEVICE, NULL);
+	test_check(memory, 64, 31);
+	test_close();
+}
+
+static const struct test_case cases[] = {
+	{ "unmap", unmap }, { "unmap-many", unmap_many }, { "map-over", map_over },
+	{ "brk-shrink", brk_shrink }, { "remap-grow", remap_grow },
+	{ "remap-grow-in-place", remap_grow_in_place }, { "remap-shrink", remap_shrink },
+	{ "remap-move", remap_move }, { "remap-move-mixed", remap_move_mixed },
+	{ "remap-onto", remap_onto }, { "remap-dontunmap", remap_dontunmap },
+	{ "dontneed", dontneed }, { "lazily-freed", lazily_freed }, { "removed", removed },
+	{ "wipe-on-fork", wipe_on_fork }, { "dont-fork", dont_fork }, { "protect", protect },
+	{ "protect-pieces", protect_pieces }, { "protect-on-device", protect_on_device },
+	{ "guard-over", guard_over }, { "collapse", collapse }, { "lock-later", lock_later },
+	{ "merged-ksm", merged_ksm }, { NULL, NULL },
+};
+
+int main(int argc, char **argv)
+{
+	return test_main(argc, argv, cases);
+}

@@ -1,0 +1,587 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * company.c - several of everything: mirrors of one owner, owners of one
+ * device, drivers in other processes; and drivers that do not answer or die.
+ *
+ * A driver is this program again, started with the case's name, "driver" and
+ * a socket on which it gets the owner's key.
+ */
+#include "mirror.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdatomic.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <time.h>
+
+#define DEVICE_MEMORY (64UL << 20)
+#define DRIVER_SOCKET 100
+
+extern char **environ;
+
+/* ---- one process ------------------------------------------------------------ */
+
+static void two_mirrors(void)
+{
+	struct hmm_mirror other = { 0 };
+	struct hmm_device *device;
+	uint64_t word = 0;
+	char *memory;
+
+	test_open(0, DEVICE_MEMORY);
+	device = test_device("the-other", DEVICE_MEMORY);
+	test_mirror(&other, device);
+	memory = test_map(64);
+	test_fill(memory, 64, 1);
+	test_out(memory, 64);
+	/* The other device reads and writes what this one has. */
+	CHECK_EQ(hmm_device_read(&other, (unsigned long)memory + 8 * PAGE, &word, 8), 8);
+	CHECK_EQ(word, test_word(8, 0, 1));
+	word = 5;
+	CHECK_EQ(hmm_device_write(&other, (unsigned long)memory + 8 * PAGE, &word, 8), 8);
+	CHECK_EQ(hmm_device_read(&mirror, (unsigned long)memory + 8 * PAGE, &word, 8), 8);
+	CHECK_EQ(word, 5);
+	CHECK_EQ(*(volatile uint64_t *)(memory + 8 * PAGE), 5);
+	*(volatile uint64_t *)(memory + 8 * PAGE) = test_word(8, 0, 1);
+	/* From one device to the other. */
+	test_out(memory, 64);
+	CHECK_EQ(hmm_migrate(&other, (unsigned long)memory, 64 * PAGE, HMM_DEVICE, 0, NULL, NULL), 64);
+	CHECK(hmm_mirror_lookup(&other, (unsigned long)memory) & HMM_ENTRY_DEVICE);
+	test_device_check(memory, 64, 1);
+	test_check(memory, 64, 1);
+	/* Each has some when the other's mirror goes. */
+	test_out(memory, 32);
+	CHECK_EQ(hmm_migrate(&other, (unsigned long)memory + 32 * PAGE, 32 * PAGE, HMM_DEVICE, 0, NULL, NULL),
+		 32);
+	CHECK_EQ(hmm_mirror_unregister(&other), 0);
+	hmm_device_put(device);
+	test_device_check(memory, 64, 1);
+	test_check(memory, 64, 1);
+	test_close();
+	test_check(memory, 64, 1);
+}
+
+static void mirrors_in_turn(void)
+{
+	char *memory = test_map(64);
+
+	test_fill(memory, 64, 2);
+	for (int i = 0; i < 10; i++) {
+		test_open(0, DEVICE_MEMORY);
+		test_out(memory, 64);
+		test_device_check(memory, 64, 2);
+		/* Its pages come home with the last handle. */
+		if (i % 2)
+			CHECK_EQ(hmm_mirror_unregister(&mirror), 0);
+		else
+			test_check(memory, 32, 2);
+		if (i % 2 == 0)
+			CHECK_EQ(hmm_mirror_unregister(&mirror), 0);
+		hmm_device_put(mirror.device);
+		hmm_close(hmm);
+		test_check(memory, 64, 2);
+	}
+}
+
+static void many_mirrors(void)
+{
+	static struct hmm_mirror others[16];
+	struct hmm_device *devices[16];
+	char *memory, name[16];
+	uint64_t word;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = test_map(16 * 20);
+	test_fill(memory, 16 * 20, 3);
+	for (int i = 0; i < 16; i++) {
+		snprintf(name, sizeof(name), "many-%d", i);
+		devices[i] = test_device(name, 4 << 20);
+		test_mirror(&others[i], devices[i]);
+		CHECK_EQ(hmm_migrate(&others[i], (unsigned long)memory + (unsigned int)i * 20 * PAGE, 20 * PAGE,
+				     HMM_DEVICE, 0, NULL, NULL), 20);
+	}
+	for (unsigned int i = 0; i < 16; i++) {
+		CHECK_EQ(hmm_device_read(&others[15 - i], (unsigned long)memory + i * 20 * PAGE, &word, 8), 8);
+		CHECK_EQ(word, test_word(i * 20, 0, 3));
+	}
+	test_check(memory, 8 * 20, 3);
+	for (int i = 0; i < 16; i++) {
+		CHECK_EQ(hmm_mirror_unregister(&others[i]), 0);
+		hmm_device_put(devices[i]);
+	}
+	test_check(memory, 16 * 20, 3);
+	test_close();
+}
+
+static void names_and_arguments(void)
+{
+	struct hmm_device_options options = { .size = sizeof(options), .name = "twice", .memory = 4 << 20,
+					      .node = -1 };
+	struct hmm_open_options too_big = { .size = sizeof(too_big), .flags = 1ULL << 60 };
+	static const struct hmm_mirror_ops operations = { 0 };
+	struct hmm_device *device = NULL, *same = NULL;
+	struct hmm_mirror other = { 0 };
+	struct hmm *again = NULL;
+
+	test_open(0, DEVICE_MEMORY);
+	CHECK_EQ(hmm_device_new(hmm, &options, &device), 0);
+	CHECK_EQ(hmm_device_new(hmm, &options, &same), -EBUSY);
+	CHECK_EQ(hmm_device_open(hmm, "nobody", &same), -ENODEV);
+	CHECK_EQ(hmm_device_open(hmm, "twice", &same), 0);
+	CHECK_EQ(hmm_device_memory(same), 4 << 20);
+	options.name = "";
+	CHECK_EQ(hmm_device_new(hmm, &options, &same), -EINVAL);
+	options.name = NULL;
+	CHECK_EQ(hmm_device_new(hmm, &options, &same), -EINVAL);
+	options.name = "enormous";
+	options.memory = 1ULL << 50;
+	CHECK_EQ(hmm_device_new(hmm, &options, &same), -ENOSPC);
+	CHECK_EQ(hmm_mirror_register(NULL, hmm), -EINVAL);
+	CHECK_EQ(hmm_mirror_register(&other, NULL), -EINVAL);
+	CHECK_EQ(hmm_mirror_register(&other, hmm), -EINVAL);
+	other.device = device;
+	CHECK_EQ(hmm_mirror_register(&other, hmm), -EINVAL);
+	other.ops = &operations;
+	CHECK_EQ(hmm_mirror_register(&other, hmm), 0);
+	CHECK_EQ(hmm_mirror_unregister(&other), 0);
+	/* One address space, however often it is opened. */
+	CHECK_EQ(hmm_open(NULL, &again), 0);
+	CHECK(again == hmm);
+	hmm_close(again);
+	CHECK(hmm_open(&too_big, &again) < 0);
+	CHECK_EQ(hmm_open_peer(-1, NULL, &again), -EBADF);
+	CHECK_EQ(hmm_open_peer(0, NULL, &again), -EBADF);
+	hmm_device_put(device);
+	hmm_device_put(NULL);
+	hmm_close(NULL);
+	test_close();
+}
+
+/* A device without memory: everything is reached in place. */
+static void no_memory(void)
+{
+	struct hmm_mirror other = { 0 };
+	struct hmm_device *device;
+	uint8_t results[4];
+	char *memory, copy[16];
+
+	test_open(0, DEVICE_MEMORY);
+	device = test_device("no-memory", 0);
+	test_mirror(&other, device);
+	memory = test_map(4);
+	test_fill(memory, 4, 4);
+	CHECK_EQ(hmm_migrate(&other, (unsigned long)memory, 4 * PAGE, HMM_DEVICE, 0, results, NULL), 0);
+	CHECK_EQ(hmm_device_read(&other, (unsigned long)memory + PAGE, copy, 16), 16);
+	CHECK(!memcmp(copy, memory + PAGE, 16));
+	CHECK_EQ(hmm_mirror_unregister(&other), 0);
+	hmm_device_put(device);
+	test_check(memory, 4, 4);
+	test_close();
+}
+
+static _Atomic int invalidations, unregister_inside;
+static struct hmm_mirror called_back;
+
+static int count_invalidation(struct hmm_mirror *me, const struct hmm_update *update)
+{
+	CHECK(me == &called_back);
+	CHECK(update->start < update->end);
+	CHECK_EQ(update->event, HMM_UPDATE_INVALIDATE);
+	CHECK(update->reason >= HMM_REASON_CPU_WRITE && update->reason <= HMM_REASON_RELEASE);
+	if (!atomic_fetch_add(&invalidations, 1))
+		atomic_store(&unregister_inside, hmm_mirror_unregister(me));
+	return 0;
+}
+
+static const struct hmm_mirror_ops counting = { .sync_cpu_device_pagetables = count_invalidation };
+
+/* The driver in the owner itself is told, and from inside a callback nothing hangs. */
+static void callback(void)
+{
+	char *memory;
+
+	test_open(0, DEVICE_MEMORY);
+	called_back.device = test_device("called-back", DEVICE_MEMORY);
+	called_back.ops = &counting;
+	CHECK_EQ(hmm_mirror_register(&called_back, hmm), 0);
+	memory = test_map(64);
+	test_fill(memory, 64, 5);
+	CHECK_EQ(hmm_migrate(&called_back, (unsigned long)memory, 64 * PAGE, HMM_DEVICE, 0, NULL, NULL), 64);
+	test_fill(memory, 64, 6);
+	for (int i = 0; i < 500 && !atomic_load(&invalidations); i++)
+		usleep(10000);
+	CHECK(atomic_load(&invalidations) > 0);
+	CHECK_EQ(hmm_mirror_unregister(&called_back), 0);
+	CHECK_EQ(atomic_load(&unregister_inside), -EDEADLK);
+	hmm_device_put(called_back.device);
+	test_check(memory, 64, 6);
+	test_close();
+}
+
+/* ---- drivers of their own ---------------------------------------------------- */
+
+static pid_t start_driver(const char *name, int *socket)
+{
+	char program[] = "/proc/self/exe", driver[] = "driver", *arguments[4];
+	posix_spawn_file_actions_t actions;
+	char *copy = strdup(name);
+	int pair[2];
+	pid_t child;
+
+	arguments[0] = program;
+	arguments[1] = copy;
+	arguments[2] = driver;
+	arguments[3] = NULL;
+	CHECK_EQ(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
+	posix_spawn_file_actions_init(&actions);
+	posix_spawn_file_actions_adddup2(&actions, pair[1], DRIVER_SOCKET);
+	CHECK_EQ(posix_spawn(&child, program, &actions, NULL, arguments, environ), 0);
+	posix_spawn_file_actions_destroy(&actions);
+	close(pair[1]);
+	free(copy);
+	*socket = pair[0];
+	return child;
+}
+
+/* A message of one word, with the key or without. */
+static void tell(int socket, uint64_t word, int key)
+{
+	char control[CMSG_SPACE(sizeof(int))] = { 0 };
+	struct iovec data = { &word, sizeof(word) };
+	struct msghdr message = { .msg_iov = &data, .msg_iovlen = 1 };
+
+	if (key >= 0) {
+		struct cmsghdr *header = (struct cmsghdr *)control;
+
+		message.msg_control = control;
+		message.msg_controllen = sizeof(control);
+		header->cmsg_level = SOL_SOCKET;
+		header->cmsg_type = SCM_RIGHTS;
+		header->cmsg_len = CMSG_LEN(sizeof(int));
+		memcpy(CMSG_DATA(header), &key, sizeof(key));
+	}
+	CHECK_EQ(sendmsg(socket, &message, MSG_NOSIGNAL), 8);
+}
+
+static bool hear(int socket, uint64_t *word, int *key)
+{
+	char control[CMSG_SPACE(sizeof(int))];
+	struct iovec data = { word, sizeof(*word) };
+	struct msghdr message = { .msg_iov = &data, .msg_iovlen = 1, .msg_control = control,
+				  .msg_controllen = sizeof(control) };
+
+	if (key)
+		*key = -1;
+	if (recvmsg(socket, &message, MSG_CMSG_CLOEXEC) != 8)
+		return false;
+	if (key && CMSG_FIRSTHDR(&message))
+		memcpy(key, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(*key));
+	return true;
+}
+
+static _Atomic int driver_silent;
+
+static int maybe_answer(struct hmm_mirror *me, const struct hmm_update *update)
+{
+	while (atomic_load(&driver_silent))
+		sleep(1);
+	return 0;
+}
+
+static const struct hmm_mirror_ops answering = { .sync_cpu_device_pagetables = maybe_answer };
+static const struct hmm_mirror_ops quiet = { 0 };
+
+/* In the driver: its mirror of the owner whose key comes, on the owner's device. */
+static unsigned long driver_open(const struct hmm_mirror_ops *operations)
+{
+	uint64_t address, device;
+	char name[32];
+	int key;
+
+	CHECK(hear(DRIVER_SOCKET, &address, &key));
+	CHECK(key >= 0);
+	CHECK(hear(DRIVER_SOCKET, &device, NULL));
+	CHECK_EQ(hmm_open_peer(key, NULL, &hmm), 0);
+	close(key);
+	snprintf(name, sizeof(name), "device-%lu", device);
+	CHECK_EQ(hmm_device_open(hmm, name, &mirror.device), 0);
+	mirror.ops = operations;
+	CHECK_EQ(hmm_mirror_register(&mirror, hmm), 0);
+	return address;
+}
+
+/* In the owner: what driver_open() waits for. */
+static void invite(int socket, void *memory)
+{
+	int key = hmm_export(hmm);
+
+	CHECK(key >= 0);
+	tell(socket, (uint64_t)memory, key);
+	tell(socket, (uint64_t)getpid(), -1);
+	close(key);
+}
+
+static void peer_driver(void)
+{
+	void *address = (void *)driver_open(&quiet);
+	uint64_t words[512], word;
+
+	test_device_check(address, 64, 7);
+	for (size_t i = 0; i < 64; i++) {
+		for (size_t j = 0; j < 512; j++)
+			words[j] = test_word(i, j, 8);
+		CHECK_EQ(hmm_device_write(&mirror, (unsigned long)address + i * PAGE, words, PAGE), PAGE);
+	}
+	test_device_check(address, 64, 8);
+	CHECK_EQ(hmm_migrate(&mirror, (unsigned long)address, 64 * PAGE, HMM_DEVICE, 0, NULL, NULL), 64);
+	tell(DRIVER_SOCKET, 1, -1);
+	CHECK(hear(DRIVER_SOCKET, &word, NULL));
+	test_device_check(address, 64, 9);
+	CHECK_EQ(hmm_mirror_unregister(&mirror), 0);
+	hmm_device_put(mirror.device);
+	hmm_close(hmm);
+}
+
+static void peer(void)
+{
+	uint64_t word;
+	char *memory;
+	int socket;
+	pid_t driver = start_driver("peer", &socket);
+
+	test_open(0, DEVICE_MEMORY);
+	memory = test_map(64);
+	test_fill(memory, 64, 7);
+	test_out(memory, 32);
+	invite(socket, memory);
+	CHECK(hear(socket, &word, NULL));
+	test_check(memory, 64, 8);
+	test_fill(memory, 64, 9);
+	test_out(memory, 20);
+	tell(socket, 2, -1);
+	test_reap(driver, 0);
+	test_check(memory, 64, 9);
+	test_close();
+}
+
+/* A driver never answers: past the deadline the owner goes on. */
+static void silent_driver(void)
+{
+	void *address = (void *)driver_open(&answering);
+	uint64_t word;
+
+	test_device_check(address, 64, 10);
+	CHECK_EQ(hmm_migrate(&mirror, (unsigned long)address, 64 * PAGE, HMM_DEVICE, 0, NULL, NULL), 64);
+	atomic_store(&driver_silent, 1);
+	tell(DRIVER_SOCKET, 1, -1);
+	hear(DRIVER_SOCKET, &word, NULL);
+	_exit(0);
+}
+
+static void silent(void)
+{
+	uint64_t word;
+	char *memory;
+	int socket;
+	pid_t driver = start_driver("silent", &socket);
+
+	test_open(0, DEVICE_MEMORY);
+	memory = test_map(64);
+	test_fill(memory, 64, 10);
+	invite(socket, memory);
+	CHECK(hear(socket, &word, NULL));
+	test_fill(memory, 64, 11);
+	test_check(memory, 64, 11);
+	test_home(memory, 64);
+	test_check(memory, 64, 11);
+	tell(socket, 2, -1);
+	test_reap(driver, 0);
+	test_close();
+}
+
+static void dying_driver(void)
+{
+	void *address = (void *)driver_open(&answering);
+	uint64_t word;
+
+	CHECK_EQ(hmm_migrate(&mirror, (unsigned long)address, 64 * PAGE, HMM_DEVICE, 0, NULL, NULL), 64);
+	word = test_word(0, 0, 12) + 1;
+	CHECK_EQ(hmm_device_write(&mirror, (unsigned long)address, &word, 8), 8);
+	tell(DRIVER_SOCKET, 1, -1);
+	raise(SIGKILL);
+}
+
+/* What it wrote stays, what it had comes home. */
+static void dying(void)
+{
+	uint64_t word;
+	char *memory;
+	int socket;
+	pid_t driver = start_driver("dying", &socket);
+
+	test_open(0, DEVICE_MEMORY);
+	memory = test_map(64);
+	test_fill(memory, 64, 12);
+	invite(socket, memory);
+	CHECK(hear(socket, &word, NULL));
+	test_reap(driver, SIGKILL);
+	CHECK_EQ(*(volatile uint64_t *)memory, test_word(0, 0, 12) + 1);
+	*(volatile uint64_t *)memory = test_word(0, 0, 12);
+	test_check(memory, 64, 12);
+	test_out(memory, 64);
+	test_check(memory, 64, 12);
+	test_close();
+}
+
+static _Atomic int released;
+
+static void note_release(struct hmm_mirror *me)
+{
+	atomic_store(&released, 1);
+}
+
+static const struct hmm_mirror_ops releasing = { .release = note_release };
+
+/* The owner is killed under its driver: told by release, and every access fails. */
+static void orphaned_driver(void)
+{
+	unsigned long address = driver_open(&releasing);
+	char byte;
+
+	CHECK_EQ(hmm_device_read(&mirror, address, &byte, 1), 1);
+	tell(DRIVER_SOCKET, 1, -1);
+	for (int i = 0; i < 2000 && !atomic_load(&released); i++)
+		usleep(10000);
+	CHECK(atomic_load(&released));
+	CHECK(hmm_device_read(&mirror, address, &byte, 1) < 0);
+	CHECK_EQ(hmm_migrate(&mirror, address, PAGE, HMM_DEVICE, 0, NULL, NULL), -ESTALE);
+	CHECK_EQ(hmm_mirror_unregister(&mirror), 0);
+	hmm_device_put(mirror.device);
+	hmm_close(hmm);
+}
+
+static void orphaned(void)
+{
+	int socket;
+	pid_t driver = start_driver("orphaned", &socket), owner;
+	uint64_t word;
+
+	owner = fork();
+	if (!owner) {
+		char *memory;
+
+		test_open(0, DEVICE_MEMORY);
+		memory = test_map(4);
+		test_fill(memory, 4, 13);
+		test_out(memory, 4);
+		invite(socket, memory);
+		CHECK(hear(socket, &word, NULL));
+		raise(SIGKILL);
+	}
+	close(socket);
+	test_reap(owner, SIGKILL);
+	test_reap(driver, 0);
+}
+
+static void stale_key_driver(void)
+{
+	struct hmm *gone = NULL;
+	uint64_t word;
+	int key;
+
+	CHECK(hear(DRIVER_SOCKET, &word, &key));
+	CHECK(hear(DRIVER_SOCKET, &word, NULL));
+	CHECK_EQ(hmm_open_peer(key, NULL, &gone), -ESTALE);
+	CHECK(strlen(hmm_last_error()) > 0);
+	tell(DRIVER_SOCKET, 1, -1);
+}
+
+/* The key of an owner that has closed leads nowhere. */
+static void stale_key(void)
+{
+	uint64_t word;
+	int socket, key;
+	pid_t driver = start_driver("stale-key", &socket);
+
+	test_open(0, DEVICE_MEMORY);
+	key = hmm_export(hmm);
+	CHECK(key >= 0);
+	tell(socket, 0, key);
+	test_close();
+	tell(socket, 0, -1);
+	CHECK(hear(socket, &word, NULL));
+	test_reap(driver, 0);
+	close(key);
+}
+
+/* Two owners on one device: neither sees the other's bytes, and the pool is shared fairly enough to fit both. */
+static void two_owners(void)
+{
+	int barrier[2], socket[2];
+	pid_t child;
+	char *memory, byte;
+
+	CHECK_EQ(pipe2(barrier, O_CLOEXEC), 0);
+	CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, socket), 0);
+	child = fork();
+	if (!child) {
+		struct hmm_open_options options = { .size = sizeof(options), .timeout_ms = 5000 };
+
+		CHECK_EQ(read(socket[1], &byte, 1), 1);
+		CHECK_EQ(hmm_open(&options, &hmm), 0);
+		CHECK_EQ(hmm_device_open(hmm, "shared-by-two", &mirror.device), 0);
+		mirror.ops = &quiet;
+		CHECK_EQ(hmm_mirror_register(&mirror, hmm), 0);
+		memory = mmap((void *)0x7eb000000000, 300 * PAGE, PROT_READ | PROT_WRITE,
+			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+		CHECK(memory != MAP_FAILED);
+		for (uint64_t round = 0; round < 30; round++) {
+			test_fill(memory, 300, 1000 + round);
+			test_out(memory, 300);
+			test_device_check(memory, 300, 1000 + round);
+			test_check(memory, 300, 1000 + round);
+		}
+		test_close();
+		_exit(0);
+	}
+	test_open(0, DEVICE_MEMORY);
+	CHECK_EQ(hmm_mirror_unregister(&mirror), 0);
+	hmm_device_put(mirror.device);
+	test_mirror(&mirror, test_device("shared-by-two", DEVICE_MEMORY));
+	CHECK_EQ(write(socket[0], "x", 1), 1);
+	memory = mmap((void *)0x7eb000000000, 300 * PAGE, PROT_READ | PROT_WRITE,
+		      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+	CHECK(memory != MAP_FAILED);
+	for (uint64_t round = 0; round < 30; round++) {
+		test_fill(memory, 300, round);
+		test_out(memory, 300);
+		test_device_check(memory, 300, round);
+		test_check(memory, 300, round);
+	}
+	test_reap(child, 0);
+	test_check(memory, 300, 29);
+	test_close();
+}
+
+static const struct test_case cases[] = {
+	{ "two-mirrors", two_mirrors }, { "mirrors-in-turn", mirrors_in_turn },
+	{ "many-mirrors", many_mirrors }, { "names-and-arguments", names_and_arguments },
+	{ "no-memory", no_memory }, { "callback", callback }, { "peer", peer }, { "silent", silent },
+	{ "dying", dying }, { "orphaned", orphaned }, { "stale-key", stale_key },
+	{ "two-owners", two_owners }, { NULL, NULL },
+};
+
+static const struct test_case drivers[] = {
+	{ "peer", peer_driver }, { "silent", silent_driver }, { "dying", dying_driver },
+	{ "orphaned", orphaned_driver }, { "stale-key", stale_key_driver }, { NULL, NULL },
+};
+
+int main(int argc, char **argv)
+{
+	if (argc == 3 && !strcmp(argv[2], "driver"))
+		return test_main(2, argv, drivers);
+	return test_main(argc, argv, cases);
+}

@@ -1,0 +1,470 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * family.c - processes and threads come and go while pages are on the device:
+ * every child begins with the bytes its parent had, and nobody waits for ever.
+ */
+#include "mirror.h"
+
+#include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+
+#define DEVICE_MEMORY (128UL << 20)
+
+extern char **environ;
+
+static char *on_device(size_t pages, uint64_t seed)
+{
+	char *memory = test_map(pages);
+
+	test_fill(memory, pages, seed);
+	test_out(memory, pages);
+	return memory;
+}
+
+static void forked(void)
+{
+	char *memory;
+	pid_t child;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = on_device(200, 1);
+	test_check(memory, 20, 1);	/* some are shared by now */
+	child = fork();
+	if (!child) {
+		test_check(memory, 200, 1);
+		test_fill(memory, 200, 2);
+		test_check(memory, 200, 2);
+		_exit(0);
+	}
+	test_fill(memory, 100, 3);
+	test_reap(child, 0);
+	test_check(memory, 100, 3);
+	for (size_t i = 100; i < 200; i++)
+		CHECK_EQ(*(volatile uint64_t *)(memory + i * PAGE), test_word(i, 0, 1));
+	test_fill(memory, 200, 4);
+	test_out(memory, 200);
+	test_check(memory, 200, 4);
+	test_close();
+}
+
+static void cloned(void)
+{
+	char *memory;
+	pid_t child;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = on_device(200, 5);
+	child = (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+	if (!child) {
+		test_check(memory, 200, 5);
+		test_fill(memory, 200, 6);
+		test_check(memory, 200, 6);
+		_exit(0);
+	}
+	test_reap(child, 0);
+	test_device_check(memory, 200, 5);
+	test_check(memory, 200, 5);
+	test_close();
+}
+
+/* Generations: the children's memory is nobody's mirror. */
+static void grandchildren(void)
+{
+	char *memory;
+	pid_t child;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = on_device(64, 7);
+	child = fork();
+	if (!child) {
+		pid_t grandchild = fork();
+
+		if (!grandchild) {
+			test_check(memory, 64, 7);
+			_exit(0);
+		}
+		test_reap(grandchild, 0);
+		test_check(memory, 64, 7);
+		_exit(0);
+	}
+	test_reap(child, 0);
+	test_check(memory, 64, 7);
+	test_close();
+}
+
+static void many_forks(void)
+{
+	char *memory;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = test_map_huge(2);
+	test_fill(memory, 1024, 8);
+	for (uint64_t i = 0; i < 40; i++) {
+		pid_t child;
+
+		test_migrate(memory + i * 13 * PAGE, 1024 - i * 13, HMM_DEVICE, NULL);
+		child = i % 2 ? fork() : (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+		if (!child) {
+			test_check(memory, 1024, 8 + i);
+			_exit(0);
+		}
+		test_fill(memory, 1024, 9 + i);
+		test_reap(child, 0);
+	}
+	test_check(memory, 1024, 48);
+	test_close();
+}
+
+static void vforked(void)
+{
+	char *memory, program[] = "/bin/true";
+	char *const arguments[] = { program, NULL };
+	pid_t child;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = on_device(64, 10);
+	child = vfork();
+	if (!child) {
+		execve(program, arguments, environ);
+		_exit(1);
+	}
+	test_reap(child, 0);
+	CHECK_EQ(test_device_pages(memory, 64), 64);
+	test_check(memory, 64, 10);
+	test_close();
+}
+
+/* It touches the parent's pages from the child that shares them. */
+static void vfork_touches(void)
+{
+	char *memory;
+	pid_t child;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = on_device(64, 11);
+	child = vfork();
+	if (!child) {
+		*(volatile uint64_t *)(memory + 3 * PAGE) = 99;
+		_exit(*(volatile uint64_t *)(memory + 5 * PAGE) != test_word(5, 0, 11));
+	}
+	test_reap(child, 0);
+	CHECK_EQ(*(volatile uint64_t *)(memory + 3 * PAGE), 99);
+	*(volatile uint64_t *)(memory + 3 * PAGE) = test_word(3, 0, 11);
+	test_check(memory, 64, 11);
+	test_close();
+}
+
+static void spawned(void)
+{
+	char *memory, *path, *arguments[2] = { NULL, NULL };
+	pid_t child;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = on_device(64, 12);
+	/* The very strings of the call are on the device. */
+	path = memory + 8 * PAGE;
+	strcpy(path, "/bin/true");
+	arguments[0] = path;
+	test_out(memory, 64);
+	CHECK_EQ(posix_spawn(&child, path, NULL, NULL, arguments, environ), 0);
+	test_reap(child, 0);
+	CHECK(!strcmp(path, "/bin/true"));
+	test_close();
+}
+
+static void executes(void)
+{
+	char *memory, *path, *arguments[2] = { NULL, NULL };
+
+	test_open(0, DEVICE_MEMORY);
+	memory = on_device(64, 13);
+	path = memory + 8 * PAGE;
+	strcpy(path, "/bin/true");
+	arguments[0] = path;
+	test_out(memory, 64);
+	execve(path, arguments, environ);
+	FAIL("execve: %m");
+}
+
+static void exits(void)
+{
+	test_open(0, DEVICE_MEMORY);
+	on_device(64, 14);
+	exit(0);
+}
+
+static void dies(void)
+{
+	pid_t child = fork();
+
+	if (!child) {
+		test_open(0, DEVICE_MEMORY);
+		on_device(64, 15);
+		raise(SIGKILL);
+	}
+	test_reap(child, SIGKILL);
+}
+
+/* ---- threads ---------------------------------------------------------------- */
+
+static void *touch_and_end(void *argument)
+{
+	char *page = argument;
+
+	return (void *)(uintptr_t)(*(volatile uint64_t *)page);
+}
+
+static void threads_end(void)
+{
+	char *memory;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = on_device(64, 16);
+	for (size_t i = 0; i < 64; i++) {
+		pthread_t thread;
+		void *result;
+
+		CHECK_EQ(pthread_create(&thread, NULL, touch_and_end, memory + i * PAGE), 0);
+		CHECK_EQ(pthread_join(thread, &result), 0);
+		CHECK_EQ((uintptr_t)result, test_word(i, 0, 16));
+	}
+	test_check(memory, 64, 16);
+	test_close();
+}
+
+static void *wait_to_end(void *argument)
+{
+	pthread_barrier_wait(argument);
+	pthread_barrier_wait(argument);
+	return argument;
+}
+
+/* What glibc mapped for its threads is sent away; what must stay, stays, and join does not hang. */
+static void thread_memory_leaves(void)
+{
+	pthread_barrier_t barrier;
+	pthread_t threads[4];
+	unsigned long start, end;
+	char line[512], protection[5];
+	FILE *maps;
+
+	test_open(0, DEVICE_MEMORY);
+	pthread_barrier_init(&barrier, NULL, 5);
+	for (int i = 0; i < 4; i++)
+		CHECK_EQ(pthread_create(&threads[i], NULL, wait_to_end, &barrier), 0);
+	pthread_barrier_wait(&barrier);
+	maps = fopen("/proc/self/maps", "re");
+	CHECK(maps);
+	while (fgets(line, sizeof(line), maps)) {
+		if (sscanf(line, "%lx-%lx %4s", &start, &end, protection) != 3 || strcmp(protection, "rw-p"))
+			continue;
+		if (end - start > 64UL << 20)
+			end = start + (64UL << 20);
+		hmm_migrate(&mirror, start, end - start, HMM_DEVICE, 0, NULL, NULL);
+	}
+	fclose(maps);
+	pthread_barrier_wait(&barrier);
+	for (int i = 0; i < 4; i++) {
+		void *result;
+
+		CHECK_EQ(pthread_join(threads[i], &result), 0);
+		CHECK(result == &barrier);
+	}
+	test_close();
+}
+
+/* The leader of the process ends first; the mm lives on in the other thread. */
+static void *survive(void *argument)
+{
+	char *memory = argument;
+
+	usleep(200000);
+	test_check(memory, 64, 17);
+	test_fill(memory, 64, 18);
+	test_out(memory, 64);
+	test_check(memory, 64, 18);
+	printf("the survivor is content\n");
+	_exit(0);
+}
+
+static void leader_ends(void)
+{
+	pthread_t thread;
+	char *memory;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = on_device(64, 17);
+	CHECK_EQ(pthread_create(&thread, NULL, survive, memory), 0);
+	pthread_exit(NULL);
+}
+
+/* A process that shares the memory but is no thread: after the owner's death the pages are still its own. */
+static char survivor_stack[128 << 10];
+
+struct survivor {
+	char *memory;
+	int told;	/* a pipe that the owner's parent reads */
+	pid_t owner;
+};
+
+static int survive_alone(void *argument)
+{
+	struct survivor *survivor = argument;
+	char verdict = 'y';
+
+	while (getppid() == survivor->owner)
+		usleep(10000);
+	usleep(100000);
+	for (size_t i = 0; i < 64 * 512; i++)
+		if (((volatile uint64_t *)survivor->memory)[i] != test_word(i / 512, i % 512, 19))
+			verdict = 'n';
+	if (write(survivor->told, &verdict, 1) != 1)
+		_exit(1);
+	_exit(0);
+}
+
+static void memory_outlives_process(void)
+{
+	char verdict = 0;
+	int told[2];
+	pid_t child;
+
+	CHECK_EQ(pipe(told), 0);
+	child = fork();
+	if (!child) {
+		static struct survivor survivor;
+
+		close(told[0]);
+		test_open(0, DEVICE_MEMORY);
+		survivor.memory = on_device(64, 19);
+		survivor.told = told[1];
+		survivor.owner = getpid();
+		CHECK(clone(survive_alone, survivor_stack + sizeof(survivor_stack), CLONE_VM | SIGCHLD,
+			    &survivor) > 0);
+		usleep(100000);
+		_exit(0);
+	}
+	close(told[1]);
+	test_reap(child, 0);
+	CHECK_EQ(read(told[0], &verdict, 1), 1);
+	CHECK_EQ(verdict, 'y');
+}
+
+/* ---- who stops or interferes -------------------------------------------------- */
+
+static void closes_all(void)
+{
+	char *memory;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = on_device(64, 20);
+	CHECK_EQ(syscall(SYS_close_range, 3, ~0U, 0), 0);
+	test_check(memory, 64, 20);
+	test_fill(memory, 64, 21);
+	test_out(memory, 64);
+	test_device_check(memory, 64, 21);
+	test_check(memory, 64, 21);
+	test_close();
+}
+
+/* Descriptors of the library are nowhere among the program's. */
+static void no_descriptor(void)
+{
+	int before, after;
+
+	before = open("/dev/null", O_RDONLY | O_CLOEXEC);
+	test_open(0, DEVICE_MEMORY);
+	on_device(64, 22);
+	after = open("/dev/null", O_RDONLY | O_CLOEXEC);
+	CHECK_EQ(after, before + 1);
+	test_close();
+}
+
+/*
+ * The tracer stops every thread that is called the agent's, and the owner's
+ * faults are served all the same: pages in the slot are read by hmmd itself.
+ */
+static pid_t agent_of(pid_t owner)
+{
+	char path[64], name[32];
+
+	for (pid_t tid = owner + 1; tid < owner + 64; tid++) {
+		FILE *file;
+
+		snprintf(path, sizeof(path), "/proc/%d/task/%d/comm", owner, tid);
+		file = fopen(path, "re");
+		if (!file)
+			continue;
+		name[0] = 0;
+		if (fgets(name, sizeof(name), file) && strstr(name, "agent")) {
+			fclose(file);
+			return tid;
+		}
+		fclose(file);
+	}
+	return 0;
+}
+
+static void traced_agent(void)
+{
+	int from[2], to[2];
+	char byte = 0;
+	pid_t owner, agent;
+
+	CHECK_EQ(pipe(from), 0);
+	CHECK_EQ(pipe(to), 0);
+	owner = fork();
+	if (!owner) {
+		char *memory;
+
+		test_open(0, DEVICE_MEMORY);
+		memory = on_device(600, 23);
+		CHECK_EQ(write(from[1], "x", 1), 1);
+		CHECK_EQ(read(to[0], &byte, 1), 1);
+		test_check(memory, 600, 23);
+		test_fill(memory, 600, 24);
+		CHECK_EQ(write(from[1], "y", 1), 1);
+		CHECK_EQ(read(to[0], &byte, 1), 1);
+		test_out(memory, 600);
+		test_check(memory, 600, 24);
+		test_close();
+		_exit(0);
+	}
+	CHECK_EQ(read(from[0], &byte, 1), 1);
+	agent = agent_of(owner);
+	if (!agent) {
+		kill(owner, SIGKILL);
+		FAIL("the owner has no thread with 'agent' in its name");
+	}
+	CHECK_EQ(ptrace(PTRACE_SEIZE, agent, NULL, NULL), 0);
+	CHECK_EQ(ptrace(PTRACE_INTERRUPT, agent, NULL, NULL), 0);
+	CHECK_EQ(waitpid(agent, NULL, __WALL), agent);
+	CHECK_EQ(write(to[1], "x", 1), 1);
+	CHECK_EQ(read(from[0], &byte, 1), 1);
+	CHECK_EQ(byte, 'y');
+	CHECK_EQ(ptrace(PTRACE_DETACH, agent, NULL, NULL), 0);
+	CHECK_EQ(write(to[1], "y", 1), 1);
+	test_reap(owner, 0);
+}
+
+static const struct test_case cases[] = {
+	{ "forked", forked }, { "cloned", cloned }, { "grandchildren", grandchildren },
+	{ "many-forks", many_forks }, { "vforked", vforked }, { "vfork-touches", vfork_touches },
+	{ "spawned", spawned }, { "executes", executes }, { "exits", exits }, { "dies", dies },
+	{ "threads-end", threads_end }, { "thread-memory-leaves", thread_memory_leaves },
+	{ "leader-ends", leader_ends }, { "memory-outlives-process", memory_outlives_process },
+	{ "closes-all", closes_all }, { "no-descriptor", no_descriptor },
+	{ "traced-agent", traced_agent }, { NULL, NULL },
+};
+
+int main(int argc, char **argv)
+{
+	return test_main(argc, argv, cases);
+}

@@ -1,0 +1,265 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * mirror.c - see mirror.h. Runs in the test program's main thread.
+ */
+#include "mirror.h"
+
+#include <stdarg.h>
+#include <sys/wait.h>
+
+struct hmm *hmm;
+struct hmm_mirror mirror;
+
+static const struct hmm_mirror_ops no_callbacks = { 0 };
+
+void test_fail(const char *file, int line, const char *format, ...)
+{
+	va_list arguments;
+
+	fprintf(stderr, "%s:%d: ", strrchr(file, '/') ? strrchr(file, '/') + 1 : file, line);
+	va_start(arguments, format);
+	vfprintf(stderr, format, arguments);
+	va_end(arguments);
+	fprintf(stderr, " (last error: %s)\n", hmm_last_error());
+	_exit(1);
+}
+
+void test_skip(const char *why)
+{
+	printf("%s\n", why);
+	fflush(stdout);
+	_exit(77);
+}
+
+int test_main(int argc, char **argv, const struct test_case *cases)
+{
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	for (const struct test_case *one = cases; one->name && argc == 2; one++) {
+		if (!strcmp(argv[1], "--list"))
+			puts(one->name);
+		else if (!strcmp(argv[1], one->name))
+			return one->run(), 0;
+	}
+	if (argc == 2 && !strcmp(argv[1], "--list"))
+		return 0;
+	fprintf(stderr, "usage: %s CASE | --list\n", argv[0]);
+	return 2;
+}
+
+/* ---- the mirror ------------------------------------------------------------ */
+
+struct hmm_device *test_device(const char *name, uint64_t memory)
+{
+	struct hmm_device_options options = { .size = sizeof(options), .name = name, .memory = memory,
+					      .node = -1, .caps = HMM_DEVICE_FAULTS };
+	struct hmm_device *device = NULL;
+
+	CHECK_EQ(hmm_device_new(hmm, &options, &device), 0);
+	CHECK(device);
+	return device;
+}
+
+void test_mirror(struct hmm_mirror *other, struct hmm_device *device)
+{
+	other->device = device;
+	other->ops = &no_callbacks;
+	CHECK_EQ(hmm_mirror_register(other, hmm), 0);
+	CHECK(other->hmm == hmm);
+}
+
+void test_open(uint64_t flags, uint64_t memory)
+{
+	struct hmm_open_options options = { .size = sizeof(options), .flags = flags, .timeout_ms = 5000 };
+	char name[32];
+
+	snprintf(name, sizeof(name), "device-%d", getpid());
+	CHECK_EQ(hmm_open(&options, &hmm), 0);
+	test_mirror(&mirror, test_device(name, memory));
+}
+
+void test_close(void)
+{
+	CHECK_EQ(hmm_mirror_unregister(&mirror), 0);
+	hmm_device_put(mirror.device);
+	hmm_close(hmm);
+}
+
+/* ---- memory ------------------------------------------------------------------ */
+
+char *test_map(size_t pages)
+{
+	char *memory = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	CHECK(memory != MAP_FAILED);
+	madvise(memory, pages * PAGE, MADV_NOHUGEPAGE);
+	return memory;
+}
+
+char *test_map_huge(size_t blocks)
+{
+	char *room = mmap(NULL, (blocks + 1) * BLOCK, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *memory;
+
+	CHECK(room != MAP_FAILED);
+	memory = (char *)(((uintptr_t)room + BLOCK - 1) & ~(BLOCK - 1));
+	CHECK(mmap(memory, blocks * BLOCK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED,
+		   -1, 0) == memory);
+	madvise(memory, blocks * BLOCK, MADV_HUGEPAGE);
+	return memory;
+}
+
+uint64_t test_word(size_t page, size_t word, uint64_t seed)
+{
+	uint64_t z = (page * 512 + word + 1) * 0x9e3779b97f4a7c15ULL ^ seed * 0xbf58476d1ce4e5b9ULL;
+
+	z = (z ^ (z >> 30)) * 0x94d049bb133111ebULL;
+	return (z ^ (z >> 31)) | 1;
+}
+
+void test_fill(void *memory, size_t pages, uint64_t seed)
+{
+	volatile uint64_t *words = memory;
+
+	for (size_t i = 0; i < pages * 512; i++)
+		words[i] = test_word(i / 512, i % 512, seed);
+}
+
+void test_check(const void *memory, size_t pages, uint64_t seed)
+{
+	const volatile uint64_t *words = memory;
+
+	for (size_t i = 0; i < pages * 512; i++) {
+		uint64_t seen = words[i];
+
+		if (seen != test_word(i / 512, i % 512, seed))
+			FAIL("page %zu of %zu, word %zu, address %p: %#lx instead of %#lx", i / 512, pages, i % 512,
+			     (void *)&words[i], seen, test_word(i / 512, i % 512, seed));
+	}
+}
+
+void test_check_zero(const void *memory, size_t pages)
+{
+	const volatile uint64_t *words = memory;
+
+	for (size_t i = 0; i < pages * 512; i++) {
+		uint64_t seen = words[i];
+
+		if (seen)
+			FAIL("page %zu of %zu, word %zu, address %p: %#lx instead of zero", i / 512, pages, i % 512,
+			     (void *)&words[i], seen);
+	}
+}
+
+void test_device_check(const void *memory, size_t pages, uint64_t seed)
+{
+	static uint64_t copy[512];
+
+	for (size_t page = 0; page < pages; page++) {
+		CHECK_EQ(hmm_device_read(&mirror, (unsigned long)memory + page * PAGE, copy, PAGE), PAGE);
+		for (size_t i = 0; i < 512; i++)
+			if (copy[i] != test_word(page, i, seed))
+				FAIL("the device reads %#lx in page %zu, word %zu, instead of %#lx", copy[i], page,
+				     i, test_word(page, i, seed));
+	}
+}
+
+/* ---- moving -------------------------------------------------------------------- */
+
+long test_migrate(void *memory, size_t pages, enum hmm_target target, uint8_t *results)
+{
+	struct hmm_migrate_report report = { 0 };
+	long there = hmm_migrate(&mirror, (unsigned long)memory, pages * PAGE, target, 0, results, &report);
+
+	if (there < 0)
+		FAIL("hmm_migrate: %s", strerror((int)-there));
+	CHECK_EQ(report.pages, pages);
+	CHECK_EQ(report.moved + report.already, there);
+	CHECK_EQ(report.moved + report.already + report.failed, pages);
+	return there;
+}
+
+static void test_travel(void *memory, size_t pages, enum hmm_target target)
+{
+	uint8_t *results = malloc(pages);
+	long there;
+
+	memset(results, 0xff, pages);
+	there = test_migrate(memory, pages, target, results);
+	for (size_t i = 0; i < pages; i++)
+		if (results[i] != HMM_MIGRATED && results[i] != HMM_ALREADY)
+			FAIL("page %zu of %zu did not get there: %s", i, pages, hmm_migrate_result_name(results[i]));
+	CHECK_EQ(there, pages);
+	free(results);
+}
+
+void test_out(void *memory, size_t pages)
+{
+	test_travel(memory, pages, HMM_DEVICE);
+	CHECK_EQ(test_device_pages(memory, pages), pages);
+}
+
+void test_home(void *memory, size_t pages)
+{
+	test_travel(memory, pages, HMM_SYSTEM);
+	CHECK_EQ(test_device_pages(memory, pages), 0);
+}
+
+void test_refused(void *memory, size_t pages, enum hmm_migrate_result expected)
+{
+	uint8_t *results = malloc(pages);
+
+	memset(results, 0xff, pages);
+	CHECK_EQ(test_migrate(memory, pages, HMM_DEVICE, results), 0);
+	for (size_t i = 0; i < pages; i++)
+		if (results[i] != expected)
+			FAIL("page %zu of %zu: %s instead of %s", i, pages, hmm_migrate_result_name(results[i]),
+			     hmm_migrate_result_name(expected));
+	free(results);
+}
+
+/* ---- looking ------------------------------------------------------------------- */
+
+bool test_on_device(const void *page)
+{
+	return hmm_mirror_lookup(&mirror, (unsigned long)page) & HMM_ENTRY_DEVICE;
+}
+
+size_t test_device_pages(const void *memory, size_t pages)
+{
+	size_t n = 0;
+
+	for (size_t i = 0; i < pages; i++)
+		n += test_on_device((const char *)memory + i * PAGE);
+	return n;
+}
+
+long test_smaps(const void *memory, size_t bytes, const char *field)
+{
+	FILE *file = fopen("/proc/self/smaps", "re");
+	unsigned long start = 0, end = 0;
+	char line[512], name[64];
+	long sum = 0, value;
+
+	CHECK(file);
+	while (fgets(line, sizeof(line), file)) {
+		if (sscanf(line, "%lx-%lx ", &start, &end) == 2)
+			continue;
+		if (sscanf(line, "%63[^:]: %ld kB", name, &value) == 2 && !strcmp(name, field) &&
+		    start >= (unsigned long)memory && end <= (unsigned long)memory + bytes)
+			sum += value;
+	}
+	fclose(file);
+	return sum;
+}
+
+void test_reap(pid_t child, int status)
+{
+	int seen = 0;
+
+	CHECK(child > 0);
+	while (waitpid(child, &seen, 0) < 0)
+		CHECK(errno == EINTR);
+	if (seen != status)
+		FAIL("child %d ended with status %#x instead of %#x", child, (unsigned int)seen,
+		     (unsigned int)status);
+}

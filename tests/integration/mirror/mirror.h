@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * mirror.h - what the small test programs of this folder share: one mirror of
+ * this process, memory with a known pattern, and checks that say what they saw.
+ *
+ * A program holds several cases and runs the one it is told to; the Python
+ * script beside the folder starts it under a private hmmd. Exit 0: as it
+ * should be. 1: not. 77: cannot be tried here, the last line says why.
+ */
+#ifndef TEST_MIRROR_H
+#define TEST_MIRROR_H
+
+#include <errno.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <hmm/hmm.h>
+
+#define PAGE 4096UL
+#define BLOCK (2UL << 20)
+
+#define FAIL(...) test_fail(__FILE__, __LINE__, __VA_ARGS__)
+#define CHECK(condition)                                                                           \
+	do {                                                                                       \
+		if (!(condition))                                                                  \
+			FAIL("%s", #condition);                                                    \
+	} while (0)
+#define CHECK_EQ(seen, expected)                                                                   \
+	do {                                                                                       \
+		long seen_ = (long)(seen), expected_ = (long)(expected);                           \
+		if (seen_ != expected_)                                                            \
+			FAIL("%s is %ld, not %s (%ld)", #seen, seen_, #expected, expected_);       \
+	} while (0)
+
+struct test_case {
+	const char *name;
+	void (*run)(void);
+};
+
+/* Runs the case that the command line names; --list prints them. */
+int test_main(int argc, char **argv, const struct test_case *cases);
+void test_fail(const char *file, int line, const char *format, ...)
+	__attribute__((noreturn, format(printf, 3, 4)));
+void test_skip(const char *why) __attribute__((noreturn));
+
+extern struct hmm *hmm;
+extern struct hmm_mirror mirror;
+
+/* This process, mirrored on a device of its own with @memory bytes. */
+void test_open(uint64_t flags, uint64_t memory);
+void test_close(void);
+/* A device and a mirror of this process on it. */
+struct hmm_device *test_device(const char *name, uint64_t memory);
+void test_mirror(struct hmm_mirror *other, struct hmm_device *device);
+
+/* Private anonymous memory with 4 KiB pages, or aligned and of huge pages. */
+char *test_map(size_t pages);
+char *test_map_huge(size_t blocks);
+/* Word w of page p, as fill() with @seed wrote it. */
+uint64_t test_word(size_t page, size_t word, uint64_t seed);
+void test_fill(void *memory, size_t pages, uint64_t seed);
+void test_check(const void *memory, size_t pages, uint64_t seed);
+void test_check_zero(const void *memory, size_t pages);
+/* The same, read by the device. */
+void test_device_check(const void *memory, size_t pages, uint64_t seed);
+
+/* hmm_migrate() of whole pages; out() and home() want every page at the target afterwards. */
+long test_migrate(void *memory, size_t pages, enum hmm_target target, uint8_t *results);
+void test_out(void *memory, size_t pages);
+void test_home(void *memory, size_t pages);
+/* Wants each of @pages to answer @expected, whichever way the call ends. */
+void test_refused(void *memory, size_t pages, enum hmm_migrate_result expected);
+
+bool test_on_device(const void *page);
+size_t test_device_pages(const void *memory, size_t pages);
+/* KiB of a field of /proc/self/smaps, summed over the mappings that lie in the range. */
+long test_smaps(const void *memory, size_t bytes, const char *field);
+
+/* Waits for a child and wants it to have ended with @status as waitpid reports it. */
+void test_reap(pid_t child, int status);
+
+#endif

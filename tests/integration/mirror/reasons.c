@@ -1,0 +1,393 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * reasons.c - memory that stays where it is: each page says why, its bytes are
+ * untouched, and the device reads them in place all the same.
+ */
+#include "mirror.h"
+
+#include <fcntl.h>
+#include <liburing.h>
+#include <linux/userfaultfd.h>
+#include <pthread.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+
+#ifndef MADV_GUARD_INSTALL
+#define MADV_GUARD_INSTALL 102
+#define MADV_GUARD_REMOVE 103
+#endif
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+
+#define DEVICE_MEMORY (64UL << 20)
+
+static int scratch_file(size_t pages)
+{
+	char path[] = "/tmp/reasons-XXXXXX";
+	int file = mkostemp(path, O_CLOEXEC);
+	char *content = malloc(pages * PAGE);
+
+	CHECK(file >= 0);
+	unlink(path);
+	test_fill(content, pages, 1);
+	CHECK_EQ(write(file, content, pages * PAGE), pages * PAGE);
+	free(content);
+	return file;
+}
+
+static void file_private(void)
+{
+	int file = scratch_file(16);
+	char *memory;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = mmap(NULL, 16 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 0);
+	CHECK(memory != MAP_FAILED);
+	test_refused(memory, 16, HMM_FILE);
+	test_device_check(memory, 16, 1);
+	/* A page that was copied on write is anonymous, but its mapping is the file's. */
+	test_fill(memory, 16, 2);
+	test_refused(memory, 16, HMM_FILE);
+	test_device_check(memory, 16, 2);
+	test_check(memory, 16, 2);
+	close(file);
+	test_close();
+}
+
+static void file_shared(void)
+{
+	int file = scratch_file(16);
+	char *memory;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = mmap(NULL, 16 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+	CHECK(memory != MAP_FAILED);
+	test_refused(memory, 16, HMM_FILE);
+	CHECK_EQ(hmm_device_write(&mirror, (unsigned long)memory + 5, "device", 6), 6);
+	CHECK(!memcmp(memory + 5, "device", 6));
+	close(file);
+	test_close();
+}
+
+static void shared_memory(void)
+{
+	char *memory;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = mmap(NULL, 16 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	CHECK(memory != MAP_FAILED);
+	test_fill(memory, 16, 3);
+	test_refused(memory, 16, HMM_SHARED_MEMORY);
+	test_device_check(memory, 16, 3);
+	test_check(memory, 16, 3);
+	test_close();
+}
+
+static void readonly(void)
+{
+	char *memory;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = test_map(16);
+	test_fill(memory, 16, 4);
+	CHECK_EQ(mprotect(memory, 16 * PAGE, PROT_READ), 0);
+	test_refused(memory, 16, HMM_READONLY);
+	test_device_check(memory, 16, 4);
+	CHECK_EQ(hmm_device_write(&mirror, (unsigned long)memory, "x", 1), -EPERM);
+	CHECK_EQ(mprotect(memory, 16 * PAGE, PROT_READ | PROT_WRITE), 0);
+	test_check(memory, 16, 4);
+	test_out(memory, 16);
+	test_check(memory, 16, 4);
+	test_close();
+}
+
+static void locked(void)
+{
+	char *memory;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = test_map(16);
+	test_fill(memory, 16, 5);
+	if (mlock(memory, 16 * PAGE))
+		test_skip("mlock is not allowed here");
+	test_refused(memory, 16, HMM_LOCKED);
+	test_device_check(memory, 16, 5);
+	CHECK_EQ(munlock(memory, 16 * PAGE), 0);
+	test_out(memory, 16);
+	test_check(memory, 16, 5);
+	test_close();
+}
+
+static void pinned(void)
+{
+	struct io_uring ring;
+	uint8_t results[16];
+	struct iovec buffer;
+	char *memory;
+	int error;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = test_map(16);
+	test_fill(memory, 16, 6);
+	error = io_uring_queue_init(2, &ring, 0);
+	if (error)
+		test_skip("no io_uring here");
+	buffer = (struct iovec){ memory + 4 * PAGE, 4 * PAGE };
+	CHECK_EQ(io_uring_register_buffers(&ring, &buffer, 1), 0);
+	CHECK_EQ(test_migrate(memory, 16, HMM_DEVICE, results), 12);
+	for (int i = 0; i < 16; i++)
+		CHECK_EQ(results[i], i / 4 == 1 ? HMM_PINNED : HMM_MIGRATED);
+	test_device_check(memory, 16, 6);
+	test_check(memory, 16, 6);
+	CHECK_EQ(io_uring_unregister_buffers(&ring), 0);
+	io_uring_queue_exit(&ring);
+	test_out(memory, 16);
+	test_check(memory, 16, 6);
+	test_close();
+}
+
+/* Pinned after it went to the device: the pin brings it home, where it stays. */
+static void pinned_later(void)
+{
+	int file = scratch_file(4);
+	struct io_uring_cqe *done;
+	struct io_uring ring;
+	struct iovec buffer;
+	char *memory;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = test_map(8);
+	test_fill(memory, 8, 7);
+	test_out(memory, 8);
+	if (io_uring_queue_init(2, &ring, 0))
+		test_skip("no io_uring here");
+	buffer = (struct iovec){ memory, 4 * PAGE };
+	CHECK_EQ(io_uring_register_buffers(&ring, &buffer, 1), 0);
+	test_refused(memory, 4, HMM_PINNED);
+	io_uring_prep_read_fixed(io_uring_get_sqe(&ring), file, memory, 4 * PAGE, 0, 0);
+	CHECK(io_uring_submit_and_wait(&ring, 1) >= 0);
+	CHECK_EQ(io_uring_wait_cqe(&ring, &done), 0);
+	CHECK_EQ(done->res, 4 * PAGE);
+	io_uring_cqe_seen(&ring, done);
+	test_check(memory, 4, 1);
+	test_device_check(memory, 4, 1);
+	io_uring_queue_exit(&ring);
+	close(file);
+	test_close();
+}
+
+/* A page that a child still shares cannot leave; once only one has it, it can. */
+static void forked(void)
+{
+	int hold[2];
+	char *memory;
+	pid_t child;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = test_map(16);
+	test_fill(memory, 16, 8);
+	CHECK_EQ(pipe2(hold, O_CLOEXEC), 0);
+	child = fork();
+	if (!child) {
+		char byte;
+
+		close(hold[1]);
+		while (read(hold[0], &byte, 1) < 0)
+			;
+		test_check(memory, 16, 8);
+		_exit(0);
+	}
+	close(hold[0]);
+	test_refused(memory, 16, HMM_PINNED);
+	test_device_check(memory, 16, 8);
+	close(hold[1]);
+	test_reap(child, 0);
+	CHECK_EQ(madvise(memory, 16 * PAGE, MADV_POPULATE_WRITE), 0);
+	test_out(memory, 16);
+	test_check(memory, 16, 8);
+	test_close();
+}
+
+static void armed(void)
+{
+	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_register registration = { .mode = UFFDIO_REGISTER_MODE_MISSING };
+	char *memory;
+	int own;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = test_map(16);
+	test_fill(memory, 16, 9);
+	own = (int)syscall(SYS_userfaultfd, O_CLOEXEC | 1);
+	CHECK(own >= 0);
+	CHECK_EQ(ioctl(own, UFFDIO_API, &api), 0);
+	registration.range = (struct uffdio_range){ (unsigned long)memory, 16 * PAGE };
+	CHECK_EQ(ioctl(own, UFFDIO_REGISTER, &registration), 0);
+	test_refused(memory, 16, HMM_ARMED);
+	test_device_check(memory, 16, 9);
+	test_check(memory, 16, 9);
+	close(own);
+	test_out(memory, 16);
+	test_check(memory, 16, 9);
+	test_close();
+}
+
+static void excluded(void)
+{
+	char *memory;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = test_map(16);
+	test_fill(memory, 16, 10);
+	test_out(memory, 16);
+	CHECK_EQ(hmm_exclude(hmm, (unsigned long)memory, 16 * PAGE), 0);
+	CHECK_EQ(test_device_pages(memory, 16), 0);
+	test_check(memory, 16, 10);
+	test_refused(memory, 16, HMM_EXCLUDED);
+	CHECK_EQ(hmm_include(hmm, (unsigned long)memory, 16 * PAGE), 0);
+	test_out(memory, 16);
+	test_check(memory, 16, 10);
+	CHECK_EQ(hmm_exclude(hmm, (unsigned long)memory + 1, PAGE), -EINVAL);
+	test_close();
+}
+
+static void *refuse_own_stack(void *argument)
+{
+	char page[3 * PAGE];
+	void *inside = (void *)(((uintptr_t)page + PAGE - 1) & ~(PAGE - 1));
+	static _Thread_local char local;
+	void *control = (void *)((uintptr_t)&local & ~(PAGE - 1));
+
+	memset(page, 1, sizeof(page));
+	local = 1;
+	test_refused(inside, 1, HMM_EXCLUDED);
+	test_refused(control, 1, HMM_EXCLUDED);
+	return NULL;
+}
+
+/* The kernel stores into an exiting thread's control block, and drops what it cannot. */
+static void stacks(void)
+{
+	char page[3 * PAGE];
+	void *inside = (void *)(((uintptr_t)page + PAGE - 1) & ~(PAGE - 1));
+	pthread_t thread;
+
+	test_open(0, DEVICE_MEMORY);
+	memset(page, 1, sizeof(page));
+	test_refused(inside, 1, HMM_EXCLUDED);
+	CHECK_EQ(pthread_create(&thread, NULL, refuse_own_stack, NULL), 0);
+	CHECK_EQ(pthread_join(thread, NULL), 0);
+	test_close();
+}
+
+static void unmapped(void)
+{
+	uint8_t results[24];
+	char *memory;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = test_map(24);
+	test_fill(memory, 24, 11);
+	CHECK_EQ(munmap(memory + 8 * PAGE, 8 * PAGE), 0);
+	CHECK_EQ(test_migrate(memory, 24, HMM_DEVICE, results), 16);
+	for (int i = 0; i < 24; i++)
+		CHECK_EQ(results[i], i / 8 == 1 ? HMM_HOLE : HMM_MIGRATED);
+	test_check(memory, 8, 11);
+	test_home(memory, 8);
+	test_close();
+}
+
+static void guard_pages(void)
+{
+	uint8_t results[16];
+	char *memory;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = test_map(16);
+	test_fill(memory, 16, 12);
+	if (madvise(memory + 4 * PAGE, 4 * PAGE, MADV_GUARD_INSTALL))
+		test_skip("the kernel has no guard pages");
+	test_migrate(memory, 16, HMM_DEVICE, results);
+	for (int i = 0; i < 16; i++) {
+		if (i / 4 == 1)
+			CHECK(results[i] == HMM_SPECIAL || results[i] == HMM_HOLE);
+		else
+			CHECK_EQ(results[i], HMM_MIGRATED);
+	}
+	test_home(memory, 4);
+	test_check(memory, 4, 12);
+	CHECK_EQ(write(1, memory + 5 * PAGE, 1), -1);
+	CHECK_EQ(errno, EFAULT);
+	test_close();
+}
+
+/* Neither code, nor read-only data, nor the kernel's own pages in the program. */
+static void program_itself(void)
+{
+	FILE *maps;
+	char line[512];
+	unsigned long start, end;
+	int seen = 0;
+
+	test_open(0, DEVICE_MEMORY);
+	maps = fopen("/proc/self/maps", "re");
+	CHECK(maps);
+	while (fgets(line, sizeof(line), maps)) {
+		uint8_t result = HMM_MIGRATED;
+		long there;
+
+		CHECK_EQ(sscanf(line, "%lx-%lx", &start, &end), 2);
+		if (!strstr(line, ".so") && !strstr(line, "[vdso]") && !strstr(line, "[vvar]") &&
+		    !strstr(line, "[stack]"))
+			continue;
+		there = hmm_migrate(&mirror, start, PAGE, HMM_DEVICE, 0, &result, NULL);
+		if (there)
+			FAIL("%s gave %ld", line, there);
+		CHECK(result != HMM_MIGRATED && result != HMM_ALREADY);
+		seen++;
+	}
+	CHECK(seen > 5);
+	fclose(maps);
+	test_close();
+}
+
+static void pool_full(void)
+{
+	uint8_t *results = malloc(4 * 512);
+	size_t full = 0, moved = 0;
+	char *memory;
+
+	test_open(0, 4UL << 20);
+	memory = test_map_huge(4);
+	test_fill(memory, 4 * 512, 13);
+	test_migrate(memory, 4 * 512, HMM_DEVICE, results);
+	for (int i = 0; i < 4 * 512; i++) {
+		full += results[i] == HMM_POOL_FULL;
+		moved += results[i] == HMM_MIGRATED;
+	}
+	CHECK_EQ(full + moved, 4 * 512);
+	CHECK_EQ(moved, 2 * 512);
+	test_device_check(memory, 4 * 512, 13);
+	test_check(memory, 4 * 512, 13);
+	/* What came home made room. */
+	test_home(memory, 4 * 512);
+	test_out(memory + 2 * BLOCK, 2 * 512);
+	test_check(memory, 4 * 512, 13);
+	free(results);
+	test_close();
+}
+
+static const struct test_case cases[] = {
+	{ "file-private", file_private }, { "file-shared", file_shared },
+	{ "shared-memory", shared_memory }, { "readonly", readonly }, { "locked", locked },
+	{ "pinned", pinned }, { "pinned-later", pinned_later }, { "forked", forked },
+	{ "armed", armed }, { "excluded", excluded }, { "stacks", stacks }, { "unmapped", unmapped },
+	{ "guard-pages", guard_pages }, { "program-itself", program_itself },
+	{ "pool-full", pool_full }, { NULL, NULL },
+};
+
+int main(int argc, char **argv)
+{
+	return test_main(argc, argv, cases);
+}

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Others who look at an owner or bound it: a debugger, a core dump, a memory cgroup."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+
+import harness
+
+PAGES = 512
+CGROUP = "/sys/fs/cgroup/memory"
+
+
+class Bystanders(harness.Test):
+    daemon_args = ["--pool", "memfd-huge"]
+
+    def owner(self, *args, pages=PAGES, prefix=(), cwd=None):
+        owner = self.spawn_command("owner", [*prefix, harness.binary("mirror-owner"), str(pages), *args], cwd=cwd)
+        self.ready = owner.expect(r"^ready (\d+) (0x[0-9a-f]+) (0x[0-9a-f]+)$")
+        return owner
+
+    def ask(self, owner, line, answer):
+        owner.send(line)
+        return owner.expect(answer)
+
+    def out(self, owner, pages=PAGES):
+        self.ask(owner, "out", f"^out {pages}$")
+
+    # ---- gdb
+
+    def gdb(self, owner, *commands):
+        if not shutil.which("gdb"):
+            self.skipTest("gdb is not installed")
+        words = [word for command in commands for word in ("-ex", command)]
+        return subprocess.run(["gdb", "-nx", "-batch", "-p", str(owner.pid), "-iex", "set auto-load off",
+                               "-iex", "set debuginfod enabled off", *words],
+                              capture_output=True, text=True, timeout=harness.scaled(120), stdin=subprocess.DEVNULL)
+
+    def test_gdb_reads_migrated_memory(self):
+        """After a drain, as the manual says, a debugger sees the bytes."""
+        self.start_daemon()
+        owner = self.owner()
+        self.out(owner)
+        self.hmmctl("drain", "--pid", str(owner.pid))
+        address, word = self.ready.group(2), self.ready.group(3)
+        seen = self.gdb(owner, f"x/gx {address}")
+        self.assertIn(word, seen.stdout, seen.stdout + seen.stderr)
+        self.ask(owner, "check", "^checked$")
+        owner.finish()
+
+    def test_gdb_without_a_drain(self):
+        """It cannot read what is on the device (EIO), and harms nothing by trying."""
+        self.start_daemon()
+        owner = self.owner()
+        self.out(owner)
+        seen = self.gdb(owner, f"x/gx {self.ready.group(2)}")
+        self.assertIn("Cannot access memory", seen.stdout + seen.stderr)
+        self.ask(owner, "check", "^checked$")
+        self.ask(owner, "device", "^checked$")
+        owner.finish()
+
+    # ---- core dumps
+
+    def test_core_dump_ends(self):
+        """The dump holds zeros for what is on the device (docs/LIMITS.md); it neither hangs nor holds a page back."""
+        self.start_daemon()
+        owner = self.owner(prefix=["bash", "-c", 'ulimit -c unlimited; exec "$@"', "bash"], cwd=self.folder)
+        self.out(owner)
+        owner.send("crash")
+        self.assertEqual(owner.wait(60), -signal.SIGABRT)
+        harness.wait_until(lambda: not sum(pool["used"] for pool in self.hmmctl_json("pools")["pools"]), 10,
+                           "that the pool is empty")
+        core = os.path.join(self.folder, "core")
+        if os.path.exists(core):
+            with open(core, "rb") as file:
+                self.assertEqual(file.read(4), b"\x7fELF")
+
+    # ---- a memory cgroup
+
+    @contextlib.contextmanager
+    def memory_cgroup(self, limit):
+        path = os.path.join(CGROUP, f"hmmd-test-{os.getpid()}")
+        try:
+            os.mkdir(path)
+            with open(os.path.join(path, "memory.limit_in_bytes"), "w") as file:
+                file.write(str(limit))
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.rmdir(path)
+            self.skipTest(f"no memory cgroup (v1) can be made here: {error.strerror}")
+        try:
+            yield path
+        finally:
+            harness.wait_until(lambda: self._remove(path), 10, "that the cgroup can be removed")
+
+    @staticmethod
+    def _remove(path):
+        try:
+            os.rmdir(path)
+            return True
+        except OSError:
+            return False
+
+    def limited_owner(self, group, pages):
+        return self.owner("huge", pages=pages, prefix=["bash", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "bash"])
+
+    def oom_kills(self, group):
+        with open(os.path.join(group, "memory.oom_control")) as file:
+            return int(re.search(r"oom_kill (\d+)", file.read()).group(1))
+
+    def test_owner_at_its_memory_limit(self):
+        """Pages come home, one by one and in bulk, although not all of them fit twice."""
+        self.start_daemon()
+        pages = 40 << 8
+        with self.memory_cgroup(64 << 20) as group:
+            owner = self.limited_owner(group, pages)
+            for _ in range(2):
+                self.out(owner, pages)
+                self.ask(owner, "check", "^checked$")
+                self.out(owner, pages)
+                self.ask(owner, "home", rf"^home {pages}$")
+                self.ask(owner, "check", "^checked$")
+                self.ask(owner, "change", "^changed$")
+            self.assertEqual(self.oom_kills(group), 0)
+            self.ask(owner, "close", "^closed$")
+            owner.finish()
+
+    def test_shutdown_of_an_owner_at_its_limit(self):
+        self.start_daemon()
+        pages = 40 << 8
+        with self.memory_cgroup(64 << 20) as group:
+            owner = self.limited_owner(group, pages)
+            self.out(owner, pages)
+            self.daemon.stop()
+            self.ask(owner, "check", "^checked$")
+            self.assertEqual(self.oom_kills(group), 0)
+            owner.finish()
+
+
+if __name__ == "__main__":
+    harness.main()

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Each case of a program of mirror/ under an hmmd of its own: mirror_cases.py GROUP [hmmd's arguments...]
+
+GROUP is transfer, reasons, changes, family, access or company. After each case nothing of it may be left:
+no descriptor in hmmd (the harness sees to that), no owner, no page of the pool in use.
+"""
+
+import subprocess
+import sys
+
+import harness
+
+GROUP, *DAEMON_ARGS = sys.argv[1:]
+PROGRAM = f"mirror-{GROUP}"
+
+
+class Mirror(harness.Test):
+    daemon_args = DAEMON_ARGS or ["--pool", "memfd-huge"]
+
+    def others(self):
+        return [client for client in self.hmmctl_json("clients")["clients"] if client["role"] != "tool"]
+
+    def check_case(self, case):
+        self.start_daemon()
+        ended = self.run_client(PROGRAM, case, status=None, seconds=90)
+        if ended.returncode == 77:
+            self.skipTest(ended.stdout.strip().splitlines()[-1])
+        self.assertEqual(ended.returncode, 0, f"{PROGRAM} {case}:\n{ended.stdout}{ended.stderr}")
+        self.assertTrue(self.daemon.running, "hmmd did not survive")
+        harness.wait_until(lambda: not self.others(), 10, "that no client is left")
+        pools = self.hmmctl_json("pools")["pools"]
+        self.assertEqual([pool["used"] for pool in pools if pool["used"]], [], "device memory is still in use")
+
+
+def add_case(name):
+    setattr(Mirror, "test_" + name.replace("-", "_"), lambda self: self.check_case(name))
+
+
+for line in subprocess.run([harness.binary(PROGRAM), "--list"], check=True, capture_output=True, text=True).stdout.split():
+    add_case(line)
+
+if __name__ == "__main__":
+    del sys.argv[1:]
+    harness.main()
