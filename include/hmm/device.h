@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* device.h - devices: a name, memory from a pool, and what the device can do. */
+#ifndef HMM_DEVICE_H
+#define HMM_DEVICE_H
+
+#include <hmm/hmm.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct hmm_device;
+
+#define HMM_DEVICE_FAULTS	(1ULL << 0)	/* the device can retry an access */
+#define HMM_DEVICE_WRITE_PROTECT (1ULL << 1)	/* ... and protect its own pages */
+#define HMM_DEVICE_DMA		(1ULL << 2)
+#define HMM_DEVICE_COPY_ENGINE	(1ULL << 3)
+
+enum hmm_pool {
+	HMM_POOL_DEFAULT = 0,	/* what hmmd's configuration says */
+	HMM_POOL_MEMFD = 1,	/* shmem, 4 KiB pages */
+	HMM_POOL_MEMFD_HUGE = 2,/* shmem, huge pages where allowed */
+	HMM_POOL_HUGETLB = 3,	/* reserved huge pages */
+};
+
+struct hmm_device_options {
+	size_t size;		/* sizeof(struct hmm_device_options) */
+	const char *name;	/* 1..63 printable characters, unique in the hmmd */
+	uint64_t memory;	/* bytes of device memory; 0: no pool, state R only */
+	enum hmm_pool pool;
+	int node;		/* NUMA node, -1: any */
+	uint64_t caps;		/* HMM_DEVICE_* */
+	void *drvdata;
+};
+
+/*
+ * hmm_device_new() - a device of this name. It lives as long as its creator's
+ * connection or the last mirror on it, whichever is longer.
+ * Return: 0; -EBUSY: the name is taken; -ENOSPC: more than the pool has;
+ *	-EINVAL.
+ */
+int hmm_device_new(struct hmm *hmm, const struct hmm_device_options *options,
+		   struct hmm_device **result);
+
+/* hmm_device_open() - by name. Return: 0; -ENODEV: no such device. */
+int hmm_device_open(struct hmm *hmm, const char *name, struct hmm_device **result);
+
+/* Gives the handle back. NULL is allowed. */
+void hmm_device_put(struct hmm_device *device);
+
+void *hmm_device_drvdata(const struct hmm_device *device);
+uint64_t hmm_device_memory(const struct hmm_device *device);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

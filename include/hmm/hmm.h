@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * hmm.h - heterogeneous memory management for userspace: connection, address
+ * spaces, features, errors. Include this one; it includes the others.
+ *
+ * Conventions, everywhere in these headers:
+ *  - a call returns 0 or a count on success, a negative errno on failure;
+ *    errno itself is never set. hmm_last_error() says in words what went wrong
+ *    in the calling thread's last failed call and what to do about it.
+ *  - addresses are the owner's virtual addresses; lengths are bytes; both are
+ *    multiples of HMM_PAGE_SIZE unless a call says otherwise.
+ *  - handles are opaque. Any thread may use any handle; a handle must not be
+ *    used after the call that gives it back.
+ *  - option structs begin with their own size. Bytes beyond what the library
+ *    knows must be zero (-E2BIG otherwise), so old and new code mix.
+ *  - the library never prints, exits or installs a signal handler.
+ */
+#ifndef HMM_HMM_H
+#define HMM_HMM_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define HMM_VERSION_MAJOR 0
+#define HMM_VERSION_MINOR 1
+#define HMM_VERSION "0.1.0"
+
+/* An address space: this process's (hmm_open) or another's (hmm_open_peer). */
+struct hmm;
+
+/* What hmm_features() reports. The same bits as the protocol's `feature` flags. */
+#define HMM_HAS_MOVE		(1ULL << 0)	/* pages migrate by UFFDIO_MOVE */
+#define HMM_HAS_EVENT_FORK	(1ULL << 1)	/* raw forks are seen */
+#define HMM_HAS_WP_SHMEM	(1ULL << 2)	/* windows can be write-protected: state S under windows */
+#define HMM_HAS_POISON		(1ULL << 3)
+#define HMM_HAS_PAGEMAP_SCAN	(1ULL << 4)
+#define HMM_HAS_PROCMAP_QUERY	(1ULL << 5)
+#define HMM_HAS_IO_URING	(1ULL << 6)
+#define HMM_HAS_HUGE_SHMEM	(1ULL << 7)
+#define HMM_HAS_HUGETLB		(1ULL << 8)
+#define HMM_HAS_GUARD		(1ULL << 9)
+#define HMM_HAS_USER_MODE	(1ULL << 10)	/* hmmd serves one uid without privileges */
+#define HMM_HAS_COLLAPSE	(1ULL << 11)
+#define HMM_HAS_NUMA		(1ULL << 12)
+
+struct hmm_open_options {
+	size_t size;		/* sizeof(struct hmm_open_options) */
+	const char *socket;	/* NULL: $HMM_SOCKET, then /run/hmmd/hmmd.sock, then $XDG_RUNTIME_DIR/hmmd.sock */
+	const char *name;	/* shown by hmmctl; NULL: the program's name */
+	uint64_t flags;		/* HMM_OPEN_* */
+	uint32_t timeout_ms;	/* how long to try to connect; 0: once */
+	uint32_t slots;		/* staging slots of 2 MiB each; 0: 4 */
+};
+#define HMM_OPEN_BASE_ENGINE	(1ULL << 0)	/* do without UFFDIO_MOVE even where the kernel has it */
+#define HMM_OPEN_PRELOADED	(1ULL << 1)	/* for hmmctl run */
+
+/*
+ * hmm_open() - mirror this process's address space.
+ * @options: NULL for the defaults.
+ * @result: the handle. The same process gets the same address space again,
+ *	with one more reference.
+ * Return: 0; -ECONNREFUSED or -ENOENT: no hmmd; -EACCES: not in group hmm;
+ *	-EPROTO: versions do not fit; -EINVAL; -ENOMEM; -EPERM: no userfaultfd.
+ */
+int hmm_open(const struct hmm_open_options *options, struct hmm **result);
+
+/*
+ * hmm_export() - make a key to this address space.
+ * Return: a descriptor to send to a driver process (over a Unix socket or by
+ *	inheritance), or a negative errno. Whoever holds it may mirror, read
+ *	and write this process's memory through hmmd. Close it when sent.
+ */
+int hmm_export(struct hmm *hmm);
+
+/*
+ * hmm_open_peer() - another process's address space, by the key it exported.
+ * @key: is not consumed.
+ * Return: 0; -EBADF: not a key; -ESTALE: its owner is gone.
+ */
+int hmm_open_peer(int key, const struct hmm_open_options *options, struct hmm **result);
+
+/*
+ * hmm_close() - give the handle back. On the last reference of the owner
+ * every page comes home first. NULL is allowed. Never fails.
+ */
+void hmm_close(struct hmm *hmm);
+
+/* What this build, kernel and daemon can do: HMM_HAS_* bits. */
+uint64_t hmm_features(struct hmm *hmm);
+
+/* In words, what went wrong in this thread's last failed call. Never NULL. */
+const char *hmm_last_error(void);
+
+/* The library's version, "0.1.0". */
+const char *hmm_version(void);
+
+/*
+ * hmm_set_log() - where the library tells what happened behind the program's
+ * back: a reconnection, a rescue. Called from library threads; must not call
+ * hmm functions. NULL: nowhere (the default).
+ */
+typedef void (*hmm_log_fn)(void *data, int level, const char *text);
+void hmm_set_log(hmm_log_fn fn, void *data);
+
+#ifdef __cplusplus
+}
+#endif
+
+#include <hmm/device.h>
+#include <hmm/mirror.h>
+#include <hmm/migrate.h>
+#include <hmm/mm.h>
+#include <hmm/window.h>
+
+#endif

@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* migrate.h - moving pages to device memory and home. Best effort, page by page. */
+#ifndef HMM_MIGRATE_H
+#define HMM_MIGRATE_H
+
+#include <hmm/hmm.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct hmm_mirror;
+
+enum hmm_target {
+	HMM_SYSTEM = 0,
+	HMM_DEVICE = 1,
+};
+
+/* What became of one page. hmm_migrate_result_name() has them in words. */
+enum hmm_migrate_result {
+	HMM_MIGRATED = 0,
+	HMM_ALREADY = 1,	/* it was there before */
+	HMM_HOLE = 2,		/* nothing mapped, or never written */
+	HMM_PINNED = 3,		/* I/O in flight, or shared since a fork */
+	HMM_FILE = 4,
+	HMM_SHARED_MEMORY = 5,
+	HMM_READONLY = 6,
+	HMM_LOCKED = 7,
+	HMM_ARMED = 8,		/* the program's own userfaultfd */
+	HMM_EXCLUDED = 9,	/* a stack, a thread control block, the library itself */
+	HMM_SPECIAL = 10,
+	HMM_POOL_FULL = 11,
+	HMM_CHANGED = 12,	/* the mapping changed meanwhile: ask again */
+	HMM_UNDECLARED = 13,	/* base engine: the range was not declared UNPINNED */
+	HMM_MIGRATE_ERROR = 14,
+};
+
+struct hmm_migrate_report {
+	uint64_t pages;		/* asked for */
+	uint64_t moved;
+	uint64_t already;
+	uint64_t failed;	/* the rest */
+};
+
+#define HMM_MIGRATE_POPULATE (1ULL << 0)	/* holes become zero pages of the device */
+
+/*
+ * hmm_migrate() - move [addr, addr + length) to @target.
+ * @results: one byte per page (enum hmm_migrate_result), or NULL.
+ * @report: totals, or NULL.
+ * Return: pages now at the target (moved + already); -EINVAL: unaligned,
+ *	empty or wrapping range; -ESTALE: the owner is gone.
+ */
+long hmm_migrate(struct hmm_mirror *mirror, unsigned long addr, size_t length,
+		 enum hmm_target target, uint64_t flags, uint8_t *results,
+		 struct hmm_migrate_report *report);
+
+/*
+ * hmm_prefetch() - hmm_migrate() that does not wait.
+ * @completion: an eventfd of the caller, or -1. When all is done it is
+ *	signalled with 1 + the number of pages at the target.
+ * Return: 0, or as hmm_migrate().
+ */
+int hmm_prefetch(struct hmm_mirror *mirror, unsigned long addr, size_t length,
+		 enum hmm_target target, int completion);
+
+const char *hmm_migrate_result_name(enum hmm_migrate_result result);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * mirror.h - one owner x one device: the device's view of an address space.
+ *
+ * The promise, and the one that all tests defend: at any time an address leads
+ * CPU and device to the same bytes, or one of them has no entry.
+ */
+#ifndef HMM_MIRROR_H
+#define HMM_MIRROR_H
+
+#include <hmm/hmm.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct hmm_mirror;
+struct hmm_device;
+
+enum hmm_update_event {
+	HMM_UPDATE_INVALIDATE,
+};
+
+enum hmm_update_reason {
+	HMM_REASON_CPU_WRITE = 1,
+	HMM_REASON_CPU_FAULT = 2,
+	HMM_REASON_UNMAP = 3,
+	HMM_REASON_REMAP = 4,
+	HMM_REASON_DISCARD = 5,
+	HMM_REASON_PROTECT = 6,
+	HMM_REASON_FORK = 7,
+	HMM_REASON_MIGRATE = 8,
+	HMM_REASON_EXCLUSIVE = 9,
+	HMM_REASON_EVICT = 10,
+	HMM_REASON_RELEASE = 11,
+};
+
+struct hmm_update {
+	unsigned long start;		/* inclusive */
+	unsigned long end;		/* exclusive */
+	enum hmm_update_event event;
+	enum hmm_update_reason reason;
+	bool blockable;
+};
+
+struct hmm_mirror_ops {
+	/*
+	 * The owner is gone (exit, exec). When it returns no access to pages
+	 * of this mirror goes on; later ones fault.
+	 */
+	void (*release)(struct hmm_mirror *mirror);
+	/*
+	 * Let go of [start, end). Returning means that the device's TLB is
+	 * flushed. Runs in the library's dispatch thread. -EAGAIN is allowed
+	 * when update->blockable is false. Past hmmd's deadline (1000 ms) the
+	 * mirror's windows are revoked and the owner goes on.
+	 */
+	int (*sync_cpu_device_pagetables)(struct hmm_mirror *mirror,
+					  const struct hmm_update *update);
+};
+
+/* The driver embeds it and sets ops and device before registering. */
+struct hmm_mirror {
+	struct hmm *hmm;			/* set by hmm_mirror_register() */
+	const struct hmm_mirror_ops *ops;	/* required; its members may be NULL */
+	struct hmm_device *device;		/* required */
+	struct hmm_mirror_private *priv;	/* the library's */
+};
+
+/*
+ * hmm_mirror_register() - Return: 0; -EINVAL: a NULL mirror, hmm, ops or
+ * device; -ENOMEM; -EPERM; -ESTALE: the owner is gone.
+ */
+int hmm_mirror_register(struct hmm_mirror *mirror, struct hmm *hmm);
+
+/*
+ * hmm_mirror_unregister() - its pages come home, running callbacks are waited
+ * for. Return: 0; -EDEADLK: called from inside a callback.
+ */
+int hmm_mirror_unregister(struct hmm_mirror *mirror);
+
+/*
+ * hmm_device_read(), hmm_device_write() - a device access without a window, in
+ * place wherever the page is; honours the mapping's protection. Any alignment.
+ * Return: bytes done (short only before a page that fails); -EFAULT: nothing
+ * mapped there, or not readable; -EPERM: a write to a read-only mapping;
+ * -EIO: the page is lost (state E).
+ */
+ssize_t hmm_device_read(struct hmm_mirror *mirror, unsigned long addr, void *buffer, size_t length);
+ssize_t hmm_device_write(struct hmm_mirror *mirror, unsigned long addr, const void *buffer,
+			 size_t length);
+
+/*
+ * hmm_mirror_lookup() - the device page table's entry of one address: one
+ * load from shared memory, no system call. HMM_ENTRY_* bits; 0: no entry.
+ */
+#define HMM_ENTRY_VALID		(1ULL << 0)
+#define HMM_ENTRY_WRITE		(1ULL << 1)
+#define HMM_ENTRY_DEVICE	(1ULL << 2)
+#define HMM_ENTRY_COHERENT	(1ULL << 3)
+#define HMM_ENTRY_ERROR		(1ULL << 4)
+uint64_t hmm_mirror_lookup(const struct hmm_mirror *mirror, unsigned long addr);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

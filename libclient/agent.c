@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * agent.c - takes orders from the ring that hmmd writes, one at a time.
+ *
+ * The happy path: hmmd writes an order, bumps `produced` and the doorbell; the
+ * agent carries the order out (order.c), marks it DONE, bumps `consumed` and
+ * signals hmmd's eventfd. With nothing to do it looks around for a moment, since
+ * orders come in bursts and a wake-up costs more than a move, then sleeps on the
+ * doorbell: an idle owner costs no context switch.
+ *
+ * This thread touches only arena memory, staging slots and shadows. Whatever may
+ * be on the device it touches through system calls that fail instead of faulting.
+ */
+#include <sched.h>
+#include <string.h>
+
+#include "agent.h"
+#include "arena.h"
+#include "futex.h"
+
+#define SPIN_NS 20000
+
+static uint64_t now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000ULL + (uint64_t)now.tv_nsec;
+}
+
+static bool has_work(const struct agent *agent)
+{
+	const struct hmm_orders *orders = agent->orders;
+
+	return __atomic_load_n(&orders->produced, __ATOMIC_ACQUIRE) != orders->consumed;
+}
+
+static void put_down(struct agent *agent)
+{
+	__atomic_store_n(&agent->busy, 0, __ATOMIC_SEQ_CST);
+	if (agent_is_retired(agent))
+		futex_wake(&agent->busy, INT32_MAX);
+}
+
+bool hmmc_agent_step(struct agent *agent)
+{
+	struct hmm_orders *orders = agent->orders;
+	uint32_t queued = HMM_ORDER_QUEUED;
+	struct hmm_order *order;
+	uint64_t one = 1;
+
+	if (!has_work(agent))
+		return false;
+	/* Whoever ends the old regime sets the word and then looks at busy; we do it the other way round. */
+	__atomic_store_n(&agent->busy, 1, __ATOMIC_SEQ_CST);
+	if (agent_is_retired(agent)) {
+		put_down(agent);
+		return false;
+	}
+	order = &orders->ring[orders->consumed % HMM_ORDERS_RING];
+	if (__atomic_compare_exchange_n(&order->state, &queued, HMM_ORDER_RUNNING, false, __ATOMIC_SEQ_CST,
+					__ATOMIC_SEQ_CST) &&
+	    hmmc_order_run(agent, order))
+		__atomic_store_n(&order->state, HMM_ORDER_DONE, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&orders->consumed, orders->consumed + 1, __ATOMIC_SEQ_CST);
+	put_down(agent);
+	/* A full counter cannot be: hmmd reads it, and it takes 2^64 - 1. */
+	if (write(agent->eventfd, &one, sizeof(one)) < 0)
+		return true;
+	return true;
+}
+
+static void look_around(struct agent *agent)
+{
+	uint64_t end = now_ns() + SPIN_NS;
+
+	while (!has_work(agent) && now_ns() < end)
+		__builtin_ia32_pause();
+}
+
+static void rest(struct agent *agent)
+{
+	struct hmm_orders *orders = agent->orders;
+	uint32_t doorbell = __atomic_load_n(&orders->doorbell, __ATOMIC_SEQ_CST);
+
+	__atomic_store_n(&orders->asleep, 1, __ATOMIC_SEQ_CST);
+	if ((!has_work(agent) || agent_is_retired(agent)) && !__atomic_load_n(&agent->stop, __ATOMIC_ACQUIRE))
+		futex_wait_shared(&orders->doorbell, doorbell, NULL);
+	__atomic_store_n(&orders->asleep, 0, __ATOMIC_SEQ_CST);
+}
+
+static void agent_main(void *argument)
+{
+	struct agent *agent = argument;
+
+	futex_latch_set(&agent->tid, (uint32_t)syscall(SYS_gettid));
+	futex_latch_wait(&agent->attached);
+	while (!__atomic_load_n(&agent->stop, __ATOMIC_ACQUIRE)) {
+		bool worked = false;
+
+		while (hmmc_agent_step(agent))
+			worked = true;
+		if (worked)
+			look_around(agent);
+		if (!has_work(agent) || agent_is_retired(agent))
+			rest(agent);
+	}
+}
+
+int hmmc_agent_start(struct agent *agent)
+{
+	int error = hmmc_thread_start(&agent->thread, "hmm-agent", agent_main, agent);
+
+	if (!error)
+		futex_latch_wait(&agent->tid);
+	return error;
+}
+
+void hmmc_agent_attach(struct agent *agent)
+{
+	futex_latch_set(&agent->attached, 1);
+}
+
+void hmmc_agent_stop(struct agent *agent)
+{
+	__atomic_store_n(&agent->stop, 1, __ATOMIC_SEQ_CST);
+	if (agent->orders) {
+		__atomic_add_fetch(&agent->orders->doorbell, 1, __ATOMIC_SEQ_CST);
+		futex_wake_shared(&agent->orders->doorbell, INT32_MAX);
+		futex_wake_shared(&agent->orders->hold, INT32_MAX);
+	}
+	if (agent->regions) {
+		__atomic_add_fetch(&agent->regions->changes, 1, __ATOMIC_RELEASE);
+		futex_wake(&agent->regions->changes, INT32_MAX);
+	}
+	futex_latch_set(&agent->attached, 1);
+	hmmc_thread_join(&agent->thread);
+}

@@ -1,0 +1,621 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * connection.c - the receiver thread of one connection.
+ *
+ * The happy path: the receiver connects, says hello and then reads. A reply is
+ * matched with its request by serial and wakes whoever waits; an event goes to
+ * the address space that the connection serves. Requests are sent by the clerk.
+ *
+ * When the socket ends, the receiver connects again, every 10 to 500 ms, tells the
+ * new hmmd what it has to know (hmmc_space_restore()) and has the clerk send
+ * again whatever is in flight: every request of the protocol may be sent twice,
+ * because the hmmd that had the first one is dead. After the grace period it
+ * gives up: requests fail with -ESTALE and the rescuer is called.
+ *
+ * Locks: `lock` guards state and the list of requests and is never held across
+ * a system call other than a futex's; `send_lock` is held while sending and
+ * while the descriptor is replaced.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/un.h>
+
+#include "arena.h"
+#include "connection.h"
+
+#define RETRY_MIN_MS	10
+#define RETRY_MAX_MS	500
+#define GRACE_MS	10000
+#define ROUND_LATER	UINT32_MAX	/* request->round: to be sent when the connection is up again */
+#define SOCKET_SYSTEM	"/run/hmmd/hmmd.sock"
+
+/* ---- requests ----------------------------------------------------------- */
+
+struct request *hmmc_request_new(struct connection *connection, uint16_t op, size_t size)
+{
+	struct request *request = hmmc_arena_alloc(sizeof(*request));
+
+	if (!request)
+		return NULL;
+	request->message = hmmc_arena_alloc(size);
+	if (!request->message) {
+		hmmc_arena_free(request, sizeof(*request));
+		return NULL;
+	}
+	hmm_wire_init(request->message, op, size, 0);
+	request->size = size;
+	request->connection = connection;
+	for (unsigned int i = 0; i < sizeof(request->fds) / sizeof(*request->fds); i++)
+		request->fds[i] = -1;
+	return request;
+}
+
+static int close_fds(void *argument)
+{
+	struct request *request = argument;
+
+	for (unsigned int i = 0; i < request->nfds; i++)
+		if (request->fds[i] >= 0)
+			close(request->fds[i]);
+	return 0;
+}
+
+void hmmc_request_free(struct request *request)
+{
+	if (!request)
+		return;
+	if (request->nfds && !request->borrowed) {
+		if (hmmc_thread_is_private())
+			close_fds(request);
+		else
+			hmmc_clerk_call(close_fds, request);
+	}
+	hmmc_arena_free(request->reply, request->reply_size);
+	hmmc_arena_free(request->message, request->size);
+	hmmc_arena_free(request, sizeof(*request));
+}
+
+/* Takes it off the list of those in flight. With the lock held. */
+static void forget(struct connection *connection, struct request *request)
+{
+	if (request->previous)
+		request->previous->next = request->next;
+	else
+		connection->first = request->next;
+	if (request->next)
+		request->next->previous = request->previous;
+	else
+		connection->last = request->previous;
+	request->next = request->previous = NULL;
+}
+
+static void answer(struct request *request, int error, const char *text)
+{
+	request->error = error;
+	snprintf(request->text, sizeof(request->text), "%s", text);
+	if (request->complete)
+		request->complete(request);
+	else
+		futex_latch_set(&request->done, 1);
+}
+
+/* In the clerk. Whoever takes a request off the list answers it, so nobody does it twice. */
+static void fail(struct request *request, int error, const char *text)
+{
+	struct connection *connection = request->connection;
+
+	futex_lock(&connection->lock);
+	forget(connection, request);
+	futex_unlock(&connection->lock);
+	answer(request, error, text);
+}
+
+/*
+ * In the clerk, with send_lock held: as long as it is, the receiver cannot give
+ * the connection up. Once sent the request may be answered and freed at any
+ * moment, unless sending failed. A broken socket is the receiver's to notice.
+ */
+static void send_now(struct request *request)
+{
+	struct connection *connection = request->connection;
+	bool noreply = request->message->serial == 0;
+	enum connection_state state;
+	int error;
+
+	futex_lock(&connection->lock);
+	state = connection->state;
+	request->round = state == CONNECTION_UP ? connection->round : ROUND_LATER;
+	futex_unlock(&connection->lock);
+	if (state == CONNECTION_DOWN && !noreply)
+		return;
+	if (state != CONNECTION_UP) {
+		fail(request, -ESTALE, "hmmd is gone and did not come back in time");
+		return;
+	}
+	error = hmm_frame_send(connection->fd, request->message, request->fds, request->nfds);
+	if (noreply)
+		fail(request, error, "");
+	else if (error && error != -EPIPE && error != -ECONNRESET && error != -ENOTCONN)
+		fail(request, error, "the message cannot be sent to hmmd");
+}
+
+static void send_request(struct job *job)
+{
+	struct request *request = (struct request *)job;
+	struct connection *connection = request->connection;
+	int error = request->prepare ? request->prepare(request) : 0;
+
+	if (error) {
+		fail(request, error, request->text);
+		return;
+	}
+	futex_lock(&connection->send_lock);
+	send_now(request);
+	futex_unlock(&connection->send_lock);
+}
+
+void hmmc_request_post(struct request *request)
+{
+	struct connection *connection = request->connection;
+
+	request->job.run = send_request;
+	futex_lock(&connection->lock);
+	/* An acknowledgement has no reply; its serial stays 0. */
+	if (request->message->opcode != HMM_OP_ACK) {
+		if (++connection->serial == 0)
+			connection->serial = 1;
+		request->message->serial = connection->serial;
+	}
+	request->previous = connection->last;
+	request->next = NULL;
+	if (connection->last)
+		connection->last->next = request;
+	else
+		connection->first = request;
+	connection->last = request;
+	futex_unlock(&connection->lock);
+	hmmc_clerk_post(&request->job);
+}
+
+int hmmc_request_wait(struct request *request)
+{
+	futex_latch_wait(&request->done);
+	if (request->error)
+		return hmmc_fail(request->error, "%s", request->text);
+	return 0;
+}
+
+int hmmc_request_call(struct request *request)
+{
+	hmmc_request_post(request);
+	return hmmc_request_wait(request);
+}
+
+/* ---- receiving ----------------------------------------------------------- */
+
+static void receive_reply(struct connection *connection, struct hmm_frame *frame)
+{
+	const struct hmm_msg_error *failure = (const void *)frame->data;
+	struct request *request;
+	int error = 0;
+
+	futex_lock(&connection->lock);
+	for (request = connection->first; request; request = request->next)
+		if (request->message->serial == frame->header.serial && request->round == connection->round)
+			break;
+	if (request)
+		forget(connection, request);
+	futex_unlock(&connection->lock);
+	if (!request)
+		return;
+	if (frame->header.opcode == HMM_OP_ERROR) {
+		answer(request, failure->error < 0 ? failure->error : -EPROTO, failure->text);
+		return;
+	}
+	if (frame->header.opcode != (request->message->opcode | 0x8000)) {
+		answer(request, -EPROTO, "hmmd answered another question than was asked");
+		return;
+	}
+	request->reply = hmmc_arena_alloc(frame->size);
+	if (!request->reply) {
+		answer(request, -ENOMEM, "the library's memory is used up");
+		return;
+	}
+	request->reply_size = frame->size;
+	memcpy(request->reply, frame->data, frame->size);
+	if (request->finish)
+		error = request->finish(request, frame);
+	answer(request, error, request->text);
+}
+
+static void receive(struct connection *connection, struct hmm_frame *frame)
+{
+	if (hmm_wire_check(frame->data, frame->size, frame->nfds, HMM_WIRE_SERVER, NULL)) {
+		hmmc_log(HMMC_LOG_ERROR, "a message of hmmd that this library does not understand");
+	} else if (frame->header.opcode == HMM_OP_SHUTDOWN) {
+		connection->parted = true;
+	} else if (frame->header.serial == 0) {
+		if (frame->header.opcode == HMM_OP_ERROR)
+			snprintf(connection->text, sizeof(connection->text), "%s",
+				 ((const struct hmm_msg_error *)(const void *)frame->data)->text);
+		else
+			hmmc_space_event(connection->hmm, frame);
+	} else {
+		receive_reply(connection, frame);
+	}
+	hmm_frame_close(frame);
+}
+
+int hmmc_connection_exchange(struct connection *connection, void *message, const int *fds,
+			     unsigned int nfds)
+{
+	struct hmm_wire_header *header = message;
+	struct hmm_frame *frame = connection->frame;
+	const struct hmm_msg_error *failure = (const void *)frame->data;
+	int got, error;
+
+	futex_lock(&connection->lock);
+	if (++connection->serial == 0)
+		connection->serial = 1;
+	header->serial = connection->serial;
+	futex_unlock(&connection->lock);
+	error = hmm_frame_send(connection->fd, message, fds, nfds);
+	if (error)
+		return EXCHANGE_LOST;
+	for (;;) {
+		got = hmm_frame_recv(connection->fd, frame, 0);
+		if (got <= 0)
+			return EXCHANGE_LOST;
+		if (frame->header.serial != header->serial) {
+			receive(connection, frame);
+			/* Refused before hello: over quota, say. */
+			if (frame->header.opcode == HMM_OP_ERROR && frame->header.serial == 0)
+				return failure->error < 0 ? failure->error : EXCHANGE_LOST;
+			continue;
+		}
+		if (hmm_wire_check(frame->data, frame->size, frame->nfds, HMM_WIRE_SERVER, NULL))
+			return -EPROTO;
+		if (frame->header.opcode != HMM_OP_ERROR)
+			return frame->header.opcode == (header->opcode | 0x8000) ? 0 : -EPROTO;
+		snprintf(connection->text, sizeof(connection->text), "%s", failure->text);
+		return failure->error < 0 ? failure->error : -EPROTO;
+	}
+}
+
+int hmmc_connection_event(struct connection *connection)
+{
+	if (hmm_frame_recv(connection->fd, connection->frame, 0) <= 0)
+		return EXCHANGE_LOST;
+	receive(connection, connection->frame);
+	return 0;
+}
+
+/* ---- connecting ----------------------------------------------------------- */
+
+/* How long the receiver's own exchanges wait; 0: for ever. */
+static void set_patience(int fd, uint32_t ms)
+{
+	struct timeval time = { .tv_sec = ms / 1000, .tv_usec = (ms % 1000) * 1000 };
+
+	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &time, sizeof(time));
+}
+
+static int dial(const char *path, uint32_t patience_ms)
+{
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	int fd, error;
+
+	snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
+	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		return -errno;
+	/* A hmmd that hangs before it serves counts as none. */
+	set_patience(fd, patience_ms);
+	if (connect(fd, (struct sockaddr *)&address, sizeof(address))) {
+		error = -errno;
+		close(fd);
+		return error;
+	}
+	return fd;
+}
+
+static int hello(struct connection *connection)
+{
+	const struct hmm_msg_hello_reply *reply = (const void *)connection->frame->data;
+	struct hmm_msg_hello message;
+	int error;
+
+	HMM_MSG_INIT(message, HMM_OP_HELLO, 0);
+	message.version_min = message.version_max = HMM_PROTOCOL_VERSION;
+	message.role = connection->role;
+	HMM_MSG_TEXT(message.name, connection->name);
+	error = hmmc_connection_exchange(connection, &message, NULL, 0);
+	if (error)
+		return error;
+	connection->incarnation = reply->incarnation;
+	connection->features = reply->features;
+	connection->grace_ms = reply->grace_ms ? reply->grace_ms : GRACE_MS;
+	if (connection->userfaultfd_device >= 0)
+		close(connection->userfaultfd_device);
+	connection->userfaultfd_device = hmm_frame_take_fd(connection->frame, 0);
+	return 0;
+}
+
+/* In the receiver. The socket is up and hmmd knows who speaks, or there is no socket. */
+static int join(struct connection *connection)
+{
+	int error, fd;
+
+	fd = dial(connection->socket, connection->grace_ms > GRACE_MS ? connection->grace_ms : GRACE_MS);
+
+	if (fd < 0) {
+		snprintf(connection->text, sizeof(connection->text),
+			 "cannot connect to hmmd at %s: %s%s", connection->socket, strerror(-fd),
+			 fd == -EACCES ? "; is this user in group hmm?" :
+			 fd == -ENOENT || fd == -ECONNREFUSED ? "; is hmmd running?" : "");
+		return fd;
+	}
+	futex_lock(&connection->send_lock);
+	connection->fd = fd;
+	futex_unlock(&connection->send_lock);
+	connection->text[0] = 0;
+	error = hello(connection);
+	if (error && !connection->text[0])
+		snprintf(connection->text, sizeof(connection->text), "hmmd at %s hung up: %s",
+			 connection->socket, strerror(-error));
+	return error;
+}
+
+static void part(struct connection *connection)
+{
+	if (connection->fd < 0)
+		return;
+	/* Whoever is in sendmsg() comes out and lets go of the lock. */
+	shutdown(connection->fd, SHUT_RDWR);
+	futex_lock(&connection->send_lock);
+	close(connection->fd);
+	connection->fd = -1;
+	futex_unlock(&connection->send_lock);
+}
+
+static void set_state(struct connection *connection, enum connection_state state)
+{
+	if (state == CONNECTION_UP)
+		set_patience(connection->fd, 0);
+	futex_lock(&connection->lock);
+	connection->state = state;
+	if (state == CONNECTION_UP)
+		connection->round++;
+	futex_unlock(&connection->lock);
+}
+
+struct resend {
+	struct job job;
+	struct connection *connection;
+};
+
+/* In the clerk: sends again, oldest first, what the last hmmd did not answer. */
+static void resend(struct job *job)
+{
+	struct connection *connection = ((struct resend *)job)->connection;
+	struct request *request;
+	int error;
+
+	futex_lock(&connection->send_lock);
+	do {
+		futex_lock(&connection->lock);
+		request = connection->state == CONNECTION_UP ? connection->first : NULL;
+		while (request && (request->round == connection->round || request->round == 0))
+			request = request->next;
+		futex_unlock(&connection->lock);
+		if (request && request->prepare && (error = request->prepare(request)))
+			fail(request, error, request->text);
+		else if (request)
+			send_now(request);
+	} while (request);
+	futex_unlock(&connection->send_lock);
+	hmmc_arena_free(job, sizeof(struct resend));
+}
+
+static void fail_all(struct connection *connection, const char *text)
+{
+	struct request *request;
+
+	for (;;) {
+		futex_lock(&connection->lock);
+		request = connection->first;
+		/* What the clerk still has in its queue it fails itself. */
+		while (request && request->round == 0)
+			request = request->next;
+		if (request)
+			forget(connection, request);
+		futex_unlock(&connection->lock);
+		if (!request)
+			return;
+		answer(request, -ESTALE, text);
+	}
+}
+
+static bool nap(struct connection *connection, unsigned int ms)
+{
+	struct timespec pause = { .tv_sec = ms / 1000, .tv_nsec = (ms % 1000) * 1000000L };
+
+	if (!__atomic_load_n(&connection->closing, __ATOMIC_ACQUIRE))
+		futex_wait(&connection->closing, 0, &pause);
+	return __atomic_load_n(&connection->closing, __ATOMIC_ACQUIRE);
+}
+
+/* Return: true when a new hmmd has taken over, false when it is time to give up. */
+static bool reconnect(struct connection *connection)
+{
+	uint64_t start = clock_ms(), waited;
+	unsigned int pause = RETRY_MIN_MS;
+	bool late = false;
+	struct resend *order;
+
+	part(connection);
+	set_state(connection, CONNECTION_DOWN);
+	hmmc_space_down(connection->hmm);
+	for (;;) {
+		if (join(connection) == 0 && hmmc_space_restore(connection->hmm) == 0)
+			break;
+		part(connection);
+		waited = clock_ms() - start;
+		if (waited >= connection->grace_ms)
+			return false;
+		if (!late && waited >= connection->grace_ms / 4 * 3) {
+			late = true;
+			hmmc_space_late(connection->hmm);
+		}
+		if (nap(connection, pause))
+			return false;
+		pause = pause * 2 < RETRY_MAX_MS ? pause * 2 : RETRY_MAX_MS;
+	}
+	connection->parted = false;
+	set_state(connection, CONNECTION_UP);
+	hmmc_log(HMMC_LOG_NOTICE, "a new hmmd took over after %llu ms",
+		 (unsigned long long)(clock_ms() - start));
+	order = hmmc_arena_alloc(sizeof(*order));
+	if (order) {
+		order->job.run = resend;
+		order->connection = connection;
+		hmmc_clerk_post(&order->job);
+	}
+	return order != NULL;
+}
+
+static int open_first(struct connection *connection)
+{
+	uint64_t start = clock_ms();
+	unsigned int pause = RETRY_MIN_MS;
+	int error;
+
+	for (;;) {
+		error = join(connection);
+		if (!error)
+			return 0;
+		part(connection);
+		if ((error != -ENOENT && error != -ECONNREFUSED && error != EXCHANGE_LOST) ||
+		    clock_ms() - start >= connection->timeout_ms || nap(connection, pause))
+			return error == EXCHANGE_LOST ? -ECONNREFUSED : error;
+		pause = pause * 2 < RETRY_MAX_MS ? pause * 2 : RETRY_MAX_MS;
+	}
+}
+
+static void receiver_main(void *argument)
+{
+	struct connection *connection = argument;
+	int error = open_first(connection);
+
+	if (!error)
+		set_state(connection, CONNECTION_UP);
+	futex_latch_set(&connection->opened, error ? (uint32_t)error : 1);
+	if (error)
+		return;
+	while (!__atomic_load_n(&connection->closing, __ATOMIC_ACQUIRE)) {
+		if (hmm_frame_recv(connection->fd, connection->frame, 0) > 0) {
+			receive(connection, connection->frame);
+			continue;
+		}
+		if (__atomic_load_n(&connection->closing, __ATOMIC_ACQUIRE) || reconnect(connection))
+			continue;
+		set_state(connection, CONNECTION_DEAD);
+		if (!__atomic_load_n(&connection->closing, __ATOMIC_ACQUIRE))
+			hmmc_space_lost(connection->hmm);
+		break;
+	}
+	set_state(connection, CONNECTION_DEAD);
+	fail_all(connection, "hmmd is gone and did not come back in time");
+}
+
+static void find_socket(char *path, size_t size, const char *wanted)
+{
+	const char *directory;
+
+	if (!wanted)
+		wanted = getenv("HMM_SOCKET");
+	if (wanted && *wanted) {
+		snprintf(path, size, "%s", wanted);
+		return;
+	}
+	directory = getenv("XDG_RUNTIME_DIR");
+	snprintf(path, size, "%s", SOCKET_SYSTEM);
+	if (access(path, F_OK) && directory && *directory) {
+		char user[256];
+
+		snprintf(user, sizeof(user), "%s/hmmd.sock", directory);
+		if (strlen(user) < size && access(user, F_OK) == 0)
+			snprintf(path, size, "%s", user);
+	}
+}
+
+static int start_receiver(void *argument)
+{
+	struct connection *connection = argument;
+
+	return hmmc_thread_start(&connection->receiver, "hmm-connection", receiver_main, connection);
+}
+
+int hmmc_connection_new(struct hmm *hmm, enum hmm_role role, const char *socket, const char *name,
+			uint32_t timeout_ms, struct connection **result)
+{
+	struct connection *connection;
+	int error;
+
+	if (socket && strlen(socket) >= sizeof(connection->socket))
+		return hmmc_fail(-ENAMETOOLONG, "the socket's path is longer than %zu bytes",
+				 sizeof(connection->socket) - 1);
+	connection = hmmc_arena_alloc(sizeof(*connection));
+	if (connection)
+		connection->frame = hmmc_arena_alloc(sizeof(*connection->frame));
+	if (!connection || !connection->frame) {
+		hmmc_arena_free(connection, sizeof(*connection));
+		return hmmc_fail(-ENOMEM, "the library's memory is used up");
+	}
+	hmm_frame_init(connection->frame);
+	connection->hmm = hmm;
+	connection->role = role;
+	connection->timeout_ms = timeout_ms;
+	connection->fd = connection->userfaultfd_device = -1;
+	find_socket(connection->socket, sizeof(connection->socket), socket);
+	snprintf(connection->name, sizeof(connection->name), "%s",
+		 name ? name : program_invocation_short_name);
+	error = hmmc_clerk_call(start_receiver, connection);
+	if (!error) {
+		error = (int)futex_latch_wait(&connection->opened);
+		error = error == 1 ? 0 : error;
+	}
+	if (error) {
+		hmmc_fail(error, "%s", connection->text[0] ? connection->text : strerror(-error));
+		hmmc_connection_free(connection);
+		return error;
+	}
+	*result = connection;
+	return 0;
+}
+
+static int stop_receiver(void *argument)
+{
+	struct connection *connection = argument;
+
+	futex_latch_set(&connection->closing, 1);
+	futex_lock(&connection->send_lock);
+	if (connection->fd >= 0)
+		shutdown(connection->fd, SHUT_RDWR);
+	futex_unlock(&connection->send_lock);
+	hmmc_thread_join(&connection->receiver);
+	part(connection);
+	if (connection->userfaultfd_device >= 0)
+		close(connection->userfaultfd_device);
+	return 0;
+}
+
+void hmmc_connection_free(struct connection *connection)
+{
+	if (!connection)
+		return;
+	hmmc_clerk_call(stop_receiver, connection);
+	hmmc_arena_free(connection->frame, sizeof(*connection->frame));
+	hmmc_arena_free(connection, sizeof(*connection));
+}

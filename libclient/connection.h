@@ -1,0 +1,115 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * connection.h - one socket to hmmd: requests out, replies and events in,
+ * reconnection after hmmd's death.
+ */
+#ifndef HMMC_CONNECTION_H
+#define HMMC_CONNECTION_H
+
+#include "clerk.h"
+#include "error.h"
+#include "futex.h"
+#include "public.h"
+
+struct connection;
+struct hmm;
+
+/*
+ * A request lives from request_new() to request_free(); all of it is arena
+ * memory. Descriptors in it are of the private table.
+ */
+struct request {
+	struct job job;			/* the clerk sends it */
+	struct request *next, *previous;	/* in flight */
+	struct connection *connection;
+	struct hmm_wire_header *message;
+	size_t size;
+	int fds[10];
+	unsigned int nfds;
+	bool borrowed;			/* the descriptors stay when the request goes */
+	uint32_t round;			/* of the connection it was last sent on; 0: not yet */
+	uint32_t done;			/* latch */
+	int error;
+	char text[HMMC_ERROR_TEXT];
+	struct hmm_wire_header *reply;	/* arena; NULL for noreply and errors */
+	size_t reply_size;
+	/*
+	 * In the clerk, each time before it is sent: fills in what only it can know.
+	 * An error, with its text in request->text, ends the request.
+	 */
+	int (*prepare)(struct request *request);
+	/* In the receiver, before the caller wakes: takes descriptors. An error becomes the request's. */
+	int (*finish)(struct request *request, struct hmm_frame *frame);
+	/* In the receiver, instead of waking anybody: the callee frees the request. */
+	void (*complete)(struct request *request);
+	void *data;
+};
+
+/* A zeroed message of @size bytes for @op. NULL: no memory. */
+struct request *hmmc_request_new(struct connection *connection, uint16_t op, size_t size);
+void hmmc_request_free(struct request *request);	/* closes its descriptors too */
+/* Queues it; request->done is set, or complete() called, when it is answered. */
+void hmmc_request_post(struct request *request);
+int hmmc_request_wait(struct request *request);	/* sets hmm_last_error() */
+int hmmc_request_call(struct request *request);	/* post and wait */
+
+enum connection_state {
+	CONNECTION_DOWN,	/* being made, or made again */
+	CONNECTION_UP,
+	CONNECTION_DEAD,	/* given up: requests fail with -ESTALE */
+};
+
+struct connection {
+	struct hmm *hmm;
+	struct thread receiver;
+	char socket[108];
+	char name[64];
+	enum hmm_role role;
+	uint32_t timeout_ms;
+
+	struct futex_lock send_lock;	/* fd may be used for sending */
+	int fd;
+	struct futex_lock lock;		/* what follows */
+	uint32_t state;
+	uint32_t round;			/* how many times it was up, from 1 */
+	uint32_t serial;
+	struct request *first, *last;	/* in flight, oldest first */
+	uint32_t closing;		/* futex: reconnection sleeps on it */
+
+	uint32_t opened;		/* latch for the first connection: 1, or -errno */
+	char text[HMMC_ERROR_TEXT];	/* why it failed */
+	uint64_t incarnation;
+	uint64_t features;
+	uint32_t grace_ms;
+	bool parted;			/* hmmd said good-bye: everything is home */
+	int userfaultfd_device;		/* what hello gave, or -1 */
+	struct hmm_frame *frame;	/* the receiver's */
+};
+
+/*
+ * Connects and says hello. @socket NULL: the usual places.
+ * Return: 0 or a negative errno, with hmm_last_error().
+ */
+int hmmc_connection_new(struct hmm *hmm, enum hmm_role role, const char *socket, const char *name,
+			uint32_t timeout_ms, struct connection **result);
+/* Requests in flight fail with -ESTALE. NULL is allowed. */
+void hmmc_connection_free(struct connection *connection);
+
+/*
+ * For the receiver while it restores what a restarted hmmd has to know: sends
+ * @message and waits for its reply, which is then in connection->frame.
+ */
+int hmmc_connection_exchange(struct connection *connection, void *message, const int *fds,
+			     unsigned int nfds);
+/* As above, for the next event, which is dealt with. */
+int hmmc_connection_event(struct connection *connection);
+#define EXCHANGE_LOST	(-EPIPE)	/* the connection broke again: try anew */
+
+/* What the owner of the connection makes of it; in space.c. */
+void hmmc_space_event(struct hmm *hmm, struct hmm_frame *frame);
+int hmmc_space_restore(struct hmm *hmm);
+void hmmc_space_down(struct hmm *hmm);		/* called once each time it breaks */
+void hmmc_space_late(struct hmm *hmm);		/* three quarters of the grace period are over */
+void hmmc_space_lost(struct hmm *hmm);		/* no hmmd within the grace period */
+
+#endif

@@ -1,0 +1,290 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * device.c - named devices. One handle per name and address space; opening it again
+ * is another reference.
+ *
+ * A device lives in hmmd as long as its creator's connection, so that after a
+ * restart its creator makes it again and whoever else had it waits for that.
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "arena.h"
+#include "space.h"
+
+_Static_assert(HMM_DEVICE_FAULTS == HMM_DEVICE_CAPS_FAULTS && HMM_DEVICE_COPY_ENGINE == HMM_DEVICE_CAPS_COPY_ENGINE &&
+	       (int)HMM_POOL_HUGETLB == (int)HMM_POOL_KIND_HUGETLB, "the protocol says the same");
+
+static struct hmm_device *find(struct hmm *hmm, const char *name)
+{
+	struct hmm_device *device;
+
+	for (device = hmm->devices; device; device = device->next)
+		if (strcmp(device->name, name) == 0)
+			break;
+	return device;
+}
+
+/* In the receiver. */
+static int finish_device(struct request *request, struct hmm_frame *frame)
+{
+	struct hmm_device *device = request->data;
+	struct hmm *hmm = request->connection->hmm;
+
+	if (frame->header.opcode == HMM_OP_DEVICE_NEW_REPLY) {
+		const struct hmm_msg_device_new_reply *reply = (const void *)frame->data;
+
+		device->id = reply->device;
+		device->memory = reply->size;
+	} else {
+		const struct hmm_msg_device_open_reply *reply = (const void *)frame->data;
+
+		device->id = reply->device;
+		device->memory = reply->size;
+		device->pool = (enum hmm_pool)reply->pool;
+		device->caps = reply->caps;
+	}
+	futex_lock(&hmm->lock);
+	device->next = hmm->devices;
+	hmm->devices = device;
+	futex_unlock(&hmm->lock);
+	return 0;
+}
+
+static void fill_new(struct hmm_msg_device_new *message, const struct hmm_device *device)
+{
+	message->pool = device->pool;
+	message->node = device->node;
+	message->size = device->wanted;
+	message->caps = device->caps;
+	HMM_MSG_TEXT(message->name, device->name);
+}
+
+static int call(struct hmm *hmm, struct hmm_device *device, uint16_t op, size_t size)
+{
+	struct request *request = hmmc_request_new(hmm->connection, op, size);
+	int error;
+
+	if (!request)
+		return hmmc_fail(-ENOMEM, "the library's memory is used up");
+	if (op == HMM_OP_DEVICE_NEW)
+		fill_new((struct hmm_msg_device_new *)request->message, device);
+	else
+		HMM_MSG_TEXT(((struct hmm_msg_device_open *)request->message)->name, device->name);
+	request->data = device;
+	request->finish = finish_device;
+	error = hmmc_request_call(request);
+	hmmc_request_free(request);
+	return error;
+}
+
+static int check_name(const char *name)
+{
+	size_t length = name ? strlen(name) : 0;
+
+	if (length < 1 || length > 63)
+		return hmmc_fail(-EINVAL, "a device's name has 1 to 63 characters");
+	for (size_t i = 0; i < length; i++)
+		if (name[i] <= ' ' || name[i] > '~')
+			return hmmc_fail(-EINVAL, "a device's name has printable characters only");
+	return 0;
+}
+
+int hmm_device_new(struct hmm *hmm, const struct hmm_device_options *given, struct hmm_device **result)
+{
+	const unsigned char *bytes = (const unsigned char *)given;
+	struct hmm_device_options options = { 0 };
+	struct hmm_device *device;
+	int error = hmmc_space_check(hmm);
+
+	if (error)
+		return error;
+	if (!given || !result || given->size < sizeof(given->size))
+		return hmmc_fail(-EINVAL, "options or result is NULL, or options.size is not set");
+	for (size_t i = sizeof(options); i < given->size; i++)
+		if (bytes[i])
+			return hmmc_fail(-E2BIG, "options ask for something this library does not know");
+	memcpy(&options, given, given->size < sizeof(options) ? given->size : sizeof(options));
+	error = check_name(options.name);
+	if (error)
+		return error;
+	if (options.pool > HMM_POOL_HUGETLB)
+		return hmmc_fail(-EINVAL, "there is no pool of kind %d", options.pool);
+	if (options.caps & ~(HMM_DEVICE_FAULTS | HMM_DEVICE_WRITE_PROTECT | HMM_DEVICE_DMA | HMM_DEVICE_COPY_ENGINE))
+		return hmmc_fail(-EINVAL, "options.caps has unknown bits");
+	device = hmmc_arena_alloc(sizeof(*device));
+	if (!device)
+		return hmmc_fail(-ENOMEM, "the library's memory is used up");
+	device->hmm = hmm;
+	device->references = 1;
+	device->created = true;
+	snprintf(device->name, sizeof(device->name), "%s", options.name);
+	device->wanted = options.memory;
+	device->pool = options.pool;
+	device->node = options.node;
+	device->caps = options.caps;
+	device->drvdata = options.drvdata;
+	error = call(hmm, device, HMM_OP_DEVICE_NEW, sizeof(struct hmm_msg_device_new));
+	if (error)
+		hmmc_arena_free(device, sizeof(*device));
+	else
+		*result = device;
+	return error;
+}
+
+int hmm_device_open(struct hmm *hmm, const char *name, struct hmm_device **result)
+{
+	struct hmm_device *device;
+	int error = hmmc_space_check(hmm);
+
+	if (error)
+		return error;
+	if (!result)
+		return hmmc_fail(-EINVAL, "result is NULL");
+	error = check_name(name);
+	if (error)
+		return error;
+	futex_lock(&hmm->lock);
+	device = find(hmm, name);
+	if (device)
+		device->references++;
+	futex_unlock(&hmm->lock);
+	if (device) {
+		*result = device;
+		return 0;
+	}
+	device = hmmc_arena_alloc(sizeof(*device));
+	if (!device)
+		return hmmc_fail(-ENOMEM, "the library's memory is used up");
+	device->hmm = hmm;
+	device->references = 1;
+	snprintf(device->name, sizeof(device->name), "%s", name);
+	error = call(hmm, device, HMM_OP_DEVICE_OPEN, sizeof(struct hmm_msg_device_open));
+	if (error)
+		hmmc_arena_free(device, sizeof(*device));
+	else
+		*result = device;
+	return error;
+}
+
+void hmmc_device_reference(struct hmm_device *device)
+{
+	futex_lock(&device->hmm->lock);
+	device->references++;
+	futex_unlock(&device->hmm->lock);
+}
+
+static void forget(struct hmm *hmm, struct hmm_device *device)
+{
+	struct hmm_device **at;
+
+	futex_lock(&hmm->lock);
+	for (at = &hmm->devices; *at && *at != device; at = &(*at)->next)
+		;
+	if (*at)
+		*at = device->next;
+	futex_unlock(&hmm->lock);
+}
+
+static int prepare_put(struct request *request)
+{
+	const struct hmm_device *device = request->data;
+
+	((struct hmm_msg_device_put *)request->message)->device = device->id;
+	return 0;
+}
+
+static int finish_put(struct request *request, struct hmm_frame *frame)
+{
+	forget(request->connection->hmm, request->data);
+	return 0;
+}
+
+void hmm_device_put(struct hmm_device *device)
+{
+	struct request *request;
+	struct hmm *hmm;
+	bool last;
+
+	if (!device)
+		return;
+	hmm = device->hmm;
+	futex_lock(&hmm->lock);
+	last = --device->references == 0;
+	futex_unlock(&hmm->lock);
+	if (!last)
+		return;
+	if (hmmc_space_check(hmm) == 0) {
+		request = hmmc_request_new(hmm->connection, HMM_OP_DEVICE_PUT, sizeof(struct hmm_msg_device_put));
+		if (request) {
+			request->data = device;
+			request->prepare = prepare_put;
+			request->finish = finish_put;
+			hmmc_request_call(request);
+			hmmc_request_free(request);
+		}
+	}
+	forget(hmm, device);
+	hmmc_arena_free(device, sizeof(*device));
+}
+
+void *hmm_device_drvdata(const struct hmm_device *device)
+{
+	return device ? device->drvdata : NULL;
+}
+
+uint64_t hmm_device_memory(const struct hmm_device *device)
+{
+	return device ? device->memory : 0;
+}
+
+/* ---- after a restart of hmmd, in the receiver ------------------------------------ */
+
+static int make_again(struct hmm *hmm, struct hmm_device *device)
+{
+	const struct hmm_msg_device_new_reply *reply = (const void *)hmm->connection->frame->data;
+	struct hmm_msg_device_new message;
+	int error;
+
+	HMM_MSG_INIT(message, HMM_OP_DEVICE_NEW, 0);
+	fill_new(&message, device);
+	error = hmmc_connection_exchange(hmm->connection, &message, NULL, 0);
+	if (!error) {
+		device->id = reply->device;
+		device->memory = reply->size;
+	}
+	return error;
+}
+
+static int open_again(struct hmm *hmm, struct hmm_device *device)
+{
+	const struct hmm_msg_device_open_reply *reply = (const void *)hmm->connection->frame->data;
+	struct hmm_msg_device_open message;
+	int error;
+
+	HMM_MSG_INIT(message, HMM_OP_DEVICE_OPEN, 0);
+	HMM_MSG_TEXT(message.name, device->name);
+	error = hmmc_connection_exchange(hmm->connection, &message, NULL, 0);
+	if (!error)
+		device->id = reply->device;
+	return error;
+}
+
+int hmmc_device_restore(struct hmm *hmm)
+{
+	uint64_t end = clock_ms() + hmm->connection->grace_ms;
+	int error = 0;
+
+	for (struct hmm_device *device = hmm->devices; device && !error; device = device->next) {
+		error = device->created ? make_again(hmm, device) : -EBUSY;
+		while (error == -EBUSY || error == -EEXIST || error == -ENODEV) {
+			error = open_again(hmm, device);
+			if (error != -ENODEV || clock_ms() >= end ||
+			    __atomic_load_n(&hmm->connection->closing, __ATOMIC_ACQUIRE))
+				break;
+			/* Its creator has not come back yet. */
+			nanosleep(&(struct timespec){ .tv_nsec = 20000000 }, NULL);
+		}
+	}
+	return error;
+}

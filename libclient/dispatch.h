@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* dispatch.h - the thread that calls the driver back. */
+#ifndef HMMC_DISPATCH_H
+#define HMMC_DISPATCH_H
+
+#include "public.h"
+
+struct dispatch;
+
+/* Starts it if there is none. From a thread of the program, whose descriptors callbacks will see. */
+int hmmc_dispatch_start(struct hmm *hmm);
+void hmmc_dispatch_free(struct dispatch *dispatch);
+/* Is this a callback? */
+bool hmmc_dispatch_is_current(void);
+
+/* In the receiver: queue a callback. Without a mirror or a thread the answer is given at once. */
+void hmmc_dispatch_invalidate(struct hmm *hmm, const struct hmm_msg_invalidate *event);
+void hmmc_dispatch_release(struct hmm *hmm);
+
+#endif

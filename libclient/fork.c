@@ -1,0 +1,152 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * fork.c - fork() in an owner.
+ *
+ * The child gets a copy of the page tables, in which pages on the device are
+ * missing; its userfaultfd is its parent's affair. Where hmmd sees forks it gives
+ * the child its pages, but libc touches memory in the child before any hook
+ * runs there. So the prepare hook closes the gate for migrations, asks hmmd to
+ * bring home what the device alone has, and the parent's hook opens the gate.
+ *
+ * The child is no owner: its handles answer -ESTALE, the library forgets its
+ * threads, which the child does not have, and the parent's arena stays readable.
+ * It may call hmm_open() itself.
+ *
+ * A prepare_fork that fails (hmmd gone for good) delays the fork until the rescuer
+ * is done; then everything is home, too.
+ */
+#include <pthread.h>
+
+#include "arena.h"
+#include "clerk.h"
+#include "fork.h"
+#include "futex.h"
+#include "space.h"
+
+static struct {
+	struct futex_lock lock;
+	uint32_t closed;
+	uint32_t inside;		/* futex */
+	uint32_t opened;		/* futex: bumped each time it opens */
+	struct gate_waiter *waiters;
+	bool watching;
+} gate LIBRARY_DATA = { .closed = 0 };
+
+void hmmc_gate_enter(void)
+{
+	futex_lock(&gate.lock);
+	while (gate.closed) {
+		uint32_t opened = gate.opened;
+
+		futex_unlock(&gate.lock);
+		futex_wait(&gate.opened, opened, NULL);
+		futex_lock(&gate.lock);
+	}
+	gate.inside++;
+	futex_unlock(&gate.lock);
+}
+
+bool hmmc_gate_try(struct gate_waiter *waiter)
+{
+	bool open;
+
+	futex_lock(&gate.lock);
+	open = gate.closed == 0;
+	if (open) {
+		gate.inside++;
+	} else {
+		waiter->next = gate.waiters;
+		gate.waiters = waiter;
+	}
+	futex_unlock(&gate.lock);
+	return open;
+}
+
+void hmmc_gate_leave(void)
+{
+	futex_lock(&gate.lock);
+	gate.inside--;
+	futex_unlock(&gate.lock);
+	futex_wake(&gate.inside, INT32_MAX);
+}
+
+static void close_gate(void)
+{
+	futex_lock(&gate.lock);
+	gate.closed++;
+	while (gate.inside) {
+		uint32_t inside = gate.inside;
+
+		futex_unlock(&gate.lock);
+		futex_wait(&gate.inside, inside, NULL);
+		futex_lock(&gate.lock);
+	}
+	futex_unlock(&gate.lock);
+}
+
+static void open_gate(void)
+{
+	struct gate_waiter *waiter, *next;
+
+	futex_lock(&gate.lock);
+	gate.closed--;
+	gate.opened++;
+	waiter = gate.closed ? NULL : gate.waiters;
+	if (waiter)
+		gate.waiters = NULL;
+	futex_unlock(&gate.lock);
+	futex_wake(&gate.opened, INT32_MAX);
+	for (; waiter; waiter = next) {
+		next = waiter->next;
+		waiter->resume(waiter);
+	}
+}
+
+static void before(void)
+{
+	struct hmm *hmm = hmmc_space_lock_own();
+	struct request *request;
+
+	close_gate();
+	if (!hmm)
+		return;
+	if (!__atomic_load_n(&hmm->lost, __ATOMIC_ACQUIRE)) {
+		request = hmmc_request_new(hmm->connection, HMM_OP_PREPARE_FORK,
+					   sizeof(struct hmm_msg_prepare_fork));
+		if (request) {
+			((struct hmm_msg_prepare_fork *)request->message)->owner = hmm->id;
+			hmmc_request_call(request);
+			hmmc_request_free(request);
+		}
+	}
+	if (__atomic_load_n(&hmm->lost, __ATOMIC_ACQUIRE))
+		futex_latch_wait(&hmm->owner->rescuer.done);
+}
+
+static void in_parent(void)
+{
+	open_gate();
+	hmmc_space_unlock_own();
+}
+
+static void in_child(void)
+{
+	gate.lock.word = 0;
+	gate.closed = gate.inside = 0;
+	gate.waiters = NULL;
+	hmmc_space_forget();
+	hmmc_clerk_forget();
+	hmmc_arena_forget();
+}
+
+void hmmc_fork_watch(void)
+{
+	bool first;
+
+	futex_lock(&gate.lock);
+	first = !gate.watching;
+	gate.watching = true;
+	futex_unlock(&gate.lock);
+	if (first)
+		pthread_atfork(before, in_parent, in_child);
+}

@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* fork.h - what has to happen around fork(), and the gate that keeps migrations out meanwhile. */
+#ifndef HMMC_FORK_H
+#define HMMC_FORK_H
+
+#include <stdbool.h>
+
+/* Installs the hooks, once. */
+void hmmc_fork_watch(void);
+
+/*
+ * Whoever sends pages to a device passes the gate and leaves when it is
+ * answered. A fork closes it, waits until all have left and has the pages brought home.
+ */
+void hmmc_gate_enter(void);
+/* Does not wait. Return: false when the gate is closed; then @resume is called when it opens. */
+struct gate_waiter {
+	struct gate_waiter *next;
+	void (*resume)(struct gate_waiter *waiter);
+};
+bool hmmc_gate_try(struct gate_waiter *waiter);
+void hmmc_gate_leave(void);
+
+#endif

@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * futex.h - waiting without malloc, without a descriptor and without pthread's
+ * own bookkeeping, so that it works in the agent, in a rescue and across fork.
+ */
+#ifndef HMMC_FUTEX_H
+#define HMMC_FUTEX_H
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+/* Words of this process. The timeout is relative; NULL waits for ever. Spurious returns happen. */
+static inline int futex_wait(const uint32_t *word, uint32_t value, const struct timespec *timeout)
+{
+	return syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, timeout, NULL, 0) ? -errno : 0;
+}
+
+static inline void futex_wake(const uint32_t *word, int waiters)
+{
+	syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, waiters, NULL, NULL, 0);
+}
+
+/* Words that hmmd waits on or wakes, in a shared memfd. */
+static inline int futex_wait_shared(const uint32_t *word, uint32_t value, const struct timespec *timeout)
+{
+	return syscall(SYS_futex, word, FUTEX_WAIT, value, timeout, NULL, 0) ? -errno : 0;
+}
+
+static inline void futex_wake_shared(const uint32_t *word, int waiters)
+{
+	syscall(SYS_futex, word, FUTEX_WAKE, waiters, NULL, NULL, 0);
+}
+
+/* A mutex: 0 free, 1 held, 2 held and waited for. */
+struct futex_lock {
+	uint32_t word;
+};
+
+static inline void futex_lock(struct futex_lock *lock)
+{
+	uint32_t seen = 0;
+
+	if (__atomic_compare_exchange_n(&lock->word, &seen, 1, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
+		return;
+	while (__atomic_exchange_n(&lock->word, 2, __ATOMIC_ACQUIRE) != 0)
+		futex_wait(&lock->word, 2, NULL);
+}
+
+static inline void futex_unlock(struct futex_lock *lock)
+{
+	if (__atomic_exchange_n(&lock->word, 0, __ATOMIC_RELEASE) == 2)
+		futex_wake(&lock->word, 1);
+}
+
+/* A word that goes from 0 to something once, and whoever waits for it. */
+static inline uint32_t futex_latch_wait(uint32_t *word)
+{
+	uint32_t value;
+
+	while ((value = __atomic_load_n(word, __ATOMIC_ACQUIRE)) == 0)
+		futex_wait(word, 0, NULL);
+	return value;
+}
+
+static inline void futex_latch_set(uint32_t *word, uint32_t value)
+{
+	__atomic_store_n(word, value, __ATOMIC_RELEASE);
+	futex_wake(word, INT32_MAX);
+}
+
+static inline uint64_t clock_ms(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+#endif

@@ -1,0 +1,340 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * mirror.c - mirrors: registering, and accesses without a window.
+ *
+ * device_read and device_write go in pieces of at most one message; a piece that
+ * fails ends the call, which returns what was done before it. A lookup is one
+ * load from the table that hmmd shares.
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "arena.h"
+#include "dispatch.h"
+#include "fork.h"
+#include "space.h"
+
+#define PIECE (64UL << 10)	/* HMM_WIRE_MAX leaves room for it */
+
+_Static_assert(HMM_ENTRY_VALID == HMM_TABLE_VALID && HMM_ENTRY_WRITE == HMM_TABLE_WRITE &&
+	       HMM_ENTRY_DEVICE == HMM_TABLE_DEVICE && HMM_ENTRY_COHERENT == HMM_TABLE_COHERENT &&
+	       HMM_ENTRY_ERROR == HMM_TABLE_ERROR, "a lookup returns the table's own bits");
+
+struct hmm_mirror_private *hmmc_mirror_find(struct hmm *hmm, uint32_t id)
+{
+	struct hmm_mirror_private *mirror;
+
+	for (mirror = hmm->mirrors; mirror; mirror = mirror->next)
+		if (mirror->id == id)
+			break;
+	return mirror;
+}
+
+int hmmc_mirror_check(const struct hmm_mirror *mirror)
+{
+	int error;
+
+	if (!mirror || !mirror->priv)
+		return hmmc_fail(-EINVAL, "the mirror is NULL or not registered");
+	error = hmmc_space_check(mirror->priv->hmm);
+	if (error)
+		return error;
+	if (__atomic_load_n(&mirror->priv->gone, __ATOMIC_ACQUIRE))
+		return hmmc_fail(-ESTALE, "the mirror's owner is gone");
+	return 0;
+}
+
+static int prepare_register(struct request *request)
+{
+	struct hmm_mirror_private *mirror = request->data;
+	struct hmm_msg_mirror_register *message = (struct hmm_msg_mirror_register *)request->message;
+
+	message->owner = mirror->hmm->id;
+	message->device = mirror->device->id;
+	message->flags = mirror->flags;
+	return 0;
+}
+
+static int finish_register(struct request *request, struct hmm_frame *frame)
+{
+	const struct hmm_msg_mirror_register_reply *reply = (const void *)frame->data;
+	struct hmm_mirror_private *mirror = request->data;
+	struct hmm *hmm = mirror->hmm;
+
+	mirror->id = reply->mirror;
+	futex_lock(&hmm->lock);
+	mirror->next = hmm->mirrors;
+	hmm->mirrors = mirror;
+	futex_unlock(&hmm->lock);
+	return 0;
+}
+
+int hmm_mirror_register(struct hmm_mirror *mirror, struct hmm *hmm)
+{
+	struct hmm_mirror_private *private;
+	struct request *request;
+	int error;
+
+	if (!mirror || !hmm || !mirror->ops || !mirror->device)
+		return hmmc_fail(-EINVAL, "mirror, hmm, mirror->ops or mirror->device is NULL");
+	error = hmmc_space_check(hmm);
+	if (error)
+		return error;
+	if (mirror->device->hmm != hmm)
+		return hmmc_fail(-EINVAL, "the device was opened on another address space's handle; open it on this one");
+	private = hmmc_arena_alloc(sizeof(*private));
+	request = hmmc_request_new(hmm->connection, HMM_OP_MIRROR_REGISTER,
+				   sizeof(struct hmm_msg_mirror_register));
+	error = private && request ? 0 : hmmc_fail(-ENOMEM, "the library's memory is used up");
+	if (!error) {
+		error = hmmc_dispatch_start(hmm);
+		if (error)
+			hmmc_fail(error, "cannot start the thread for callbacks: %s", strerror(-error));
+	}
+	if (!error) {
+		private->mirror = mirror;
+		private->hmm = hmm;
+		private->device = mirror->device;
+		hmmc_device_reference(private->device);
+		if (mirror->ops->sync_cpu_device_pagetables)
+			private->flags |= HMM_MIRROR_FLAGS_CALLBACKS;
+		mirror->hmm = hmm;
+		mirror->priv = private;
+		request->data = private;
+		request->prepare = prepare_register;
+		request->finish = finish_register;
+		error = hmmc_request_call(request);
+		if (error) {
+			mirror->priv = NULL;
+			hmm_device_put(private->device);
+		}
+	}
+	hmmc_request_free(request);
+	if (error)
+		hmmc_arena_free(private, sizeof(*private));
+	return error;
+}
+
+static void forget(struct hmm *hmm, struct hmm_mirror_private *mirror)
+{
+	struct hmm_mirror_private **at;
+
+	futex_lock(&hmm->lock);
+	for (at = &hmm->mirrors; *at && *at != mirror; at = &(*at)->next)
+		;
+	if (*at)
+		*at = mirror->next;
+	futex_unlock(&hmm->lock);
+}
+
+static int prepare_unregister(struct request *request)
+{
+	const struct hmm_mirror_private *mirror = request->data;
+
+	((struct hmm_msg_mirror_unregister *)request->message)->mirror = mirror->id;
+	return 0;
+}
+
+/* All is home: nobody orders anything about its shadows any more. */
+static int finish_unregister(struct request *request, struct hmm_frame *frame)
+{
+	struct hmm_mirror_private *mirror = request->data;
+	struct hmm *hmm = mirror->hmm;
+
+	forget(hmm, mirror);
+	if (hmm->owner)
+		hmmc_region_drop(&hmm->owner->regions, mirror->id & 0xff);
+	return 0;
+}
+
+int hmm_mirror_unregister(struct hmm_mirror *mirror)
+{
+	struct hmm_mirror_private *private;
+	struct request *request;
+	uint32_t running;
+	struct hmm *hmm;
+	int error = 0;
+
+	if (!mirror || !mirror->priv)
+		return hmmc_fail(-EINVAL, "the mirror is NULL or not registered");
+	if (hmmc_dispatch_is_current())
+		return hmmc_fail(-EDEADLK, "a callback cannot wait for itself; unregister from another thread");
+	private = mirror->priv;
+	hmm = private->hmm;
+	if (hmmc_mirror_check(mirror) == 0) {
+		request = hmmc_request_new(hmm->connection, HMM_OP_MIRROR_UNREGISTER,
+					   sizeof(struct hmm_msg_mirror_unregister));
+		if (!request)
+			return hmmc_fail(-ENOMEM, "the library's memory is used up");
+		request->data = private;
+		request->prepare = prepare_unregister;
+		request->finish = finish_unregister;
+		error = hmmc_request_call(request);
+		hmmc_request_free(request);
+		if (error && error != -ESTALE)
+			return error;
+	}
+	forget(hmm, private);
+	while ((running = __atomic_load_n(&private->callbacks, __ATOMIC_ACQUIRE)) != 0)
+		futex_wait(&private->callbacks, running, NULL);
+	mirror->priv = NULL;
+	hmm_device_put(private->device);
+	hmmc_arena_free(private, sizeof(*private));
+	return 0;
+}
+
+/* After a restart of hmmd, in the receiver. */
+int hmmc_mirror_restore(struct hmm *hmm, bool same)
+{
+	const struct hmm_msg_mirror_register_reply *reply = (const void *)hmm->connection->frame->data;
+	int error = 0;
+
+	for (struct hmm_mirror_private *mirror = hmm->mirrors; mirror && !error; mirror = mirror->next) {
+		struct hmm_msg_reopen_mirror again;
+		struct hmm_msg_mirror_register anew;
+
+		if (same) {
+			HMM_MSG_INIT(again, HMM_OP_REOPEN_MIRROR, 0);
+			again.owner = hmm->id;
+			again.mirror = mirror->id;
+			again.flags = mirror->flags;
+			HMM_MSG_TEXT(again.device, mirror->device->name);
+			error = hmmc_connection_exchange(hmm->connection, &again, NULL, 0);
+		} else {
+			HMM_MSG_INIT(anew, HMM_OP_MIRROR_REGISTER, 0);
+			anew.owner = hmm->id;
+			anew.device = mirror->device->id;
+			anew.flags = mirror->flags;
+			error = hmmc_connection_exchange(hmm->connection, &anew, NULL, 0);
+			if (!error)
+				mirror->id = reply->mirror;
+		}
+	}
+	return error;
+}
+
+/* ---- accesses ---------------------------------------------------------------- */
+
+static int prepare_read(struct request *request)
+{
+	const struct hmm_mirror_private *mirror = request->data;
+
+	((struct hmm_msg_device_read *)request->message)->mirror = mirror->id;
+	return 0;
+}
+
+static ssize_t read_piece(struct hmm_mirror_private *mirror, unsigned long addr, void *buffer, size_t length)
+{
+	const struct hmm_msg_device_read_reply *reply;
+	struct hmm_msg_device_read *message;
+	struct request *request;
+	ssize_t done;
+
+	request = hmmc_request_new(mirror->hmm->connection, HMM_OP_DEVICE_READ, sizeof(*message));
+	if (!request)
+		return hmmc_fail(-ENOMEM, "the library's memory is used up");
+	message = (struct hmm_msg_device_read *)request->message;
+	message->addr = addr;
+	message->length = (uint32_t)length;
+	request->data = mirror;
+	request->prepare = prepare_read;
+	done = hmmc_request_call(request);
+	if (!done) {
+		reply = (const struct hmm_msg_device_read_reply *)request->reply;
+		done = reply->count <= length ? (ssize_t)reply->count :
+						hmmc_fail(-EPROTO, "hmmd sent more than was asked for");
+		if (done > 0)
+			memcpy(buffer, reply->data, (size_t)done);
+	}
+	hmmc_request_free(request);
+	return done;
+}
+
+static int prepare_write(struct request *request)
+{
+	const struct hmm_mirror_private *mirror = request->data;
+
+	((struct hmm_msg_device_write *)request->message)->mirror = mirror->id;
+	return 0;
+}
+
+static ssize_t write_piece(struct hmm_mirror_private *mirror, unsigned long addr, const void *buffer,
+			   size_t length)
+{
+	struct hmm_msg_device_write *message;
+	struct request *request;
+	ssize_t done;
+
+	request = hmmc_request_new(mirror->hmm->connection, HMM_OP_DEVICE_WRITE, sizeof(*message) + length);
+	if (!request)
+		return hmmc_fail(-ENOMEM, "the library's memory is used up");
+	message = (struct hmm_msg_device_write *)request->message;
+	message->addr = addr;
+	message->count = (uint32_t)length;
+	memcpy(message->data, buffer, length);
+	request->data = mirror;
+	request->prepare = prepare_write;
+	done = hmmc_request_call(request);
+	if (!done)
+		done = (ssize_t)((const struct hmm_msg_device_write_reply *)request->reply)->written;
+	hmmc_request_free(request);
+	return done;
+}
+
+static ssize_t access_pieces(struct hmm_mirror *mirror, unsigned long addr, void *buffer, size_t length, bool write)
+{
+	size_t total = 0;
+	int error = hmmc_mirror_check(mirror);
+
+	if (error)
+		return error;
+	if (!length)
+		return 0;
+	if (!buffer || addr + length < addr || addr + length > HMM_VA_END)
+		return hmmc_fail(-EINVAL, "the buffer is NULL, or the range wraps or ends above user space");
+	while (total < length) {
+		/* Up to the next multiple, so that all pieces but the first begin at a page. */
+		size_t piece = PIECE - ((addr + total) & (PIECE - 1));
+		ssize_t done;
+
+		if (piece > length - total)
+			piece = length - total;
+		done = write ? write_piece(mirror->priv, addr + total, (char *)buffer + total, piece) :
+			       read_piece(mirror->priv, addr + total, (char *)buffer + total, piece);
+		if (done < 0)
+			return total ? (ssize_t)total : done;
+		total += (size_t)done;
+		if ((size_t)done < piece)
+			break;
+	}
+	return (ssize_t)total;
+}
+
+ssize_t hmm_device_read(struct hmm_mirror *mirror, unsigned long addr, void *buffer, size_t length)
+{
+	return access_pieces(mirror, addr, buffer, length, false);
+}
+
+ssize_t hmm_device_write(struct hmm_mirror *mirror, unsigned long addr, const void *buffer, size_t length)
+{
+	return access_pieces(mirror, addr, (void *)(uintptr_t)buffer, length, true);
+}
+
+/* The owner's mirrors share one table; a device page's number says whose it is. */
+static bool is_foreign(const struct hmm_mirror_private *mirror, uint64_t entry)
+{
+	return entry & HMM_TABLE_DEVICE &&
+	       (entry >> HMM_TABLE_PFN_SHIFT) / HMM_TABLE_DEVICE_PFN != (mirror->id & 0xff) + 1;
+}
+
+uint64_t hmm_mirror_lookup(const struct hmm_mirror *mirror, unsigned long addr)
+{
+	const struct hmm_mirror_private *private = mirror ? mirror->priv : NULL;
+	uint64_t entry;
+
+	if (!private || addr >= HMM_VA_END || hmmc_space_check(private->hmm) ||
+	    __atomic_load_n(&private->hmm->pulse->dead, __ATOMIC_ACQUIRE))
+		return 0;
+	entry = __atomic_load_n(&private->hmm->table[addr >> HMM_PAGE_SHIFT], __ATOMIC_ACQUIRE);
+	return is_foreign(private, entry) ? 0 : entry & HMM_TABLE_FLAGS;
+}

@@ -1,0 +1,600 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * order.c - what the agent does for each kind of order.
+ *
+ * The happy path of OUT_MOVE: with the order in COMMIT one UFFDIO_MOVE takes the
+ * block's pages into a staging slot, FILLING copies them from there into the
+ * shadow, and the bitmaps say what became of each page. The slot stays full
+ * until hmmd sends RELEASE, so a death in between costs nothing.
+ *
+ * MOVE fails per page and says why only by its errno:
+ *   EBUSY   pinned, or still shared since a fork. Sharing is broken once by a write
+ *           fault; what is busy then is reported and stepped over.
+ *   EAGAIN  an event is unread: the map is changing. With nothing moved yet the
+ *           order goes back to RUNNING, where hmmd may take it back; with
+ *           something moved it ends early and the rest is hmmd's to ask for again.
+ *   EINVAL, ENOENT, EFAULT  the range spans mappings or holds a page that cannot
+ *           move: halved until the page is found.
+ * Anything else ends the moving. Pages that the shadow has no room for go home.
+ *
+ * Runs in the agent. Never reads or writes the owner's memory by pointer: what
+ * is absent there would fault to hmmd, which may be waiting for this very order.
+ */
+#include <string.h>
+
+#include "agent.h"
+#include "arena.h"
+
+#define PAGES HMM_BLOCK_PAGES
+
+/* ---- bitmaps ------------------------------------------------------------- */
+
+static bool test(const uint64_t *map, unsigned int page)
+{
+	return map[page / 64] >> (page % 64) & 1;
+}
+
+static void set(uint64_t *map, unsigned int page)
+{
+	map[page / 64] |= 1ULL << (page % 64);
+}
+
+static void clear(uint64_t *map, unsigned int page)
+{
+	map[page / 64] &= ~(1ULL << (page % 64));
+}
+
+/* The first page from @page on whose bit is @value; PAGES: none. */
+static unsigned int next(const uint64_t *map, unsigned int page, bool value)
+{
+	while (page < PAGES) {
+		uint64_t word = value ? map[page / 64] : ~map[page / 64];
+
+		word >>= page % 64;
+		if (word)
+			return page + (unsigned int)__builtin_ctzll(word);
+		page = (page / 64 + 1) * 64;
+	}
+	return PAGES;
+}
+
+/* Runs of set bits: for (from = 0; next_run(map, &from, &end); from = end) */
+static bool next_run(const uint64_t *map, unsigned int *from, unsigned int *end)
+{
+	*from = next(map, *from, true);
+	if (*from >= PAGES)
+		return false;
+	*end = next(map, *from, false);
+	return true;
+}
+
+static uint64_t page_address(uint64_t block, unsigned int page)
+{
+	return block + ((uint64_t)page << HMM_PAGE_SHIFT);
+}
+
+/* ---- the kernel ----------------------------------------------------------- */
+
+static bool is_there(uint64_t entry)
+{
+	return entry & (PM_PRESENT | PM_SWAP);
+}
+
+static int read_pagemap(struct agent *agent, uint64_t address, unsigned int pages, uint64_t *entries)
+{
+	ssize_t got = pread(agent->pagemap, entries, pages * sizeof(*entries),
+			    (off_t)((address >> HMM_PAGE_SHIFT) * sizeof(*entries)));
+
+	return got == (ssize_t)(pages * sizeof(*entries)) ? 0 : got < 0 ? -errno : -ENODATA;
+}
+
+static bool is_huge(struct agent *agent, uint64_t block)
+{
+	struct page_region found;
+	struct pm_scan_arg arg = {
+		.size = sizeof(arg), .start = block, .end = block + HMM_BLOCK_SIZE,
+		.vec = (uintptr_t)&found, .vec_len = 1,
+		.category_mask = PAGE_IS_HUGE, .return_mask = PAGE_IS_HUGE,
+	};
+
+	return ioctl(agent->pagemap, PAGEMAP_SCAN, &arg) == 1 && found.start == block &&
+	       found.end == block + HMM_BLOCK_SIZE;
+}
+
+static char *slot_at(struct agent *agent, const struct hmm_order *order)
+{
+	return agent->slots + (size_t)order->slot * HMM_BLOCK_SIZE;
+}
+
+static int slot_unregister(struct agent *agent, char *slot)
+{
+	struct uffdio_range range = { .start = (uintptr_t)slot, .len = HMM_BLOCK_SIZE };
+
+	return ioctl(agent->uffd, UFFDIO_UNREGISTER, &range) ? -errno : 0;
+}
+
+static int slot_register(struct agent *agent, char *slot)
+{
+	struct uffdio_register arg = {
+		.range = { .start = (uintptr_t)slot, .len = HMM_BLOCK_SIZE },
+		.mode = UFFDIO_REGISTER_MODE_MISSING,
+	};
+
+	return ioctl(agent->uffd, UFFDIO_REGISTER, &arg) ? -errno : 0;
+}
+
+/* ---- COMMIT ---------------------------------------------------------------- */
+
+static bool held(const struct agent *agent)
+{
+	return __atomic_load_n(&agent->orders->hold, __ATOMIC_SEQ_CST) != 0;
+}
+
+/* Back where hmmd may take the order away, until the hold is over or a moment has passed. */
+static void step_back(struct agent *agent, struct hmm_order *order)
+{
+	const struct timespec moment = { .tv_nsec = 50000 };
+	uint32_t hold;
+
+	__atomic_store_n(&order->state, HMM_ORDER_RUNNING, __ATOMIC_SEQ_CST);
+	hold = __atomic_load_n(&agent->orders->hold, __ATOMIC_SEQ_CST);
+	if (hold && !agent_is_retired(agent))
+		futex_wait_shared(&agent->orders->hold, hold, NULL);
+	else
+		nanosleep(&moment, NULL);
+}
+
+/* RUNNING -> COMMIT with no hold. Return: false when the order was taken back. */
+static bool commit(struct agent *agent, struct hmm_order *order)
+{
+	for (;;) {
+		uint32_t running = HMM_ORDER_RUNNING;
+
+		if (agent_is_retired(agent) ||
+		    !__atomic_compare_exchange_n(&order->state, &running, HMM_ORDER_COMMIT, false,
+						 __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+			return false;
+		if (!held(agent))
+			return true;
+		step_back(agent, order);
+	}
+}
+
+/* ---- MOVE ------------------------------------------------------------------ */
+
+struct move {
+	uint64_t to, from;		/* blocks */
+	const uint64_t *want;
+	bool unshare;			/* break what a fork left shared */
+	bool begun;			/* something has moved: no way back */
+	uint64_t done[HMM_BITMAP_WORDS];	/* moved, holes of the source included */
+	uint64_t busy[HMM_BITMAP_WORDS];
+	int error;			/* what could not be moved, or ended it */
+};
+
+/*
+ * Gives the busy page and those after it, as far as they are present, their own
+ * copies. Returns the first page that was not touched.
+ */
+static unsigned int break_sharing(struct agent *agent, const struct move *move, unsigned int page,
+			    unsigned int end)
+{
+	unsigned int present = page;
+
+	if (read_pagemap(agent, page_address(move->from, page), end - page, &agent->map[page]))
+		return page + 1;
+	while (present < end && agent->map[present] & PM_PRESENT)
+		present++;
+	if (present > page)
+		madvise((void *)page_address(move->from, page), (size_t)(present - page) << HMM_PAGE_SHIFT,
+			MADV_POPULATE_WRITE);
+	return present > page ? present : page + 1;
+}
+
+/* One wanted run. Return: 1 go on, 0 enough, -ECANCELED taken back. */
+static int move_run(struct agent *agent, struct hmm_order *order, struct move *move, unsigned int page,
+		    unsigned int end, bool *committed)
+{
+	unsigned int step = end - page, touched = page;
+
+	while (page < end) {
+		struct uffdio_move arg = {
+			.dst = page_address(move->to, page), .src = page_address(move->from, page),
+			.mode = UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES,
+		};
+		int error;
+
+		if (!*committed && !commit(agent, order))
+			return -ECANCELED;
+		*committed = true;
+		if (held(agent)) {
+			error = EAGAIN;
+		} else {
+			if (step > end - page)
+				step = end - page;
+			arg.len = (uint64_t)step << HMM_PAGE_SHIFT;
+			error = ioctl(agent->uffd, UFFDIO_MOVE, &arg) ? errno : 0;
+		}
+		if (arg.move > 0) {
+			for (unsigned int n = (unsigned int)(arg.move >> HMM_PAGE_SHIFT); n; n--)
+				set(move->done, page++);
+			move->begun = true;
+			step = end - page;
+			continue;
+		}
+		switch (error) {
+		case EAGAIN:
+			if (move->begun) {
+				move->error = -EAGAIN;
+				return 0;
+			}
+			step_back(agent, order);
+			*committed = false;
+			continue;
+		case EBUSY:
+			if (move->unshare && page >= touched) {
+				touched = break_sharing(agent, move, page, end);
+				continue;
+			}
+			break;
+		case EINVAL:
+		case ENOENT:
+		case EFAULT:
+			if (step > 1) {
+				step /= 2;
+				continue;
+			}
+			move->error = -error;
+			break;
+		default:
+			move->error = error ? -error : -EIO;
+			return 0;
+		}
+		set(move->busy, page++);
+		step = end - page;
+	}
+	return 1;
+}
+
+/* Return: 0, with move filled in, or -ECANCELED with nothing changed. */
+static int move_pages(struct agent *agent, struct hmm_order *order, struct move *move)
+{
+	bool committed = false;
+	unsigned int page = 0, end;
+	int going = 1;
+
+	for (; going > 0 && next_run(move->want, &page, &end); page = end)
+		going = move_run(agent, order, move, page, end, &committed);
+	if (going < 0)
+		return going;
+	/* What was not tried any more is left alone as well. */
+	for (unsigned int i = 0; i < HMM_BITMAP_WORDS; i++)
+		move->busy[i] |= move->want[i] & ~move->done[i];
+	return 0;
+}
+
+/* ---- filling ---------------------------------------------------------------- */
+
+static int write_run(struct region *region, uint64_t address, const char *bytes, size_t length)
+{
+	off_t offset = (off_t)(region->offset + (address - region->base));
+
+	while (length) {
+		ssize_t done = pwrite(region->fd, bytes, length, offset);
+
+		if (done <= 0)
+			return done < 0 ? -errno : -EIO;
+		bytes += done;
+		offset += done;
+		length -= (size_t)done;
+	}
+	return 0;
+}
+
+/* Through the mapping, having asked first: without room a store would be a SIGBUS. */
+static int copy_run(struct region *region, uint64_t address, const char *bytes, size_t length)
+{
+	char *to = region_at(region, address);
+
+	if (madvise(to, length, MADV_POPULATE_WRITE) && errno != EINVAL)
+		return errno == EFAULT ? -ENOSPC : -errno;
+	memcpy(to, bytes, length);
+	return 0;
+}
+
+static bool by_mapping(const struct region *region, const struct hmm_order *order)
+{
+	if (region->kind == HMM_POOL_KIND_HUGETLB)
+		return true;
+	if (!(order->flags & HMM_ORDER_WHOLE) || region->kind != HMM_POOL_KIND_MEMFD_HUGE)
+		return false;
+	for (unsigned int i = 0; i < HMM_BITMAP_WORDS; i++)
+		if ((order->moved[i] | order->hole[i]) != ~0ULL)
+			return false;
+	return true;
+}
+
+/* A whole huge page is asked for at once, holes included, so that it is one. */
+static int make_room(const struct hmm_order *order, const struct region *region)
+{
+	if (!(order->flags & HMM_ORDER_WHOLE) ||
+	    !madvise(region_at(region, order->addr), HMM_BLOCK_SIZE, MADV_POPULATE_WRITE) || errno == EINVAL)
+		return 0;
+	return errno == EFAULT ? -ENOSPC : -errno;
+}
+
+static int fill(struct hmm_order *order, struct region *region, const char *slot, unsigned int *unfilled)
+{
+	bool mapped = by_mapping(region, order);
+	unsigned int page, end;
+	int error = mapped ? make_room(order, region) : 0;
+
+	for (page = 0; !error && next_run(order->moved, &page, &end); page = end) {
+		uint64_t address = page_address(order->addr, page);
+		const char *bytes = slot + ((size_t)page << HMM_PAGE_SHIFT);
+		size_t length = (size_t)(end - page) << HMM_PAGE_SHIFT;
+
+		error = mapped ? copy_run(region, address, bytes, length) :
+				 write_run(region, address, bytes, length);
+		if (error)
+			break;
+	}
+	*unfilled = page;
+	return error;
+}
+
+/*
+ * The device has no room: what it did not get goes back where it came from. A
+ * page that has been served from the slot meanwhile is the CPU's already.
+ */
+static void give_back(struct agent *agent, struct hmm_order *order, const char *slot, unsigned int page)
+{
+	unsigned int end;
+
+	for (; next_run(order->moved, &page, &end); page = end) {
+		for (unsigned int i = page; i < end; i++) {
+			struct uffdio_move arg = {
+				.dst = page_address(order->addr, i),
+				.src = page_address((uintptr_t)slot, i), .len = HMM_PAGE_SIZE,
+			};
+
+			while (ioctl(agent->uffd, UFFDIO_MOVE, &arg) && errno == EAGAIN &&
+			       !agent_is_retired(agent))
+				nanosleep(&(struct timespec){ .tv_nsec = 50000 }, NULL);
+			clear(order->moved, i);
+			set(order->busy, i);
+		}
+	}
+}
+
+static struct region *wait_for_region(struct agent *agent, const struct hmm_order *order)
+{
+	for (;;) {
+		uint32_t changes = __atomic_load_n(&agent->regions->changes, __ATOMIC_ACQUIRE);
+		struct region *region = hmmc_region_find(agent->regions, order->mirror, order->addr);
+		const struct timespec while_ = { .tv_nsec = 100000000 };
+
+		if (region || agent_is_retired(agent) ||
+		    __atomic_load_n(&order->state, __ATOMIC_SEQ_CST) == HMM_ORDER_CANCELLED)
+			return region;
+		futex_wait(&agent->regions->changes, changes, &while_);
+	}
+}
+
+/* ---- orders ------------------------------------------------------------------- */
+
+/* What lies in the slot was moved; what was tried and is nowhere was a hole. */
+static int sort_out(struct agent *agent, struct hmm_order *order, const struct move *move, char *slot)
+{
+	unsigned int page;
+	int error = read_pagemap(agent, (uintptr_t)slot, PAGES, agent->map);
+
+	if (error)
+		return error;
+	for (page = 0; page < PAGES; page++)
+		if (is_there(agent->map[page]) && test(move->done, page))
+			set(order->moved, page);
+	for (page = 0; page < PAGES; page++)
+		if (test(move->done, page) && !test(order->moved, page))
+			set(order->hole, page);
+	memcpy(order->busy, move->busy, sizeof(order->busy));
+	return 0;
+}
+
+static bool order_out_move(struct agent *agent, struct hmm_order *order, bool keep)
+{
+	char *slot = slot_at(agent, order);
+	struct move move = {
+		.to = (uintptr_t)slot, .from = order->addr, .want = order->want, .unshare = keep,
+	};
+	struct region *region = NULL;
+	unsigned int unfilled;
+	int error;
+
+	if (keep) {
+		region = wait_for_region(agent, order);
+		if (!region)
+			return false;
+	}
+	if (move_pages(agent, order, &move))
+		return false;
+	__atomic_store_n(&order->state, HMM_ORDER_FILLING, __ATOMIC_SEQ_CST);
+	order->error = move.error;
+	error = sort_out(agent, order, &move, slot);
+	if (error) {
+		/* Without knowing better: all that was tried is in the slot; filling finds out. */
+		memcpy(order->moved, move.done, sizeof(order->moved));
+		order->error = error;
+	}
+	agent->thin[order->slot] = !is_huge(agent, (uintptr_t)slot);
+	if (!agent->thin[order->slot])
+		order->flags |= HMM_ORDER_HUGE_MOVED;
+	if (!keep)
+		return true;
+	error = fill(order, region, slot, &unfilled);
+	if (error) {
+		order->error = error;
+		give_back(agent, order, slot, unfilled);
+	}
+	return true;
+}
+
+/*
+ * From the owner's page to the shadow through /proc/self/mem, which fails on what
+ * is missing: into the mapping where that is wanted, else by way of a buffer.
+ */
+static int fill_in_place(struct agent *agent, struct hmm_order *order, struct region *region)
+{
+	bool mapped = by_mapping(region, order);
+	int error = mapped ? make_room(order, region) : 0;
+	unsigned int page = 0, end;
+
+	while (!error && next_run(order->moved, &page, &end)) {
+		uint64_t address = page_address(order->addr, page);
+		size_t length = (size_t)(end - page) << HMM_PAGE_SHIFT;
+		char *to = mapped ? region_at(region, address) : agent->bounce;
+		ssize_t got;
+
+		if (!mapped && length > sizeof(agent->bounce))
+			length = sizeof(agent->bounce);
+		got = pread(agent->mem, to, length, (off_t)address) & ~(ssize_t)(HMM_PAGE_SIZE - 1);
+		if (got <= 0) {
+			/* Gone since we looked. */
+			clear(order->moved, page);
+			set(order->busy, page++);
+			continue;
+		}
+		if (!mapped)
+			error = write_run(region, address, agent->bounce, (size_t)got);
+		page += (unsigned int)((size_t)got >> HMM_PAGE_SHIFT);
+	}
+	return error;
+}
+
+/*
+ * Whoever wants to write to the pages meanwhile faults, because hmmd has
+ * protected them, and hmmd takes the order back before it lets him.
+ */
+static bool order_out_zap(struct agent *agent, struct hmm_order *order)
+{
+	struct region *region = wait_for_region(agent, order);
+	unsigned int page, end;
+	int error;
+
+	if (!region)
+		return false;
+	error = read_pagemap(agent, order->addr, PAGES, agent->map);
+	for (page = 0; !error && page < PAGES; page++) {
+		if (!test(order->want, page))
+			continue;
+		/* Swapped pages come in by being read; a marker on an absent page looks the same and reads as EIO. */
+		if (is_there(agent->map[page]))
+			set(order->moved, page);
+		else
+			set(order->hole, page);
+	}
+	if (!error)
+		error = fill_in_place(agent, order, region);
+	if (error) {
+		memset(order->moved, 0, sizeof(order->moved));
+		order->error = error;
+		return true;
+	}
+	if (!commit(agent, order))
+		return false;
+	for (page = 0; next_run(order->moved, &page, &end); page = end) {
+		if (madvise((void *)page_address(order->addr, page), (size_t)(end - page) << HMM_PAGE_SHIFT,
+			    MADV_DONTNEED)) {
+			order->error = -errno;
+			for (unsigned int i = page; i < end; i++) {
+				clear(order->moved, i);
+				set(order->busy, i);
+			}
+		}
+	}
+	return true;
+}
+
+static bool order_home_slot(struct agent *agent, struct hmm_order *order)
+{
+	char *slot = slot_at(agent, order);
+	struct move move = { .to = order->addr, .from = (uintptr_t)slot, .want = order->want };
+	struct region *region = wait_for_region(agent, order);
+	unsigned int page, end;
+	bool huge;
+	int error;
+
+	if (!region)
+		return false;
+	error = slot_unregister(agent, slot);
+	if (!error && madvise(slot, HMM_BLOCK_SIZE, MADV_POPULATE_WRITE))
+		error = errno == EFAULT ? -ENOMEM : -errno;
+	for (page = 0; !error && next_run(order->want, &page, &end); page = end)
+		memcpy(slot + ((size_t)page << HMM_PAGE_SHIFT), region_at(region, page_address(order->addr, page)),
+		       (size_t)(end - page) << HMM_PAGE_SHIFT);
+	huge = !error && is_huge(agent, (uintptr_t)slot);
+	/* Until it is known that nothing stays behind: empty it with its page table. */
+	agent->thin[order->slot] = true;
+	if (error) {
+		order->error = error;
+		return true;
+	}
+	if (move_pages(agent, order, &move))
+		return false;
+	order->error = move.error;
+	memcpy(order->moved, move.done, sizeof(order->moved));
+	memcpy(order->busy, move.busy, sizeof(order->busy));
+	agent->thin[order->slot] = !huge || next(order->moved, 0, false) < PAGES;
+	return true;
+}
+
+/*
+ * Unregistered first, so that emptying raises no event and cannot wait for a
+ * reader. After 4 KiB pages the slot is mapped anew: their page table would
+ * keep the next huge page from moving in whole.
+ */
+static bool order_release(struct agent *agent, struct hmm_order *order)
+{
+	char *slot = slot_at(agent, order);
+	int error = slot_unregister(agent, slot);
+
+	if (!error && agent->thin[order->slot]) {
+		if (mmap(slot, HMM_BLOCK_SIZE, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) == MAP_FAILED)
+			error = -errno;
+		madvise(slot, HMM_BLOCK_SIZE, MADV_DONTFORK);
+		madvise(slot, HMM_BLOCK_SIZE, MADV_DONTDUMP);
+		madvise(slot, HMM_BLOCK_SIZE, MADV_HUGEPAGE);
+	} else if (!error && madvise(slot, HMM_BLOCK_SIZE, MADV_DONTNEED)) {
+		error = -errno;
+	}
+	agent->thin[order->slot] = false;
+	if (!error)
+		error = slot_register(agent, slot);
+	order->error = error;
+	return true;
+}
+
+bool hmmc_order_run(struct agent *agent, struct hmm_order *order)
+{
+	order->error = 0;
+	memset(order->moved, 0, sizeof(order->moved));
+	memset(order->hole, 0, sizeof(order->hole));
+	memset(order->busy, 0, sizeof(order->busy));
+	if (order->slot < agent->slots_count) {
+		switch (order->kind) {
+		case HMM_ORDER_OUT_MOVE:
+			return order_out_move(agent, order, true);
+		case HMM_ORDER_DROP:
+			return order_out_move(agent, order, false);
+		case HMM_ORDER_HOME_SLOT:
+			return order_home_slot(agent, order);
+		case HMM_ORDER_RELEASE:
+			return order_release(agent, order);
+		}
+	}
+	if (order->kind == HMM_ORDER_OUT_ZAP)
+		return order_out_zap(agent, order);
+	order->error = -EINVAL;
+	return true;
+}

@@ -1,0 +1,383 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * owner.c - this process as an owner: opening it at hmmd, and opening it again.
+ *
+ * The happy path: the clerk opens a userfaultfd and this process's files in
+ * /proc, maps the staging slots and starts the agent; `open` hands all that to
+ * hmmd, which does the userfaultfd's handshake (it has the privilege for fork
+ * events) and sends table, ledger, orders and pulse back. From then on both
+ * sides hold every descriptor, so neither's death loses a page.
+ *
+ * A restarted hmmd is given everything with `reopen`, each mirror and each
+ * shadow, and settles what was in transit. After a hmmd that ended in good order
+ * nothing is on the device and the owner is opened anew: a userfaultfd can be
+ * handed over only once.
+ *
+ * Fails where userfaultfd is not permitted, or /proc is not there.
+ */
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "arena.h"
+#include "owner.h"
+#include "space.h"
+
+#define SLOTS_DEFAULT 4
+
+static void close_fd(int *fd)
+{
+	if (*fd >= 0)
+		close(*fd);
+	*fd = -1;
+}
+
+/* The strongest userfaultfd there is: hmmd's device, the system call, faults of user mode only. */
+static int open_userfaultfd(int device)
+{
+	int fd;
+
+	if (device >= 0) {
+		fd = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
+		if (fd >= 0)
+			return fd;
+	}
+	fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	if (fd < 0 && errno == EPERM)
+		fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
+	return fd < 0 ? -errno : fd;
+}
+
+static int open_file(const char *path, int flags)
+{
+	int fd = open(path, flags | O_CLOEXEC);
+
+	return fd < 0 ? -errno : fd;
+}
+
+/* A mapping of its own for each slot's sake: aligned, huge where possible, in no child and no core. */
+static int map_slots(struct owner *owner)
+{
+	size_t size = (size_t)owner->slots_count * HMM_BLOCK_SIZE;
+	char *room, *slots;
+
+	room = mmap(NULL, size + HMM_BLOCK_SIZE, PROT_READ | PROT_WRITE,
+		    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (room == MAP_FAILED)
+		return -errno;
+	slots = (char *)(((uintptr_t)room + HMM_BLOCK_SIZE - 1) & ~(HMM_BLOCK_SIZE - 1));
+	if (slots > room)
+		munmap(room, (size_t)(slots - room));
+	munmap(slots + size, (size_t)(room + HMM_BLOCK_SIZE - slots));
+	madvise(slots, size, MADV_DONTFORK);
+	madvise(slots, size, MADV_DONTDUMP);
+	madvise(slots, size, MADV_HUGEPAGE);
+	owner->slots = slots;
+	return 0;
+}
+
+static int prepare(struct owner *owner, char *text, size_t size)
+{
+	struct agent *agent = &owner->agent;
+	int error;
+
+	owner->uffd = open_userfaultfd(owner->hmm->connection->userfaultfd_device);
+	if (owner->uffd < 0) {
+		snprintf(text, size, "no userfaultfd: %s; hmmd can hand one out if it may open /dev/userfaultfd, "
+			 "or set vm.unprivileged_userfaultfd=1", strerror(-owner->uffd));
+		return owner->uffd;
+	}
+	owner->mem = open_file("/proc/self/mem", O_RDWR);
+	owner->pagemap = open_file("/proc/self/pagemap", O_RDONLY);
+	owner->maps = open_file("/proc/self/maps", O_RDONLY);
+	owner->smaps = open_file("/proc/self/smaps", O_RDONLY);
+	error = owner->mem < 0 ? owner->mem : owner->pagemap < 0 ? owner->pagemap :
+		owner->maps < 0 ? owner->maps : owner->smaps < 0 ? owner->smaps : 0;
+	if (error) {
+		snprintf(text, size, "cannot open this process's files in /proc: %s", strerror(-error));
+		return error;
+	}
+	error = map_slots(owner);
+	if (error) {
+		snprintf(text, size, "no room for %u staging slots: %s", owner->slots_count, strerror(-error));
+		return error;
+	}
+	memset(agent, 0, sizeof(*agent));
+	agent->uffd = owner->uffd;
+	agent->pagemap = owner->pagemap;
+	agent->mem = owner->mem;
+	agent->slots = owner->slots;
+	agent->slots_count = owner->slots_count;
+	agent->regions = &owner->regions;
+	error = hmmc_agent_start(agent);
+	if (!error)
+		error = hmmc_rescuer_start(&owner->rescuer, owner);
+	if (error)
+		snprintf(text, size, "cannot start a thread: %s", strerror(-error));
+	return error;
+}
+
+static void fill_open(struct owner *owner, struct hmm_msg_open *message, int *fds)
+{
+	message->flags = owner->flags;
+	message->slots_addr = (uintptr_t)owner->slots;
+	message->slots_count = owner->slots_count;
+	message->agent_tid = owner->agent.tid;
+	fds[0] = owner->uffd;
+	fds[1] = owner->mem;
+	fds[2] = owner->pagemap;
+	fds[3] = owner->maps;
+	fds[4] = owner->smaps;
+}
+
+/* @at: where it was before, so that nobody who looks at it ever sees nothing there. */
+static void *map_memfd(int fd, size_t size, int protection, const void *at)
+{
+	void *map = mmap((void *)(uintptr_t)at, size, protection,
+			 MAP_SHARED | MAP_NORESERVE | (at ? MAP_FIXED : 0), fd, 0);
+
+	if (map == MAP_FAILED)
+		return NULL;
+	madvise(map, size, MADV_DONTDUMP);
+	if (protection & PROT_WRITE)
+		madvise(map, size, MADV_DONTFORK);
+	return map;
+}
+
+static int attach(struct owner *owner, struct hmm_frame *frame)
+{
+	const struct hmm_msg_open_reply *reply = (const void *)frame->data;
+	const uint64_t *table;
+	struct hmm_orders *orders;
+	struct hmm_pulse *pulse;
+
+	owner->table_fd = hmm_frame_take_fd(frame, 0);
+	owner->ledger_fd = hmm_frame_take_fd(frame, 1);
+	owner->orders_fd = hmm_frame_take_fd(frame, 2);
+	owner->pulse_fd = hmm_frame_take_fd(frame, 3);
+	owner->eventfd = hmm_frame_take_fd(frame, 4);
+	table = map_memfd(owner->table_fd, HMM_TABLE_SIZE, PROT_READ, owner->table);
+	orders = map_memfd(owner->orders_fd, HMM_ORDERS_SIZE, PROT_READ | PROT_WRITE, owner->orders);
+	pulse = map_memfd(owner->pulse_fd, sizeof(*pulse), PROT_READ | PROT_WRITE, owner->pulse);
+	if (!table || !orders || !pulse)
+		return -ENOMEM;
+	owner->table = table;
+	owner->orders = orders;
+	owner->pulse = pulse;
+	if (orders->magic != HMM_ORDERS_MAGIC)
+		return -EPROTO;
+	owner->id = reply->owner;
+	owner->hmm->id = reply->owner;
+	owner->hmm->features = reply->features;
+	owner->hmm->table = table;
+	owner->hmm->pulse = pulse;
+	owner->agent.orders = orders;
+	owner->agent.eventfd = owner->eventfd;
+	hmmc_agent_attach(&owner->agent);
+	return 0;
+}
+
+/* Threads and descriptors; what is mapped stays for attach() to replace. */
+static int detach(void *argument)
+{
+	struct owner *owner = argument;
+
+	hmmc_agent_stop(&owner->agent);
+	hmmc_rescuer_stop(&owner->rescuer);
+	/* The last reference of the userfaultfd, and every page is home: registrations go with it. */
+	close_fd(&owner->uffd);
+	close_fd(&owner->mem);
+	close_fd(&owner->pagemap);
+	close_fd(&owner->maps);
+	close_fd(&owner->smaps);
+	close_fd(&owner->table_fd);
+	close_fd(&owner->ledger_fd);
+	close_fd(&owner->orders_fd);
+	close_fd(&owner->pulse_fd);
+	close_fd(&owner->eventfd);
+	hmmc_region_drop(&owner->regions, HMM_NO_MIRROR);
+	if (owner->slots)
+		munmap(owner->slots, (size_t)owner->slots_count * HMM_BLOCK_SIZE);
+	owner->slots = NULL;
+	return 0;
+}
+
+/* ---- the first time --------------------------------------------------------- */
+
+static int prepare_request(struct request *request)
+{
+	struct owner *owner = request->data;
+	int error = 0;
+
+	if (!owner->slots)
+		error = prepare(owner, request->text, sizeof(request->text));
+	if (!error)
+		fill_open(owner, (struct hmm_msg_open *)request->message, request->fds);
+	return error;
+}
+
+static int finish_open(struct request *request, struct hmm_frame *frame)
+{
+	int error = attach(request->data, frame);
+
+	if (error)
+		snprintf(request->text, sizeof(request->text), "cannot map what hmmd shares: %s",
+			 strerror(-error));
+	return error;
+}
+
+int hmmc_owner_new(struct hmm *hmm, uint64_t flags, uint32_t slots, struct owner **result)
+{
+	struct owner *owner = hmmc_arena_alloc(sizeof(*owner));
+	struct request *request = hmmc_request_new(hmm->connection, HMM_OP_OPEN, sizeof(struct hmm_msg_open));
+	int error;
+
+	if (!owner || !request) {
+		hmmc_arena_free(owner, sizeof(*owner));
+		hmmc_request_free(request);
+		return hmmc_fail(-ENOMEM, "the library's memory is used up");
+	}
+	owner->hmm = hmm;
+	owner->flags = flags;
+	owner->slots_count = slots ? slots : SLOTS_DEFAULT;
+	owner->uffd = owner->mem = owner->pagemap = owner->maps = owner->smaps = -1;
+	owner->table_fd = owner->ledger_fd = owner->orders_fd = owner->pulse_fd = owner->eventfd = -1;
+	/* Region events may come before the reply does. */
+	hmm->owner = owner;
+	request->data = owner;
+	request->prepare = prepare_request;
+	request->finish = finish_open;
+	request->nfds = 5;
+	request->borrowed = true;
+	error = hmmc_request_call(request);
+	hmmc_request_free(request);
+	if (error) {
+		hmm->owner = NULL;
+		hmmc_owner_free(owner);
+		return error;
+	}
+	*result = owner;
+	return 0;
+}
+
+void hmmc_owner_free(struct owner *owner)
+{
+	if (!owner)
+		return;
+	hmmc_clerk_call(detach, owner);
+	if (owner->table)
+		munmap((void *)(uintptr_t)owner->table, HMM_TABLE_SIZE);
+	if (owner->orders)
+		munmap(owner->orders, HMM_ORDERS_SIZE);
+	if (owner->pulse)
+		munmap(owner->pulse, sizeof(*owner->pulse));
+	hmmc_arena_free(owner, sizeof(*owner));
+}
+
+/* ---- again -------------------------------------------------------------------- */
+
+static int reopen_region(struct owner *owner, const struct region *region)
+{
+	struct hmm_msg_reopen_region message;
+
+	HMM_MSG_INIT(message, HMM_OP_REOPEN_REGION, 0);
+	message.owner = owner->id;
+	message.mirror = owner->id << 8 | region->mirror;
+	message.base = region->base;
+	return hmmc_connection_exchange(owner->hmm->connection, &message, &region->fd, 1);
+}
+
+/* A mirror that a driver registered: its name is the driver's to tell, its shadows are ours. */
+static int reopen_foreign_mirror(struct owner *owner, uint32_t index)
+{
+	struct hmm_msg_reopen_mirror message;
+
+	HMM_MSG_INIT(message, HMM_OP_REOPEN_MIRROR, 0);
+	message.owner = owner->id;
+	message.mirror = owner->id << 8 | index;
+	return hmmc_connection_exchange(owner->hmm->connection, &message, NULL, 0);
+}
+
+static int reopen_regions(struct owner *owner)
+{
+	uint64_t told[4] = { 0 };
+	int error = 0;
+
+	for (struct hmm_mirror_private *mirror = owner->hmm->mirrors; mirror; mirror = mirror->next)
+		told[(mirror->id & 0xff) / 64] |= 1ULL << (mirror->id % 64);
+	for (unsigned int i = 0; !error && i < REGIONS_MAX; i++) {
+		struct region *region = owner->regions.table[i];
+
+		if (!region || !region->map)
+			continue;
+		if (!(told[region->mirror / 64] >> (region->mirror % 64) & 1)) {
+			told[region->mirror / 64] |= 1ULL << (region->mirror % 64);
+			error = reopen_foreign_mirror(owner, region->mirror);
+		}
+		if (!error)
+			error = reopen_region(owner, region);
+	}
+	return error;
+}
+
+int hmmc_owner_reopen(struct owner *owner)
+{
+	const struct hmm_msg_reopen_reply *reply = (const void *)owner->hmm->connection->frame->data;
+	int fds[10] = { 0 }, error;
+	struct hmm_msg_reopen message;
+	uint32_t mirrors = 0;
+
+	for (struct hmm_mirror_private *mirror = owner->hmm->mirrors; mirror; mirror = mirror->next)
+		mirrors++;
+	HMM_MSG_INIT(message, HMM_OP_REOPEN, 0);
+	message.owner = owner->id;
+	message.agent_tid = owner->agent.tid;
+	message.incarnation = __atomic_load_n(&owner->orders->incarnation, __ATOMIC_SEQ_CST);
+	message.flags = owner->flags;
+	message.slots_addr = (uintptr_t)owner->slots;
+	message.slots_count = owner->slots_count;
+	message.mirrors = mirrors;
+	fds[0] = owner->uffd;
+	fds[1] = owner->mem;
+	fds[2] = owner->pagemap;
+	fds[3] = owner->maps;
+	fds[4] = owner->smaps;
+	fds[5] = owner->table_fd;
+	fds[6] = owner->ledger_fd;
+	fds[7] = owner->orders_fd;
+	fds[8] = owner->pulse_fd;
+	fds[9] = owner->eventfd;
+	error = hmmc_connection_exchange(owner->hmm->connection, &message, fds, 10);
+	if (error)
+		return error;
+	if (reply->owner != owner->id)
+		return -EPROTO;
+	owner->hmm->features = reply->features;
+	error = hmmc_mirror_restore(owner->hmm, true);
+	return error ? error : reopen_regions(owner);
+}
+
+int hmmc_owner_reopen_done(struct owner *owner)
+{
+	struct hmm_msg_reopen_done message;
+
+	HMM_MSG_INIT(message, HMM_OP_REOPEN_DONE, 0);
+	message.owner = owner->id;
+	return hmmc_connection_exchange(owner->hmm->connection, &message, NULL, 0);
+}
+
+int hmmc_owner_open_anew(struct owner *owner)
+{
+	struct connection *connection = owner->hmm->connection;
+	struct hmm_msg_open message;
+	int fds[5], error;
+
+	detach(owner);
+	error = prepare(owner, connection->text, sizeof(connection->text));
+	if (error)
+		return error;
+	HMM_MSG_INIT(message, HMM_OP_OPEN, 0);
+	fill_open(owner, &message, fds);
+	error = hmmc_connection_exchange(connection, &message, fds, 5);
+	return error ? error : attach(owner, connection->frame);
+}

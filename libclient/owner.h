@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * owner.h - what this process holds as an owner: the descriptors that keep its
+ * memory alive whatever becomes of hmmd, staging slots, agent and rescuer.
+ */
+#ifndef HMMC_OWNER_H
+#define HMMC_OWNER_H
+
+#include "agent.h"
+#include "connection.h"
+#include "region.h"
+#include "rescuer.h"
+
+struct owner {
+	struct hmm *hmm;
+	uint32_t id;
+	uint64_t flags;			/* HMM_OPEN_FLAGS_* */
+	/* In the private table. */
+	int uffd, mem, pagemap, maps, smaps;
+	int table_fd, ledger_fd, orders_fd, pulse_fd, eventfd;
+	char *slots;
+	uint32_t slots_count;
+	const uint64_t *table;
+	struct hmm_orders *orders;
+	struct hmm_pulse *pulse;
+	struct agent agent;
+	struct rescuer rescuer;
+	struct regions regions;
+};
+
+/* Opens this process on a connection that is up. Return: 0 or a negative errno with its text. */
+int hmmc_owner_new(struct hmm *hmm, uint64_t flags, uint32_t slots, struct owner **result);
+/* Everything is home. Stops the threads and lets go of everything. NULL is allowed. */
+void hmmc_owner_free(struct owner *owner);
+
+/* In the receiver: hands everything to a restarted hmmd, or starts anew with one after a clean end. */
+int hmmc_owner_reopen(struct owner *owner);
+int hmmc_owner_reopen_done(struct owner *owner);
+int hmmc_owner_open_anew(struct owner *owner);
+
+#endif

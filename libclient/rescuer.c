@@ -1,0 +1,441 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * rescuer.c - the owner's last resort: no hmmd came back within the grace period.
+ *
+ * The happy path: the rescuer takes the owner over by a compare-and-swap of the
+ * incarnation word, so that a late hmmd finds itself replaced, marks the mirror
+ * dead for drivers, and lets the agent finish what it is in. Then it brings home
+ * every page that the ledger says is on the device, block by block, and between
+ * blocks answers whatever faults and events wait. Last it unregisters
+ * everything: memory is ordinary again.
+ *
+ * Where a page's bytes are is the ledger's word: complete in the shadow; in a
+ * staging slot while its block was going out; the CPU's own page, which always
+ * wins, since COPY onto a present page does nothing; or nowhere, then it reads zeros as
+ * a discarded page does. What the device lost stays poisoned.
+ *
+ * It touches only arena memory, slots and shadows, and never waits for anybody
+ * but the agent. What it cannot bring home (no memory for the page) it tries for
+ * as long as it takes: letting go would mean zeros.
+ */
+#include <string.h>
+#include <sys/mman.h>
+
+#include "arena.h"
+#include "owner.h"
+#include "space.h"
+
+#define PAGE_STATE(byte) ((byte) & HMM_PAGE_STATE_MASK)
+
+/* ---- what the program changed --------------------------------------------------- */
+
+static void note_change(struct rescuer *rescuer, uint64_t start, uint64_t length, uint64_t to)
+{
+	if (rescuer->changes_count == rescuer->changes_room) {
+		uint32_t room = rescuer->changes_room ? rescuer->changes_room * 2 : 1024;
+		struct change *more = hmmc_arena_alloc(room * sizeof(*more));
+
+		if (!more)
+			return;
+		if (rescuer->changes_count)
+			memcpy(more, rescuer->changes, rescuer->changes_count * sizeof(*more));
+		hmmc_arena_free(rescuer->changes, rescuer->changes_room * sizeof(*more));
+		rescuer->changes = more;
+		rescuer->changes_room = room;
+	}
+	rescuer->changes[rescuer->changes_count++] = (struct change){ start, length, to };
+}
+
+static bool covers(const struct change *change, uint64_t address)
+{
+	return address - change->start < change->length;
+}
+
+/* Where the page that the ledger knows at @address is now; 0: it is no more. */
+static uint64_t whereto(const struct rescuer *rescuer, uint64_t address)
+{
+	for (uint32_t i = 0; i < rescuer->changes_count && address; i++) {
+		const struct change *change = &rescuer->changes[i];
+
+		if (covers(change, address))
+			address = change->to ? change->to + (address - change->start) : 0;
+	}
+	return address;
+}
+
+/* Under which address the ledger knows what is now at @address; 0: nothing. */
+static uint64_t wherefrom(const struct rescuer *rescuer, uint64_t address)
+{
+	for (uint32_t i = rescuer->changes_count; i-- && address;) {
+		const struct change *change = &rescuer->changes[i];
+
+		if (change->to && address - change->to < change->length)
+			address = change->start + (address - change->to);
+		else if (covers(change, address))
+			address = 0;
+	}
+	return address;
+}
+
+/* The agent's own DONTNEED, whose bytes are in the shadow, is no discarding. */
+static bool is_agents(struct rescuer *rescuer, uint64_t start, uint64_t end)
+{
+	struct hmm_orders *orders = rescuer->owner->orders;
+	const struct hmm_order *order = &orders->ring[orders->consumed % HMM_ORDERS_RING];
+
+	return __atomic_load_n(&rescuer->owner->agent.busy, __ATOMIC_SEQ_CST) && order->kind == HMM_ORDER_OUT_ZAP &&
+	       __atomic_load_n(&order->state, __ATOMIC_SEQ_CST) == HMM_ORDER_COMMIT &&
+	       start >= order->addr && end <= order->addr + HMM_BLOCK_SIZE;
+}
+
+static void note_event(struct rescuer *rescuer, const struct uffd_msg *message)
+{
+	switch (message->event) {
+	case UFFD_EVENT_PAGEFAULT:
+		/* One too many is raised again by the last wake-up. */
+		if (rescuer->faults_count < RESCUER_FAULTS)
+			rescuer->faults[rescuer->faults_count++] = message->arg.pagefault.address;
+		break;
+	case UFFD_EVENT_REMOVE:
+	case UFFD_EVENT_UNMAP:
+		if (message->event == UFFD_EVENT_UNMAP ||
+		    !is_agents(rescuer, message->arg.remove.start, message->arg.remove.end))
+			note_change(rescuer, message->arg.remove.start,
+				    message->arg.remove.end - message->arg.remove.start, 0);
+		break;
+	case UFFD_EVENT_REMAP:
+		note_change(rescuer, message->arg.remap.from, message->arg.remap.len, message->arg.remap.to);
+		break;
+	case UFFD_EVENT_FORK:
+		if (rescuer->children_count < RESCUER_CHILDREN)
+			rescuer->children[rescuer->children_count++] = (int)message->arg.fork.ufd;
+		else
+			close((int)message->arg.fork.ufd);
+		break;
+	}
+}
+
+/* Reading an event lets its causer go on; applying it is left to whoever asks where a page is. */
+static void drain_events(struct rescuer *rescuer)
+{
+	struct uffd_msg messages[16];
+	ssize_t got;
+
+	while ((got = read(rescuer->owner->uffd, messages, sizeof(messages))) > 0)
+		for (size_t i = 0; i < (size_t)got / sizeof(*messages); i++)
+			note_event(rescuer, &messages[i]);
+}
+
+/* ---- pages ------------------------------------------------------------------------ */
+
+static void wake(int uffd, uint64_t start, uint64_t length)
+{
+	struct uffdio_range range = { .start = start, .len = length };
+
+	ioctl(uffd, UFFDIO_WAKE, &range);
+}
+
+/*
+ * Installs pages at @to, as far as it goes in one piece. Return: pages dealt with,
+ * 0 when the map is changing: the caller has to look again where the page is.
+ */
+static unsigned int copy_home(struct rescuer *rescuer, int uffd, uint64_t to, const char *from,
+			      unsigned int pages)
+{
+	struct uffdio_copy arg = {
+		.dst = to, .src = (uintptr_t)from, .len = (uint64_t)pages << HMM_PAGE_SHIFT,
+	};
+	int error = ioctl(uffd, UFFDIO_COPY, &arg) ? errno : 0;
+
+	if (arg.copy > 0) {
+		rescuer->pages += (uint64_t)arg.copy >> HMM_PAGE_SHIFT;
+		return (unsigned int)(arg.copy >> HMM_PAGE_SHIFT);
+	}
+	switch (error) {
+	case EAGAIN:
+		drain_events(rescuer);
+		return 0;
+	case ENOMEM:
+		/* Letting go of the page would lose it. */
+		nanosleep(&(struct timespec){ .tv_nsec = 10000000 }, NULL);
+		return 0;
+	case EEXIST:
+		/* The CPU's page wins; whoever waits there is not woken by that. */
+		wake(uffd, to, HMM_PAGE_SIZE);
+		return 1;
+	case ENOENT:
+		/* Unmapped, or more than one mapping: page by page. */
+		return pages > 1 ? copy_home(rescuer, uffd, to, from, 1) : 1;
+	default:
+		return pages;	/* ESRCH: the mm itself is gone */
+	}
+}
+
+static void read_slot(struct rescuer *rescuer, unsigned int slot, uint64_t *map)
+{
+	struct owner *owner = rescuer->owner;
+	uint64_t address = (uintptr_t)owner->slots + (uint64_t)slot * HMM_BLOCK_SIZE;
+
+	memset(map, 0, HMM_BITMAP_WORDS * sizeof(*map));
+	if (slot >= owner->slots_count ||
+	    pread(owner->pagemap, rescuer->entries, sizeof(rescuer->entries),
+		  (off_t)((address >> HMM_PAGE_SHIFT) * sizeof(uint64_t))) != (ssize_t)sizeof(rescuer->entries))
+		return;
+	for (unsigned int page = 0; page < HMM_BLOCK_PAGES; page++)
+		if (rescuer->entries[page] & (PM_PRESENT | PM_SWAP))
+			map[page / 64] |= 1ULL << (page % 64);
+}
+
+/* The order that zapped pages of a block which hmmd did not live to note as complete. */
+static const struct hmm_order *find_zap(struct rescuer *rescuer, uint64_t block)
+{
+	struct hmm_orders *orders = rescuer->owner->orders;
+
+	for (unsigned int i = 0; i < HMM_ORDERS_RING; i++) {
+		const struct hmm_order *order = &orders->ring[i];
+
+		if (order->kind == HMM_ORDER_OUT_ZAP && order->addr == block &&
+		    (order->state == HMM_ORDER_DONE || order->state == HMM_ORDER_COMMIT))
+			return order;
+	}
+	return NULL;
+}
+
+struct sources {
+	uint64_t in_slot[HMM_BITMAP_WORDS];
+	const struct hmm_order *zap;
+};
+
+/* Where the bytes of a page are, or NULL where the CPU has them or nobody has. */
+static const char *source(struct rescuer *rescuer, uint64_t block, unsigned int page,
+			  const struct sources *sources)
+{
+	const struct hmm_ledger_block *record = &rescuer->block;
+	uint8_t byte = record->page[page];
+	uint64_t bit = 1ULL << (page % 64);
+	bool complete = byte & HMM_PAGE_COMPLETE, away;
+	struct region *region;
+
+	if (byte & HMM_PAGE_SERVED)
+		return NULL;
+	/* A page of the S state that was on its way to D is there, too. */
+	if (sources->in_slot[page / 64] & bit)
+		return rescuer->owner->slots + (uint64_t)record->slot * HMM_BLOCK_SIZE +
+		       ((uint64_t)page << HMM_PAGE_SHIFT);
+	if (sources->zap && sources->zap->moved[page / 64] & bit)
+		complete = true;
+	away = (byte & HMM_PAGE_STATE_MASK) == HMM_PAGE_DEVICE ||
+	       (byte & HMM_PAGE_STATE_MASK) == HMM_PAGE_SHARED ||
+	       record->transit == HMM_TRANSIT_OUT_MOVE || record->transit == HMM_TRANSIT_OUT_ZAP;
+	if (!complete || !away)
+		return NULL;
+	region = hmmc_region_find(&rescuer->owner->regions, record->mirror, block);
+	return region ? region_at(region, block + ((uint64_t)page << HMM_PAGE_SHIFT)) : NULL;
+}
+
+/* The block's record must have been read. */
+static void settle_block(struct rescuer *rescuer, int uffd, uint64_t block)
+{
+	const struct hmm_ledger_block *record = &rescuer->block;
+	struct uffdio_writeprotect writable = { .range = { .start = block, .len = HMM_BLOCK_SIZE } };
+	struct sources sources = { .zap = NULL };
+	unsigned int page = 0;
+
+	/* In HOME_SLOT the slot is a second copy of what the shadow has. */
+	if (record->slot != HMM_NO_SLOT && record->transit != HMM_TRANSIT_HOME_SLOT)
+		read_slot(rescuer, record->slot, sources.in_slot);
+	if (record->transit == HMM_TRANSIT_OUT_ZAP)
+		sources.zap = find_zap(rescuer, block);
+	while (page < HMM_BLOCK_PAGES) {
+		uint64_t address = block + ((uint64_t)page << HMM_PAGE_SHIFT);
+		const char *from = source(rescuer, block, page, &sources);
+		uint64_t to = from ? whereto(rescuer, address) : 0;
+		unsigned int run = 1;
+
+		if (!to) {
+			page++;
+			continue;
+		}
+		while (page + run < HMM_BLOCK_PAGES) {
+			uint64_t step = (uint64_t)run << HMM_PAGE_SHIFT;
+
+			if (source(rescuer, block, page + run, &sources) != from + step ||
+			    whereto(rescuer, address + step) != to + step)
+				break;
+			run++;
+		}
+		page += copy_home(rescuer, uffd, to, from, run);
+	}
+	/* ENOENT where nothing was ever protected. */
+	ioctl(uffd, UFFDIO_WRITEPROTECT, &writable);
+	wake(uffd, block, HMM_BLOCK_SIZE);
+}
+
+/* A private copy; the mapping would allocate what it only looks at. */
+static bool read_record(struct rescuer *rescuer, uint64_t block)
+{
+	return pread(rescuer->owner->ledger_fd, &rescuer->block, sizeof(rescuer->block),
+		     (off_t)((block >> HMM_BLOCK_SHIFT) * sizeof(rescuer->block))) ==
+	       (ssize_t)sizeof(rescuer->block);
+}
+
+static void serve_fault(struct rescuer *rescuer, uint64_t address)
+{
+	struct owner *owner = rescuer->owner;
+	uint64_t page = address & ~(HMM_PAGE_SIZE - 1), known;
+	struct uffdio_zeropage zero = { .range = { .start = page, .len = HMM_PAGE_SIZE } };
+
+	do {
+		known = wherefrom(rescuer, page) & ~(HMM_BLOCK_SIZE - 1);
+		if (known && read_record(rescuer, known))
+			settle_block(rescuer, owner->uffd, known);
+		/* Nothing was there: a hole reads zeros. If something is there by now, it stays. */
+		zero.zeropage = 0;
+		if (ioctl(owner->uffd, UFFDIO_ZEROPAGE, &zero) == 0 || errno != EAGAIN)
+			break;
+		drain_events(rescuer);
+	} while (known || errno == EAGAIN);
+	wake(owner->uffd, page, HMM_PAGE_SIZE);
+}
+
+static void serve(struct rescuer *rescuer)
+{
+	drain_events(rescuer);
+	while (rescuer->faults_count)
+		serve_fault(rescuer, rescuer->faults[--rescuer->faults_count]);
+}
+
+/* ---- everything ---------------------------------------------------------------------- */
+
+/* Calls fn for each block that the ledger has a record of. */
+static void for_each_block(struct rescuer *rescuer, int uffd,
+			   void (*fn)(struct rescuer *rescuer, int uffd, uint64_t block))
+{
+	const unsigned int per_page = HMM_PAGE_SIZE / sizeof(struct hmm_ledger_block);
+	int ledger = rescuer->owner->ledger_fd;
+	off_t at = 0, end;
+
+	while ((at = lseek(ledger, at, SEEK_DATA)) >= 0) {
+		end = lseek(ledger, at, SEEK_HOLE);
+		for (at &= ~(off_t)(HMM_PAGE_SIZE - 1); at < end; at += HMM_PAGE_SIZE) {
+			uint64_t block = (uint64_t)at / sizeof(struct hmm_ledger_block) << HMM_BLOCK_SHIFT;
+
+			for (unsigned int i = 0; i < per_page; i++, block += HMM_BLOCK_SIZE)
+				if (read_record(rescuer, block) &&
+				    (rescuer->block.epoch || rescuer->block.flags || rescuer->block.transit))
+					fn(rescuer, uffd, block);
+		}
+	}
+}
+
+static void bring_home(struct rescuer *rescuer, int uffd, uint64_t block)
+{
+	for (unsigned int page = 0; page < HMM_BLOCK_PAGES; page++)
+		if ((rescuer->block.page[page] & HMM_PAGE_STATE_MASK) == HMM_PAGE_ERROR)
+			rescuer->lost++;
+	settle_block(rescuer, uffd, block);
+	serve(rescuer);
+}
+
+static void bring_to_child(struct rescuer *rescuer, int uffd, uint64_t block)
+{
+	settle_block(rescuer, uffd, block);
+	drain_events(rescuer);
+}
+
+static void disarm(struct rescuer *rescuer, int uffd, uint64_t block)
+{
+	struct uffdio_range range = { .start = block, .len = HMM_BLOCK_SIZE };
+
+	if (rescuer->block.flags & HMM_BLOCK_ARMED)
+		ioctl(uffd, UFFDIO_UNREGISTER, &range);
+}
+
+static void let_agent_finish(struct rescuer *rescuer)
+{
+	struct owner *owner = rescuer->owner;
+	const struct timespec moment = { .tv_nsec = 1000000 };
+
+	__atomic_store_n(&owner->orders->hold, 0, __ATOMIC_SEQ_CST);
+	futex_wake_shared(&owner->orders->hold, INT32_MAX);
+	__atomic_add_fetch(&owner->regions.changes, 1, __ATOMIC_RELEASE);
+	futex_wake(&owner->regions.changes, INT32_MAX);
+	while (__atomic_load_n(&owner->agent.busy, __ATOMIC_SEQ_CST)) {
+		/* It may be in a madvise() whose event nobody has read. */
+		drain_events(rescuer);
+		futex_wait(&owner->agent.busy, 1, &moment);
+	}
+}
+
+static void rescue(struct rescuer *rescuer)
+{
+	struct owner *owner = rescuer->owner;
+	uint64_t before = __atomic_load_n(&owner->orders->incarnation, __ATOMIC_SEQ_CST);
+
+	while (before != HMM_INCARNATION_RESCUE &&
+	       !__atomic_compare_exchange_n(&owner->orders->incarnation, &before, HMM_INCARNATION_RESCUE, false,
+					    __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+		;
+	__atomic_store_n(&owner->pulse->dead, 1, __ATOMIC_SEQ_CST);
+	let_agent_finish(rescuer);
+	/* Faults that the dead hmmd had read are raised again. */
+	wake(owner->uffd, 0, HMM_VA_END);
+	for_each_block(rescuer, owner->uffd, bring_home);
+	for (uint32_t i = 0; i < rescuer->children_count; i++) {
+		for_each_block(rescuer, rescuer->children[i], bring_to_child);
+		close(rescuer->children[i]);
+	}
+	serve(rescuer);
+	for_each_block(rescuer, owner->uffd, disarm);
+	for (uint32_t i = 0; i < rescuer->changes_count; i++) {
+		struct uffdio_range range = {
+			.start = rescuer->changes[i].to, .len = rescuer->changes[i].length,
+		};
+
+		if (range.start)
+			ioctl(owner->uffd, UFFDIO_UNREGISTER, &range);
+	}
+	wake(owner->uffd, 0, HMM_VA_END);
+	/* Ours was the last reference, and what it still covers is holes: let whoever waits there go. */
+	close(owner->uffd);
+	owner->uffd = -1;
+	hmmc_log(HMMC_LOG_WARNING, "no hmmd came back: %llu pages brought home, %llu lost by the device",
+		 (unsigned long long)rescuer->pages, (unsigned long long)rescuer->lost);
+}
+
+static void rescuer_main(void *argument)
+{
+	struct rescuer *rescuer = argument;
+
+	if (futex_latch_wait(&rescuer->wanted) == 1)
+		rescue(rescuer);
+	futex_latch_set(&rescuer->done, 1);
+}
+
+int hmmc_rescuer_start(struct rescuer *rescuer, struct owner *owner)
+{
+	memset(rescuer, 0, sizeof(*rescuer));
+	rescuer->owner = owner;
+	return hmmc_thread_start(&rescuer->thread, "hmm-rescuer", rescuer_main, rescuer);
+}
+
+void hmmc_rescuer_stop(struct rescuer *rescuer)
+{
+	uint32_t idle = 0;
+
+	/* A rescue that has begun is seen through. */
+	__atomic_compare_exchange_n(&rescuer->wanted, &idle, 2, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+	futex_wake(&rescuer->wanted, INT32_MAX);
+	hmmc_thread_join(&rescuer->thread);
+	hmmc_arena_free(rescuer->changes, rescuer->changes_room * sizeof(*rescuer->changes));
+	rescuer->changes = NULL;
+	rescuer->changes_room = rescuer->changes_count = 0;
+}
+
+void hmmc_rescuer_call(struct rescuer *rescuer)
+{
+	uint32_t idle = 0;
+
+	__atomic_compare_exchange_n(&rescuer->wanted, &idle, 1, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+	futex_wake(&rescuer->wanted, INT32_MAX);
+}

@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* rescuer.h - the thread that brings everything home when no hmmd comes back. */
+#ifndef HMMC_RESCUER_H
+#define HMMC_RESCUER_H
+
+#include "clerk.h"
+#include "region.h"
+
+struct owner;
+
+/* What the program did to its address space since hmmd last looked, in order. */
+struct change {
+	uint64_t start, length;
+	uint64_t to;			/* moved there; 0: discarded or unmapped */
+};
+
+#define RESCUER_FAULTS	1024
+#define RESCUER_CHILDREN 64
+
+struct rescuer {
+	struct thread thread;
+	struct owner *owner;
+	uint32_t wanted;		/* latch: 1 rescue, 2 go away */
+	uint32_t done;			/* latch: all is home, nothing is armed */
+	uint64_t pages;			/* brought home */
+	uint64_t lost;			/* that the device had lost already */
+	uint64_t entries[HMM_BLOCK_PAGES];	/* pagemap */
+	struct hmm_ledger_block block;		/* a copy */
+	struct change *changes;
+	uint32_t changes_count, changes_room;
+	uint64_t faults[RESCUER_FAULTS];
+	uint32_t faults_count;
+	int children[RESCUER_CHILDREN];		/* userfaultfds of forks nobody announced */
+	uint32_t children_count;
+};
+
+int hmmc_rescuer_start(struct rescuer *rescuer, struct owner *owner);
+void hmmc_rescuer_stop(struct rescuer *rescuer);
+/* Calls it and does not wait. */
+void hmmc_rescuer_call(struct rescuer *rescuer);
+
+#endif

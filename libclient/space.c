@@ -1,0 +1,512 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * space.c - address spaces: opening, sharing, closing, and what becomes of them when
+ * hmmd goes away.
+ *
+ * hmm_open() makes one connection and one owner per process; hmm_open_peer() one
+ * connection per key. When the connection breaks, hmmc_space_restore() tells the
+ * next hmmd what the last one knew, in the order in which one thing needs another:
+ * devices, the owner, its mirrors and shadows, what was said of ranges, keys,
+ * windows. Two processes may wait for each other here (a driver's key for its
+ * owner, an owner's mirror for a driver's device), so what is merely not there
+ * yet is asked for again on the same connection.
+ *
+ * The lists of a handle change in the receiver alone, when hmmd's answer comes, so
+ * that they agree with what the hmmd at the other end was told; others read them
+ * under hmm->lock. After the grace period a handle is lost: calls give -ESTALE until it is closed.
+ */
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "arena.h"
+#include "dispatch.h"
+#include "fork.h"
+#include "space.h"
+
+static struct {
+	struct futex_lock lock;
+	struct hmm *own;
+	uint32_t generation;
+} process LIBRARY_DATA = { .generation = 1 };
+
+int hmmc_space_check(const struct hmm *hmm)
+{
+	if (!hmm)
+		return hmmc_fail(-EINVAL, "the handle is NULL");
+	if (hmm->generation != process.generation)
+		return hmmc_fail(-ESTALE, "the handle belongs to the process that forked this one; open anew");
+	if (__atomic_load_n(&hmm->lost, __ATOMIC_ACQUIRE))
+		return hmmc_fail(-ESTALE, "the owner or its hmmd is gone; close the handle and open anew");
+	return 0;
+}
+
+struct hmm *hmmc_space_lock_own(void)
+{
+	futex_lock(&process.lock);
+	return process.own;
+}
+
+void hmmc_space_unlock_own(void)
+{
+	futex_unlock(&process.lock);
+}
+
+void hmmc_space_forget(void)
+{
+	uint32_t generation = process.generation + 1;
+
+	memset(&process, 0, sizeof(process));
+	process.generation = generation;
+}
+
+/* A trailing part that this library does not know must be zero. */
+static int check_options(const struct hmm_open_options *given, struct hmm_open_options *options)
+{
+	const unsigned char *bytes = (const unsigned char *)given;
+
+	memset(options, 0, sizeof(*options));
+	if (!given)
+		return 0;
+	if (given->size < sizeof(given->size))
+		return hmmc_fail(-EINVAL, "options.size is not set");
+	for (size_t i = sizeof(*options); i < given->size; i++)
+		if (bytes[i])
+			return hmmc_fail(-E2BIG, "options ask for something this library does not know");
+	memcpy(options, given, given->size < sizeof(*options) ? given->size : sizeof(*options));
+	if (options->flags & ~(HMM_OPEN_BASE_ENGINE | HMM_OPEN_PRELOADED))
+		return hmmc_fail(-EINVAL, "options.flags has unknown bits");
+	if (options->slots > HMM_SLOTS_MAX)
+		return hmmc_fail(-EINVAL, "options.slots is %u, at most %d are possible", options->slots,
+				 HMM_SLOTS_MAX);
+	return 0;
+}
+
+static int new_space(enum hmm_role role, const struct hmm_open_options *options, struct hmm **result)
+{
+	struct hmm *hmm;
+	int error = hmmc_clerk_start();
+
+	if (error)
+		return error;
+	hmm = hmmc_arena_alloc(sizeof(*hmm));
+	if (!hmm)
+		return hmmc_fail(-ENOMEM, "the library's memory is used up");
+	hmm->references = 1;
+	hmm->generation = process.generation;
+	hmm->key = -1;
+	error = hmmc_connection_new(hmm, role, options->socket, options->name, options->timeout_ms,
+				    &hmm->connection);
+	if (error) {
+		hmmc_arena_free(hmm, sizeof(*hmm));
+		return error;
+	}
+	hmm->features = hmm->connection->features;
+	*result = hmm;
+	return 0;
+}
+
+static int close_key(void *argument)
+{
+	struct key *key = argument;
+
+	return close(key->fd);
+}
+
+static void free_space(struct hmm *hmm)
+{
+	hmmc_dispatch_free(hmm->dispatch);
+	hmmc_connection_free(hmm->connection);
+	if (hmm->owner) {
+		hmmc_owner_free(hmm->owner);
+	} else {
+		if (hmm->table)
+			munmap((void *)(uintptr_t)hmm->table, HMM_TABLE_SIZE);
+		if (hmm->pulse)
+			munmap(hmm->pulse, sizeof(*hmm->pulse));
+	}
+	while (hmm->keys) {
+		struct key *key = hmm->keys;
+
+		hmm->keys = key->next;
+		hmmc_clerk_call(close_key, key);
+		hmmc_arena_free(key, sizeof(*key));
+	}
+	hmmc_statement_free(hmm);
+	hmmc_arena_free(hmm, sizeof(*hmm));
+}
+
+int hmm_open(const struct hmm_open_options *given, struct hmm **result)
+{
+	struct hmm_open_options options;
+	struct hmm *hmm = NULL;
+	uint64_t flags = 0;
+	int error;
+
+	if (!result)
+		return hmmc_fail(-EINVAL, "result is NULL");
+	error = check_options(given, &options);
+	if (error)
+		return error;
+	if (options.flags & HMM_OPEN_BASE_ENGINE)
+		flags |= HMM_OPEN_FLAGS_BASE_ENGINE;
+	if (options.flags & HMM_OPEN_PRELOADED)
+		flags |= HMM_OPEN_FLAGS_PRELOADED;
+	hmmc_fork_watch();
+	futex_lock(&process.lock);
+	if (process.own && !__atomic_load_n(&process.own->lost, __ATOMIC_ACQUIRE)) {
+		process.own->references++;
+		*result = process.own;
+		futex_unlock(&process.lock);
+		return 0;
+	}
+	error = new_space(HMM_ROLE_OWNER, &options, &hmm);
+	if (!error) {
+		error = hmmc_owner_new(hmm, flags, options.slots, &hmm->owner);
+		if (!error)
+			error = hmmc_exclude_library(hmm);
+		if (!error)
+			error = hmmc_exclude_thread(hmm);
+		if (error)
+			free_space(hmm);
+		else
+			process.own = *result = hmm;
+	}
+	futex_unlock(&process.lock);
+	return error;
+}
+
+/* ---- another process's ---------------------------------------------------------- */
+
+static int map_peer(struct hmm *hmm, struct hmm_frame *frame)
+{
+	const struct hmm_msg_open_peer_reply *reply = (const void *)frame->data;
+	int table_fd = hmm_frame_take_fd(frame, 0), pulse_fd = hmm_frame_take_fd(frame, 1);
+	void *table, *pulse;
+
+	table = mmap((void *)(uintptr_t)hmm->table, HMM_TABLE_SIZE, PROT_READ,
+		     MAP_SHARED | MAP_NORESERVE | (hmm->table ? MAP_FIXED : 0), table_fd, 0);
+	pulse = mmap(hmm->pulse, sizeof(*hmm->pulse), PROT_READ, MAP_SHARED | (hmm->pulse ? MAP_FIXED : 0),
+		     pulse_fd, 0);
+	close(table_fd);
+	close(pulse_fd);
+	if (table != MAP_FAILED) {
+		madvise(table, HMM_TABLE_SIZE, MADV_DONTDUMP);
+		hmm->table = table;
+	}
+	if (pulse != MAP_FAILED)
+		hmm->pulse = pulse;
+	if (table == MAP_FAILED || pulse == MAP_FAILED)
+		return -ENOMEM;
+	hmm->id = reply->owner;
+	hmm->features = reply->features;
+	return 0;
+}
+
+static int take_key(struct request *request)
+{
+	struct hmm *hmm = request->data;
+
+	if (hmm->key < 0) {
+		int fd = hmmc_clerk_take_fd(request->fds[0]);
+
+		if (fd < 0) {
+			snprintf(request->text, sizeof(request->text), "the key cannot be used: %s",
+				 strerror(-fd));
+			return fd;
+		}
+		hmm->key = fd;
+	}
+	request->fds[0] = hmm->key;
+	return 0;
+}
+
+static int finish_peer(struct request *request, struct hmm_frame *frame)
+{
+	int error = map_peer(request->data, frame);
+
+	if (error)
+		snprintf(request->text, sizeof(request->text), "no address space for the owner's table");
+	return error;
+}
+
+static int drop_key(void *argument)
+{
+	struct hmm *hmm = argument;
+
+	if (hmm->key >= 0)
+		close(hmm->key);
+	hmm->key = -1;
+	return 0;
+}
+
+int hmm_open_peer(int key, const struct hmm_open_options *given, struct hmm **result)
+{
+	struct hmm_open_options options;
+	struct request *request;
+	struct hmm *hmm = NULL;
+	int error;
+
+	if (!result)
+		return hmmc_fail(-EINVAL, "result is NULL");
+	if (key < 0 || fcntl(key, F_GETFD) < 0)
+		return hmmc_fail(-EBADF, "the key is not an open descriptor");
+	error = check_options(given, &options);
+	if (error)
+		return error;
+	hmmc_fork_watch();
+	error = new_space(HMM_ROLE_DRIVER, &options, &hmm);
+	if (error)
+		return error;
+	request = hmmc_request_new(hmm->connection, HMM_OP_OPEN_PEER, sizeof(struct hmm_msg_open_peer));
+	if (!request) {
+		free_space(hmm);
+		return hmmc_fail(-ENOMEM, "the library's memory is used up");
+	}
+	request->data = hmm;
+	request->prepare = take_key;
+	request->finish = finish_peer;
+	request->fds[0] = key;
+	request->nfds = 1;
+	request->borrowed = true;
+	error = hmmc_request_call(request);
+	hmmc_request_free(request);
+	if (error) {
+		hmmc_clerk_call(drop_key, hmm);
+		free_space(hmm);
+		return error;
+	}
+	*result = hmm;
+	return 0;
+}
+
+/* ---- keys ------------------------------------------------------------------------- */
+
+static int finish_export(struct request *request, struct hmm_frame *frame)
+{
+	struct hmm *hmm = request->connection->hmm;
+	struct key *key = request->data;
+
+	futex_lock(&hmm->lock);
+	key->next = hmm->keys;
+	hmm->keys = key;
+	futex_unlock(&hmm->lock);
+	return 0;
+}
+
+static int take_export(struct request *request)
+{
+	struct key *key = request->data;
+
+	((struct hmm_msg_export *)request->message)->owner = request->connection->hmm->id;
+	if (request->fds[0] < 0) {
+		request->fds[0] = hmmc_clerk_take_fd(key->fd);
+		if (request->fds[0] < 0) {
+			snprintf(request->text, sizeof(request->text), "cannot take the key over: %s",
+				 strerror(-request->fds[0]));
+			return request->fds[0];
+		}
+		key->fd = request->fds[0];
+	}
+	return 0;
+}
+
+int hmm_export(struct hmm *hmm)
+{
+	struct request *request;
+	struct key *key;
+	int fd, error = hmmc_space_check(hmm);
+
+	if (error)
+		return error;
+	if (!hmm->owner)
+		return hmmc_fail(-EPERM, "only the owner itself can export its address space");
+	fd = memfd_create("hmm-key", MFD_CLOEXEC);
+	if (fd < 0)
+		return hmmc_fail(-errno, "cannot make a key: %s", strerror(errno));
+	key = hmmc_arena_alloc(sizeof(*key));
+	request = hmmc_request_new(hmm->connection, HMM_OP_EXPORT, sizeof(struct hmm_msg_export));
+	if (!key || !request) {
+		error = hmmc_fail(-ENOMEM, "the library's memory is used up");
+	} else {
+		key->fd = fd;
+		request->data = key;
+		request->prepare = take_export;
+		request->finish = finish_export;
+		request->nfds = 1;
+		request->borrowed = true;
+		error = hmmc_request_call(request);
+	}
+	/* Without the library's own copy a restarted hmmd could not be told of it. */
+	if (error) {
+		if (request && request->fds[0] >= 0)
+			hmmc_clerk_call(close_key, key);
+		hmmc_arena_free(key, sizeof(*key));
+		close(fd);
+	}
+	hmmc_request_free(request);
+	return error ? error : fd;
+}
+
+static int export_again(struct hmm *hmm)
+{
+	struct hmm_msg_export message;
+	int error = 0;
+
+	for (struct key *key = hmm->keys; key && !error; key = key->next) {
+		HMM_MSG_INIT(message, HMM_OP_EXPORT, 0);
+		message.owner = hmm->id;
+		error = hmmc_connection_exchange(hmm->connection, &message, &key->fd, 1);
+	}
+	return error;
+}
+
+/* ---- closing ------------------------------------------------------------------------ */
+
+uint64_t hmm_features(struct hmm *hmm)
+{
+	return hmmc_space_check(hmm) ? 0 : hmm->features;
+}
+
+static void drain_all(struct hmm *hmm)
+{
+	struct request *request;
+
+	hmmc_state(hmm, STATEMENT_EXCLUDED, 0, HMM_VA_END, true);
+	request = hmmc_request_new(hmm->connection, HMM_OP_DRAIN, sizeof(struct hmm_msg_drain));
+	if (!request)
+		return;
+	((struct hmm_msg_drain *)request->message)->owner = hmm->id;
+	hmmc_request_call(request);
+	hmmc_request_free(request);
+}
+
+void hmm_close(struct hmm *hmm)
+{
+	/* A fork's child has no part in it: everything is the parent's. */
+	if (!hmm || hmm->generation != process.generation)
+		return;
+	futex_lock(&process.lock);
+	if (--hmm->references) {
+		futex_unlock(&process.lock);
+		return;
+	}
+	for (uint32_t running; (running = __atomic_load_n(&hmm->prefetching, __ATOMIC_ACQUIRE)) != 0;)
+		futex_wait(&hmm->prefetching, running, NULL);
+	while (hmm->windows)
+		hmm_window_unmap(hmm->windows);
+	while (hmm->mirrors)
+		hmm_mirror_unregister(hmm->mirrors->mirror);
+	/* Nobody may bring anything to a device between here and the end: then all is home. */
+	if (hmm->owner && !__atomic_load_n(&hmm->lost, __ATOMIC_ACQUIRE))
+		drain_all(hmm);
+	if (hmm->owner && __atomic_load_n(&hmm->lost, __ATOMIC_ACQUIRE))
+		futex_latch_wait(&hmm->owner->rescuer.done);
+	while (hmm->devices) {
+		hmm->devices->references = 1;
+		hmm_device_put(hmm->devices);
+	}
+	if (process.own == hmm)
+		process.own = NULL;
+	if (hmm->key >= 0)
+		hmmc_clerk_call(drop_key, hmm);
+	free_space(hmm);
+	futex_unlock(&process.lock);
+}
+
+/* ---- what hmmd says and when it goes away: in the receiver -------------------------------- */
+
+void hmmc_space_event(struct hmm *hmm, struct hmm_frame *frame)
+{
+	const void *event = frame->data;
+	const struct hmm_msg_region *region = event;
+
+	switch (frame->header.opcode) {
+	case HMM_OP_REGION:
+		if (region->window)
+			hmmc_window_region(hmm, region, hmm_frame_take_fd(frame, 0));
+		else if (hmm->owner)
+			hmmc_region_add(&hmm->owner->regions, region, hmm_frame_take_fd(frame, 0));
+		break;
+	case HMM_OP_INVALIDATE:
+		hmmc_dispatch_invalidate(hmm, event);
+		break;
+	case HMM_OP_WINDOW_REVOKED:
+		hmmc_window_revoked(hmm, event);
+		break;
+	case HMM_OP_OWNER_GONE:
+		if (!hmm->owner) {
+			__atomic_store_n(&hmm->lost, 1, __ATOMIC_RELEASE);
+			hmmc_dispatch_release(hmm);
+		}
+		break;
+	}
+}
+
+static int reopen_peer(struct hmm *hmm)
+{
+	uint64_t end = clock_ms() + hmm->connection->grace_ms;
+	struct hmm_msg_open_peer message;
+	int error;
+
+	for (;;) {
+		HMM_MSG_INIT(message, HMM_OP_OPEN_PEER, 0);
+		error = hmmc_connection_exchange(hmm->connection, &message, &hmm->key, 1);
+		if ((error != -ESTALE && error != -EBADF) || clock_ms() >= end ||
+		    __atomic_load_n(&hmm->connection->closing, __ATOMIC_ACQUIRE))
+			break;
+		/* Its owner has not come back yet. */
+		nanosleep(&(struct timespec){ .tv_nsec = 20000000 }, NULL);
+	}
+	return error ? error : map_peer(hmm, hmm->connection->frame);
+}
+
+int hmmc_space_restore(struct hmm *hmm)
+{
+	bool anew = hmm->connection->parted;
+	int error = hmmc_device_restore(hmm);
+
+	if (!error && hmm->owner) {
+		error = anew ? hmmc_owner_open_anew(hmm->owner) : hmmc_owner_reopen(hmm->owner);
+		if (!error && anew)
+			error = hmmc_mirror_restore(hmm, false);
+		if (!error)
+			error = hmmc_statement_restore(hmm);
+		if (!error)
+			error = export_again(hmm);
+		if (!error && !anew)
+			error = hmmc_owner_reopen_done(hmm->owner);
+	} else if (!error && hmm->key >= 0) {
+		error = reopen_peer(hmm);
+		if (!error)
+			error = hmmc_mirror_restore(hmm, !anew);
+	}
+	if (!error)
+		error = hmmc_window_restore(hmm);
+	if (error && error != EXCHANGE_LOST)
+		hmmc_log(HMMC_LOG_WARNING, "a new hmmd does not take over: %s",
+			 hmm->connection->text[0] ? hmm->connection->text : strerror(-error));
+	return error;
+}
+
+void hmmc_space_down(struct hmm *hmm)
+{
+	hmmc_log(HMMC_LOG_WARNING, "hmmd is gone; waiting %u ms for another", hmm->connection->grace_ms);
+	/* Acknowledgements that the dead hmmd waited for are void: the next asks again. */
+}
+
+void hmmc_space_late(struct hmm *hmm)
+{
+	/* Before the owner takes its pages back, so that no store of the driver gets lost. */
+	hmmc_window_freeze(hmm, true);
+}
+
+void hmmc_space_lost(struct hmm *hmm)
+{
+	__atomic_store_n(&hmm->lost, 1, __ATOMIC_RELEASE);
+	hmmc_window_freeze(hmm, true);
+	if (hmm->owner && hmm->owner->orders)
+		hmmc_rescuer_call(&hmm->owner->rescuer);
+	hmmc_dispatch_release(hmm);
+}

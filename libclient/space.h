@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * space.h - struct hmm: an address space, this process's or another's, with
+ * everything that has to be told to a restarted hmmd.
+ */
+#ifndef HMMC_SPACE_H
+#define HMMC_SPACE_H
+
+#include "connection.h"
+#include "owner.h"
+
+struct hmm_device {
+	struct hmm_device *next;
+	struct hmm *hmm;
+	uint32_t references;
+	uint32_t id;
+	bool created;			/* here, so that it is to be made again */
+	char name[64];
+	uint64_t memory;		/* as hmmd rounded it */
+	uint64_t wanted;		/* as it was asked for */
+	enum hmm_pool pool;
+	int node;
+	uint64_t caps;
+	void *drvdata;
+};
+
+struct hmm_mirror_private {
+	struct hmm_mirror_private *next;
+	struct hmm_mirror *mirror;
+	struct hmm *hmm;
+	struct hmm_device *device;	/* referenced */
+	uint32_t id;			/* owner << 8 | index */
+	uint64_t flags;
+	uint32_t gone;			/* its owner is: release() was called */
+	uint32_t callbacks;		/* futex: running or queued */
+};
+
+struct key {
+	struct key *next;
+	int fd;				/* a memfd, in the private table */
+};
+
+struct hmm {
+	uint32_t references;		/* under process.lock */
+	uint32_t generation;		/* of the process it was made in: a fork's child has another */
+	uint32_t lost;			/* no hmmd came back; atomic */
+	struct connection *connection;
+	uint32_t id;			/* of the owner */
+	uint64_t features;
+	struct owner *owner;		/* NULL: another process's address space */
+	int key;			/* what opened it, in the private table, or -1 */
+	const uint64_t *table;
+	struct hmm_pulse *pulse;
+
+	struct futex_lock lock;		/* the lists */
+	struct hmm_device *devices;
+	struct hmm_mirror_private *mirrors;
+	struct hmm_window *windows;
+	struct key *keys;
+	struct statement *statements;
+	struct dispatch *dispatch;	/* NULL: nobody wants callbacks */
+
+	uint32_t prefetching;		/* futex: hmm_prefetch() calls that have not ended */
+	struct alloc *allocs;		/* coherent memory */
+};
+
+/* The text for a missing or dead handle. Return: 0, -EINVAL or -ESTALE. */
+int hmmc_space_check(const struct hmm *hmm);
+/* This process's, or NULL; nobody opens or closes until the unlock. */
+struct hmm *hmmc_space_lock_own(void);
+void hmmc_space_unlock_own(void);
+/* After fork, in the child. */
+void hmmc_space_forget(void);
+
+/* The mirror of that id, or NULL. With hmm->lock held. */
+struct hmm_mirror_private *hmmc_mirror_find(struct hmm *hmm, uint32_t id);
+/* device.c: makes or opens every device again. In the receiver. */
+int hmmc_device_restore(struct hmm *hmm);
+void hmmc_device_reference(struct hmm_device *device);
+/* mirror.c: -EINVAL, -ESTALE or 0, with the text. */
+int hmmc_mirror_check(const struct hmm_mirror *mirror);
+/* mirror.c: registers every mirror again, under its old id where @same. */
+int hmmc_mirror_restore(struct hmm *hmm, bool same);
+
+/* window.c, in the receiver. */
+void hmmc_window_region(struct hmm *hmm, const struct hmm_msg_region *event, int fd);
+void hmmc_window_revoked(struct hmm *hmm, const struct hmm_msg_window_revoked *event);
+int hmmc_window_restore(struct hmm *hmm);
+/* No access from here on, and back. */
+void hmmc_window_freeze(struct hmm *hmm, bool frozen);
+
+/* statement.c: what was said of ranges. */
+enum statement_kind { STATEMENT_EXCLUDED, STATEMENT_UNPINNED };
+struct statement {
+	struct statement *next;
+	enum statement_kind kind;
+	uint64_t start, end;
+};
+/* Tells hmmd, and remembers it for the next one. */
+int hmmc_state(struct hmm *hmm, enum statement_kind kind, uint64_t start, uint64_t length, bool holds);
+int hmmc_statement_restore(struct hmm *hmm);
+void hmmc_statement_free(struct hmm *hmm);
+/* Excludes everything that must never be on the device as far as the library knows it. */
+int hmmc_exclude_library(struct hmm *hmm);
+/* The calling thread's stack and control block. */
+int hmmc_exclude_thread(struct hmm *hmm);
+
+#endif

@@ -1,0 +1,281 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * statement.c - what was said of ranges: never mirror this, nothing pins that.
+ *
+ * hmmd has no state on disk, so the library remembers and tells a new hmmd. What
+ * is said later replaces what was said of the same addresses before.
+ *
+ * The library itself excludes what hmmd cannot see to be special: its arena and
+ * slots, which serve the very faults they would raise; the writable data
+ * of libc and the dynamic linker, which the library's threads use; the stack and
+ * control block of the thread that opens, into which the kernel writes.
+ */
+#include <link.h>
+#include <pthread.h>
+#include <string.h>
+
+#include "arena.h"
+#include "space.h"
+
+/* ---- remembering ------------------------------------------------------------- */
+
+/* Takes [start, end) out of the list. With the lock held. */
+static int subtract(struct hmm *hmm, enum statement_kind kind, uint64_t start, uint64_t end)
+{
+	struct statement **at = &hmm->statements;
+
+	while (*at) {
+		struct statement *statement = *at, *rest;
+
+		if (statement->kind != kind || statement->end <= start || statement->start >= end) {
+			at = &statement->next;
+		} else if (statement->start < start && statement->end > end) {
+			rest = hmmc_arena_alloc(sizeof(*rest));
+			if (!rest)
+				return -ENOMEM;
+			*rest = *statement;
+			rest->start = end;
+			statement->end = start;
+			statement->next = rest;
+			return 0;
+		} else if (statement->start < start) {
+			statement->end = start;
+			at = &statement->next;
+		} else if (statement->end > end) {
+			statement->start = end;
+			at = &statement->next;
+		} else {
+			*at = statement->next;
+			hmmc_arena_free(statement, sizeof(*statement));
+		}
+	}
+	return 0;
+}
+
+static int remember(struct hmm *hmm, enum statement_kind kind, uint64_t start, uint64_t end, bool holds)
+{
+	struct statement *statement = NULL;
+	int error;
+
+	if (holds) {
+		statement = hmmc_arena_alloc(sizeof(*statement));
+		if (!statement)
+			return -ENOMEM;
+		statement->kind = kind;
+		statement->start = start;
+		statement->end = end;
+	}
+	futex_lock(&hmm->lock);
+	error = subtract(hmm, kind, start, end);
+	if (!error && statement) {
+		statement->next = hmm->statements;
+		hmm->statements = statement;
+		statement = NULL;
+	}
+	futex_unlock(&hmm->lock);
+	hmmc_arena_free(statement, sizeof(*statement));
+	return error;
+}
+
+void hmmc_statement_free(struct hmm *hmm)
+{
+	while (hmm->statements) {
+		struct statement *statement = hmm->statements;
+
+		hmm->statements = statement->next;
+		hmmc_arena_free(statement, sizeof(*statement));
+	}
+}
+
+/* ---- telling ------------------------------------------------------------------- */
+
+union message {
+	struct hmm_wire_header header;
+	struct hmm_msg_exclude exclude;
+	struct hmm_msg_advise advise;
+};
+
+static size_t fill(union message *message, uint32_t owner, enum statement_kind kind, uint64_t start,
+		   uint64_t length, bool holds)
+{
+	if (kind == STATEMENT_EXCLUDED) {
+		HMM_MSG_INIT(message->exclude, HMM_OP_EXCLUDE, 0);
+		message->exclude.owner = owner;
+		message->exclude.include = !holds;
+		message->exclude.addr = start;
+		message->exclude.length = length;
+		return sizeof(message->exclude);
+	}
+	HMM_MSG_INIT(message->advise, HMM_OP_ADVISE, 0);
+	message->advise.owner = owner;
+	message->advise.advice = holds ? HMM_ADVISE_UNPINNED : HMM_ADVISE_PINNED;
+	message->advise.addr = start;
+	message->advise.length = length;
+	return sizeof(message->advise);
+}
+
+int hmmc_state(struct hmm *hmm, enum statement_kind kind, uint64_t start, uint64_t length, bool holds)
+{
+	struct request *request;
+	union message message;
+	size_t size;
+	int error;
+
+	size = fill(&message, hmm->id, kind, start, length, holds);
+	request = hmmc_request_new(hmm->connection, message.header.opcode, size);
+	if (!request || remember(hmm, kind, start, start + length, holds)) {
+		hmmc_request_free(request);
+		return hmmc_fail(-ENOMEM, "the library's memory is used up");
+	}
+	memcpy(request->message, &message, size);
+	error = hmmc_request_call(request);
+	hmmc_request_free(request);
+	return error;
+}
+
+/* In the receiver. Statements that are made meanwhile are in flight and will be sent again anyway. */
+int hmmc_statement_restore(struct hmm *hmm)
+{
+	struct statement *copies;
+	unsigned int count = 0, room;
+	union message message;
+	int error = 0;
+
+	futex_lock(&hmm->lock);
+	for (struct statement *statement = hmm->statements; statement; statement = statement->next)
+		count++;
+	room = count;
+	copies = count ? hmmc_arena_alloc(count * sizeof(*copies)) : NULL;
+	count = 0;
+	for (struct statement *statement = hmm->statements; copies && statement; statement = statement->next)
+		copies[count++] = *statement;
+	futex_unlock(&hmm->lock);
+	if (room && !copies)
+		return -ENOMEM;
+	for (unsigned int i = 0; i < count && !error; i++) {
+		fill(&message, hmm->id, copies[i].kind, copies[i].start, copies[i].end - copies[i].start, true);
+		error = hmmc_connection_exchange(hmm->connection, &message, NULL, 0);
+	}
+	hmmc_arena_free(copies, room * sizeof(*copies));
+	return error;
+}
+
+static int check_range(struct hmm *hmm, unsigned long addr, size_t length)
+{
+	int error = hmmc_space_check(hmm);
+
+	if (error)
+		return error;
+	if (!hmm->owner)
+		return hmmc_fail(-EPERM, "only the owner itself can say this of its memory");
+	if (!length || addr % HMM_PAGE_SIZE || length % HMM_PAGE_SIZE || addr + length < addr ||
+	    addr + length > HMM_VA_END)
+		return hmmc_fail(-EINVAL, "the range is empty, unaligned, wraps or ends above user space");
+	return 0;
+}
+
+int hmm_exclude(struct hmm *hmm, unsigned long addr, size_t length)
+{
+	int error = check_range(hmm, addr, length);
+
+	return error ? error : hmmc_state(hmm, STATEMENT_EXCLUDED, addr, length, true);
+}
+
+int hmm_include(struct hmm *hmm, unsigned long addr, size_t length)
+{
+	int error = check_range(hmm, addr, length);
+
+	return error ? error : hmmc_state(hmm, STATEMENT_EXCLUDED, addr, length, false);
+}
+
+int hmm_advise(struct hmm *hmm, unsigned long addr, size_t length, enum hmm_advice advice)
+{
+	int error = check_range(hmm, addr, length);
+
+	if (error)
+		return error;
+	if (advice != HMM_ADVISE_UNPINNED && advice != HMM_ADVISE_PINNED)
+		return hmmc_fail(-EINVAL, "there is no advice %d", advice);
+	return hmmc_state(hmm, STATEMENT_UNPINNED, addr, length, advice == HMM_ADVISE_UNPINNED);
+}
+
+/* ---- the library's own ------------------------------------------------------------ */
+
+#define OBJECTS_MAX 16
+
+struct objects {
+	unsigned int count;
+	uint64_t start[OBJECTS_MAX], end[OBJECTS_MAX];
+};
+
+static bool is_needed(const char *path)
+{
+	static const char *const names[] = { "libc.so", "ld-linux", "libpthread", "libhmmclient", "libhmmpreload" };
+	const char *base = strrchr(path, '/');
+
+	base = base ? base + 1 : path;
+	for (unsigned int i = 0; i < sizeof(names) / sizeof(*names); i++)
+		if (strncmp(base, names[i], strlen(names[i])) == 0)
+			return true;
+	return false;
+}
+
+static int note_object(struct dl_phdr_info *info, size_t size, void *data)
+{
+	struct objects *objects = data;
+
+	if (!is_needed(info->dlpi_name))
+		return 0;
+	for (unsigned int i = 0; i < info->dlpi_phnum; i++) {
+		const ElfW(Phdr) *header = &info->dlpi_phdr[i];
+		uint64_t start = info->dlpi_addr + header->p_vaddr;
+
+		if (header->p_type != PT_LOAD || !(header->p_flags & PF_W) || objects->count == OBJECTS_MAX)
+			continue;
+		objects->start[objects->count] = start & ~(HMM_PAGE_SIZE - 1);
+		objects->end[objects->count++] =
+			(start + header->p_memsz + HMM_PAGE_SIZE - 1) & ~(HMM_PAGE_SIZE - 1);
+	}
+	return 0;
+}
+
+int hmmc_exclude_library(struct hmm *hmm)
+{
+	struct objects objects = { 0 };
+	unsigned long start;
+	size_t length;
+	int error = 0;
+
+	if (hmmc_arena_range(&start, &length))
+		error = hmmc_state(hmm, STATEMENT_EXCLUDED, start, length, true);
+	dl_iterate_phdr(note_object, &objects);
+	for (unsigned int i = 0; i < objects.count && !error; i++)
+		error = hmmc_state(hmm, STATEMENT_EXCLUDED, objects.start[i],
+				   objects.end[i] - objects.start[i], true);
+	return error;
+}
+
+#define CONTROL_BLOCK_BELOW	(16UL << 10)	/* thread-local data of usual size */
+#define CONTROL_BLOCK_ABOVE	(4UL << 10)	/* struct pthread: CLEARTID, robust list, rseq */
+
+int hmmc_exclude_thread(struct hmm *hmm)
+{
+	uint64_t self = (uint64_t)pthread_self() & ~(HMM_PAGE_SIZE - 1);
+	pthread_attr_t attr;
+	size_t size = 0;
+	void *stack;
+	int error;
+
+	error = hmmc_state(hmm, STATEMENT_EXCLUDED, self - CONTROL_BLOCK_BELOW,
+			   CONTROL_BLOCK_BELOW + HMM_PAGE_SIZE + CONTROL_BLOCK_ABOVE, true);
+	if (error || pthread_getattr_np(pthread_self(), &attr))
+		return error;
+	if (pthread_attr_getstack(&attr, &stack, &size) == 0 && size) {
+		uint64_t start = (uint64_t)stack & ~(HMM_PAGE_SIZE - 1);
+		uint64_t end = ((uint64_t)stack + size + HMM_PAGE_SIZE - 1) & ~(HMM_PAGE_SIZE - 1);
+
+		error = hmmc_state(hmm, STATEMENT_EXCLUDED, start, end - start, true);
+	}
+	pthread_attr_destroy(&attr);
+	return error;
+}

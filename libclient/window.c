@@ -1,0 +1,512 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * window.c - the owner's addresses in a driver process.
+ *
+ * The happy path: the library reserves the addresses, opens a userfaultfd and asks
+ * hmmd for the window; each shadow that it covers comes as an event with a
+ * descriptor and is mapped where it belongs; `window_armed` then has hmmd register
+ * the mappings and serve their faults. A window over everything consists of parts,
+ * one for each run of the owner's mappings, each with its own userfaultfd.
+ *
+ * Windows stay out of core dumps and children. What hmmd revokes, and everything
+ * while there is no hmmd for long, becomes inaccessible: a driver that goes on
+ * there gets a signal instead of stale bytes.
+ *
+ * Fails with -EEXIST where the driver has something of its own.
+ */
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include "arena.h"
+#include "space.h"
+
+#define PARTS_MAX	256
+#define GAP_MAX		(64UL << 20)	/* room for what the owner maps next, inside one part */
+
+struct piece {
+	uint64_t base, length;
+	uint64_t device, inode;		/* the file that is mapped there */
+};
+
+struct part {
+	struct hmm_window *window;
+	uint32_t id;
+	uint64_t addr, length;		/* the owner's */
+	char *at;			/* here */
+	int uffd;			/* in the private table */
+	uint32_t expected, mapped;	/* regions; mapped is a futex */
+	uint32_t failed;		/* a region could not be mapped */
+	bool open;			/* hmmd knows it: so must the next one */
+	uint32_t pieces_room;
+	struct piece *pieces;
+	uint64_t revoked_start, revoked_end;
+};
+
+struct hmm_window {
+	struct hmm_window *next;
+	struct hmm *hmm;
+	struct hmm_mirror_private *mirror;
+	uint64_t flags;
+	bool frozen;
+	uint32_t count;
+	struct part parts[PARTS_MAX];
+};
+
+/* ---- one part ------------------------------------------------------------------ */
+
+static int taken(uint64_t addr, uint64_t length)
+{
+	return hmmc_fail(-EEXIST, "some of 0x%llx-0x%llx is taken in this process; HMM_WINDOW_OFFSET maps elsewhere",
+			 (unsigned long long)addr, (unsigned long long)(addr + length));
+}
+
+/* Nothing else of this process gets in between asking and mapping. */
+static int reserve(struct part *part, uint64_t flags)
+{
+	const int kind = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+	uint64_t lead = part->addr & (HMM_REGION_SIZE - 1);
+	char *room, *at;
+
+	if (!(flags & HMM_WINDOW_OFFSET)) {
+		at = mmap((void *)part->addr, part->length, PROT_NONE, kind | MAP_FIXED_NOREPLACE, -1, 0);
+		if (at == MAP_FAILED)
+			return errno == EEXIST ? taken(part->addr, part->length) :
+						 hmmc_fail(-errno, "cannot reserve the window: %s", strerror(errno));
+		part->at = at;
+		return 0;
+	}
+	/* The same place inside a region, so that huge pages fit. */
+	room = mmap(NULL, part->length + HMM_REGION_SIZE, PROT_NONE, kind, -1, 0);
+	if (room == MAP_FAILED)
+		return hmmc_fail(-errno, "no address space for the window: %s", strerror(errno));
+	at = (char *)(((uintptr_t)room - lead + HMM_REGION_SIZE - 1) & ~(HMM_REGION_SIZE - 1)) + lead;
+	if (at > room)
+		munmap(room, (size_t)(at - room));
+	munmap(at + part->length, (size_t)(room + HMM_REGION_SIZE - at));
+	part->at = at;
+	return 0;
+}
+
+static int open_uffd(struct connection *connection)
+{
+	int fd = -1;
+
+	if (connection->userfaultfd_device >= 0)
+		fd = ioctl(connection->userfaultfd_device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
+	if (fd < 0)
+		fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	if (fd < 0 && errno == EPERM)
+		fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
+	return fd < 0 ? -errno : fd;
+}
+
+static void fill_map(struct hmm_msg_window_map *message, const struct part *part)
+{
+	message->mirror = part->window->mirror->id;
+	message->addr = part->addr;
+	message->length = part->length;
+	message->at = (uintptr_t)part->at;
+	message->flags = part->window->flags & HMM_WINDOW_OFFSET ? HMM_WINDOW_FLAGS_OFFSET : 0;
+}
+
+static int prepare_map(struct request *request)
+{
+	struct part *part = request->data;
+
+	if (part->uffd < 0)
+		part->uffd = open_uffd(request->connection);
+	if (part->uffd < 0) {
+		snprintf(request->text, sizeof(request->text), "no userfaultfd for the window: %s",
+			 strerror(-part->uffd));
+		return part->uffd;
+	}
+	request->fds[0] = part->uffd;
+	fill_map((struct hmm_msg_window_map *)request->message, part);
+	return 0;
+}
+
+static int finish_map(struct request *request, struct hmm_frame *frame)
+{
+	const struct hmm_msg_window_map_reply *reply = (const void *)frame->data;
+	struct part *part = request->data;
+
+	part->id = reply->window;
+	part->expected = reply->regions;
+	part->open = true;
+	return 0;
+}
+
+static void wait_for_regions(struct part *part)
+{
+	uint32_t mapped;
+
+	while ((mapped = __atomic_load_n(&part->mapped, __ATOMIC_ACQUIRE)) < part->expected &&
+	       !__atomic_load_n(&part->window->hmm->lost, __ATOMIC_ACQUIRE))
+		futex_wait(&part->mapped, mapped, &(struct timespec){ .tv_nsec = 200000000 });
+}
+
+static int prepare_armed(struct request *request)
+{
+	const struct part *part = request->data;
+
+	((struct hmm_msg_window_armed *)request->message)->window = part->id;
+	return 0;
+}
+
+static int call_part(struct part *part, uint16_t op, size_t size, int (*prepare)(struct request *),
+		     int (*finish)(struct request *, struct hmm_frame *))
+{
+	struct request *request = hmmc_request_new(part->window->hmm->connection, op, size);
+	int error;
+
+	if (!request)
+		return hmmc_fail(-ENOMEM, "the library's memory is used up");
+	request->data = part;
+	request->prepare = prepare;
+	request->finish = finish;
+	request->nfds = op == HMM_OP_WINDOW_MAP;
+	request->borrowed = true;
+	error = hmmc_request_call(request);
+	hmmc_request_free(request);
+	return error;
+}
+
+static int open_part(struct part *part)
+{
+	int error = reserve(part, part->window->flags);
+
+	if (error)
+		return error;
+	part->pieces_room = (uint32_t)((part->addr + part->length + HMM_REGION_SIZE - 1) / HMM_REGION_SIZE -
+				       part->addr / HMM_REGION_SIZE);
+	part->pieces = hmmc_arena_alloc(part->pieces_room * sizeof(*part->pieces));
+	if (!part->pieces)
+		return hmmc_fail(-ENOMEM, "the library's memory is used up");
+	error = call_part(part, HMM_OP_WINDOW_MAP, sizeof(struct hmm_msg_window_map), prepare_map, finish_map);
+	if (error)
+		return error;
+	wait_for_regions(part);
+	if (part->failed)
+		return hmmc_fail(-(int)part->failed, "a shadow cannot be mapped: %s", strerror((int)part->failed));
+	return call_part(part, HMM_OP_WINDOW_ARMED, sizeof(struct hmm_msg_window_armed), prepare_armed, NULL);
+}
+
+static int close_uffd(void *argument)
+{
+	struct part *part = argument;
+
+	if (part->uffd >= 0)
+		close(part->uffd);
+	part->uffd = -1;
+	return 0;
+}
+
+/*
+ * The mapping goes after hmmd has let go of it: unmapping what is armed would wait
+ * for a reader of the event.
+ */
+static void close_part(struct part *part)
+{
+	if (part->id && hmmc_space_check(part->window->hmm) == 0)
+		call_part(part, HMM_OP_WINDOW_UNMAP, sizeof(struct hmm_msg_window_unmap), prepare_armed, NULL);
+	hmmc_clerk_call(close_uffd, part);
+	if (part->at)
+		munmap(part->at, part->length);
+	hmmc_arena_free(part->pieces, part->pieces_room * sizeof(*part->pieces));
+	part->at = NULL;
+	part->pieces = NULL;
+}
+
+/* ---- windows ---------------------------------------------------------------------- */
+
+static void link_window(struct hmm_window *window)
+{
+	struct hmm *hmm = window->hmm;
+
+	futex_lock(&hmm->lock);
+	window->next = hmm->windows;
+	hmm->windows = window;
+	futex_unlock(&hmm->lock);
+}
+
+static void unlink_window(struct hmm_window *window)
+{
+	struct hmm_window **at;
+
+	futex_lock(&window->hmm->lock);
+	for (at = &window->hmm->windows; *at && *at != window; at = &(*at)->next)
+		;
+	if (*at)
+		*at = window->next;
+	futex_unlock(&window->hmm->lock);
+}
+
+static struct part *add_part(struct hmm_window *window, uint64_t addr, uint64_t length)
+{
+	struct part *part;
+
+	if (window->count == PARTS_MAX)
+		return NULL;
+	part = &window->parts[window->count];
+	part->window = window;
+	part->addr = addr;
+	part->length = length;
+	part->uffd = -1;
+	return part;
+}
+
+/* Parts over everything that the owner has mapped now, as many mappings to a part as lie near each other. */
+static int cover_all(struct hmm_window *window)
+{
+	const struct hmm_msg_layout_reply *reply;
+	struct request *request;
+	uint64_t cursor = 0;
+	struct part *part = NULL;
+	bool more = true;
+	int error = 0;
+
+	while (more && !error) {
+		request = hmmc_request_new(window->hmm->connection, HMM_OP_LAYOUT, sizeof(struct hmm_msg_layout));
+		if (!request)
+			return hmmc_fail(-ENOMEM, "the library's memory is used up");
+		((struct hmm_msg_layout *)request->message)->owner = window->hmm->id;
+		((struct hmm_msg_layout *)request->message)->cursor = cursor;
+		error = hmmc_request_call(request);
+		reply = (const struct hmm_msg_layout_reply *)request->reply;
+		more = !error && reply->more && reply->count;
+		for (uint32_t i = 0; !error && i < reply->count; i++) {
+			const struct hmm_record_range_info *range = &reply->ranges[i];
+
+			cursor = range->end;
+			if (part && range->start - (part->addr + part->length) < GAP_MAX) {
+				part->length = range->end - part->addr;
+				continue;
+			}
+			part = add_part(window, range->start, range->end - range->start);
+			if (!part)
+				error = hmmc_fail(-E2BIG, "the owner's memory lies in more than %d places; map ranges",
+						  PARTS_MAX);
+			else
+				window->count++;
+		}
+		hmmc_request_free(request);
+	}
+	return error;
+}
+
+/* Where a gap between mappings is taken here, the mappings themselves may fit. */
+int hmm_window_map(struct hmm_mirror *mirror, unsigned long addr, size_t length, uint64_t flags,
+		   struct hmm_window **result)
+{
+	struct hmm_window *window;
+	int error = hmmc_mirror_check(mirror);
+
+	if (error)
+		return error;
+	if (!result || flags & ~HMM_WINDOW_OFFSET)
+		return hmmc_fail(-EINVAL, "result is NULL, or flags has unknown bits");
+	if (mirror->priv->hmm->owner)
+		return hmmc_fail(-EBUSY, "this is the owner: its addresses lead to its own memory");
+	if (addr % HMM_PAGE_SIZE || length % HMM_PAGE_SIZE || addr + length < addr || addr + length > HMM_VA_END ||
+	    (addr && !length))
+		return hmmc_fail(-EINVAL, "the range is empty, unaligned, wraps or ends above user space");
+	window = hmmc_arena_alloc(sizeof(*window));
+	if (!window)
+		return hmmc_fail(-ENOMEM, "the library's memory is used up");
+	window->hmm = mirror->priv->hmm;
+	window->mirror = mirror->priv;
+	window->flags = flags;
+	if (length) {
+		add_part(window, addr, length);
+		window->count = 1;
+	} else {
+		error = cover_all(window);
+	}
+	if (!error) {
+		link_window(window);
+		for (uint32_t i = 0; i < window->count && !error; i++)
+			error = open_part(&window->parts[i]);
+		if (error) {
+			char text[HMMC_ERROR_TEXT];
+
+			snprintf(text, sizeof(text), "%s", hmm_last_error());
+			hmm_window_unmap(window);
+			return hmmc_fail(error, "%s", text);
+		}
+		*result = window;
+		return 0;
+	}
+	hmmc_arena_free(window, sizeof(*window));
+	return error;
+}
+
+int hmm_window_unmap(struct hmm_window *window)
+{
+	if (!window)
+		return 0;
+	if (hmmc_space_check(window->hmm) == -ESTALE && !__atomic_load_n(&window->hmm->lost, __ATOMIC_ACQUIRE))
+		return -ESTALE;	/* a fork's child has none of it */
+	for (uint32_t i = 0; i < window->count; i++)
+		close_part(&window->parts[i]);
+	unlink_window(window);
+	hmmc_arena_free(window, sizeof(*window));
+	return 0;
+}
+
+void *hmm_window_ptr(const struct hmm_window *window, unsigned long addr)
+{
+	if (!window)
+		return NULL;
+	for (uint32_t i = 0; i < window->count; i++) {
+		const struct part *part = &window->parts[i];
+
+		if (addr - part->addr < part->length)
+			return part->at + (addr - part->addr);
+	}
+	return NULL;
+}
+
+/* ---- in the receiver ------------------------------------------------------------------ */
+
+/* By its id; a region may overtake the answer that tells the id, then by its addresses. */
+static struct part *find_part(struct hmm *hmm, uint32_t id, uint64_t base)
+{
+	struct part *unnamed = NULL;
+
+	for (struct hmm_window *window = hmm->windows; window; window = window->next)
+		for (uint32_t i = 0; i < window->count; i++) {
+			struct part *part = &window->parts[i];
+
+			if (part->id == id)
+				return part;
+			if (!part->id && part->pieces && base - part->addr < part->length)
+				unnamed = part;
+		}
+	return unnamed;
+}
+
+static int map_region(struct part *part, const struct hmm_msg_region *event, int fd)
+{
+	char *at = part->at + (event->base - part->addr);
+	struct piece *piece = NULL;
+	struct stat stat;
+
+	if (event->base < part->addr || event->length > part->length ||
+	    event->base - part->addr > part->length - event->length)
+		return -ERANGE;
+	if (fstat(fd, &stat))
+		return -errno;
+	for (uint32_t i = 0; i < part->pieces_room && !piece; i++)
+		if (!part->pieces[i].length || part->pieces[i].base == event->base)
+			piece = &part->pieces[i];
+	if (!piece)
+		return -ENOSPC;
+	/* After a restart of hmmd it is the same file, and the mapping is armed: leave it. */
+	if (piece->base == event->base && piece->device == stat.st_dev && piece->inode == stat.st_ino)
+		return 0;
+	if (mmap(at, event->length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd,
+		 (off_t)event->offset) == MAP_FAILED)
+		return -errno;
+	madvise(at, event->length, MADV_DONTDUMP);
+	madvise(at, event->length, MADV_DONTFORK);
+	if (event->kind == HMM_POOL_KIND_MEMFD_HUGE)
+		madvise(at, event->length, MADV_HUGEPAGE);
+	*piece = (struct piece){ event->base, event->length, stat.st_dev, stat.st_ino };
+	return 0;
+}
+
+void hmmc_window_region(struct hmm *hmm, const struct hmm_msg_region *event, int fd)
+{
+	struct part *part;
+	int error;
+
+	futex_lock(&hmm->lock);
+	part = find_part(hmm, event->window, event->base);
+	if (part) {
+		error = map_region(part, event, fd);
+		if (error)
+			part->failed = (uint32_t)-error;
+		__atomic_add_fetch(&part->mapped, 1, __ATOMIC_RELEASE);
+		futex_wake(&part->mapped, INT32_MAX);
+	}
+	futex_unlock(&hmm->lock);
+	close(fd);
+}
+
+void hmmc_window_revoked(struct hmm *hmm, const struct hmm_msg_window_revoked *event)
+{
+	struct part *part;
+
+	futex_lock(&hmm->lock);
+	part = find_part(hmm, event->window, event->start);
+	if (part && event->start < event->end && event->start >= part->addr &&
+	    event->end <= part->addr + part->length)
+		mprotect(part->at + (event->start - part->addr), event->end - event->start, PROT_NONE);
+	futex_unlock(&hmm->lock);
+	hmmc_log(HMMC_LOG_WARNING, "hmmd revoked the window over 0x%llx-0x%llx: %s",
+		 (unsigned long long)event->start, (unsigned long long)event->end, strerror(-event->error));
+}
+
+void hmmc_window_freeze(struct hmm *hmm, bool frozen)
+{
+	futex_lock(&hmm->lock);
+	for (struct hmm_window *window = hmm->windows; window; window = window->next) {
+		window->frozen = frozen;
+		for (uint32_t i = 0; i < window->count; i++)
+			for (uint32_t k = 0; k < window->parts[i].pieces_room; k++) {
+				const struct piece *piece = &window->parts[i].pieces[k];
+
+				if (piece->length)
+					mprotect(window->parts[i].at + (piece->base - window->parts[i].addr),
+						 piece->length, frozen ? PROT_NONE : PROT_READ | PROT_WRITE);
+			}
+	}
+	futex_unlock(&hmm->lock);
+}
+
+static int restore_part(struct hmm *hmm, struct part *part)
+{
+	const struct hmm_msg_window_map_reply *reply = (const void *)hmm->connection->frame->data;
+	struct hmm_msg_window_armed armed;
+	struct hmm_msg_window_map map;
+	int error;
+
+	/* After a clean end shadows are new and a handed-over userfaultfd is used up. */
+	if (hmm->connection->parted) {
+		close_uffd(part);
+		part->uffd = open_uffd(hmm->connection);
+		if (part->uffd < 0)
+			return part->uffd;
+	}
+	HMM_MSG_INIT(map, HMM_OP_WINDOW_MAP, 0);
+	fill_map(&map, part);
+	part->mapped = part->id = 0;
+	error = hmmc_connection_exchange(hmm->connection, &map, &part->uffd, 1);
+	if (error)
+		return error;
+	part->id = reply->window;
+	part->expected = reply->regions;
+	while (part->mapped < part->expected) {
+		error = hmmc_connection_event(hmm->connection);
+		if (error)
+			return error;
+	}
+	HMM_MSG_INIT(armed, HMM_OP_WINDOW_ARMED, 0);
+	armed.window = part->id;
+	return hmmc_connection_exchange(hmm->connection, &armed, NULL, 0);
+}
+
+int hmmc_window_restore(struct hmm *hmm)
+{
+	int error = 0;
+
+	for (struct hmm_window *window = hmm->windows; window && !error; window = window->next)
+		for (uint32_t i = 0; i < window->count && !error; i++)
+			if (window->parts[i].open)
+				error = restore_part(hmm, &window->parts[i]);
+	if (!error && hmm->windows && hmm->windows->frozen)
+		hmmc_window_freeze(hmm, false);
+	return error;
+}
