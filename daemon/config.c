@@ -147,7 +147,7 @@ void config_defaults(struct config *config)
 		.owners = 256,
 		.fds = 16384,
 		.requests = 4096,
-		.queue = MiB,
+		.queue = 4 * MiB,
 		.stall_ms = 30000,
 	};
 }
@@ -433,7 +433,7 @@ static void set_key(struct reading *reading, const struct place *place, const ch
 		if (place->line)
 			complain(reading, place, "'%s' is '%s'; it must be %s", name, value, known);
 		else
-			complain(reading, place, "'%s' must be %s", value, known);
+			complain(reading, place, "'%s' must be %s, not '%s'", name, known, value);
 	}
 }
 

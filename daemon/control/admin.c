@@ -73,7 +73,7 @@ static unsigned int list_clients(struct server *server, const struct hmm_wire_he
 			.connected_ns = uv_hrtime() - peer->connected,
 		};
 		for (i = 0; i < peer->n_grants; i++) {
-			if (peer->grants[i].right == ACCESS_OWN)
+			if (peer->grants[i].right == RIGHT_OWN)
 				info[count].owner = peer->grants[i].owner;
 		}
 		memcpy(info[count].name, peer->name, sizeof(peer->name));

@@ -338,11 +338,11 @@ static bool locked_limit(pid_t pid, uint64_t *limit)
 /* Locked pages migrate through a staging slot that must be locked as well. */
 static void check_locked(struct examination *exam)
 {
-	const struct access_owner *owner;
+	const struct rights_owner *owner;
 	uint64_t locked, limit;
 	char path[64];
 
-	for (owner = exam->server->access.owners; owner; owner = owner->next) {
+	for (owner = exam->server->rights.owners; owner; owner = owner->next) {
 		snprintf(path, sizeof(path), "/proc/%d/status", owner->pid);
 		if (!read_field(path, "VmLck:", &locked) || !locked || !locked_limit(owner->pid, &limit))
 			continue;

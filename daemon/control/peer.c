@@ -90,7 +90,7 @@ static void list_remove(struct server *server, struct peer *peer)
 
 /* ---- rights --------------------------------------------------------------- */
 
-static struct access_grant *find_grant(const struct peer *peer, uint32_t owner)
+static struct rights_grant *find_grant(const struct peer *peer, uint32_t owner)
 {
 	unsigned int i;
 
@@ -101,16 +101,16 @@ static struct access_grant *find_grant(const struct peer *peer, uint32_t owner)
 	return NULL;
 }
 
-enum access_right peer_right(const struct peer *peer, uint32_t owner)
+enum right peer_right(const struct peer *peer, uint32_t owner)
 {
-	const struct access_grant *grant = find_grant(peer, owner);
+	const struct rights_grant *grant = find_grant(peer, owner);
 
-	return grant ? grant->right : ACCESS_NONE;
+	return grant ? grant->right : RIGHT_NONE;
 }
 
-int peer_grant(struct peer *peer, uint32_t owner, enum access_right right)
+int peer_grant(struct peer *peer, uint32_t owner, enum right right)
 {
-	struct access_grant *grant = find_grant(peer, owner), *grants;
+	struct rights_grant *grant = find_grant(peer, owner), *grants;
 
 	if (grant) {
 		if (grant->right < right)
@@ -121,17 +121,17 @@ int peer_grant(struct peer *peer, uint32_t owner, enum access_right right)
 	if (!grants)
 		return -ENOMEM;
 	peer->grants = grants;
-	grants[peer->n_grants++] = (struct access_grant) { .owner = owner, .right = right };
+	grants[peer->n_grants++] = (struct rights_grant) { .owner = owner, .right = right };
 	return 0;
 }
 
-enum access_right peer_revoke(struct peer *peer, uint32_t owner)
+enum right peer_revoke(struct peer *peer, uint32_t owner)
 {
-	struct access_grant *grant = find_grant(peer, owner);
-	enum access_right right;
+	struct rights_grant *grant = find_grant(peer, owner);
+	enum right right;
 
 	if (!grant)
-		return ACCESS_NONE;
+		return RIGHT_NONE;
 	right = grant->right;
 	*grant = peer->grants[--peer->n_grants];
 	return right;
@@ -183,6 +183,20 @@ static void update_poll(struct peer *peer)
 	uv_poll_start(&peer->poll, events, on_poll);
 }
 
+/* Nobody will read it. The peer goes on being read from: what it said before it went still counts. */
+static void drop_queue(struct peer *peer)
+{
+	struct parcel *parcel;
+
+	while ((parcel = peer->queue)) {
+		peer->queue = parcel->next;
+		parcel_free(parcel);
+	}
+	peer->queue_tail = &peer->queue;
+	peer->queued = 0;
+	uv_timer_stop(&peer->stall);
+}
+
 static void send_queued(struct peer *peer)
 {
 	struct parcel *parcel;
@@ -193,8 +207,12 @@ static void send_queued(struct peer *peer)
 		r = hmm_frame_send(peer->fd, parcel->message, parcel->fds, parcel->nfds);
 		if (r == -EAGAIN)
 			break;
+		if (r == -EPIPE || r == -ECONNRESET) {
+			drop_queue(peer);
+			break;
+		}
 		if (r < 0) {
-			peer_close(peer, r == -EPIPE || r == -ECONNRESET ? NULL : strerror(-r));
+			peer_close(peer, strerror(-r));
 			return;
 		}
 		progress = true;
@@ -233,8 +251,8 @@ static void enqueue(struct peer *peer, struct hmm_wire_header *message, const in
 		return;
 	}
 	parcel->message = message;
-	parcel->nfds = nfds;
-	memcpy(parcel->fds, fds, nfds * sizeof(*fds));
+	for (; parcel->nfds < nfds; parcel->nfds++)
+		parcel->fds[parcel->nfds] = fds[parcel->nfds];
 	if (!peer->queue)
 		uv_timer_start(&peer->stall, on_stall, peer->server->config.stall_ms, 0);
 	*peer->queue_tail = parcel;
@@ -341,7 +359,10 @@ static void on_poll(uv_poll_t *handle, int status, int events)
 	if (peer->closing)
 		return;
 	if (status < 0) {
-		peer_close(peer, uv_strerror(status));
+		/* The other end closed with our answers unread; libuv has stopped to poll. */
+		drop_queue(peer);
+		receive(peer);
+		update_poll(peer);
 		return;
 	}
 	if (events & UV_WRITABLE)
@@ -358,7 +379,9 @@ static void on_life(uv_poll_t *handle, int status, int events)
 	if (peer->closing)
 		return;
 	peer->orphaned = true;
+	drop_queue(peer);
 	receive(peer);
+	update_poll(peer);
 }
 
 /* ---- beginning and end --------------------------------------------------------- */
@@ -379,7 +402,6 @@ static void on_handle_closed(uv_handle_t *handle)
 void peer_close(struct peer *peer, const char *why)
 {
 	struct server *server = peer->server;
-	struct parcel *parcel;
 	char title[128];
 
 	if (peer->closing)
@@ -391,12 +413,7 @@ void peer_close(struct peer *peer, const char *why)
 	else
 		log_debug("%s has gone", title);
 
-	while ((parcel = peer->queue)) {
-		/* The last words, an error or a farewell, may still fit. */
-		hmm_frame_send(peer->fd, parcel->message, parcel->fds, parcel->nfds);
-		peer->queue = parcel->next;
-		parcel_free(parcel);
-	}
+	drop_queue(peer);
 	list_remove(server, peer);
 	session_end(peer);
 	quota_release(&server->quota, peer->uid, QUOTA_FDS, peer->fds);

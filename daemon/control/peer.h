@@ -12,7 +12,7 @@
 #include <stdint.h>
 #include <uv.h>
 
-#include "daemon/control/access.h"
+#include "daemon/control/rights.h"
 #include "hmm_protocol.h"
 
 struct letter;
@@ -43,7 +43,7 @@ struct peer {
 	uint32_t role;
 	char name[64];
 
-	struct access_grant *grants;
+	struct rights_grant *grants;
 	unsigned int n_grants;
 	uint32_t mirrors;		/* registered by it */
 	uint32_t windows;		/* mapped by it; a descriptor each */
@@ -63,7 +63,7 @@ struct peer {
 
 /* Takes over @fd; a peer that is not welcome is told why, as far as possible, and closed. */
 void peer_new_consume_fd(struct server *server, int fd);
-/* Sends what is queued as far as the socket takes it, and closes. @why is for the log; NULL when it is no news. */
+/* Closes; the peer is freed when the loop comes round. @why is for the log, NULL when it is no news. */
 void peer_close(struct peer *peer, const char *why);
 
 /* The message (heap) and the descriptors are taken over whatever happens. */
@@ -73,11 +73,11 @@ void peer_send_error(struct peer *peer, uint32_t serial, int error, const char *
 struct peer *peer_find(struct server *server, uint64_t id);
 
 /* Its right to the owner by its own grants. */
-enum access_right peer_right(const struct peer *peer, uint32_t owner);
+enum right peer_right(const struct peer *peer, uint32_t owner);
 /* Raises the right; 0 or -ENOMEM. */
-int peer_grant(struct peer *peer, uint32_t owner, enum access_right right);
+int peer_grant(struct peer *peer, uint32_t owner, enum right right);
 /* What it had. */
-enum access_right peer_revoke(struct peer *peer, uint32_t owner);
+enum right peer_revoke(struct peer *peer, uint32_t owner);
 
 /* "name" (pid 1, uid 0), for the log. */
 const char *peer_title(const struct peer *peer, char *out, size_t room);

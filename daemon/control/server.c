@@ -397,7 +397,7 @@ struct server *server_free(struct server *server)
 	if (server->has_outbox)
 		mailbox_deinit(&server->outbox);
 	socket_close(server);
-	access_deinit(&server->access);
+	rights_deinit(&server->rights);
 	quota_deinit(&server->quota);
 	if (server->uffd_device >= 0)
 		close(server->uffd_device);

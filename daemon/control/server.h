@@ -14,7 +14,7 @@
 #include <uv.h>
 
 #include "daemon/config.h"
-#include "daemon/control/access.h"
+#include "daemon/control/rights.h"
 #include "daemon/control/quota.h"
 #include "daemon/engine/engine.h"
 #include "daemon/mailbox.h"
@@ -65,7 +65,7 @@ struct server {
 	struct mailbox outbox;
 	bool has_outbox;
 	struct quota quota;
-	struct access access;
+	struct rights rights;
 
 	struct peer *peers, **peers_tail;	/* in order of id */
 	struct peer *peer_buckets[SERVER_PEER_BUCKETS];	/* the same, by id modulo their number */

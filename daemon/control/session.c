@@ -44,7 +44,7 @@ struct verb {
 	void (*answer)(struct peer *peer, struct letter *letter);	/* NULL: the engine's */
 	enum subject subject;
 	size_t offset;			/* of the subject in the message */
-	enum access_right right;	/* to the subject */
+	enum right right;	/* to the subject */
 	bool before_hello;
 	bool grows;			/* makes more of what a shutdown takes down */
 	bool opens_owner;		/* charged as one */
@@ -66,7 +66,7 @@ static void answer_stats(struct peer *peer, struct letter *letter);
 static void answer_doctor(struct peer *peer, struct letter *letter);
 
 #define ABOUT(kind, message, field, need) \
-	.subject = SUBJECT_##kind, .offset = offsetof(struct hmm_msg_##message, field), .right = ACCESS_##need
+	.subject = SUBJECT_##kind, .offset = offsetof(struct hmm_msg_##message, field), .right = RIGHT_##need
 
 static const struct verb verbs[] = {
 	[HMM_OP_HELLO] = { .answer = answer_hello, .before_hello = true },
@@ -121,17 +121,17 @@ static bool is_admin(const struct peer *peer)
 }
 
 /* By its own grants, as administrator, or as a tool of the user whose process it is. */
-static enum access_right right_to(const struct peer *peer, uint32_t owner)
+static enum right right_to(const struct peer *peer, uint32_t owner)
 {
-	enum access_right right = peer_right(peer, owner);
-	const struct access_owner *known;
+	enum right right = peer_right(peer, owner);
+	const struct rights_owner *known;
 
-	if (right != ACCESS_NONE || peer->role != HMM_ROLE_TOOL)
+	if (right != RIGHT_NONE || peer->role != HMM_ROLE_TOOL)
 		return right;
-	known = access_find(&peer->server->access, owner);
+	known = rights_find(&peer->server->rights, owner);
 	if (!known)
-		return ACCESS_NONE;
-	return is_admin(peer) || known->uid == peer->uid ? ACCESS_LOOK : ACCESS_NONE;
+		return RIGHT_NONE;
+	return is_admin(peer) || known->uid == peer->uid ? RIGHT_LOOK : RIGHT_NONE;
 }
 
 static uint32_t subject_owner(const struct verb *verb, const struct hmm_wire_header *message)
@@ -159,16 +159,16 @@ static uint32_t subject_owner(const struct verb *verb, const struct hmm_wire_hea
  * Ids of owners that are not there and of those that are others' get the same
  * answer: which numbers are taken is nobody's business.
  */
-static int check_right(const struct peer *peer, struct letter *letter, uint32_t owner, enum access_right need)
+static int check_right(const struct peer *peer, struct letter *letter, uint32_t owner, enum right need)
 {
-	enum access_right right = right_to(peer, owner);
+	enum right right = right_to(peer, owner);
 
 	if (right >= need && owner)
 		return 0;
-	if (right == ACCESS_NONE || !owner)
+	if (right == RIGHT_NONE || !owner)
 		return letter_fail(letter, -EPERM, "owner %u is not yours and was not opened by its key on this "
 				   "connection: hmm_open() it, or hmm_open_peer() it with its exported key", owner);
-	if (need == ACCESS_OWN)
+	if (need == RIGHT_OWN)
 		return letter_fail(letter, -EPERM, "only owner %u itself may ask for %s", owner,
 				   hmm_opcode_name(letter->message->opcode));
 	return letter_fail(letter, -EPERM, "a tool may not use the memory of owner %u: %s takes the owner's key",
@@ -293,7 +293,7 @@ static void answer_hello(struct peer *peer, struct letter *letter)
 static void answer_export(struct peer *peer, struct letter *letter)
 {
 	struct server *server = peer->server;
-	struct access_owner *owner = access_find(&server->access, letter->owner);
+	struct rights_owner *owner = rights_find(&server->rights, letter->owner);
 	char why[200];
 	int fd, r;
 
@@ -307,7 +307,7 @@ static void answer_export(struct peer *peer, struct letter *letter)
 		return;
 	}
 	fd = letter->fds[0];
-	r = access_export_consume_fd(&server->access, owner, peer->uid, fd);
+	r = rights_export_consume_fd(&server->rights, owner, peer->uid, fd);
 	if (!r) {
 		letter_take_fd(letter, 0);
 		owner->fds++;
@@ -319,7 +319,7 @@ static void answer_export(struct peer *peer, struct letter *letter)
 	else if (r == -EEXIST)
 		letter_fail(letter, r, "the key opens another owner already");
 	else if (r == -EMFILE)
-		letter_fail(letter, r, "owner %u has %u keys, and no more are kept", owner->id, ACCESS_KEYS_MAX);
+		letter_fail(letter, r, "owner %u has %u keys, and no more are kept", owner->id, RIGHTS_KEYS_MAX);
 	else if (r < 0)
 		letter_fail(letter, r, "hmmd is out of memory");
 	else
@@ -360,7 +360,7 @@ static void answer_stats(struct peer *peer, struct letter *letter)
 {
 	const struct hmm_msg_stats *stats = (const void *)letter->message;
 
-	if (stats->owner && check_right(peer, letter, stats->owner, ACCESS_LOOK) < 0)
+	if (stats->owner && check_right(peer, letter, stats->owner, RIGHT_LOOK) < 0)
 		return;
 	admin_stats(peer->server, letter);
 }
@@ -391,7 +391,7 @@ static void forward_open_peer(struct peer *peer, struct letter *letter)
 		return;
 	}
 	fd = letter_take_fd(letter, 0);
-	r = access_open(&peer->server->access, fd, &letter->owner);
+	r = rights_open(&peer->server->rights, fd, &letter->owner);
 	close(fd);
 	if (r == -EINVAL)
 		letter_fail(letter, r, "the descriptor is no memfd, so it is no key");
@@ -406,7 +406,7 @@ static void forward_drain(struct peer *peer, struct letter *letter)
 
 	letter->owner = drain->owner;
 	if (drain->owner)
-		check_right(peer, letter, drain->owner, ACCESS_LOOK);
+		check_right(peer, letter, drain->owner, RIGHT_LOOK);
 	else if (!is_admin(peer))
 		letter_fail(letter, -EPERM, "only a tool of root or of hmmd's own user may drain everything; "
 			    "name an owner");
@@ -525,24 +525,24 @@ void session_message(struct peer *peer, struct hmm_frame *frame)
 /* The owner now exists for control: what was charged for it is kept in its record. */
 static int adopt_owner(struct server *server, struct peer *peer, struct letter *letter)
 {
-	struct access_owner *owner = access_find(&server->access, letter->owner);
+	struct rights_owner *owner = rights_find(&server->rights, letter->owner);
 
 	if (owner) {
 		/* Its connection broke and came back; it is charged already. */
 		release_kept(server, letter);
 	} else {
-		owner = access_add(&server->access, letter->owner, letter->uid, letter->pid);
+		owner = rights_add(&server->rights, letter->owner, letter->uid, letter->pid);
 		if (!owner)
 			return -ENOMEM;
 		owner->fds = verb_of(letter)->keeps_fds;
 	}
-	return peer ? peer_grant(peer, letter->owner, ACCESS_OWN) : 0;
+	return peer ? peer_grant(peer, letter->owner, RIGHT_OWN) : 0;
 }
 
 /* A request succeeded: what control keeps of it. The peer may be gone. */
 static void settle_success(struct server *server, struct peer *peer, struct letter *letter)
 {
-	struct access_owner *owner = access_find(&server->access, letter->owner);
+	struct rights_owner *owner = rights_find(&server->rights, letter->owner);
 
 	switch (letter->message->opcode) {
 	case HMM_OP_OPEN:
@@ -554,7 +554,7 @@ static void settle_success(struct server *server, struct peer *peer, struct lett
 		/* An owner that ended meanwhile has said so in an earlier letter. */
 		if (!owner)
 			letter_fail(letter, -ESRCH, "owner %u has just ended", letter->owner);
-		else if (peer && peer_grant(peer, letter->owner, ACCESS_DRIVE) < 0)
+		else if (peer && peer_grant(peer, letter->owner, RIGHT_DRIVE) < 0)
 			letter_fail(letter, -ENOMEM, "hmmd is out of memory");
 		break;
 	case HMM_OP_REOPEN_REGION:
@@ -612,14 +612,14 @@ static void take_event(struct server *server, struct letter *letter)
 	struct peer *peer = peer_find(server, letter->peer);
 	const struct hmm_msg_region *region = (const void *)letter->message;
 	const struct hmm_msg_invalidate *invalidate = (const void *)letter->message;
-	struct access_owner *owner;
+	struct rights_owner *owner;
 	struct hmm_wire_header *message;
 	int fds[LETTER_FDS];
 	unsigned int i;
 
 	if (letter->message->opcode == HMM_OP_REGION && !region->window) {
 		/* The shadow is made, and hmmd holds it as long as the owner lives. */
-		owner = access_find(&server->access, region->owner);
+		owner = rights_find(&server->rights, region->owner);
 		if (owner) {
 			owner->fds++;
 			quota_charge_anyway(&server->quota, owner->uid, QUOTA_FDS, 1);
@@ -654,17 +654,17 @@ static void announce_owner_gone(struct peer *peer, uint32_t owner)
 
 static void forget_owner(struct server *server, uint32_t id)
 {
-	struct access_owner *owner = access_find(&server->access, id);
+	struct rights_owner *owner = rights_find(&server->rights, id);
 	struct peer *peer, *next;
 
 	if (!owner)
 		return;
 	quota_release(&server->quota, owner->uid, QUOTA_FDS, owner->fds);
 	quota_release(&server->quota, owner->uid, QUOTA_OWNERS, 1);
-	access_remove(&server->access, id);
+	rights_remove(&server->rights, id);
 	for (peer = server->peers; peer; peer = next) {
 		next = peer->next;
-		if (peer_revoke(peer, id) == ACCESS_DRIVE)
+		if (peer_revoke(peer, id) == RIGHT_DRIVE)
 			announce_owner_gone(peer, id);
 	}
 }

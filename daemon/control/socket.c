@@ -141,8 +141,8 @@ static int open_to_group(const char *path, const char *name)
 	errno = 0;
 	group = getgrnam(name);
 	if (!group) {
-		log_warn("there is no group '%s': only uid %u and root can connect; "
-			 "make it with: groupadd --system %s", name, geteuid(), name);
+		log_warn("there is no group '%s', so only %s can connect; make it with: groupadd --system %s",
+			 name, geteuid() ? "this user and root" : "root", name);
 		return 0;
 	}
 	if (chown(path, -1, group->gr_gid) < 0) {

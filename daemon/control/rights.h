@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * access.h - who may touch which owner, and the keys that open one.
+ * rights.h - who may touch which owner, and the keys that open one.
  *
  * A key is a memfd that the owner made and exported. Only its identity counts:
  * whoever holds a descriptor of that very inode may open the owner. hmmd keeps
@@ -9,63 +9,63 @@
  *
  * Thread: control.
  */
-#ifndef HMMD_ACCESS_H
-#define HMMD_ACCESS_H
+#ifndef HMMD_RIGHTS_H
+#define HMMD_RIGHTS_H
 
 #include <stdint.h>
 #include <sys/types.h>
 
 /* Each includes the ones before it. */
-enum access_right {
-	ACCESS_NONE,
-	ACCESS_LOOK,		/* where its pages are, and where they should be: no content */
-	ACCESS_DRIVE,		/* its memory, as a device */
-	ACCESS_OWN,		/* everything */
+enum right {
+	RIGHT_NONE,
+	RIGHT_LOOK,		/* where its pages are, and where they should be: no content */
+	RIGHT_DRIVE,		/* its memory, as a device */
+	RIGHT_OWN,		/* everything */
 };
 
 /* A peer's right to one owner. */
-struct access_grant {
+struct rights_grant {
 	uint32_t owner;
-	enum access_right right;
+	enum right right;
 };
 
-struct access_key {
-	struct access_key *next;
+struct rights_key {
+	struct rights_key *next;
 	int fd;
 	dev_t dev;
 	ino_t ino;
 };
 
 /* What control remembers of an owner, from the engine's answer to `open` until it says the owner is gone. */
-struct access_owner {
-	struct access_owner *next;
+struct rights_owner {
+	struct rights_owner *next;
 	uint32_t id;
 	uid_t uid;
 	pid_t pid;
 	uint64_t fds;		/* charged to uid for it */
-	struct access_key *keys;
+	struct rights_key *keys;
 };
 
-struct access {
-	struct access_owner *owners;
+struct rights {
+	struct rights_owner *owners;
 };
 
 /* NULL when out of memory. One that is known already is returned as it is. */
-struct access_owner *access_add(struct access *access, uint32_t id, uid_t uid, pid_t pid);
-struct access_owner *access_find(struct access *access, uint32_t id);
-void access_remove(struct access *access, uint32_t id);
-void access_deinit(struct access *access);
+struct rights_owner *rights_add(struct rights *rights, uint32_t id, uid_t uid, pid_t pid);
+struct rights_owner *rights_find(struct rights *rights, uint32_t id);
+void rights_remove(struct rights *rights, uint32_t id);
+void rights_deinit(struct rights *rights);
 
 /* The most keys of one owner. */
-#define ACCESS_KEYS_MAX 64
+#define RIGHTS_KEYS_MAX 64
 
 /*
  * Makes @fd a key of the owner. 0 when @fd was taken over; 1 when it is a key of this
  * owner already, -EINVAL when it is no memfd of @uid, -EEXIST when it opens another
  * owner, -EMFILE, -ENOMEM: @fd stays the caller's.
  */
-int access_export_consume_fd(struct access *access, struct access_owner *owner, uid_t uid, int fd);
+int rights_export_consume_fd(struct rights *rights, struct rights_owner *owner, uid_t uid, int fd);
 /* The owner that the key opens; -EINVAL when @fd is no memfd, -ENOENT when it opens nothing. */
-int access_open(struct access *access, int fd, uint32_t *owner);
+int rights_open(struct rights *rights, int fd, uint32_t *owner);
 
 #endif

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * access.c - owners as control knows them, and their keys.
+ * rights.c - owners as control knows them, and their keys.
  *
  * What can fail: a descriptor that is no memfd, a key that is taken, memory.
  * A key must belong to the uid that exports it: otherwise a driver that was
@@ -8,7 +8,7 @@
  *
  * Thread: control.
  */
-#include "daemon/control/access.h"
+#include "daemon/control/rights.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -17,20 +17,20 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-struct access_owner *access_find(struct access *access, uint32_t id)
+struct rights_owner *rights_find(struct rights *rights, uint32_t id)
 {
-	struct access_owner *owner;
+	struct rights_owner *owner;
 
-	for (owner = access->owners; owner; owner = owner->next) {
+	for (owner = rights->owners; owner; owner = owner->next) {
 		if (owner->id == id)
 			return owner;
 	}
 	return NULL;
 }
 
-struct access_owner *access_add(struct access *access, uint32_t id, uid_t uid, pid_t pid)
+struct rights_owner *rights_add(struct rights *rights, uint32_t id, uid_t uid, pid_t pid)
 {
-	struct access_owner *owner = access_find(access, id);
+	struct rights_owner *owner = rights_find(rights, id);
 
 	if (owner)
 		return owner;
@@ -40,14 +40,14 @@ struct access_owner *access_add(struct access *access, uint32_t id, uid_t uid, p
 	owner->id = id;
 	owner->uid = uid;
 	owner->pid = pid;
-	owner->next = access->owners;
-	access->owners = owner;
+	owner->next = rights->owners;
+	rights->owners = owner;
 	return owner;
 }
 
-static void free_owner(struct access_owner *owner)
+static void free_owner(struct rights_owner *owner)
 {
-	struct access_key *key;
+	struct rights_key *key;
 
 	while ((key = owner->keys)) {
 		owner->keys = key->next;
@@ -57,11 +57,11 @@ static void free_owner(struct access_owner *owner)
 	free(owner);
 }
 
-void access_remove(struct access *access, uint32_t id)
+void rights_remove(struct rights *rights, uint32_t id)
 {
-	struct access_owner **link, *owner;
+	struct rights_owner **link, *owner;
 
-	for (link = &access->owners; (owner = *link); link = &owner->next) {
+	for (link = &rights->owners; (owner = *link); link = &owner->next) {
 		if (owner->id != id)
 			continue;
 		*link = owner->next;
@@ -70,12 +70,12 @@ void access_remove(struct access *access, uint32_t id)
 	}
 }
 
-void access_deinit(struct access *access)
+void rights_deinit(struct rights *rights)
 {
-	struct access_owner *owner;
+	struct rights_owner *owner;
 
-	while ((owner = access->owners)) {
-		access->owners = owner->next;
+	while ((owner = rights->owners)) {
+		rights->owners = owner->next;
 		free_owner(owner);
 	}
 }
@@ -86,12 +86,12 @@ static bool is_memfd(int fd, struct stat *st)
 	return !fstat(fd, st) && S_ISREG(st->st_mode) && fcntl(fd, F_GET_SEALS) >= 0;
 }
 
-static struct access_owner *find_key(struct access *access, const struct stat *st)
+static struct rights_owner *find_key(struct rights *rights, const struct stat *st)
 {
-	struct access_owner *owner;
-	struct access_key *key;
+	struct rights_owner *owner;
+	struct rights_key *key;
 
-	for (owner = access->owners; owner; owner = owner->next) {
+	for (owner = rights->owners; owner; owner = owner->next) {
 		for (key = owner->keys; key; key = key->next) {
 			if (key->dev == st->st_dev && key->ino == st->st_ino)
 				return owner;
@@ -100,27 +100,27 @@ static struct access_owner *find_key(struct access *access, const struct stat *s
 	return NULL;
 }
 
-int access_export_consume_fd(struct access *access, struct access_owner *owner, uid_t uid, int fd)
+int rights_export_consume_fd(struct rights *rights, struct rights_owner *owner, uid_t uid, int fd)
 {
-	struct access_owner *holder;
-	struct access_key *key;
+	struct rights_owner *holder;
+	struct rights_key *key;
 	unsigned int count = 0;
 	struct stat st;
 
 	if (!is_memfd(fd, &st) || st.st_uid != uid)
 		return -EINVAL;
-	holder = find_key(access, &st);
+	holder = find_key(rights, &st);
 	if (holder)
 		return holder == owner ? 1 : -EEXIST;
 	for (key = owner->keys; key; key = key->next)
 		count++;
-	if (count >= ACCESS_KEYS_MAX)
+	if (count >= RIGHTS_KEYS_MAX)
 		return -EMFILE;
 
 	key = malloc(sizeof(*key));
 	if (!key)
 		return -ENOMEM;
-	*key = (struct access_key) {
+	*key = (struct rights_key) {
 		.next = owner->keys,
 		.fd = fd,
 		.dev = st.st_dev,
@@ -130,14 +130,14 @@ int access_export_consume_fd(struct access *access, struct access_owner *owner, 
 	return 0;
 }
 
-int access_open(struct access *access, int fd, uint32_t *owner)
+int rights_open(struct rights *rights, int fd, uint32_t *owner)
 {
-	struct access_owner *holder;
+	struct rights_owner *holder;
 	struct stat st;
 
 	if (!is_memfd(fd, &st))
 		return -EINVAL;
-	holder = find_key(access, &st);
+	holder = find_key(rights, &st);
 	if (!holder)
 		return -ENOENT;
 	*owner = holder->id;

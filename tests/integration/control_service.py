@@ -1,0 +1,521 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""hmmd as a service: how it starts, whom it lets in, what it tells, how it reloads and how it ends."""
+
+import errno
+import os
+import re
+import signal
+import socket
+import stat
+import struct
+import subprocess
+
+import control_wire as wire
+import harness
+
+
+class Service(wire.Test):
+    def run_hmmd(self, *args, environment=None):
+        """hmmd to its end: for command lines that end at once."""
+        process = self.spawn_command("hmmd-short", [harness.binary("hmmd"), *args], environment=environment,
+                                     stdin=subprocess.DEVNULL)
+        status = process.wait()
+        return status, process.output, process.errors
+
+    def write(self, name, text):
+        path = os.path.join(self.folder, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w") as file:
+            file.write(text)
+        return path
+
+
+class CommandLine(Service):
+    def test_help_and_version(self):
+        status, output, errors = self.run_hmmd("--help")
+        self.assertEqual((status, errors), (0, ""))
+        for option in ("--socket", "--user", "--config", "--check-config", "--pool-size", "--ready-fd", "--no-move"):
+            self.assertIn(option, output)
+        status, output, errors = self.run_hmmd("--version")
+        self.assertEqual((status, errors), (0, ""))
+        self.assertRegex(output, r"^hmmd \d+\.\d+")
+
+    def test_bad_usage(self):
+        for args, text in ((["--nonsense"], "nonsense"), (["extra"], "what is 'extra'?"),
+                           (["--workers", "0"], "--workers: 'workers' must be a number from 1 to 64, or auto, not '0'"),
+                           (["--pool", "gold"], "--pool: 'kind' must be memfd, memfd-huge or hugetlb, not 'gold'"),
+                           (["--pool-size", "12X"], "--pool-size: 'size' must be a size from 2M to 64T"),
+                           (["--grace", "5"], "--grace: 'grace' must be a time from 100ms to 3600s"),
+                           (["--log", "loud"], "--log: 'log' must be error, warning, info or debug, not 'loud'"),
+                           (["--ready-fd", "99"], "--ready-fd: '99' is no open descriptor"),
+                           (["--ready-fd", "x"], "--ready-fd: 'x' is no open descriptor"),
+                           (["--socket", "/" + "s" * 107], "must be a plain text of at most 107 bytes")):
+            with self.subTest(args):
+                status, _, errors = self.run_hmmd("--no-config", *args)
+                self.assertEqual(status, 2)
+                self.assertIn(text, errors)
+
+    def test_check_config(self):
+        good = self.write("good.conf", "[pool]\nsize = 1G\n")
+        self.assertEqual(self.run_hmmd("--config", good, "--check-config"), (0, f"{good}: good\n", ""))
+        bad = self.write("bad.conf", "[pool]\nsize = much\nkinds = memfd\n")
+        status, output, errors = self.run_hmmd("--config", bad, "--check-config")
+        self.assertEqual((status, output), (2, ""))
+        self.assertEqual(errors.splitlines(), [
+            f"{bad}:2: 'size' is 'much'; it must be a size from 2M to 64T in pages of 4K, such as 512M or 4G, or auto",
+            f"{bad}:3: unknown key 'kinds' in [pool]; known are: kind, size, node"])
+        status, _, errors = self.run_hmmd("--config", os.path.join(self.folder, "none.conf"))
+        self.assertEqual(status, 2)
+        self.assertIn("none.conf: cannot be read: No such file or directory", errors)
+
+    def test_the_shipped_configuration_is_right(self):
+        shipped = os.path.join(harness.SOURCE, "systemd", "hmmd.conf")
+        self.assertEqual(self.run_hmmd("--config", shipped, "--check-config"), (0, f"{shipped}: good\n", ""))
+        # Each commented line is the built-in value: uncommented, it is right as well.
+        with open(shipped) as file:
+            text = re.sub(r"^#(\w+ = )", r"\1", file.read(), flags=re.M)
+        open_text = self.write("open.conf", text)
+        self.assertEqual(self.run_hmmd("--config", open_text, "--check-config"), (0, f"{open_text}: good\n", ""))
+        keys = re.findall(r"^(\w+) = ", text, re.M)
+        self.assertEqual(len(keys), 19, "a key is missing in the shipped configuration")
+
+    def test_user_mode_without_a_runtime_folder(self):
+        status, _, errors = self.run_hmmd("--no-config", "--user", environment={"XDG_RUNTIME_DIR": ""})
+        self.assertEqual(status, 2)
+        self.assertIn("XDG_RUNTIME_DIR is not set; say where to listen with --socket PATH", errors)
+
+
+class Socket(Service):
+    def expect_refusal(self, *words, path=None):
+        status, _, errors = self.run_hmmd("--no-config", "--socket", path or os.path.join(self.folder, "hmmd.sock"))
+        self.assertEqual(status, 1)
+        for word in words:
+            self.assertIn(word, errors)
+
+    def test_mode(self):
+        self.start_daemon()
+        mode = os.stat(self.daemon.socket)
+        self.assertTrue(stat.S_ISSOCK(mode.st_mode))
+        self.assertIn(stat.S_IMODE(mode.st_mode), (0o600, 0o660))
+
+    def test_group(self):
+        """The group gets in when it exists; here it is root's own, which always does."""
+        config = self.write("h.conf", "[daemon]\ngroup = root\n")
+        self.start_daemon("--config", config)
+        info = os.stat(self.daemon.socket)
+        self.assertEqual((stat.S_IMODE(info.st_mode), info.st_gid), (0o660, 0))
+
+    def test_group_that_does_not_exist(self):
+        config = self.write("h.conf", "[daemon]\ngroup = no-such-group\n")
+        self.start_daemon("--config", config)
+        self.assertEqual(stat.S_IMODE(os.stat(self.daemon.socket).st_mode), 0o600)
+        self.expect_log("there is no group 'no-such-group'.*groupadd --system no-such-group")
+
+    def test_second_hmmd_on_the_same_path(self):
+        self.start_daemon()
+        self.expect_refusal("another hmmd serves", "choose another path with --socket")
+        self.expect_healthy()
+
+    def test_socket_left_by_a_killed_hmmd(self):
+        self.start_daemon()
+        self.daemon.kill9()
+        self.assertTrue(os.path.exists(self.daemon.socket))
+        self.daemon.start()
+        self.expect_log("removed the stale socket")
+        self.expect_healthy()
+
+    def test_somebody_else_listens(self):
+        path = os.path.join(self.folder, "hmmd.sock")
+        for kind in (socket.SOCK_SEQPACKET, socket.SOCK_STREAM):
+            with socket.socket(socket.AF_UNIX, kind) as other:
+                other.bind(path)
+                other.listen(1)
+                self.expect_refusal("somebody else answers")
+                self.assertTrue(os.path.exists(path))
+            os.unlink(path)
+
+    def test_path_that_is_a_file(self):
+        path = self.write("hmmd.sock", "precious")
+        self.expect_refusal("exists and is no socket")
+        with open(path) as file:
+            self.assertEqual(file.read(), "precious")
+
+    def test_folder_that_cannot_be_made(self):
+        self.expect_refusal("cannot make the folder", path=os.path.join(self.folder, "a/b/hmmd.sock"))
+        self.write("file", "")
+        self.expect_refusal("cannot make", path=os.path.join(self.folder, "file/hmmd.sock"))
+
+    def test_many_start_at_once(self):
+        """One of them serves, the others say so and end; whichever way they interleave."""
+        path = os.path.join(self.folder, "hmmd.sock")
+        started = [self.spawn_command("racer", [harness.binary("hmmd"), "--no-config", "--socket", path])
+                   for _ in range(6)]
+        harness.wait_until(lambda: sum(process.running for process in started) == 1, 30, "that one is left")
+        harness.wait_until(lambda: os.path.exists(path))
+        with wire.Client(path) as client:
+            winner = client.status()["pid"]
+        for process in started:
+            if process.running:
+                self.assertEqual(process.pid, winner)
+                process.signal(signal.SIGTERM)
+                self.assertEqual(process.wait(), 0)
+            else:
+                self.assertEqual(process.status, 1)
+                self.assertIn("choose another path", process.errors)
+        self.assertEqual([name for name in os.listdir(self.folder) if name.startswith("hmmd.sock")], [])
+
+    def test_user_mode(self):
+        os.mkdir(os.path.join(self.folder, "run"), 0o700)
+        ready, told = os.pipe()
+        process = self.spawn_command("hmmd", [harness.binary("hmmd"), "--no-config", "--user", "--ready-fd", told],
+                                     environment={"XDG_RUNTIME_DIR": os.path.join(self.folder, "run")}, pass_fds=(told,))
+        os.close(told)
+        self.assertEqual(os.read(ready, 16), b"READY=1\n")
+        os.close(ready)
+        path = os.path.join(self.folder, "run", "hmmd.sock")
+        self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o600)
+        with wire.Client(path) as client:
+            self.assertEqual(client.status()["socket"], path)
+        self.assertRegex(process.errors, "--user: works for processes of uid")
+        self.assertRegex(process.errors, "--user: does not: other users' processes")
+        process.signal(signal.SIGTERM)
+        self.assertEqual(process.wait(), 0)
+
+
+class Lists(Service):
+    def test_status(self):
+        self.start_daemon("--pool-size", "64M", "--workers", "2")
+        client = self.connect(role=wire.TOOL)
+        status = client.status()
+        self.assertEqual((status["pid"], status["uid"], status["clients"], status["owners"], status["windows"]),
+                         (self.daemon.pid, os.getuid(), 1, 0, 0))
+        self.assertEqual((status["workers"], status["pool_bytes"], status["pool_used"]), (2, 64 << 20, 0))
+        self.assertEqual((status["socket"], status["incarnation"], status["features"]),
+                         (self.daemon.socket, client.incarnation, client.features))
+        self.assertIn(status["kernel_tier"], (1, 2))
+        self.assertGreater(status["uptime_ns"], 0)
+        self.assertLess(status["uptime_ns"], client.status()["uptime_ns"])
+
+    def test_hello(self):
+        self.start_daemon("--grace", "1234ms")
+        client = self.connect(hello=False)
+        answer = client.hello()
+        self.assertEqual(answer.unpack("II"), (1, os.getuid()))
+        self.assertEqual(answer.unpack("I", 32)[0], 1234)
+        if os.access("/dev/userfaultfd", os.R_OK | os.W_OK):
+            self.assertEqual([os.readlink(f"/proc/self/fd/{fd}") for fd in answer.fds], ["/dev/userfaultfd"])
+        answer.close()
+
+    def test_incarnations_differ(self):
+        self.start_daemon()
+        first = self.connect().incarnation
+        self.daemon.restart()
+        self.assertNotEqual(first, self.connect().incarnation)
+
+    def test_clients(self):
+        self.start_daemon()
+        self.connect(role=wire.DRIVER, name="render")
+        tool = self.connect(role=wire.TOOL, name="look")
+        listed = tool.list_clients()
+        self.assertEqual([(client[1], client[2], client[3], client[9]) for client in listed],
+                         [(os.getpid(), os.getuid(), wire.DRIVER, "render"), (os.getpid(), os.getuid(), wire.TOOL, "look")])
+
+    def test_a_list_longer_than_a_message(self):
+        config = self.write("h.conf", "[limits]\nconnections = 1000\n")
+        self.start_daemon("--config", config)
+        clients = [self.connect(name=f"client {i}") for i in range(620)]
+        names = [client[9] for client in clients[0].list_clients()]
+        self.assertEqual(names, [f"client {i}" for i in range(620)])
+        answer = clients[0].ask(wire.CLIENTS, struct.pack("<II", 0xFFFFFFFF, 0))
+        self.assertEqual(answer.unpack("II"), (0, 0))
+
+    def test_empty_lists_and_counters(self):
+        self.start_daemon()
+        client = self.connect(role=wire.TOOL)
+        for opcode in (wire.OWNERS, wire.MIRRORS):
+            self.assertEqual(client.ask(opcode, bytes(8)).unpack("II"), (0, 0))
+        pools = client.listed(wire.POOLS, "IIiIQQQQ64s")
+        self.assertGreaterEqual(len(pools), 1)
+        names = [wire.untext(record[1]) for record in client.list_stats()]
+        self.assertEqual(len(names), len(set(names)))
+        self.assertGreater(len(names), 0)
+
+    def test_doctor(self):
+        """Findings are of this machine: what is told must be true here, with a fix."""
+        self.start_daemon("--no-io-uring", "--no-move")
+        client = self.connect(role=wire.TOOL)
+        found = {wire.untext(name): (severity, wire.untext(text), wire.untext(fix))
+                 for severity, _, name, text, fix in client.list_findings()}
+        for name, (severity, text, fix) in found.items():
+            self.assertIn(severity, (1, 2, 3), name)
+            self.assertTrue(text and fix, name)
+        self.assertIn("--no-move", found["move"][2])
+        self.assertIn("--no-io-uring", found["io_uring"][2])
+        with open("/proc/sys/vm/max_map_count") as file:
+            self.assertEqual("max_map_count" in found, int(file.read()) < 262144)
+
+    def test_doctor_sees_limits(self):
+        """A limit on file sizes would make every mirror fail; doctor says so before anybody tries."""
+        config = self.write("h.conf", "[daemon]\ngroup = no-such-group\n")
+        self.daemon = harness.Daemon(self, *self.daemon_args, "--config", config)
+        self.daemon.start()
+        names = [wire.untext(record[2]) for record in self.connect(role=wire.TOOL).list_findings()]
+        self.assertIn("group", names)
+
+    def test_wire_debugging(self):
+        self.daemon = harness.Daemon(self, *self.daemon_args, environment={"HMMD_DEBUG": "wire"})
+        self.daemon.start()
+        self.connect(name="spoken").status()
+        self.expect_log(r'hello .*name="spoken"')
+        self.expect_log("status reply")
+
+    def test_silence_without_debugging(self):
+        self.start_daemon()
+        self.connect(name="unspoken").status()
+        self.assertNotIn("unspoken", self.daemon.log)
+
+
+class Reload(Service):
+    def start_with(self, text):
+        self.path = self.write("h.conf", text)
+        self.start_daemon("--config", self.path)
+
+    def reload(self, text, log):
+        self.write("h.conf", text)
+        self.daemon.process.signal(signal.SIGHUP)
+        self.expect_log(log)
+
+    def test_limits_change(self):
+        self.start_with("[limits]\nconnections = 2\n")
+        kept = [self.connect(), self.connect()]
+        self.expect_error(self.connect(hello=False).receive(), errno.EDQUOT, "2 of 2 connections")
+        self.reload("[limits]\nconnections = 3\n", "the configuration is reloaded")
+        kept.append(self.connect())
+        self.expect_error(self.connect(hello=False).receive(), errno.EDQUOT, "3 of 3 connections")
+        kept[0].status()
+
+    def test_wrong_file_changes_nothing(self):
+        self.start_with("[limits]\nconnections = 2\n")
+        kept = [self.connect()]
+        self.reload("[limits]\nconnections = 1\nowners = many\n",
+                    "the configuration is not reloaded; the old one stays in force")
+        self.expect_log(re.escape(self.path) + ":3: 'owners' is 'many'; it must be a number from 1 to 65535")
+        kept.append(self.connect())
+        self.expect_error(self.connect(hello=False).receive(), errno.EDQUOT, "2 of 2 connections")
+
+    def test_drop_in_appears(self):
+        self.start_with("[limits]\nconnections = 1\n")
+        self.write("h.conf.d/50-more.conf", "[limits]\nconnections = 2\n")
+        self.reload("[limits]\nconnections = 1\n", "the configuration is reloaded")
+        kept = [self.connect(), self.connect()]
+        self.assertEqual(kept[1].status()["clients"], 2)
+
+    def test_what_needs_a_restart_is_named(self):
+        self.start_with("[pool]\nsize = 64M\n")
+        self.reload("[pool]\nsize = 128M\n[engine]\ngrace = 1s\n",
+                    "these take effect at the next start of hmmd: engine.grace, pool.size")
+        self.assertEqual(self.connect().grace_ms, 10000)
+
+    def test_command_line_stays_on_top(self):
+        self.path = self.write("h.conf", "")
+        self.start_daemon("--config", self.path, "--log", "error")
+        self.reload("[daemon]\nlog = debug\n[limits]\nowners = x\n", "must be a number")
+        self.write("h.conf", "[daemon]\nlog = debug\n")
+        self.daemon.process.signal(signal.SIGHUP)
+        self.connect().status()
+        self.assertNotIn("is reloaded", self.daemon.log)
+
+    def test_many_reloads_under_load(self):
+        self.start_with("")
+        client = self.connect()
+        for _ in range(50):
+            self.daemon.process.signal(signal.SIGHUP)
+            client.status()
+        client.close()
+        self.expect_descriptors_back()
+
+
+class End(Service):
+    def test_peers_are_told(self):
+        self.start_daemon()
+        clients = [self.connect(name=f"client {i}") for i in range(20)]
+        self.daemon.process.signal(signal.SIGTERM)
+        for client in clients:
+            event = client.receive()
+            self.assertEqual((event.opcode, event.serial), (wire.EVENT_SHUTDOWN, 0))
+            self.assertTrue(client.at_end())
+        self.assertEqual(self.daemon.process.wait(), 0)
+        self.assertEqual([name for name in os.listdir(self.folder) if name.startswith("hmmd.sock")], [])
+
+    def test_a_deaf_peer_does_not_keep_it(self):
+        self.start_daemon()
+        client = self.connect()
+        client.socket.setblocking(False)
+        try:
+            while True:
+                client.send(wire.DOCTOR, bytes(8))
+        except BlockingIOError:
+            pass
+        self.daemon.process.signal(signal.SIGTERM)
+        self.assertEqual(self.daemon.process.wait(), 0)
+
+    def test_interrupt(self):
+        self.start_daemon()
+        self.daemon.process.signal(signal.SIGINT)
+        self.assertEqual(self.daemon.process.wait(), 0)
+        self.assertIn("SIGINT", self.daemon.log)
+
+    def test_a_socket_that_was_replaced_stays(self):
+        self.start_daemon()
+        os.unlink(self.daemon.socket)
+        self.write("hmmd.sock", "new")
+        self.daemon.process.signal(signal.SIGTERM)
+        self.assertEqual(self.daemon.process.wait(), 0)
+        self.assertTrue(os.path.exists(self.daemon.socket))
+
+    def test_service_manager(self):
+        path = os.path.join(self.folder, "notify")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            manager.bind(path)
+            manager.settimeout(harness.scaled(20))
+            self.daemon = harness.Daemon(self, *self.daemon_args, environment={"NOTIFY_SOCKET": path})
+            self.daemon.start()
+            self.assertTrue(manager.recv(256).startswith(b"READY=1"))
+            self.daemon.process.signal(signal.SIGHUP)
+            self.assertEqual(manager.recv(256), b"RELOADING=1")
+            self.assertEqual(manager.recv(256), b"READY=1")
+            self.daemon.process.signal(signal.SIGTERM)
+            self.assertTrue(manager.recv(256).startswith(b"STOPPING=1"))
+            self.assertEqual(self.daemon.process.wait(), 0)
+
+    def test_stderr_that_nobody_reads(self):
+        """The log is written by a thread of its own: a full pipe stops that thread and nothing else."""
+        read, write = os.pipe()
+        path = os.path.join(self.folder, "hmmd.sock")
+        process = subprocess.Popen([harness.binary("hmmd"), "--no-config", "--socket", path, "--log", "debug"],
+                                   stderr=write, stdin=subprocess.DEVNULL)
+        os.close(write)
+        try:
+            harness.wait_until(lambda: os.path.exists(path))
+            for _ in range(3000):
+                with wire.Client(path, name="x" * 60):
+                    pass
+            with wire.Client(path) as client:
+                self.assertEqual(client.status()["pid"], process.pid)
+            process.send_signal(signal.SIGTERM)
+            self.assertEqual(process.wait(harness.scaled(30)), 0)
+        finally:
+            process.kill()
+            process.wait()
+            os.close(read)
+
+
+class Keys(Service):
+    """Who may touch an owner: its key opens it, and the key is the inode, not the descriptor."""
+
+    def setUp(self):
+        super().setUp()
+        self.start_daemon()
+        self.client = self.connect()
+        self.owner = self.client.open_owner()
+        self.key = os.memfd_create("key")
+
+    def tearDown(self):
+        os.close(self.key)
+        super().tearDown()
+
+    def export(self, client=None, owner=None, key=None):
+        return (client or self.client).ask(wire.EXPORT, struct.pack("<II", owner or self.owner, 0), [key or self.key])
+
+    def open_peer(self, client, key=None):
+        answer = client.ask(wire.OPEN_PEER, bytes(8), [key or self.key])
+        answer.close()
+        return answer
+
+    def test_open_by_key(self):
+        driver = self.connect(role=wire.DRIVER)
+        self.expect_error(self.open_peer(driver), errno.ENOENT)
+        self.assertFalse(self.export().is_error)
+        answer = self.open_peer(driver)
+        self.assertFalse(answer.is_error)
+        self.assertEqual((answer.unpack("II"), answer.nfds), ((self.owner, os.getpid()), 2))
+        layout = driver.ask(wire.LAYOUT, struct.pack("<IIQ", self.owner, 0, 0))
+        self.assertFalse(layout.is_error)
+        # The key opens, and no more than that.
+        answer = driver.ask(wire.PREPARE_FORK, struct.pack("<II", self.owner, 0))
+        self.expect_error(answer, errno.EPERM, f"only owner {self.owner} itself may ask for prepare_fork")
+        self.expect_error(self.export(client=driver), errno.EPERM)
+
+    def test_a_copy_of_the_file_is_no_key(self):
+        self.assertFalse(self.export().is_error)
+        os.write(self.key, b"contents do not matter")
+        other = os.memfd_create("key")
+        os.write(other, b"contents do not matter")
+        self.expect_error(self.open_peer(self.connect(role=wire.DRIVER), other), errno.ENOENT)
+        os.close(other)
+
+    def test_twice_is_once(self):
+        self.assertFalse(self.export().is_error)
+        before = self.daemon.extra_descriptors()
+        self.assertFalse(self.export().is_error)
+        self.assertEqual(self.daemon.extra_descriptors(), before)
+
+    def test_a_key_that_opens_another(self):
+        self.assertFalse(self.export().is_error)
+        other = self.connect()
+        owner = other.open_owner()
+        self.expect_error(self.export(client=other, owner=owner), errno.EEXIST, "opens another owner")
+
+    def test_wrong_kinds(self):
+        before = self.daemon.extra_descriptors()
+        null = os.open("/dev/null", os.O_RDWR)
+        self.expect_error(self.export(key=null), errno.EINVAL, "no memfd of your own", "memfd_create()")
+        os.close(null)
+        harness.wait_until(lambda: self.daemon.extra_descriptors() == before)
+
+    def test_too_many_keys(self):
+        for i in range(64):
+            fd = os.memfd_create(f"key {i}")
+            self.assertFalse(self.export(key=fd).is_error)
+            os.close(fd)
+        self.expect_error(self.export(), errno.EMFILE, f"owner {self.owner} has 64 keys")
+
+    def test_rights_end_with_the_connection(self):
+        self.assertFalse(self.export().is_error)
+        driver = self.connect(role=wire.DRIVER)
+        self.assertFalse(self.open_peer(driver).is_error)
+        driver.close()
+        again = self.connect(role=wire.DRIVER)
+        answer = again.ask(wire.LAYOUT, struct.pack("<IIQ", self.owner, 0, 0))
+        self.expect_error(answer, errno.EPERM)
+
+    def test_owner_gone(self):
+        """The owner is another process, which ends: whoever had opened it is told, its key opens nothing."""
+        tell, told = os.pipe()
+        hold, release = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(release)
+            client = wire.Client(self.daemon.socket)
+            owner = client.open_owner()
+            key = os.memfd_create("key")
+            answer = client.ask(wire.EXPORT, struct.pack("<II", owner, 0), [key])
+            os.write(told, struct.pack("<II", owner if not answer.is_error else 0, key))
+            os.read(hold, 1)
+            os._exit(0)
+        owner, number = struct.unpack("<II", os.read(tell, 8))
+        key = os.open(f"/proc/{child}/fd/{number}", os.O_RDWR)
+        driver = self.connect(role=wire.DRIVER)
+        self.assertEqual(self.open_peer(driver, key).unpack("I")[0], owner)
+        for fd in (tell, told, hold, release):
+            os.close(fd)
+        os.waitpid(child, 0)
+        event = driver.receive()
+        self.assertEqual((event.opcode, event.unpack("I")[0]), (wire.EVENT_OWNER_GONE, owner))
+        self.expect_error(self.open_peer(driver, key), errno.ENOENT)
+        self.expect_error(driver.ask(wire.LAYOUT, struct.pack("<IIQ", owner, 0, 0)), errno.EPERM)
+        os.close(key)
+
+
+if __name__ == "__main__":
+    harness.main()

@@ -1,0 +1,433 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * config.c - what a configuration means, and every way in which it can be
+ * wrong, by the exact words a person reads.
+ */
+#include "daemon/config.h"
+
+#include <criterion/criterion.h>
+#include <criterion/new/assert.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "daemon/log.h"
+#include "hmm_protocol.h"
+#include "tests/leakcheck.h"
+
+LEAKCHECKED_SUITE(config);
+
+struct scene {
+	char folder[64], file[128];
+	struct config config;
+	struct config_source source;
+	char *errors;
+	int result;
+};
+
+static void write_file(const char *path, const void *text, size_t size)
+{
+	int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+
+	cr_assert(fd >= 0);
+	cr_assert(write(fd, text, size) == (ssize_t)size);
+	close(fd);
+}
+
+static struct scene *scene_new(const char *text)
+{
+	struct scene *scene = calloc(1, sizeof(*scene));
+
+	strcpy(scene->folder, "/tmp/config-XXXXXX");
+	cr_assert(mkdtemp(scene->folder) != NULL);
+	snprintf(scene->file, sizeof(scene->file), "%s/h.conf", scene->folder);
+	if (text)
+		write_file(scene->file, text, strlen(text));
+	scene->source.file = scene->file;
+	scene->source.must_exist = true;
+	memset(&scene->config, 0x5a, sizeof(scene->config));
+	return scene;
+}
+
+static void drop_in(struct scene *scene, const char *name, const char *text)
+{
+	char path[256];
+
+	snprintf(path, sizeof(path), "%s.d", scene->file);
+	mkdir(path, 0700);
+	snprintf(path, sizeof(path), "%s.d/%s", scene->file, name);
+	write_file(path, text, strlen(text));
+}
+
+static void load(struct scene *scene)
+{
+	size_t size;
+	FILE *errors;
+
+	free(scene->errors);
+	scene->errors = NULL;
+	errors = open_memstream(&scene->errors, &size);
+	scene->result = config_load(&scene->config, &scene->source, errors);
+	fclose(errors);
+}
+
+static void scene_free(struct scene *scene)
+{
+	char command[128];
+
+	snprintf(command, sizeof(command), "rm -r %s", scene->folder);
+	cr_assert(system(command) == 0);
+	free(scene->errors);
+	free(scene);
+}
+
+/* The error text, with the scene's file written as FILE. */
+static void expect_errors(struct scene *scene, const char *expected)
+{
+	char want[4096] = "";
+	const char *at;
+	size_t used = 0;
+
+	load(scene);
+	for (at = expected; *at;) {
+		if (!strncmp(at, "FILE", 4)) {
+			used += snprintf(want + used, sizeof(want) - used, "%s", scene->file);
+			at += 4;
+		} else {
+			want[used++] = *at++;
+			want[used] = '\0';
+		}
+	}
+	cr_expect(eq(int, scene->result, -22));
+	cr_expect(eq(str, scene->errors, want));
+}
+
+static void expect_error_of(const char *text, const char *expected)
+{
+	struct scene *scene = scene_new(text);
+	struct config before = scene->config;
+
+	expect_errors(scene, expected);
+	cr_expect(memcmp(&before, &scene->config, sizeof(before)) == 0, "a refused file changed the configuration");
+	scene_free(scene);
+}
+
+static struct config config_of(const char *text)
+{
+	struct scene *scene = scene_new(text);
+	struct config config;
+
+	load(scene);
+	cr_expect(eq(str, scene->errors, ""));
+	cr_expect(eq(int, scene->result, 0));
+	config = scene->config;
+	scene_free(scene);
+	return config;
+}
+
+Test(config, empty_file_is_the_built_in_configuration)
+{
+	struct config config = config_of(""), defaults;
+
+	config_defaults(&defaults);
+	cr_expect(memcmp(&config, &defaults, sizeof(config)) == 0);
+	cr_expect(eq(u64, defaults.ack_timeout_ms, 1000));
+	cr_expect(eq(u64, defaults.grace_ms, 10000));
+	cr_expect(eq(str, defaults.group, "hmm"));
+}
+
+Test(config, every_key)
+{
+	struct config config = config_of(
+		"# a comment\n"
+		"; another\n"
+		"\n"
+		"[daemon]\n"
+		"socket = /run/x.sock\n"
+		"  group\t=\tstaff  \n"
+		"user = yes\n"
+		"log=debug\n"
+		"[engine]\n"
+		"workers = 64\n"
+		"io_uring = no\n"
+		"move = no\n"
+		"spin = 10ms\n"
+		"ack_timeout = 2s\n"
+		"grace = 250ms\n"
+		"[pool]\n"
+		"kind = hugetlb\n"
+		"size = 3G\n"
+		"node = 1\n"
+		"[limits]\n"
+		"connections = 1\n"
+		"owners = 2\n"
+		"fds = 16\n"
+		"requests = 4\n"
+		"queue = 128K\n"
+		"stall = 10ms");
+
+	cr_expect(eq(str, config.socket, "/run/x.sock"));
+	cr_expect(eq(str, config.group, "staff"));
+	cr_expect(config.user);
+	cr_expect(eq(u64, config.log, LOG_LEVEL_DEBUG));
+	cr_expect(eq(u64, config.workers, 64));
+	cr_expect(not(config.io_uring));
+	cr_expect(not(config.move));
+	cr_expect(eq(u64, config.spin_us, 10000));
+	cr_expect(eq(u64, config.ack_timeout_ms, 2000));
+	cr_expect(eq(u64, config.grace_ms, 250));
+	cr_expect(eq(u64, config.pool_kind, HMM_POOL_KIND_HUGETLB));
+	cr_expect(eq(u64, config.pool_size, 3ULL << 30));
+	cr_expect(eq(u64, config.pool_node, 2));
+	cr_expect(eq(u64, config.connections, 1));
+	cr_expect(eq(u64, config.owners, 2));
+	cr_expect(eq(u64, config.fds, 16));
+	cr_expect(eq(u64, config.requests, 4));
+	cr_expect(eq(u64, config.queue, 128 << 10));
+	cr_expect(eq(u64, config.stall_ms, 10));
+}
+
+Test(config, automatic_words)
+{
+	struct config config = config_of("[engine]\nworkers = auto\n[pool]\nsize = auto\nnode = any\n");
+
+	cr_expect(eq(u64, config.workers, 0));
+	cr_expect(eq(u64, config.pool_size, 0));
+	cr_expect(eq(u64, config.pool_node, 0));
+}
+
+Test(config, a_section_may_come_twice)
+{
+	struct config config = config_of("[limits]\nfds = 16\n[pool]\nsize = 2M\n[limits]\nowners = 3\n");
+
+	cr_expect(eq(u64, config.fds, 16));
+	cr_expect(eq(u64, config.owners, 3));
+}
+
+Test(config, unknown_key)
+{
+	expect_error_of("[pool]\nsize = 1G\nsise = 2G\n",
+			"FILE:3: unknown key 'sise' in [pool]; known are: kind, size, node\n");
+}
+
+Test(config, key_of_another_section)
+{
+	expect_error_of("[engine]\nsize = 1G\n",
+			"FILE:2: unknown key 'size' in [engine]; known are: workers, io_uring, move, spin, "
+			"ack_timeout, grace\n");
+}
+
+Test(config, unknown_section_is_said_once)
+{
+	expect_error_of("[pools]\nsize = 1G\nkind = memfd\n",
+			"FILE:1: unknown section [pools]; known are: daemon, engine, pool, limits\n");
+}
+
+Test(config, key_before_any_section)
+{
+	expect_error_of("size = 1G\n",
+			"FILE:1: 'size' stands before any [section]; sections are: daemon, engine, pool, limits\n");
+}
+
+Test(config, line_without_meaning)
+{
+	expect_error_of("[pool]\nsize\n",
+			"FILE:2: 'size' is neither 'key = value', [section] nor a # comment\n");
+	expect_error_of("[pool]\n= 4G\n",
+			"FILE:2: '= 4G' is neither 'key = value', [section] nor a # comment\n");
+}
+
+Test(config, broken_section)
+{
+	expect_error_of("[pool\nsize = 1G\n", "FILE:1: '[pool' is not a [section]\n");
+	expect_error_of("[pool] x\n", "FILE:1: '[pool] x' is not a [section]\n");
+}
+
+Test(config, duplicate_in_one_file)
+{
+	expect_error_of("[pool]\nsize = 1G\n\n[pool]\nsize = 2G\n", "FILE:5: 'size' was set before, in line 2\n");
+}
+
+Test(config, bad_numbers)
+{
+	static const char *const bad[] = { "0", "65", "-1", "+4", "4x", "", "0x10", "4.0", "99999999999999999999", "4 4" };
+	char text[128], want[256];
+	size_t i;
+
+	for (i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+		snprintf(text, sizeof(text), "[engine]\nworkers = %s\n", bad[i]);
+		snprintf(want, sizeof(want), "FILE:2: 'workers' is '%s'; it must be a number from 1 to 64, or auto\n",
+			 bad[i]);
+		expect_error_of(text, want);
+	}
+}
+
+Test(config, bad_sizes)
+{
+	static const char *const bad[] = { "1M", "65T", "4g", "4GB", "G", "4097K1", "2097153", "-1G",
+					   "18446744073709551616", "18014398509481984T", "auto " "x" };
+	char text[128], want[256];
+	size_t i;
+
+	for (i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+		snprintf(text, sizeof(text), "[pool]\nsize = %s\n", bad[i]);
+		snprintf(want, sizeof(want), "FILE:2: 'size' is '%s'; it must be a size from 2M to 64T in pages of 4K, "
+			 "such as 512M or 4G, or auto\n", bad[i]);
+		expect_error_of(text, want);
+	}
+}
+
+Test(config, bad_times)
+{
+	static const char *const bad[] = { "1000", "1m", "ms", "0ms", "601s", "1.5s", "500us", "1 s" };
+	char text[128], want[256];
+	size_t i;
+
+	for (i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+		snprintf(text, sizeof(text), "[engine]\nack_timeout = %s\n", bad[i]);
+		snprintf(want, sizeof(want), "FILE:2: 'ack_timeout' is '%s'; it must be a time from 1ms to 600s with its "
+			 "unit, ms or s\n", bad[i]);
+		expect_error_of(text, want);
+	}
+	expect_error_of("[engine]\nspin = 11ms\n",
+			"FILE:2: 'spin' is '11ms'; it must be a time from 0ms to 10ms with its unit, us, ms or s\n");
+}
+
+Test(config, bad_words)
+{
+	expect_error_of("[daemon]\nlog = verbose\n",
+			"FILE:2: 'log' is 'verbose'; it must be error, warning, info or debug\n");
+	expect_error_of("[pool]\nkind = shm\n", "FILE:2: 'kind' is 'shm'; it must be memfd, memfd-huge or hugetlb\n");
+	expect_error_of("[daemon]\nuser = true\n", "FILE:2: 'user' is 'true'; it must be yes or no\n");
+	expect_error_of("[pool]\nnode = first\n",
+			"FILE:2: 'node' is 'first'; it must be any or a memory node's number from 0 to 1023\n");
+}
+
+Test(config, socket_too_long)
+{
+	char text[300], path[120], want[400];
+
+	memset(path, 'a', sizeof(path));
+	path[0] = '/';
+	path[107] = '\0';
+	snprintf(text, sizeof(text), "[daemon]\nsocket = %s\n", path);
+	cr_expect(eq(str, config_of(text).socket, path));
+
+	path[107] = 'a';
+	path[108] = '\0';
+	snprintf(text, sizeof(text), "[daemon]\nsocket = %s\n", path);
+	snprintf(want, sizeof(want), "FILE:2: 'socket' is '%s'; it must be a plain text of at most 107 bytes\n", path);
+	expect_error_of(text, want);
+}
+
+Test(config, windows_line_ends)
+{
+	expect_error_of("[pool]\nkind = memfd\r\n",
+			"FILE:2: 'kind' is 'memfd\r'; it must be memfd, memfd-huge or hugetlb\n");
+}
+
+Test(config, zero_byte)
+{
+	struct scene *scene = scene_new(NULL);
+
+	write_file(scene->file, "[pool]\nki\0nd = memfd\n", 20);
+	expect_errors(scene, "FILE:2: holds a zero byte; this is no text file\n");
+	scene_free(scene);
+}
+
+Test(config, all_errors_at_once)
+{
+	expect_error_of("[pool]\nsize = 1\nsise = 2\n[limits]\nfds = x\n",
+			"FILE:2: 'size' is '1'; it must be a size from 2M to 64T in pages of 4K, such as 512M or 4G, or auto\n"
+			"FILE:3: unknown key 'sise' in [pool]; known are: kind, size, node\n"
+			"FILE:5: 'fds' is 'x'; it must be a number from 16 to 1048576\n");
+}
+
+Test(config, file_that_cannot_be_read)
+{
+	struct scene *scene = scene_new(NULL);
+
+	expect_errors(scene, "FILE: cannot be read: No such file or directory\n");
+	scene->source.must_exist = false;
+	load(scene);
+	cr_expect(eq(int, scene->result, 0));
+
+	/* Present but unfit, it is an error whoever named it. */
+	cr_assert(mkdir(scene->file, 0700) == 0);
+	expect_errors(scene, "FILE: cannot be read: Is a directory\n");
+	rmdir(scene->file);
+	cr_assert(mkfifo(scene->file, 0600) == 0);
+	expect_errors(scene, "FILE: cannot be read: Invalid argument\n");
+	scene_free(scene);
+}
+
+Test(config, drop_ins_in_order_of_name)
+{
+	struct scene *scene = scene_new("[limits]\nowners = 1\nfds = 100\nconnections = 7\n");
+
+	drop_in(scene, "20-b.conf", "[limits]\nowners = 3\n");
+	drop_in(scene, "10-a.conf", "[limits]\nowners = 2\nfds = 200\n");
+	drop_in(scene, "30-c.conf.bak", "[limits]\nowners = 4\n");
+	drop_in(scene, ".40-d.conf", "[limits]\nowners = 5\n");
+	load(scene);
+	cr_expect(eq(int, scene->result, 0));
+	cr_expect(eq(u64, scene->config.owners, 3));
+	cr_expect(eq(u64, scene->config.fds, 200));
+	cr_expect(eq(u64, scene->config.connections, 7));
+
+	drop_in(scene, "15-x.conf", "[limits]\nowner = 2\n");
+	expect_errors(scene, "FILE.d/15-x.conf:2: unknown key 'owner' in [limits]; known are: connections, owners, fds, "
+		      "requests, queue, stall\n");
+	scene_free(scene);
+}
+
+Test(config, drop_ins_without_the_file)
+{
+	struct scene *scene = scene_new(NULL);
+
+	scene->source.must_exist = false;
+	drop_in(scene, "a.conf", "[limits]\nowners = 9\n");
+	load(scene);
+	cr_expect(eq(int, scene->result, 0));
+	cr_expect(eq(u64, scene->config.owners, 9));
+	scene_free(scene);
+}
+
+Test(config, command_line_is_last)
+{
+	static const struct config_override overrides[] = {
+		{ "pool", "size", "8M", "--pool-size" },
+		{ "pool", "size", "16M", "--pool-size" },
+	};
+	static const struct config_override bad[] = { { "pool", "size", "12X", "--pool-size" } };
+	struct scene *scene = scene_new("[pool]\nsize = 4M\n");
+
+	scene->source.overrides = overrides;
+	scene->source.n_overrides = 2;
+	load(scene);
+	cr_expect(eq(int, scene->result, 0));
+	cr_expect(eq(u64, scene->config.pool_size, 16 << 20));
+
+	scene->source.overrides = bad;
+	scene->source.n_overrides = 1;
+	expect_errors(scene, "--pool-size: 'size' must be a size from 2M to 64T in pages of 4K, such as 512M or 4G, or auto, "
+		      "not '12X'\n");
+	scene_free(scene);
+}
+
+Test(config, what_a_reload_cannot_change)
+{
+	struct config old = config_of(""), new = config_of("[pool]\nsize = 4G\n[engine]\nmove = no\n[limits]\nfds = 99\n");
+	char names[128];
+
+	cr_expect(eq(u32, config_frozen_changes(&old, &new, names, sizeof(names)), 2));
+	cr_expect(eq(str, names, "engine.move, pool.size"));
+	config_keep_frozen(&new, &old);
+	cr_expect(eq(u64, new.pool_size, old.pool_size));
+	cr_expect(new.move);
+	cr_expect(eq(u64, new.fds, 99));
+	cr_expect(eq(u32, config_frozen_changes(&old, &new, names, sizeof(names)), 0));
+}
