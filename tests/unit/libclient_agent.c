@@ -1,0 +1,430 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The agent against the real kernel: the test writes orders as hmmd does, has
+ * the agent carry them out in this thread and looks at every byte.
+ */
+#define _GNU_SOURCE
+#include <criterion/criterion.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/wait.h>
+
+#include "libclient/agent.h"
+#include "libclient/arena.h"
+#include "tests/leakcheck.h"
+
+LEAKCHECKED_SUITE(agent);
+
+#define PAGES	HMM_BLOCK_PAGES
+#define HOME	0x610000000000UL	/* where the owner's block is in these tests */
+
+static struct agent *agent;
+static struct hmm_orders *orders;
+static struct regions *regions;
+static char *home, *golden;
+static int shadow;
+
+static uint64_t features(int uffd, uint64_t wanted)
+{
+	struct uffdio_api api = { .api = UFFD_API, .features = wanted };
+
+	return ioctl(uffd, UFFDIO_API, &api) ? 0 : api.features;
+}
+
+static void arm(void *start, size_t length, uint64_t mode)
+{
+	struct uffdio_register arg = { .range = { (uintptr_t)start, length }, .mode = mode };
+
+	cr_assert_eq(ioctl(agent->uffd, UFFDIO_REGISTER, &arg), 0, "%s", strerror(errno));
+}
+
+static void *map_blocks(void *at, unsigned int blocks)
+{
+	void *map = mmap(at, blocks * HMM_BLOCK_SIZE, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+
+	cr_assert_neq(map, MAP_FAILED);
+	return map;
+}
+
+static void begin(enum hmm_pool_kind kind, uint64_t wanted, off_t shadow_size)
+{
+	struct hmm_msg_region event = {
+		.mirror = 0x100, .base = HOME & ~(HMM_REGION_SIZE - 1), .length = HMM_REGION_SIZE, .kind = kind,
+	};
+
+	agent = hmmc_arena_alloc(sizeof(*agent));
+	regions = hmmc_arena_alloc(sizeof(*regions));
+	orders = hmmc_arena_alloc(sizeof(*orders));
+	agent->orders = orders;
+	agent->regions = regions;
+	agent->uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	if (agent->uffd < 0)
+		cr_skip_test("no userfaultfd: %s", strerror(errno));
+	if (!features(agent->uffd, wanted)) {
+		close(agent->uffd);
+		cr_skip_test("the kernel has no UFFDIO_MOVE");
+	}
+	agent->pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	agent->mem = open("/proc/self/mem", O_RDWR | O_CLOEXEC);
+	agent->eventfd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	agent->slots = map_blocks((void *)(HOME + HMM_REGION_SIZE), 1);
+	agent->slots_count = 1;
+	madvise(agent->slots, HMM_BLOCK_SIZE, MADV_HUGEPAGE);
+	arm(agent->slots, HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING);
+	home = map_blocks((void *)HOME, 1);
+	golden = malloc(HMM_BLOCK_SIZE);
+	for (size_t i = 0; i < HMM_BLOCK_SIZE; i++)
+		golden[i] = (char)(i * 2654435761u >> 13);
+	shadow = memfd_create("shadow", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	cr_assert_eq(ftruncate(shadow, shadow_size), 0);
+	cr_assert_eq(fcntl(shadow, F_ADD_SEALS, F_SEAL_GROW), 0);
+	cr_assert_eq(hmmc_region_add(regions, &event, dup(shadow)), 0);
+}
+
+static void end(void)
+{
+	struct uffdio_range all = { HOME, HMM_BLOCK_SIZE };
+
+	/* No reader of events is left: disarm before unmapping. */
+	ioctl(agent->uffd, UFFDIO_UNREGISTER, &all);
+	close(agent->uffd);
+	close(agent->pagemap);
+	close(agent->mem);
+	close(agent->eventfd);
+	hmmc_region_drop(regions, HMM_NO_MIRROR);
+	munmap(home, HMM_BLOCK_SIZE);
+	munmap(agent->slots, HMM_BLOCK_SIZE);
+	free(golden);
+	close(shadow);
+}
+
+static struct hmm_order *order(enum hmm_order_kind kind, uint32_t flags)
+{
+	struct hmm_order *new = &orders->ring[orders->produced % HMM_ORDERS_RING];
+
+	memset(new, 0, sizeof(*new));
+	new->kind = kind;
+	new->addr = HOME;
+	new->flags = flags;
+	memset(new->want, 0xff, sizeof(new->want));
+	new->state = HMM_ORDER_QUEUED;
+	orders->produced++;
+	return new;
+}
+
+static bool bit(const uint64_t *map, unsigned int page)
+{
+	return map[page / 64] >> (page % 64) & 1;
+}
+
+static unsigned int count(const uint64_t *map)
+{
+	unsigned int sum = 0;
+
+	for (unsigned int i = 0; i < HMM_BITMAP_WORDS; i++)
+		sum += (unsigned int)__builtin_popcountll(map[i]);
+	return sum;
+}
+
+static bool huge_at(uint64_t address)
+{
+	struct page_region found;
+	struct pm_scan_arg arg = {
+		.size = sizeof(arg), .start = address, .end = address + HMM_BLOCK_SIZE, .vec = (uintptr_t)&found,
+		.vec_len = 1, .category_mask = PAGE_IS_HUGE, .return_mask = PAGE_IS_HUGE,
+	};
+
+	return ioctl(agent->pagemap, PAGEMAP_SCAN, &arg) == 1 && found.end - found.start == HMM_BLOCK_SIZE;
+}
+
+static void check_shadow(const struct hmm_order *done)
+{
+	char page[HMM_PAGE_SIZE];
+
+	for (unsigned int i = 0; i < PAGES; i++) {
+		if (!bit(done->moved, i))
+			continue;
+		cr_assert_eq(pread(shadow, page, sizeof(page), (off_t)i * (off_t)sizeof(page)), (ssize_t)sizeof(page));
+		cr_assert_eq(memcmp(page, golden + i * HMM_PAGE_SIZE, sizeof(page)), 0, "page %u of the shadow", i);
+	}
+}
+
+static void release(void)
+{
+	struct hmm_order *done = order(HMM_ORDER_RELEASE, 0);
+
+	cr_assert(hmmc_agent_step(agent));
+	cr_assert_eq(done->state, HMM_ORDER_DONE);
+	cr_assert_eq(done->error, 0, "%s", strerror(-done->error));
+}
+
+Test(agent, a_huge_page_goes_out_and_comes_home_whole)
+{
+	struct hmm_order *done;
+	uint64_t signals = 0;
+
+	begin(HMM_POOL_KIND_MEMFD_HUGE, UFFD_FEATURE_MOVE, HMM_REGION_SIZE);
+	madvise(home, HMM_BLOCK_SIZE, MADV_HUGEPAGE);
+	memcpy(home, golden, HMM_BLOCK_SIZE);
+	if (!huge_at(HOME)) {
+		end();
+		cr_skip_test("the system gives no huge page");
+	}
+	arm(home, HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING);
+
+	done = order(HMM_ORDER_OUT_MOVE, HMM_ORDER_WHOLE);
+	cr_assert(hmmc_agent_step(agent));
+	cr_assert_eq(done->state, HMM_ORDER_DONE);
+	cr_assert_eq(done->error, 0, "%s", strerror(-done->error));
+	cr_assert_eq(count(done->moved), PAGES);
+	cr_assert_eq(count(done->hole) + count(done->busy), 0);
+	cr_assert(done->flags & HMM_ORDER_HUGE_MOVED);
+	cr_assert_eq(read(agent->eventfd, &signals, sizeof(signals)), (ssize_t)sizeof(signals));
+	check_shadow(done);
+	release();
+
+	done = order(HMM_ORDER_HOME_SLOT, HMM_ORDER_WHOLE);
+	cr_assert(hmmc_agent_step(agent));
+	cr_assert_eq(done->error, 0, "%s", strerror(-done->error));
+	cr_assert_eq(count(done->moved), PAGES);
+	cr_assert(huge_at(HOME), "it is to be a huge page again");
+	cr_assert_eq(memcmp(home, golden, HMM_BLOCK_SIZE), 0);
+	release();
+	cr_assert_not(hmmc_agent_step(agent), "nothing is left to do");
+	end();
+}
+
+Test(agent, small_pages_and_holes_are_told_apart)
+{
+	struct hmm_order *done;
+
+	begin(HMM_POOL_KIND_MEMFD, UFFD_FEATURE_MOVE, HMM_REGION_SIZE);
+	madvise(home, HMM_BLOCK_SIZE, MADV_NOHUGEPAGE);
+	for (unsigned int i = 0; i < PAGES; i++)
+		if (i % 3)
+			memcpy(home + i * HMM_PAGE_SIZE, golden + i * HMM_PAGE_SIZE, HMM_PAGE_SIZE);
+	arm(home, HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING);
+
+	done = order(HMM_ORDER_OUT_MOVE, 0);
+	done->want[0] &= ~2ULL;	/* page 1 is to stay */
+	cr_assert(hmmc_agent_step(agent));
+	cr_assert_eq(done->error, 0);
+	for (unsigned int i = 0; i < PAGES; i++) {
+		cr_assert_eq(bit(done->moved, i), i % 3 && i != 1, "page %u", i);
+		cr_assert_eq(bit(done->hole, i), i % 3 == 0, "page %u", i);
+	}
+	cr_assert_not(done->flags & HMM_ORDER_HUGE_MOVED);
+	check_shadow(done);
+	cr_assert_eq(memcmp(home + HMM_PAGE_SIZE, golden + HMM_PAGE_SIZE, HMM_PAGE_SIZE), 0);
+	release();
+	end();
+}
+
+Test(agent, what_a_fork_left_shared_gets_its_own_copy)
+{
+	struct hmm_order *done;
+	int status, pipes[2];
+	char byte;
+	pid_t child;
+
+	begin(HMM_POOL_KIND_MEMFD, UFFD_FEATURE_MOVE, HMM_REGION_SIZE);
+	madvise(home, HMM_BLOCK_SIZE, MADV_NOHUGEPAGE);
+	memcpy(home, golden, HMM_BLOCK_SIZE);
+	cr_assert_eq(pipe2(pipes, O_CLOEXEC), 0);
+	child = fork();
+	if (child == 0) {
+		close(pipes[1]);
+		_exit(read(pipes[0], &byte, 1) == 0 && memcmp(home, golden, HMM_BLOCK_SIZE) == 0 ? 0 : 1);
+	}
+	arm(home, HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING);
+	done = order(HMM_ORDER_OUT_MOVE, 0);
+	cr_assert(hmmc_agent_step(agent));
+	cr_assert_eq(count(done->moved), PAGES, "%u moved, %u busy: %s", count(done->moved), count(done->busy),
+		     strerror(-done->error));
+	check_shadow(done);
+	close(pipes[0]);
+	close(pipes[1]);
+	waitpid(child, &status, 0);
+	cr_assert_eq(status, 0, "the child kept its own view");
+	end();
+}
+
+Test(agent, a_page_that_cannot_move_stays_alone)
+{
+	struct hmm_order *done;
+
+	begin(HMM_POOL_KIND_MEMFD, UFFD_FEATURE_MOVE, HMM_REGION_SIZE);
+	madvise(home, HMM_BLOCK_SIZE, MADV_NOHUGEPAGE);
+	memcpy(home, golden, HMM_BLOCK_SIZE);
+	cr_assert_eq(mprotect(home + 100 * HMM_PAGE_SIZE, 3 * HMM_PAGE_SIZE, PROT_READ), 0);
+	arm(home, HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING);
+	done = order(HMM_ORDER_OUT_MOVE, 0);
+	cr_assert(hmmc_agent_step(agent));
+	cr_assert_eq(count(done->moved), PAGES - 3);
+	cr_assert_eq(count(done->busy), 3);
+	cr_assert(bit(done->busy, 100) && bit(done->busy, 102));
+	cr_assert_eq(done->error, -EINVAL);
+	check_shadow(done);
+	cr_assert_eq(memcmp(home + 100 * HMM_PAGE_SIZE, golden + 100 * HMM_PAGE_SIZE, 3 * HMM_PAGE_SIZE), 0);
+	end();
+}
+
+Test(agent, no_room_in_the_shadow_costs_nothing)
+{
+	struct hmm_order *done;
+
+	begin(HMM_POOL_KIND_MEMFD, UFFD_FEATURE_MOVE, 10 * HMM_PAGE_SIZE);
+	madvise(home, HMM_BLOCK_SIZE, MADV_NOHUGEPAGE);
+	memcpy(home, golden, HMM_BLOCK_SIZE);
+	arm(home, HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING);
+	done = order(HMM_ORDER_OUT_MOVE, 0);
+	cr_assert(hmmc_agent_step(agent));
+	cr_assert_lt(done->error, 0);
+	cr_assert_eq(count(done->moved) + count(done->busy), PAGES);
+	cr_assert_eq(count(done->moved), 0);
+	cr_assert_eq(memcmp(home, golden, HMM_BLOCK_SIZE), 0, "all is home");
+	end();
+}
+
+Test(agent, an_order_taken_back_changes_nothing)
+{
+	struct hmm_order *done;
+
+	begin(HMM_POOL_KIND_MEMFD, UFFD_FEATURE_MOVE, HMM_REGION_SIZE);
+	memcpy(home, golden, HMM_BLOCK_SIZE);
+	done = order(HMM_ORDER_OUT_MOVE, 0);
+	done->state = HMM_ORDER_CANCELLED;
+	cr_assert(hmmc_agent_step(agent));
+	cr_assert_eq(done->state, HMM_ORDER_CANCELLED);
+	cr_assert_eq(orders->consumed, orders->produced);
+	cr_assert_eq(memcmp(home, golden, HMM_BLOCK_SIZE), 0);
+	end();
+}
+
+static void *step(void *argument)
+{
+	return (void *)(uintptr_t)hmmc_agent_step(agent);
+}
+
+static void wait_for_state(struct hmm_order *order_, uint32_t state)
+{
+	while (__atomic_load_n(&order_->state, __ATOMIC_SEQ_CST) != state)
+		sched_yield();
+}
+
+Test(agent, a_hold_keeps_orders_out_and_lets_them_be_taken_back)
+{
+	uint32_t running = HMM_ORDER_RUNNING;
+	struct hmm_order *done;
+	pthread_t thread;
+
+	begin(HMM_POOL_KIND_MEMFD, UFFD_FEATURE_MOVE, HMM_REGION_SIZE);
+	memcpy(home, golden, HMM_BLOCK_SIZE);
+	orders->hold = 1;
+	done = order(HMM_ORDER_OUT_MOVE, 0);
+	pthread_create(&thread, NULL, step, NULL);
+	wait_for_state(done, HMM_ORDER_RUNNING);
+	while (!__atomic_compare_exchange_n(&done->state, &running, HMM_ORDER_CANCELLED, false, __ATOMIC_SEQ_CST,
+					    __ATOMIC_SEQ_CST))
+		running = HMM_ORDER_RUNNING;
+	__atomic_store_n(&orders->hold, 0, __ATOMIC_SEQ_CST);
+	futex_wake_shared(&orders->hold, INT32_MAX);
+	pthread_join(thread, NULL);
+	cr_assert_eq(done->state, HMM_ORDER_CANCELLED);
+	cr_assert_eq(memcmp(home, golden, HMM_BLOCK_SIZE), 0);
+
+	done = order(HMM_ORDER_OUT_MOVE, 0);
+	orders->hold = 1;
+	pthread_create(&thread, NULL, step, NULL);
+	wait_for_state(done, HMM_ORDER_RUNNING);
+	__atomic_store_n(&orders->hold, 0, __ATOMIC_SEQ_CST);
+	futex_wake_shared(&orders->hold, INT32_MAX);
+	pthread_join(thread, NULL);
+	cr_assert_eq(done->state, HMM_ORDER_DONE);
+	cr_assert_eq(count(done->moved), PAGES);
+	check_shadow(done);
+	end();
+}
+
+static void *unmap(void *argument)
+{
+	munmap(argument, HMM_BLOCK_SIZE);
+	return NULL;
+}
+
+Test(agent, an_unread_event_makes_a_stale_order_wait)
+{
+	pthread_t unmapper, stepper;
+	struct hmm_order *done;
+	struct pollfd unread = { .events = POLLIN };
+	struct uffd_msg event;
+	char *other;
+
+	begin(HMM_POOL_KIND_MEMFD, UFFD_FEATURE_MOVE | UFFD_FEATURE_EVENT_UNMAP, HMM_REGION_SIZE);
+	unread.fd = agent->uffd;
+	other = map_blocks((void *)(HOME + 16 * HMM_BLOCK_SIZE), 1);
+	arm(other, HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING);
+	memcpy(home, golden, HMM_BLOCK_SIZE);
+	pthread_create(&unmapper, NULL, unmap, other);
+	while (poll(&unread, 1, -1) != 1)
+		;
+	done = order(HMM_ORDER_OUT_MOVE, 0);
+	pthread_create(&stepper, NULL, step, NULL);
+	wait_for_state(done, HMM_ORDER_RUNNING);
+	cr_assert_neq(__atomic_load_n(&done->state, __ATOMIC_SEQ_CST), HMM_ORDER_DONE);
+	cr_assert_eq(home[5], golden[5], "the page is still here");
+	cr_assert_eq(read(agent->uffd, &event, sizeof(event)), (ssize_t)sizeof(event));
+	cr_assert_eq(event.event, UFFD_EVENT_UNMAP);
+	pthread_join(unmapper, NULL);
+	pthread_join(stepper, NULL);
+	cr_assert_eq(done->state, HMM_ORDER_DONE);
+	cr_assert_eq(count(done->moved), PAGES);
+	check_shadow(done);
+	end();
+}
+
+Test(agent, protect_and_zap)
+{
+	struct uffdio_writeprotect protect = {
+		.range = { HOME, HMM_BLOCK_SIZE }, .mode = UFFDIO_WRITEPROTECT_MODE_WP,
+	};
+	uint64_t entry;
+	struct hmm_order *done;
+
+	begin(HMM_POOL_KIND_MEMFD, UFFD_FEATURE_MOVE, HMM_REGION_SIZE);
+	madvise(home, HMM_BLOCK_SIZE, MADV_NOHUGEPAGE);
+	for (unsigned int i = 0; i < PAGES; i++)
+		if (i != 7)
+			memcpy(home + i * HMM_PAGE_SIZE, golden + i * HMM_PAGE_SIZE, HMM_PAGE_SIZE);
+	arm(home, HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
+	cr_assert_eq(ioctl(agent->uffd, UFFDIO_WRITEPROTECT, &protect), 0);
+	done = order(HMM_ORDER_OUT_ZAP, 0);
+	cr_assert(hmmc_agent_step(agent));
+	cr_assert_eq(done->error, 0, "%s", strerror(-done->error));
+	cr_assert_eq(count(done->moved), PAGES - 1);
+	cr_assert(bit(done->hole, 7));
+	check_shadow(done);
+	for (unsigned int i = 0; i < PAGES; i++) {
+		cr_assert_eq(pread(agent->pagemap, &entry, 8, (off_t)((HOME >> 12) + i) * 8), 8);
+		cr_assert_eq(entry & PM_PRESENT, 0, "page %u is still with its owner", i);
+	}
+	end();
+}
+
+Test(agent, a_retired_agent_begins_nothing)
+{
+	struct hmm_order *done;
+
+	begin(HMM_POOL_KIND_MEMFD, UFFD_FEATURE_MOVE, HMM_REGION_SIZE);
+	orders->incarnation = HMM_INCARNATION_RESCUE;
+	done = order(HMM_ORDER_OUT_MOVE, 0);
+	cr_assert_not(hmmc_agent_step(agent));
+	cr_assert_eq(done->state, HMM_ORDER_QUEUED);
+	cr_assert_eq(agent->busy, 0);
+	end();
+}
