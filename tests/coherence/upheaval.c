@@ -79,6 +79,22 @@ static void begin(struct thread_context *me, enum operation operation, const str
 		    (uint64_t)stretch->address);
 }
 
+/*
+ * hmmd reads an event before the call that caused it returns, and applies it
+ * before it answers the next request; a window shows the old page until then.
+ * So drivers with windows may count on a change only after one more request.
+ */
+static void settle(struct thread_context *me, const void *address)
+{
+	char byte;
+
+	if (!me->board->settings.windows)
+		return;
+	while (hmm_device_read(me->mirror, (unsigned long)address, &byte, 1) < 0 &&
+	       me->board->settings.kill_daemon && !board_stopped(me->board))
+		pause_us(2000);
+}
+
 static void discard(struct thread_context *me, enum operation operation, int advice, bool hard)
 {
 	struct stretch stretch = pick_stretch(me);
@@ -87,6 +103,7 @@ static void discard(struct thread_context *me, enum operation operation, int adv
 	board_discard_begin(me->board, stretch.page, stretch.pages, hard);
 	if (madvise(stretch.address, stretch.bytes, advice))
 		board_fail(me->board, me->who, "madvise %d: %m", advice);
+	settle(me, stretch.address);
 	board_discard_end(me->board, stretch.page, stretch.pages, hard);
 	board_done(me->board, me->who, operation, true);
 }
@@ -100,6 +117,7 @@ static void replace(struct thread_context *me)
 	if (mmap(stretch.address, stretch.bytes, PROT_READ | PROT_WRITE,
 		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED)
 		board_fail(me->board, me->who, "mmap over a mapping: %m");
+	settle(me, stretch.address);
 	board_discard_end(me->board, stretch.page, stretch.pages, true);
 	board_done(me->board, me->who, OP_REPLACE, true);
 }
@@ -118,6 +136,7 @@ static void unmap(struct thread_context *me)
 	if (mmap(stretch.address, stretch.bytes, PROT_READ | PROT_WRITE,
 		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == MAP_FAILED)
 		board_fail(me->board, me->who, "mmap anew: %m");
+	settle(me, stretch.address);
 	board_discard_end(me->board, stretch.page, stretch.pages, true);
 	board_done(me->board, me->who, OP_UNMAP, true);
 	pthread_rwlock_unlock(&stretch.area->lock);
@@ -169,6 +188,7 @@ static void move_area(struct thread_context *me)
 			done += piece;
 	}
 	atomic_store(&area->base, (uint64_t)to);
+	settle(me, to);
 	board_done(me->board, me->who, OP_MREMAP, true);
 	pthread_rwlock_unlock(&area->lock);
 }
@@ -194,6 +214,7 @@ static void protect(struct thread_context *me)
 	pause_us(draw_below(&me->random, 300));
 	if (mprotect(stretch.address, stretch.bytes, PROT_READ | PROT_WRITE))
 		board_fail(me->board, me->who, "mprotect back: %m");
+	settle(me, stretch.address);
 	board_done(me->board, me->who, OP_PROTECT, true);
 	pthread_rwlock_unlock(&stretch.area->lock);
 }

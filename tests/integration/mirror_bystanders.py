@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import struct
 import subprocess
 
 import harness
@@ -75,8 +76,22 @@ class Bystanders(harness.Test):
                            "that the pool is empty")
         core = os.path.join(self.folder, "core")
         if os.path.exists(core):
-            with open(core, "rb") as file:
-                self.assertEqual(file.read(4), b"\x7fELF")
+            self.assertEqual(self.word_of_core(core, int(self.ready.group(2), 16)), 0)
+
+    def word_of_core(self, path, address):
+        """The 8 bytes that an ELF core holds for an address of the process."""
+        with open(path, "rb") as file:
+            header = file.read(64)
+            self.assertEqual(header[:4], b"\x7fELF")
+            offset, = struct.unpack_from("<Q", header, 32)
+            size, count = struct.unpack_from("<HH", header, 54)
+            for i in range(count):
+                file.seek(offset + i * size)
+                kind, _, at, start, _, in_file, _, _ = struct.unpack("<IIQQQQQQ", file.read(56))
+                if kind == 1 and start <= address < start + in_file:
+                    file.seek(at + address - start)
+                    return struct.unpack("<Q", file.read(8))[0]
+        self.fail(f"the core has nothing of {address:#x}")
 
     # ---- a memory cgroup
 

@@ -7,7 +7,7 @@
 
 #include <fcntl.h>
 
-#define DEVICE_MEMORY (64UL << 20)
+#define DEVICE_MEMORY (256UL << 20)
 
 /* Any alignment, across pages of which some are on the device, some shared, some at home. */
 static void any_alignment(void)
@@ -273,21 +273,30 @@ static void coherent_stays(void)
 	test_close();
 }
 
-/* A child must never see what the parent writes later, nor the parent what the child writes. */
+/* It is shared memory: a child shares it with its parent, and with the device. */
 static void coherent_forked(void)
 {
+	volatile uint64_t *word;
+	uint64_t seen = 0;
 	void *memory;
 	pid_t child;
 
 	test_open(0, DEVICE_MEMORY);
 	CHECK_EQ(hmm_alloc(&mirror, 16 * PAGE, &memory), 0);
 	test_fill(memory, 16, 11);
+	word = memory;
 	child = fork();
-	if (!child)
+	if (!child) {
+		test_check(memory, 16, 11);
+		word[5] = 55;
 		_exit(0);
+	}
 	test_reap(child, 0);
+	CHECK_EQ(word[5], 55);
+	CHECK_EQ(hmm_device_read(&mirror, (unsigned long)&word[5], &seen, 8), 8);
+	CHECK_EQ(seen, 55);
+	word[5] = test_word(0, 5, 11);
 	test_device_check(memory, 16, 11);
-	test_check(memory, 16, 11);
 	test_close();
 }
 

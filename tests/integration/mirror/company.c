@@ -19,6 +19,7 @@
 
 #define DEVICE_MEMORY (64UL << 20)
 #define DRIVER_SOCKET 100
+#define MANY 12U
 
 extern char **environ;
 
@@ -88,31 +89,31 @@ static void mirrors_in_turn(void)
 
 static void many_mirrors(void)
 {
-	static struct hmm_mirror others[16];
-	struct hmm_device *devices[16];
+	static struct hmm_mirror others[MANY];
+	struct hmm_device *devices[MANY];
 	char *memory, name[16];
 	uint64_t word;
 
 	test_open(0, DEVICE_MEMORY);
-	memory = test_map(16 * 20);
-	test_fill(memory, 16 * 20, 3);
-	for (int i = 0; i < 16; i++) {
-		snprintf(name, sizeof(name), "many-%d", i);
+	memory = test_map(MANY * 20);
+	test_fill(memory, MANY * 20, 3);
+	for (unsigned int i = 0; i < MANY; i++) {
+		snprintf(name, sizeof(name), "many-%u", i);
 		devices[i] = test_device(name, 4 << 20);
 		test_mirror(&others[i], devices[i]);
-		CHECK_EQ(hmm_migrate(&others[i], (unsigned long)memory + (unsigned int)i * 20 * PAGE, 20 * PAGE,
+		CHECK_EQ(hmm_migrate(&others[i], (unsigned long)memory + i * 20 * PAGE, 20 * PAGE,
 				     HMM_DEVICE, 0, NULL, NULL), 20);
 	}
-	for (unsigned int i = 0; i < 16; i++) {
-		CHECK_EQ(hmm_device_read(&others[15 - i], (unsigned long)memory + i * 20 * PAGE, &word, 8), 8);
+	for (unsigned int i = 0; i < MANY; i++) {
+		CHECK_EQ(hmm_device_read(&others[MANY - 1 - i], (unsigned long)memory + i * 20 * PAGE, &word, 8), 8);
 		CHECK_EQ(word, test_word(i * 20, 0, 3));
 	}
-	test_check(memory, 8 * 20, 3);
-	for (int i = 0; i < 16; i++) {
+	test_check(memory, MANY * 10, 3);
+	for (unsigned int i = 0; i < MANY; i++) {
 		CHECK_EQ(hmm_mirror_unregister(&others[i]), 0);
 		hmm_device_put(devices[i]);
 	}
-	test_check(memory, 16 * 20, 3);
+	test_check(memory, MANY * 20, 3);
 	test_close();
 }
 

@@ -12,6 +12,7 @@
 #include <spawn.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <time.h>
 
@@ -454,6 +455,31 @@ static void traced_agent(void)
 	test_reap(owner, 0);
 }
 
+/* Another process looks with process_vm_readv: that is a fault in the owner, and is served. */
+static void read_by_another(void)
+{
+	char *memory;
+	pid_t child, owner = getpid();
+
+	test_open(0, DEVICE_MEMORY);
+	memory = on_device(64, 25);
+	child = fork();
+	if (!child) {
+		static char copy[64 * PAGE];
+		struct iovec to = { copy, sizeof(copy) }, from = { memory, sizeof(copy) };
+
+		usleep(200000);
+		if (process_vm_readv(owner, &to, 1, &from, 1, 0) != sizeof(copy))
+			FAIL("process_vm_readv: %m");
+		test_check(copy, 64, 25);
+		_exit(0);
+	}
+	test_out(memory, 64);
+	test_reap(child, 0);
+	test_device_check(memory, 64, 25);
+	test_close();
+}
+
 static const struct test_case cases[] = {
 	{ "forked", forked }, { "cloned", cloned }, { "grandchildren", grandchildren },
 	{ "many-forks", many_forks }, { "vforked", vforked }, { "vfork-touches", vfork_touches },
@@ -461,7 +487,7 @@ static const struct test_case cases[] = {
 	{ "threads-end", threads_end }, { "thread-memory-leaves", thread_memory_leaves },
 	{ "leader-ends", leader_ends }, { "memory-outlives-process", memory_outlives_process },
 	{ "closes-all", closes_all }, { "no-descriptor", no_descriptor },
-	{ "traced-agent", traced_agent }, { NULL, NULL },
+	{ "traced-agent", traced_agent }, { "read-by-another", read_by_another }, { NULL, NULL },
 };
 
 int main(int argc, char **argv)
