@@ -7,8 +7,8 @@
  * shadow there and mark the pages coherent; once the shadow has arrived the clerk
  * maps it in place of the reservation. Freeing goes the other way round.
  *
- * A request is rounded up to whole blocks of addresses, not of memory. Coherent
- * memory is shared memory: a fork's child shares it with its parent.
+ * hmmd gives coherent memory by whole blocks, so a request is rounded up. It is
+ * shared memory: a fork's child shares it with its parent.
  */
 #include <stdio.h>
 #include <string.h>
@@ -70,7 +70,7 @@ static int place(void *argument)
 {
 	struct placing *placing = argument;
 	struct regions *regions = &placing->hmm->owner->regions;
-	uint64_t at = placing->alloc->start, end = at + placing->alloc->length;
+	uint64_t at = placing->alloc->start, end = at + block_up(placing->alloc->length);
 
 	while (at < end) {
 		struct region *region = hmmc_region_find(regions, placing->alloc->mirror->id & 0xff, at);
@@ -96,7 +96,7 @@ static int wait_for_shadows(struct hmm *hmm, const struct alloc *alloc)
 	struct regions *regions = &hmm->owner->regions;
 	const struct timespec moment = { .tv_nsec = 200000000 };
 
-	for (uint64_t at = alloc->start; at < alloc->start + alloc->length;
+	for (uint64_t at = alloc->start; at < alloc->start + block_up(alloc->length);
 	     at = (at & ~(HMM_REGION_SIZE - 1)) + HMM_REGION_SIZE) {
 		for (;;) {
 			uint32_t changes = __atomic_load_n(&regions->changes, __ATOMIC_ACQUIRE);
@@ -118,7 +118,7 @@ static int prepare_alloc(struct request *request)
 
 	message->mirror = alloc->mirror->id;
 	message->addr = alloc->start;
-	message->length = alloc->length;
+	message->length = block_up(alloc->length);
 	return 0;
 }
 
@@ -227,4 +227,14 @@ int hmm_free(struct hmm_mirror *mirror, void *addr, size_t length)
 	munmap(addr, block_up(length));
 	hmmc_arena_free(alloc, sizeof(*alloc));
 	return error;
+}
+
+void hmmc_alloc_forget(struct hmm *hmm)
+{
+	while (hmm->allocs) {
+		struct alloc *alloc = hmm->allocs;
+
+		hmm->allocs = alloc->next;
+		hmmc_arena_free(alloc, sizeof(*alloc));
+	}
 }

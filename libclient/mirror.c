@@ -86,7 +86,7 @@ int hmm_mirror_register(struct hmm_mirror *mirror, struct hmm *hmm)
 	request = hmmc_request_new(hmm->connection, HMM_OP_MIRROR_REGISTER,
 				   sizeof(struct hmm_msg_mirror_register));
 	error = private && request ? 0 : hmmc_fail(-ENOMEM, "the library's memory is used up");
-	if (!error) {
+	if (!error && (mirror->ops->release || mirror->ops->sync_cpu_device_pagetables)) {
 		error = hmmc_dispatch_start(hmm);
 		if (error)
 			hmmc_fail(error, "cannot start the thread for callbacks: %s", strerror(-error));

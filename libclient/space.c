@@ -134,6 +134,7 @@ static void free_space(struct hmm *hmm)
 		hmmc_arena_free(key, sizeof(*key));
 	}
 	hmmc_statement_free(hmm);
+	hmmc_alloc_forget(hmm);
 	hmmc_arena_free(hmm, sizeof(*hmm));
 }
 

@@ -82,6 +82,9 @@ int hmmc_mirror_check(const struct hmm_mirror *mirror);
 /* mirror.c: registers every mirror again, under its old id where @same. */
 int hmmc_mirror_restore(struct hmm *hmm, bool same);
 
+/* alloc.c: coherent memory outlives its handle as ordinary shared memory. */
+void hmmc_alloc_forget(struct hmm *hmm);
+
 /* window.c, in the receiver. */
 void hmmc_window_region(struct hmm *hmm, const struct hmm_msg_region *event, int fd);
 void hmmc_window_revoked(struct hmm *hmm, const struct hmm_msg_window_revoked *event);

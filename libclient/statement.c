@@ -15,6 +15,8 @@
 #include <string.h>
 
 #include "arena.h"
+#include "dispatch.h"
+#include "preload.h"
 #include "space.h"
 
 /* ---- remembering ------------------------------------------------------------- */
@@ -278,4 +280,16 @@ int hmmc_exclude_thread(struct hmm *hmm)
 	}
 	pthread_attr_destroy(&attr);
 	return error;
+}
+
+bool hmm_internal_is_library_thread(void)
+{
+	return hmmc_thread_is_private() || hmmc_dispatch_is_current();
+}
+
+int hmm_internal_exclude_thread(struct hmm *hmm)
+{
+	int error = hmmc_space_check(hmm);
+
+	return error ? error : hmmc_exclude_thread(hmm);
 }
