@@ -43,6 +43,15 @@ void notify_manager(const char *state)
 	close(fd);
 }
 
+uint64_t notify_watchdog_ms(void)
+{
+	const char *patience = getenv("WATCHDOG_USEC"), *whose = getenv("WATCHDOG_PID");
+
+	if (!patience || (whose && strtol(whose, NULL, 10) != getpid()))
+		return 0;
+	return strtoull(patience, NULL, 10) / 2000;
+}
+
 void notify_ready_fd(int *fd)
 {
 	static const char ready[] = "READY=1\n";

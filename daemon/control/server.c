@@ -249,6 +249,13 @@ static void on_reload(uv_signal_t *handle, int number)
 	notify_manager("READY=1");
 }
 
+/* ---- watchdog ---------------------------------------------------------------------- */
+
+static void on_watchdog(uv_timer_t *timer)
+{
+	notify_manager("WATCHDOG=1");
+}
+
 /* ---- beginning ----------------------------------------------------------------------- */
 
 /* Half of the machine, in whole huge pages: the rest is the owners'. */
@@ -306,6 +313,7 @@ static void start_handles(struct server *server)
 	uv_signal_init(&server->loop, &server->interrupt);
 	uv_signal_init(&server->loop, &server->reload);
 	uv_timer_init(&server->loop, &server->flush_timer);
+	uv_timer_init(&server->loop, &server->watchdog);
 	server->listening.data = server;
 	server->outbox_poll.data = server;
 	server->terminate.data = server;
@@ -370,11 +378,16 @@ fail:
 
 int server_run(struct server *server)
 {
+	uint64_t watchdog_ms = notify_watchdog_ms();
+
 	uv_poll_start(&server->listening, UV_READABLE, on_connection);
 	uv_poll_start(&server->outbox_poll, UV_READABLE, on_outbox);
 	uv_signal_start(&server->terminate, on_end_signal, SIGTERM);
 	uv_signal_start(&server->interrupt, on_end_signal, SIGINT);
 	uv_signal_start(&server->reload, on_reload, SIGHUP);
+
+	if (watchdog_ms)
+		uv_timer_start(&server->watchdog, on_watchdog, watchdog_ms, watchdog_ms);
 
 	log_info("hmmd %s serves %s", server->version, server->path);
 	notify_ready_fd(&server->ready_fd);

@@ -43,6 +43,7 @@ struct server {
 	uv_poll_t outbox_poll;
 	uv_signal_t terminate, interrupt, reload;
 	uv_timer_t flush_timer;
+	uv_timer_t watchdog;		/* the loop's sign of life to the service manager */
 	enum server_state state;
 	uint64_t flush_began;		/* loop time, ms */
 

@@ -614,9 +614,17 @@ static void take_event(struct server *server, struct letter *letter)
 	const struct hmm_msg_invalidate *invalidate = (const void *)letter->message;
 	struct rights_owner *owner;
 	struct hmm_wire_header *message;
+	const char *why;
 	int fds[LETTER_FDS];
 	unsigned int i;
 
+	letter->message->nfds = (uint16_t)letter->nfds;
+	if (hmm_wire_check(letter->message, letter->message->size, letter->nfds, HMM_WIRE_SERVER, &why) < 0) {
+		log_error("the event %s would break the protocol: %s", hmm_opcode_name(letter->message->opcode),
+			  why);
+		letter_free(letter);
+		return;
+	}
 	if (letter->message->opcode == HMM_OP_REGION && !region->window) {
 		/* The shadow is made, and hmmd holds it as long as the owner lives. */
 		owner = rights_find(&server->rights, region->owner);
