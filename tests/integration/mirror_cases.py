@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Each case of a program of mirror/ under an hmmd of its own: mirror_cases.py GROUP [hmmd's arguments...]
+"""Each case of a program of mirror/ under an hmmd of its own: mirror_cases.py GROUP[:CASE] [hmmd's arguments...]
 
 GROUP is transfer, reasons, changes, family, access or company. After each case nothing of it may be left:
 no descriptor in hmmd (the harness sees to that), no owner, no page of the pool in use.
@@ -11,6 +11,7 @@ import sys
 import harness
 
 GROUP, *DAEMON_ARGS = sys.argv[1:]
+GROUP, _, CASE = GROUP.partition(":")
 PROGRAM = f"mirror-{GROUP}"
 
 
@@ -36,8 +37,12 @@ def add_case(name):
     setattr(Mirror, "test_" + name.replace("-", "_"), lambda self: self.check_case(name))
 
 
-for line in subprocess.run([harness.binary(PROGRAM), "--list"], check=True, capture_output=True, text=True).stdout.split():
-    add_case(line)
+def listed_cases():
+    return subprocess.run([harness.binary(PROGRAM), "--list"], check=True, capture_output=True, text=True).stdout.split()
+
+
+for case_name in [CASE] if CASE else listed_cases():
+    add_case(case_name)
 
 if __name__ == "__main__":
     del sys.argv[1:]

@@ -301,11 +301,11 @@ static void coherent_forked(void)
 }
 
 static const struct test_case cases[] = {
-	{ "any-alignment", any_alignment }, { "large", large }, { "nothing-there", nothing_there },
-	{ "protection", protection }, { "fresh-memory", fresh_memory }, { "files", files },
-	{ "many-states", many_states }, { "coherent", coherent }, { "coherent-many", coherent_many },
-	{ "coherent-limits", coherent_limits }, { "coherent-stays", coherent_stays },
-	{ "coherent-forked", coherent_forked }, { NULL, NULL },
+	{ "any-alignment", any_alignment, false }, { "large", large, false }, { "nothing-there", nothing_there, false },
+	{ "protection", protection, false }, { "fresh-memory", fresh_memory, false }, { "files", files, false },
+	{ "many-states", many_states, false }, { "coherent", coherent, false }, { "coherent-many", coherent_many, false },
+	{ "coherent-limits", coherent_limits, false }, { "coherent-stays", coherent_stays, false },
+	{ "coherent-forked", coherent_forked, false }, { NULL, NULL, false },
 };
 
 int main(int argc, char **argv)

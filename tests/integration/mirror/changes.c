@@ -478,32 +478,66 @@ static void lock_later(void)
 	test_close();
 }
 
-static void merged_ksm(void)
+static long number_in(const char *path)
 {
+	char text[32] = "";
+	int file = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t got = file < 0 ? -1 : read(file, text, sizeof(text) - 1);
+
+	if (file >= 0)
+		close(file);
+	return got > 0 ? atol(text) : -1;
+}
+
+/* ksmd makes one page of many equal ones, and drops what userfaultfd had protected. */
+static void merged_by_ksm(void)
+{
+	size_t pages = 256;
 	char *memory;
 
+	if (number_in("/sys/kernel/mm/ksm/run") != 1)
+		test_skip("ksmd does not run here");
 	test_open(0, DEVICE_MEMORY);
-	memory = on_device(64, 30);
-	if (madvise(memory, 64 * PAGE, MADV_MERGEABLE))
-		test_skip("the kernel has no KSM");
-	test_check(memory, 64, 30);
-	test_fill(memory, 64, 31);
-	test_migrate(memory, 64, HMM_DEVICE, NULL);
-	test_check(memory, 64, 31);
+	memory = test_map(pages);
+	CHECK_EQ(madvise(memory, pages * PAGE, MADV_MERGEABLE), 0);
+	for (int round = 0; round < 3; round++) {
+		for (size_t i = 0; i < pages; i++)
+			memset(memory + i * PAGE, 0x5a, PAGE);
+		test_migrate(memory, pages, HMM_DEVICE, NULL);
+		/* Shared with the device where it left at all. */
+		for (size_t i = 0; i < pages; i++)
+			CHECK_EQ(memory[i * PAGE], 0x5a);
+		for (int tries = 0; tries < 300 && number_in("/sys/kernel/mm/ksm/pages_sharing") < 100; tries++)
+			usleep(10000);
+		if (number_in("/sys/kernel/mm/ksm/pages_sharing") < 100)
+			printf("nothing was merged in round %d\n", round);
+		for (size_t i = 0; i < pages; i++) {
+			uint64_t seen;
+
+			*(volatile uint64_t *)(memory + i * PAGE) = i;
+			CHECK_EQ(hmm_device_read(&mirror, (unsigned long)memory + i * PAGE, &seen, 8), 8);
+			CHECK_EQ(seen, i);
+		}
+		test_migrate(memory, pages, HMM_DEVICE, NULL);
+		for (size_t i = 0; i < pages; i++) {
+			CHECK_EQ(*(volatile uint64_t *)(memory + i * PAGE), i);
+			CHECK_EQ(memory[i * PAGE + 100], 0x5a);
+		}
+	}
 	test_close();
 }
 
 static const struct test_case cases[] = {
-	{ "unmap", unmap }, { "unmap-many", unmap_many }, { "map-over", map_over },
-	{ "brk-shrink", brk_shrink }, { "remap-grow", remap_grow },
-	{ "remap-grow-in-place", remap_grow_in_place }, { "remap-shrink", remap_shrink },
-	{ "remap-move", remap_move }, { "remap-move-mixed", remap_move_mixed },
-	{ "remap-onto", remap_onto }, { "remap-dontunmap", remap_dontunmap },
-	{ "dontneed", dontneed }, { "lazily-freed", lazily_freed }, { "removed", removed },
-	{ "wipe-on-fork", wipe_on_fork }, { "dont-fork", dont_fork }, { "protect", protect },
-	{ "protect-pieces", protect_pieces }, { "protect-on-device", protect_on_device },
-	{ "guard-over", guard_over }, { "collapse", collapse }, { "lock-later", lock_later },
-	{ "merged-ksm", merged_ksm }, { NULL, NULL },
+	{ "unmap", unmap, false }, { "unmap-many", unmap_many, false }, { "map-over", map_over, false },
+	{ "brk-shrink", brk_shrink, false }, { "remap-grow", remap_grow, false },
+	{ "remap-grow-in-place", remap_grow_in_place, false }, { "remap-shrink", remap_shrink, false },
+	{ "remap-move", remap_move, false }, { "remap-move-mixed", remap_move_mixed, false },
+	{ "remap-onto", remap_onto, false }, { "remap-dontunmap", remap_dontunmap, false },
+	{ "dontneed", dontneed, false }, { "lazily-freed", lazily_freed, false }, { "removed", removed, false },
+	{ "wipe-on-fork", wipe_on_fork, false }, { "dont-fork", dont_fork, false }, { "protect", protect, false },
+	{ "protect-pieces", protect_pieces, false }, { "protect-on-device", protect_on_device, false },
+	{ "guard-over", guard_over, false }, { "collapse", collapse, false }, { "lock-later", lock_later, false },
+	{ "merged-by-ksm", merged_by_ksm, true }, { NULL, NULL, false },
 };
 
 int main(int argc, char **argv)

@@ -487,6 +487,50 @@ static void orphaned(void)
 	test_reap(driver, 0);
 }
 
+/* An owner executes another program: its old addresses lead nowhere, least of all into the new one. */
+static void executed_driver(void)
+{
+	unsigned long address = driver_open(&releasing);
+	char byte;
+
+	CHECK_EQ(hmm_device_read(&mirror, address, &byte, 1), 1);
+	tell(DRIVER_SOCKET, 1, -1);
+	for (int i = 0; i < 2000 && !atomic_load(&released); i++)
+		usleep(10000);
+	CHECK(atomic_load(&released));
+	CHECK(hmm_device_read(&mirror, address, &byte, 1) < 0);
+	/* Where every program of this kind has its code. */
+	CHECK(hmm_device_read(&mirror, 0x400000, &byte, 1) < 0);
+	CHECK_EQ(hmm_mirror_unregister(&mirror), 0);
+	hmm_device_put(mirror.device);
+	hmm_close(hmm);
+}
+
+static void executed(void)
+{
+	int socket;
+	pid_t driver = start_driver("executed", &socket), owner;
+	uint64_t word;
+
+	owner = fork();
+	if (!owner) {
+		char *memory;
+
+		test_open(0, DEVICE_MEMORY);
+		memory = test_map(4);
+		test_fill(memory, 4, 14);
+		test_out(memory, 4);
+		invite(socket, memory);
+		CHECK(hear(socket, &word, NULL));
+		execlp("sleep", "sleep", "1000", NULL);
+		FAIL("execlp: %m");
+	}
+	close(socket);
+	test_reap(driver, 0);
+	kill(owner, SIGKILL);
+	test_reap(owner, SIGKILL);
+}
+
 static void stale_key_driver(void)
 {
 	struct hmm *gone = NULL;
@@ -568,16 +612,18 @@ static void two_owners(void)
 }
 
 static const struct test_case cases[] = {
-	{ "two-mirrors", two_mirrors }, { "mirrors-in-turn", mirrors_in_turn },
-	{ "many-mirrors", many_mirrors }, { "names-and-arguments", names_and_arguments },
-	{ "no-memory", no_memory }, { "callback", callback }, { "peer", peer }, { "silent", silent },
-	{ "dying", dying }, { "orphaned", orphaned }, { "stale-key", stale_key },
-	{ "two-owners", two_owners }, { NULL, NULL },
+	{ "two-mirrors", two_mirrors, false }, { "mirrors-in-turn", mirrors_in_turn, false },
+	{ "many-mirrors", many_mirrors, false }, { "names-and-arguments", names_and_arguments, false },
+	{ "no-memory", no_memory, false }, { "callback", callback, false }, { "peer", peer, false }, { "silent", silent, false },
+	{ "dying", dying, false }, { "orphaned", orphaned, false },
+	{ "executed", executed, false }, { "stale-key", stale_key, false },
+	{ "two-owners", two_owners, false }, { NULL, NULL, false },
 };
 
 static const struct test_case drivers[] = {
-	{ "peer", peer_driver }, { "silent", silent_driver }, { "dying", dying_driver },
-	{ "orphaned", orphaned_driver }, { "stale-key", stale_key_driver }, { NULL, NULL },
+	{ "peer", peer_driver, false }, { "silent", silent_driver, false }, { "dying", dying_driver, false },
+	{ "orphaned", orphaned_driver, false }, { "executed", executed_driver, false },
+	{ "stale-key", stale_key_driver, false }, { NULL, NULL, false },
 };
 
 int main(int argc, char **argv)

@@ -481,13 +481,13 @@ static void read_by_another(void)
 }
 
 static const struct test_case cases[] = {
-	{ "forked", forked }, { "cloned", cloned }, { "grandchildren", grandchildren },
-	{ "many-forks", many_forks }, { "vforked", vforked }, { "vfork-touches", vfork_touches },
-	{ "spawned", spawned }, { "executes", executes }, { "exits", exits }, { "dies", dies },
-	{ "threads-end", threads_end }, { "thread-memory-leaves", thread_memory_leaves },
-	{ "leader-ends", leader_ends }, { "memory-outlives-process", memory_outlives_process },
-	{ "closes-all", closes_all }, { "no-descriptor", no_descriptor },
-	{ "traced-agent", traced_agent }, { "read-by-another", read_by_another }, { NULL, NULL },
+	{ "forked", forked, false }, { "cloned", cloned, false }, { "grandchildren", grandchildren, false },
+	{ "many-forks", many_forks, false }, { "vforked", vforked, false }, { "vfork-touches", vfork_touches, false },
+	{ "spawned", spawned, false }, { "executes", executes, false }, { "exits", exits, false }, { "dies", dies, false },
+	{ "threads-end", threads_end, false }, { "thread-memory-leaves", thread_memory_leaves, false },
+	{ "leader-ends", leader_ends, false }, { "memory-outlives-process", memory_outlives_process, false },
+	{ "closes-all", closes_all, false }, { "no-descriptor", no_descriptor, false },
+	{ "traced-agent", traced_agent, false }, { "read-by-another", read_by_another, false }, { NULL, NULL, false },
 };
 
 int main(int argc, char **argv)

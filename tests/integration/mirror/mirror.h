@@ -40,6 +40,7 @@
 struct test_case {
 	const char *name;
 	void (*run)(void);
+	bool special;		/* needs what only its own test arranges: not listed */
 };
 
 /* Runs the case that the command line names; --list prints them. */

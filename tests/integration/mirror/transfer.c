@@ -493,14 +493,14 @@ static void base_blocks(void)
 }
 
 static const struct test_case cases[] = {
-	{ "small", small }, { "one-page", one_page }, { "already", already }, { "huge", huge },
-	{ "part-of-huge", part_of_huge }, { "holes", holes }, { "populate", populate },
-	{ "never-written", never_written }, { "spanning-blocks", spanning_blocks }, { "large", large },
-	{ "read-fault", read_fault }, { "write-fault", write_fault },
-	{ "read-then-write", read_then_write }, { "shared-goes-out", shared_goes_out },
-	{ "device-writes", device_writes }, { "prefetch", prefetch }, { "system-calls", system_calls },
-	{ "bad-ranges", bad_ranges }, { "many-threads", many_threads }, { "churn", churn },
-	{ "base-undeclared", base_undeclared }, { "base-blocks", base_blocks }, { NULL, NULL },
+	{ "small", small, false }, { "one-page", one_page, false }, { "already", already, false }, { "huge", huge, false },
+	{ "part-of-huge", part_of_huge, false }, { "holes", holes, false }, { "populate", populate, false },
+	{ "never-written", never_written, false }, { "spanning-blocks", spanning_blocks, false }, { "large", large, false },
+	{ "read-fault", read_fault, false }, { "write-fault", write_fault, false },
+	{ "read-then-write", read_then_write, false }, { "shared-goes-out", shared_goes_out, false },
+	{ "device-writes", device_writes, false }, { "prefetch", prefetch, false }, { "system-calls", system_calls, false },
+	{ "bad-ranges", bad_ranges, false }, { "many-threads", many_threads, false }, { "churn", churn, false },
+	{ "base-undeclared", base_undeclared, false }, { "base-blocks", base_blocks, false }, { NULL, NULL, false },
 };
 
 int main(int argc, char **argv)
