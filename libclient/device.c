@@ -178,12 +178,14 @@ static void forget(struct hmm *hmm, struct hmm_device *device)
 {
 	struct hmm_device **at;
 
+	futex_lock(&hmm->restore_lock);
 	futex_lock(&hmm->lock);
 	for (at = &hmm->devices; *at && *at != device; at = &(*at)->next)
 		;
 	if (*at)
 		*at = device->next;
 	futex_unlock(&hmm->lock);
+	futex_unlock(&hmm->restore_lock);
 }
 
 static int prepare_put(struct request *request)

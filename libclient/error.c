@@ -51,6 +51,11 @@ void hmm_set_log(hmm_log_fn fn, void *data)
 	futex_unlock(&sink.lock);
 }
 
+void hmmc_log_forget(void)
+{
+	sink.lock.word = 0;
+}
+
 void hmmc_log(int level, const char *format, ...)
 {
 	char text[HMMC_ERROR_TEXT];

@@ -12,4 +12,7 @@ enum { HMMC_LOG_ERROR = 3, HMMC_LOG_WARNING = 4, HMMC_LOG_NOTICE = 5, HMMC_LOG_D
 /* To the program's log function, if it set one. */
 void hmmc_log(int level, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
+/* After fork, in the child: nobody holds the lock. */
+void hmmc_log_forget(void);
+
 #endif

@@ -19,6 +19,7 @@
 
 #include "arena.h"
 #include "clerk.h"
+#include "error.h"
 #include "fork.h"
 #include "futex.h"
 #include "space.h"
@@ -134,6 +135,7 @@ static void in_child(void)
 	gate.lock.word = 0;
 	gate.closed = gate.inside = 0;
 	gate.waiters = NULL;
+	hmmc_log_forget();
 	hmmc_space_forget();
 	hmmc_clerk_forget();
 	hmmc_arena_forget();

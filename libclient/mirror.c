@@ -119,12 +119,14 @@ static void forget(struct hmm *hmm, struct hmm_mirror_private *mirror)
 {
 	struct hmm_mirror_private **at;
 
+	futex_lock(&hmm->restore_lock);
 	futex_lock(&hmm->lock);
 	for (at = &hmm->mirrors; *at && *at != mirror; at = &(*at)->next)
 		;
 	if (*at)
 		*at = mirror->next;
 	futex_unlock(&hmm->lock);
+	futex_unlock(&hmm->restore_lock);
 }
 
 static int prepare_unregister(struct request *request)
@@ -164,15 +166,16 @@ int hmm_mirror_unregister(struct hmm_mirror *mirror)
 	if (hmmc_mirror_check(mirror) == 0) {
 		request = hmmc_request_new(hmm->connection, HMM_OP_MIRROR_UNREGISTER,
 					   sizeof(struct hmm_msg_mirror_unregister));
-		if (!request)
-			return hmmc_fail(-ENOMEM, "the library's memory is used up");
-		request->data = private;
-		request->prepare = prepare_unregister;
-		request->finish = finish_unregister;
-		error = hmmc_request_call(request);
-		hmmc_request_free(request);
-		if (error && error != -ESTALE)
-			return error;
+		error = request ? 0 : hmmc_fail(-ENOMEM, "the library's memory is used up");
+		if (request) {
+			request->data = private;
+			request->prepare = prepare_unregister;
+			request->finish = finish_unregister;
+			error = hmmc_request_call(request);
+			hmmc_request_free(request);
+		}
+		if (error == -ESTALE)
+			error = 0;	/* gone is gone */
 	}
 	forget(hmm, private);
 	while ((running = __atomic_load_n(&private->callbacks, __ATOMIC_ACQUIRE)) != 0)
@@ -180,7 +183,7 @@ int hmm_mirror_unregister(struct hmm_mirror *mirror)
 	mirror->priv = NULL;
 	hmm_device_put(private->device);
 	hmmc_arena_free(private, sizeof(*private));
-	return 0;
+	return error;
 }
 
 /* After a restart of hmmd, in the receiver. */

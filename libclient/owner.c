@@ -209,8 +209,15 @@ static int prepare_request(struct request *request)
 	struct owner *owner = request->data;
 	int error = 0;
 
-	if (!owner->slots)
+	if (!owner->slots) {
 		error = prepare(owner, request->text, sizeof(request->text));
+	} else {
+		/* The hmmd that had the first one is dead, and may have shaken hands with it. */
+		close_fd(&owner->uffd);
+		owner->uffd = open_userfaultfd(request->connection->userfaultfd_device);
+		owner->agent.uffd = owner->uffd;
+		error = owner->uffd < 0 ? owner->uffd : 0;
+	}
 	if (!error)
 		fill_open(owner, (struct hmm_msg_open *)request->message, request->fds);
 	return error;

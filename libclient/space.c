@@ -12,8 +12,8 @@
  * yet is asked for again on the same connection.
  *
  * The lists of a handle change in the receiver alone, when hmmd's answer comes, so
- * that they agree with what the hmmd at the other end was told; others read them
- * under hmm->lock. After the grace period a handle is lost: calls give -ESTALE until it is closed.
+ * that they agree with what the hmmd at the other end was told, or where there
+ * is none any more; others read them under hmm->lock. After the grace period a handle is lost: calls give -ESTALE until it is closed.
  */
 #include <fcntl.h>
 #include <stdio.h>
@@ -463,12 +463,12 @@ static int reopen_peer(struct hmm *hmm)
 	return error ? error : map_peer(hmm, hmm->connection->frame);
 }
 
-int hmmc_space_restore(struct hmm *hmm)
+static int restore(struct hmm *hmm)
 {
 	bool anew = hmm->connection->parted;
 	int error = hmmc_device_restore(hmm);
 
-	if (!error && hmm->owner) {
+	if (!error && hmm->owner && hmm->owner->orders) {
 		error = anew ? hmmc_owner_open_anew(hmm->owner) : hmmc_owner_reopen(hmm->owner);
 		if (!error && anew)
 			error = hmmc_mirror_restore(hmm, false);
@@ -485,6 +485,17 @@ int hmmc_space_restore(struct hmm *hmm)
 	}
 	if (!error)
 		error = hmmc_window_restore(hmm);
+	return error;
+}
+
+int hmmc_space_restore(struct hmm *hmm)
+{
+	int error;
+
+	/* Held where lists lose an entry, so that none goes while it is being told. */
+	futex_lock(&hmm->restore_lock);
+	error = restore(hmm);
+	futex_unlock(&hmm->restore_lock);
 	if (error && error != EXCHANGE_LOST)
 		hmmc_log(HMMC_LOG_WARNING, "a new hmmd does not take over: %s",
 			 hmm->connection->text[0] ? hmm->connection->text : strerror(-error));

@@ -53,6 +53,7 @@ struct hmm {
 	struct hmm_pulse *pulse;
 
 	struct futex_lock lock;		/* the lists */
+	struct futex_lock restore_lock;	/* before lock: nothing leaves the lists */
 	struct hmm_device *devices;
 	struct hmm_mirror_private *mirrors;
 	struct hmm_window *windows;

@@ -203,14 +203,24 @@ static int close_uffd(void *argument)
 	return 0;
 }
 
-/*
- * The mapping goes after hmmd has let go of it: unmapping what is armed would wait
- * for a reader of the event.
- */
+static int finish_unmap(struct request *request, struct hmm_frame *frame)
+{
+	struct part *part = request->data;
+
+	part->open = false;
+	return 0;
+}
+
+static void part_leave(struct part *part)
+{
+	if (part->open && hmmc_space_check(part->window->hmm) == 0)
+		call_part(part, HMM_OP_WINDOW_UNMAP, sizeof(struct hmm_msg_window_unmap), prepare_armed,
+			  finish_unmap);
+}
+
+/* After hmmd has let go of it and nobody finds it in the list. */
 static void close_part(struct part *part)
 {
-	if (part->id && hmmc_space_check(part->window->hmm) == 0)
-		call_part(part, HMM_OP_WINDOW_UNMAP, sizeof(struct hmm_msg_window_unmap), prepare_armed, NULL);
 	hmmc_clerk_call(close_uffd, part);
 	if (part->at)
 		munmap(part->at, part->length);
@@ -235,12 +245,14 @@ static void unlink_window(struct hmm_window *window)
 {
 	struct hmm_window **at;
 
+	futex_lock(&window->hmm->restore_lock);
 	futex_lock(&window->hmm->lock);
 	for (at = &window->hmm->windows; *at && *at != window; at = &(*at)->next)
 		;
 	if (*at)
 		*at = window->next;
 	futex_unlock(&window->hmm->lock);
+	futex_unlock(&window->hmm->restore_lock);
 }
 
 static struct part *add_part(struct hmm_window *window, uint64_t addr, uint64_t length)
@@ -349,8 +361,10 @@ int hmm_window_unmap(struct hmm_window *window)
 	if (hmmc_space_check(window->hmm) == -ESTALE && !__atomic_load_n(&window->hmm->lost, __ATOMIC_ACQUIRE))
 		return -ESTALE;	/* a fork's child has none of it */
 	for (uint32_t i = 0; i < window->count; i++)
-		close_part(&window->parts[i]);
+		part_leave(&window->parts[i]);
 	unlink_window(window);
+	for (uint32_t i = 0; i < window->count; i++)
+		close_part(&window->parts[i]);
 	hmmc_arena_free(window, sizeof(*window));
 	return 0;
 }

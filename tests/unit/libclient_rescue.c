@@ -1,0 +1,287 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The rescuer against the real kernel: an owner whose hmmd died at a chosen
+ * moment, written into ledger, shadow and slot as hmmd would have left it.
+ */
+#define _GNU_SOURCE
+#include <criterion/criterion.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+
+#include "libclient/arena.h"
+#include "libclient/owner.h"
+#include "tests/leakcheck.h"
+
+LEAKCHECKED_SUITE(rescue);
+
+#define HOME	0x620000000000UL
+#define BLOCKS	4U
+
+static struct owner *owner;
+static char *home, *golden;
+static int shadow;
+
+static void arm(void *start, size_t length, uint64_t mode)
+{
+	struct uffdio_register arg = { .range = { (uintptr_t)start, length }, .mode = mode };
+
+	cr_assert_eq(ioctl(owner->uffd, UFFDIO_REGISTER, &arg), 0, "%s", strerror(errno));
+}
+
+static void *map_blocks(uint64_t at, unsigned int blocks)
+{
+	void *map = mmap((void *)at, blocks * HMM_BLOCK_SIZE, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+
+	cr_assert_neq(map, MAP_FAILED);
+	madvise(map, blocks * HMM_BLOCK_SIZE, MADV_NOHUGEPAGE);
+	return map;
+}
+
+static int memfd(size_t size)
+{
+	int fd = memfd_create("test", MFD_CLOEXEC);
+
+	cr_assert_eq(ftruncate(fd, (off_t)size), 0);
+	return fd;
+}
+
+static void begin(void)
+{
+	struct uffdio_api api = {
+		.api = UFFD_API,
+		.features = UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMAP,
+	};
+	struct hmm_msg_region event = {
+		.base = HOME, .length = HMM_REGION_SIZE, .kind = HMM_POOL_KIND_MEMFD,
+	};
+
+	owner = hmmc_arena_alloc(sizeof(*owner));
+	owner->uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	if (owner->uffd < 0 || ioctl(owner->uffd, UFFDIO_API, &api))
+		cr_skip_test("no userfaultfd with events: %s", strerror(errno));
+	owner->pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	owner->ledger_fd = memfd(HMM_LEDGER_SIZE);
+	owner->orders = mmap(NULL, HMM_ORDERS_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	owner->pulse = mmap(NULL, sizeof(*owner->pulse), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	owner->orders->incarnation = 5;
+	owner->orders->hold = 1;
+	owner->slots = map_blocks(HOME + HMM_REGION_SIZE, 1);
+	owner->slots_count = 1;
+	arm(owner->slots, HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING);
+	home = map_blocks(HOME, BLOCKS);
+	golden = malloc(BLOCKS * HMM_BLOCK_SIZE);
+	for (size_t i = 0; i < BLOCKS * HMM_BLOCK_SIZE; i++)
+		golden[i] = (char)(i * 2654435761u >> 11 | 1);
+	shadow = memfd(HMM_REGION_SIZE);
+	cr_assert_eq(hmmc_region_add(&owner->regions, &event, dup(shadow)), 0);
+}
+
+static void end(void)
+{
+	hmmc_rescuer_stop(&owner->rescuer);
+	close(owner->pagemap);
+	close(owner->ledger_fd);
+	hmmc_region_drop(&owner->regions, HMM_NO_MIRROR);
+	munmap(owner->orders, HMM_ORDERS_SIZE);
+	munmap(owner->pulse, sizeof(*owner->pulse));
+	munmap(home, BLOCKS * HMM_BLOCK_SIZE);
+	munmap(owner->slots, HMM_BLOCK_SIZE);
+	free(golden);
+	close(shadow);
+}
+
+static void record(unsigned int block, struct hmm_ledger_block *record_)
+{
+	record_->epoch = 1;
+	record_->flags = HMM_BLOCK_ARMED;
+	cr_assert_eq(pwrite(owner->ledger_fd, record_, sizeof(*record_),
+			    (off_t)(((HOME >> HMM_BLOCK_SHIFT) + block) * sizeof(*record_))), (ssize_t)sizeof(*record_));
+}
+
+/* Every page of the block is on the device. */
+static void on_device(unsigned int block)
+{
+	struct hmm_ledger_block all = { .slot = HMM_NO_SLOT };
+
+	memset(all.page, HMM_PAGE_DEVICE | HMM_PAGE_COMPLETE, sizeof(all.page));
+	record(block, &all);
+	cr_assert_eq(pwrite(shadow, golden + block * HMM_BLOCK_SIZE, HMM_BLOCK_SIZE, (off_t)(block * HMM_BLOCK_SIZE)),
+		     (ssize_t)HMM_BLOCK_SIZE);
+}
+
+static void rescue(void)
+{
+	cr_assert_eq(hmmc_rescuer_start(&owner->rescuer, owner), 0);
+	hmmc_rescuer_call(&owner->rescuer);
+	futex_latch_wait(&owner->rescuer.done);
+	cr_assert_eq(owner->orders->incarnation, HMM_INCARNATION_RESCUE);
+	cr_assert_eq(owner->orders->hold, 0);
+	cr_assert_eq(owner->pulse->dead, 1);
+}
+
+Test(rescue, everything_on_the_device_comes_home)
+{
+	begin();
+	arm(home, BLOCKS * HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING);
+	for (unsigned int i = 0; i < BLOCKS; i++)
+		on_device(i);
+	rescue();
+	cr_assert_eq(memcmp(home, golden, BLOCKS * HMM_BLOCK_SIZE), 0);
+	cr_assert_eq(owner->rescuer.pages, BLOCKS * HMM_BLOCK_PAGES);
+	memset(home, 7, BLOCKS * HMM_BLOCK_SIZE);
+	end();
+}
+
+Test(rescue, the_cpu_s_page_wins_and_a_stale_shadow_is_nobody_s)
+{
+	struct hmm_ledger_block mixed = { .slot = HMM_NO_SLOT };
+
+	begin();
+	/* Page 0: D. Page 1: D, but at home. Page 2: not complete. Page 3: invalid, with bytes in the shadow. */
+	memset(home + HMM_PAGE_SIZE, 0x55, HMM_PAGE_SIZE);
+	mixed.page[0] = HMM_PAGE_DEVICE | HMM_PAGE_COMPLETE;
+	mixed.page[1] = HMM_PAGE_DEVICE | HMM_PAGE_COMPLETE;
+	mixed.page[2] = HMM_PAGE_DEVICE;
+	record(0, &mixed);
+	cr_assert_eq(pwrite(shadow, golden, HMM_BLOCK_SIZE, 0), (ssize_t)HMM_BLOCK_SIZE);
+	arm(home, HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING);
+	rescue();
+	cr_assert_eq(memcmp(home, golden, HMM_PAGE_SIZE), 0);
+	cr_assert_eq(home[HMM_PAGE_SIZE], 0x55);
+	cr_assert_eq(home[2 * HMM_PAGE_SIZE], 0);
+	cr_assert_eq(home[3 * HMM_PAGE_SIZE], 0);
+	end();
+}
+
+Test(rescue, pages_in_a_slot_come_home_from_there)
+{
+	struct hmm_ledger_block leaving = { .transit = HMM_TRANSIT_OUT_MOVE, .slot = 0 };
+	struct uffdio_copy copy;
+
+	begin();
+	for (unsigned int page = 0; page < HMM_BLOCK_PAGES; page += 2) {
+		copy = (struct uffdio_copy){
+			.dst = (uintptr_t)owner->slots + page * HMM_PAGE_SIZE,
+			.src = (uintptr_t)golden + page * HMM_PAGE_SIZE, .len = HMM_PAGE_SIZE,
+		};
+		cr_assert_eq(ioctl(owner->uffd, UFFDIO_COPY, &copy), 0);
+	}
+	for (unsigned int page = 1; page < HMM_BLOCK_PAGES; page += 2)
+		memcpy(home + page * HMM_PAGE_SIZE, golden + page * HMM_PAGE_SIZE, HMM_PAGE_SIZE);
+	record(0, &leaving);
+	arm(home, HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING);
+	rescue();
+	cr_assert_eq(memcmp(home, golden, HMM_BLOCK_SIZE), 0);
+	end();
+}
+
+Test(rescue, protected_pages_can_be_written_again)
+{
+	struct uffdio_writeprotect protect = {
+		.range = { HOME, HMM_BLOCK_SIZE }, .mode = UFFDIO_WRITEPROTECT_MODE_WP,
+	};
+	struct hmm_ledger_block shared = { .slot = HMM_NO_SLOT };
+
+	begin();
+	memcpy(home, golden, HMM_BLOCK_SIZE);
+	memset(shared.page, HMM_PAGE_SHARED | HMM_PAGE_COMPLETE, sizeof(shared.page));
+	record(0, &shared);
+	arm(home, HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
+	cr_assert_eq(ioctl(owner->uffd, UFFDIO_WRITEPROTECT, &protect), 0);
+	rescue();
+	cr_assert_eq(memcmp(home, golden, HMM_BLOCK_SIZE), 0);
+	memset(home, 9, HMM_BLOCK_SIZE);
+	end();
+}
+
+static void *touch_all(void *argument)
+{
+	for (unsigned int i = 0; i < BLOCKS * HMM_BLOCK_PAGES; i++)
+		if (home[i * HMM_PAGE_SIZE + 11] != golden[i * HMM_PAGE_SIZE + 11])
+			return home + i * HMM_PAGE_SIZE;
+	return NULL;
+}
+
+Test(rescue, threads_that_wait_are_served)
+{
+	pthread_t threads[4];
+	void *wrong;
+
+	begin();
+	arm(home, BLOCKS * HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING);
+	for (unsigned int i = 0; i < BLOCKS; i++)
+		on_device(i);
+	for (unsigned int i = 0; i < 4; i++)
+		pthread_create(&threads[i], NULL, touch_all, NULL);
+	/* They wait by now, or meet pages that are home: either way they must see the right bytes. */
+	usleep(20000);
+	rescue();
+	for (unsigned int i = 0; i < 4; i++) {
+		pthread_join(threads[i], &wrong);
+		cr_assert_null(wrong, "wrong byte at %p", wrong);
+	}
+	end();
+}
+
+static void *discard(void *argument)
+{
+	return (void *)(intptr_t)madvise(argument, HMM_BLOCK_SIZE, MADV_DONTNEED);
+}
+
+static void *move_away(void *argument)
+{
+	return mremap(argument, HMM_BLOCK_SIZE, HMM_BLOCK_SIZE, MREMAP_MAYMOVE | MREMAP_FIXED,
+		      (char *)argument + 64 * HMM_BLOCK_SIZE);
+}
+
+Test(rescue, what_was_discarded_or_moved_while_nobody_looked)
+{
+	pthread_t discarder, mover;
+	void *result;
+	char *moved;
+
+	begin();
+	arm(home, BLOCKS * HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING);
+	for (unsigned int i = 0; i < BLOCKS; i++)
+		on_device(i);
+	pthread_create(&discarder, NULL, discard, home + HMM_BLOCK_SIZE);
+	pthread_create(&mover, NULL, move_away, home + 2 * HMM_BLOCK_SIZE);
+	usleep(20000);
+	rescue();
+	pthread_join(discarder, &result);
+	cr_assert_null(result);
+	pthread_join(mover, &result);
+	moved = result;
+	cr_assert_eq(moved, home + 66 * HMM_BLOCK_SIZE);
+	cr_assert_eq(memcmp(home, golden, HMM_BLOCK_SIZE), 0);
+	for (size_t i = 0; i < HMM_BLOCK_SIZE; i++)
+		cr_assert_eq(home[HMM_BLOCK_SIZE + i], 0, "discarded byte %zu is back", i);
+	cr_assert_eq(memcmp(moved, golden + 2 * HMM_BLOCK_SIZE, HMM_BLOCK_SIZE), 0);
+	cr_assert_eq(memcmp(home + 3 * HMM_BLOCK_SIZE, golden + 3 * HMM_BLOCK_SIZE, HMM_BLOCK_SIZE), 0);
+	munmap(moved, HMM_BLOCK_SIZE);
+	end();
+}
+
+Test(rescue, a_zap_that_hmmd_did_not_live_to_note)
+{
+	struct hmm_ledger_block leaving = { .transit = HMM_TRANSIT_OUT_ZAP, .slot = HMM_NO_SLOT };
+	struct hmm_order *order;
+
+	begin();
+	memcpy(home + 100 * HMM_PAGE_SIZE, golden + 100 * HMM_PAGE_SIZE, HMM_BLOCK_SIZE - 100 * HMM_PAGE_SIZE);
+	record(0, &leaving);
+	order = &owner->orders->ring[3];
+	order->kind = HMM_ORDER_OUT_ZAP;
+	order->state = HMM_ORDER_DONE;
+	order->addr = HOME;
+	for (unsigned int page = 0; page < 100; page++)
+		order->moved[page / 64] |= 1ULL << (page % 64);
+	cr_assert_eq(pwrite(shadow, golden, 100 * HMM_PAGE_SIZE, 0), (ssize_t)(100 * HMM_PAGE_SIZE));
+	arm(home, HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING);
+	rescue();
+	cr_assert_eq(memcmp(home, golden, HMM_BLOCK_SIZE), 0);
+	end();
+}
