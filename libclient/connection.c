@@ -27,170 +27,7 @@
 #define RETRY_MIN_MS	10
 #define RETRY_MAX_MS	500
 #define GRACE_MS	10000
-#define ROUND_LATER	UINT32_MAX	/* request->round: to be sent when the connection is up again */
 #define SOCKET_SYSTEM	"/run/hmmd/hmmd.sock"
-
-/* ---- requests ----------------------------------------------------------- */
-
-struct request *hmmc_request_new(struct connection *connection, uint16_t op, size_t size)
-{
-	struct request *request = hmmc_arena_alloc(sizeof(*request));
-
-	if (!request)
-		return NULL;
-	request->message = hmmc_arena_alloc(size);
-	if (!request->message) {
-		hmmc_arena_free(request, sizeof(*request));
-		return NULL;
-	}
-	hmm_wire_init(request->message, op, size, 0);
-	request->size = size;
-	request->connection = connection;
-	for (unsigned int i = 0; i < sizeof(request->fds) / sizeof(*request->fds); i++)
-		request->fds[i] = -1;
-	return request;
-}
-
-static int close_fds(void *argument)
-{
-	struct request *request = argument;
-
-	for (unsigned int i = 0; i < request->nfds; i++)
-		if (request->fds[i] >= 0)
-			close(request->fds[i]);
-	return 0;
-}
-
-void hmmc_request_free(struct request *request)
-{
-	if (!request)
-		return;
-	if (request->nfds && !request->borrowed) {
-		if (hmmc_thread_is_private())
-			close_fds(request);
-		else
-			hmmc_clerk_call(close_fds, request);
-	}
-	hmmc_arena_free(request->reply, request->reply_size);
-	hmmc_arena_free(request->message, request->size);
-	hmmc_arena_free(request, sizeof(*request));
-}
-
-/* Takes it off the list of those in flight. With the lock held. */
-static void forget(struct connection *connection, struct request *request)
-{
-	if (request->previous)
-		request->previous->next = request->next;
-	else
-		connection->first = request->next;
-	if (request->next)
-		request->next->previous = request->previous;
-	else
-		connection->last = request->previous;
-	request->next = request->previous = NULL;
-}
-
-static void answer(struct request *request, int error, const char *text)
-{
-	request->error = error;
-	snprintf(request->text, sizeof(request->text), "%s", text);
-	if (request->complete)
-		request->complete(request);
-	else
-		futex_latch_set(&request->done, 1);
-}
-
-/* In the clerk. Whoever takes a request off the list answers it, so nobody does it twice. */
-static void fail(struct request *request, int error, const char *text)
-{
-	struct connection *connection = request->connection;
-
-	futex_lock(&connection->lock);
-	forget(connection, request);
-	futex_unlock(&connection->lock);
-	answer(request, error, text);
-}
-
-/*
- * In the clerk, with send_lock held: as long as it is, the receiver cannot give
- * the connection up. Once sent the request may be answered and freed at any
- * moment, unless sending failed. A broken socket is the receiver's to notice.
- */
-static void send_now(struct request *request)
-{
-	struct connection *connection = request->connection;
-	bool noreply = request->message->serial == 0;
-	enum connection_state state;
-	int error;
-
-	futex_lock(&connection->lock);
-	state = connection->state;
-	request->round = state == CONNECTION_UP ? connection->round : ROUND_LATER;
-	futex_unlock(&connection->lock);
-	if (state == CONNECTION_DOWN && !noreply)
-		return;
-	if (state != CONNECTION_UP) {
-		fail(request, -ESTALE, "hmmd is gone and did not come back in time");
-		return;
-	}
-	error = hmm_frame_send(connection->fd, request->message, request->fds, request->nfds);
-	if (noreply)
-		fail(request, error, "");
-	else if (error && error != -EPIPE && error != -ECONNRESET && error != -ENOTCONN)
-		fail(request, error, "the message cannot be sent to hmmd");
-}
-
-static void send_request(struct job *job)
-{
-	struct request *request = (struct request *)job;
-	struct connection *connection = request->connection;
-	int error = request->prepare ? request->prepare(request) : 0;
-
-	if (error) {
-		fail(request, error, request->text);
-		return;
-	}
-	futex_lock(&connection->send_lock);
-	send_now(request);
-	futex_unlock(&connection->send_lock);
-}
-
-void hmmc_request_post(struct request *request)
-{
-	struct connection *connection = request->connection;
-
-	request->job.run = send_request;
-	futex_lock(&connection->lock);
-	/* An acknowledgement has no reply; its serial stays 0. */
-	if (request->message->opcode != HMM_OP_ACK) {
-		if (++connection->serial == 0)
-			connection->serial = 1;
-		request->message->serial = connection->serial;
-	}
-	request->previous = connection->last;
-	request->next = NULL;
-	if (connection->last)
-		connection->last->next = request;
-	else
-		connection->first = request;
-	connection->last = request;
-	futex_unlock(&connection->lock);
-	hmmc_clerk_post(&request->job);
-}
-
-int hmmc_request_wait(struct request *request)
-{
-	futex_latch_wait(&request->done);
-	if (request->error)
-		return hmmc_fail(request->error, "%s", request->text);
-	return 0;
-}
-
-int hmmc_request_call(struct request *request)
-{
-	hmmc_request_post(request);
-	return hmmc_request_wait(request);
-}
 
 /* ---- receiving ----------------------------------------------------------- */
 
@@ -205,28 +42,28 @@ static void receive_reply(struct connection *connection, struct hmm_frame *frame
 		if (request->message->serial == frame->header.serial && request->round == connection->round)
 			break;
 	if (request)
-		forget(connection, request);
+		hmmc_request_forget(connection, request);
 	futex_unlock(&connection->lock);
 	if (!request)
 		return;
 	if (frame->header.opcode == HMM_OP_ERROR) {
-		answer(request, failure->error < 0 ? failure->error : -EPROTO, failure->text);
+		hmmc_request_answer(request, failure->error < 0 ? failure->error : -EPROTO, failure->text);
 		return;
 	}
 	if (frame->header.opcode != (request->message->opcode | 0x8000)) {
-		answer(request, -EPROTO, "hmmd answered another question than was asked");
+		hmmc_request_answer(request, -EPROTO, "hmmd answered another question than was asked");
 		return;
 	}
 	request->reply = hmmc_arena_alloc(frame->size);
 	if (!request->reply) {
-		answer(request, -ENOMEM, "the library's memory is used up");
+		hmmc_request_answer(request, -ENOMEM, "the library's memory is used up");
 		return;
 	}
 	request->reply_size = frame->size;
 	memcpy(request->reply, frame->data, frame->size);
 	if (request->finish)
 		error = request->finish(request, frame);
-	answer(request, error, request->text);
+	hmmc_request_answer(request, error, request->text);
 }
 
 static void receive(struct connection *connection, struct hmm_frame *frame)
@@ -247,8 +84,16 @@ static void receive(struct connection *connection, struct hmm_frame *frame)
 	hmm_frame_close(frame);
 }
 
-int hmmc_connection_exchange(struct connection *connection, void *message, const int *fds,
-			     unsigned int nfds)
+static bool nap(struct connection *connection, unsigned int ms)
+{
+	struct timespec pause = { .tv_sec = ms / 1000, .tv_nsec = (ms % 1000) * 1000000L };
+
+	if (!__atomic_load_n(&connection->closing, __ATOMIC_ACQUIRE))
+		futex_wait(&connection->closing, 0, &pause);
+	return __atomic_load_n(&connection->closing, __ATOMIC_ACQUIRE);
+}
+
+static int exchange(struct connection *connection, void *message, const int *fds, unsigned int nfds)
 {
 	struct hmm_wire_header *header = message;
 	struct hmm_frame *frame = connection->frame;
@@ -281,6 +126,19 @@ int hmmc_connection_exchange(struct connection *connection, void *message, const
 		snprintf(connection->text, sizeof(connection->text), "%s", failure->text);
 		return failure->error < 0 ? failure->error : -EPROTO;
 	}
+}
+
+int hmmc_connection_exchange(struct connection *connection, void *message, const int *fds,
+			     unsigned int nfds)
+{
+	uint64_t end = clock_ms() + connection->grace_ms;
+	int error;
+
+	/* An owner that is being taken over by hmmd answers like this until it is. */
+	while ((error = exchange(connection, message, fds, nfds)) == -EAGAIN && clock_ms() < end)
+		if (nap(connection, RETRY_MIN_MS))
+			break;
+	return error;
 }
 
 int hmmc_connection_event(struct connection *connection)
@@ -390,69 +248,12 @@ static void set_state(struct connection *connection, enum connection_state state
 	futex_unlock(&connection->lock);
 }
 
-struct resend {
-	struct job job;
-	struct connection *connection;
-};
-
-/* In the clerk: sends again, oldest first, what the last hmmd did not answer. */
-static void resend(struct job *job)
-{
-	struct connection *connection = ((struct resend *)job)->connection;
-	struct request *request;
-	int error;
-
-	futex_lock(&connection->send_lock);
-	do {
-		futex_lock(&connection->lock);
-		request = connection->state == CONNECTION_UP ? connection->first : NULL;
-		while (request && (request->round == connection->round || request->round == 0))
-			request = request->next;
-		futex_unlock(&connection->lock);
-		if (request && request->prepare && (error = request->prepare(request)))
-			fail(request, error, request->text);
-		else if (request)
-			send_now(request);
-	} while (request);
-	futex_unlock(&connection->send_lock);
-	hmmc_arena_free(job, sizeof(struct resend));
-}
-
-static void fail_all(struct connection *connection, const char *text)
-{
-	struct request *request;
-
-	for (;;) {
-		futex_lock(&connection->lock);
-		request = connection->first;
-		/* What the clerk still has in its queue it fails itself. */
-		while (request && request->round == 0)
-			request = request->next;
-		if (request)
-			forget(connection, request);
-		futex_unlock(&connection->lock);
-		if (!request)
-			return;
-		answer(request, -ESTALE, text);
-	}
-}
-
-static bool nap(struct connection *connection, unsigned int ms)
-{
-	struct timespec pause = { .tv_sec = ms / 1000, .tv_nsec = (ms % 1000) * 1000000L };
-
-	if (!__atomic_load_n(&connection->closing, __ATOMIC_ACQUIRE))
-		futex_wait(&connection->closing, 0, &pause);
-	return __atomic_load_n(&connection->closing, __ATOMIC_ACQUIRE);
-}
-
 /* Return: true when a new hmmd has taken over, false when it is time to give up. */
 static bool reconnect(struct connection *connection)
 {
 	uint64_t start = clock_ms(), waited;
 	unsigned int pause = RETRY_MIN_MS;
 	bool late = false;
-	struct resend *order;
 
 	part(connection);
 	set_state(connection, CONNECTION_DOWN);
@@ -476,13 +277,7 @@ static bool reconnect(struct connection *connection)
 	set_state(connection, CONNECTION_UP);
 	hmmc_log(HMMC_LOG_NOTICE, "a new hmmd took over after %llu ms",
 		 (unsigned long long)(clock_ms() - start));
-	order = hmmc_arena_alloc(sizeof(*order));
-	if (order) {
-		order->job.run = resend;
-		order->connection = connection;
-		hmmc_clerk_post(&order->job);
-	}
-	return order != NULL;
+	return hmmc_request_resend(connection) == 0;
 }
 
 static int open_first(struct connection *connection)
@@ -526,7 +321,7 @@ static void receiver_main(void *argument)
 		break;
 	}
 	set_state(connection, CONNECTION_DEAD);
-	fail_all(connection, "hmmd is gone and did not come back in time");
+	hmmc_request_fail_all(connection, "hmmd is gone and did not come back in time");
 }
 
 static void find_socket(char *path, size_t size, const char *wanted)

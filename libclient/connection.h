@@ -53,6 +53,14 @@ void hmmc_request_post(struct request *request);
 int hmmc_request_wait(struct request *request);	/* sets hmm_last_error() */
 int hmmc_request_call(struct request *request);	/* post and wait */
 
+/* For the receiver. With the lock held: takes it off the list of those in flight. */
+void hmmc_request_forget(struct connection *connection, struct request *request);
+void hmmc_request_answer(struct request *request, int error, const char *text);
+/* Has the clerk send again what the last hmmd did not answer. Return: 0 or -ENOMEM. */
+int hmmc_request_resend(struct connection *connection);
+/* The connection is dead: whoever waits gets -ESTALE. */
+void hmmc_request_fail_all(struct connection *connection, const char *text);
+
 enum connection_state {
 	CONNECTION_DOWN,	/* being made, or made again */
 	CONNECTION_UP,

@@ -115,7 +115,7 @@ static void before(void)
 		request = hmmc_request_new(hmm->connection, HMM_OP_PREPARE_FORK,
 					   sizeof(struct hmm_msg_prepare_fork));
 		if (request) {
-			((struct hmm_msg_prepare_fork *)request->message)->owner = hmm->id;
+			request->prepare = hmmc_prepare_owner;
 			hmmc_request_call(request);
 			hmmc_request_free(request);
 		}

@@ -174,6 +174,8 @@ int hmm_mirror_unregister(struct hmm_mirror *mirror)
 			error = hmmc_request_call(request);
 			hmmc_request_free(request);
 		}
+		if (error == -EBUSY)
+			return error;	/* pages that cannot come home yet */
 		if (error == -ESTALE)
 			error = 0;	/* gone is gone */
 	}
@@ -190,6 +192,7 @@ int hmm_mirror_unregister(struct hmm_mirror *mirror)
 int hmmc_mirror_restore(struct hmm *hmm, bool same)
 {
 	const struct hmm_msg_mirror_register_reply *reply = (const void *)hmm->connection->frame->data;
+	const struct hmm_msg_reopen_mirror_reply *reopened = (const void *)hmm->connection->frame->data;
 	int error = 0;
 
 	for (struct hmm_mirror_private *mirror = hmm->mirrors; mirror && !error; mirror = mirror->next) {
@@ -203,6 +206,8 @@ int hmmc_mirror_restore(struct hmm *hmm, bool same)
 			again.flags = mirror->flags;
 			HMM_MSG_TEXT(again.device, mirror->device->name);
 			error = hmmc_connection_exchange(hmm->connection, &again, NULL, 0);
+			if (!error)
+				mirror->id = reopened->mirror;
 		} else {
 			HMM_MSG_INIT(anew, HMM_OP_MIRROR_REGISTER, 0);
 			anew.owner = hmm->id;

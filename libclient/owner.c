@@ -294,34 +294,14 @@ static int reopen_region(struct owner *owner, const struct region *region)
 	return hmmc_connection_exchange(owner->hmm->connection, &message, &region->fd, 1);
 }
 
-/* A mirror that a driver registered: its name is the driver's to tell, its shadows are ours. */
-static int reopen_foreign_mirror(struct owner *owner, uint32_t index)
-{
-	struct hmm_msg_reopen_mirror message;
-
-	HMM_MSG_INIT(message, HMM_OP_REOPEN_MIRROR, 0);
-	message.owner = owner->id;
-	message.mirror = owner->id << 8 | index;
-	return hmmc_connection_exchange(owner->hmm->connection, &message, NULL, 0);
-}
-
 static int reopen_regions(struct owner *owner)
 {
-	uint64_t told[4] = { 0 };
 	int error = 0;
 
-	for (struct hmm_mirror_private *mirror = owner->hmm->mirrors; mirror; mirror = mirror->next)
-		told[(mirror->id & 0xff) / 64] |= 1ULL << (mirror->id % 64);
 	for (unsigned int i = 0; !error && i < REGIONS_MAX; i++) {
 		struct region *region = owner->regions.table[i];
 
-		if (!region || !region->map)
-			continue;
-		if (!(told[region->mirror / 64] >> (region->mirror % 64) & 1)) {
-			told[region->mirror / 64] |= 1ULL << (region->mirror % 64);
-			error = reopen_foreign_mirror(owner, region->mirror);
-		}
-		if (!error)
+		if (region && region->map)
 			error = reopen_region(owner, region);
 	}
 	return error;
@@ -357,17 +337,19 @@ int hmmc_owner_reopen(struct owner *owner)
 	error = hmmc_connection_exchange(owner->hmm->connection, &message, fds, 10);
 	if (error)
 		return error;
-	if (reply->owner != owner->id)
-		return -EPROTO;
+	owner->id = owner->hmm->id = reply->owner;
 	owner->hmm->features = reply->features;
-	error = hmmc_mirror_restore(owner->hmm, true);
-	return error ? error : reopen_regions(owner);
+	return 0;
 }
 
+/* With the mirrors known again. */
 int hmmc_owner_reopen_done(struct owner *owner)
 {
 	struct hmm_msg_reopen_done message;
+	int error = reopen_regions(owner);
 
+	if (error)
+		return error;
 	HMM_MSG_INIT(message, HMM_OP_REOPEN_DONE, 0);
 	message.owner = owner->id;
 	return hmmc_connection_exchange(owner->hmm->connection, &message, NULL, 0);

@@ -126,6 +126,27 @@ static void drain_events(struct rescuer *rescuer)
 			note_event(rescuer, &messages[i]);
 }
 
+/* What the dead hmmd had read and not applied. Its faults are raised again; its descriptors died with it. */
+static void replay_journal(struct rescuer *rescuer)
+{
+	const off_t slots = (off_t)(HMM_JOURNAL_OFFSET + offsetof(struct hmm_journal, slot));
+	struct uffd_msg message;
+	uint64_t applied = 0;
+
+	_Static_assert(sizeof(message) == HMM_JOURNAL_SLOT_SIZE, "a slot is a message");
+	if (pread(rescuer->owner->ledger_fd, &applied, sizeof(applied),
+		  (off_t)(HMM_JOURNAL_OFFSET + offsetof(struct hmm_journal, applied))) != sizeof(applied))
+		return;
+	for (unsigned int i = 0; i < HMM_JOURNAL_SLOTS; i++) {
+		if (pread(rescuer->owner->ledger_fd, &message, sizeof(message),
+			  slots + (off_t)((applied + i) % HMM_JOURNAL_SLOTS * sizeof(message))) != sizeof(message) ||
+		    !message.event)
+			return;
+		if (message.event != UFFD_EVENT_PAGEFAULT && message.event != UFFD_EVENT_FORK)
+			note_event(rescuer, &message);
+	}
+}
+
 /* ---- pages ------------------------------------------------------------------------ */
 
 static void wake(int uffd, uint64_t start, uint64_t length)
@@ -186,16 +207,20 @@ static void read_slot(struct rescuer *rescuer, unsigned int slot, uint64_t *map)
 			map[page / 64] |= 1ULL << (page % 64);
 }
 
-/* The order that zapped pages of a block which hmmd did not live to note as complete. */
-static const struct hmm_order *find_zap(struct rescuer *rescuer, uint64_t block)
+/* The order that sent pages of the block out, which hmmd did not live to note as complete. */
+static const struct hmm_order *find_order(struct rescuer *rescuer, uint64_t block)
 {
 	struct hmm_orders *orders = rescuer->owner->orders;
 
 	for (unsigned int i = 0; i < HMM_ORDERS_RING; i++) {
 		const struct hmm_order *order = &orders->ring[i];
 
-		if (order->kind == HMM_ORDER_OUT_ZAP && order->addr == block &&
-		    (order->state == HMM_ORDER_DONE || order->state == HMM_ORDER_COMMIT))
+		if (order->addr != block || order->epoch != rescuer->block.epoch)
+			continue;
+		/* A zap comes after the filling: it need not have ended. */
+		if ((order->state == HMM_ORDER_DONE &&
+		     (order->kind == HMM_ORDER_OUT_ZAP || order->kind == HMM_ORDER_OUT_MOVE)) ||
+		    (order->state == HMM_ORDER_COMMIT && order->kind == HMM_ORDER_OUT_ZAP))
 			return order;
 	}
 	return NULL;
@@ -203,7 +228,7 @@ static const struct hmm_order *find_zap(struct rescuer *rescuer, uint64_t block)
 
 struct sources {
 	uint64_t in_slot[HMM_BITMAP_WORDS];
-	const struct hmm_order *zap;
+	const struct hmm_order *order;
 };
 
 /* Where the bytes of a page are, or NULL where the CPU has them or nobody has. */
@@ -222,7 +247,7 @@ static const char *source(struct rescuer *rescuer, uint64_t block, unsigned int 
 	if (sources->in_slot[page / 64] & bit)
 		return rescuer->owner->slots + (uint64_t)record->slot * HMM_BLOCK_SIZE +
 		       ((uint64_t)page << HMM_PAGE_SHIFT);
-	if (sources->zap && sources->zap->moved[page / 64] & bit)
+	if (sources->order && sources->order->moved[page / 64] & bit)
 		complete = true;
 	away = (byte & HMM_PAGE_STATE_MASK) == HMM_PAGE_DEVICE ||
 	       (byte & HMM_PAGE_STATE_MASK) == HMM_PAGE_SHARED ||
@@ -238,14 +263,14 @@ static void settle_block(struct rescuer *rescuer, int uffd, uint64_t block)
 {
 	const struct hmm_ledger_block *record = &rescuer->block;
 	struct uffdio_writeprotect writable = { .range = { .start = block, .len = HMM_BLOCK_SIZE } };
-	struct sources sources = { .zap = NULL };
+	struct sources sources = { .order = NULL };
 	unsigned int page = 0;
 
 	/* In HOME_SLOT the slot is a second copy of what the shadow has. */
 	if (record->slot != HMM_NO_SLOT && record->transit != HMM_TRANSIT_HOME_SLOT)
 		read_slot(rescuer, record->slot, sources.in_slot);
-	if (record->transit == HMM_TRANSIT_OUT_ZAP)
-		sources.zap = find_zap(rescuer, block);
+	if (record->transit == HMM_TRANSIT_OUT_MOVE || record->transit == HMM_TRANSIT_OUT_ZAP)
+		sources.order = find_order(rescuer, block);
 	while (page < HMM_BLOCK_PAGES) {
 		uint64_t address = block + ((uint64_t)page << HMM_PAGE_SHIFT);
 		const char *from = source(rescuer, block, page, &sources);
@@ -315,8 +340,10 @@ static void for_each_block(struct rescuer *rescuer, int uffd,
 	int ledger = rescuer->owner->ledger_fd;
 	off_t at = 0, end;
 
-	while ((at = lseek(ledger, at, SEEK_DATA)) >= 0) {
+	while ((at = lseek(ledger, at, SEEK_DATA)) >= 0 && at < (off_t)HMM_JOURNAL_OFFSET) {
 		end = lseek(ledger, at, SEEK_HOLE);
+		if (end > (off_t)HMM_JOURNAL_OFFSET)
+			end = (off_t)HMM_JOURNAL_OFFSET;
 		for (at &= ~(off_t)(HMM_PAGE_SIZE - 1); at < end; at += HMM_PAGE_SIZE) {
 			uint64_t block = (uint64_t)at / sizeof(struct hmm_ledger_block) << HMM_BLOCK_SHIFT;
 
@@ -377,6 +404,7 @@ static void rescue(struct rescuer *rescuer)
 					    __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
 		;
 	__atomic_store_n(&owner->pulse->dead, 1, __ATOMIC_SEQ_CST);
+	replay_journal(rescuer);
 	let_agent_finish(rescuer);
 	/* Faults that the dead hmmd had read are raised again. */
 	wake(owner->uffd, 0, HMM_VA_END);

@@ -6,8 +6,8 @@
  * hmm_open() makes one connection and one owner per process; hmm_open_peer() one
  * connection per key. When the connection breaks, hmmc_space_restore() tells the
  * next hmmd what the last one knew, in the order in which one thing needs another:
- * devices, the owner, its mirrors and shadows, what was said of ranges, keys,
- * windows. Two processes may wait for each other here (a driver's key for its
+ * the owner, devices, mirrors and shadows, what was said of ranges, keys;
+ * or the key, devices, mirrors, windows. Two processes may wait for each other here (a driver's key for its
  * owner, an owner's mirror for a driver's device), so what is merely not there
  * yet is asked for again on the same connection.
  *
@@ -30,6 +30,19 @@ static struct {
 	struct hmm *own;
 	uint32_t generation;
 } process LIBRARY_DATA = { .generation = 1 };
+
+_Static_assert(offsetof(struct hmm_msg_exclude, owner) == offsetof(struct hmm_msg_drain, owner) &&
+	       offsetof(struct hmm_msg_advise, owner) == offsetof(struct hmm_msg_drain, owner) &&
+	       offsetof(struct hmm_msg_export, owner) == offsetof(struct hmm_msg_drain, owner) &&
+	       offsetof(struct hmm_msg_layout, owner) == offsetof(struct hmm_msg_drain, owner) &&
+	       offsetof(struct hmm_msg_prepare_fork, owner) == offsetof(struct hmm_msg_drain, owner),
+	       "hmmc_prepare_owner() is for all of them");
+
+int hmmc_prepare_owner(struct request *request)
+{
+	((struct hmm_msg_drain *)request->message)->owner = request->connection->hmm->id;
+	return 0;
+}
 
 int hmmc_space_check(const struct hmm *hmm)
 {
@@ -300,7 +313,7 @@ static int take_export(struct request *request)
 {
 	struct key *key = request->data;
 
-	((struct hmm_msg_export *)request->message)->owner = request->connection->hmm->id;
+	hmmc_prepare_owner(request);
 	if (request->fds[0] < 0) {
 		request->fds[0] = hmmc_clerk_take_fd(key->fd);
 		if (request->fds[0] < 0) {
@@ -378,7 +391,7 @@ static void drain_all(struct hmm *hmm)
 	request = hmmc_request_new(hmm->connection, HMM_OP_DRAIN, sizeof(struct hmm_msg_drain));
 	if (!request)
 		return;
-	((struct hmm_msg_drain *)request->message)->owner = hmm->id;
+	request->prepare = hmmc_prepare_owner;
 	hmmc_request_call(request);
 	hmmc_request_free(request);
 }
@@ -398,7 +411,8 @@ void hmm_close(struct hmm *hmm)
 	while (hmm->windows)
 		hmm_window_unmap(hmm->windows);
 	while (hmm->mirrors)
-		hmm_mirror_unregister(hmm->mirrors->mirror);
+		if (hmm_mirror_unregister(hmm->mirrors->mirror) == -EBUSY)
+			nanosleep(&(struct timespec){ .tv_nsec = 10000000 }, NULL);
 	/* Nobody may bring anything to a device between here and the end: then all is home. */
 	if (hmm->owner && !__atomic_load_n(&hmm->lost, __ATOMIC_ACQUIRE))
 		drain_all(hmm);
@@ -463,29 +477,44 @@ static int reopen_peer(struct hmm *hmm)
 	return error ? error : map_peer(hmm, hmm->connection->frame);
 }
 
-static int restore(struct hmm *hmm)
+/* A restarted hmmd makes the devices of an owner's mirrors itself, from the ledger. */
+static int restore_owner(struct hmm *hmm, bool anew)
 {
-	bool anew = hmm->connection->parted;
-	int error = hmmc_device_restore(hmm);
+	int error = anew ? hmmc_owner_open_anew(hmm->owner) : hmmc_owner_reopen(hmm->owner);
 
-	if (!error && hmm->owner && hmm->owner->orders) {
-		error = anew ? hmmc_owner_open_anew(hmm->owner) : hmmc_owner_reopen(hmm->owner);
-		if (!error && anew)
-			error = hmmc_mirror_restore(hmm, false);
-		if (!error)
-			error = hmmc_statement_restore(hmm);
-		if (!error)
-			error = export_again(hmm);
-		if (!error && !anew)
-			error = hmmc_owner_reopen_done(hmm->owner);
-	} else if (!error && hmm->key >= 0) {
-		error = reopen_peer(hmm);
-		if (!error)
-			error = hmmc_mirror_restore(hmm, !anew);
-	}
+	if (!error)
+		error = hmmc_device_restore(hmm);
+	if (!error)
+		error = hmmc_mirror_restore(hmm, !anew);
+	if (!error && !anew)
+		error = hmmc_owner_reopen_done(hmm->owner);
+	if (!error)
+		error = hmmc_statement_restore(hmm);
+	if (!error)
+		error = export_again(hmm);
+	return error;
+}
+
+static int restore_peer(struct hmm *hmm)
+{
+	int error = reopen_peer(hmm);
+
+	if (!error)
+		error = hmmc_device_restore(hmm);
+	if (!error)
+		error = hmmc_mirror_restore(hmm, false);
 	if (!error)
 		error = hmmc_window_restore(hmm);
 	return error;
+}
+
+static int restore(struct hmm *hmm)
+{
+	if (hmm->owner && hmm->owner->orders)
+		return restore_owner(hmm, hmm->connection->parted);
+	if (!hmm->owner && hmm->table)
+		return restore_peer(hmm);
+	return 0;	/* it is still being opened, and its request will be sent again */
 }
 
 int hmmc_space_restore(struct hmm *hmm)

@@ -67,6 +67,8 @@ struct hmm {
 
 /* The text for a missing or dead handle. Return: 0, -EINVAL or -ESTALE. */
 int hmmc_space_check(const struct hmm *hmm);
+/* request->prepare for messages whose first field is the owner: a restart may change its id. */
+int hmmc_prepare_owner(struct request *request);
 /* This process's, or NULL; nobody opens or closes until the unlock. */
 struct hmm *hmmc_space_lock_own(void);
 void hmmc_space_unlock_own(void);

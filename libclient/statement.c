@@ -130,6 +130,7 @@ int hmmc_state(struct hmm *hmm, enum statement_kind kind, uint64_t start, uint64
 		return hmmc_fail(-ENOMEM, "the library's memory is used up");
 	}
 	memcpy(request->message, &message, size);
+	request->prepare = hmmc_prepare_owner;
 	error = hmmc_request_call(request);
 	hmmc_request_free(request);
 	return error;

@@ -283,7 +283,7 @@ static int cover_all(struct hmm_window *window)
 		request = hmmc_request_new(window->hmm->connection, HMM_OP_LAYOUT, sizeof(struct hmm_msg_layout));
 		if (!request)
 			return hmmc_fail(-ENOMEM, "the library's memory is used up");
-		((struct hmm_msg_layout *)request->message)->owner = window->hmm->id;
+		request->prepare = hmmc_prepare_owner;
 		((struct hmm_msg_layout *)request->message)->cursor = cursor;
 		error = hmmc_request_call(request);
 		reply = (const struct hmm_msg_layout_reply *)request->reply;

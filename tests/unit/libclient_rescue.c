@@ -277,6 +277,7 @@ Test(rescue, a_zap_that_hmmd_did_not_live_to_note)
 	order->kind = HMM_ORDER_OUT_ZAP;
 	order->state = HMM_ORDER_DONE;
 	order->addr = HOME;
+	order->epoch = 1;
 	for (unsigned int page = 0; page < 100; page++)
 		order->moved[page / 64] |= 1ULL << (page % 64);
 	cr_assert_eq(pwrite(shadow, golden, 100 * HMM_PAGE_SIZE, 0), (ssize_t)(100 * HMM_PAGE_SIZE));

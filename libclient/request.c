@@ -1,0 +1,250 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * request.c - requests, from the caller who waits to the socket.
+ *
+ * The happy path: the caller fills in a request and posts it; it joins the list
+ * of those in flight and the clerk sends it; the receiver finds it by its serial,
+ * takes it off the list and wakes the caller, who frees it. Whoever takes a request
+ * off the list answers it, so nobody does it twice.
+ *
+ * Sending fails only for messages that cannot be sent at all. While the connection
+ * is down requests wait to be sent again; when it is given up they fail.
+ *
+ * Locks as in connection.c.
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "arena.h"
+#include "connection.h"
+
+#define RETRY_MS	10
+#define ROUND_LATER	UINT32_MAX	/* request->round: to be sent when the connection is up again */
+
+struct request *hmmc_request_new(struct connection *connection, uint16_t op, size_t size)
+{
+	struct request *request = hmmc_arena_alloc(sizeof(*request));
+
+	if (!request)
+		return NULL;
+	request->message = hmmc_arena_alloc(size);
+	if (!request->message) {
+		hmmc_arena_free(request, sizeof(*request));
+		return NULL;
+	}
+	hmm_wire_init(request->message, op, size, 0);
+	request->size = size;
+	request->connection = connection;
+	for (unsigned int i = 0; i < sizeof(request->fds) / sizeof(*request->fds); i++)
+		request->fds[i] = -1;
+	return request;
+}
+
+static int close_fds(void *argument)
+{
+	struct request *request = argument;
+
+	for (unsigned int i = 0; i < request->nfds; i++)
+		if (request->fds[i] >= 0)
+			close(request->fds[i]);
+	return 0;
+}
+
+void hmmc_request_free(struct request *request)
+{
+	if (!request)
+		return;
+	if (request->nfds && !request->borrowed) {
+		if (hmmc_thread_is_private())
+			close_fds(request);
+		else
+			hmmc_clerk_call(close_fds, request);
+	}
+	hmmc_arena_free(request->reply, request->reply_size);
+	hmmc_arena_free(request->message, request->size);
+	hmmc_arena_free(request, sizeof(*request));
+}
+
+/* Takes it off the list of those in flight. With the lock held. */
+void hmmc_request_forget(struct connection *connection, struct request *request)
+{
+	if (request->previous)
+		request->previous->next = request->next;
+	else
+		connection->first = request->next;
+	if (request->next)
+		request->next->previous = request->previous;
+	else
+		connection->last = request->previous;
+	request->next = request->previous = NULL;
+}
+
+void hmmc_request_answer(struct request *request, int error, const char *text)
+{
+	request->error = error;
+	if (text != request->text)
+		snprintf(request->text, sizeof(request->text), "%s", text);
+	if (request->complete)
+		request->complete(request);
+	else
+		futex_latch_set(&request->done, 1);
+}
+
+/* In the clerk. Whoever takes a request off the list answers it, so nobody does it twice. */
+static void fail(struct request *request, int error, const char *text)
+{
+	struct connection *connection = request->connection;
+
+	futex_lock(&connection->lock);
+	hmmc_request_forget(connection, request);
+	futex_unlock(&connection->lock);
+	hmmc_request_answer(request, error, text);
+}
+
+/*
+ * In the clerk, with send_lock held: as long as it is, the receiver cannot give
+ * the connection up. Once sent the request may be answered and freed at any
+ * moment, unless sending failed. A broken socket is the receiver's to notice.
+ */
+static void send_now(struct request *request)
+{
+	struct connection *connection = request->connection;
+	bool noreply = request->message->serial == 0;
+	enum connection_state state;
+	int error;
+
+	futex_lock(&connection->lock);
+	state = connection->state;
+	request->round = state == CONNECTION_UP ? connection->round : ROUND_LATER;
+	futex_unlock(&connection->lock);
+	if (state == CONNECTION_DOWN && !noreply)
+		return;
+	if (state != CONNECTION_UP) {
+		fail(request, -ESTALE, "hmmd is gone and did not come back in time");
+		return;
+	}
+	error = hmm_frame_send(connection->fd, request->message, request->fds, request->nfds);
+	if (noreply)
+		fail(request, error, "");
+	else if (error && error != -EPIPE && error != -ECONNRESET && error != -ENOTCONN)
+		fail(request, error, "the message cannot be sent to hmmd");
+}
+
+static void send_request(struct job *job)
+{
+	struct request *request = (struct request *)job;
+	struct connection *connection = request->connection;
+	int error = request->prepare ? request->prepare(request) : 0;
+
+	if (error) {
+		fail(request, error, request->text);
+		return;
+	}
+	futex_lock(&connection->send_lock);
+	send_now(request);
+	futex_unlock(&connection->send_lock);
+}
+
+void hmmc_request_post(struct request *request)
+{
+	struct connection *connection = request->connection;
+
+	request->job.run = send_request;
+	futex_lock(&connection->lock);
+	/* An acknowledgement has no reply; its serial stays 0. */
+	if (request->message->opcode != HMM_OP_ACK) {
+		if (++connection->serial == 0)
+			connection->serial = 1;
+		request->message->serial = connection->serial;
+	}
+	request->previous = connection->last;
+	request->next = NULL;
+	if (connection->last)
+		connection->last->next = request;
+	else
+		connection->first = request;
+	connection->last = request;
+	futex_unlock(&connection->lock);
+	hmmc_clerk_post(&request->job);
+}
+
+int hmmc_request_wait(struct request *request)
+{
+	futex_latch_wait(&request->done);
+	/* After a restart, while hmmd settles what was in transit. */
+	while (request->error == -EAGAIN) {
+		nanosleep(&(struct timespec){ .tv_nsec = RETRY_MS * 1000000L }, NULL);
+		request->done = request->round = 0;
+		request->error = 0;
+		hmmc_request_post(request);
+		futex_latch_wait(&request->done);
+	}
+	if (request->error)
+		return hmmc_fail(request->error, "%s", request->text);
+	return 0;
+}
+
+int hmmc_request_call(struct request *request)
+{
+	hmmc_request_post(request);
+	return hmmc_request_wait(request);
+}
+
+struct resend {
+	struct job job;
+	struct connection *connection;
+};
+
+/* In the clerk: sends again, oldest first, what the last hmmd did not answer. */
+static void resend(struct job *job)
+{
+	struct connection *connection = ((struct resend *)job)->connection;
+	struct request *request;
+	int error;
+
+	futex_lock(&connection->send_lock);
+	do {
+		futex_lock(&connection->lock);
+		request = connection->state == CONNECTION_UP ? connection->first : NULL;
+		while (request && (request->round == connection->round || request->round == 0))
+			request = request->next;
+		futex_unlock(&connection->lock);
+		if (request && request->prepare && (error = request->prepare(request)))
+			fail(request, error, request->text);
+		else if (request)
+			send_now(request);
+	} while (request);
+	futex_unlock(&connection->send_lock);
+	hmmc_arena_free(job, sizeof(struct resend));
+}
+
+int hmmc_request_resend(struct connection *connection)
+{
+	struct resend *order = hmmc_arena_alloc(sizeof(*order));
+
+	if (!order)
+		return -ENOMEM;
+	order->job.run = resend;
+	order->connection = connection;
+	hmmc_clerk_post(&order->job);
+	return 0;
+}
+
+void hmmc_request_fail_all(struct connection *connection, const char *text)
+{
+	struct request *request;
+
+	for (;;) {
+		futex_lock(&connection->lock);
+		request = connection->first;
+		/* What the clerk still has in its queue it fails itself. */
+		while (request && request->round == 0)
+			request = request->next;
+		if (request)
+			hmmc_request_forget(connection, request);
+		futex_unlock(&connection->lock);
+		if (!request)
+			return;
+		hmmc_request_answer(request, -ESTALE, text);
+	}
+}
