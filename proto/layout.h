@@ -115,6 +115,18 @@ _Static_assert(sizeof(struct hmm_ledger_block) == 1024, "one record per KiB");
 #define HMM_JOURNAL_SLOTS	1024U
 #define HMM_JOURNAL_SLOT_SIZE	32U
 
+/* A mirror, as a successor has to make it again. */
+struct hmm_journal_mirror {
+	uint32_t used;
+	uint32_t kind;		/* of the device's pool: enum hmm_pool_kind */
+	int32_t node;
+	uint32_t reserved;
+	uint64_t size;		/* of the device */
+	uint64_t caps;
+	char device[64];
+};
+#define HMM_JOURNAL_MIRRORS	16
+
 struct hmm_journal {
 	uint32_t magic;
 	uint32_t version;
@@ -123,6 +135,7 @@ struct hmm_journal {
 	uint64_t applied;	/* messages applied so far; slot = applied % HMM_JOURNAL_SLOTS */
 	uint64_t open_flags;	/* as the owner asked */
 	uint64_t reserved[3];
+	struct hmm_journal_mirror mirror[HMM_JOURNAL_MIRRORS];	/* by index */
 	_Alignas(64) uint8_t slot[HMM_JOURNAL_SLOTS][HMM_JOURNAL_SLOT_SIZE];
 };
 #define HMM_LEDGER_SIZE		(HMM_JOURNAL_OFFSET + ((sizeof(struct hmm_journal) + 4095) & ~4095UL))
@@ -169,7 +182,8 @@ struct hmm_order {
 	uint64_t moved[HMM_BITMAP_WORDS];	/* result: moved (and filled, when DONE) */
 	uint64_t hole[HMM_BITMAP_WORDS];	/* result: nothing there: zeros in the shadow if WHOLE held */
 	uint64_t busy[HMM_BITMAP_WORDS];	/* result: pinned or shared, left alone */
-	uint64_t spare[27];
+	uint64_t epoch;		/* of the block when the order was given */
+	uint64_t spare[26];
 };
 _Static_assert(sizeof(struct hmm_order) == 512, "fixed size");
 

@@ -1,0 +1,319 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * access.c - a device's access without a window (state R for whatever is not
+ * in a shadow), and coherent memory. Runs on the owner's worker.
+ *
+ * An access goes page by page: where the page is in the shadow, there; where
+ * the CPU has it, in place, through the owner's own /proc/self/mem. That file
+ * ignores protection, so the mapping is looked at first. A page in transit
+ * parks the access; it goes on from where it was.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/owner.h"
+#include "engine/worker.h"
+#include "log.h"
+
+struct access {
+	struct task task;
+	struct owner *owner;
+	struct letter *letter;
+	struct mirror *mirror;
+	uint64_t addr;
+	size_t length, done;
+	bool write;
+	char *buffer;			/* in the reply (read) or in the message (write) */
+	struct kernel_vma vma;		/* the mapping looked at last; end 0: none */
+	unsigned int tries;
+};
+
+static void access_run(struct task *task);
+
+static void access_finish(struct access *access, int error)
+{
+	struct letter *letter = access->letter;
+
+	if (error && !access->done) {
+		const char *why = error == -EPERM ? "the mapping is read-only" :
+				  error == -EIO ? "the page is lost" :
+				  error == -EFAULT ? "nothing is mapped there, or it may not be read" :
+						     strerror(-error);
+
+		letter_fail(letter, error, "%#lx: %s", access->addr + access->done, why);
+	} else if (access->write) {
+		struct hmm_msg_device_write_reply *reply =
+			letter_reply(letter, HMM_OP_DEVICE_WRITE_REPLY, sizeof(*reply));
+
+		if (reply)
+			reply->written = access->done;
+		else
+			letter_fail(letter, -ENOMEM, "out of memory for the answer");
+	} else {
+		struct hmm_msg_device_read_reply *reply = (void *)letter->reply;
+
+		/* The fixed part's size and what was read: no more leaves hmmd. */
+		reply->count = (uint32_t)access->done;
+		reply->header.size = (uint32_t)(sizeof(*reply) + access->done);
+	}
+	access->mirror->migrations--;
+	worker_reply(access->owner->worker, letter);
+	free(access);
+}
+
+static int check_mapping(struct access *access, uint64_t addr)
+{
+	struct kernel_vma *vma = &access->vma;
+	int r;
+
+	if (addr >= vma->end || addr < vma->start) {
+		r = kernel->vma_at(access->owner->maps, addr, vma);
+		if (r) {
+			vma->end = 0;
+			return r == -ENOENT ? -EFAULT : r;
+		}
+		if (vma->start > addr) {
+			vma->end = 0;
+			return -EFAULT;
+		}
+	}
+	if (!vma->read)
+		return -EFAULT;
+	return access->write && !vma->write ? -EPERM : 0;
+}
+
+/* In place, at the CPU. */
+static ssize_t access_remote(struct access *access, struct block *block, uint64_t addr, size_t n)
+{
+	struct owner *owner = access->owner;
+	char *buffer = access->buffer + access->done;
+	ssize_t r = 0;
+
+	for (int tries = 0; tries < 2; tries++) {
+		size_t done;
+
+		r = access->write ? kernel->mem_write(owner->mem, addr, buffer, n)
+				  : kernel->mem_read(owner->mem, addr, buffer, n);
+		if (r != -EIO && r != -EFAULT && r != 0)
+			return r;
+		if (!block || !(block->record->flags & HMM_BLOCK_ARMED))
+			break;
+		/* Armed and never touched: nobody fills it but hmmd. Or protected from a former S. */
+		kernel->uffd_zero(owner->uffd, addr & ~(HMM_PAGE_SIZE - 1), HMM_PAGE_SIZE, &done);
+		kernel->uffd_protect(owner->uffd, addr & ~(HMM_PAGE_SIZE - 1), HMM_PAGE_SIZE, false);
+	}
+	return r < 0 ? (r == -EIO ? -EFAULT : r) : -EFAULT;
+}
+
+/* One page's worth. 0: done; 1: parked; or -errno. */
+static int access_step(struct access *access)
+{
+	uint64_t addr = access->addr + access->done;
+	size_t n = HMM_PAGE_SIZE - addr % HMM_PAGE_SIZE;
+	struct block *block = block_find(access->owner, addr);
+	enum hmm_page_state state = HMM_PAGE_INVALID;
+	struct shadow *shadow;
+	struct pages pages = { 0 };
+	ssize_t r;
+
+	if (n > access->length - access->done)
+		n = access->length - access->done;
+	r = check_mapping(access, addr);
+	if (r)
+		return (int)r;
+	if (block) {
+		if (!block_at_rest(block)) {
+			block_park(block, &access->task);
+			return 1;
+		}
+		state = page_state(block, page_index(addr));
+	}
+	switch (state) {
+	case HMM_PAGE_SHARED:
+		if (access->write) {
+			/* The device takes it: the copy goes, then the page is written in place. */
+			pages_set(&pages, page_index(addr));
+			owner_queue(access->owner, &access->task);
+			unshare_begin(block, &pages, HMM_REASON_CPU_WRITE, NULL);
+			return 1;
+		}
+		/* fall through */
+	case HMM_PAGE_DEVICE:
+	case HMM_PAGE_COHERENT:
+		shadow = block_shadow(block);
+		if (!shadow)
+			return -EIO;
+		if (access->write)
+			memcpy(shadow_at(shadow, addr), access->buffer + access->done, n);
+		else
+			memcpy(access->buffer + access->done, shadow_at(shadow, addr), n);
+		break;
+	case HMM_PAGE_ERROR:
+		return -EIO;
+	case HMM_PAGE_INVALID:
+	case HMM_PAGE_REMOTE:
+		r = access_remote(access, block, addr, n);
+		if (r < 0)
+			return (int)r;
+		n = (size_t)r;
+		break;
+	}
+	access->done += n;
+	return 0;
+}
+
+static void access_run(struct task *task)
+{
+	struct access *access = (struct access *)task;
+	int r = 0;
+
+	access->vma.end = 0;
+	if (access->owner->gone)
+		r = -ESTALE;
+	while (!r && access->done < access->length) {
+		r = access_step(access);
+		if (r == 1)
+			return;
+		if (r)
+			break;
+	}
+	access_finish(access, r);
+}
+
+static int access_begin(struct owner *owner, struct letter *letter)
+{
+	const struct hmm_msg_device_write *write = (const void *)letter->message;
+	const struct hmm_msg_device_read *read = (const void *)letter->message;
+	bool is_write = letter->message->opcode == HMM_OP_DEVICE_WRITE;
+	uint32_t id = is_write ? write->mirror : read->mirror;
+	size_t length = is_write ? write->count : read->length;
+	uint64_t addr = is_write ? write->addr : read->addr;
+	struct mirror *mirror = mirror_by_id(owner, id);
+	struct access *access;
+
+	if (!mirror || mirror->leaving)
+		return letter_fail(letter, -ENOENT, "no mirror %u", id);
+	if (!length || length > 65536 || addr >= HMM_VA_END || length > HMM_VA_END - addr)
+		return letter_fail(letter, -EINVAL,
+				   "%zu bytes at %#lx: 1 to 65536 bytes below the 47-bit end are possible",
+				   length, addr);
+	access = calloc(1, sizeof(*access));
+	if (!access)
+		return letter_fail(letter, -ENOMEM, "out of memory");
+	access->task.run = access_run;
+	access->owner = owner;
+	access->letter = letter;
+	access->mirror = mirror;
+	access->addr = addr;
+	access->length = length;
+	access->write = is_write;
+	if (is_write) {
+		access->buffer = (char *)((struct hmm_msg_device_write *)letter->message)->data;
+	} else {
+		struct hmm_msg_device_read_reply *reply =
+			letter_reply(letter, HMM_OP_DEVICE_READ_REPLY, sizeof(*reply) + length);
+
+		if (!reply) {
+			free(access);
+			return letter_fail(letter, -ENOMEM, "out of memory for %zu bytes", length);
+		}
+		access->buffer = (char *)reply->data;
+	}
+	mirror->migrations++;	/* the mirror stays while it runs */
+	owner_queue(owner, &access->task);
+	return 0;
+}
+
+/* ---- coherent memory --------------------------------------------------------------- */
+
+static int coherent_alloc(struct owner *owner, struct letter *letter)
+{
+	const struct hmm_msg_alloc *message = (const void *)letter->message;
+	struct mirror *mirror = mirror_by_id(owner, message->mirror);
+	uint64_t end = message->addr + message->length, at;
+	struct hmm_msg_alloc_reply *reply;
+	struct shadow *shadow;
+	int r = 0;
+
+	if (!mirror || mirror->leaving || owner->closing)
+		return letter_fail(letter, -ENOENT, "no mirror %u", message->mirror);
+	if ((message->addr | message->length) % HMM_BLOCK_SIZE)
+		return letter_fail(letter, -EINVAL, "coherent memory comes in blocks of 2 MiB");
+	for (at = message->addr; at < end; at += HMM_BLOCK_SIZE)
+		if (block_find(owner, at))
+			return letter_fail(letter, -EEXIST, "block %#lx is in use", at);
+	for (at = message->addr; at < end && !r; at += HMM_BLOCK_SIZE) {
+		struct block *block;
+
+		r = mirror_shadow(mirror, at, &shadow);
+		block = r ? NULL : block_get(owner, at);
+		if (!block) {
+			r = r ? r : -ENOMEM;
+			break;
+		}
+		block->record->mirror = (uint16_t)mirror->index;
+		r = block_charge(block, mirror->device, HMM_BLOCK_PAGES);
+		if (r)
+			block_forget(block);
+		else
+			block_set_state(block, 0, HMM_BLOCK_PAGES, HMM_PAGE_COHERENT);
+	}
+	reply = r ? NULL : letter_reply(letter, HMM_OP_ALLOC_REPLY, sizeof(*reply));
+	if (!reply) {
+		for (uint64_t back = message->addr; back < end; back += HMM_BLOCK_SIZE) {
+			struct block *block = block_find(owner, back);
+
+			if (!block)
+				continue;
+			block_set_state(block, 0, HMM_BLOCK_PAGES, HMM_PAGE_INVALID);
+			block_settle(block);
+		}
+		return letter_fail(letter, r ? r : -ENOMEM, "%lu bytes of coherent memory: device %s has %lu of %lu in use: %s",
+				   message->length, mirror->device->name,
+				   atomic_load(&mirror->device->used), mirror->device->size,
+				   strerror(r ? -r : ENOMEM));
+	}
+	reply->regions = (uint32_t)((end - 1) / HMM_REGION_SIZE - message->addr / HMM_REGION_SIZE + 1);
+	return 0;
+}
+
+static void free_block(struct block *block, void *data)
+{
+	(void)data;
+	if (block_at_rest(block) && block_count(block, HMM_PAGE_COHERENT)) {
+		block_discard(block, 0, HMM_BLOCK_PAGES, HMM_REASON_UNMAP);
+		/* Looked up anew by the settling that the discard asked for. */
+	}
+}
+
+static int coherent_free(struct owner *owner, struct letter *letter)
+{
+	const struct hmm_msg_free *message = (const void *)letter->message;
+
+	if ((message->addr | message->length) % HMM_BLOCK_SIZE)
+		return letter_fail(letter, -EINVAL, "coherent memory comes in blocks of 2 MiB");
+	block_for_each(owner, message->addr, message->addr + message->length, free_block, NULL);
+	if (!letter_reply(letter, HMM_OP_FREE_REPLY, sizeof(struct hmm_msg_free_reply)))
+		return letter_fail(letter, -ENOMEM, "out of memory for the answer");
+	return 0;
+}
+
+void access_request(struct owner *owner, struct letter *letter)
+{
+	int r;
+
+	switch (letter->message->opcode) {
+	case HMM_OP_ALLOC:
+		coherent_alloc(owner, letter);
+		break;
+	case HMM_OP_FREE:
+		coherent_free(owner, letter);
+		break;
+	default:
+		r = access_begin(owner, letter);
+		if (!r)
+			return;		/* answered when it is done */
+	}
+	worker_reply(owner->worker, letter);
+}

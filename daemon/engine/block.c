@@ -1,0 +1,576 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * block.c - blocks: 2 MiB of the owner's addresses, the unit of locking,
+ * policy and statistics. Runs on the owner's worker.
+ *
+ * A block object exists while hmmd has anything to do with its addresses: some
+ * page is not I, something lingers in the shadow, or it is registered with the
+ * owner's userfaultfd. block_settle() takes that apart again, so that memory
+ * which went out and came home costs nothing any more.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/owner.h"
+#include "engine/worker.h"
+#include "log.h"
+#include "uapi.h"
+
+/* How long a block that is all home is left alone before it is disarmed. */
+#define SETTLE_NS	(50 * NS_PER_MS)
+
+/*
+ * madvise() zaps after its REMOVE event was read, and no call says when: a
+ * page that left in between would escape the zap. Such pages stay until they
+ * were seen absent, or for this long.
+ */
+#define ZAP_NS		(2000 * NS_PER_MS)
+
+bool pages_run(const struct pages *pages, unsigned int *first, unsigned int *end)
+{
+	unsigned int i = *first;
+
+	while (i < HMM_BLOCK_PAGES && !pages_test(pages, i)) {
+		if (i % 64 == 0 && !pages->word[i / 64])
+			i += 64;
+		else
+			i++;
+	}
+	if (i >= HMM_BLOCK_PAGES)
+		return false;
+	*first = i;
+	while (i < HMM_BLOCK_PAGES && pages_test(pages, i))
+		i++;
+	*end = i;
+	return true;
+}
+
+/* ---- finding ---------------------------------------------------------------- */
+
+static unsigned int span_index(const struct owner *owner, uint64_t base)
+{
+	unsigned int low = 0, high = owner->span_count;
+
+	while (low < high) {
+		unsigned int middle = (low + high) / 2;
+
+		if (owner->spans[middle]->base < base)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low;
+}
+
+static struct block_span *span_find(struct owner *owner, uint64_t addr)
+{
+	uint64_t base = addr & ~(HMM_REGION_SIZE - 1);
+	unsigned int i;
+
+	if (owner->last_span && owner->last_span->base == base)
+		return owner->last_span;
+	i = span_index(owner, base);
+	if (i == owner->span_count || owner->spans[i]->base != base)
+		return NULL;
+	return owner->last_span = owner->spans[i];
+}
+
+static struct block_span *span_get(struct owner *owner, uint64_t addr)
+{
+	struct block_span *span = span_find(owner, addr), **spans;
+	uint64_t base = addr & ~(HMM_REGION_SIZE - 1);
+	unsigned int at = span_index(owner, base);
+
+	if (span)
+		return span;
+	span = calloc(1, sizeof(*span));
+	spans = realloc(owner->spans, (owner->span_count + 1) * sizeof(*spans));
+	if (spans)
+		owner->spans = spans;
+	if (!span || !spans) {
+		free(span);
+		return NULL;
+	}
+	span->base = base;
+	memmove(spans + at + 1, spans + at, (owner->span_count - at) * sizeof(*spans));
+	spans[at] = span;
+	owner->span_count++;
+	return owner->last_span = span;
+}
+
+static struct block **span_slot(struct block_span *span, uint64_t addr)
+{
+	return &span->block[(addr - span->base) >> HMM_BLOCK_SHIFT];
+}
+
+struct block *block_find(struct owner *owner, uint64_t addr)
+{
+	struct block_span *span = span_find(owner, addr);
+
+	return span ? *span_slot(span, addr) : NULL;
+}
+
+struct block *block_get(struct owner *owner, uint64_t addr)
+{
+	struct block_span *span = span_get(owner, addr);
+	struct block *block;
+
+	if (!span)
+		return NULL;
+	block = *span_slot(span, addr);
+	if (block)
+		return block;
+	block = calloc(1, sizeof(*block));
+	if (!block)
+		return NULL;
+	block->owner = owner;
+	block->addr = addr & ~(HMM_BLOCK_SIZE - 1);
+	block->record = owner->ledger + (addr >> HMM_BLOCK_SHIFT);
+	TAILQ_INIT(&block->parked);
+	if (block_count(block, HMM_PAGE_INVALID) == HMM_BLOCK_PAGES && block_at_rest(block)) {
+		block->record->mirror = HMM_NO_MIRROR;
+		block->record->slot = HMM_NO_SLOT;
+	}
+	*span_slot(span, addr) = block;
+	span->used++;
+	return block;
+}
+
+void block_forget(struct block *block)
+{
+	struct owner *owner = block->owner;
+	struct block_span *span = span_find(owner, block->addr);
+	uint64_t table_offset = (block->addr >> HMM_PAGE_SHIFT) * sizeof(uint64_t);
+
+	assert(block_at_rest(block) && TAILQ_EMPTY(&block->parked) && !block->charged);
+	if (block->queued)
+		TAILQ_REMOVE(&owner->settling, block, settle);
+	memset(block->record, 0, sizeof(*block->record));
+	/* A block's entries are exactly one page of the table. */
+	kernel->punch(owner->table_fd, table_offset, HMM_PAGE_SIZE);
+	*span_slot(span, block->addr) = NULL;
+	free(block);
+
+	if (--span->used)
+		return;
+	unsigned int at = span_index(owner, span->base);
+
+	memmove(owner->spans + at, owner->spans + at + 1,
+		(owner->span_count - at - 1) * sizeof(*owner->spans));
+	owner->span_count--;
+	owner->last_span = NULL;
+	free(span);
+}
+
+struct block *block_next(struct owner *owner, uint64_t addr, uint64_t end)
+{
+	uint64_t at = addr & ~(HMM_BLOCK_SIZE - 1);
+
+	for (unsigned int i = span_index(owner, at & ~(HMM_REGION_SIZE - 1)); i < owner->span_count;
+	     i++) {
+		struct block_span *span = owner->spans[i];
+
+		if (at < span->base)
+			at = span->base;
+		for (; at < span->base + HMM_REGION_SIZE; at += HMM_BLOCK_SIZE) {
+			if (at >= end)
+				return NULL;
+			if (*span_slot(span, at))
+				return *span_slot(span, at);
+		}
+	}
+	return NULL;
+}
+
+void block_for_each(struct owner *owner, uint64_t start, uint64_t end, block_fn fn, void *data)
+{
+	struct block *block;
+
+	/* Looked up anew each time: fn may forget blocks. */
+	while (start < end && (block = block_next(owner, start, end))) {
+		start = block->addr + HMM_BLOCK_SIZE;
+		fn(block, data);
+	}
+}
+
+void block_park(struct block *block, struct task *task)
+{
+	assert(!block_at_rest(block));
+	TAILQ_INSERT_TAIL(&block->parked, task, link);
+}
+
+/* ---- states ------------------------------------------------------------------- */
+
+struct mirror *block_mirror(const struct block *block)
+{
+	return block->record->mirror < MIRRORS_MAX ? block->owner->mirror[block->record->mirror] : NULL;
+}
+
+struct shadow *block_shadow(const struct block *block)
+{
+	struct mirror *mirror = block_mirror(block);
+
+	return mirror ? shadow_find(&mirror->shadows, block->addr) : NULL;
+}
+
+static uint64_t *table_entries(const struct block *block)
+{
+	return block->owner->table + (block->addr >> HMM_PAGE_SHIFT);
+}
+
+static uint64_t entry_for(const struct block *block, unsigned int i, enum hmm_page_state state)
+{
+	uint64_t pfn = (block->record->mirror + 1ULL) * HMM_TABLE_DEVICE_PFN +
+		       (page_addr(block, i) >> HMM_PAGE_SHIFT);
+	uint64_t place = pfn << HMM_TABLE_PFN_SHIFT | HMM_TABLE_DEVICE | HMM_TABLE_VALID;
+
+	switch (state) {
+	case HMM_PAGE_SHARED:
+		return place;
+	case HMM_PAGE_DEVICE:
+		return place | HMM_TABLE_WRITE;
+	case HMM_PAGE_COHERENT:
+		return place | HMM_TABLE_WRITE | HMM_TABLE_COHERENT;
+	case HMM_PAGE_ERROR:
+		return HMM_TABLE_ERROR;
+	case HMM_PAGE_INVALID:
+	case HMM_PAGE_REMOTE:
+		break;
+	}
+	return 0;
+}
+
+static bool in_shadow(enum hmm_page_state state)
+{
+	return state == HMM_PAGE_SHARED || state == HMM_PAGE_DEVICE || state == HMM_PAGE_COHERENT;
+}
+
+void block_set_state(struct block *block, unsigned int first, unsigned int end,
+		     enum hmm_page_state state)
+{
+	uint64_t *entry = table_entries(block);
+	struct mirror *mirror = block_mirror(block);
+	int64_t device = 0, shared = 0;
+
+	for (unsigned int i = first; i < end; i++) {
+		enum hmm_page_state was = page_state(block, i);
+
+		device += (state == HMM_PAGE_DEVICE || state == HMM_PAGE_COHERENT) -
+			  (was == HMM_PAGE_DEVICE || was == HMM_PAGE_COHERENT);
+		shared += (state == HMM_PAGE_SHARED) - (was == HMM_PAGE_SHARED);
+		if (in_shadow(state))
+			pages_clear(&block->stale, i);
+		else if (in_shadow(was))
+			pages_set(&block->stale, i);
+		/* One store: state and COMPLETE can't be seen apart after a crash. */
+		__atomic_store_n(&block->record->page[i],
+				 (uint8_t)(state | (in_shadow(state) ? HMM_PAGE_COMPLETE : 0)),
+				 __ATOMIC_RELAXED);
+		__atomic_store_n(&entry[i], entry_for(block, i, state), __ATOMIC_RELEASE);
+	}
+	if (mirror) {
+		atomic_fetch_add_explicit(&mirror->device_pages, (uint64_t)device, memory_order_relaxed);
+		atomic_fetch_add_explicit(&mirror->shared_pages, (uint64_t)shared, memory_order_relaxed);
+	}
+}
+
+unsigned int block_pages_in(const struct block *block, enum hmm_page_state state, unsigned int first,
+			    unsigned int end, struct pages *pages)
+{
+	unsigned int n = 0;
+
+	*pages = (struct pages){ 0 };
+	for (unsigned int i = first; i < end; i++) {
+		if (page_state(block, i) != state)
+			continue;
+		pages_set(pages, i);
+		n++;
+	}
+	return n;
+}
+
+unsigned int block_count(const struct block *block, enum hmm_page_state state)
+{
+	unsigned int n = 0;
+
+	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++)
+		n += page_state(block, i) == state;
+	return n;
+}
+
+void block_hide(struct block *block, const struct pages *pages)
+{
+	uint64_t *entry = table_entries(block);
+	unsigned int first = 0, end;
+
+	for (; pages_run(pages, &first, &end); first = end)
+		for (unsigned int i = first; i < end; i++)
+			if (entry[i])
+				__atomic_store_n(&entry[i], 0, __ATOMIC_RELEASE);
+}
+
+/* ---- userfaultfd registration ---------------------------------------------------- */
+
+void block_note_armed(struct block *block)
+{
+	if (block->record->flags & HMM_BLOCK_ARMED)
+		return;
+	block->record->flags |= HMM_BLOCK_ARMED;
+	atomic_fetch_add(&block->owner->registered_bytes, HMM_BLOCK_SIZE);
+}
+
+int block_arm(struct block *block, uint64_t start, uint64_t end)
+{
+	const uint64_t modes = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP;
+	struct owner *owner = block->owner;
+	int r;
+
+	if (start < block->addr)
+		start = block->addr;
+	if (end > block->addr + HMM_BLOCK_SIZE)
+		end = block->addr + HMM_BLOCK_SIZE;
+	/* First the ledger: after a crash every armed range is woken. */
+	block_note_armed(block);
+	r = kernel->uffd_register(owner->uffd, start, end - start, modes);
+	if (r)
+		block_settle_later(block);
+	return r;
+}
+
+void block_disarm(struct block *block)
+{
+	struct owner *owner = block->owner;
+	uint64_t at = block->addr, end = block->addr + HMM_BLOCK_SIZE;
+	struct kernel_vma vma;
+
+	if (!(block->record->flags & HMM_BLOCK_ARMED))
+		return;
+	if (kernel->uffd_unregister(owner->uffd, at, HMM_BLOCK_SIZE)) {
+		/* A mapping in it can't be, or is not, registered here: one by one. */
+		while (at < end && kernel->vma_at(owner->maps, at, &vma) == 0 && vma.start < end) {
+			uint64_t from = vma.start > at ? vma.start : at;
+			uint64_t to = vma.end < end ? vma.end : end;
+
+			kernel->uffd_unregister(owner->uffd, from, to - from);
+			at = to;
+		}
+	}
+	/* Unregistering forgets a writer that waits on a protected page. */
+	fault_wake(owner, block->addr, HMM_BLOCK_SIZE);
+	block->record->flags &= ~HMM_BLOCK_ARMED;
+	atomic_fetch_sub(&owner->registered_bytes, HMM_BLOCK_SIZE);
+}
+
+/* ---- shadow pages ------------------------------------------------------------------- */
+
+int block_charge(struct block *block, struct device *device, unsigned int pages)
+{
+	int r;
+
+	if (block->charged + pages > HMM_BLOCK_PAGES)
+		pages = HMM_BLOCK_PAGES - block->charged;
+	r = device_charge(device, (uint64_t)pages << HMM_PAGE_SHIFT);
+	if (!r)
+		block->charged += pages;
+	return r;
+}
+
+static void uncharge_all(struct block *block)
+{
+	struct mirror *mirror = block_mirror(block);
+
+	if (block->charged && mirror)
+		device_uncharge(mirror->device, (uint64_t)block->charged << HMM_PAGE_SHIFT);
+	block->charged = 0;
+}
+
+static bool holds_pages(const struct block *block)
+{
+	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++)
+		if (in_shadow(page_state(block, i)))
+			return true;
+	return false;
+}
+
+bool block_punch_stale(struct block *block)
+{
+	struct shadow *shadow = block_shadow(block);
+	unsigned int first = 0, end;
+	bool clean = true;
+
+	if (!shadow) {
+		block->stale = (struct pages){ 0 };
+		uncharge_all(block);
+		return true;
+	}
+	if (!holds_pages(block)) {
+		kernel->punch(shadow->fd, block->addr - shadow->base, HMM_BLOCK_SIZE);
+		if (block_has_window(block))
+			clean = !shadow_has_data(shadow, block->addr, HMM_BLOCK_SIZE);
+		if (clean) {
+			block->stale = (struct pages){ 0 };
+			uncharge_all(block);
+			block->record->mirror = HMM_NO_MIRROR;
+		}
+		return clean;
+	}
+	if (shadow->kind == HMM_POOL_KIND_HUGETLB)
+		return false;	/* a 4K punch of a hugetlb page zeroes and frees nothing */
+	for (; pages_run(&block->stale, &first, &end); first = end) {
+		uint64_t length = (uint64_t)(end - first) << HMM_PAGE_SHIFT;
+
+		kernel->punch(shadow->fd, page_addr(block, first) - shadow->base, length);
+		if (shadow_has_data(shadow, page_addr(block, first), length)) {
+			clean = false;	/* the huge page could not be split: somebody holds it */
+			continue;
+		}
+		for (unsigned int i = first; i < end; i++)
+			pages_clear(&block->stale, i);
+	}
+	return clean;
+}
+
+bool block_has_window(const struct block *block)
+{
+	struct window *window;
+
+	TAILQ_FOREACH(window, &block->owner->windows, link)
+		if (window->armed && window->start < block->addr + HMM_BLOCK_SIZE &&
+		    window->end > block->addr)
+			return true;
+	return false;
+}
+
+/* ---- going away ------------------------------------------------------------------------ */
+
+void block_settle_later(struct block *block)
+{
+	struct owner *owner = block->owner;
+
+	if (block->queued)
+		TAILQ_REMOVE(&owner->settling, block, settle);
+	block->queued = true;
+	block->settle_at = owner->worker->now + SETTLE_NS;
+	TAILQ_INSERT_TAIL(&owner->settling, block, settle);
+	worker_alarm(owner->worker, block->settle_at);
+}
+
+static bool device_still_reads(const struct block *block)
+{
+	const struct mirror *mirror = block_mirror(block);
+
+	return mirror && (mirror->flags & HMM_MIRROR_FLAGS_CALLBACKS || block_has_window(block)) &&
+	       !block->owner->closing;
+}
+
+void block_settle(struct block *block)
+{
+	struct owner *owner = block->owner;
+	struct pages shared;
+	bool collapse;
+
+	if (block->queued) {
+		TAILQ_REMOVE(&owner->settling, block, settle);
+		block->queued = false;
+	}
+	if (!block_at_rest(block))
+		return;
+	if (block_count(block, HMM_PAGE_DEVICE) || block_count(block, HMM_PAGE_COHERENT) ||
+	    block_count(block, HMM_PAGE_ERROR))
+		return;
+	if (block_pages_in(block, HMM_PAGE_SHARED, 0, HMM_BLOCK_PAGES, &shared)) {
+		if (device_still_reads(block))
+			return;
+		unshare_begin(block, &shared, HMM_REASON_EVICT, NULL);
+		return;		/* looked at again when it has ended */
+	}
+	block_look_for_zap(block);
+	if (!pages_empty(&block->zapping) || !block_punch_stale(block)) {
+		block_settle_later(block);
+		return;
+	}
+	collapse = block->went_huge && owner->pidfd >= 0 && owner->worker->engine->facts.collapse;
+	block_disarm(block);
+	if (collapse && kernel->collapse(owner->pidfd, block->addr, HMM_BLOCK_SIZE) == 0)
+		owner_count(owner, COUNTER_HUGE_HOME, 1);
+	block_forget(block);
+}
+
+void block_expect_zap(struct block *block, unsigned int first, unsigned int end)
+{
+	for (unsigned int i = first; i < end; i++)
+		pages_set(&block->zapping, i);
+	block->zapping_until = block->owner->worker->now + ZAP_NS;
+	block_settle_later(block);
+}
+
+void block_look_for_zap(struct block *block)
+{
+	struct owner *owner = block->owner;
+	uint64_t entries[HMM_BLOCK_PAGES];
+
+	if (pages_empty(&block->zapping))
+		return;
+	if (owner->worker->now >= block->zapping_until) {
+		block->zapping = (struct pages){ 0 };
+		return;
+	}
+	if (kernel->pagemap_read(owner->pagemap, block->addr, HMM_BLOCK_PAGES, entries))
+		return;
+	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++)
+		if (!(entries[i] & (PM_PRESENT | PM_SWAP)))
+			pages_clear(&block->zapping, i);
+}
+
+/* ---- pages that the owner gave up ---------------------------------------------------------- */
+
+static void discard_now(struct block *block, const struct pages *pages)
+{
+	unsigned int first = 0, end;
+
+	for (; pages_run(pages, &first, &end); first = end)
+		block_set_state(block, first, end, HMM_PAGE_INVALID);
+	if (block_has_window(block)) {
+		block_punch_stale(block);
+		first = 0;
+		for (; pages_run(pages, &first, &end); first = end)
+			window_wake(block, first, end);
+	}
+}
+
+static void discard_proceed(struct block *block)
+{
+	discard_now(block, &block->move.want);
+	transit_end(block);
+	block_settle_later(block);
+}
+
+void block_discard(struct block *block, unsigned int first, unsigned int end, int reason)
+{
+	struct pages gone = { 0 };
+	bool busy = !block_at_rest(block);
+
+	for (unsigned int i = first; i < end; i++) {
+		enum hmm_page_state state = page_state(block, i);
+		bool pending = busy && block->record->pending[i / 64] >> (i % 64) & 1;
+
+		if (pending)
+			pages_set(&block->dead, i);
+		else if (state != HMM_PAGE_INVALID && state != HMM_PAGE_REMOTE)
+			pages_set(&gone, i);
+	}
+	block->record->flags &= ~HMM_BLOCK_HUGE;
+	if (pages_empty(&gone))
+		return;
+	if (!busy) {
+		block->move.want = gone;
+		transit_begin(block, HMM_TRANSIT_UNSHARING, &gone, reason, discard_proceed);
+		return;
+	}
+	/* The block's number is odd already: nobody trusts these pages now. */
+	block_hide(block, &gone);
+	invalidate_send(block, page_addr(block, first), page_addr(block, end), reason);
+	discard_now(block, &gone);
+}

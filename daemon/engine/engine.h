@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * engine.h - the door between control and engine. Control knows no more of
+ * the engine than this; the engine knows of control only the mailbox that
+ * it posts replies and events to.
+ *
+ * Threads: engine_new(), engine_submit(), engine_free() and the lists are for
+ * the control thread. Lists read counters that workers write (relaxed atomics).
+ */
+#ifndef HMMD_ENGINE_H
+#define HMMD_ENGINE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "hmm_protocol.h"
+#include "daemon/mailbox.h"
+
+struct engine;
+
+struct engine_options {
+	unsigned int workers;		/* 1..64 */
+	bool no_io_uring;		/* epoll even where io_uring works */
+	bool no_move;			/* the base engine for everybody */
+	bool user_mode;			/* no privileges: one uid */
+	enum hmm_pool_kind pool_kind;	/* what HMM_POOL_DEFAULT means */
+	uint64_t pool_size;		/* bytes for all devices together */
+	int pool_node;			/* NUMA node, -1: any */
+	unsigned int ack_timeout_ms;	/* a driver that answers later loses its windows */
+	unsigned int spin_us;		/* how long a worker polls before it sleeps */
+	unsigned int grace_ms;		/* told to clients: when their rescuer takes over */
+};
+
+/* @outbox: replies and events go there. */
+int engine_new(const struct engine_options *options, struct mailbox *outbox, struct engine **result);
+/* After every worker said STOPPED, or at once to give up (as after a crash). NULL is allowed. */
+void engine_free(struct engine *engine);
+
+/*
+ * Hands a letter to the worker that has letter->owner; for HMM_OP_OPEN and
+ * HMM_OP_REOPEN engine_submit() chooses the owner's id and worker itself and
+ * sets letter->owner. The letter comes back as LETTER_REPLY (REQUEST), as
+ * LETTER_STOPPED (SHUTDOWN: submitted once, one STOPPED when all is done) or not at all
+ * (PEER_GONE, RELOAD; these go to every worker). HMM_OP_DRAIN with owner 0
+ * comes back once, when every worker has done its part.
+ */
+void engine_submit(struct engine *engine, struct letter *letter);
+
+/* Handled by the engine but on the control thread, at once: fills the letter's reply or error. */
+void engine_device_request(struct engine *engine, struct letter *letter);	/* DEVICE_NEW, _OPEN, _PUT */
+/* A peer that created devices is gone: they go when their last mirror does. */
+void engine_device_peer_gone(struct engine *engine, uint64_t peer);
+
+uint64_t engine_features(const struct engine *engine);	/* HMM_FEATURE_* of daemon and kernel */
+uint64_t engine_incarnation(const struct engine *engine);
+/* Why a feature is off, in words; "" when it is on. */
+const char *engine_feature_reason(const struct engine *engine, uint64_t feature);
+
+/* Each fills up to @max records from @cursor (an id; 0: from the start) in order of id and returns how many. */
+unsigned int engine_list_owners(struct engine *engine, uint32_t cursor, struct hmm_record_owner_info *out,
+				unsigned int max);
+unsigned int engine_list_mirrors(struct engine *engine, uint32_t cursor, struct hmm_record_mirror_info *out,
+				 unsigned int max);
+unsigned int engine_list_pools(struct engine *engine, uint32_t cursor, struct hmm_record_pool_info *out,
+			       unsigned int max);
+/* Counters: of one owner, or with owner 0 of all together. */
+unsigned int engine_list_stats(struct engine *engine, uint32_t owner, uint32_t cursor,
+			       struct hmm_record_stat_info *out, unsigned int max);
+/* Totals for status: clients and windows excepted, which control counts. */
+void engine_totals(struct engine *engine, struct hmm_msg_status_reply *status);
+
+#endif

@@ -1,0 +1,198 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * event.c - what the owner does to its address space, as its userfaultfd tells
+ * it. Runs on the owner's worker.
+ *
+ * Messages are read straight into the journal (a memfd that outlives hmmd).
+ * read() gives queued faults before events, so a batch is read whole, events
+ * are applied first and faults served after. The caller of munmap, mremap or
+ * fork is blocked until its event is read, and a change is never undone: what
+ * is read is applied, whatever else is going on in the block.
+ */
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "engine/fork.h"
+#include "engine/owner.h"
+#include "engine/remap.h"
+#include "engine/worker.h"
+#include "log.h"
+#include "uapi.h"
+
+#define BATCH	64U
+
+_Static_assert(sizeof(struct uffd_msg) == HMM_JOURNAL_SLOT_SIZE, "a message fills a slot");
+
+struct lost_range {
+	uint64_t start, end;
+	int reason;
+};
+
+static bool own_zap(const struct block *block, unsigned int first, unsigned int end)
+{
+	if (!block->order || block->order->kind != HMM_ORDER_OUT_ZAP)
+		return false;
+	for (unsigned int i = first; i < end; i++)
+		if (!pages_test(&block->order->want, i))
+			return false;
+	return order_shared(block->owner, block->order)->state == HMM_ORDER_COMMIT;
+}
+
+static void lose(struct block *block, void *data)
+{
+	const struct lost_range *lost = data;
+	uint64_t start = lost->start > block->addr ? lost->start : block->addr;
+	uint64_t block_end = block->addr + HMM_BLOCK_SIZE;
+	uint64_t end = lost->end < block_end ? lost->end : block_end;
+	unsigned int first = page_index(start);
+	unsigned int last = first + (unsigned int)((end - start) >> HMM_PAGE_SHIFT);
+
+	if (lost->reason == HMM_REASON_DISCARD && own_zap(block, first, last))
+		return;
+	/* Voided first; only then is an order taken back, so that what it moved is not believed. */
+	block_discard(block, first, last, lost->reason);
+	if (lost->reason == HMM_REASON_DISCARD)
+		block_expect_zap(block, first, last);
+	if (block->order)
+		order_cancel(block->owner, block->order);
+}
+
+static void lose_range(struct owner *owner, uint64_t start, uint64_t end, int reason)
+{
+	struct lost_range lost = { .start = start, .end = end, .reason = reason };
+
+	block_for_each(owner, start, end, lose, &lost);
+	/* Whoever waits there waits for nothing: unmapped, or to be asked again. */
+	fault_wake(owner, start, end - start);
+}
+
+static void apply(struct owner *owner, const struct uffd_msg *message)
+{
+	owner_count(owner, COUNTER_EVENTS, 1);
+	switch (message->event) {
+	case UFFD_EVENT_UNMAP:
+		lose_range(owner, message->arg.remove.start, message->arg.remove.end, HMM_REASON_UNMAP);
+		break;
+	case UFFD_EVENT_REMOVE:
+		lose_range(owner, message->arg.remove.start, message->arg.remove.end,
+			   HMM_REASON_DISCARD);
+		break;
+	case UFFD_EVENT_REMAP:
+		remap_move(owner, message->arg.remap.from, message->arg.remap.to, message->arg.remap.len);
+		lose_range(owner, message->arg.remap.from,
+			   message->arg.remap.from + message->arg.remap.len, HMM_REASON_REMAP);
+		break;
+	case UFFD_EVENT_FORK:
+		owner_count(owner, COUNTER_FORKS, 1);
+		fork_child_consume_fd(owner, (int)message->arg.fork.ufd);
+		break;
+	default:
+		log_warn("owner %u: unknown userfaultfd event %#x", owner->id, message->event);
+	}
+}
+
+static struct uffd_msg *slot_of(struct owner *owner, uint64_t n)
+{
+	return (struct uffd_msg *)owner->journal->slot[n % HMM_JOURNAL_SLOTS];
+}
+
+static void apply_batch(struct owner *owner, uint64_t from, uint64_t to)
+{
+	/* Results of finished orders count as before the events. */
+	order_reap(owner);
+	for (uint64_t n = from; n < to; n++)
+		if (slot_of(owner, n)->event != UFFD_EVENT_PAGEFAULT)
+			apply(owner, slot_of(owner, n));
+}
+
+static void serve_batch(struct owner *owner, uint64_t from, uint64_t to)
+{
+	for (uint64_t n = from; n < to; n++) {
+		const struct uffd_msg *message = slot_of(owner, n);
+
+		if (message->event != UFFD_EVENT_PAGEFAULT)
+			continue;
+		owner_count(owner, COUNTER_FAULTS, 1);
+		fault_serve(owner, message->arg.pagefault.address, message->arg.pagefault.flags,
+			    message->arg.pagefault.feat.ptid);
+	}
+}
+
+/* Reads up to a batch into the journal. Return: messages, or -errno. */
+static int journal_read(struct owner *owner)
+{
+	uint64_t at = owner->journal_read % HMM_JOURNAL_SLOTS;
+	uint64_t room = HMM_JOURNAL_SLOTS - at;
+	size_t length = (room < BATCH ? room : BATCH) * HMM_JOURNAL_SLOT_SIZE;
+	ssize_t n;
+
+	memset(owner->journal->slot[at], 0, length);
+	/* Behind a full batch, too: what the last lap left there must not look unapplied. */
+	memset(owner->journal->slot[(at + length / HMM_JOURNAL_SLOT_SIZE) % HMM_JOURNAL_SLOTS], 0,
+	       HMM_JOURNAL_SLOT_SIZE);
+	n = read(owner->uffd, owner->journal->slot[at], length);
+	if (n < 0)
+		return -errno;
+	return (int)(n / (ssize_t)HMM_JOURNAL_SLOT_SIZE);
+}
+
+void event_read(struct owner *owner)
+{
+	int n;
+
+	do {
+		uint64_t from = owner->journal_read;
+
+		if (!order_hold(owner)) {
+			/* An order is in its critical call: a few microseconds, or as long as a tracer likes. */
+			owner->deferred_read = true;
+			worker_alarm(owner->worker, owner->worker->now + 20 * NS_PER_US);
+			return;
+		}
+		owner->deferred_read = false;
+		n = journal_read(owner);
+		if (n > 0) {
+			owner->journal_read += (unsigned int)n;
+			apply_batch(owner, from, owner->journal_read);
+		}
+		order_release_hold(owner);
+		if (n <= 0)
+			break;
+		serve_batch(owner, from, owner->journal_read);
+		__atomic_store_n(&owner->journal->applied, owner->journal_read, __ATOMIC_RELEASE);
+	} while (n > 0);
+}
+
+/* Behind the last message that was read and perhaps not applied. */
+static uint64_t journal_end(struct owner *owner)
+{
+	uint64_t end = owner->journal->applied;
+
+	while (end - owner->journal->applied < HMM_JOURNAL_SLOTS && slot_of(owner, end)->event)
+		end++;
+	return end;
+}
+
+void journal_read_only(struct owner *owner)
+{
+	owner->journal_read = journal_end(owner);
+	if (owner->journal_read - owner->journal->applied < HMM_JOURNAL_SLOTS - 2 * BATCH)
+		journal_read(owner);
+}
+
+void journal_replay(struct owner *owner)
+{
+	uint64_t from = owner->journal->applied, to = journal_end(owner);
+
+	for (uint64_t n = from; n < to; n++) {
+		/* The child's descriptor died with the hmmd that read it. */
+		if (slot_of(owner, n)->event == UFFD_EVENT_FORK)
+			log_error("owner %u: a raw fork was being served when hmmd died; its child may read zeros",
+				  owner->id);
+		else if (slot_of(owner, n)->event != UFFD_EVENT_PAGEFAULT)
+			apply(owner, slot_of(owner, n));
+	}
+	owner->journal_read = to;
+	__atomic_store_n(&owner->journal->applied, to, __ATOMIC_RELEASE);
+}

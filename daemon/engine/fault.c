@@ -1,0 +1,246 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * fault.c - the owner's CPU touched a page that is armed. Runs on the owner's
+ * worker, and is the hot path of hmmd.
+ *
+ * Happy path: the page is D, home.c copies it (and, when the faults look like
+ * a walk, what follows), and the copy wakes the thread. A block in transit
+ * parks the fault; a map that is changing puts it off until the event has been
+ * read. Each fault is looked at afresh whenever it goes on: the page may have
+ * come home, or gone, in between.
+ */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "engine/owner.h"
+#include "engine/worker.h"
+#include "log.h"
+#include "uapi.h"
+
+struct fault {
+	struct task task;
+	struct owner *owner;
+	uint64_t addr, flags;
+};
+
+void fault_wake(struct owner *owner, uint64_t addr, uint64_t length)
+{
+	kernel->uffd_wake(owner->uffd, addr, length);
+}
+
+static void fault_run(struct task *task)
+{
+	struct fault *fault = (struct fault *)task;
+	struct fault copy = *fault;
+
+	free(fault);
+	if (copy.owner->gone)
+		return;
+	fault_serve(copy.owner, copy.addr, copy.flags, 0);
+}
+
+bool fault_task_addr(const struct task *task, uint64_t *addr)
+{
+	if (task->run != fault_run)
+		return false;
+	*addr = ((const struct fault *)task)->addr;
+	return true;
+}
+
+static struct fault *fault_new(struct owner *owner, uint64_t addr, uint64_t flags)
+{
+	struct fault *fault = malloc(sizeof(*fault));
+
+	if (!fault) {
+		/* Woken, the thread faults again: nothing is lost but time. */
+		fault_wake(owner, addr & ~(HMM_PAGE_SIZE - 1), HMM_PAGE_SIZE);
+		return NULL;
+	}
+	fault->task.run = fault_run;
+	fault->owner = owner;
+	fault->addr = addr;
+	fault->flags = flags;
+	return fault;
+}
+
+void fault_later(struct owner *owner, uint64_t addr, uint64_t flags)
+{
+	struct fault *fault = fault_new(owner, addr, flags);
+
+	if (!fault)
+		return;
+	TAILQ_INSERT_TAIL(&owner->retry, &fault->task, link);
+	worker_alarm(owner->worker, owner->worker->now + 50 * NS_PER_US);
+}
+
+void fault_retry(struct owner *owner)
+{
+	TAILQ_CONCAT(&owner->runnable, &owner->retry, link);
+}
+
+/* The run of pages in @state from @first on, at most @max long. */
+static void run_from(const struct block *block, unsigned int first, unsigned int max,
+		     enum hmm_page_state state, struct pages *pages)
+{
+	*pages = (struct pages){ 0 };
+	for (unsigned int i = first; i < HMM_BLOCK_PAGES && i - first < max; i++) {
+		if (page_state(block, i) != state)
+			return;
+		pages_set(pages, i);
+	}
+}
+
+static struct pages walk_pages(struct owner *owner, struct block *block, uint64_t addr,
+			       enum hmm_page_state state)
+{
+	unsigned int first = page_index(addr), asked;
+	struct pages pages;
+
+	asked = prefetch_ask(&owner->prefetch, addr >> HMM_PAGE_SHIFT, HMM_BLOCK_PAGES);
+	run_from(block, first, asked, state, &pages);
+	prefetch_brought(&owner->prefetch, addr >> HMM_PAGE_SHIFT,
+			 (addr >> HMM_PAGE_SHIFT) + pages_count(&pages), asked);
+	return pages;
+}
+
+/* Never written before and armed all the same: zeros, for the whole run of holes. */
+static int fill_holes(struct owner *owner, struct block *block, uint64_t addr)
+{
+	unsigned int first = page_index(addr), n = 1;
+	uint64_t entries[HMM_BLOCK_PAGES];
+	size_t done;
+	int r;
+
+	if (kernel->pagemap_read(owner->pagemap, page_addr(block, first), HMM_BLOCK_PAGES - first,
+				 entries) == 0)
+		while (first + n < HMM_BLOCK_PAGES && page_state(block, first + n) == HMM_PAGE_INVALID &&
+		       !(entries[n] & (PM_PRESENT | PM_SWAP | PM_GUARD)))
+			n++;
+	r = kernel->uffd_zero(owner->uffd, page_addr(block, first), (size_t)n << HMM_PAGE_SHIFT, &done);
+	return done ? 0 : r;
+}
+
+static bool holds_anything(const struct block *block)
+{
+	return block_count(block, HMM_PAGE_INVALID) != HMM_BLOCK_PAGES;
+}
+
+static void serve_invalid(struct owner *owner, struct block *block, uint64_t addr, uint64_t flags)
+{
+	uint64_t page = addr & ~(HMM_PAGE_SIZE - 1);
+	int r;
+
+	if (flags & UFFD_PAGEFAULT_FLAG_WP) {
+		/* Protection that outlived its state: left by an unshare that met EAGAIN. */
+		r = kernel->uffd_protect(owner->uffd, page, HMM_PAGE_SIZE, false);
+	} else {
+		owner_count(owner, COUNTER_HOLE_FAULTS, 1);
+		if (!holds_anything(block) && block_punch_stale(block)) {
+			/* Nothing of ours is left here: the kernel does it better. */
+			block_disarm(block);
+			block_forget(block);
+			return;
+		}
+		r = fill_holes(owner, block, page);
+	}
+	if (r == -EAGAIN) {
+		owner_count(owner, COUNTER_RETRIES, 1);
+		fault_later(owner, addr, flags);
+	} else if (r == -ESRCH) {
+		owner->gone = true;
+	} else if (r) {
+		fault_wake(owner, page, HMM_PAGE_SIZE);
+	}
+}
+
+static void serve_error(struct owner *owner, uint64_t page)
+{
+	size_t done;
+
+	if (kernel->uffd_poison(owner->uffd, page, HMM_PAGE_SIZE, &done))
+		log_error("owner %u: page %#lx is lost and can't be poisoned on this kernel: the thread waits",
+			  owner->id, page);
+}
+
+/* In transit; the agent itself touches pages that it is about to move: it can't wait for itself. */
+static void serve_agent(struct owner *owner, uint64_t page)
+{
+	size_t done;
+
+	if (kernel->uffd_zero(owner->uffd, page, HMM_PAGE_SIZE, &done))
+		fault_wake(owner, page, HMM_PAGE_SIZE);
+}
+
+/*
+ * While ksmd runs nothing becomes S: it merges protected pages, drops the
+ * protection, and a write would go unseen. Looked up ten times a second at most.
+ */
+static bool may_share(struct owner *owner)
+{
+	struct worker *worker = owner->worker;
+
+	if (worker->now - worker->merging_seen > 100 * NS_PER_MS) {
+		worker->merging_seen = worker->now;
+		worker->merging = kernel->merging();
+	}
+	return !worker->merging;
+}
+
+void fault_serve(struct owner *owner, uint64_t addr, uint64_t flags, uint32_t tid)
+{
+	uint64_t page = addr & ~(HMM_PAGE_SIZE - 1);
+	struct block *block = block_get(owner, addr);
+	struct fault *fault;
+	struct pages pages;
+
+	if (!block) {
+		fault_later(owner, addr, flags);
+		return;
+	}
+	/* A fault proves it, also where a mapping moved here armed. */
+	block_note_armed(block);
+	if (!block_at_rest(block)) {
+		if (tid && tid == owner->orders->agent_tid && !(flags & UFFD_PAGEFAULT_FLAG_WP) &&
+		    page_state(block, page_index(addr)) == HMM_PAGE_INVALID) {
+			serve_agent(owner, page);
+			return;
+		}
+		fault = fault_new(owner, addr, flags);
+		if (fault)
+			block_park(block, &fault->task);
+		return;
+	}
+
+	switch (page_state(block, page_index(addr))) {
+	case HMM_PAGE_INVALID:
+	case HMM_PAGE_REMOTE:
+		serve_invalid(owner, block, addr, flags);
+		break;
+	case HMM_PAGE_SHARED:
+		if (flags & UFFD_PAGEFAULT_FLAG_WP) {
+			owner_count(owner, COUNTER_WRITE_FAULTS, 1);
+			pages = walk_pages(owner, block, page, HMM_PAGE_SHARED);
+			unshare_begin(block, &pages, HMM_REASON_CPU_WRITE, NULL);
+			break;
+		}
+		/* The CPU lost its page (MADV_DONTNEED's event is on its way, or it was cut off). */
+		pages = (struct pages){ 0 };
+		pages_set(&pages, page_index(addr));
+		block_set_state(block, page_index(addr), page_index(addr) + 1, HMM_PAGE_DEVICE);
+		home_begin(block, &pages, page_index(addr), true, HMM_REASON_CPU_FAULT, flags, NULL);
+		break;
+	case HMM_PAGE_DEVICE:
+		pages = walk_pages(owner, block, page, HMM_PAGE_DEVICE);
+		owner_count(owner, COUNTER_FAULT_PAGES_HOME, pages_count(&pages));
+		home_begin(block, &pages, page_index(addr),
+			   !(flags & UFFD_PAGEFAULT_FLAG_WRITE) && may_share(owner),
+			   HMM_REASON_CPU_FAULT, flags, NULL);
+		break;
+	case HMM_PAGE_COHERENT:
+		fault_wake(owner, page, HMM_PAGE_SIZE);
+		break;
+	case HMM_PAGE_ERROR:
+		serve_error(owner, page);
+		break;
+	}
+}

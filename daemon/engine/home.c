@@ -1,0 +1,270 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * home.c - pages on their way back to the CPU: D to I or S by UFFDIO_COPY, and
+ * S to I by lifting the protection. Runs on the owner's worker.
+ *
+ * Happy path of a CPU fault: fault.c picks the pages, home_begin() opens the
+ * transit, home_proceed() (at once, or when drivers have answered) freezes
+ * what windows map, copies the faulting page, then the rest, and punches what
+ * windows must not see any more. Without windows nothing is punched before the
+ * CPU goes on: what lingers in the shadow is "stale" and goes when the block
+ * settles.
+ *
+ * What can fail: EAGAIN (the map is changing: the fault is retried when the
+ * event has been read), ENOENT (unmapped: the event will say so), EEXIST (the
+ * CPU has a page: it wins), ESRCH (the owner is gone).
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/owner.h"
+#include "engine/worker.h"
+#include "log.h"
+#include "uapi.h"
+
+const void *page_bytes(struct block *block, unsigned int i, void *bounce)
+{
+	enum hmm_page_state state = page_state(block, i);
+	struct owner *owner = block->owner;
+
+	if (state == HMM_PAGE_DEVICE || state == HMM_PAGE_SHARED || state == HMM_PAGE_COHERENT) {
+		const struct shadow *shadow = block_shadow(block);
+
+		return shadow ? shadow_at(shadow, page_addr(block, i)) : NULL;
+	}
+	if (block->order && block->order->kind == HMM_ORDER_OUT_MOVE &&
+	    pages_test(&block->order->want, i) && !pages_test(&block->dead, i)) {
+		/* It may lie in the slot; where it does not, the read fails and waits for nobody. */
+		uint64_t addr = slot_addr(owner, block->order->slot) + (uint64_t)i * HMM_PAGE_SIZE;
+
+		if (kernel->mem_read(owner->mem, addr, bounce, HMM_PAGE_SIZE) == (ssize_t)HMM_PAGE_SIZE)
+			return bounce;
+	}
+	return NULL;
+}
+
+/* Guard pages raise no event and COPY overwrites them: look first. */
+static void drop_guarded(struct block *block, struct pages *pages)
+{
+	struct owner *owner = block->owner;
+	uint64_t entries[HMM_BLOCK_PAGES];
+	unsigned int first = 0, end;
+
+	if (!(owner->features & HMM_FEATURE_GUARD))
+		return;
+	for (; pages_run(pages, &first, &end); first = end) {
+		if (kernel->pagemap_read(owner->pagemap, page_addr(block, first), end - first, entries))
+			return;
+		for (unsigned int i = first; i < end; i++)
+			if (entries[i - first] & PM_GUARD)
+				pages_clear(pages, i);
+	}
+}
+
+/*
+ * Copies pages [first, end) home. Fills @done; returns 0, or why it stopped:
+ * -EAGAIN, -ESRCH, -ENOMEM...
+ */
+static int copy_run(struct block *block, struct shadow *shadow, unsigned int first, unsigned int end,
+		    bool share, struct pages *done)
+{
+	struct owner *owner = block->owner;
+
+	while (first < end) {
+		uint64_t addr = page_addr(block, first);
+		size_t length = (size_t)(end - first) << HMM_PAGE_SHIFT, copied;
+		int r = kernel->uffd_copy(owner->uffd, addr, shadow_at(shadow, addr), length,
+					  share ? UFFDIO_COPY_MODE_WP : 0, &copied);
+
+		for (; copied; copied -= HMM_PAGE_SIZE)
+			pages_set(done, first++);
+		if (!r)
+			return 0;
+		if (first == end)
+			return 0;
+		switch (r) {
+		case -EEXIST:
+			/* The CPU has one: it wins. Nobody was woken by this. */
+			if (share)
+				kernel->uffd_protect(owner->uffd, page_addr(block, first),
+						     HMM_PAGE_SIZE, true);
+			fault_wake(owner, page_addr(block, first), HMM_PAGE_SIZE);
+			pages_set(done, first++);
+			break;
+		case -ENOENT:
+		case -EINVAL:
+			/* Unmapped, or a mapping's edge inside the run: page by page. */
+			if (end - first > 1) {
+				unsigned int middle = first + (end - first) / 2;
+
+				r = copy_run(block, shadow, first, middle, share, done);
+				if (r)
+					return r;
+				first = middle;
+			} else {
+				first++;
+			}
+			break;
+		default:
+			return r;
+		}
+	}
+	return 0;
+}
+
+/* For windows: the pages are home, nobody may read the copy. The whole block, if need be. */
+static void revoke_copies(struct block *block, struct shadow *shadow, const struct pages *done)
+{
+	struct pages rest, more = { 0 };
+	unsigned int first = 0, end;
+
+	for (; pages_run(done, &first, &end); first = end)
+		block_set_state(block, first, end, HMM_PAGE_INVALID);
+	if (block_punch_stale(block))
+		return;
+	/*
+	 * A huge page that somebody holds can't be split, and zeros would stay
+	 * where the hole should be. It goes when all of it goes.
+	 */
+	block_pages_in(block, HMM_PAGE_DEVICE, 0, HMM_BLOCK_PAGES, &rest);
+	window_protect(block, 0, HMM_BLOCK_PAGES, true);
+	first = 0;
+	for (; pages_run(&rest, &first, &end); first = end)
+		if (copy_run(block, shadow, first, end, false, &more))
+			break;
+	first = 0;
+	for (; pages_run(&more, &first, &end); first = end)
+		block_set_state(block, first, end, HMM_PAGE_INVALID);
+	if (!block_punch_stale(block))
+		log_warn("owner %u: block %#lx: its shadow could not be freed yet", block->owner->id,
+			 block->addr);
+	window_wake(block, 0, HMM_BLOCK_PAGES);
+}
+
+static enum hmm_page_state state_after(const struct block *block, unsigned int i,
+				       const struct pages *done)
+{
+	if (pages_test(&block->dead, i))
+		return HMM_PAGE_INVALID;
+	if (!pages_test(done, i))
+		return HMM_PAGE_DEVICE;
+	return block->move.share ? HMM_PAGE_SHARED : HMM_PAGE_INVALID;
+}
+
+static void home_proceed(struct block *block)
+{
+	struct owner *owner = block->owner;
+	struct shadow *shadow = block_shadow(block);
+	struct pages want = block->move.want, done = { 0 };
+	unsigned int served = block->move.first, first, end;
+	bool windows = block_has_window(block), share = block->move.share;
+	struct job *job = block->move.job;
+	int r = 0;
+
+	for (unsigned int w = 0; w < HMM_BITMAP_WORDS; w++)
+		want.word[w] &= ~block->dead.word[w];
+	if (windows)
+		for (first = 0; pages_run(&want, &first, &end); first = end)
+			window_protect(block, first, end, true);
+
+	if (served < HMM_BLOCK_PAGES && pages_test(&want, served)) {
+		r = copy_run(block, shadow, served, served + 1, share, &done);
+		pages_clear(&want, served);
+	}
+	if (!r && !pages_empty(&want)) {
+		drop_guarded(block, &want);
+		for (first = 0; !r && pages_run(&want, &first, &end); first = end)
+			r = copy_run(block, shadow, first, end, share, &done);
+	}
+
+	/* The rest stays where it was; dead pages are nowhere any more. */
+	for (first = 0; pages_run(&block->move.want, &first, &end); first = end)
+		for (unsigned int i = first; i < end; i++)
+			block_set_state(block, i, i + 1, state_after(block, i, &done));
+	block->touched = true;
+	block->record->flags &= ~HMM_BLOCK_HUGE;
+	if (windows) {
+		if (!share)
+			revoke_copies(block, shadow, &done);
+		for (first = 0; pages_run(&block->move.want, &first, &end); first = end) {
+			struct pages device;
+
+			/* What stayed may be written again; what left is asked for again. */
+			if (block_pages_in(block, HMM_PAGE_DEVICE, first, end, &device))
+				window_protect(block, first, end, false);
+			window_wake(block, first, end);
+		}
+	}
+	owner_count(owner, COUNTER_PAGES_HOME, pages_count(&done));
+	if (r == -EAGAIN)
+		owner_count(owner, COUNTER_RETRIES, 1);
+	if (r == -ESRCH)
+		owner->gone = true;
+	if (served < HMM_BLOCK_PAGES && !pages_test(&done, served)) {
+		if (r == -EAGAIN || r == -ENOMEM)
+			fault_later(owner, page_addr(block, served), block->move.fault_flags);
+		else
+			fault_wake(owner, page_addr(block, served), HMM_PAGE_SIZE);
+	}
+	if (r && r != -EAGAIN && r != -ESRCH)
+		log_warn("owner %u: pages at %#lx could not come home: %s", owner->id, block->addr,
+			 strerror(-r));
+	transit_end(block);
+	block_settle_later(block);
+	if (job)
+		job_block_done(job, r);
+}
+
+void home_begin(struct block *block, const struct pages *pages, unsigned int first, bool share,
+		int reason, uint64_t fault_flags, struct job *job)
+{
+	block->move.want = *pages;
+	block->move.first = first;
+	block->move.share = share;
+	block->move.fault_flags = fault_flags;
+	block->move.job = job;
+	transit_begin(block, share ? HMM_TRANSIT_SHARING : HMM_TRANSIT_HOME_COPY, pages, reason,
+		      home_proceed);
+}
+
+static void unshare_proceed(struct block *block)
+{
+	struct owner *owner = block->owner;
+	struct pages *want = &block->move.want;
+	struct job *job = block->move.job;
+	unsigned int first = 0, end;
+
+	/* The copy goes before the CPU may write: windows are emptied first. */
+	for (; pages_run(want, &first, &end); first = end)
+		block_set_state(block, first, end, HMM_PAGE_INVALID);
+	if (block_has_window(block) && !block_punch_stale(block)) {
+		struct shadow *shadow = block_shadow(block);
+		struct pages none = { 0 };
+
+		revoke_copies(block, shadow, &none);
+	}
+	for (first = 0; pages_run(want, &first, &end); first = end) {
+		/*
+		 * -EAGAIN leaves the protection on a page that is I now: the
+		 * next write fault finds that and lifts it.
+		 */
+		if (kernel->uffd_protect(owner->uffd, page_addr(block, first),
+					 (size_t)(end - first) << HMM_PAGE_SHIFT, false))
+			fault_wake(owner, page_addr(block, first),
+				   (uint64_t)(end - first) << HMM_PAGE_SHIFT);
+		if (block_has_window(block))
+			window_wake(block, first, end);
+	}
+	transit_end(block);
+	block_settle_later(block);
+	if (job)
+		job_block_done(job, 0);
+}
+
+void unshare_begin(struct block *block, const struct pages *pages, int reason, struct job *job)
+{
+	block->move.want = *pages;
+	block->move.job = job;
+	transit_begin(block, HMM_TRANSIT_UNSHARING, pages, reason, unshare_proceed);
+}

@@ -1,0 +1,164 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * invalidate.c - telling drivers to let go of a range, and waiting for their
+ * answers without ever making anybody else wait for them.
+ *
+ * A transit asks every mirror with callbacks, parks in its block, and goes on
+ * when the last answer is in. A driver that does not answer in time loses what
+ * its windows map of the range; the transit goes on as if it had answered.
+ */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "engine/owner.h"
+#include "engine/worker.h"
+#include "log.h"
+
+struct ack {
+	TAILQ_ENTRY(ack) link;
+	uint64_t cookie;
+	uint64_t peer;
+	uint64_t start, end;
+	struct block *block;	/* NULL: nobody waits */
+	int64_t deadline;
+};
+
+static struct ack *ack_new(struct owner *owner, struct mirror *mirror, struct block *block,
+			   uint64_t start, uint64_t end)
+{
+	struct ack *ack = calloc(1, sizeof(*ack));
+
+	if (!ack)
+		return NULL;
+	/* The owner's id is in the cookie, so that control can find it. */
+	ack->cookie = (uint64_t)owner->id << 48 | ++owner->next_cookie;
+	ack->peer = mirror->peer;
+	ack->block = block;
+	ack->start = start;
+	ack->end = end;
+	ack->deadline = owner->worker->now +
+			owner->worker->engine->options.ack_timeout_ms * NS_PER_MS;
+	TAILQ_INSERT_TAIL(&owner->acks, ack, link);
+	worker_alarm(owner->worker, ack->deadline);
+	return ack;
+}
+
+unsigned int invalidate_send(struct block *block, uint64_t start, uint64_t end, int reason)
+{
+	struct owner *owner = block->owner;
+	unsigned int waiting = 0;
+
+	for (unsigned int i = 0; i < MIRRORS_MAX; i++) {
+		struct mirror *mirror = owner->mirror[i];
+		struct hmm_msg_invalidate *message;
+		struct ack *ack;
+
+		if (!mirror || !mirror->peer || !(mirror->flags & HMM_MIRROR_FLAGS_CALLBACKS))
+			continue;
+		message = malloc(sizeof(*message));
+		ack = message ? ack_new(owner, mirror, block, start, end) : NULL;
+		if (!ack) {
+			free(message);
+			/* It can't be told: it must not go on reading. */
+			window_revoke(owner, mirror->peer, start, end, -ENOMEM);
+			continue;
+		}
+		HMM_MSG_INIT(*message, HMM_OP_INVALIDATE, 0);
+		message->mirror = mirror->id;
+		message->reason = (uint32_t)reason;
+		message->start = start;
+		message->end = end;
+		message->cookie = ack->cookie;
+		message->blockable = 1;
+		worker_event(owner->worker, mirror->peer, message, -1);
+		owner_count(owner, COUNTER_INVALIDATIONS, 1);
+		waiting++;
+	}
+	return waiting;
+}
+
+static void answered(struct owner *owner, struct ack *ack)
+{
+	struct block *block = ack->block;
+
+	TAILQ_REMOVE(&owner->acks, ack, link);
+	free(ack);
+	if (block && --block->acks == 0)
+		block->proceed(block);
+}
+
+void invalidate_ack(struct owner *owner, uint64_t cookie)
+{
+	struct ack *ack;
+
+	TAILQ_FOREACH(ack, &owner->acks, link) {
+		if (ack->cookie != cookie)
+			continue;
+		answered(owner, ack);
+		return;
+	}
+	/* Too late (already revoked), or made up: nothing waits for it. */
+}
+
+static void give_up(struct owner *owner, struct ack *ack, int error)
+{
+	window_revoke(owner, ack->peer, ack->start, ack->end, error);
+	answered(owner, ack);
+}
+
+void invalidate_expire(struct owner *owner, int64_t now)
+{
+	struct ack *ack;
+
+	/* In order of deadline: all have the same timeout. */
+	while ((ack = TAILQ_FIRST(&owner->acks)) && ack->deadline <= now) {
+		log_warn("owner %u: a driver did not answer an invalidation of %#lx-%#lx in %u ms: its windows there are revoked",
+			 owner->id, ack->start, ack->end,
+			 owner->worker->engine->options.ack_timeout_ms);
+		owner_count(owner, COUNTER_LATE_DRIVERS, 1);
+		give_up(owner, ack, -ETIMEDOUT);
+	}
+}
+
+int64_t invalidate_deadline(const struct owner *owner)
+{
+	const struct ack *ack = TAILQ_FIRST(&owner->acks);
+
+	return ack ? ack->deadline : INT64_MAX;
+}
+
+void invalidate_peer_gone(struct owner *owner, uint64_t peer)
+{
+	struct ack *ack;
+	bool again;
+
+	do {
+		again = false;
+		TAILQ_FOREACH(ack, &owner->acks, link) {
+			if (ack->peer != peer)
+				continue;
+			/* answered() may send and answer others: start over. */
+			answered(owner, ack);
+			again = true;
+			break;
+		}
+	} while (again);
+}
+
+void invalidate_answer_all(struct owner *owner)
+{
+	struct ack *ack;
+
+	while ((ack = TAILQ_FIRST(&owner->acks)))
+		answered(owner, ack);
+}
+
+void invalidate_deinit(struct owner *owner)
+{
+	struct ack *ack;
+
+	while ((ack = TAILQ_FIRST(&owner->acks))) {
+		TAILQ_REMOVE(&owner->acks, ack, link);
+		free(ack);
+	}
+}

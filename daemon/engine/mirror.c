@@ -1,0 +1,242 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * mirror.c - mirrors: one owner x one device. Runs on the owner's worker.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "engine/owner.h"
+#include "engine/worker.h"
+#include "log.h"
+
+struct mirror *mirror_by_id(struct owner *owner, uint32_t id)
+{
+	unsigned int index = id & 0xff;
+	struct mirror *mirror = index < MIRRORS_MAX ? owner->mirror[index] : NULL;
+
+	return mirror && mirror->id == id ? mirror : NULL;
+}
+
+void mirror_send_region(struct mirror *mirror, const struct shadow *shadow, uint64_t peer,
+			uint32_t window, uint32_t index, uint64_t base, uint64_t length)
+{
+	struct hmm_msg_region *message = malloc(sizeof(*message));
+	int fd = message ? fcntl(shadow->fd, F_DUPFD_CLOEXEC, 3) : -1;
+
+	if (fd < 0) {
+		log_error("owner %u: a shadow could not be announced: out of %s", mirror->owner->id,
+			  message ? "descriptors" : "memory");
+		free(message);
+		return;
+	}
+	HMM_MSG_INIT(*message, HMM_OP_REGION, 0);
+	message->owner = mirror->owner->id;
+	message->mirror = mirror->id;
+	message->window = window;
+	message->index = index;
+	message->base = base;
+	message->length = length;
+	message->offset = base - shadow->base;
+	message->kind = (uint32_t)shadow->kind;
+	worker_event(mirror->owner->worker, peer, message, fd);
+}
+
+int mirror_shadow(struct mirror *mirror, uint64_t addr, struct shadow **result)
+{
+	int r;
+
+	*result = shadow_find(&mirror->shadows, addr);
+	if (*result)
+		return 0;
+	r = shadow_get(&mirror->shadows, mirror->device->pool, addr, result);
+	/* Its owner fills it, and keeps it should hmmd die. */
+	if (!r && mirror->owner->peer)
+		mirror_send_region(mirror, *result, mirror->owner->peer, 0, 0, (*result)->base,
+				   HMM_REGION_SIZE);
+	return r;
+}
+
+static void registry_add(struct mirror *mirror)
+{
+	struct engine *engine = mirror->owner->worker->engine;
+
+	pthread_mutex_lock(&engine->lock);
+	mirror->owner->mirror[mirror->index] = mirror;
+	pthread_mutex_unlock(&engine->lock);
+}
+
+/* So that a successor can make it again before its driver comes back. */
+static void note_in_journal(const struct mirror *mirror)
+{
+	struct hmm_journal_mirror *note = &mirror->owner->journal->mirror[mirror->index];
+	const struct device *device = mirror->device;
+
+	note->kind = (uint32_t)device->pool->kind;
+	note->node = device->pool->node;
+	note->size = device->size;
+	note->caps = device->caps;
+	memcpy(note->device, device->name, sizeof(note->device));
+	__atomic_store_n(&note->used, 1, __ATOMIC_RELEASE);
+}
+
+struct mirror *mirror_new(struct owner *owner, unsigned int index, struct device *device)
+{
+	struct mirror *mirror = calloc(1, sizeof(*mirror));
+
+	if (!mirror)
+		return NULL;
+	mirror->owner = owner;
+	mirror->index = index;
+	mirror->id = owner->id << 8 | index;
+	mirror->device = device;
+	note_in_journal(mirror);
+	registry_add(mirror);
+	return mirror;
+}
+
+void mirror_free(struct mirror *mirror)
+{
+	struct engine *engine = mirror->owner->worker->engine;
+
+	pthread_mutex_lock(&engine->lock);
+	mirror->owner->mirror[mirror->index] = NULL;
+	pthread_mutex_unlock(&engine->lock);
+	mirror->owner->journal->mirror[mirror->index].used = 0;
+	shadows_deinit(&mirror->shadows);
+	device_unuse(&engine->devices, mirror->device);
+	free(mirror);
+}
+
+static struct mirror *find_orphan(struct owner *owner, uint32_t device)
+{
+	for (unsigned int i = 0; i < MIRRORS_MAX; i++) {
+		struct mirror *mirror = owner->mirror[i];
+
+		if (mirror && !mirror->peer && !mirror->leaving && mirror->device->id == device)
+			return mirror;
+	}
+	return NULL;
+}
+
+static int mirror_register(struct owner *owner, struct letter *letter)
+{
+	const struct hmm_msg_mirror_register *message = (const void *)letter->message;
+	struct devices *devices = &owner->worker->engine->devices;
+	struct hmm_msg_mirror_register_reply *reply;
+	struct mirror *mirror;
+	struct device *device;
+	unsigned int index = 0;
+
+	if (owner->gone || owner->closing)
+		return letter_fail(letter, -ESTALE, "owner %u is gone", owner->id);
+	mirror = find_orphan(owner, message->device);
+	if (mirror) {
+		/* Its driver died, or hmmd did: the pages are there still. */
+		reply = letter_reply(letter, HMM_OP_MIRROR_REGISTER_REPLY, sizeof(*reply));
+		if (!reply)
+			return letter_fail(letter, -ENOMEM, "out of memory for the answer");
+		mirror->peer = letter->peer;
+		mirror->flags = message->flags;
+		reply->mirror = mirror->id;
+		reply->index = mirror->index;
+		return 0;
+	}
+	while (index < MIRRORS_MAX && owner->mirror[index])
+		index++;
+	if (index == MIRRORS_MAX)
+		return letter_fail(letter, -ENOSPC, "owner %u has %u mirrors, the most there can be",
+				   owner->id, MIRRORS_MAX);
+	device = device_use(devices, message->device);
+	if (!device)
+		return letter_fail(letter, -ENODEV, "no device %u", message->device);
+	mirror = mirror_new(owner, index, device);
+	reply = mirror ? letter_reply(letter, HMM_OP_MIRROR_REGISTER_REPLY, sizeof(*reply)) : NULL;
+	if (!reply) {
+		if (mirror)
+			mirror_free(mirror);
+		else
+			device_unuse(devices, device);
+		return letter_fail(letter, -ENOMEM, "out of memory for a mirror");
+	}
+	mirror->flags = message->flags;
+	mirror->peer = letter->peer;
+	reply->mirror = mirror->id;
+	reply->index = mirror->index;
+	return 0;
+}
+
+static void unregister_done(struct owner *owner, void *data, uint64_t pages)
+{
+	struct letter *letter = data;
+	const struct hmm_msg_mirror_unregister *message = (const void *)letter->message;
+	struct mirror *mirror = mirror_by_id(owner, message->mirror);
+
+	(void)pages;
+	if (mirror && mirror->migrations) {
+		/* Pages may still be going out on its behalf: they are seen to again. */
+		migrate_home(owner, 0, HMM_VA_END, mirror->device, unregister_done, data);
+		return;
+	}
+	if (mirror && atomic_load(&mirror->device_pages) && !owner->gone) {
+		mirror->leaving = false;
+		letter_fail(letter, -EBUSY,
+			    "%lu pages could not come home yet: the owner's memory is full or changing; try again",
+			    atomic_load(&mirror->device_pages));
+		worker_reply(owner->worker, letter);
+		return;
+	}
+	if (mirror) {
+		for (struct block *block = block_next(owner, 0, HMM_VA_END), *next; block; block = next) {
+			next = block_next(owner, block->addr + HMM_BLOCK_SIZE, HMM_VA_END);
+			if (block_mirror(block) == mirror && block_at_rest(block))
+				block_settle(block);
+		}
+		mirror_free(mirror);
+	}
+	if (!letter_reply(letter, HMM_OP_MIRROR_UNREGISTER_REPLY,
+			  sizeof(struct hmm_msg_mirror_unregister_reply)))
+		letter_fail(letter, -ENOMEM, "out of memory for the answer");
+	worker_reply(owner->worker, letter);
+}
+
+static void mirror_unregister(struct owner *owner, struct letter *letter)
+{
+	const struct hmm_msg_mirror_unregister *message = (const void *)letter->message;
+	struct mirror *mirror = mirror_by_id(owner, message->mirror);
+
+	if (!mirror || mirror->leaving) {
+		letter_fail(letter, -ENOENT, "no mirror %u", message->mirror);
+		worker_reply(owner->worker, letter);
+		return;
+	}
+	mirror->leaving = true;
+	mirror->flags &= ~HMM_MIRROR_FLAGS_CALLBACKS;
+	window_close_all(owner, mirror);
+	migrate_home(owner, 0, HMM_VA_END, mirror->device, unregister_done, letter);
+}
+
+void mirror_request(struct owner *owner, struct letter *letter)
+{
+	if (letter->message->opcode == HMM_OP_MIRROR_UNREGISTER) {
+		mirror_unregister(owner, letter);
+		return;
+	}
+	mirror_register(owner, letter);
+	worker_reply(owner->worker, letter);
+}
+
+void mirror_peer_gone(struct owner *owner, uint64_t peer)
+{
+	for (unsigned int i = 0; i < MIRRORS_MAX; i++) {
+		struct mirror *mirror = owner->mirror[i];
+
+		if (!mirror || mirror->peer != peer)
+			continue;
+		/* The pages stay where they are: the owner's touch brings them home. */
+		mirror->peer = 0;
+		mirror->flags &= ~HMM_MIRROR_FLAGS_CALLBACKS;
+	}
+}

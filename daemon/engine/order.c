@@ -1,0 +1,274 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * order.c - work for the owner's agent, the thread of libhmmclient that does
+ * what only the owner's mm may do. Runs on the owner's worker.
+ *
+ * Happy path: order_issue() writes the order into the shared ring and rings
+ * the doorbell; the agent works through the ring in order and signals an
+ * eventfd; order_reap() hands each finished order to whoever asked for it.
+ *
+ * The danger is a stale order: one that runs after the owner unmapped the
+ * addresses and mapped something new there. While an event is unread the
+ * kernel refuses MOVE with EAGAIN (slots are registered on the owner's own
+ * userfaultfd); so before events are read the hold is raised, which keeps
+ * orders out of their critical call, and while it is up the orders that the
+ * events made stale are taken back.
+ *
+ * What the agent writes is never trusted further than the owner's own memory.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <stddef.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "engine/owner.h"
+#include "engine/worker.h"
+#include "log.h"
+
+/* How long a reader of events spins for a MOVE (5 us for a huge page) to end. */
+#define HOLD_SPINS	2000
+/* An agent that takes longer is stopped, or its processor is: faults are served without it. */
+#define STUCK_NS	(20 * NS_PER_MS)
+
+static void futex_wake(uint32_t *word)
+{
+	syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+}
+
+struct hmm_order *order_shared(struct owner *owner, const struct block_order *order)
+{
+	return &owner->orders->ring[order->ring % HMM_ORDERS_RING];
+}
+
+static uint32_t shared_state(struct owner *owner, const struct block_order *order)
+{
+	return __atomic_load_n(&order_shared(owner, order)->state, __ATOMIC_SEQ_CST);
+}
+
+uint64_t slot_addr(const struct owner *owner, unsigned int slot)
+{
+	return owner->slots_addr + slot * HMM_BLOCK_SIZE;
+}
+
+bool owner_agent_idle(const struct owner *owner)
+{
+	return owner->produced == owner->reaped;
+}
+
+struct block_order *order_issue(struct owner *owner, uint32_t kind, struct block *block,
+				unsigned int slot, const struct pages *want, uint32_t flags)
+{
+	struct hmm_orders *orders = owner->orders;
+	struct block_order *order;
+	struct hmm_order *shared;
+
+	/* Each slot has at most one order and one RELEASE behind it: the ring is never full. */
+	assert(owner->produced - owner->reaped < HMM_ORDERS_RING);
+	order = &owner->order[owner->produced % HMM_ORDERS_RING];
+	*order = (struct block_order){
+		.ring = owner->produced,
+		.kind = kind,
+		.serial = ++owner->next_serial,
+		.block = block,
+		.slot = slot,
+		.issued = owner->worker->now,
+	};
+	shared = order_shared(owner, order);
+	shared->kind = kind;
+	shared->serial = order->serial;
+	shared->addr = block ? block->addr : 0;
+	shared->slot = slot;
+	shared->flags = flags;
+	shared->epoch = block ? block->record->epoch : 0;
+	shared->mirror = block ? block->record->mirror : 0;
+	shared->error = 0;
+	for (unsigned int w = 0; w < HMM_BITMAP_WORDS; w++) {
+		order->want.word[w] = want ? want->word[w] : 0;
+		shared->want[w] = order->want.word[w];
+		shared->moved[w] = shared->hole[w] = shared->busy[w] = 0;
+	}
+	__atomic_store_n(&shared->state, (uint32_t)HMM_ORDER_QUEUED, __ATOMIC_RELEASE);
+
+	owner->produced++;
+	__atomic_store_n(&orders->produced, owner->produced, __ATOMIC_SEQ_CST);
+	__atomic_add_fetch(&orders->doorbell, 1, __ATOMIC_SEQ_CST);
+	if (__atomic_load_n(&orders->asleep, __ATOMIC_SEQ_CST))
+		futex_wake(&orders->doorbell);
+	if (block)
+		block->order = order;
+	worker_alarm(owner->worker, order->issued + STUCK_NS);
+	owner_count(owner, COUNTER_ORDERS, 1);
+	return order;
+}
+
+static void finish(struct owner *owner, struct block_order *order)
+{
+	struct hmm_order shared = *order_shared(owner, order);	/* one look: the owner may write it */
+	struct block *block = order->block;
+
+	if (order->kind == HMM_ORDER_NONE)
+		return;
+	if (order->kind == HMM_ORDER_RELEASE) {
+		owner->slot[order->slot] = SLOT_FREE;
+		TAILQ_CONCAT(&owner->runnable, &owner->slot_waiters, link);
+		return;
+	}
+	/* Results can only be about pages that were asked for. */
+	for (unsigned int w = 0; w < HMM_BITMAP_WORDS; w++) {
+		shared.moved[w] &= order->want.word[w];
+		shared.hole[w] &= order->want.word[w] & ~shared.moved[w];
+		shared.busy[w] &= order->want.word[w] & ~shared.moved[w];
+	}
+	block->order = NULL;
+	if (order->kind == HMM_ORDER_HOME_SLOT)
+		home_slot_done(block, order, &shared);
+	else
+		migrate_out_done(block, order, &shared);
+}
+
+bool order_cancel(struct owner *owner, struct block_order *order)
+{
+	struct block_order copy = *order;
+	uint32_t *state = &order_shared(owner, order)->state;
+	uint32_t expected = HMM_ORDER_QUEUED;
+
+	if (!__atomic_compare_exchange_n(state, &expected, HMM_ORDER_CANCELLED, false,
+					 __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
+		expected = HMM_ORDER_RUNNING;
+		if (!__atomic_compare_exchange_n(state, &expected, HMM_ORDER_CANCELLED, false,
+						 __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+			return false;
+	}
+	/* Its place in the ring is reaped when the agent has passed it. */
+	order->kind = HMM_ORDER_NONE;
+	order->block = NULL;
+	owner_count(owner, COUNTER_ORDERS_CANCELLED, 1);
+	finish(owner, &copy);
+	return true;
+}
+
+void order_reap(struct owner *owner)
+{
+	while (owner->reaped != owner->produced) {
+		struct block_order *order = &owner->order[owner->reaped % HMM_ORDERS_RING];
+		struct block_order copy = *order;
+		uint32_t state = shared_state(owner, order);
+
+		if (state == HMM_ORDER_CANCELLED) {
+			/* The agent must be past it before its place is used again. */
+			uint32_t consumed = __atomic_load_n(&owner->orders->consumed, __ATOMIC_ACQUIRE);
+
+			if ((int32_t)(consumed - order->ring) <= 0)
+				return;
+		} else if (state != HMM_ORDER_DONE) {
+			return;
+		}
+		owner->reaped++;
+		finish(owner, &copy);
+	}
+}
+
+bool order_hold(struct owner *owner)
+{
+	struct hmm_orders *orders = owner->orders;
+
+	if (owner_agent_idle(owner))
+		return true;
+	__atomic_store_n(&orders->hold, 1, __ATOMIC_SEQ_CST);
+	for (uint32_t at = owner->reaped; at != owner->produced; at++) {
+		const struct block_order *order = &owner->order[at % HMM_ORDERS_RING];
+
+		/* The zap of the base engine waits for this very reader: it must not be waited for. */
+		if (order->kind == HMM_ORDER_OUT_ZAP || order->kind == HMM_ORDER_NONE)
+			continue;
+		for (int spins = 0; shared_state(owner, order) == HMM_ORDER_COMMIT; spins++) {
+			if (spins == HOLD_SPINS)
+				return false;	/* the hold stays up: no other one can enter */
+			__builtin_ia32_pause();
+		}
+	}
+	return true;
+}
+
+void order_release_hold(struct owner *owner)
+{
+	struct hmm_orders *orders = owner->orders;
+
+	if (!__atomic_load_n(&orders->hold, __ATOMIC_RELAXED))
+		return;
+	__atomic_store_n(&orders->hold, 0, __ATOMIC_SEQ_CST);
+	futex_wake(&orders->hold);
+}
+
+int slot_take(struct owner *owner)
+{
+	for (unsigned int i = 0; i < owner->slots; i++) {
+		if (owner->slot[i] != SLOT_FREE)
+			continue;
+		owner->slot[i] = SLOT_BUSY;
+		return (int)i;
+	}
+	return -EAGAIN;
+}
+
+void slot_release(struct owner *owner, unsigned int slot)
+{
+	owner->slot[slot] = SLOT_RELEASING;
+	order_issue(owner, HMM_ORDER_RELEASE, NULL, slot, NULL, 0);
+}
+
+void order_abandon(struct owner *owner)
+{
+	/* Finishing one may issue its slot's RELEASE: until nothing is left. */
+	while (owner->reaped != owner->produced) {
+		struct block_order copy = owner->order[owner->reaped % HMM_ORDERS_RING];
+
+		__atomic_store_n(&order_shared(owner, &copy)->state, (uint32_t)HMM_ORDER_CANCELLED,
+				 __ATOMIC_SEQ_CST);
+		owner->reaped++;
+		finish(owner, &copy);
+	}
+}
+
+/* Its pages are in the slot and the agent does not get on: whoever waits is served from there. */
+static void serve_from_slot(struct owner *owner, struct block_order *order)
+{
+	struct block *block = order->block;
+	char bounce[HMM_PAGE_SIZE];
+	struct task *task;
+	uint64_t addr;
+
+	TAILQ_FOREACH(task, &block->parked, link) {
+		const void *bytes;
+		size_t done;
+
+		if (!fault_task_addr(task, &addr))
+			continue;
+		bytes = page_bytes(block, page_index(addr), bounce);
+		if (!bytes || kernel->uffd_copy(owner->uffd, addr & ~(HMM_PAGE_SIZE - 1), bytes,
+						HMM_PAGE_SIZE, 0, &done))
+			continue;
+		/* Home: what the agent will say of it counts no more. */
+		pages_set(&block->dead, page_index(addr));
+	}
+}
+
+void order_unstick(struct owner *owner, int64_t now)
+{
+	for (uint32_t at = owner->reaped; at != owner->produced; at++) {
+		struct block_order *order = &owner->order[at % HMM_ORDERS_RING];
+		struct block *block = order->block;
+
+		if (!block || TAILQ_EMPTY(&block->parked) || now - order->issued < STUCK_NS)
+			continue;
+		if (order_cancel(owner, order))
+			continue;
+		if (order->kind == HMM_ORDER_OUT_MOVE &&
+		    shared_state(owner, order) == HMM_ORDER_FILLING)
+			serve_from_slot(owner, order);
+		worker_alarm(owner->worker, now + STUCK_NS);
+	}
+}

@@ -1,0 +1,668 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * owner.c - owners: how they come, what they are asked, how they go. Runs on
+ * the owner's worker.
+ *
+ * Coming: the library opens its own userfaultfd, mem, pagemap and maps and
+ * passes them; hmmd shakes hands with the userfaultfd (fork events need hmmd's
+ * privilege, not the owner's), registers the staging slots, makes the shared
+ * memory and answers.
+ *
+ * Going: an owner is gone when its mm is, which ioctls say with ESRCH; a closed
+ * connection is only a hint. While the mm lives, everything comes home first.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "engine/owner.h"
+#include "engine/worker.h"
+#include "log.h"
+#include "uapi.h"
+
+/* A process that exits closes its descriptors a moment before its mm is gone. */
+#define ORPHAN_NS	(100 * NS_PER_MS)
+#define TICK_NS		(2 * NS_PER_MS)
+
+const char *const counter_names[COUNTER_MAX] = {
+	[COUNTER_FAULTS] = "faults",
+	[COUNTER_FAULT_PAGES_HOME] = "fault_pages_home",
+	[COUNTER_WRITE_FAULTS] = "write_faults",
+	[COUNTER_HOLE_FAULTS] = "hole_faults",
+	[COUNTER_RETRIES] = "retries",
+	[COUNTER_EVENTS] = "events",
+	[COUNTER_FORKS] = "forks",
+	[COUNTER_PAGES_TO_DEVICE] = "pages_to_device",
+	[COUNTER_PAGES_HOME] = "pages_home",
+	[COUNTER_HUGE_TO_DEVICE] = "huge_to_device",
+	[COUNTER_HUGE_HOME] = "huge_home",
+	[COUNTER_ORDERS] = "orders",
+	[COUNTER_ORDERS_CANCELLED] = "orders_cancelled",
+	[COUNTER_WINDOW_FAULTS] = "window_faults",
+	[COUNTER_INVALIDATIONS] = "invalidations",
+	[COUNTER_LATE_DRIVERS] = "late_drivers",
+	[COUNTER_REVOKED_WINDOWS] = "revoked_windows",
+	[COUNTER_ERRORS] = "errors",
+};
+
+void owner_count(struct owner *owner, enum counter counter, uint64_t n)
+{
+	atomic_fetch_add_explicit(&owner->counter[counter], n, memory_order_relaxed);
+}
+
+void owner_run(struct owner *owner)
+{
+	struct task *task;
+
+	if (owner->running)
+		return;
+	owner->running = true;
+	while ((task = TAILQ_FIRST(&owner->runnable))) {
+		TAILQ_REMOVE(&owner->runnable, task, link);
+		task->run(task);
+	}
+	owner->running = false;
+}
+
+struct owner *owner_by_id(struct worker *worker, uint32_t id)
+{
+	struct owner *owner;
+
+	TAILQ_FOREACH(owner, &worker->owners, link)
+		if (owner->id == id)
+			return owner;
+	return NULL;
+}
+
+/* ---- coming ------------------------------------------------------------------- */
+
+struct owner *owner_new(struct worker *worker, const struct letter *letter)
+{
+	struct owner *owner = calloc(1, sizeof(*owner));
+	int *fds[] = {
+		&owner->uffd, &owner->mem, &owner->pagemap, &owner->maps, &owner->smaps,
+		&owner->pidfd, &owner->done.fd, &owner->table_fd, &owner->ledger_fd,
+		&owner->orders_fd, &owner->pulse_fd,
+	};
+
+	if (!owner)
+		return NULL;
+	for (unsigned int i = 0; i < sizeof(fds) / sizeof(fds[0]); i++)
+		*fds[i] = -1;
+	owner->worker = worker;
+	owner->id = letter->owner;
+	owner->peer = letter->peer;
+	owner->uid = letter->uid;
+	owner->pid = letter->pid;
+	memcpy(owner->name, letter->name, sizeof(owner->name));
+	owner->pidfd = (int)syscall(SYS_pidfd_open, letter->pid, 0);
+	TAILQ_INIT(&owner->windows);
+	TAILQ_INIT(&owner->slot_waiters);
+	TAILQ_INIT(&owner->runnable);
+	TAILQ_INIT(&owner->acks);
+	TAILQ_INIT(&owner->retry);
+	TAILQ_INIT(&owner->settling);
+	TAILQ_INSERT_TAIL(&worker->owners, owner, link);
+	pthread_mutex_lock(&worker->engine->lock);
+	TAILQ_INSERT_TAIL(&worker->engine->owners, owner, registry);
+	pthread_mutex_unlock(&worker->engine->lock);
+	return owner;
+}
+
+int owner_handshake(struct owner *owner, uint64_t open_flags)
+{
+	const struct engine *engine = owner->worker->engine;
+	uint64_t want = UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE |
+			UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_PAGEFAULT_FLAG_WP |
+			UFFD_FEATURE_THREAD_ID;
+	bool move = engine->features & HMM_FEATURE_MOVE && !(open_flags & HMM_OPEN_FLAGS_BASE_ENGINE);
+	int r = -EPERM;
+
+	owner->features = engine->features & ~(HMM_FEATURE_MOVE | HMM_FEATURE_EVENT_FORK);
+	owner->open_flags = open_flags;
+	if (move)
+		owner->features |= HMM_FEATURE_MOVE;
+	if (engine->facts.event_fork) {
+		r = kernel_uffd_api(owner->uffd, want | UFFD_FEATURE_EVENT_FORK, NULL);
+		if (!r)
+			owner->features |= HMM_FEATURE_EVENT_FORK;
+	}
+	if (r == -EPERM)
+		r = kernel_uffd_api(owner->uffd, want, NULL);
+	return r;
+}
+
+static int shared_memfd(int *fd, const char *name, uint64_t size)
+{
+	if (*fd >= 0)
+		return 0;
+	*fd = kernel->memfd_new(name, size, 0);
+	return *fd < 0 ? *fd : 0;
+}
+
+static int map_all(int fd, uint64_t size, void *result)
+{
+	void *map = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+
+	if (map == MAP_FAILED)
+		return -errno;
+	madvise(map, size, MADV_DONTDUMP);
+	*(void **)result = map;
+	return 0;
+}
+
+/* Table, ledger, orders and pulse: made unless a restart brought them. */
+int owner_map_shared(struct owner *owner)
+{
+	int r = shared_memfd(&owner->table_fd, "hmm-table", HMM_TABLE_SIZE);
+
+	if (!r)
+		r = shared_memfd(&owner->ledger_fd, "hmm-ledger", HMM_LEDGER_SIZE);
+	if (!r)
+		r = shared_memfd(&owner->orders_fd, "hmm-orders", HMM_ORDERS_SIZE);
+	if (!r)
+		r = shared_memfd(&owner->pulse_fd, "hmm-pulse", sizeof(struct hmm_pulse));
+	if (!r)
+		r = map_all(owner->table_fd, HMM_TABLE_SIZE, &owner->table);
+	if (!r)
+		r = map_all(owner->ledger_fd, HMM_LEDGER_SIZE, &owner->ledger);
+	if (!r)
+		r = map_all(owner->orders_fd, HMM_ORDERS_SIZE, &owner->orders);
+	if (!r)
+		r = map_all(owner->pulse_fd, sizeof(struct hmm_pulse), &owner->pulse);
+	if (!r)
+		owner->journal = (struct hmm_journal *)((char *)owner->ledger + HMM_JOURNAL_OFFSET);
+	return r;
+}
+
+static void owner_ready(struct source *source)
+{
+	struct owner *owner = (struct owner *)((char *)source - offsetof(struct owner, source));
+
+	event_read(owner);
+	owner_run(owner);
+}
+
+static void agent_ready(struct source *source)
+{
+	struct owner *owner = (struct owner *)((char *)source - offsetof(struct owner, done));
+	uint64_t n;
+
+	if (read(source->fd, &n, sizeof(n)) < 0 && errno != EAGAIN)
+		log_warn("owner %u: its agent's eventfd: %m", owner->id);
+	order_reap(owner);
+	owner_run(owner);
+}
+
+int owner_watch(struct owner *owner)
+{
+	struct reactor *reactor = owner->worker->reactor;
+	int r;
+
+	/* The client shares the description: hmmd never reads it but after a poll. */
+	fcntl(owner->uffd, F_SETFL, O_NONBLOCK);
+	r = reactor_add(reactor, &owner->source, owner->uffd, owner_ready);
+	if (!r)
+		r = reactor_add(reactor, &owner->done, owner->done.fd, agent_ready);
+	return r;
+}
+
+static int read_only_copy(int fd)
+{
+	char path[32];
+	int copy;
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	copy = open(path, O_RDONLY | O_CLOEXEC);
+	return copy < 0 ? -errno : copy;
+}
+
+static int reply_open(struct owner *owner, struct letter *letter)
+{
+	struct hmm_msg_open_reply *reply = letter_reply(letter, HMM_OP_OPEN_REPLY, sizeof(*reply));
+	int *fds = letter->reply_fds;
+
+	if (!reply)
+		return -ENOMEM;
+	fds[0] = read_only_copy(owner->table_fd);
+	fds[1] = read_only_copy(owner->ledger_fd);
+	fds[2] = fcntl(owner->orders_fd, F_DUPFD_CLOEXEC, 3);
+	fds[3] = fcntl(owner->pulse_fd, F_DUPFD_CLOEXEC, 3);
+	fds[4] = fcntl(owner->done.fd, F_DUPFD_CLOEXEC, 3);
+	letter->n_reply_fds = 5;
+	for (unsigned int i = 0; i < 5; i++)
+		if (fds[i] < 0)
+			return -EMFILE;
+	reply->owner = owner->id;
+	reply->features = owner->features;
+	return 0;
+}
+
+static int check_descriptors(struct owner *owner)
+{
+	struct kernel_vma vma;
+	uint64_t entry;
+	char byte;
+	ssize_t n;
+
+	if (kernel->pagemap_read(owner->pagemap, owner->slots_addr, 1, &entry))
+		return -EBADF;
+	if (kernel->vma_at(owner->maps, owner->slots_addr, &vma) || vma.start > owner->slots_addr)
+		return -EBADF;
+	/* Not from a slot: a read would put a page where MOVE wants none. */
+	if (kernel->vma_at(owner->maps, 0, &vma))
+		return -EBADF;
+	n = kernel->mem_read(owner->mem, vma.start, &byte, 1);
+	return n == 1 ? 0 : -EBADF;
+}
+
+static int owner_begin(struct owner *owner, struct letter *letter)
+{
+	const struct hmm_msg_open *message = (const void *)letter->message;
+	int r;
+
+	owner->uffd = letter_take_fd(letter, 0);
+	owner->mem = letter_take_fd(letter, 1);
+	owner->pagemap = letter_take_fd(letter, 2);
+	owner->maps = letter_take_fd(letter, 3);
+	owner->smaps = letter_take_fd(letter, 4);
+	owner->slots_addr = message->slots_addr;
+	owner->slots = message->slots_count;
+	if (!owner->slots || owner->slots > HMM_SLOTS_MAX || owner->slots_addr % HMM_BLOCK_SIZE ||
+	    owner->slots_addr >= HMM_VA_END - owner->slots * HMM_BLOCK_SIZE)
+		return letter_fail(letter, -EINVAL, "%u staging slots at %#lx: 1 to %u, aligned to 2 MiB",
+				   owner->slots, owner->slots_addr, HMM_SLOTS_MAX);
+	r = check_descriptors(owner);
+	if (r)
+		return letter_fail(letter, r,
+				   "mem, pagemap or maps is not what it should be: the owner's own files in /proc/self");
+	r = owner_handshake(owner, message->flags);
+	if (r)
+		return letter_fail(letter, r, "the userfaultfd refused the handshake: %s%s", strerror(-r),
+				   r == -EINVAL ? " (is it one, and fresh?)" : "");
+	owner->done.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	r = owner->done.fd < 0 ? -errno : owner_map_shared(owner);
+	if (r)
+		return letter_fail(letter, r, "no shared memory for the owner: %s", strerror(-r));
+	r = kernel->uffd_register(owner->uffd, owner->slots_addr, owner->slots * HMM_BLOCK_SIZE,
+				  UFFDIO_REGISTER_MODE_MISSING);
+	if (r)
+		return letter_fail(letter, r, "the staging slots can't be registered: %s", strerror(-r));
+	owner->orders->magic = HMM_ORDERS_MAGIC;
+	owner->orders->version = 1;
+	owner->orders->incarnation = owner->worker->engine->incarnation;
+	owner->orders->agent_tid = message->agent_tid;
+	owner->orders->slots_addr = owner->slots_addr;
+	owner->orders->slots_count = owner->slots;
+	owner->journal->magic = HMM_LEDGER_MAGIC;
+	owner->journal->version = HMM_LEDGER_VERSION;
+	owner->journal->incarnation = owner->worker->engine->incarnation;
+	owner->journal->features = owner->features;
+	owner->journal->open_flags = message->flags;
+	r = owner_watch(owner);
+	if (!r)
+		r = reply_open(owner, letter);
+	return r ? letter_fail(letter, r, "no room for another owner: %s", strerror(-r)) : 0;
+}
+
+void owner_open(struct worker *worker, struct letter *letter)
+{
+	struct owner *owner = worker->going ? NULL : owner_new(worker, letter);
+
+	if (!owner) {
+		if (worker->going)
+			letter_fail(letter, -ESHUTDOWN, "hmmd is going away");
+		else
+			letter_fail(letter, -ENOMEM, "out of memory for another owner");
+	} else if (owner_begin(owner, letter)) {
+		owner->peer = 0;
+		owner_free(owner);
+	} else {
+		log_info("owner %u: %s, pid %d, uid %u: mirrored by %s", owner->id, owner->name,
+			 owner->pid, owner->uid,
+			 owner->features & HMM_FEATURE_MOVE ? "UFFDIO_MOVE" : "protect and zap");
+	}
+	worker_reply(worker, letter);
+}
+
+/* ---- what it is asked ------------------------------------------------------------ */
+
+static int open_peer(struct owner *owner, struct letter *letter)
+{
+	struct hmm_msg_open_peer_reply *reply =
+		letter_reply(letter, HMM_OP_OPEN_PEER_REPLY, sizeof(*reply));
+
+	if (!reply)
+		return letter_fail(letter, -ENOMEM, "out of memory for the answer");
+	letter->reply_fds[0] = read_only_copy(owner->table_fd);
+	letter->reply_fds[1] = read_only_copy(owner->pulse_fd);
+	letter->n_reply_fds = 2;
+	if (letter->reply_fds[0] < 0 || letter->reply_fds[1] < 0)
+		return letter_fail(letter, -EMFILE, "out of descriptors");
+	reply->owner = owner->id;
+	reply->pid = (uint32_t)owner->pid;
+	reply->features = owner->features;
+	return 0;
+}
+
+static void reply_pages(struct owner *owner, struct letter *letter, uint64_t pages)
+{
+	if (letter->message->opcode == HMM_OP_DRAIN) {
+		struct hmm_msg_drain_reply *reply =
+			letter_reply(letter, HMM_OP_DRAIN_REPLY, sizeof(*reply));
+
+		if (reply)
+			reply->pages = pages;
+	} else {
+		struct hmm_msg_prepare_fork_reply *reply =
+			letter_reply(letter, HMM_OP_PREPARE_FORK_REPLY, sizeof(*reply));
+
+		if (reply)
+			reply->pages = pages;
+	}
+	if (!letter->reply)
+		letter_fail(letter, -ENOMEM, "out of memory for the answer; the pages are home");
+	worker_reply(owner->worker, letter);
+}
+
+static void home_done(struct owner *owner, void *data, uint64_t pages)
+{
+	reply_pages(owner, data, pages);
+}
+
+static void exclude_done(struct owner *owner, void *data, uint64_t pages)
+{
+	struct letter *letter = data;
+
+	(void)pages;
+	if (!letter_reply(letter, HMM_OP_EXCLUDE_REPLY, sizeof(struct hmm_msg_exclude_reply)))
+		letter_fail(letter, -ENOMEM, "out of memory for the answer");
+	worker_reply(owner->worker, letter);
+}
+
+static void exclude(struct owner *owner, struct letter *letter)
+{
+	const struct hmm_msg_exclude *message = (const void *)letter->message;
+	uint64_t end = message->addr + message->length;
+	int r = message->include ? span_set_remove(&owner->excluded, message->addr, end)
+				 : span_set_add(&owner->excluded, message->addr, end);
+
+	if (r) {
+		letter_fail(letter, r, "out of memory for another excluded range");
+		worker_reply(owner->worker, letter);
+		return;
+	}
+	if (message->include)
+		exclude_done(owner, letter, 0);
+	else
+		migrate_home(owner, message->addr, end, NULL, exclude_done, letter);
+}
+
+static int advise(struct owner *owner, struct letter *letter)
+{
+	const struct hmm_msg_advise *message = (const void *)letter->message;
+	uint64_t end = message->addr + message->length;
+	int r = message->advice == HMM_ADVICE_UNPINNED ?
+		span_set_add(&owner->unpinned, message->addr, end) :
+		span_set_remove(&owner->unpinned, message->addr, end);
+
+	if (!r && !letter_reply(letter, HMM_OP_ADVISE_REPLY, sizeof(struct hmm_msg_advise_reply)))
+		r = -ENOMEM;
+	return r ? letter_fail(letter, r, "out of memory for another range") : 0;
+}
+
+void owner_request(struct owner *owner, struct letter *letter)
+{
+	const struct hmm_msg_drain *drain = (const void *)letter->message;
+
+	if (owner->recovering) {
+		recover_request(owner, letter);
+		return;
+	}
+	switch (letter->message->opcode) {
+	case HMM_OP_MIGRATE:
+		migrate_request(owner, letter);
+		return;
+	case HMM_OP_DRAIN:
+		migrate_home(owner, 0, HMM_VA_END,
+			     drain->device ? device_by_id(&owner->worker->engine->devices, drain->device)
+					   : NULL,
+			     home_done, letter);
+		return;
+	case HMM_OP_PREPARE_FORK:
+		migrate_home(owner, 0, HMM_VA_END, NULL, home_done, letter);
+		return;
+	case HMM_OP_EXCLUDE:
+		exclude(owner, letter);
+		return;
+	case HMM_OP_MIRROR_REGISTER:
+	case HMM_OP_MIRROR_UNREGISTER:
+		mirror_request(owner, letter);
+		return;
+	case HMM_OP_DEVICE_READ:
+	case HMM_OP_DEVICE_WRITE:
+	case HMM_OP_ALLOC:
+	case HMM_OP_FREE:
+		access_request(owner, letter);
+		return;
+	case HMM_OP_WINDOW_MAP:
+	case HMM_OP_WINDOW_ARMED:
+	case HMM_OP_WINDOW_UNMAP:
+		window_request(owner, letter);
+		return;
+	case HMM_OP_LAYOUT:
+	case HMM_OP_RANGES:
+	case HMM_OP_CELLS:
+		residency_request(owner, letter);
+		return;
+	case HMM_OP_ACK:
+		invalidate_ack(owner, ((const struct hmm_msg_ack *)(const void *)letter->message)->cookie);
+		letter_free(letter);
+		return;
+	case HMM_OP_REOPEN_MIRROR:
+	case HMM_OP_REOPEN_REGION:
+	case HMM_OP_REOPEN_DONE:
+		recover_request(owner, letter);
+		return;
+	case HMM_OP_OPEN_PEER:
+		open_peer(owner, letter);
+		break;
+	case HMM_OP_ADVISE:
+		advise(owner, letter);
+		break;
+	default:
+		letter_fail(letter, -EOPNOTSUPP, "%s is not for an owner",
+			    hmm_opcode_name(letter->message->opcode));
+	}
+	worker_reply(owner->worker, letter);
+}
+
+/* ---- going ----------------------------------------------------------------------------- */
+
+void owner_peer_gone(struct owner *owner, uint64_t peer)
+{
+	invalidate_peer_gone(owner, peer);
+	window_peer_gone(owner, peer);
+	mirror_peer_gone(owner, peer);
+	if (owner->peer != peer)
+		return;
+	owner->peer = 0;
+	owner->orphan_since = owner->worker->now;
+	worker_alarm(owner->worker, owner->worker->now + NS_PER_MS);
+}
+
+/* Asks for something harmless; only an mm that is gone says ESRCH. */
+static bool mm_is_gone(struct owner *owner)
+{
+	return kernel->uffd_protect(owner->uffd, owner->slots_addr, HMM_PAGE_SIZE, false) == -ESRCH;
+}
+
+static void close_done(struct owner *owner, void *data, uint64_t pages)
+{
+	(void)data;
+	if (pages)
+		log_debug("owner %u: %lu pages came home", owner->id, pages);
+}
+
+void owner_close(struct owner *owner)
+{
+	if (owner->closing)
+		return;
+	owner->closing = true;
+	window_close_all(owner, NULL);
+	migrate_home(owner, 0, HMM_VA_END, NULL, close_done, NULL);
+	worker_alarm(owner->worker, owner->worker->now + NS_PER_MS);
+}
+
+static void settle_now(struct block *block, void *data)
+{
+	(void)data;
+	if (block_at_rest(block)) {
+		if (block_count(block, HMM_PAGE_COHERENT))
+			block_discard(block, 0, HMM_BLOCK_PAGES, HMM_REASON_RELEASE);
+		else
+			block_settle(block);
+	}
+}
+
+/* Of an owner whose mm is gone: no call on it makes sense any more. */
+static void drop_block(struct block *block, void *data)
+{
+	struct mirror *mirror = block_mirror(block);
+
+	(void)data;
+	if (block->charged && mirror)
+		device_uncharge(mirror->device, (uint64_t)block->charged << HMM_PAGE_SHIFT);
+	block->charged = 0;
+	block->record->transit = HMM_TRANSIT_REST;
+	block_forget(block);
+}
+
+void owner_gone(struct owner *owner)
+{
+	owner->gone = true;
+	owner->closing = true;
+	do {
+		order_abandon(owner);
+		invalidate_answer_all(owner);
+		TAILQ_CONCAT(&owner->runnable, &owner->retry, link);
+		TAILQ_CONCAT(&owner->runnable, &owner->slot_waiters, link);
+		owner_run(owner);
+	} while (!TAILQ_EMPTY(&owner->retry) || !owner_agent_idle(owner));
+}
+
+static void unmap(void *map, uint64_t size)
+{
+	if (map)
+		munmap(map, size);
+}
+
+void owner_free(struct owner *owner)
+{
+	struct worker *worker = owner->worker;
+	int fds[] = {
+		owner->uffd, owner->mem, owner->pagemap, owner->maps, owner->smaps, owner->pidfd,
+		owner->done.fd, owner->table_fd, owner->ledger_fd, owner->orders_fd, owner->pulse_fd,
+	};
+	struct letter *gone;
+
+	window_close_all(owner, NULL);
+	if (owner->ledger)
+		block_for_each(owner, 0, HMM_VA_END, drop_block, NULL);
+	invalidate_deinit(owner);
+	for (unsigned int i = 0; i < MIRRORS_MAX; i++)
+		if (owner->mirror[i])
+			mirror_free(owner->mirror[i]);
+	reactor_remove(worker->reactor, &owner->source);
+	reactor_remove(worker->reactor, &owner->done);
+	if (!owner->gone && owner->uffd >= 0 && owner->slots)
+		kernel->uffd_unregister(owner->uffd, owner->slots_addr, owner->slots * HMM_BLOCK_SIZE);
+	unmap(owner->table, HMM_TABLE_SIZE);
+	unmap(owner->ledger, HMM_LEDGER_SIZE);
+	unmap(owner->orders, HMM_ORDERS_SIZE);
+	unmap(owner->pulse, sizeof(struct hmm_pulse));
+	for (unsigned int i = 0; i < sizeof(fds) / sizeof(fds[0]); i++)
+		if (fds[i] >= 0)
+			close(fds[i]);
+	span_set_deinit(&owner->excluded);
+	span_set_deinit(&owner->unpinned);
+	span_set_deinit(&owner->threads);
+	free(owner->spans);
+
+	TAILQ_REMOVE(&worker->owners, owner, link);
+	pthread_mutex_lock(&worker->engine->lock);
+	TAILQ_REMOVE(&worker->engine->owners, owner, registry);
+	pthread_mutex_unlock(&worker->engine->lock);
+	gone = letter_new(LETTER_OWNER_GONE);
+	if (gone) {
+		gone->owner = owner->id;
+		mailbox_post(worker->engine->outbox, gone);
+	}
+	free(owner);
+}
+
+static void tick_closing(struct owner *owner, int64_t now)
+{
+	if (owner->jobs == 0 && owner_agent_idle(owner)) {
+		block_for_each(owner, 0, HMM_VA_END, settle_now, NULL);
+		if (!owner->span_count) {
+			log_info("owner %u: everything is home", owner->id);
+			owner_free(owner);
+			return;
+		}
+		if (owner->jobs == 0)
+			migrate_home(owner, 0, HMM_VA_END, NULL, close_done, NULL);
+	}
+	worker_alarm(owner->worker, now + TICK_NS);
+}
+
+void owner_tick(struct owner *owner, int64_t now)
+{
+	struct block *block;
+
+	if (!owner_agent_idle(owner)) {
+		order_reap(owner);
+		order_unstick(owner, now);
+	}
+	if (owner->deferred_read)
+		event_read(owner);
+	invalidate_expire(owner, now);
+	if (invalidate_deadline(owner) != INT64_MAX)
+		worker_alarm(owner->worker, invalidate_deadline(owner));
+	while ((block = TAILQ_FIRST(&owner->settling))) {
+		if (block->settle_at > now) {
+			worker_alarm(owner->worker, block->settle_at);
+			break;
+		}
+		block_settle(block);
+	}
+	if (owner->recovering)
+		recover_tick(owner, now);
+	fault_retry(owner);
+	owner_run(owner);
+	if (!TAILQ_EMPTY(&owner->retry))
+		worker_alarm(owner->worker, now + 50 * NS_PER_US);
+
+	if (owner->peer == 0 && !owner->gone && mm_is_gone(owner))
+		owner->gone = true;
+	if (owner->gone) {
+		owner_gone(owner);
+		log_info("owner %u: pid %d is gone", owner->id, owner->pid);
+		owner_free(owner);
+		return;
+	}
+	if (owner->peer == 0 && !owner->closing) {
+		if (now - owner->orphan_since >= ORPHAN_NS)
+			owner_close(owner);
+		else
+			worker_alarm(owner->worker, now + TICK_NS);
+	}
+	if (owner->closing)
+		tick_closing(owner, now);
+}

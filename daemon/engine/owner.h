@@ -1,0 +1,499 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * owner.h - the engine's nouns. An owner and everything that hangs on it
+ * (blocks, mirrors, windows, orders) belongs to one worker thread, and only
+ * that thread touches it; the counters alone are read by others.
+ *
+ * Nothing here waits. What has to wait becomes a task that is parked in the
+ * block, and is run again, from the start, when the block comes to rest.
+ */
+#ifndef HMMD_OWNER_H
+#define HMMD_OWNER_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/queue.h>
+
+#include "engine/reactor.h"
+#include "hmm_protocol.h"
+#include "kernel/kernel.h"
+#include "layout.h"
+#include "mailbox.h"
+#include "memory/pool.h"
+#include "memory/shadow.h"
+#include "policy/prefetch.h"
+
+#define MIRRORS_MAX	16
+#define NS_PER_US	1000LL
+#define NS_PER_MS	1000000LL
+
+struct worker;
+struct owner;
+struct block;
+
+/* ---- tasks -------------------------------------------------------------- */
+
+struct task {
+	TAILQ_ENTRY(task) link;
+	void (*run)(struct task *task);
+};
+TAILQ_HEAD(task_list, task);
+
+/* ---- bitmaps of a block's pages ------------------------------------------- */
+
+struct pages {
+	uint64_t word[HMM_BITMAP_WORDS];
+};
+
+static inline void pages_set(struct pages *pages, unsigned int i)
+{
+	pages->word[i / 64] |= 1ULL << (i % 64);
+}
+
+static inline void pages_clear(struct pages *pages, unsigned int i)
+{
+	pages->word[i / 64] &= ~(1ULL << (i % 64));
+}
+
+static inline bool pages_test(const struct pages *pages, unsigned int i)
+{
+	return pages->word[i / 64] >> (i % 64) & 1;
+}
+
+static inline unsigned int pages_count(const struct pages *pages)
+{
+	unsigned int n = 0;
+
+	for (unsigned int w = 0; w < HMM_BITMAP_WORDS; w++)
+		n += (unsigned int)__builtin_popcountll(pages->word[w]);
+	return n;
+}
+
+static inline bool pages_empty(const struct pages *pages)
+{
+	return pages_count(pages) == 0;
+}
+
+/* The next run of set pages at or after *@first: *@first .. *@end. False: none. */
+bool pages_run(const struct pages *pages, unsigned int *first, unsigned int *end);
+
+/* ---- blocks --------------------------------------------------------------- */
+
+/* What a transit goes on with once the drivers have answered. */
+typedef void (*block_proceed)(struct block *block);
+
+struct block {
+	struct owner *owner;
+	uint64_t addr;
+	struct hmm_ledger_block *record;	/* in the ledger */
+	struct task_list parked;		/* until the block is at rest */
+	struct pages stale;			/* pages whose bytes may linger in the shadow, not complete */
+	struct pages dead;			/* unmapped or discarded while the block was in transit */
+	struct pages zapping;			/* a REMOVE was read, its zap may be yet to come */
+	int64_t zapping_until;
+	unsigned int charged;			/* pages charged to the holder's device */
+	unsigned int acks;			/* drivers' answers outstanding */
+	block_proceed proceed;
+	struct block_order *order;		/* in the agent's hands, or NULL */
+	bool went_huge;				/* was one huge page of the owner: collapse it at home */
+	bool touched;				/* came home page by page since it went out */
+	bool queued;				/* in owner->settling */
+	int64_t settle_at;
+	TAILQ_ENTRY(block) settle;
+
+	/* What the transit in progress does; valid while it is not at rest. */
+	struct {
+		struct pages want;
+		unsigned int first;		/* the faulting page: before the rest; or HMM_BLOCK_PAGES */
+		uint64_t fault_flags;		/* of that fault */
+		bool share;			/* come home as S */
+		int reason;			/* enum hmm_reason */
+		struct job *job;
+	} move;
+};
+
+/* ---- orders in the agent's hands -------------------------------------------- */
+
+struct block_order {
+	uint32_t ring;			/* index, not wrapped */
+	uint32_t kind;
+	uint64_t serial;
+	struct block *block;		/* NULL: RELEASE, or the block let it go */
+	unsigned int slot;
+	struct pages want;
+	int64_t issued;
+};
+
+enum slot_state { SLOT_FREE, SLOT_BUSY, SLOT_RELEASING };
+
+/* ---- mirrors and windows ------------------------------------------------------ */
+
+struct mirror {
+	uint32_t id;			/* owner << 8 | index */
+	unsigned int index;
+	struct owner *owner;
+	struct device *device;
+	struct shadows shadows;
+	uint64_t flags;			/* HMM_MIRROR_FLAGS_* */
+	uint64_t peer;			/* the driver's connection; 0: gone */
+	bool leaving;
+	unsigned int migrations;	/* that go out to it */
+	_Atomic uint64_t device_pages, shared_pages;
+	_Atomic unsigned int windows;
+};
+
+struct window {
+	TAILQ_ENTRY(window) link;
+	uint32_t id;
+	struct mirror *mirror;
+	uint64_t peer;
+	int uffd;
+	struct source source;
+	uint64_t start, end;		/* the owner's addresses */
+	uint64_t at;			/* where they begin in the driver */
+	bool armed;
+	bool revoked;			/* the driver was late: what it asks for is poisoned */
+	uint8_t *modes;			/* per block: WINDOW_MODE_* beyond MISSING */
+};
+TAILQ_HEAD(window_list, window);
+
+/* ---- ranges the owner spoke of ------------------------------------------------- */
+
+struct span_set {
+	struct { uint64_t start, end; } *list;
+	unsigned int count;
+};
+int span_set_add(struct span_set *set, uint64_t start, uint64_t end);
+int span_set_remove(struct span_set *set, uint64_t start, uint64_t end);
+bool span_set_overlaps(const struct span_set *set, uint64_t start, uint64_t end);
+/* Whether all of [start, end) is in the set. */
+bool span_set_covers(const struct span_set *set, uint64_t start, uint64_t end);
+void span_set_deinit(struct span_set *set);
+
+/* ---- counters ------------------------------------------------------------------- */
+
+enum counter {
+	COUNTER_FAULTS,			/* messages of the owner's userfaultfd about pages */
+	COUNTER_FAULT_PAGES_HOME,	/* pages that faults brought home */
+	COUNTER_WRITE_FAULTS,		/* writes to S pages */
+	COUNTER_HOLE_FAULTS,		/* first touches of armed memory */
+	COUNTER_RETRIES,		/* faults put off because the map was changing */
+	COUNTER_EVENTS,
+	COUNTER_FORKS,
+	COUNTER_PAGES_TO_DEVICE,
+	COUNTER_PAGES_HOME,
+	COUNTER_HUGE_TO_DEVICE,		/* blocks that left as one huge page */
+	COUNTER_HUGE_HOME,		/* blocks that came back as one */
+	COUNTER_ORDERS,
+	COUNTER_ORDERS_CANCELLED,
+	COUNTER_WINDOW_FAULTS,
+	COUNTER_INVALIDATIONS,
+	COUNTER_LATE_DRIVERS,		/* acknowledgements that came too late */
+	COUNTER_REVOKED_WINDOWS,
+	COUNTER_ERRORS,			/* pages lost: state E */
+	COUNTER_MAX
+};
+extern const char *const counter_names[COUNTER_MAX];
+
+/* ---- the owner ------------------------------------------------------------------- */
+
+#define SPAN_BLOCKS HMM_REGION_BLOCKS
+
+struct block_span {			/* the blocks of one region */
+	uint64_t base;
+	unsigned int used;
+	struct block *block[SPAN_BLOCKS];
+};
+
+struct owner {
+	TAILQ_ENTRY(owner) link;	/* worker->owners */
+	TAILQ_ENTRY(owner) registry;	/* engine's, under its lock */
+	struct worker *worker;
+	uint32_t id;
+	uint64_t peer;			/* 0: its connection is gone */
+	uid_t uid;
+	pid_t pid;
+	char name[64];
+
+	int uffd, mem, pagemap, maps, smaps, pidfd;
+	uint64_t features;		/* HMM_FEATURE_* that this owner has */
+	uint64_t open_flags;
+	struct source source, done;	/* the userfaultfd; the agent's eventfd */
+
+	int table_fd, ledger_fd, orders_fd, pulse_fd;
+	uint64_t *table;		/* entries, then sequence words */
+	struct hmm_ledger_block *ledger;
+	struct hmm_journal *journal;
+	struct hmm_orders *orders;
+	struct hmm_pulse *pulse;
+	uint64_t journal_read;		/* messages read so far */
+
+	struct block_span **spans;
+	unsigned int span_count;
+	struct block_span *last_span;
+
+	struct mirror *mirror[MIRRORS_MAX];
+	struct window_list windows;
+	uint32_t next_window;
+
+	struct block_order order[HMM_ORDERS_RING];
+	uint32_t produced, reaped;	/* ring indices */
+	uint64_t next_serial;
+	enum slot_state slot[HMM_SLOTS_MAX];
+	unsigned int slots;
+	uint64_t slots_addr;
+	struct task_list slot_waiters;
+	struct task_list runnable;	/* what goes on at the next safe point: owner_run() */
+	bool running;
+
+	TAILQ_HEAD(, ack) acks;
+	uint32_t next_cookie;
+
+	struct task_list retry;		/* the map was changing */
+	TAILQ_HEAD(, block) settling;
+	struct span_set excluded, unpinned;
+	struct span_set threads;	/* stacks and control blocks, as found last */
+	int64_t threads_found;
+	struct prefetch prefetch;
+
+	unsigned int jobs;		/* migrations that run */
+	bool deferred_read;		/* the userfaultfd is to be read, but the agent commits */
+	bool recovering;		/* between REOPEN and the end of settling */
+	struct letter *reopen_done;	/* to answer when that is over */
+	bool closing;			/* everything comes home, then the owner goes */
+	bool gone;			/* its mm is */
+	int64_t orphan_since;		/* its connection is gone since then; 0: it is not */
+	_Atomic uint64_t counter[COUNTER_MAX];
+	_Atomic uint64_t registered_bytes;
+};
+
+/* owner.c */
+void owner_open(struct worker *worker, struct letter *letter);
+/* A request about this owner; it is answered now or later. */
+void owner_request(struct owner *owner, struct letter *letter);
+void owner_peer_gone(struct owner *owner, uint64_t peer);
+struct owner *owner_by_id(struct worker *worker, uint32_t id);
+void owner_count(struct owner *owner, enum counter counter, uint64_t n);
+/*
+ * A task goes on at the next safe point. Never at once: while events are being
+ * applied a new order would be taken for one that they made stale.
+ */
+static inline void owner_queue(struct owner *owner, struct task *task)
+{
+	TAILQ_INSERT_TAIL(&owner->runnable, task, link);
+}
+/* The safe point: the worker calls it when it is between things. */
+void owner_run(struct owner *owner);
+/* Everything comes home, then it is forgotten; at once if its mm is gone. */
+void owner_close(struct owner *owner);
+/* The mm is gone: nothing can be saved and nobody will ask. */
+void owner_gone(struct owner *owner);
+/* Frees an owner whose pages are all home (or whose mm is gone). */
+void owner_free(struct owner *owner);
+/* Periodic: is an owner without connection gone, is closing done? Sets the worker's alarm. */
+void owner_tick(struct owner *owner, int64_t now);
+/* Shared with recover.c. */
+struct owner *owner_new(struct worker *worker, const struct letter *letter);
+int owner_handshake(struct owner *owner, uint64_t open_flags);
+int owner_map_shared(struct owner *owner);
+int owner_watch(struct owner *owner);
+
+/* block.c */
+struct block *block_find(struct owner *owner, uint64_t addr);
+struct block *block_get(struct owner *owner, uint64_t addr);	/* NULL: out of memory */
+void block_forget(struct block *block);		/* at rest, all I, nothing charged, not armed */
+typedef void (*block_fn)(struct block *block, void *data);
+/* Every block that overlaps [start, end), in order; fn may forget the block it is given. */
+void block_for_each(struct owner *owner, uint64_t start, uint64_t end, block_fn fn, void *data);
+/* The first block at or after @addr and before @end, or NULL. */
+struct block *block_next(struct owner *owner, uint64_t addr, uint64_t end);
+void block_park(struct block *block, struct task *task);
+
+static inline unsigned int page_index(uint64_t addr)
+{
+	return (unsigned int)(addr >> HMM_PAGE_SHIFT) % HMM_BLOCK_PAGES;
+}
+
+static inline uint64_t page_addr(const struct block *block, unsigned int i)
+{
+	return block->addr + ((uint64_t)i << HMM_PAGE_SHIFT);
+}
+
+static inline enum hmm_page_state page_state(const struct block *block, unsigned int i)
+{
+	return (enum hmm_page_state)(block->record->page[i] & HMM_PAGE_STATE_MASK);
+}
+
+static inline bool block_at_rest(const struct block *block)
+{
+	return block->record->transit == HMM_TRANSIT_REST;
+}
+
+struct mirror *block_mirror(const struct block *block);
+struct shadow *block_shadow(const struct block *block);
+/* State of pages [first, end): ledger, table entry and the mirror's counts together. */
+void block_set_state(struct block *block, unsigned int first, unsigned int end,
+		     enum hmm_page_state state);
+/* Fills @pages with those in @state within [first, end). Return: how many. */
+unsigned int block_pages_in(const struct block *block, enum hmm_page_state state, unsigned int first,
+			    unsigned int end, struct pages *pages);
+unsigned int block_count(const struct block *block, enum hmm_page_state state);
+/* Entries of these pages out of the table. */
+void block_hide(struct block *block, const struct pages *pages);
+/* Registers what of the block a mapping [start, end) covers; 0 or -errno. */
+int block_arm(struct block *block, uint64_t start, uint64_t end);
+void block_note_armed(struct block *block);	/* registered, by whatever way */
+void block_disarm(struct block *block);
+int block_charge(struct block *block, struct device *device, unsigned int pages);
+/* Frees shadow pages that are not complete. All of it when none is. */
+bool block_punch_stale(struct block *block);	/* false: something could not be freed */
+/* The pages of [start, end) are gone at the CPU: unmapped, discarded, moved away. */
+void block_discard(struct block *block, unsigned int first, unsigned int end, int reason);
+bool block_has_window(const struct block *block);
+/* A REMOVE of these pages was read; which of them were zapped since? */
+void block_expect_zap(struct block *block, unsigned int first, unsigned int end);
+void block_look_for_zap(struct block *block);
+/* Will be looked at when it has been quiet for a while. */
+void block_settle_later(struct block *block);
+void block_settle(struct block *block);
+
+/* transition.c */
+const char *transit_name(uint32_t transit);
+struct transit_rule {
+	const char *name;
+	const char *owner_has;		/* after a crash, when the owner has the page */
+	const char *owner_has_not;
+	uint32_t from;			/* states a page may be in when it begins: 1 << state */
+	uint32_t to;			/* and when it ends */
+};
+extern const struct transit_rule transit_rules[HMM_TRANSIT_MAX];
+/*
+ * Begins a transit of @pages: stored in the ledger, sequence number odd,
+ * entries out, drivers told. @proceed runs when all have answered: at once,
+ * or later; until transit_end() the block is busy.
+ */
+void transit_begin(struct block *block, enum hmm_transit transit, const struct pages *pages,
+		   int reason, block_proceed proceed);
+/* Sequence number even, at rest, what was parked goes on at the next safe point. */
+void transit_end(struct block *block);
+
+/* invalidate.c */
+/* Tells the mirror's driver. Return: answers to wait for. */
+unsigned int invalidate_send(struct block *block, uint64_t start, uint64_t end, int reason);
+void invalidate_ack(struct owner *owner, uint64_t cookie);
+void invalidate_expire(struct owner *owner, int64_t now);	/* drivers that are late lose their windows */
+void invalidate_peer_gone(struct owner *owner, uint64_t peer);
+void invalidate_answer_all(struct owner *owner);
+void invalidate_deinit(struct owner *owner);
+int64_t invalidate_deadline(const struct owner *owner);		/* INT64_MAX: none */
+
+/* order.c */
+struct block_order *order_issue(struct owner *owner, uint32_t kind, struct block *block,
+				unsigned int slot, const struct pages *want, uint32_t flags);
+/* Takes it back if the agent has not begun to change anything. */
+bool order_cancel(struct owner *owner, struct block_order *order);
+void order_reap(struct owner *owner);
+/* Raises the hold: true when no order can be inside its critical call. */
+bool order_hold(struct owner *owner);
+void order_release_hold(struct owner *owner);
+int slot_take(struct owner *owner);		/* -EAGAIN: none is free */
+void slot_release(struct owner *owner, unsigned int slot);
+uint64_t slot_addr(const struct owner *owner, unsigned int slot);
+struct hmm_order *order_shared(struct owner *owner, const struct block_order *order);
+bool owner_agent_idle(const struct owner *owner);
+/* The agent will never answer again: everything in its hands counts as cancelled. */
+void order_abandon(struct owner *owner);
+/* Work that the agent has sat on for long while somebody waits: taken back, or done without it. */
+void order_unstick(struct owner *owner, int64_t now);
+
+/* event.c, journal.c */
+void event_read(struct owner *owner);
+/* After a restart: what was read and not applied; and reading without applying yet. */
+void journal_replay(struct owner *owner);
+void journal_read_only(struct owner *owner);
+
+/* fault.c */
+void fault_serve(struct owner *owner, uint64_t addr, uint64_t flags, uint32_t tid);
+/* The address that a parked task waits for, if it is a fault. */
+bool fault_task_addr(const struct task *task, uint64_t *addr);
+void fault_later(struct owner *owner, uint64_t addr, uint64_t flags);
+void fault_retry(struct owner *owner);
+void fault_wake(struct owner *owner, uint64_t addr, uint64_t length);
+
+/* home.c: pages on their way back */
+/*
+ * Begins to bring @pages (all D) home by COPY; @first is served first. @share:
+ * come home as S. The block must be at rest.
+ */
+void home_begin(struct block *block, const struct pages *pages, unsigned int first, bool share,
+		int reason, uint64_t fault_flags, struct job *job);
+/* S pages become I. The block must be at rest; it may be forgotten when this returns. */
+void unshare_begin(struct block *block, const struct pages *pages, int reason, struct job *job);
+/* The agent finished (or refused) an order of this kind. */
+void home_slot_done(struct block *block, struct block_order *order, struct hmm_order *shared);
+/* The bytes of a page wherever they are (shadow or slot), or NULL. @bounce is a page. */
+const void *page_bytes(struct block *block, unsigned int i, void *bounce);
+
+/* migrate.c */
+struct migration;
+void migrate_request(struct owner *owner, struct letter *letter);
+typedef void (*migrate_done)(struct owner *owner, void *data, uint64_t pages);
+/* [start, end) of this owner home (device: of that device only, or NULL); then done(data). */
+void migrate_home(struct owner *owner, uint64_t start, uint64_t end, const struct device *device,
+		  migrate_done done, void *data);
+void migrate_out_done(struct block *block, struct block_order *order, struct hmm_order *shared);
+void job_block_done(struct job *job, int result);
+/* A window touched it: the block goes to this mirror's device, then @task runs. */
+void migrate_for_window(struct block *block, struct mirror *mirror, uint64_t addr, struct task *task,
+			uint8_t *result);
+
+/* window.c */
+void window_request(struct owner *owner, struct letter *letter);	/* WINDOW_MAP, _ARMED, _UNMAP */
+void window_peer_gone(struct owner *owner, uint64_t peer);
+void window_close_all(struct owner *owner, struct mirror *mirror);
+/* Freezes writes to these pages in every window: write-protects. 0 or -errno. */
+int window_protect(struct block *block, unsigned int first, unsigned int end, bool protect);
+/*
+ * While it is on, a touch of a page that exists in the shadow and is not mapped
+ * yet is a fault, too: the agent is filling the block.
+ */
+void window_gate(struct block *block, bool on);
+/* Whoever waits for these pages in a window asks again. */
+void window_wake(struct block *block, unsigned int first, unsigned int end);
+/* A driver that did not answer: everything it maps of the range is taken away. */
+void window_revoke(struct owner *owner, uint64_t peer, uint64_t start, uint64_t end, int error);
+
+/* access.c */
+void access_request(struct owner *owner, struct letter *letter);	/* DEVICE_READ, _WRITE, ALLOC, FREE */
+
+/* mirror.c */
+void mirror_request(struct owner *owner, struct letter *letter);	/* MIRROR_REGISTER, _UNREGISTER */
+struct mirror *mirror_new(struct owner *owner, unsigned int index, struct device *device);
+struct mirror *mirror_by_id(struct owner *owner, uint32_t id);
+void mirror_peer_gone(struct owner *owner, uint64_t peer);
+void mirror_free(struct mirror *mirror);
+/* The mirror's shadow of @addr; the owner is told of a new one. */
+int mirror_shadow(struct mirror *mirror, uint64_t addr, struct shadow **result);
+void mirror_send_region(struct mirror *mirror, const struct shadow *shadow, uint64_t peer,
+			uint32_t window, uint32_t index, uint64_t base, uint64_t length);
+
+/* residency.c: what hmmctl looks at */
+void residency_request(struct owner *owner, struct letter *letter);	/* LAYOUT, RANGES, CELLS */
+
+/* recover.c */
+void recover_reopen(struct worker *worker, struct letter *letter);
+void recover_request(struct owner *owner, struct letter *letter);	/* REOPEN_REGION, _MIRROR, _DONE */
+void recover_tick(struct owner *owner, int64_t now);
+
+/* vma.c: what may be migrated, and why not */
+struct segment {
+	uint64_t start, end;
+	uint8_t result;		/* enum hmm_page_result: MOVED when eligible */
+};
+/* Looks where threads keep what the kernel stores to when they exit: never migrated. */
+void vma_refresh_threads(struct owner *owner);
+/* The mapping that has @addr (or the gap after it), clipped to @end. */
+int segment_at(struct owner *owner, uint64_t addr, uint64_t end, struct segment *segment);
+
+#endif

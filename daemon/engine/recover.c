@@ -1,0 +1,467 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * recover.c - an owner that outlived an earlier hmmd. Runs on the owner's
+ * worker.
+ *
+ * The library hands back what it held: userfaultfd, table, ledger, orders,
+ * shadows. Then, in this order: nobody may begin anything (the hold is up);
+ * what the agent has not begun is taken back, what it has begun is waited for;
+ * every block in transit is settled by its rule, the owner's pagemap being the
+ * judge; the journal is replayed; sequence numbers become even; everything
+ * armed is woken, since faults that the dead hmmd had read are not delivered
+ * again.
+ *
+ * A ledger of a version that this hmmd does not know is refused: the library
+ * brings everything home by itself.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "engine/owner.h"
+#include "engine/worker.h"
+#include "log.h"
+#include "uapi.h"
+
+#define AGENT_LOOK_NS	(200 * NS_PER_US)
+
+static int reply_empty(struct letter *letter, uint16_t op, size_t size)
+{
+	return letter_reply(letter, op, size) ? 0 : letter_fail(letter, -ENOMEM, "out of memory");
+}
+
+/* A memfd of this size that can't shrink under us, or -EBADF. */
+static int check_memfd(int fd, uint64_t size)
+{
+	int seals = fcntl(fd, F_GET_SEALS);
+	struct stat st;
+
+	if (fstat(fd, &st) < 0 || (uint64_t)st.st_size != size || seals < 0 || !(seals & F_SEAL_SHRINK))
+		return -EBADF;
+	return 0;
+}
+
+/* The library holds it read-only; its mode lets hmmd's uid have more. */
+static int reopen_writable_consume_fd(int fd, uint64_t size)
+{
+	char path[32];
+	int r = check_memfd(fd, size), writable = -1;
+
+	if (!r) {
+		snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+		writable = open(path, O_RDWR | O_CLOEXEC);
+		r = writable < 0 ? -errno : 0;
+	}
+	close(fd);
+	return r ? r : writable;
+}
+
+static int take_over(struct owner *owner, struct letter *letter)
+{
+	const struct hmm_msg_reopen *message = (const void *)letter->message;
+	uint64_t seen;
+	int r;
+
+	owner->uffd = letter_take_fd(letter, 0);
+	owner->mem = letter_take_fd(letter, 1);
+	owner->pagemap = letter_take_fd(letter, 2);
+	owner->maps = letter_take_fd(letter, 3);
+	owner->smaps = letter_take_fd(letter, 4);
+	owner->table_fd = reopen_writable_consume_fd(letter_take_fd(letter, 5), HMM_TABLE_SIZE);
+	owner->ledger_fd = reopen_writable_consume_fd(letter_take_fd(letter, 6), HMM_LEDGER_SIZE);
+	owner->orders_fd = letter_take_fd(letter, 7);
+	owner->pulse_fd = letter_take_fd(letter, 8);
+	owner->done.fd = letter_take_fd(letter, 9);
+	owner->slots_addr = message->slots_addr;
+	owner->slots = message->slots_count;
+	if (owner->table_fd < 0 || owner->ledger_fd < 0 || check_memfd(owner->orders_fd, HMM_ORDERS_SIZE) ||
+	    check_memfd(owner->pulse_fd, sizeof(struct hmm_pulse)) ||
+	    !owner->slots || owner->slots > HMM_SLOTS_MAX || owner->slots_addr % HMM_BLOCK_SIZE ||
+	    owner->slots_addr >= HMM_VA_END - owner->slots * HMM_BLOCK_SIZE)
+		return letter_fail(letter, -EBADF, "what was handed back is not what hmmd once made");
+	r = owner_map_shared(owner);
+	if (r)
+		return letter_fail(letter, r, "no room to map the owner's state: %s", strerror(-r));
+	if (owner->journal->magic != HMM_LEDGER_MAGIC || owner->journal->version != HMM_LEDGER_VERSION)
+		return letter_fail(letter, -EPROTO,
+				   "the ledger has version %u, this hmmd knows %u: the library brings everything home",
+				   owner->journal->version, HMM_LEDGER_VERSION);
+	/* A rescuer that has begun, or a daemon that is not dead, keeps it. */
+	seen = __atomic_load_n(&owner->orders->incarnation, __ATOMIC_SEQ_CST);
+	if (seen == HMM_INCARNATION_RESCUE || owner->pulse->dead ||
+	    !__atomic_compare_exchange_n(&owner->orders->incarnation, &seen,
+					 owner->worker->engine->incarnation, false, __ATOMIC_SEQ_CST,
+					 __ATOMIC_SEQ_CST))
+		return letter_fail(letter, -ESTALE, "the owner is being rescued without a daemon");
+	fcntl(owner->uffd, F_SETFL, O_NONBLOCK);
+	owner->journal->incarnation = owner->worker->engine->incarnation;
+	owner->features = (owner->worker->engine->features & ~(HMM_FEATURE_MOVE | HMM_FEATURE_EVENT_FORK)) |
+			  (owner->journal->features & (HMM_FEATURE_MOVE | HMM_FEATURE_EVENT_FORK));
+	owner->open_flags = owner->journal->open_flags;
+	owner->orders->agent_tid = message->agent_tid;
+	__atomic_store_n(&owner->orders->hold, 1, __ATOMIC_SEQ_CST);
+	return 0;
+}
+
+static void take_back_orders(struct owner *owner)
+{
+	for (unsigned int i = 0; i < HMM_ORDERS_RING; i++) {
+		uint32_t *state = &owner->orders->ring[i].state;
+		uint32_t expected = HMM_ORDER_QUEUED;
+
+		if (!__atomic_compare_exchange_n(state, &expected, HMM_ORDER_CANCELLED, false,
+						 __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
+			expected = HMM_ORDER_RUNNING;
+			__atomic_compare_exchange_n(state, &expected, HMM_ORDER_CANCELLED, false,
+						    __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+		}
+	}
+}
+
+static struct mirror *remake_mirror(struct owner *owner, unsigned int index)
+{
+	const struct hmm_journal_mirror *note = &owner->journal->mirror[index];
+	struct devices *devices = &owner->worker->engine->devices;
+	struct device *device;
+	char name[sizeof(note->device)];
+
+	memcpy(name, note->device, sizeof(name));
+	name[sizeof(name) - 1] = '\0';
+	device = device_by_name(devices, name);
+	/* Its driver has not come back yet: the device is there for it when it does. */
+	if (!device && device_new(devices, name, (enum hmm_pool_kind)note->kind, note->node, note->size,
+				  note->caps, owner->peer, &device))
+		return NULL;
+	device = device_use(devices, device->id);
+	return device ? mirror_new(owner, index, device) : NULL;
+}
+
+static void remake_mirrors(struct owner *owner)
+{
+	for (unsigned int i = 0; i < MIRRORS_MAX; i++)
+		if (owner->journal->mirror[i].used && !remake_mirror(owner, i))
+			log_error("owner %u: its mirror on %.64s can't be made again: no room in the pool",
+				  owner->id, owner->journal->mirror[i].device);
+}
+
+static int reply_reopen(struct owner *owner, struct letter *letter)
+{
+	struct hmm_msg_reopen_reply *reply = letter_reply(letter, HMM_OP_REOPEN_REPLY, sizeof(*reply));
+
+	if (!reply)
+		return letter_fail(letter, -ENOMEM, "out of memory for the answer");
+	reply->owner = owner->id;
+	reply->features = owner->features;
+	return 0;
+}
+
+void recover_reopen(struct worker *worker, struct letter *letter)
+{
+	struct owner *owner = owner_by_id(worker, letter->owner);
+
+	if (worker->going) {
+		letter_fail(letter, -ESHUTDOWN, "hmmd is going away");
+	} else if (owner) {
+		/* Only its connection broke; this hmmd has kept everything. */
+		if (owner->peer || owner->closing || owner->uid != letter->uid) {
+			letter_fail(letter, -ESTALE, "owner %u is gone, or somebody else's", owner->id);
+		} else {
+			owner->peer = letter->peer;
+			reply_reopen(owner, letter);
+		}
+	} else {
+		owner = owner_new(worker, letter);
+		if (!owner) {
+			letter_fail(letter, -ENOMEM, "out of memory for another owner");
+		} else if (take_over(owner, letter)) {
+			owner->peer = 0;
+			owner->gone = true;	/* not ours: nothing of it may be touched */
+			owner_free(owner);
+		} else {
+			owner->recovering = true;
+			take_back_orders(owner);
+			remake_mirrors(owner);
+			reply_reopen(owner, letter);
+		}
+	}
+	worker_reply(worker, letter);
+}
+
+/* ---- what follows REOPEN ------------------------------------------------------------ */
+
+static int reopen_mirror(struct owner *owner, struct letter *letter)
+{
+	const struct hmm_msg_reopen_mirror *message = (const void *)letter->message;
+	struct mirror *mirror = mirror_by_id(owner, owner->id << 8 | (message->mirror & 0xff));
+	struct hmm_msg_reopen_mirror_reply *reply;
+
+	if (!mirror)
+		return letter_fail(letter, -ENOENT, "the ledger knows no mirror %u", message->mirror & 0xff);
+	reply = letter_reply(letter, HMM_OP_REOPEN_MIRROR_REPLY, sizeof(*reply));
+	if (!reply)
+		return letter_fail(letter, -ENOMEM, "out of memory for the answer");
+	mirror->peer = letter->peer;
+	mirror->flags = message->flags;
+	reply->mirror = mirror->id;
+	return 0;
+}
+
+static int reopen_region(struct owner *owner, struct letter *letter)
+{
+	const struct hmm_msg_reopen_region *message = (const void *)letter->message;
+	struct mirror *mirror = mirror_by_id(owner, owner->id << 8 | (message->mirror & 0xff));
+	int r;
+
+	if (!owner->recovering)
+		return reply_empty(letter, HMM_OP_REOPEN_REGION_REPLY,
+				   sizeof(struct hmm_msg_reopen_region_reply));
+	if (!mirror)
+		return letter_fail(letter, -ENOENT, "the ledger knows no mirror %u", message->mirror & 0xff);
+	if (message->base % HMM_REGION_SIZE || message->base >= HMM_VA_END)
+		return letter_fail(letter, -EINVAL, "%#lx is no region's address", message->base);
+	r = check_memfd(letter->fds[0], HMM_REGION_SIZE);
+	if (!r)
+		r = shadow_adopt_consume_fd(&mirror->shadows, mirror->device->pool, message->base,
+					    letter_take_fd(letter, 0));
+	if (r)
+		return letter_fail(letter, r, "the shadow of %#lx can't be taken over: %s", message->base,
+				   strerror(-r));
+	return reply_empty(letter, HMM_OP_REOPEN_REGION_REPLY,
+			   sizeof(struct hmm_msg_reopen_region_reply));
+}
+
+void recover_request(struct owner *owner, struct letter *letter)
+{
+	switch (letter->message->opcode) {
+	case HMM_OP_REOPEN_MIRROR:
+		reopen_mirror(owner, letter);
+		break;
+	case HMM_OP_REOPEN_REGION:
+		reopen_region(owner, letter);
+		break;
+	case HMM_OP_REOPEN_DONE:
+		if (owner->recovering && !owner->reopen_done) {
+			owner->reopen_done = letter;
+			worker_alarm(owner->worker, owner->worker->now);
+			return;		/* answered when everything is settled */
+		}
+		reply_empty(letter, HMM_OP_REOPEN_DONE_REPLY, sizeof(struct hmm_msg_reopen_done_reply));
+		break;
+	default:
+		/* Not before its pages are where the ledger says. The library asks again. */
+		letter_fail(letter, -EAGAIN, "the owner is being taken over after a restart; try again");
+	}
+	worker_reply(owner->worker, letter);
+}
+
+/* ---- settling ------------------------------------------------------------------------- */
+
+/* The finished order that this very transit gave, if it got that far. */
+static const struct hmm_order *order_of(const struct block *block)
+{
+	for (unsigned int i = 0; i < HMM_ORDERS_RING; i++) {
+		const struct hmm_order *order = &block->owner->orders->ring[i];
+
+		if (order->state == HMM_ORDER_DONE && order->addr == block->addr &&
+		    order->epoch == block->record->epoch)
+			return order;
+	}
+	return NULL;
+}
+
+static bool went_out(const struct hmm_order *order, unsigned int i)
+{
+	uint64_t bit = 1ULL << (i % 64);
+
+	if (!order)
+		return false;
+	if (order->moved[i / 64] & bit)
+		return true;
+	/* Nothing was there: zeros in a block that was filled whole, or left S as it was. */
+	return order->hole[i / 64] & bit &&
+	       (order->flags & HMM_ORDER_WHOLE || order->kind == HMM_ORDER_DROP);
+}
+
+static enum hmm_page_state settled_state(struct block *block, unsigned int i, bool owner_has,
+					 const struct hmm_order *order)
+{
+	enum hmm_page_state was = page_state(block, i);
+
+	switch (block->record->transit) {
+	case HMM_TRANSIT_OUT_MOVE:
+	case HMM_TRANSIT_OUT_ZAP:
+		if (went_out(order, i))
+			return HMM_PAGE_DEVICE;
+		return was == HMM_PAGE_SHARED && owner_has ? HMM_PAGE_SHARED : HMM_PAGE_INVALID;
+	case HMM_TRANSIT_HOME_COPY:
+	case HMM_TRANSIT_HOME_SLOT:
+	case HMM_TRANSIT_SHARING:
+		return owner_has ? HMM_PAGE_INVALID : HMM_PAGE_DEVICE;
+	default:
+		return HMM_PAGE_INVALID;
+	}
+}
+
+static uint64_t settle_transit(struct block *block)
+{
+	struct owner *owner = block->owner;
+	const struct hmm_order *order = order_of(block);
+	uint64_t entries[HMM_BLOCK_PAGES], pages = 0;
+
+	if (kernel->pagemap_read(owner->pagemap, block->addr, HMM_BLOCK_PAGES, entries)) {
+		owner->gone = true;
+		return 0;
+	}
+	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++) {
+		bool has = entries[i] & (PM_PRESENT | PM_SWAP);
+		enum hmm_page_state state;
+
+		if (!(block->record->pending[i / 64] >> (i % 64) & 1))
+			continue;
+		state = settled_state(block, i, has, order);
+		block_set_state(block, i, i + 1, state);
+		if (state == HMM_PAGE_INVALID && has && entries[i] & PM_UFFD_WP)
+			kernel->uffd_protect(owner->uffd, page_addr(block, i), HMM_PAGE_SIZE, false);
+		pages++;
+	}
+	log_debug("owner %u: block %#lx: %s settled", owner->id, block->addr,
+		  transit_name(block->record->transit));
+	block->record->transit = HMM_TRANSIT_REST;
+	block->record->slot = HMM_NO_SLOT;
+	return pages;
+}
+
+static void settle_block(struct owner *owner, uint64_t addr, uint64_t *settled)
+{
+	uint64_t *sequence = owner->table + HMM_TABLE_ENTRIES + (addr >> HMM_BLOCK_SHIFT);
+	struct block *block = block_get(owner, addr);
+	struct mirror *mirror;
+	unsigned int held = 0;
+
+	if (!block) {
+		log_error("owner %u: out of memory: block %#lx waits", owner->id, addr);
+		return;
+	}
+	/* The counts of a new mirror begin at nothing: what rests is counted now. */
+	mirror = block_mirror(block);
+	if (mirror) {
+		atomic_fetch_add(&mirror->device_pages, block_count(block, HMM_PAGE_DEVICE) +
+				 block_count(block, HMM_PAGE_COHERENT));
+		atomic_fetch_add(&mirror->shared_pages, block_count(block, HMM_PAGE_SHARED));
+	}
+	if (block->record->flags & HMM_BLOCK_ARMED)
+		atomic_fetch_add(&owner->registered_bytes, HMM_BLOCK_SIZE);
+	if (!block_at_rest(block))
+		*settled += settle_transit(block);
+	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++) {
+		/* The table follows the ledger, whatever was between them. */
+		block_set_state(block, i, i + 1, page_state(block, i));
+		if (block->record->page[i] & HMM_PAGE_COMPLETE)
+			held++;
+		else
+			pages_set(&block->stale, i);
+	}
+	block->touched = true;
+	block->record->flags &= ~HMM_BLOCK_HUGE;
+	if (mirror) {
+		unsigned int pages = pool_is_huge(mirror->device->pool->kind) ? HMM_BLOCK_PAGES : held;
+
+		if (pages && block_charge(block, mirror->device, pages))
+			log_warn("owner %u: device %s holds more than its size after the restart",
+				 owner->id, mirror->device->name);
+	}
+	if (__atomic_load_n(sequence, __ATOMIC_RELAXED) & 1)
+		__atomic_add_fetch(sequence, 1, __ATOMIC_SEQ_CST);
+	block_settle_later(block);
+}
+
+static uint64_t settle_all(struct owner *owner)
+{
+	const off_t end = (off_t)HMM_JOURNAL_OFFSET;
+	const size_t record = sizeof(struct hmm_ledger_block);
+	struct hmm_ledger_block none = { 0 };
+	uint64_t settled = 0;
+	off_t at = 0;
+
+	while ((at = lseek(owner->ledger_fd, at, SEEK_DATA)) >= 0 && at < end) {
+		off_t stop = lseek(owner->ledger_fd, at, SEEK_HOLE);
+
+		if (stop < 0 || stop > end)
+			stop = end;
+		for (; at < stop; at += (off_t)record) {
+			uint64_t n = (uint64_t)at / record;
+
+			if (memcmp(&owner->ledger[n], &none, record) != 0)
+				settle_block(owner, n << HMM_BLOCK_SHIFT, &settled);
+		}
+	}
+	return settled;
+}
+
+static bool agent_idle(const struct owner *owner)
+{
+	const struct hmm_orders *orders = owner->orders;
+	uint32_t consumed = __atomic_load_n(&orders->consumed, __ATOMIC_SEQ_CST);
+	uint32_t produced = __atomic_load_n(&orders->produced, __ATOMIC_SEQ_CST);
+
+	if (consumed != produced)
+		return false;
+	for (unsigned int i = 0; i < HMM_ORDERS_RING; i++) {
+		uint32_t state = __atomic_load_n(&orders->ring[i].state, __ATOMIC_SEQ_CST);
+
+		if (state == HMM_ORDER_RUNNING || state == HMM_ORDER_COMMIT || state == HMM_ORDER_FILLING)
+			return false;
+	}
+	return true;
+}
+
+static void wake_block(struct block *block, void *data)
+{
+	(void)data;
+	if (block->record->flags & HMM_BLOCK_ARMED)
+		fault_wake(block->owner, block->addr, HMM_BLOCK_SIZE);
+}
+
+void recover_tick(struct owner *owner, int64_t now)
+{
+	struct hmm_msg_reopen_done_reply *reply;
+	struct letter *letter = owner->reopen_done;
+	uint64_t settled;
+
+	if (!letter)
+		return;
+	if (!agent_idle(owner)) {
+		/* The zap of the base engine waits for its event to be read: read, apply later. */
+		journal_read_only(owner);
+		worker_alarm(owner->worker, now + AGENT_LOOK_NS);
+		return;
+	}
+	owner->produced = owner->reaped = __atomic_load_n(&owner->orders->produced, __ATOMIC_SEQ_CST);
+	for (unsigned int i = 0; i < HMM_ORDERS_RING; i++)
+		if (owner->next_serial < owner->orders->ring[i].serial)
+			owner->next_serial = owner->orders->ring[i].serial;
+	settled = settle_all(owner);
+	journal_replay(owner);
+	owner->recovering = false;
+	owner->reopen_done = NULL;
+	for (unsigned int i = 0; i < owner->slots; i++)
+		slot_release(owner, i);
+	if (owner_watch(owner))
+		log_error("owner %u: its userfaultfd can't be watched", owner->id);
+	order_release_hold(owner);
+	block_for_each(owner, 0, HMM_VA_END, wake_block, NULL);
+	event_read(owner);
+	log_info("owner %u: %s, pid %d: taken over, %lu pages were in transit", owner->id, owner->name,
+		 owner->pid, settled);
+	reply = letter_reply(letter, HMM_OP_REOPEN_DONE_REPLY, sizeof(*reply));
+	if (reply)
+		reply->settled = settled;
+	else
+		letter_fail(letter, -ENOMEM, "out of memory for the answer");
+	worker_reply(owner->worker, letter);
+}

@@ -1,0 +1,251 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * registry.c - what the engine has, listed for control: devices, pools,
+ * owners, mirrors, counters. Runs on the control thread; workers change the
+ * lists under the same lock, and counters are relaxed atomics.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/engine.h"
+#include "engine/worker.h"
+
+/* ---- devices -------------------------------------------------------------------- */
+
+static int device_make(struct engine *engine, struct letter *letter)
+{
+	const struct hmm_msg_device_new *message = (const void *)letter->message;
+	struct devices *devices = &engine->devices;
+	struct hmm_msg_device_new_reply *reply;
+	enum hmm_pool_kind kind = (enum hmm_pool_kind)message->pool;
+	struct device *device;
+	int r;
+
+	if (kind == HMM_POOL_KIND_CONFIGURED)
+		kind = engine->options.pool_kind;
+	if (kind == HMM_POOL_KIND_HUGETLB && message->size && !engine->facts.hugetlb)
+		return letter_fail(letter, -ENOSPC,
+				   "no huge pages are reserved: write their number into /proc/sys/vm/nr_hugepages, or use pool memfd-huge");
+	r = device_new(devices, message->name, kind, message->node,
+		       message->size, message->caps, letter->peer, &device);
+	if (r == -EBUSY)
+		return letter_fail(letter, r, "there is a device %s already", message->name);
+	if (r == -ENOSPC)
+		return letter_fail(letter, r,
+				   "%lu bytes for device %s: the pool has %lu, of which %lu are promised; see pool-size",
+				   message->size, message->name, devices->capacity, devices->promised);
+	if (r)
+		return letter_fail(letter, r, "no device: %s", strerror(-r));
+	reply = letter_reply(letter, HMM_OP_DEVICE_NEW_REPLY, sizeof(*reply));
+	if (!reply) {
+		device_let_go(devices, letter->peer, device->id);
+		return letter_fail(letter, -ENOMEM, "out of memory for the answer");
+	}
+	reply->device = device->id;
+	reply->size = device->size;
+	return 0;
+}
+
+static int device_look(struct engine *engine, struct letter *letter)
+{
+	const struct hmm_msg_device_open *message = (const void *)letter->message;
+	struct hmm_msg_device_open_reply *reply;
+	struct device *device = device_by_name(&engine->devices, message->name);
+
+	if (!device)
+		return letter_fail(letter, -ENODEV, "no device %s", message->name);
+	reply = letter_reply(letter, HMM_OP_DEVICE_OPEN_REPLY, sizeof(*reply));
+	if (!reply)
+		return letter_fail(letter, -ENOMEM, "out of memory for the answer");
+	reply->device = device->id;
+	reply->pool = (uint32_t)device->pool->kind;
+	reply->size = device->size;
+	reply->caps = device->caps;
+	return 0;
+}
+
+void engine_device_request(struct engine *engine, struct letter *letter)
+{
+	const struct hmm_msg_device_put *put = (const void *)letter->message;
+
+	switch (letter->message->opcode) {
+	case HMM_OP_DEVICE_NEW:
+		device_make(engine, letter);
+		break;
+	case HMM_OP_DEVICE_OPEN:
+		device_look(engine, letter);
+		break;
+	default:
+		/* Of a device that this peer did not make it is nothing but good manners. */
+		device_let_go(&engine->devices, letter->peer, put->device);
+		if (!letter_reply(letter, HMM_OP_DEVICE_PUT_REPLY,
+				  sizeof(struct hmm_msg_device_put_reply)))
+			letter_fail(letter, -ENOMEM, "out of memory for the answer");
+	}
+}
+
+void engine_device_peer_gone(struct engine *engine, uint64_t peer)
+{
+	device_let_go(&engine->devices, peer, 0);
+}
+
+/* ---- lists --------------------------------------------------------------------------- */
+
+static uint64_t counter_of(const struct owner *owner, enum counter counter)
+{
+	return atomic_load_explicit(&owner->counter[counter], memory_order_relaxed);
+}
+
+static void owner_info(const struct owner *owner, struct hmm_record_owner_info *out)
+{
+	memset(out, 0, sizeof(*out));
+	out->id = owner->id;
+	out->pid = (uint32_t)owner->pid;
+	out->uid = owner->uid;
+	for (unsigned int i = 0; i < MIRRORS_MAX; i++) {
+		const struct mirror *mirror = owner->mirror[i];
+
+		if (!mirror)
+			continue;
+		out->mirrors++;
+		out->device_bytes += atomic_load(&mirror->device_pages) << HMM_PAGE_SHIFT;
+		out->shared_bytes += atomic_load(&mirror->shared_pages) << HMM_PAGE_SHIFT;
+	}
+	out->registered_bytes = atomic_load(&owner->registered_bytes);
+	out->faults = counter_of(owner, COUNTER_FAULTS);
+	out->to_device = counter_of(owner, COUNTER_PAGES_TO_DEVICE);
+	out->home = counter_of(owner, COUNTER_PAGES_HOME);
+	hmm_wire_text(out->name, sizeof(out->name), owner->name);
+}
+
+/* The registered owner with the lowest id from @cursor on. */
+static struct owner *owner_from(struct engine *engine, uint32_t cursor)
+{
+	struct owner *owner, *best = NULL;
+
+	TAILQ_FOREACH(owner, &engine->owners, registry)
+		if (owner->id >= cursor && (!best || owner->id < best->id))
+			best = owner;
+	return best;
+}
+
+unsigned int engine_list_owners(struct engine *engine, uint32_t cursor,
+				struct hmm_record_owner_info *out, unsigned int max)
+{
+	struct owner *owner;
+	unsigned int n = 0;
+
+	pthread_mutex_lock(&engine->lock);
+	while (n < max && (owner = owner_from(engine, cursor))) {
+		owner_info(owner, &out[n++]);
+		cursor = owner->id + 1;
+	}
+	pthread_mutex_unlock(&engine->lock);
+	return n;
+}
+
+static void mirror_info(const struct mirror *mirror, struct hmm_record_mirror_info *out)
+{
+	memset(out, 0, sizeof(*out));
+	out->id = mirror->id;
+	out->owner = mirror->owner->id;
+	out->device = mirror->device->id;
+	out->windows = mirror->windows;
+	out->device_bytes = atomic_load(&mirror->device_pages) << HMM_PAGE_SHIFT;
+	out->shared_bytes = atomic_load(&mirror->shared_pages) << HMM_PAGE_SHIFT;
+	out->pool_bytes = atomic_load(&mirror->device->used);
+	hmm_wire_text(out->device_name, sizeof(out->device_name), mirror->device->name);
+}
+
+unsigned int engine_list_mirrors(struct engine *engine, uint32_t cursor,
+				 struct hmm_record_mirror_info *out, unsigned int max)
+{
+	uint32_t from = cursor >> 8;
+	struct owner *owner;
+	unsigned int n = 0;
+
+	pthread_mutex_lock(&engine->lock);
+	while (n < max && (owner = owner_from(engine, from))) {
+		for (unsigned int i = 0; i < MIRRORS_MAX && n < max; i++)
+			if (owner->mirror[i] && owner->mirror[i]->id >= cursor)
+				mirror_info(owner->mirror[i], &out[n++]);
+		from = owner->id + 1;
+	}
+	pthread_mutex_unlock(&engine->lock);
+	return n;
+}
+
+unsigned int engine_list_pools(struct engine *engine, uint32_t cursor,
+			       struct hmm_record_pool_info *out, unsigned int max)
+{
+	struct devices *devices = &engine->devices;
+	const struct pool *pool;
+	unsigned int n = 0;
+
+	pthread_mutex_lock(&devices->lock);
+	TAILQ_FOREACH(pool, &devices->pools, link) {
+		if (pool->id < cursor || n == max)
+			continue;
+		memset(&out[n], 0, sizeof(out[n]));
+		out[n].id = pool->id;
+		out[n].kind = (uint32_t)pool->kind;
+		out[n].node = pool->node;
+		out[n].devices = pool->devices;
+		out[n].capacity = pool->promised;
+		out[n].used = atomic_load(&pool->used);
+		out[n].peak = atomic_load(&pool->peak);
+		out[n].page_size = pool_is_huge(pool->kind) ? HMM_BLOCK_SIZE : HMM_PAGE_SIZE;
+		hmm_wire_textf(out[n].name, sizeof(out[n].name), pool->node < 0 ? "%s" : "%s:node%d",
+			       hmm_pool_kind_name(pool->kind), pool->node);
+		n++;
+	}
+	pthread_mutex_unlock(&devices->lock);
+	return n;
+}
+
+unsigned int engine_list_stats(struct engine *engine, uint32_t owner_id, uint32_t cursor,
+			       struct hmm_record_stat_info *out, unsigned int max)
+{
+	const struct owner *owner;
+	unsigned int n = 0;
+
+	pthread_mutex_lock(&engine->lock);
+	for (uint32_t c = cursor; c < COUNTER_MAX && n < max; c++, n++) {
+		memset(&out[n], 0, sizeof(out[n]));
+		hmm_wire_text(out[n].name, sizeof(out[n].name), counter_names[c]);
+		TAILQ_FOREACH(owner, &engine->owners, registry)
+			if (!owner_id || owner->id == owner_id)
+				out[n].value += counter_of(owner, (enum counter)c);
+	}
+	pthread_mutex_unlock(&engine->lock);
+	return n;
+}
+
+void engine_totals(struct engine *engine, struct hmm_msg_status_reply *status)
+{
+	struct hmm_record_owner_info info;
+	struct device *device;
+	struct owner *owner;
+	struct pool *pool;
+
+	status->workers = engine->started;
+	status->features = engine->features;
+	status->incarnation = engine->incarnation;
+	status->kernel_tier = engine->features & HMM_FEATURE_MOVE ? 2 : 1;
+	pthread_mutex_lock(&engine->lock);
+	TAILQ_FOREACH(owner, &engine->owners, registry) {
+		owner_info(owner, &info);
+		status->owners++;
+		status->mirrors += info.mirrors;
+		status->device_bytes += info.device_bytes;
+	}
+	pthread_mutex_unlock(&engine->lock);
+	pthread_mutex_lock(&engine->devices.lock);
+	status->pool_bytes = engine->devices.capacity;
+	TAILQ_FOREACH(device, &engine->devices.list, link)
+		status->devices++;
+	TAILQ_FOREACH(pool, &engine->devices.pools, link)
+		status->pool_used += atomic_load(&pool->used);
+	pthread_mutex_unlock(&engine->devices.lock);
+}

@@ -1,0 +1,146 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * vma.c - what of an owner's memory may be migrated, and why not. Asked anew
+ * for every block: mprotect and guard pages raise no event, so nothing about
+ * mappings is remembered.
+ */
+#include <dirent.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "engine/owner.h"
+#include "engine/worker.h"
+
+static uint8_t verdict(const struct kernel_vma *vma)
+{
+	if (vma->shared)
+		return vma->file ? HMM_PAGE_RESULT_SHARED : HMM_PAGE_RESULT_SPECIAL;
+	if (vma->file)
+		return HMM_PAGE_RESULT_FILE;
+	if (strncmp(vma->name, "[stack", 6) == 0)
+		return HMM_PAGE_RESULT_EXCLUDED;
+	if (strncmp(vma->name, "[v", 2) == 0)	/* vdso, vvar, vsyscall */
+		return HMM_PAGE_RESULT_SPECIAL;
+	if (!vma->read && !vma->write)
+		return HMM_PAGE_RESULT_HOLE;	/* reserved address space */
+	if (!vma->write)
+		return HMM_PAGE_RESULT_READONLY;
+	if (vma->exec)
+		return HMM_PAGE_RESULT_SPECIAL;	/* UFFDIO_MOVE refuses it */
+	return HMM_PAGE_RESULT_MOVED;
+}
+
+/*
+ * An exiting thread's kernel stores to its control block (CLEARTID, robust
+ * futexes) are dropped where the page is missing, and join hangs. The head of
+ * a thread's robust list lies in that block, and the mapping around it is its
+ * stack; the first thread's block lies in a mapping of libc's, so there only
+ * the pages around it are meant.
+ */
+static void exclude_thread(struct owner *owner, pid_t tid)
+{
+	struct kernel_vma vma;
+	size_t length;
+	uint64_t head, start, end;
+	void *list;
+
+	if (syscall(SYS_get_robust_list, tid, &list, &length) < 0 || !list)
+		return;
+	head = (uint64_t)(uintptr_t)list;
+	if (head >= HMM_VA_END)
+		return;
+	start = (head & ~(HMM_PAGE_SIZE - 1)) - HMM_PAGE_SIZE;
+	end = start + 4 * HMM_PAGE_SIZE;
+	if (tid != owner->pid && kernel->vma_at(owner->maps, head, &vma) == 0 && vma.start <= head) {
+		start = vma.start;
+		end = vma.end;
+	}
+	span_set_add(&owner->threads, start, end);
+}
+
+void vma_refresh_threads(struct owner *owner)
+{
+	struct dirent *entry;
+	char path[32];
+	DIR *dir;
+
+	/* A thread that is born later touches its block before anything else. */
+	if (owner->threads_found && owner->worker->now - owner->threads_found < NS_PER_MS)
+		return;
+	owner->threads_found = owner->worker->now;
+	owner->threads.count = 0;
+	snprintf(path, sizeof(path), "/proc/%d/task", owner->pid);
+	dir = opendir(path);
+	if (!dir)
+		return;
+	while ((entry = readdir(dir)))
+		if (entry->d_name[0] != '.')
+			exclude_thread(owner, (pid_t)atoi(entry->d_name));
+	closedir(dir);
+}
+
+/* Cuts the segment where @set begins, or says EXCLUDED as far as it has @addr. */
+static void clip_set(const struct span_set *set, uint64_t addr, struct segment *segment)
+{
+	for (unsigned int i = 0; i < set->count; i++) {
+		uint64_t start = set->list[i].start, end = set->list[i].end;
+
+		if (end <= addr)
+			continue;
+		if (start > addr) {
+			if (segment->end > start)
+				segment->end = start;
+			return;
+		}
+		segment->result = HMM_PAGE_RESULT_EXCLUDED;
+		if (segment->end > end)
+			segment->end = end;
+		return;
+	}
+}
+
+static void clip_excluded(const struct owner *owner, uint64_t addr, struct segment *segment)
+{
+	uint64_t slots_end = owner->slots_addr + owner->slots * HMM_BLOCK_SIZE;
+
+	if (addr >= owner->slots_addr && addr < slots_end) {
+		segment->result = HMM_PAGE_RESULT_EXCLUDED;
+		if (segment->end > slots_end)
+			segment->end = slots_end;
+		return;
+	}
+	if (addr < owner->slots_addr && segment->end > owner->slots_addr)
+		segment->end = owner->slots_addr;
+	clip_set(&owner->excluded, addr, segment);
+	if (segment->result == HMM_PAGE_RESULT_MOVED)
+		clip_set(&owner->threads, addr, segment);
+}
+
+int segment_at(struct owner *owner, uint64_t addr, uint64_t end, struct segment *segment)
+{
+	struct kernel_vma vma;
+	int r = kernel->vma_at(owner->maps, addr, &vma);
+
+	segment->start = addr;
+	segment->end = end;
+	segment->result = HMM_PAGE_RESULT_HOLE;
+	if (r == -ENOENT)
+		return 0;
+	if (r)
+		return r;
+	if (vma.start > addr) {
+		if (vma.start < end)
+			segment->end = vma.start;
+		return 0;
+	}
+	if (vma.end < end)
+		segment->end = vma.end;
+	segment->result = verdict(&vma);
+	if (segment->result == HMM_PAGE_RESULT_MOVED)
+		clip_excluded(owner, addr, segment);
+	return 0;
+}

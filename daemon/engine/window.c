@@ -1,0 +1,523 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * window.c - shadows mapped at the owner's addresses in a driver process, with
+ * a userfaultfd of the driver's. Runs on the owner's worker.
+ *
+ * Happy path: a touch of a hole in the shadow is a MISSING fault; the block
+ * goes to the device (migrate_for_window) and the driver is woken. From then
+ * on the kernel maps the pages by itself, whole huge pages if it can. Write
+ * protection is added to a block only when it holds S pages, for it splits the
+ * mapping into 4K for good. While the agent fills a block, and pages exist that
+ * are not yet whole, the block is registered for MINOR faults as well: that
+ * gate lets nobody see them.
+ *
+ * Taking pages away needs no help of the driver: protect, copy home, punch,
+ * wake. What can't be had (a file, a stack) is poisoned: SIGBUS, and an event.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "engine/owner.h"
+#include "engine/worker.h"
+#include "log.h"
+#include "uapi.h"
+
+#define WINDOW_MODE_WP		1
+#define WINDOW_MODE_GATE	2
+
+/* How often a touch is tried again while its page is pinned or its mapping changes. */
+#define TOUCH_TRIES		200
+
+struct touch {
+	struct task task;
+	struct owner *owner;
+	uint32_t window;
+	uint64_t addr, flags;		/* the owner's address */
+	unsigned int tries;
+	uint8_t result;			/* enum hmm_page_result of the migration */
+};
+
+static struct window *window_by_id(struct owner *owner, uint32_t id)
+{
+	struct window *window;
+
+	TAILQ_FOREACH(window, &owner->windows, link)
+		if (window->id == id)
+			return window;
+	return NULL;
+}
+
+static uint64_t driver_addr(const struct window *window, uint64_t addr)
+{
+	return window->at + (addr - window->start);
+}
+
+/* [first, end) of the block as far as the window has it; false: not at all. */
+static bool overlap(const struct window *window, const struct block *block, unsigned int first,
+		    unsigned int end, uint64_t *start, uint64_t *length)
+{
+	uint64_t from = page_addr(block, first), to = block->addr + (uint64_t)end * HMM_PAGE_SIZE;
+
+	if (!window->armed)
+		return false;
+	if (from < window->start)
+		from = window->start;
+	if (to > window->end)
+		to = window->end;
+	if (from >= to)
+		return false;
+	*start = driver_addr(window, from);
+	*length = to - from;
+	return true;
+}
+
+static uint8_t *block_mode(struct window *window, uint64_t addr)
+{
+	uint64_t base = window->start & ~(HMM_BLOCK_SIZE - 1);
+
+	return &window->modes[(addr - base) >> HMM_BLOCK_SHIFT];
+}
+
+static int set_mode(struct window *window, const struct block *block, uint8_t mode)
+{
+	uint8_t *now = block_mode(window, block->addr < window->start ? window->start : block->addr);
+	uint64_t modes = UFFDIO_REGISTER_MODE_MISSING, start, length;
+	int r;
+
+	if (*now == mode || !overlap(window, block, 0, HMM_BLOCK_PAGES, &start, &length))
+		return 0;
+	if (mode & WINDOW_MODE_WP)
+		modes |= UFFDIO_REGISTER_MODE_WP;
+	if (mode & WINDOW_MODE_GATE)
+		modes |= UFFDIO_REGISTER_MODE_MINOR;
+	r = kernel->uffd_register(window->uffd, start, length, modes);
+	if (!r)
+		*now = mode;
+	return r;
+}
+
+static uint8_t get_mode(struct window *window, const struct block *block)
+{
+	return *block_mode(window, block->addr < window->start ? window->start : block->addr);
+}
+
+int window_protect(struct block *block, unsigned int first, unsigned int end, bool protect)
+{
+	struct window *window;
+	uint64_t start, length;
+	int r = 0;
+
+	TAILQ_FOREACH(window, &block->owner->windows, link) {
+		uint8_t mode;
+		int error;
+
+		if (!overlap(window, block, first, end, &start, &length))
+			continue;
+		mode = get_mode(window, block);
+		if (!protect && !(mode & WINDOW_MODE_WP))
+			continue;
+		error = set_mode(window, block, mode | WINDOW_MODE_WP);
+		if (!error)
+			error = kernel->uffd_protect(window->uffd, start, length, protect);
+		if (error && error != -ESRCH && error != -ENOENT) {
+			log_warn("window %u: %s of %#lx failed: %s", window->id,
+				 protect ? "protection" : "release", start, strerror(-error));
+			r = error;
+		}
+	}
+	return r;
+}
+
+void window_gate(struct block *block, bool on)
+{
+	struct window *window;
+
+	TAILQ_FOREACH(window, &block->owner->windows, link) {
+		uint8_t mode;
+		uint64_t start, length;
+
+		if (!overlap(window, block, 0, HMM_BLOCK_PAGES, &start, &length))
+			continue;
+		mode = get_mode(window, block);
+		mode = on ? mode | WINDOW_MODE_GATE : mode & (uint8_t)~WINDOW_MODE_GATE;
+		set_mode(window, block, mode);
+	}
+}
+
+void window_wake(struct block *block, unsigned int first, unsigned int end)
+{
+	struct window *window;
+	uint64_t start, length;
+
+	TAILQ_FOREACH(window, &block->owner->windows, link)
+		if (overlap(window, block, first, end, &start, &length))
+			kernel->uffd_wake(window->uffd, start, length);
+}
+
+/* ---- touches ------------------------------------------------------------------ */
+
+static void poison(struct window *window, uint64_t addr, int error)
+{
+	uint64_t page = addr & ~(HMM_PAGE_SIZE - 1);
+	struct hmm_msg_window_revoked *message;
+	size_t done;
+
+	if (kernel->uffd_poison(window->uffd, driver_addr(window, page), HMM_PAGE_SIZE, &done))
+		log_error("window %u: %#lx can't be had (%s), and this kernel can't poison it: the driver waits",
+			  window->id, page, strerror(-error));
+	message = malloc(sizeof(*message));
+	if (!message)
+		return;
+	HMM_MSG_INIT(*message, HMM_OP_WINDOW_REVOKED, 0);
+	message->window = window->id;
+	message->error = error;
+	message->start = page;
+	message->end = page + HMM_PAGE_SIZE;
+	worker_event(window->mirror->owner->worker, window->peer, message, -1);
+	owner_count(window->mirror->owner, COUNTER_REVOKED_WINDOWS, 1);
+}
+
+static int touch_error(uint8_t result)
+{
+	switch (result) {
+	case HMM_PAGE_RESULT_HOLE:
+		return -EFAULT;
+	case HMM_PAGE_RESULT_FULL:
+		return -ENOSPC;
+	case HMM_PAGE_RESULT_READONLY:
+		return -EPERM;
+	case HMM_PAGE_RESULT_PINNED:
+	case HMM_PAGE_RESULT_CHANGED:
+		return -EBUSY;
+	default:
+		return -EOPNOTSUPP;
+	}
+}
+
+static void touch_serve(struct touch *touch);
+
+static void touch_run(struct task *task)
+{
+	touch_serve((struct touch *)task);
+}
+
+/* It lies in the shadow: the driver may have it, or has to get it from the CPU first. */
+static bool touch_present(struct window *window, struct block *block, struct touch *touch)
+{
+	unsigned int i = page_index(touch->addr);
+	uint64_t page = driver_addr(window, touch->addr & ~(HMM_PAGE_SIZE - 1));
+	size_t done;
+
+	switch (page_state(block, i)) {
+	case HMM_PAGE_DEVICE:
+		if (touch->flags & UFFD_PAGEFAULT_FLAG_WP)
+			kernel->uffd_protect(window->uffd, page, HMM_PAGE_SIZE, false);
+		kernel->uffd_wake(window->uffd, page, HMM_PAGE_SIZE);
+		return true;
+	case HMM_PAGE_COHERENT:
+		/* A hole of coherent memory: zeros, in the one page that all map. */
+		if (!kernel->uffd_zero(window->uffd, page, HMM_PAGE_SIZE, &done))
+			return true;
+		kernel->uffd_wake(window->uffd, page, HMM_PAGE_SIZE);
+		return true;
+	case HMM_PAGE_SHARED:
+		if (touch->flags & (UFFD_PAGEFAULT_FLAG_WP | UFFD_PAGEFAULT_FLAG_WRITE))
+			return false;
+		kernel->uffd_wake(window->uffd, page, HMM_PAGE_SIZE);
+		return true;
+	case HMM_PAGE_ERROR:
+		poison(window, touch->addr, -EIO);
+		return true;
+	case HMM_PAGE_INVALID:
+	case HMM_PAGE_REMOTE:
+		break;
+	}
+	return false;
+}
+
+static void touch_serve(struct touch *touch)
+{
+	struct owner *owner = touch->owner;
+	struct window *window = window_by_id(owner, touch->window);
+	struct block *block;
+
+	if (!window || owner->gone)
+		goto out;	/* unmapped meanwhile: its driver was woken by that */
+	if (window->revoked) {
+		poison(window, touch->addr, -ETIMEDOUT);
+		goto out;
+	}
+	block = block_get(owner, touch->addr);
+	if (!block)
+		goto later;
+	if (!block_at_rest(block)) {
+		block_park(block, &touch->task);
+		return;
+	}
+	if (touch_present(window, block, touch))
+		goto out;
+	if (touch->tries && touch->result != HMM_PAGE_RESULT_PINNED &&
+	    touch->result != HMM_PAGE_RESULT_CHANGED && touch->result != HMM_PAGE_RESULT_MOVED &&
+	    touch->result != HMM_PAGE_RESULT_ALREADY) {
+		poison(window, touch->addr, touch_error(touch->result));
+		block_settle_later(block);
+		goto out;
+	}
+	if (touch->tries == TOUCH_TRIES || owner->gone || window->mirror->leaving) {
+		poison(window, touch->addr, touch_error(touch->result));
+		goto out;
+	}
+	if (touch->tries++ > 2) {
+		/* Pinned or changing: not in a loop that burns a processor. */
+		touch->task.run = touch_run;
+		if (touch->tries % 2)
+			goto later;
+	}
+	migrate_for_window(block, window->mirror, touch->addr, &touch->task, &touch->result);
+	return;
+later:
+	TAILQ_INSERT_TAIL(&owner->retry, &touch->task, link);
+	worker_alarm(owner->worker, owner->worker->now + NS_PER_MS);
+	return;
+out:
+	free(touch);
+}
+
+static void window_ready(struct source *source)
+{
+	struct window *window =
+		(struct window *)((char *)source - offsetof(struct window, source));
+	struct owner *owner = window->mirror->owner;
+	uint32_t id = window->id;
+	struct uffd_msg message;
+
+	while (window && read(window->uffd, &message, sizeof(message)) == sizeof(message)) {
+		uint64_t at = message.arg.pagefault.address;
+		struct touch *touch;
+
+		if (message.event != UFFD_EVENT_PAGEFAULT || at < window->at ||
+		    at - window->at >= window->end - window->start)
+			continue;
+		touch = calloc(1, sizeof(*touch));
+		if (!touch) {
+			kernel->uffd_wake(window->uffd, at & ~(HMM_PAGE_SIZE - 1), HMM_PAGE_SIZE);
+			continue;
+		}
+		touch->task.run = touch_run;
+		touch->owner = owner;
+		touch->window = id;
+		touch->addr = window->start + (at - window->at);
+		touch->flags = message.arg.pagefault.flags;
+		owner_count(owner, COUNTER_WINDOW_FAULTS, 1);
+		touch_serve(touch);
+		window = window_by_id(owner, id);
+	}
+}
+
+/* ---- mapping --------------------------------------------------------------------- */
+
+static void window_free(struct window *window)
+{
+	struct owner *owner = window->mirror->owner;
+
+	TAILQ_REMOVE(&owner->windows, window, link);
+	window->mirror->windows--;
+	reactor_remove(owner->worker->reactor, &window->source);
+	close(window->uffd);
+	free(window->modes);
+	free(window);
+}
+
+static int handshake(int uffd)
+{
+	const uint64_t want = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM |
+			      UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
+	int r = kernel_uffd_api(uffd, want, NULL);
+
+	/* -EINVAL: shaken already, by the hmmd before this one; registering will tell. */
+	return r == -EINVAL ? 0 : r;
+}
+
+static int window_map(struct owner *owner, struct letter *letter)
+{
+	const struct hmm_msg_window_map *message = (const void *)letter->message;
+	struct mirror *mirror = mirror_by_id(owner, message->mirror);
+	struct hmm_msg_window_map_reply *reply;
+	uint64_t end = message->addr + message->length, at;
+	struct window *window;
+	uint32_t index = 0;
+	int r;
+
+	if (!mirror || mirror->leaving || owner->closing)
+		return letter_fail(letter, -ENOENT, "no mirror %u", message->mirror);
+	if (mirror->device->pool->kind == HMM_POOL_KIND_HUGETLB)
+		return letter_fail(letter, -EOPNOTSUPP,
+				   "windows over a hugetlb pool are not possible: it can't be punched by 4 KiB; use memfd-huge");
+	if ((uint64_t)letter->pid == (uint64_t)owner->pid)
+		return letter_fail(letter, -EBUSY,
+				   "a window in the owner itself would lie on the very memory it shows");
+	r = handshake(letter->fds[0]);
+	if (r)
+		return letter_fail(letter, r, "the descriptor is no usable userfaultfd: %s", strerror(-r));
+	window = calloc(1, sizeof(*window));
+	if (window)
+		window->modes = calloc(((end - message->addr) >> HMM_BLOCK_SHIFT) + 2, 1);
+	if (!window || !window->modes) {
+		free(window);
+		return letter_fail(letter, -ENOMEM, "out of memory for a window of %lu bytes",
+				   message->length);
+	}
+	do
+		window->id = owner->id << 16 | (++owner->next_window & 0xffff);
+	while (window_by_id(owner, window->id) || !(window->id & 0xffff));
+	window->mirror = mirror;
+	window->peer = letter->peer;
+	window->uffd = letter_take_fd(letter, 0);
+	window->start = message->addr;
+	window->end = end;
+	window->at = message->at ? message->at : message->addr;
+	fcntl(window->uffd, F_SETFL, O_NONBLOCK);
+	TAILQ_INSERT_TAIL(&owner->windows, window, link);
+	mirror->windows++;
+
+	for (at = message->addr; at < end; at = (at & ~(HMM_REGION_SIZE - 1)) + HMM_REGION_SIZE) {
+		uint64_t stop = (at & ~(HMM_REGION_SIZE - 1)) + HMM_REGION_SIZE;
+		struct shadow *shadow;
+
+		r = mirror_shadow(mirror, at, &shadow);
+		if (r) {
+			window_free(window);
+			return letter_fail(letter, r, "no shadow for %#lx: %s", at, strerror(-r));
+		}
+		mirror_send_region(mirror, shadow, letter->peer, window->id, index++, at,
+				   (stop < end ? stop : end) - at);
+	}
+	reply = letter_reply(letter, HMM_OP_WINDOW_MAP_REPLY, sizeof(*reply));
+	if (!reply)
+		return letter_fail(letter, -ENOMEM, "out of memory for the answer");
+	reply->window = window->id;
+	reply->regions = index;
+	return 0;
+}
+
+/* What the shadow holds already must look right before the driver's first touch. */
+static void arm_block(struct block *block, void *data)
+{
+	struct window *window = data;
+	struct pages shared;
+	unsigned int first = 0, end;
+
+	if (!block_at_rest(block)) {
+		/* Perhaps being filled: the end of its transit opens the gate. */
+		set_mode(window, block, get_mode(window, block) | WINDOW_MODE_GATE);
+		return;
+	}
+	block_punch_stale(block);
+	block_pages_in(block, HMM_PAGE_SHARED, 0, HMM_BLOCK_PAGES, &shared);
+	for (; pages_run(&shared, &first, &end); first = end)
+		window_protect(block, first, end, true);
+}
+
+static int window_armed(struct owner *owner, struct letter *letter)
+{
+	const struct hmm_msg_window_armed *message = (const void *)letter->message;
+	struct window *window = window_by_id(owner, message->window);
+	int r;
+
+	if (!window || window->peer != letter->peer)
+		return letter_fail(letter, -ENOENT, "no window %u", message->window);
+	r = kernel->uffd_register(window->uffd, window->at, window->end - window->start,
+				  UFFDIO_REGISTER_MODE_MISSING);
+	if (!r)
+		r = reactor_add(owner->worker->reactor, &window->source, window->uffd, window_ready);
+	if (r)
+		return letter_fail(letter, r,
+				   "the window's userfaultfd could not be registered at %#lx: %s",
+				   window->at, strerror(-r));
+	window->armed = true;
+	block_for_each(owner, window->start, window->end, arm_block, window);
+	/* After a restart: faults that the dead hmmd had read are asked again. */
+	kernel->uffd_wake(window->uffd, window->at, window->end - window->start);
+	if (!letter_reply(letter, HMM_OP_WINDOW_ARMED_REPLY, sizeof(struct hmm_msg_window_armed_reply)))
+		return letter_fail(letter, -ENOMEM, "out of memory for the answer");
+	return 0;
+}
+
+static int window_unmap(struct owner *owner, struct letter *letter)
+{
+	const struct hmm_msg_window_unmap *message = (const void *)letter->message;
+	struct window *window = window_by_id(owner, message->window);
+
+	if (!window || window->peer != letter->peer)
+		return letter_fail(letter, -ENOENT, "no window %u", message->window);
+	window_free(window);
+	if (!letter_reply(letter, HMM_OP_WINDOW_UNMAP_REPLY, sizeof(struct hmm_msg_window_unmap_reply)))
+		return letter_fail(letter, -ENOMEM, "out of memory for the answer");
+	return 0;
+}
+
+void window_request(struct owner *owner, struct letter *letter)
+{
+	switch (letter->message->opcode) {
+	case HMM_OP_WINDOW_MAP:
+		window_map(owner, letter);
+		break;
+	case HMM_OP_WINDOW_ARMED:
+		window_armed(owner, letter);
+		break;
+	default:
+		window_unmap(owner, letter);
+	}
+	worker_reply(owner->worker, letter);
+}
+
+void window_peer_gone(struct owner *owner, uint64_t peer)
+{
+	struct window *window, *next;
+
+	for (window = TAILQ_FIRST(&owner->windows); window; window = next) {
+		next = TAILQ_NEXT(window, link);
+		if (window->peer == peer)
+			window_free(window);
+	}
+}
+
+void window_close_all(struct owner *owner, struct mirror *mirror)
+{
+	struct window *window, *next;
+
+	for (window = TAILQ_FIRST(&owner->windows); window; window = next) {
+		next = TAILQ_NEXT(window, link);
+		if (!mirror || window->mirror == mirror) {
+			/* The driver holds its userfaultfd: it waits, and never sees zeros. */
+			window_free(window);
+		}
+	}
+}
+
+void window_revoke(struct owner *owner, uint64_t peer, uint64_t start, uint64_t end, int error)
+{
+	struct window *window;
+
+	TAILQ_FOREACH(window, &owner->windows, link) {
+		struct hmm_msg_window_revoked *message;
+
+		if (window->peer != peer || window->start >= end || window->end <= start ||
+		    window->revoked)
+			continue;
+		window->revoked = true;
+		owner_count(owner, COUNTER_REVOKED_WINDOWS, 1);
+		message = malloc(sizeof(*message));
+		if (!message)
+			continue;
+		HMM_MSG_INIT(*message, HMM_OP_WINDOW_REVOKED, 0);
+		message->window = window->id;
+		message->error = error;
+		message->start = window->start;
+		message->end = window->end;
+		worker_event(owner->worker, peer, message, -1);
+	}
+}

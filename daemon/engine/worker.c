@@ -1,0 +1,511 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * worker.c - the engine's threads and its door to control.
+ *
+ * A worker sleeps in its reactor until a userfaultfd, an agent's eventfd or a
+ * letter wants it, or its alarm rings; nothing else ever blocks it. Each owner
+ * belongs to the worker that its id falls on, for life.
+ */
+#include "engine/worker.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "log.h"
+#include "uapi.h"
+
+int64_t clock_now(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1000000000LL + ts.tv_nsec;
+}
+
+void worker_reply(struct worker *worker, struct letter *letter)
+{
+	letter->kind = LETTER_REPLY;
+	mailbox_post(worker->engine->outbox, letter);
+}
+
+void worker_event(struct worker *worker, uint64_t peer, void *message, int fd)
+{
+	struct letter *letter = letter_new(LETTER_EVENT);
+
+	if (!letter) {
+		log_error("out of memory: an event for a client is lost");
+		free(message);
+		if (fd >= 0)
+			close(fd);
+		return;
+	}
+	letter->peer = peer;
+	letter->message = message;
+	if (fd >= 0) {
+		letter->fds[0] = fd;
+		letter->nfds = 1;
+	}
+	mailbox_post(worker->engine->outbox, letter);
+}
+
+/* ---- drain of everything --------------------------------------------------------- */
+
+struct drain_part {
+	struct worker *worker;
+	unsigned int owners;
+	uint64_t pages;
+};
+
+static void drain_part_done(struct drain_part *part)
+{
+	struct engine *engine = part->worker->engine;
+	struct letter *letter = NULL;
+
+	pthread_mutex_lock(&engine->lock);
+	engine->drain_pages += part->pages;
+	if (--engine->draining == 0) {
+		letter = engine->drain;
+		engine->drain = NULL;
+	}
+	pthread_mutex_unlock(&engine->lock);
+	if (letter) {
+		struct hmm_msg_drain_reply *reply =
+			letter_reply(letter, HMM_OP_DRAIN_REPLY, sizeof(*reply));
+
+		if (reply)
+			reply->pages = engine->drain_pages;
+		else
+			letter_fail(letter, -ENOMEM, "out of memory for the answer");
+		worker_reply(part->worker, letter);
+	}
+	free(part);
+}
+
+static void drained_owner(struct owner *owner, void *data, uint64_t pages)
+{
+	struct drain_part *part = data;
+
+	(void)owner;
+	part->pages += pages;
+	if (--part->owners == 0)
+		drain_part_done(part);
+}
+
+static void drain_all(struct worker *worker, struct letter *letter)
+{
+	const struct hmm_msg_drain *message = (const void *)letter->message;
+	struct drain_part *part = calloc(1, sizeof(*part));
+	struct device *device = NULL;
+	struct owner *owner;
+
+	if (!part) {
+		log_error("out of memory: drain skips a worker");
+		return;
+	}
+	if (message->device)
+		device = device_by_id(&worker->engine->devices, message->device);
+	part->worker = worker;
+	part->owners = 1;
+	TAILQ_FOREACH(owner, &worker->owners, link) {
+		part->owners++;
+		migrate_home(owner, 0, HMM_VA_END, device, drained_owner, part);
+	}
+	drained_owner(NULL, part, 0);
+}
+
+/* ---- letters ------------------------------------------------------------------------- */
+
+static void begin_shutdown(struct worker *worker, struct letter *letter)
+{
+	struct owner *owner;
+
+	worker->going = true;
+	letter_free(letter);
+	TAILQ_FOREACH(owner, &worker->owners, link)
+		owner_close(owner);
+}
+
+static void check_shutdown(struct worker *worker)
+{
+	struct engine *engine = worker->engine;
+	struct letter *letter = NULL;
+
+	if (!worker->going || !TAILQ_EMPTY(&worker->owners) || worker->stopped)
+		return;
+	worker->stopped = true;
+	pthread_mutex_lock(&engine->lock);
+	if (--engine->shutting_down == 0) {
+		letter = engine->shutdown;
+		engine->shutdown = NULL;
+	}
+	pthread_mutex_unlock(&engine->lock);
+	if (!letter)
+		return;
+	letter->kind = LETTER_STOPPED;
+	mailbox_post(engine->outbox, letter);
+}
+
+static void peer_gone(struct worker *worker, uint64_t peer)
+{
+	struct owner *owner;
+
+	TAILQ_FOREACH(owner, &worker->owners, link)
+		owner_peer_gone(owner, peer);
+}
+
+static void request(struct worker *worker, struct letter *letter)
+{
+	uint16_t op = letter->message->opcode;
+	struct owner *owner;
+
+	if (op == HMM_OP_OPEN) {
+		owner_open(worker, letter);
+		return;
+	}
+	if (op == HMM_OP_REOPEN) {
+		recover_reopen(worker, letter);
+		return;
+	}
+	if (op == HMM_OP_DRAIN && !letter->owner) {
+		drain_all(worker, letter);
+		letter_free(letter);
+		return;
+	}
+	owner = owner_by_id(worker, letter->owner);
+	if (owner && !owner->gone) {
+		owner_request(owner, letter);
+		return;
+	}
+	if (op == HMM_OP_ACK) {
+		letter_free(letter);
+		return;
+	}
+	letter_fail(letter, -ESTALE, "owner %u is gone", letter->owner);
+	worker_reply(worker, letter);
+}
+
+static void inbox_ready(struct source *source)
+{
+	struct worker *worker = (struct worker *)((char *)source - offsetof(struct worker, inbox_source));
+	struct letter *letter = mailbox_take(&worker->inbox), *next;
+	struct owner *owner;
+
+	for (; letter; letter = next) {
+		next = letter->next;
+		letter->next = NULL;
+		switch (letter->kind) {
+		case LETTER_REQUEST:
+			request(worker, letter);
+			break;
+		case LETTER_PEER_GONE:
+			peer_gone(worker, letter->peer);
+			letter_free(letter);
+			break;
+		case LETTER_SHUTDOWN:
+			begin_shutdown(worker, letter);
+			break;
+		default:
+			letter_free(letter);
+		}
+	}
+	TAILQ_FOREACH(owner, &worker->owners, link)
+		owner_run(owner);
+}
+
+/* ---- the thread -------------------------------------------------------------------------- */
+
+static void tick(struct worker *worker)
+{
+	struct owner *owner, *next;
+
+	worker->alarm = INT64_MAX;
+	for (owner = TAILQ_FIRST(&worker->owners); owner; owner = next) {
+		next = TAILQ_NEXT(owner, link);
+		owner_tick(owner, worker->now);
+	}
+	check_shutdown(worker);
+}
+
+static void *worker_main(void *data)
+{
+	struct worker *worker = data;
+	int64_t spin = worker->engine->options.spin_us * NS_PER_US, spin_until = 0;
+
+	while (!__atomic_load_n(&worker->stop, __ATOMIC_ACQUIRE)) {
+		int64_t timeout = worker->alarm == INT64_MAX ? -1 : worker->alarm - worker->now;
+		int n;
+
+		if (worker->now < spin_until)
+			timeout = 0;
+		else if (timeout < 0 && worker->alarm != INT64_MAX)
+			timeout = 0;
+		n = reactor_wait(worker->reactor, timeout);
+		worker->now = clock_now();
+		if (n < 0)
+			log_error("worker %u: %s", worker->index, strerror(-n));
+		if (n > 0)
+			spin_until = worker->now + spin;
+		tick(worker);
+	}
+	return NULL;
+}
+
+static int worker_init(struct worker *worker, struct engine *engine, unsigned int index)
+{
+	int r;
+
+	worker->engine = engine;
+	worker->index = index;
+	worker->alarm = INT64_MAX;
+	worker->now = clock_now();
+	TAILQ_INIT(&worker->owners);
+	r = mailbox_init(&worker->inbox);
+	if (r)
+		return r;
+	r = reactor_new(engine->options.no_io_uring, &worker->reactor);
+	if (!r)
+		r = reactor_add(worker->reactor, &worker->inbox_source, worker->inbox.eventfd, inbox_ready);
+	if (!r)
+		r = -pthread_create(&worker->thread, NULL, worker_main, worker);
+	if (r) {
+		reactor_free(worker->reactor);
+		mailbox_deinit(&worker->inbox);
+	}
+	return r;
+}
+
+static void worker_deinit(struct worker *worker)
+{
+	struct owner *owner;
+
+	__atomic_store_n(&worker->stop, true, __ATOMIC_RELEASE);
+	mailbox_post(&worker->inbox, letter_new(LETTER_RELOAD));
+	pthread_join(worker->thread, NULL);
+	/* Only after a shutdown that was given up: their libraries go on without us. */
+	while ((owner = TAILQ_FIRST(&worker->owners))) {
+		owner_gone(owner);
+		owner_free(owner);
+	}
+	reactor_free(worker->reactor);
+	mailbox_deinit(&worker->inbox);
+}
+
+/* ---- the engine ----------------------------------------------------------------------------- */
+
+static const struct { uint64_t bit; const char *why_off; } feature_reasons[] = {
+	{ HMM_FEATURE_MOVE, "the kernel lacks UFFDIO_MOVE (Linux 6.8 has it), or --no-move was given: only ranges declared UNPINNED migrate" },
+	{ HMM_FEATURE_EVENT_FORK, "hmmd lacks CAP_SYS_PTRACE: forks are seen by the library's hook only" },
+	{ HMM_FEATURE_WP_SHMEM, "the kernel can't write-protect shared memory (Linux 5.19 can)" },
+	{ HMM_FEATURE_POISON, "the kernel lacks UFFDIO_POISON (Linux 6.6 has it): lost pages hang instead of SIGBUS" },
+	{ HMM_FEATURE_PAGEMAP_SCAN, "the kernel lacks PAGEMAP_SCAN (Linux 6.7 has it)" },
+	{ HMM_FEATURE_PROCMAP_QUERY, "the kernel lacks PROCMAP_QUERY (Linux 6.11 has it): mappings are found by reading text" },
+	{ HMM_FEATURE_IO_URING, "io_uring is forbidden (kernel.io_uring_disabled, seccomp, or --no-io-uring): epoll is used" },
+	{ HMM_FEATURE_HUGE_SHMEM, "/sys/kernel/mm/transparent_hugepage/shmem_enabled is never or deny: write advise into it" },
+	{ HMM_FEATURE_HUGETLB, "no huge pages are reserved: write their number into /proc/sys/vm/nr_hugepages" },
+	{ HMM_FEATURE_GUARD, "the kernel has no guard pages (Linux 6.13 has)" },
+	{ HMM_FEATURE_USER_MODE, "hmmd serves everybody in group hmm (--user serves one uid)" },
+	{ HMM_FEATURE_COLLAPSE, "MADV_COLLAPSE is missing (Linux 6.1 has it) or huge pages are switched off" },
+	{ HMM_FEATURE_NUMA, "there is one memory node" },
+};
+
+static uint64_t find_features(const struct engine *engine)
+{
+	const struct kernel_facts *facts = &engine->facts;
+	const struct { bool on; uint64_t bit; } all[] = {
+		{ facts->uffd_features & UFFD_FEATURE_MOVE && !engine->options.no_move, HMM_FEATURE_MOVE },
+		{ facts->event_fork, HMM_FEATURE_EVENT_FORK },
+		{ facts->uffd_features & UFFD_FEATURE_WP_HUGETLBFS_SHMEM, HMM_FEATURE_WP_SHMEM },
+		{ facts->uffd_features & UFFD_FEATURE_POISON, HMM_FEATURE_POISON },
+		{ facts->pagemap_scan, HMM_FEATURE_PAGEMAP_SCAN },
+		{ facts->procmap_query, HMM_FEATURE_PROCMAP_QUERY },
+		{ facts->io_uring && !engine->options.no_io_uring, HMM_FEATURE_IO_URING },
+		{ facts->shmem_huge, HMM_FEATURE_HUGE_SHMEM },
+		{ facts->hugetlb, HMM_FEATURE_HUGETLB },
+		{ facts->guard, HMM_FEATURE_GUARD },
+		{ engine->options.user_mode, HMM_FEATURE_USER_MODE },
+		{ facts->collapse, HMM_FEATURE_COLLAPSE },
+		{ facts->nodes > 1, HMM_FEATURE_NUMA },
+	};
+	uint64_t features = 0;
+
+	for (unsigned int i = 0; i < sizeof(all) / sizeof(all[0]); i++)
+		features |= all[i].on ? all[i].bit : 0;
+	return features;
+}
+
+int engine_new(const struct engine_options *options, struct mailbox *outbox, struct engine **result)
+{
+	struct engine *engine = calloc(1, sizeof(*engine));
+	int r = 0;
+
+	if (!engine)
+		return -ENOMEM;
+	engine->options = *options;
+	engine->outbox = outbox;
+	kernel_probe(&engine->facts);
+	engine->features = find_features(engine);
+	if (getrandom(&engine->incarnation, sizeof(engine->incarnation), 0) < 0)
+		engine->incarnation = (uint64_t)clock_now();
+	engine->incarnation &= ~(1ULL << 63);	/* never the rescuer's */
+	pthread_mutex_init(&engine->lock, NULL);
+	TAILQ_INIT(&engine->owners);
+	devices_init(&engine->devices, options->pool_size);
+	engine->workers = calloc(options->workers, sizeof(*engine->workers));
+	if (!engine->workers)
+		r = -ENOMEM;
+	while (!r && engine->started < options->workers) {
+		r = worker_init(&engine->workers[engine->started], engine, engine->started);
+		if (!r)
+			engine->started++;
+	}
+	if (r) {
+		engine_free(engine);
+		return r;
+	}
+	*result = engine;
+	return 0;
+}
+
+void engine_free(struct engine *engine)
+{
+	if (!engine)
+		return;
+	for (unsigned int i = 0; i < engine->started; i++)
+		worker_deinit(&engine->workers[i]);
+	free(engine->workers);
+	devices_deinit(&engine->devices);
+	letter_free(engine->drain);
+	letter_free(engine->shutdown);
+	pthread_mutex_destroy(&engine->lock);
+	free(engine);
+}
+
+static struct letter *letter_copy(const struct letter *letter)
+{
+	struct letter *copy = letter_new(letter->kind);
+
+	if (!copy)
+		return NULL;
+	copy->peer = letter->peer;
+	if (letter->message) {
+		copy->message = malloc(letter->message->size);
+		if (!copy->message)
+			return letter_free(copy);
+		memcpy(copy->message, letter->message, letter->message->size);
+	}
+	return copy;
+}
+
+static void to_everyone(struct engine *engine, const struct letter *letter)
+{
+	for (unsigned int i = 0; i < engine->started; i++) {
+		struct letter *copy = letter_copy(letter);
+
+		if (copy)
+			mailbox_post(&engine->workers[i].inbox, copy);
+		else
+			log_error("out of memory: worker %u is not told", i);
+	}
+}
+
+/* A free owner id: 16 bits of it travel in windows' names. */
+static uint32_t new_owner_id(struct engine *engine)
+{
+	struct owner *owner;
+	uint32_t id;
+
+	pthread_mutex_lock(&engine->lock);
+again:
+	id = ++engine->next_owner & 0xffff;
+	if (!id)
+		goto again;
+	TAILQ_FOREACH(owner, &engine->owners, registry)
+		if (owner->id == id)
+			goto again;
+	pthread_mutex_unlock(&engine->lock);
+	return id;
+}
+
+/* Names that clients hold stay good over a restart, unless somebody has taken them. */
+static uint32_t reopened_owner_id(struct engine *engine, const struct letter *letter)
+{
+	const struct hmm_msg_reopen *message = (const void *)letter->message;
+	uint32_t id = message->owner & 0xffff;
+	bool taken = !id;
+	struct owner *owner;
+
+	pthread_mutex_lock(&engine->lock);
+	TAILQ_FOREACH(owner, &engine->owners, registry)
+		if (owner->id == id && message->incarnation != engine->incarnation)
+			taken = true;
+	if (!taken && engine->next_owner < id)
+		engine->next_owner = id;
+	pthread_mutex_unlock(&engine->lock);
+	return taken ? new_owner_id(engine) : id;
+}
+
+void engine_submit(struct engine *engine, struct letter *letter)
+{
+	uint16_t op = letter->message ? letter->message->opcode : 0;
+
+	switch (letter->kind) {
+	case LETTER_SHUTDOWN:
+		pthread_mutex_lock(&engine->lock);
+		engine->shutdown = letter;
+		engine->shutting_down = engine->started;
+		pthread_mutex_unlock(&engine->lock);
+		to_everyone(engine, letter);
+		return;
+	case LETTER_PEER_GONE:
+	case LETTER_RELOAD:
+		to_everyone(engine, letter);
+		letter_free(letter);
+		return;
+	default:
+		break;
+	}
+	if (op == HMM_OP_OPEN)
+		letter->owner = new_owner_id(engine);
+	if (op == HMM_OP_REOPEN)
+		letter->owner = reopened_owner_id(engine, letter);
+	if (op == HMM_OP_DRAIN && !letter->owner) {
+		pthread_mutex_lock(&engine->lock);
+		if (engine->drain) {
+			pthread_mutex_unlock(&engine->lock);
+			letter_fail(letter, -EBUSY, "another drain is running");
+			letter->kind = LETTER_REPLY;
+			mailbox_post(engine->outbox, letter);
+			return;
+		}
+		engine->drain = letter;
+		engine->draining = engine->started;
+		engine->drain_pages = 0;
+		pthread_mutex_unlock(&engine->lock);
+		to_everyone(engine, letter);
+		return;
+	}
+	mailbox_post(&engine->workers[letter->owner % engine->started].inbox, letter);
+}
+
+uint64_t engine_features(const struct engine *engine)
+{
+	return engine->features;
+}
+
+uint64_t engine_incarnation(const struct engine *engine)
+{
+	return engine->incarnation;
+}
+
+const char *engine_feature_reason(const struct engine *engine, uint64_t feature)
+{
+	for (unsigned int i = 0; i < sizeof(feature_reasons) / sizeof(feature_reasons[0]); i++)
+		if (feature_reasons[i].bit == feature && !(engine->features & feature))
+			return feature_reasons[i].why_off;
+	return "";
+}

@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * worker.h - an engine thread: its reactor, its mailbox, its owners, its clock.
+ */
+#ifndef HMMD_WORKER_H
+#define HMMD_WORKER_H
+
+#include "engine/engine.h"
+#include "engine/owner.h"
+
+struct worker {
+	struct engine *engine;
+	unsigned int index;
+	pthread_t thread;
+	struct reactor *reactor;
+	struct mailbox inbox;
+	struct source inbox_source;
+	TAILQ_HEAD(, owner) owners;
+	int64_t now;		/* CLOCK_MONOTONIC, ns, read once per turn */
+	int64_t alarm;		/* when to wake up at the latest; INT64_MAX: never */
+	int64_t merging_seen;	/* when it was looked whether ksmd runs */
+	bool merging;
+	bool going;		/* SHUTDOWN: everything comes home */
+	bool stopped;		/* ... and that was answered */
+	bool stop;
+};
+
+struct engine {
+	struct engine_options options;
+	struct kernel_facts facts;
+	uint64_t features;
+	uint64_t incarnation;
+	struct mailbox *outbox;
+	struct devices devices;
+	struct worker *workers;
+	unsigned int started;
+
+	pthread_mutex_t lock;		/* the lists below, which control reads */
+	TAILQ_HEAD(, owner) owners;
+	uint32_t next_owner;
+	unsigned int shutting_down;	/* workers that have not answered yet */
+	struct letter *shutdown;
+	unsigned int draining;		/* the same for a drain of everything */
+	struct letter *drain;
+	uint64_t drain_pages;
+};
+
+/* The worker wants to be awake at @when. */
+static inline void worker_alarm(struct worker *worker, int64_t when)
+{
+	if (when < worker->alarm)
+		worker->alarm = when;
+}
+
+/* To control: the letter's answer, or an event for a peer. */
+void worker_reply(struct worker *worker, struct letter *letter);
+void worker_event(struct worker *worker, uint64_t peer, void *message, int fd);
+int64_t clock_now(void);
+
+#endif

@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * kernel.h - every kernel call that the engine makes on somebody's memory,
+ * behind one replaceable table: tests make the Nth of them fail, a simulator
+ * can stand in. All return 0 or a count, or a negative errno; none sets errno
+ * for the caller. None blocks on armed memory: sources are hmmd's own.
+ *
+ * Any thread may call them.
+ */
+#ifndef HMMD_KERNEL_H
+#define HMMD_KERNEL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+/* One mapping of an owner, as /proc/PID/maps tells it. */
+struct kernel_vma {
+	uint64_t start, end;
+	bool read, write, exec, shared;
+	bool file;		/* backed by an inode: a file, a memfd, shared anonymous memory */
+	char name[64];		/* "[heap]", "[stack]", a path's beginning or "" */
+};
+
+struct kernel_ops {
+	/*
+	 * @done: bytes that were done even when the call failed.
+	 * -EAGAIN: the owner's map is changing, an event is to be read first;
+	 * -EEXIST: a page is there; -ENOENT: nothing registered; -ESRCH: the mm is gone.
+	 */
+	int (*uffd_copy)(int uffd, uint64_t dst, const void *src, size_t length, uint64_t mode, size_t *done);
+	int (*uffd_zero)(int uffd, uint64_t dst, size_t length, size_t *done);
+	int (*uffd_poison)(int uffd, uint64_t dst, size_t length, size_t *done);
+	int (*uffd_protect)(int uffd, uint64_t start, size_t length, bool protect);
+	int (*uffd_register)(int uffd, uint64_t start, size_t length, uint64_t mode);
+	int (*uffd_unregister)(int uffd, uint64_t start, size_t length);
+	int (*uffd_wake)(int uffd, uint64_t start, size_t length);
+
+	/* One 64-bit entry per page, as /proc/PID/pagemap has them. */
+	int (*pagemap_read)(int pagemap, uint64_t start, unsigned int pages, uint64_t *entries);
+
+	/* The owner's bytes through its own /proc/self/mem: present pages only, never a wait. */
+	ssize_t (*mem_read)(int mem, uint64_t addr, void *buffer, size_t length);
+	ssize_t (*mem_write)(int mem, uint64_t addr, const void *buffer, size_t length);
+
+	/* The mapping that has @addr, or the next one above. -ENOENT: none. */
+	int (*vma_at)(int maps, uint64_t addr, struct kernel_vma *vma);
+
+	int (*memfd_new)(const char *name, uint64_t size, unsigned int flags);
+	int (*punch)(int fd, uint64_t offset, uint64_t length);
+	/* Huge pages for a fully populated range of another process. */
+	int (*collapse)(int pidfd, uint64_t start, size_t length);
+	/* Whether ksmd merges pages at present. */
+	bool (*merging)(void);
+};
+
+extern const struct kernel_ops kernel_real;
+extern const struct kernel_ops *kernel;		/* &kernel_real, unless a test says otherwise */
+
+/* What the running kernel offers, probed once; never by version. */
+struct kernel_facts {
+	uint64_t uffd_features;		/* UFFD_FEATURE_* bits */
+	bool event_fork;		/* may ask for UFFD_FEATURE_EVENT_FORK */
+	bool procmap_query;
+	bool pagemap_scan;
+	bool guard;			/* pagemap shows guard pages */
+	bool shmem_huge;		/* shmem_enabled lets MADV_HUGEPAGE work */
+	bool hugetlb;			/* huge pages are reserved */
+	bool collapse;
+	bool io_uring;
+	unsigned int nodes;		/* NUMA nodes */
+};
+void kernel_probe(struct kernel_facts *facts);
+
+/* Opens a userfaultfd: by /dev/userfaultfd or the system call. Not handshaken. */
+int kernel_uffd_new(void);
+/* UFFDIO_API with exactly these features; returns what the kernel has in @have. */
+int kernel_uffd_api(int uffd, uint64_t want, uint64_t *have);
+
+#endif

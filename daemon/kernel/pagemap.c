@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * pagemap.c - an owner's pages and bytes through descriptors that the owner
+ * itself opened (/proc/self/pagemap, /proc/self/mem): they stay bound to its
+ * mm, so that an exec of a setuid program can never be read by mistake.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "layout.h"
+#include "private.h"
+#include "uapi.h"
+
+int kernel_pagemap_read(int pagemap, uint64_t start, unsigned int pages, uint64_t *entries)
+{
+	size_t want = pages * sizeof(*entries);
+	ssize_t n;
+
+	n = pread(pagemap, entries, want, (off_t)((start >> HMM_PAGE_SHIFT) * sizeof(*entries)));
+	if (n < 0)
+		return -errno;
+	return (size_t)n == want ? 0 : -ESRCH;
+}
+
+ssize_t kernel_mem_read(int mem, uint64_t addr, void *buffer, size_t length)
+{
+	ssize_t n = pread(mem, buffer, length, (off_t)addr);
+
+	return n < 0 ? -errno : n;
+}
+
+ssize_t kernel_mem_write(int mem, uint64_t addr, const void *buffer, size_t length)
+{
+	ssize_t n = pwrite(mem, buffer, length, (off_t)addr);
+
+	return n < 0 ? -errno : n;
+}
+
+int kernel_memfd_new(const char *name, uint64_t size, unsigned int flags)
+{
+	/* Mode 0600: a read-only descriptor could be reopened for writing otherwise. */
+	const int seals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
+	int fd, r;
+
+	fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING | flags);
+	if (fd < 0)
+		return -errno;
+	if (ftruncate(fd, (off_t)size) < 0 || fchmod(fd, 0600) < 0 || fcntl(fd, F_ADD_SEALS, seals) < 0) {
+		r = -errno;
+		close(fd);
+		return r;
+	}
+	return fd;
+}
+
+int kernel_punch(int fd, uint64_t offset, uint64_t length)
+{
+	if (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)length) < 0)
+		return -errno;
+	return 0;
+}
+
+int kernel_collapse(int pidfd, uint64_t start, size_t length)
+{
+	struct iovec range = { .iov_base = (void *)(uintptr_t)start, .iov_len = length };
+
+	if (syscall(SYS_process_madvise, pidfd, &range, 1UL, MADV_COLLAPSE, 0U) < 0)
+		return -errno;
+	return 0;
+}

@@ -1,0 +1,214 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * pool.c - pools and devices.
+ *
+ * A device reserves its size from what hmmd may give out, so that a full
+ * device never takes another's room; pages are charged when they are about to
+ * be filled and uncharged when their block is punched. The control thread
+ * makes devices, workers put mirrors on them: one lock, held for lookups only.
+ */
+#include "pool.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+void devices_init(struct devices *devices, uint64_t capacity)
+{
+	memset(devices, 0, sizeof(*devices));
+	pthread_mutex_init(&devices->lock, NULL);
+	TAILQ_INIT(&devices->list);
+	TAILQ_INIT(&devices->pools);
+	devices->capacity = capacity;
+}
+
+void devices_deinit(struct devices *devices)
+{
+	struct device *device;
+	struct pool *pool;
+
+	while ((device = TAILQ_FIRST(&devices->list))) {
+		TAILQ_REMOVE(&devices->list, device, link);
+		free(device);
+	}
+	while ((pool = TAILQ_FIRST(&devices->pools))) {
+		TAILQ_REMOVE(&devices->pools, pool, link);
+		free(pool);
+	}
+	pthread_mutex_destroy(&devices->lock);
+}
+
+static struct pool *pool_get(struct devices *devices, enum hmm_pool_kind kind, int node)
+{
+	struct pool *pool;
+
+	TAILQ_FOREACH(pool, &devices->pools, link)
+		if (pool->kind == kind && pool->node == node)
+			return pool;
+	pool = calloc(1, sizeof(*pool));
+	if (!pool)
+		return NULL;
+	pool->id = ++devices->next_pool;
+	pool->kind = kind;
+	pool->node = node;
+	TAILQ_INSERT_TAIL(&devices->pools, pool, link);
+	return pool;
+}
+
+static struct device *find_name(struct devices *devices, const char *name)
+{
+	struct device *device;
+
+	TAILQ_FOREACH(device, &devices->list, link)
+		if (strcmp(device->name, name) == 0)
+			return device;
+	return NULL;
+}
+
+static struct device *find_id(struct devices *devices, uint32_t id)
+{
+	struct device *device;
+
+	TAILQ_FOREACH(device, &devices->list, link)
+		if (device->id == id)
+			return device;
+	return NULL;
+}
+
+static int device_new_locked(struct devices *devices, const char *name, enum hmm_pool_kind kind,
+			     int node, uint64_t size, struct device **result)
+{
+	uint64_t unit = pool_is_huge(kind) ? HMM_BLOCK_SIZE : HMM_PAGE_SIZE;
+	struct device *device;
+
+	if (find_name(devices, name))
+		return -EBUSY;
+	if (size > devices->capacity || size + unit - 1 < size)
+		return -ENOSPC;
+	size = (size + unit - 1) / unit * unit;
+	if (size > devices->capacity - devices->promised)
+		return -ENOSPC;
+	device = calloc(1, sizeof(*device));
+	if (!device)
+		return -ENOMEM;
+	device->pool = pool_get(devices, kind, node);
+	if (!device->pool) {
+		free(device);
+		return -ENOMEM;
+	}
+	device->id = ++devices->next_id;
+	strcpy(device->name, name);
+	device->size = size;
+	device->pool->promised += size;
+	device->pool->devices++;
+	devices->promised += size;
+	TAILQ_INSERT_TAIL(&devices->list, device, link);
+	*result = device;
+	return 0;
+}
+
+int device_new(struct devices *devices, const char *name, enum hmm_pool_kind kind, int node,
+	       uint64_t size, uint64_t caps, uint64_t creator, struct device **result)
+{
+	int r;
+
+	if (!*name || strlen(name) >= sizeof((*result)->name))
+		return -EINVAL;
+	pthread_mutex_lock(&devices->lock);
+	r = device_new_locked(devices, name, kind, node, size, result);
+	if (!r) {
+		(*result)->caps = caps;
+		(*result)->creator = creator;
+	}
+	pthread_mutex_unlock(&devices->lock);
+	return r;
+}
+
+struct device *device_by_name(struct devices *devices, const char *name)
+{
+	struct device *device;
+
+	pthread_mutex_lock(&devices->lock);
+	device = find_name(devices, name);
+	pthread_mutex_unlock(&devices->lock);
+	return device;
+}
+
+struct device *device_by_id(struct devices *devices, uint32_t id)
+{
+	struct device *device;
+
+	pthread_mutex_lock(&devices->lock);
+	device = find_id(devices, id);
+	pthread_mutex_unlock(&devices->lock);
+	return device;
+}
+
+struct device *device_use(struct devices *devices, uint32_t id)
+{
+	struct device *device;
+
+	pthread_mutex_lock(&devices->lock);
+	device = find_id(devices, id);
+	if (device)
+		device->mirrors++;
+	pthread_mutex_unlock(&devices->lock);
+	return device;
+}
+
+/* Frees a device that neither its creator nor a mirror holds. */
+static void drop_unheld(struct devices *devices, struct device *device)
+{
+	if (device->creator || device->mirrors)
+		return;
+	devices->promised -= device->size;
+	device->pool->promised -= device->size;
+	device->pool->devices--;
+	TAILQ_REMOVE(&devices->list, device, link);
+	free(device);
+}
+
+void device_unuse(struct devices *devices, struct device *device)
+{
+	pthread_mutex_lock(&devices->lock);
+	device->mirrors--;
+	drop_unheld(devices, device);
+	pthread_mutex_unlock(&devices->lock);
+}
+
+void device_let_go(struct devices *devices, uint64_t creator, uint32_t id)
+{
+	struct device *device, *next;
+
+	pthread_mutex_lock(&devices->lock);
+	for (device = TAILQ_FIRST(&devices->list); device; device = next) {
+		next = TAILQ_NEXT(device, link);
+		if (device->creator != creator || (id && device->id != id))
+			continue;
+		device->creator = 0;
+		drop_unheld(devices, device);
+	}
+	pthread_mutex_unlock(&devices->lock);
+}
+
+int device_charge(struct device *device, uint64_t bytes)
+{
+	uint64_t used = atomic_load(&device->used), now, peak;
+
+	do {
+		if (bytes > device->size - used)
+			return -ENOSPC;
+	} while (!atomic_compare_exchange_weak(&device->used, &used, used + bytes));
+
+	now = atomic_fetch_add(&device->pool->used, bytes) + bytes;
+	peak = atomic_load(&device->pool->peak);
+	while (now > peak && !atomic_compare_exchange_weak(&device->pool->peak, &peak, now))
+		;
+	return 0;
+}
+
+void device_uncharge(struct device *device, uint64_t bytes)
+{
+	atomic_fetch_sub(&device->used, bytes);
+	atomic_fetch_sub(&device->pool->used, bytes);
+}

@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * pool.h - where device pages come from, and the devices that hang on it.
+ *
+ * One pool per kind and node; a device takes a share of one. Charging is
+ * atomic and may happen on any thread; the registry has its own lock.
+ */
+#ifndef HMMD_POOL_H
+#define HMMD_POOL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/queue.h>
+
+#include "hmm_protocol.h"
+#include "kernel/kernel.h"
+#include "layout.h"
+
+struct pool {
+	TAILQ_ENTRY(pool) link;
+	uint32_t id;
+	enum hmm_pool_kind kind;
+	int node;			/* NUMA node, -1: any */
+	uint64_t promised;		/* to devices; under the registry's lock */
+	uint32_t devices;
+	_Atomic uint64_t used, peak;	/* bytes that hold pages now, and at most so far */
+};
+
+struct device {
+	TAILQ_ENTRY(device) link;
+	uint32_t id;
+	char name[64];
+	uint64_t caps;			/* HMM_DEVICE_CAPS_* */
+	uint64_t size;			/* its share of the pool, bytes; 0: no memory */
+	struct pool *pool;
+	_Atomic uint64_t used;
+	uint64_t creator;		/* peer, 0: gone */
+	uint32_t mirrors;		/* registered on it; under the registry's lock */
+};
+
+struct devices {
+	pthread_mutex_t lock;
+	TAILQ_HEAD(, device) list;
+	TAILQ_HEAD(, pool) pools;
+	uint64_t capacity;		/* bytes that all devices may share out */
+	uint64_t promised;
+	uint32_t next_id, next_pool;
+};
+
+void devices_init(struct devices *devices, uint64_t capacity);
+void devices_deinit(struct devices *devices);
+
+/*
+ * A new device. Return: 0; -EBUSY: the name is taken; -ENOSPC: more than is
+ * left; -EINVAL: no name; -ENOMEM.
+ */
+int device_new(struct devices *devices, const char *name, enum hmm_pool_kind kind, int node,
+	       uint64_t size, uint64_t caps, uint64_t creator, struct device **result);
+/* By name, by id: a copy of what does not change, or -ENODEV. */
+struct device *device_by_name(struct devices *devices, const char *name);
+struct device *device_by_id(struct devices *devices, uint32_t id);
+/* A mirror on it begins and ends. device_unuse() may free the device. */
+struct device *device_use(struct devices *devices, uint32_t id);
+void device_unuse(struct devices *devices, struct device *device);
+/* The creator lets go, of one or (@id 0) of all its devices. */
+void device_let_go(struct devices *devices, uint64_t creator, uint32_t id);
+
+/* Room for @bytes, or -ENOSPC. Exact: what is charged is what may be allocated. */
+int device_charge(struct device *device, uint64_t bytes);
+void device_uncharge(struct device *device, uint64_t bytes);
+
+static inline bool pool_is_huge(enum hmm_pool_kind kind)
+{
+	return kind != HMM_POOL_KIND_MEMFD;
+}
+
+#endif

@@ -1,0 +1,162 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * shadow.c - shadow memfds. Runs on the owner's worker; no locks.
+ *
+ * Never stores through shadow->map to a page that nothing is charged for: a
+ * store allocates, and with huge pages it allocates 2 MiB.
+ */
+#include "shadow.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/memfd.h>
+#include <numa.h>
+#include <numaif.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+static int find_index(const struct shadows *shadows, uint64_t base, bool *found)
+{
+	unsigned int low = 0, high = shadows->count;
+
+	while (low < high) {
+		unsigned int middle = (low + high) / 2;
+
+		if (shadows->list[middle]->base < base)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	*found = low < shadows->count && shadows->list[low]->base == base;
+	return (int)low;
+}
+
+struct shadow *shadow_find(const struct shadows *shadows, uint64_t addr)
+{
+	bool found;
+	int i = find_index(shadows, addr & ~(HMM_REGION_SIZE - 1), &found);
+
+	return found ? shadows->list[i] : NULL;
+}
+
+static void bind_to_node(const struct shadow *shadow, int node)
+{
+	unsigned long mask[16] = { 0 };
+
+	if (node < 0 || node >= (int)(sizeof(mask) * 8))
+		return;
+	mask[node / 64] = 1UL << (node % 64);
+	/* A shared policy: it holds for whoever allocates the memfd's pages. */
+	mbind(shadow->map, HMM_REGION_SIZE, MPOL_BIND, mask, sizeof(mask) * 8, 0);
+}
+
+static struct shadow *shadow_free(struct shadow *shadow)
+{
+	if (!shadow)
+		return NULL;
+	if (shadow->map)
+		munmap(shadow->map, HMM_REGION_SIZE);
+	if (shadow->fd >= 0)
+		close(shadow->fd);
+	free(shadow);
+	return NULL;
+}
+
+static int insert_consume_fd(struct shadows *shadows, const struct pool *pool, uint64_t base, int fd,
+			     struct shadow **result)
+{
+	struct shadow *shadow, **list;
+	bool found;
+	int at = find_index(shadows, base, &found);
+	void *map;
+
+	shadow = found ? NULL : calloc(1, sizeof(*shadow));
+	if (!shadow) {
+		close(fd);
+		return found ? -EEXIST : -ENOMEM;
+	}
+	shadow->base = base;
+	shadow->fd = fd;
+	shadow->kind = pool->kind;
+	map = mmap(NULL, HMM_REGION_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+	if (map == MAP_FAILED) {
+		int r = -errno;
+
+		shadow_free(shadow);
+		return r;
+	}
+	shadow->map = map;
+	madvise(map, HMM_REGION_SIZE, MADV_DONTDUMP);
+	madvise(map, HMM_REGION_SIZE, MADV_DONTFORK);
+	if (pool->kind == HMM_POOL_KIND_MEMFD_HUGE)
+		madvise(map, HMM_REGION_SIZE, MADV_HUGEPAGE);
+	bind_to_node(shadow, pool->node);
+
+	list = realloc(shadows->list, (shadows->count + 1) * sizeof(*list));
+	if (!list) {
+		shadow_free(shadow);
+		return -ENOMEM;
+	}
+	memmove(list + at + 1, list + at, (shadows->count - (unsigned int)at) * sizeof(*list));
+	list[at] = shadow;
+	shadows->list = list;
+	shadows->count++;
+	*result = shadow;
+	return 0;
+}
+
+int shadow_get(struct shadows *shadows, const struct pool *pool, uint64_t addr, struct shadow **result)
+{
+	uint64_t base = addr & ~(HMM_REGION_SIZE - 1);
+	unsigned int flags = pool->kind == HMM_POOL_KIND_HUGETLB ? MFD_HUGETLB | (HMM_BLOCK_SHIFT << MFD_HUGE_SHIFT) : 0;
+	int fd;
+
+	*result = shadow_find(shadows, addr);
+	if (*result)
+		return 0;
+	fd = kernel->memfd_new("hmm-shadow", HMM_REGION_SIZE, flags);
+	if (fd < 0)
+		return fd;
+	return insert_consume_fd(shadows, pool, base, fd, result);
+}
+
+int shadow_adopt_consume_fd(struct shadows *shadows, const struct pool *pool, uint64_t base, int fd)
+{
+	struct shadow *shadow;
+
+	return insert_consume_fd(shadows, pool, base, fd, &shadow);
+}
+
+void shadows_deinit(struct shadows *shadows)
+{
+	for (unsigned int i = 0; i < shadows->count; i++)
+		shadow_free(shadows->list[i]);
+	free(shadows->list);
+	shadows->list = NULL;
+	shadows->count = 0;
+}
+
+bool shadow_has_data(const struct shadow *shadow, uint64_t addr, uint64_t length)
+{
+	off_t offset = (off_t)(addr - shadow->base);
+	off_t data = lseek(shadow->fd, offset, SEEK_DATA);
+
+	return data >= 0 && (uint64_t)(data - offset) < length;
+}
+
+int shadow_store(const struct shadow *shadow, uint64_t addr, const void *bytes)
+{
+	off_t offset = (off_t)(addr - shadow->base);
+
+	if (shadow->kind == HMM_POOL_KIND_HUGETLB) {
+		if (fallocate(shadow->fd, 0, offset & ~(off_t)(HMM_BLOCK_SIZE - 1), HMM_BLOCK_SIZE) < 0)
+			return -errno;
+		memcpy(shadow_at(shadow, addr), bytes, HMM_PAGE_SIZE);
+		return 0;
+	}
+	if (pwrite(shadow->fd, bytes, HMM_PAGE_SIZE, offset) != (ssize_t)HMM_PAGE_SIZE)
+		return -ENOSPC;
+	return 0;
+}

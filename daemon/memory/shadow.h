@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * shadow.h - a mirror's device memory that the CPU can address: one memfd of
+ * 1 GiB per region of the owner's addresses, whose offset is the address
+ * within the region. That a page exists in a shadow proves nothing; only the
+ * ledger's COMPLETE bit does.
+ */
+#ifndef HMMD_SHADOW_H
+#define HMMD_SHADOW_H
+
+#include "pool.h"
+
+struct shadow {
+	uint64_t base;		/* the region's first address */
+	int fd;
+	char *map;		/* all of it, in hmmd */
+	enum hmm_pool_kind kind;
+};
+
+/* A mirror's shadows, in order of base. */
+struct shadows {
+	struct shadow **list;
+	unsigned int count;
+};
+
+/* The shadow of @addr, or NULL. */
+struct shadow *shadow_find(const struct shadows *shadows, uint64_t addr);
+/* The same, made if need be. */
+int shadow_get(struct shadows *shadows, const struct pool *pool, uint64_t addr, struct shadow **result);
+/* One that the owner kept over a restart; @fd is consumed. */
+int shadow_adopt_consume_fd(struct shadows *shadows, const struct pool *pool, uint64_t base, int fd);
+void shadows_deinit(struct shadows *shadows);
+
+static inline void *shadow_at(const struct shadow *shadow, uint64_t addr)
+{
+	return shadow->map + (addr - shadow->base);
+}
+
+/* Stores one page, allocating no more than that page (of the pool's size). 0 or -ENOSPC. */
+int shadow_store(const struct shadow *shadow, uint64_t addr, const void *bytes);
+
+/* Whether anything is allocated in [addr, addr + length). */
+bool shadow_has_data(const struct shadow *shadow, uint64_t addr, uint64_t length);
+
+#endif
