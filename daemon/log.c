@@ -50,6 +50,7 @@ static struct {
 	_Atomic bool stop;
 	_Atomic bool running;
 	_Atomic uint64_t dropped;
+	uint64_t reported;		/* of those; the log thread's */
 	_Atomic int level;
 	bool journal;			/* stderr is the journal: priorities, no time of our own */
 	pthread_t thread;
@@ -113,36 +114,37 @@ static size_t take_batch(char *out)
 	return used;
 }
 
-static void report_drops(char *out, uint64_t *reported)
+static void report_drops(char *out)
 {
 	uint64_t dropped = atomic_load(&ring.dropped);
 	struct timespec now;
 	char text[80];
 
-	if (dropped == *reported)
+	if (dropped == ring.reported)
 		return;
 	clock_gettime(CLOCK_REALTIME, &now);
 	snprintf(text, sizeof(text), "%llu log lines were dropped: stderr is too slow",
-		 (unsigned long long)(dropped - *reported));
-	*reported = dropped;
+		 (unsigned long long)(dropped - ring.reported));
+	ring.reported = dropped;
 	write_all(out, format_line(out, LOG_BATCH, LOG_LEVEL_WARN, &now, text));
 }
 
 static void *log_thread(void *arg)
 {
 	static char batch[LOG_BATCH];
-	uint64_t reported = atomic_load(&ring.dropped);
 
 	for (;;) {
+		/* Read before the ring is: a line from before log_deinit() is in this batch then. */
+		bool stop = atomic_load(&ring.stop);
 		uint32_t bell = atomic_load(&ring.bell);
 		size_t used = take_batch(batch);
 
 		if (used) {
 			write_all(batch, used);
-			report_drops(batch, &reported);
+			report_drops(batch);
 			continue;
 		}
-		if (atomic_load(&ring.stop))
+		if (stop)
 			return arg;
 		/* Announce sleep, then look once more: a line that came between rings the bell. */
 		atomic_store(&ring.asleep, true);
@@ -242,6 +244,7 @@ int log_init(enum log_level level)
 	atomic_store(&ring.head, 0);
 	atomic_store(&ring.stop, false);
 	ring.tail = 0;
+	ring.reported = atomic_load(&ring.dropped);
 	ring.journal = getenv("JOURNAL_STREAM") && !isatty(STDERR_FILENO);
 	for (i = 0; i < LOG_SLOTS; i++)
 		atomic_store(&ring.slots[i].sequence, i);

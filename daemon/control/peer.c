@@ -242,6 +242,7 @@ static void on_stall(uv_timer_t *timer)
 static void enqueue(struct peer *peer, struct hmm_wire_header *message, const int *fds, unsigned int nfds)
 {
 	struct parcel *parcel = calloc(1, sizeof(*parcel));
+	struct hmm_wire_header *shrunk;
 	char why[96];
 
 	if (!parcel) {
@@ -250,7 +251,9 @@ static void enqueue(struct peer *peer, struct hmm_wire_header *message, const in
 		peer_close(peer, "out of memory");
 		return;
 	}
-	parcel->message = message;
+	/* Lists are made in room for a full message: what waits is counted by its size and shall be no larger. */
+	shrunk = realloc(message, message->size);
+	parcel->message = shrunk ? shrunk : message;
 	for (; parcel->nfds < nfds; parcel->nfds++)
 		parcel->fds[parcel->nfds] = fds[parcel->nfds];
 	if (!peer->queue)

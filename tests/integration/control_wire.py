@@ -5,6 +5,7 @@ It packs messages with struct, from the numbers of proto/protocol.hmm, which are
 """
 
 import array
+import collections
 import ctypes
 import fcntl
 import mmap
@@ -228,6 +229,17 @@ class Client:
             answer.close()
 
 
+def connect_soon(path, **options):
+    """To an hmmd that is just starting: its socket is there a moment before it listens."""
+    def attempt():
+        try:
+            return Client(path, **options)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return None
+
+    return harness.wait_until(attempt, what=f"that somebody answers on {path}")
+
+
 class Test(harness.Test):
     """What every test of the control room ends with: hmmd lives, and serves somebody new."""
 
@@ -261,6 +273,16 @@ class Test(harness.Test):
         self.assertEqual(answer.error, number, answer.text)
         for word in words:
             self.assertIn(word, answer.text)
+
+    def expect_nothing_kept_since(self, before):
+        """hmmd holds no descriptor beyond those that extra_descriptors() listed before; fewer is fine."""
+        def surplus():
+            return collections.Counter(self.daemon.extra_descriptors()) - collections.Counter(before)
+
+        try:
+            harness.wait_until(lambda: not surplus())
+        except AssertionError:
+            self.fail(f"hmmd keeps what it was sent: {dict(surplus())}")
 
     def expect_descriptors_back(self):
         self.daemon.expect_no_extra_descriptors()
