@@ -23,6 +23,7 @@
 
 #include "arena.h"
 #include "connection.h"
+#include "log.h"
 
 #define RETRY_MIN_MS	10
 #define RETRY_MAX_MS	500

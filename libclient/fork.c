@@ -19,9 +19,9 @@
 
 #include "arena.h"
 #include "clerk.h"
-#include "error.h"
 #include "fork.h"
 #include "futex.h"
+#include "log.h"
 #include "space.h"
 
 static struct {

@@ -15,6 +15,7 @@
 
 #include "arena.h"
 #include "fork.h"
+#include "log.h"
 #include "space.h"
 
 #define PIECE_MAX	(64UL << 20)

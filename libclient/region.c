@@ -15,7 +15,7 @@
 #include <sys/stat.h>
 
 #include "arena.h"
-#include "error.h"
+#include "log.h"
 #include "region.h"
 
 static unsigned int hash(uint32_t mirror, uint64_t base)

@@ -22,6 +22,7 @@
 #include <sys/mman.h>
 
 #include "arena.h"
+#include "log.h"
 #include "owner.h"
 #include "space.h"
 

@@ -23,6 +23,7 @@
 #include "arena.h"
 #include "dispatch.h"
 #include "fork.h"
+#include "log.h"
 #include "space.h"
 
 static struct {

@@ -20,6 +20,7 @@
 #include <sys/stat.h>
 
 #include "arena.h"
+#include "log.h"
 #include "space.h"
 
 #define PARTS_MAX	256

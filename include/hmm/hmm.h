@@ -102,8 +102,9 @@ const char *hmm_version(void);
 
 /*
  * hmm_set_log() - where the library tells what happened behind the program's
- * back: a reconnection, a rescue. Called from library threads; must not call
- * hmm functions. NULL: nowhere (the default).
+ * back: a reconnection, a rescue. Called, one line at a time, in a thread of the
+ * library that has the program's descriptors; must not call hmm functions. @level
+ * is syslog's. NULL: nowhere (the default). A fork's child has to set it again.
  */
 typedef void (*hmm_log_fn)(void *data, int level, const char *text);
 void hmm_set_log(hmm_log_fn fn, void *data);
