@@ -18,6 +18,7 @@
 
 #define LIST_BYTES 65536
 #define FINDINGS_MAX 64
+#define FINDINGS_FRESH_NS 100000000
 
 /* What all list replies look like. */
 struct list_reply {
@@ -112,9 +113,17 @@ static unsigned int list_findings(struct server *server, const struct hmm_wire_h
 				  unsigned int max)
 {
 	static struct hmm_record_finding findings[FINDINGS_MAX];
+	static unsigned int found;
+	static uint64_t examined;
 	uint32_t cursor = ((const struct hmm_msg_doctor *)request)->cursor;
-	unsigned int count = doctor_examine(server, findings, FINDINGS_MAX);
+	unsigned int count;
 
+	/* An examination reads some twenty files: whoever asks without end shall not keep the loop at it. */
+	if (!examined || uv_hrtime() - examined > FINDINGS_FRESH_NS) {
+		found = doctor_examine(server, findings, FINDINGS_MAX);
+		examined = uv_hrtime();
+	}
+	count = found;
 	if (cursor >= count)
 		return 0;
 	count -= cursor;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
  * doctor.c - what on this machine keeps hmmd from doing its best, and what to
- * do about each. Everything is looked up when it is asked: a machine changes.
+ * do about each. Everything is looked up when somebody asks: a machine changes.
  *
  * A check reads one thing and makes at most one finding; nothing found means
  * nothing to say. Files that do not exist or cannot be read are no finding:
@@ -11,7 +11,6 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <grp.h>
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -19,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "daemon/control/admin.h"
@@ -131,14 +131,11 @@ static void check_userfaultfd(struct examination *exam)
 
 static void check_tier(struct examination *exam)
 {
-	const char *why;
-
 	if (exam->features & HMM_FEATURE_MOVE)
 		return;
-	why = engine_feature_reason(exam->server->engine, HMM_FEATURE_MOVE);
 	find(exam, DOCTOR_WARNING, HMM_FEATURE_MOVE, "move",
 	     exam->server->config.move ? "Linux 6.8 or later" : "remove 'move = no' or --no-move",
-	     "no UFFDIO_MOVE (%s): only ranges declared UNPINNED and hmm_alloc() memory migrate", why);
+	     "%s", engine_feature_reason(exam->server->engine, HMM_FEATURE_MOVE));
 }
 
 static void check_fork(struct examination *exam)
@@ -147,8 +144,7 @@ static void check_fork(struct examination *exam)
 		return;
 	find(exam, DOCTOR_WARNING, HMM_FEATURE_EVENT_FORK, "fork",
 	     "run hmmd as a system service, with CAP_SYS_PTRACE",
-	     "raw forks are not seen (%s): programs must fork through libc, whose hooks bring pages home",
-	     engine_feature_reason(exam->server->engine, HMM_FEATURE_EVENT_FORK));
+	     "%s", engine_feature_reason(exam->server->engine, HMM_FEATURE_EVENT_FORK));
 }
 
 /* Features whose absence costs speed or reach, and is the kernel's. */
@@ -355,16 +351,19 @@ static void check_locked(struct examination *exam)
 
 /* ---- who may come -------------------------------------------------------------------------- */
 
+/* By the socket, not by asking for the group: a directory service may take its time, and this is the control loop. */
 static void check_group(struct examination *exam)
 {
 	const struct config *config = &exam->server->config;
+	struct stat st;
 	char fix[128];
 
-	if (config->user || !*config->group || getgrnam(config->group))
+	if (config->user || !*config->group || stat(exam->server->path, &st) < 0 || st.st_mode & S_IWGRP)
 		return;
 	snprintf(fix, sizeof(fix), "groupadd --system %s; usermod -aG %s USER; restart hmmd", config->group,
 		 config->group);
-	find(exam, DOCTOR_WARNING, 0, "group", fix, "there is no group '%s': only root can connect", config->group);
+	find(exam, DOCTOR_WARNING, 0, "group", fix, "there was no group '%s' when hmmd started: only root can connect",
+	     config->group);
 }
 
 static void check_user_mode(struct examination *exam)

@@ -10,6 +10,7 @@ import socket
 import struct
 import tempfile
 import threading
+import unittest
 
 import control_wire as wire
 import harness
@@ -356,6 +357,48 @@ class Ids(wire.Test):
         for opcode in (wire.RANGES, wire.CELLS, wire.STATS, wire.DRAIN):
             answer = tool.ask(opcode, self.requests_about(owner)[opcode])
             self.assertFalse(answer.is_error and answer.error == errno.EPERM, (opcode, answer.is_error and answer.text))
+        self.expect_healthy()
+
+    @unittest.skipUnless(os.getuid() == 0, "only root can become somebody else")
+    def test_another_user(self):
+        """A member of the group may come; it is nobody's administrator, and has a quota of its own."""
+        config = os.path.join(self.folder, "h.conf")
+        with open(config, "w") as file:
+            file.write("[daemon]\ngroup = nogroup\n[limits]\nconnections = 5\n")
+        os.chmod(self.folder, 0o711)
+        self.start_daemon("--config", config)
+        owner = self.connect().open_owner()
+        said, say = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                os.setgroups([])
+                os.setresgid(65534, 65534, 65534)
+                os.setresuid(65534, 65534, 65534)
+                tool = wire.Client(self.daemon.socket, role=wire.TOOL, name="other")
+                assert tool.uid == 65534
+                for opcode in (wire.RANGES, wire.CELLS, wire.STATS, wire.DRAIN, wire.MIGRATE):
+                    answer = tool.ask(opcode, self.requests_about(owner)[opcode])
+                    assert answer.is_error and answer.error == errno.EPERM, opcode
+                answer = tool.ask(wire.DRAIN, bytes(8))
+                assert answer.is_error and answer.error == errno.EPERM
+                assert "only a tool of root or of hmmd's own user may drain everything" in answer.text
+                kept = [wire.Client(self.daemon.socket) for _ in range(4)]
+                answer = wire.Client(self.daemon.socket, hello=False).receive()
+                assert answer.error == errno.EDQUOT and "uid 65534 has 5 of 5 connections" in answer.text
+                assert tool.status()["clients"] == 2 + len(kept)
+                os.write(say, b"good")
+            except BaseException as error:
+                os.write(say, repr(error).encode())
+            finally:
+                os._exit(0)
+        os.close(say)
+        self.assertEqual(os.read(said, 4096).decode(), "good")
+        os.close(said)
+        os.waitpid(child, 0)
+        # Root's own admin may, and the other's quota was not root's.
+        tool = self.connect(role=wire.TOOL)
+        self.assertFalse(tool.ask(wire.DRAIN, bytes(8)).is_error)
         self.expect_healthy()
 
     def test_acks_that_nobody_asked_for(self):

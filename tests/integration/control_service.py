@@ -4,11 +4,13 @@
 import errno
 import os
 import re
+import resource
 import signal
 import socket
 import stat
 import struct
 import subprocess
+import unittest
 
 import control_wire as wire
 import harness
@@ -181,6 +183,42 @@ class Socket(Service):
         self.assertEqual(process.wait(), 0)
 
 
+    @unittest.skipUnless(os.getuid() == 0, "only root can become somebody else")
+    def test_user_mode_of_a_plain_user(self):
+        """No privilege at all: it serves, says what it lacks, and ends in order."""
+        path = os.path.join(self.folder, "run", "hmmd.sock")
+        os.chmod(self.folder, 0o711)
+        os.mkdir(os.path.dirname(path), 0o700)
+        os.chown(os.path.dirname(path), 65534, 65534)
+        # By descriptor: a plain user may not be let into the folders that lead to the build.
+        program = os.open(harness.binary("hmmd"), os.O_RDONLY)
+        log = os.open(os.path.join(self.folder, "user.err"), os.O_WRONLY | os.O_CREAT, 0o600)
+        child = os.fork()
+        if child == 0:
+            os.dup2(log, 2)
+            os.setgroups([])
+            os.setresgid(65534, 65534, 65534)
+            os.setresuid(65534, 65534, 65534)
+            os.execve(program, ["hmmd", "--no-config", "--user"],
+                      dict(os.environ, XDG_RUNTIME_DIR=os.path.dirname(path)))
+        os.close(program)
+        os.close(log)
+        try:
+            with wire.connect_soon(path, role=wire.TOOL) as client:
+                self.assertEqual((client.status()["uid"], client.status()["pid"]), (65534, child))
+                self.assertTrue(client.features & 0x400)
+                names = [wire.untext(record[2]) for record in client.list_findings()]
+                self.assertIn("user mode", names)
+                self.assertIn("fork", names)
+        finally:
+            os.kill(child, signal.SIGTERM)
+            _, status = os.waitpid(child, 0)
+        self.assertEqual(status, 0)
+        self.assertFalse(os.path.exists(path))
+        with open(os.path.join(self.folder, "user.err")) as file:
+            self.assertRegex(file.read(), "--user: works for processes of uid 65534")
+
+
 class Lists(Service):
     def test_status(self):
         self.start_daemon("--pool-size", "64M", "--workers", "2")
@@ -274,12 +312,17 @@ class Lists(Service):
             self.assertEqual("max_map_count" in found, int(file.read()) < 262144)
 
     def test_doctor_sees_limits(self):
-        """A limit on file sizes would make every mirror fail; doctor says so before anybody tries."""
+        """A limit on file sizes makes every mirror fail; doctor says so before anybody tries. It looks when it is asked."""
         config = self.write("h.conf", "[daemon]\ngroup = no-such-group\n")
-        self.daemon = harness.Daemon(self, *self.daemon_args, "--config", config)
-        self.daemon.start()
-        names = [wire.untext(record[2]) for record in self.connect(role=wire.TOOL).list_findings()]
-        self.assertIn("group", names)
+        self.start_daemon("--config", config)
+        client = self.connect(role=wire.TOOL)
+        resource.prlimit(self.daemon.pid, resource.RLIMIT_FSIZE, (1 << 30, 1 << 30))
+        resource.prlimit(self.daemon.pid, resource.RLIMIT_NOFILE, (100, 4096))
+        found = {wire.untext(name): (severity, wire.untext(text)) for severity, _, name, text, _ in client.list_findings()}
+        self.assertEqual(found["fsize"][0], 3)
+        self.assertIn("files may be 1024 MiB long", found["fsize"][1])
+        self.assertIn("hmmd may have 100 descriptors", found["nofile"][1])
+        self.assertIn("there was no group 'no-such-group'", found["group"][1])
 
     def test_wire_debugging(self):
         self.daemon = harness.Daemon(self, *self.daemon_args, environment={"HMMD_DEBUG": "wire"})
