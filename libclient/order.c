@@ -130,16 +130,20 @@ static bool held(const struct agent *agent)
 	return __atomic_load_n(&agent->orders->hold, __ATOMIC_SEQ_CST) != 0;
 }
 
-/* Back where hmmd may take the order away, until the hold is over or a moment has passed. */
+/*
+ * Back where hmmd may take the order away, until the hold is over or a moment has
+ * passed. Not longer in either case: a hmmd that takes an order back wakes nobody,
+ * and one that has just started keeps the hold up until the agent is idle.
+ */
 static void step_back(struct agent *agent, struct hmm_order *order)
 {
-	const struct timespec moment = { .tv_nsec = 50000 };
+	const struct timespec moment = { .tv_nsec = 50000 }, longer = { .tv_nsec = 1000000 };
 	uint32_t hold;
 
 	__atomic_store_n(&order->state, HMM_ORDER_RUNNING, __ATOMIC_SEQ_CST);
 	hold = __atomic_load_n(&agent->orders->hold, __ATOMIC_SEQ_CST);
 	if (hold && !agent_is_retired(agent))
-		futex_wait_shared(&agent->orders->hold, hold, NULL);
+		futex_wait_shared(&agent->orders->hold, hold, &longer);
 	else
 		nanosleep(&moment, NULL);
 }
@@ -432,6 +436,10 @@ static bool order_out_move(struct agent *agent, struct hmm_order *order, bool ke
 	if (!keep)
 		return true;
 	error = fill(order, region, slot, &unfilled);
+	/* Filled page by page for the windows' sake: one huge page again, if the kernel likes. */
+	if (!error && order->flags & HMM_ORDER_VISIBLE && region->kind == HMM_POOL_KIND_MEMFD_HUGE &&
+	    next(order->moved, 0, false) == PAGES)
+		madvise(region_at(region, order->addr), HMM_BLOCK_SIZE, MADV_COLLAPSE);
 	if (error) {
 		order->error = error;
 		give_back(agent, order, slot, unfilled);

@@ -168,6 +168,7 @@ enum hmm_order_state {
 
 #define HMM_ORDER_WHOLE		(1U << 0)	/* the block may be filled as one huge page */
 #define HMM_ORDER_HUGE_MOVED	(1U << 1)	/* result: it left as one huge page */
+#define HMM_ORDER_VISIBLE	(1U << 2)	/* windows map the shadow: each page has to appear with its bytes */
 
 struct hmm_order {
 	uint32_t state;		/* enum hmm_order_state, atomic */

@@ -432,6 +432,16 @@ bool block_punch_stale(struct block *block)
 	return clean;
 }
 
+bool block_in_window(const struct block *block)
+{
+	struct window *window;
+
+	TAILQ_FOREACH(window, &block->owner->windows, link)
+		if (window->start < block->addr + HMM_BLOCK_SIZE && window->end > block->addr)
+			return true;
+	return false;
+}
+
 bool block_has_window(const struct block *block)
 {
 	struct window *window;

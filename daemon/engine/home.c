@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/breakage.h"
 #include "engine/owner.h"
 #include "engine/worker.h"
 #include "log.h"
@@ -74,8 +75,14 @@ static int copy_run(struct block *block, struct shadow *shadow, unsigned int fir
 	while (first < end) {
 		uint64_t addr = page_addr(block, first);
 		size_t length = (size_t)(end - first) << HMM_PAGE_SHIFT, copied;
-		int r = kernel->uffd_copy(owner->uffd, addr, shadow_at(shadow, addr), length,
-					  share ? UFFDIO_COPY_MODE_WP : 0, &copied);
+		uint64_t mode = share && !broken("skip-wp") ? UFFDIO_COPY_MODE_WP : 0;
+		int r;
+
+		if (broken("swap-steps"))
+			kernel->punch(shadow->fd, addr - shadow->base, length);
+		if (broken("drop-wake"))
+			mode |= UFFDIO_COPY_MODE_DONTWAKE;
+		r = kernel->uffd_copy(owner->uffd, addr, shadow_at(shadow, addr), length, mode, &copied);
 
 		for (; copied; copied -= HMM_PAGE_SIZE)
 			pages_set(done, first++);

@@ -19,6 +19,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "engine/breakage.h"
 #include "engine/owner.h"
 #include "engine/worker.h"
 #include "log.h"
@@ -337,7 +338,6 @@ static void out_proceed(struct block *block)
 			}
 		}
 	}
-	window_gate(block, true);
 	order_issue(owner, kind, block, block->record->slot, &block->move.want, job->order_flags);
 }
 
@@ -432,7 +432,7 @@ void migrate_out_done(struct block *block, struct block_order *order, struct hmm
 			continue;
 		here = shared->state == HMM_ORDER_DONE &&
 		       (shared->moved[i / 64] & bit || (whole && shared->hole[i / 64] & bit));
-		if (pages_test(&block->dead, i)) {
+		if (pages_test(&block->dead, i) && !broken("skip-dead")) {
 			/* Unmapped or discarded meanwhile: whatever was moved is nobody's. */
 			block_set_state(block, i, i + 1, HMM_PAGE_INVALID);
 			pages_set(&block->stale, i);
@@ -468,7 +468,6 @@ void migrate_out_done(struct block *block, struct block_order *order, struct hmm
 		block_settle_later(block);
 	if (block_has_window(block)) {
 		block_punch_stale(block);
-		window_gate(block, false);
 		window_wake(block, 0, HMM_BLOCK_PAGES);
 	}
 	transit_end(block);
@@ -553,7 +552,14 @@ static int out_begin(struct job *job, struct block *block, const struct segment 
 		block_settle_later(block);
 		return r == -EBUSY ? -EEXIST : r;
 	}
-	job->order_flags = whole ? HMM_ORDER_WHOLE : 0;
+	/*
+	 * What windows can see is filled page by page, each appearing with its
+	 * bytes; else as one huge page, whose zeros come before the bytes.
+	 */
+	if (block_in_window(block))
+		job->order_flags = HMM_ORDER_VISIBLE;
+	else
+		job->order_flags = whole ? HMM_ORDER_WHOLE : 0;
 	block->move.want = *want;
 	block->move.job = job;
 	block->record->slot = (uint16_t)slot;

@@ -74,6 +74,7 @@ struct block_order *order_issue(struct owner *owner, uint32_t kind, struct block
 		.serial = ++owner->next_serial,
 		.block = block,
 		.slot = slot,
+		.flags = flags,
 		.issued = owner->worker->now,
 	};
 	shared = order_shared(owner, order);
@@ -266,7 +267,8 @@ void order_unstick(struct owner *owner, int64_t now)
 			continue;
 		if (order_cancel(owner, order))
 			continue;
-		if (order->kind == HMM_ORDER_OUT_MOVE &&
+		/* Not under a window: the driver may have written to the copy already. */
+		if (order->kind == HMM_ORDER_OUT_MOVE && !(order->flags & HMM_ORDER_VISIBLE) &&
 		    shared_state(owner, order) == HMM_ORDER_FILLING)
 			serve_from_slot(owner, order);
 		worker_alarm(owner->worker, now + STUCK_NS);

@@ -121,6 +121,7 @@ struct block_order {
 	uint64_t serial;
 	struct block *block;		/* NULL: RELEASE, or the block let it go */
 	unsigned int slot;
+	uint32_t flags;			/* HMM_ORDER_* as given */
 	struct pages want;
 	int64_t issued;
 };
@@ -154,7 +155,7 @@ struct window {
 	uint64_t at;			/* where they begin in the driver */
 	bool armed;
 	bool revoked;			/* the driver was late: what it asks for is poisoned */
-	uint8_t *modes;			/* per block: WINDOW_MODE_* beyond MISSING */
+	bool *protectable;		/* per block: registered for write-protection too */
 };
 TAILQ_HEAD(window_list, window);
 
@@ -350,7 +351,8 @@ int block_charge(struct block *block, struct device *device, unsigned int pages)
 bool block_punch_stale(struct block *block);	/* false: something could not be freed */
 /* The pages of [start, end) are gone at the CPU: unmapped, discarded, moved away. */
 void block_discard(struct block *block, unsigned int first, unsigned int end, int reason);
-bool block_has_window(const struct block *block);
+bool block_has_window(const struct block *block);	/* one that serves */
+bool block_in_window(const struct block *block);	/* or is about to */
 /* A REMOVE of these pages was read; which of them were zapped since? */
 void block_expect_zap(struct block *block, unsigned int first, unsigned int end);
 void block_look_for_zap(struct block *block);
@@ -454,11 +456,6 @@ void window_peer_gone(struct owner *owner, uint64_t peer);
 void window_close_all(struct owner *owner, struct mirror *mirror);
 /* Freezes writes to these pages in every window: write-protects. 0 or -errno. */
 int window_protect(struct block *block, unsigned int first, unsigned int end, bool protect);
-/*
- * While it is on, a touch of a page that exists in the shadow and is not mapped
- * yet is a fault, too: the agent is filling the block.
- */
-void window_gate(struct block *block, bool on);
 /* Whoever waits for these pages in a window asks again. */
 void window_wake(struct block *block, unsigned int first, unsigned int end);
 /* A driver that did not answer: everything it maps of the range is taken away. */

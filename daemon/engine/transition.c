@@ -32,7 +32,7 @@ const struct transit_rule transit_rules[HMM_TRANSIT_MAX] = {
 		.owner_has = "not moved: I, punch",
 		.owner_has_not = "complete: D; in the slot: refill, D; else a hole: I",
 		.from = I | S,
-		.to = D | I,
+		.to = D | I | S,
 	},
 	[HMM_TRANSIT_OUT_ZAP] = {
 		.name = "out-zap",

@@ -7,9 +7,9 @@
  * goes to the device (migrate_for_window) and the driver is woken. From then
  * on the kernel maps the pages by itself, whole huge pages if it can. Write
  * protection is added to a block only when it holds S pages, for it splits the
- * mapping into 4K for good. While the agent fills a block, and pages exist that
- * are not yet whole, the block is registered for MINOR faults as well: that
- * gate lets nobody see them.
+ * mapping into 4K for good. The kernel also maps pages that the agent is still
+ * filling, so under a window a fill lets each page appear with its bytes; a
+ * window is armed when no other fill is going on in its range.
  *
  * Taking pages away needs no help of the driver: protect, copy home, punch,
  * wake. What can't be had (a file, a stack) is poisoned: SIGBUS, and an event.
@@ -24,9 +24,6 @@
 #include "engine/worker.h"
 #include "log.h"
 #include "uapi.h"
-
-#define WINDOW_MODE_WP		1
-#define WINDOW_MODE_GATE	2
 
 /* How often a touch is tried again while its page is pinned or its mapping changes. */
 #define TOUCH_TRIES		200
@@ -74,34 +71,27 @@ static bool overlap(const struct window *window, const struct block *block, unsi
 	return true;
 }
 
-static uint8_t *block_mode(struct window *window, uint64_t addr)
+/* Registers the block for write-protection too, at its first need. */
+static int add_protection(struct window *window, const struct block *block)
 {
-	uint64_t base = window->start & ~(HMM_BLOCK_SIZE - 1);
-
-	return &window->modes[(addr - base) >> HMM_BLOCK_SHIFT];
-}
-
-static int set_mode(struct window *window, const struct block *block, uint8_t mode)
-{
-	uint8_t *now = block_mode(window, block->addr < window->start ? window->start : block->addr);
-	uint64_t modes = UFFDIO_REGISTER_MODE_MISSING, start, length;
+	const uint64_t modes = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP;
+	uint64_t base = window->start & ~(HMM_BLOCK_SIZE - 1), start, length;
+	bool *added = &window->protectable[(block->addr - base) >> HMM_BLOCK_SHIFT];
 	int r;
 
-	if (*now == mode || !overlap(window, block, 0, HMM_BLOCK_PAGES, &start, &length))
+	if (*added || !overlap(window, block, 0, HMM_BLOCK_PAGES, &start, &length))
 		return 0;
-	if (mode & WINDOW_MODE_WP)
-		modes |= UFFDIO_REGISTER_MODE_WP;
-	if (mode & WINDOW_MODE_GATE)
-		modes |= UFFDIO_REGISTER_MODE_MINOR;
 	r = kernel->uffd_register(window->uffd, start, length, modes);
 	if (!r)
-		*now = mode;
+		*added = true;
 	return r;
 }
 
-static uint8_t get_mode(struct window *window, const struct block *block)
+static bool has_protection(const struct window *window, const struct block *block)
 {
-	return *block_mode(window, block->addr < window->start ? window->start : block->addr);
+	uint64_t base = window->start & ~(HMM_BLOCK_SIZE - 1);
+
+	return window->protectable[(block->addr - base) >> HMM_BLOCK_SHIFT];
 }
 
 int window_protect(struct block *block, unsigned int first, unsigned int end, bool protect)
@@ -111,15 +101,13 @@ int window_protect(struct block *block, unsigned int first, unsigned int end, bo
 	int r = 0;
 
 	TAILQ_FOREACH(window, &block->owner->windows, link) {
-		uint8_t mode;
 		int error;
 
 		if (!overlap(window, block, first, end, &start, &length))
 			continue;
-		mode = get_mode(window, block);
-		if (!protect && !(mode & WINDOW_MODE_WP))
+		if (!protect && !has_protection(window, block))
 			continue;
-		error = set_mode(window, block, mode | WINDOW_MODE_WP);
+		error = add_protection(window, block);
 		if (!error)
 			error = kernel->uffd_protect(window->uffd, start, length, protect);
 		if (error && error != -ESRCH && error != -ENOENT) {
@@ -129,22 +117,6 @@ int window_protect(struct block *block, unsigned int first, unsigned int end, bo
 		}
 	}
 	return r;
-}
-
-void window_gate(struct block *block, bool on)
-{
-	struct window *window;
-
-	TAILQ_FOREACH(window, &block->owner->windows, link) {
-		uint8_t mode;
-		uint64_t start, length;
-
-		if (!overlap(window, block, 0, HMM_BLOCK_PAGES, &start, &length))
-			continue;
-		mode = get_mode(window, block);
-		mode = on ? mode | WINDOW_MODE_GATE : mode & (uint8_t)~WINDOW_MODE_GATE;
-		set_mode(window, block, mode);
-	}
 }
 
 void window_wake(struct block *block, unsigned int first, unsigned int end)
@@ -327,7 +299,7 @@ static void window_free(struct window *window)
 	window->mirror->windows--;
 	reactor_remove(owner->worker->reactor, &window->source);
 	close(window->uffd);
-	free(window->modes);
+	free(window->protectable);
 	free(window);
 }
 
@@ -356,7 +328,10 @@ static int window_map(struct owner *owner, struct letter *letter)
 	if (mirror->device->pool->kind == HMM_POOL_KIND_HUGETLB)
 		return letter_fail(letter, -EOPNOTSUPP,
 				   "windows over a hugetlb pool are not possible: it can't be punched by 4 KiB; use memfd-huge");
-	if ((uint64_t)letter->pid == (uint64_t)owner->pid)
+	if (owner->worker->engine->facts.shmem_unasked)
+		return letter_fail(letter, -EOPNOTSUPP,
+				   "shmem_enabled puts huge pages of zeros where nobody asked for them: windows need it at advise or never");
+	if (letter->pid == owner->pid)
 		return letter_fail(letter, -EBUSY,
 				   "a window in the owner itself would lie on the very memory it shows");
 	r = handshake(letter->fds[0]);
@@ -364,8 +339,9 @@ static int window_map(struct owner *owner, struct letter *letter)
 		return letter_fail(letter, r, "the descriptor is no usable userfaultfd: %s", strerror(-r));
 	window = calloc(1, sizeof(*window));
 	if (window)
-		window->modes = calloc(((end - message->addr) >> HMM_BLOCK_SHIFT) + 2, 1);
-	if (!window || !window->modes) {
+		window->protectable = calloc(((end - message->addr) >> HMM_BLOCK_SHIFT) + 2,
+					     sizeof(*window->protectable));
+	if (!window || !window->protectable) {
 		free(window);
 		return letter_fail(letter, -ENOMEM, "out of memory for a window of %lu bytes",
 				   message->length);
@@ -406,31 +382,36 @@ static int window_map(struct owner *owner, struct letter *letter)
 /* What the shadow holds already must look right before the driver's first touch. */
 static void arm_block(struct block *block, void *data)
 {
-	struct window *window = data;
 	struct pages shared;
 	unsigned int first = 0, end;
 
-	if (!block_at_rest(block)) {
-		/* Perhaps being filled: the end of its transit opens the gate. */
-		set_mode(window, block, get_mode(window, block) | WINDOW_MODE_GATE);
-		return;
-	}
+	(void)data;
+	if (!block_at_rest(block))
+		return;		/* its end looks at the window itself */
 	block_punch_stale(block);
 	block_pages_in(block, HMM_PAGE_SHARED, 0, HMM_BLOCK_PAGES, &shared);
 	for (; pages_run(&shared, &first, &end); first = end)
 		window_protect(block, first, end, true);
 }
 
-static int window_armed(struct owner *owner, struct letter *letter)
-{
-	const struct hmm_msg_window_armed *message = (const void *)letter->message;
-	struct window *window = window_by_id(owner, message->window);
-	int r;
+struct arming {
+	struct task task;
+	struct owner *owner;
+	struct letter *letter;
+};
 
-	if (!window || window->peer != letter->peer)
-		return letter_fail(letter, -ENOENT, "no window %u", message->window);
-	r = kernel->uffd_register(window->uffd, window->at, window->end - window->start,
-				  UFFDIO_REGISTER_MODE_MISSING);
+/* A fill that began before the window was there shows zeros before bytes: not under a window. */
+static void find_blind_fill(struct block *block, void *data)
+{
+	if (block->order && block->order->flags & HMM_ORDER_WHOLE)
+		*(struct block **)data = block;
+}
+
+static int arm(struct owner *owner, struct window *window, struct letter *letter)
+{
+	int r = kernel->uffd_register(window->uffd, window->at, window->end - window->start,
+				      UFFDIO_REGISTER_MODE_MISSING);
+
 	if (!r)
 		r = reactor_add(owner->worker->reactor, &window->source, window->uffd, window_ready);
 	if (r)
@@ -438,12 +419,51 @@ static int window_armed(struct owner *owner, struct letter *letter)
 				   "the window's userfaultfd could not be registered at %#lx: %s",
 				   window->at, strerror(-r));
 	window->armed = true;
-	block_for_each(owner, window->start, window->end, arm_block, window);
+	block_for_each(owner, window->start, window->end, arm_block, NULL);
 	/* After a restart: faults that the dead hmmd had read are asked again. */
 	kernel->uffd_wake(window->uffd, window->at, window->end - window->start);
 	if (!letter_reply(letter, HMM_OP_WINDOW_ARMED_REPLY, sizeof(struct hmm_msg_window_armed_reply)))
 		return letter_fail(letter, -ENOMEM, "out of memory for the answer");
 	return 0;
+}
+
+static void arming_run(struct task *task)
+{
+	struct arming *arming = (struct arming *)task;
+	const struct hmm_msg_window_armed *message = (const void *)arming->letter->message;
+	struct owner *owner = arming->owner;
+	struct window *window = window_by_id(owner, message->window);
+	struct block *busy = NULL;
+
+	if (!window || window->peer != arming->letter->peer || owner->gone) {
+		letter_fail(arming->letter, -ENOENT, "no window %u", message->window);
+	} else if (window->armed) {
+		letter_fail(arming->letter, -EALREADY, "window %u is armed", message->window);
+	} else {
+		block_for_each(owner, window->start, window->end, find_blind_fill, &busy);
+		if (busy) {
+			block_park(busy, &arming->task);
+			return;
+		}
+		arm(owner, window, arming->letter);
+	}
+	worker_reply(owner->worker, arming->letter);
+	free(arming);
+}
+
+static void window_armed(struct owner *owner, struct letter *letter)
+{
+	struct arming *arming = calloc(1, sizeof(*arming));
+
+	if (!arming) {
+		letter_fail(letter, -ENOMEM, "out of memory");
+		worker_reply(owner->worker, letter);
+		return;
+	}
+	arming->task.run = arming_run;
+	arming->owner = owner;
+	arming->letter = letter;
+	owner_queue(owner, &arming->task);
 }
 
 static int window_unmap(struct owner *owner, struct letter *letter)
@@ -467,7 +487,7 @@ void window_request(struct owner *owner, struct letter *letter)
 		break;
 	case HMM_OP_WINDOW_ARMED:
 		window_armed(owner, letter);
-		break;
+		return;		/* answered when it is */
 	default:
 		window_unmap(owner, letter);
 	}

@@ -66,6 +66,7 @@ struct kernel_facts {
 	bool pagemap_scan;
 	bool guard;			/* pagemap shows guard pages */
 	bool shmem_huge;		/* shmem_enabled lets MADV_HUGEPAGE work */
+	bool shmem_unasked;		/* ... and it makes shmem pages huge without being asked */
 	bool hugetlb;			/* huge pages are reserved */
 	bool collapse;
 	bool io_uring;

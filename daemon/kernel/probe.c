@@ -105,8 +105,9 @@ static void probe_huge(struct kernel_facts *facts)
 	ssize_t n;
 	int fd;
 
-	facts->shmem_huge = file_says(shmem, "[advise]") || file_says(shmem, "[always]") ||
-			    file_says(shmem, "[within_size]") || file_says(shmem, "[force]");
+	facts->shmem_unasked = file_says(shmem, "[always]") || file_says(shmem, "[within_size]") ||
+			       file_says(shmem, "[force]");
+	facts->shmem_huge = facts->shmem_unasked || file_says(shmem, "[advise]");
 	fd = open("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
 		return;

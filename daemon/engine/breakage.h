@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * breakage.h - deliberate mistakes, for proving that the coherence test sees
+ * them. Only the test build hmmd_broken is compiled with HMMD_BREAK; in every
+ * other one broken() is the constant false and nothing of it is left.
+ */
+#ifndef HMMD_BREAKAGE_H
+#define HMMD_BREAKAGE_H
+
+#include <stdbool.h>
+
+#ifdef HMMD_BREAK
+#include <stdlib.h>
+#include <string.h>
+
+/* HMMD_BREAK=skip-wp: S pages are not write-protected; swap-steps: the copy is
+ * punched before it is home; drop-wake: a served fault's thread is not woken;
+ * skip-dead: what was unmapped during a move is believed all the same. */
+static inline bool broken(const char *what)
+{
+	const char *chosen = getenv("HMMD_BREAK");
+
+	return chosen && strcmp(chosen, what) == 0;
+}
+#else
+static inline bool broken(const char *what)
+{
+	(void)what;
+	return false;
+}
+#endif
+
+#endif
