@@ -267,8 +267,8 @@ static void settle_block(struct rescuer *rescuer, int uffd, uint64_t block)
 	struct sources sources = { .order = NULL };
 	unsigned int page = 0;
 
-	/* In HOME_SLOT the slot is a second copy of what the shadow has. */
-	if (record->slot != HMM_NO_SLOT && record->transit != HMM_TRANSIT_HOME_SLOT)
+	/* In any other transit a slot is at most a second copy of what the shadow has. */
+	if (record->slot != HMM_NO_SLOT && record->transit == HMM_TRANSIT_OUT_MOVE)
 		read_slot(rescuer, record->slot, sources.in_slot);
 	if (record->transit == HMM_TRANSIT_OUT_MOVE || record->transit == HMM_TRANSIT_OUT_ZAP)
 		sources.order = find_order(rescuer, block);
