@@ -190,17 +190,18 @@ class Socket(Service):
         os.chmod(self.folder, 0o711)
         os.mkdir(os.path.dirname(path), 0o700)
         os.chown(os.path.dirname(path), 65534, 65534)
-        # By descriptor: a plain user may not be let into the folders that lead to the build.
+        # By descriptor and relative name: a plain user may not be let into the folders that lead to build and test.
         program = os.open(harness.binary("hmmd"), os.O_RDONLY)
         log = os.open(os.path.join(self.folder, "user.err"), os.O_WRONLY | os.O_CREAT, 0o600)
         child = os.fork()
         if child == 0:
             os.dup2(log, 2)
+            os.chdir(self.folder)
             os.setgroups([])
             os.setresgid(65534, 65534, 65534)
             os.setresuid(65534, 65534, 65534)
             os.execve(program, ["hmmd", "--no-config", "--user"],
-                      dict(os.environ, XDG_RUNTIME_DIR=os.path.dirname(path)))
+                      dict(os.environ, XDG_RUNTIME_DIR="run"))
         os.close(program)
         os.close(log)
         try:
