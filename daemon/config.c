@@ -78,7 +78,8 @@ static const struct word pool_words[] = {
 	{ NULL, 0 },
 };
 
-#define AT(field) .offset = offsetof(struct config, field), .room = sizeof(((struct config *)0)->field)
+#define AT(field) \
+	.offset = offsetof(struct config, field), .room = sizeof(((struct config *)0)->field)
 
 static const struct key keys[] = {
 	{ "daemon", "socket", VALUE_TEXT, AT(socket) },
@@ -152,7 +153,10 @@ void config_defaults(struct config *config)
 	};
 }
 
-/* Decimal digits alone: no sign, no space, no overflow. Returns the rest, NULL when there is no number. */
+/*
+ * Decimal digits alone: no sign, no space, no overflow. Returns the rest, NULL when there is no
+ * number.
+ */
 static const char *parse_digits(const char *text, uint64_t *value)
 {
 	uint64_t n = 0;
@@ -251,13 +255,15 @@ static void describe_key(const struct key *key, char *out, size_t room)
 		snprintf(out, room, "yes or no");
 		break;
 	case VALUE_NUMBER:
-		used = snprintf(out, room, "a number from %llu to %llu", (unsigned long long)key->min,
-				(unsigned long long)key->max);
+		used = snprintf(out, room, "a number from %llu to %llu",
+				(unsigned long long)key->min, (unsigned long long)key->max);
 		break;
 	case VALUE_SIZE:
 		print_size(low, sizeof(low), key->min);
 		print_size(high, sizeof(high), key->max);
-		used = snprintf(out, room, "a size from %s to %s in pages of 4K, such as 512M or 4G", low, high);
+		used = snprintf(out, room,
+				"a size from %s to %s in pages of 4K, such as 512M or 4G", low,
+				high);
 		break;
 	case VALUE_MS:
 	case VALUE_US:
@@ -273,7 +279,10 @@ static void describe_key(const struct key *key, char *out, size_t room)
 	case VALUE_WORD:
 		for (word = key->words; word->name && used < room; word++)
 			used += snprintf(out + used, room - used, "%s%s",
-					 word == key->words ? "" : word[1].name ? ", " : " or ", word->name);
+					 word == key->words ? ""
+					 : word[1].name	    ? ", "
+							    : " or ",
+					 word->name);
 		break;
 	case VALUE_TEXT:
 		snprintf(out, room, "a plain text of at most %zu bytes", key->room - 1);
@@ -452,7 +461,8 @@ static char *strip(char *text)
 }
 
 /* @section: the one the line is in, "" before any, NULL in one that is unknown. */
-static void read_line(struct reading *reading, const struct place *place, char *line, const char **section)
+static void read_line(struct reading *reading, const struct place *place, char *line,
+		      const char **section)
 {
 	char known[256], *equals, *end, *key;
 	size_t i;
@@ -481,7 +491,8 @@ static void read_line(struct reading *reading, const struct place *place, char *
 
 	equals = strchr(line, '=');
 	if (!equals || equals == line) {
-		complain(reading, place, "'%s' is neither 'key = value', [section] nor a # comment", line);
+		complain(reading, place, "'%s' is neither 'key = value', [section] nor a # comment",
+			 line);
 		return;
 	}
 	*equals = '\0';
@@ -496,7 +507,10 @@ static void read_line(struct reading *reading, const struct place *place, char *
 	set_key(reading, place, *section, key, strip(equals + 1));
 }
 
-/* The whole file, NUL-terminated, or NULL with errno. Regular files only: a fifo would hang the control thread. */
+/*
+ * The whole file, NUL-terminated, or NULL with errno. Regular files only: a fifo would hang the
+ * control thread.
+ */
 static char *slurp(const char *path, size_t *size)
 {
 	struct stat st;
@@ -575,7 +589,8 @@ static int is_drop_in(const struct dirent *entry)
 {
 	size_t length = strlen(entry->d_name);
 
-	return entry->d_name[0] != '.' && length > 5 && !strcmp(entry->d_name + length - 5, ".conf");
+	return entry->d_name[0] != '.' && length > 5 &&
+	       !strcmp(entry->d_name + length - 5, ".conf");
 }
 
 /* By bytes, whatever the locale: 10-a.conf before 20-b.conf everywhere. */
@@ -640,8 +655,8 @@ unsigned int config_frozen_changes(const struct config *old, const struct config
 	for (i = 0; i < N_KEYS; i++) {
 		const struct key *key = &keys[i];
 
-		if (key->live ||
-		    !memcmp((const char *)old + key->offset, (const char *)new + key->offset, key->room))
+		if (key->live || !memcmp((const char *)old + key->offset,
+					 (const char *)new + key->offset, key->room))
 			continue;
 		if (used < size)
 			used += snprintf(names + used, size - used, "%s%s.%s", changes ? ", " : "",
@@ -659,6 +674,7 @@ void config_keep_frozen(struct config *new, const struct config *running)
 		const struct key *key = &keys[i];
 
 		if (!key->live)
-			memcpy((char *)new + key->offset, (const char *)running + key->offset, key->room);
+			memcpy((char *)new + key->offset, (const char *)running + key->offset,
+			       key->room);
 	}
 }

@@ -107,7 +107,8 @@ static size_t take_batch(char *out)
 
 		if (atomic_load_explicit(&slot->sequence, memory_order_acquire) != ring.tail + 1)
 			break;
-		used += format_line(out + used, LOG_BATCH - used, slot->level, &slot->when, slot->text);
+		used += format_line(out + used, LOG_BATCH - used, slot->level, &slot->when,
+				    slot->text);
 		atomic_store_explicit(&slot->sequence, ring.tail + LOG_SLOTS, memory_order_release);
 		ring.tail++;
 	}
@@ -134,7 +135,9 @@ static void *log_thread(void *arg)
 	static char batch[LOG_BATCH];
 
 	for (;;) {
-		/* Read before the ring is: a line from before log_deinit() is in this batch then. */
+		/*
+		 * Read before the ring is: a line from before log_deinit() is in this batch then.
+		 */
 		bool stop = atomic_load(&ring.stop);
 		uint32_t bell = atomic_load(&ring.bell);
 		size_t used = take_batch(batch);

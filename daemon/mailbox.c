@@ -89,7 +89,8 @@ void *letter_reply(struct letter *letter, uint16_t op, size_t size)
 	free(letter->reply);
 	letter->reply = malloc(size);
 	if (letter->reply)
-		hmm_wire_init(letter->reply, op, size, letter->message ? letter->message->serial : 0);
+		hmm_wire_init(letter->reply, op, size,
+			      letter->message ? letter->message->serial : 0);
 	return letter->reply;
 }
 
@@ -136,7 +137,10 @@ void mailbox_post(struct mailbox *box, struct letter *letter)
 	*box->tail = letter;
 	box->tail = &letter->next;
 	pthread_mutex_unlock(&box->lock);
-	/* Cannot fail but by overflow of a counter that every take resets, and then it is readable anyway. */
+	/*
+	 * Cannot fail but by overflow of a counter that every take resets, and then it is readable
+	 * anyway.
+	 */
 	if (was_empty)
 		eventfd_write(box->eventfd, 1);
 }

@@ -70,29 +70,30 @@ struct command {
 };
 
 static const char help[] =
-"Usage: hmmd [OPTION...]\n"
-"Heterogeneous memory management in userspace: mirrors processes for devices.\n"
-"\n"
-"  --socket PATH        listen there (/run/hmmd/hmmd.sock; with --user $XDG_RUNTIME_DIR/hmmd.sock)\n"
-"  --user               serve your own processes alone, without privileges\n"
-"  --config FILE        configuration (" CONFIG_FILE_DEFAULT " when it exists), with FILE.d/*.conf\n"
-"  --no-config          read no configuration\n"
-"  --check-config       say what is wrong with it, and end\n"
-"  --pool KIND          device memory: memfd, memfd-huge or hugetlb\n"
-"  --pool-size SIZE     for all devices together, such as 4G (half of the memory)\n"
-"  --pool-node NODE     on that memory node, or any\n"
-"  --workers N          engine threads (by the number of processors)\n"
-"  --no-io-uring        run the engine on epoll\n"
-"  --no-move            do without UFFDIO_MOVE, as on kernels before 6.8\n"
-"  --spin TIME          how long a worker polls before it sleeps\n"
-"  --ack-timeout TIME   how long a driver may take to let go of a range\n"
-"  --grace TIME         after how long without hmmd programs bring their pages home themselves\n"
-"  --log LEVEL          error, warning, info or debug\n"
-"  --ready-fd N         write READY=1 there when serving, and close it\n"
-"  --help, --version\n"
-"\n"
-"SIGTERM ends hmmd when every page is home; SIGHUP reads the configuration again.\n"
-"HMMD_DEBUG=wire prints every message. See hmmd(8) and hmmd.conf(5).\n";
+	"Usage: hmmd [OPTION...]\n"
+	"Heterogeneous memory management in userspace: mirrors processes for devices.\n"
+	"\n"
+	"  --socket PATH        listen there (/run/hmmd/hmmd.sock; with --user $XDG_RUNTIME_DIR/hmmd.sock)\n"
+	"  --user               serve your own processes alone, without privileges\n"
+	"  --config FILE        configuration (" CONFIG_FILE_DEFAULT
+	" when it exists), with FILE.d/*.conf\n"
+	"  --no-config          read no configuration\n"
+	"  --check-config       say what is wrong with it, and end\n"
+	"  --pool KIND          device memory: memfd, memfd-huge or hugetlb\n"
+	"  --pool-size SIZE     for all devices together, such as 4G (half of the memory)\n"
+	"  --pool-node NODE     on that memory node, or any\n"
+	"  --workers N          engine threads (by the number of processors)\n"
+	"  --no-io-uring        run the engine on epoll\n"
+	"  --no-move            do without UFFDIO_MOVE, as on kernels before 6.8\n"
+	"  --spin TIME          how long a worker polls before it sleeps\n"
+	"  --ack-timeout TIME   how long a driver may take to let go of a range\n"
+	"  --grace TIME         after how long without hmmd programs bring their pages home themselves\n"
+	"  --log LEVEL          error, warning, info or debug\n"
+	"  --ready-fd N         write READY=1 there when serving, and close it\n"
+	"  --help, --version\n"
+	"\n"
+	"SIGTERM ends hmmd when every page is home; SIGHUP reads the configuration again.\n"
+	"HMMD_DEBUG=wire prints every message. See hmmd(8) and hmmd.conf(5).\n";
 
 static void build_options(struct option *options)
 {
@@ -204,19 +205,25 @@ static int choose_socket(struct config *config)
 	}
 	runtime = getenv("XDG_RUNTIME_DIR");
 	if (!runtime || !*runtime) {
-		fputs("hmmd: XDG_RUNTIME_DIR is not set; say where to listen with --socket PATH\n", stderr);
+		fputs("hmmd: XDG_RUNTIME_DIR is not set; say where to listen with --socket PATH\n",
+		      stderr);
 		return -EINVAL;
 	}
 	n = snprintf(config->socket, sizeof(config->socket), "%s/hmmd.sock", runtime);
 	if (n >= (int)sizeof(config->socket)) {
-		fprintf(stderr, "hmmd: %s/hmmd.sock is %d bytes long and a socket's path may have %zu; "
-			"choose another with --socket PATH\n", runtime, n, sizeof(config->socket) - 1);
+		fprintf(stderr,
+			"hmmd: %s/hmmd.sock is %d bytes long and a socket's path may have %zu; "
+			"choose another with --socket PATH\n",
+			runtime, n, sizeof(config->socket) - 1);
 		return -EINVAL;
 	}
 	return 0;
 }
 
-/* A descriptor 0, 1 or 2 that is closed would be given to a socket, and a stray print would go there. */
+/*
+ * A descriptor 0, 1 or 2 that is closed would be given to a socket, and a stray print would go
+ * there.
+ */
 static void fill_standard_fds(void)
 {
 	int fd;
@@ -248,10 +255,12 @@ static void raise_limits(void)
 
 static void explain_user_mode(void)
 {
-	log_info("--user: works for processes of uid %u: mirrors, migration both ways, windows, hmm_alloc()",
-		 geteuid());
-	log_info("--user: does not: other users' processes, raw forks that bypass libc, huge pages that only "
-		 "root can reserve; hmmctl doctor tells more");
+	log_info(
+		"--user: works for processes of uid %u: mirrors, migration both ways, windows, hmm_alloc()",
+		geteuid());
+	log_info(
+		"--user: does not: other users' processes, raw forks that bypass libc, huge pages that only "
+		"root can reserve; hmmctl doctor tells more");
 }
 
 static int serve(struct command *command, const struct config *config)
@@ -295,7 +304,8 @@ int main(int argc, char **argv)
 	if (config_load(&config, &command.source, stderr) < 0)
 		return EXIT_USAGE;
 	if (command.check) {
-		printf("%s: good\n", command.source.file ? command.source.file : "built-in configuration");
+		printf("%s: good\n",
+		       command.source.file ? command.source.file : "built-in configuration");
 		return EXIT_SUCCESS;
 	}
 	if (choose_socket(&config) < 0)

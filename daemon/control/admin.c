@@ -26,15 +26,21 @@ struct list_reply {
 	uint32_t count, more;
 	char items[];
 };
-_Static_assert(offsetof(struct hmm_msg_clients_reply, items) == offsetof(struct list_reply, items), "list");
-_Static_assert(offsetof(struct hmm_msg_owners_reply, items) == offsetof(struct list_reply, items), "list");
-_Static_assert(offsetof(struct hmm_msg_mirrors_reply, items) == offsetof(struct list_reply, items), "list");
-_Static_assert(offsetof(struct hmm_msg_pools_reply, items) == offsetof(struct list_reply, items), "list");
-_Static_assert(offsetof(struct hmm_msg_stats_reply, items) == offsetof(struct list_reply, items), "list");
-_Static_assert(offsetof(struct hmm_msg_doctor_reply, items) == offsetof(struct list_reply, items), "list");
+_Static_assert(offsetof(struct hmm_msg_clients_reply, items) == offsetof(struct list_reply, items),
+	       "list");
+_Static_assert(offsetof(struct hmm_msg_owners_reply, items) == offsetof(struct list_reply, items),
+	       "list");
+_Static_assert(offsetof(struct hmm_msg_mirrors_reply, items) == offsetof(struct list_reply, items),
+	       "list");
+_Static_assert(offsetof(struct hmm_msg_pools_reply, items) == offsetof(struct list_reply, items),
+	       "list");
+_Static_assert(offsetof(struct hmm_msg_stats_reply, items) == offsetof(struct list_reply, items),
+	       "list");
+_Static_assert(offsetof(struct hmm_msg_doctor_reply, items) == offsetof(struct list_reply, items),
+	       "list");
 
-typedef unsigned int (*list_source)(struct server *server, const struct hmm_wire_header *request, void *out,
-				    unsigned int max);
+typedef unsigned int (*list_source)(struct server *server, const struct hmm_wire_header *request,
+				    void *out, unsigned int max);
 
 static void answer_list(struct server *server, struct letter *letter, uint16_t op, size_t item_size,
 			list_source source)
@@ -52,8 +58,8 @@ static void answer_list(struct server *server, struct letter *letter, uint16_t o
 	reply->header.size = (uint32_t)(sizeof(*reply) + reply->count * item_size);
 }
 
-static unsigned int list_clients(struct server *server, const struct hmm_wire_header *request, void *out,
-				 unsigned int max)
+static unsigned int list_clients(struct server *server, const struct hmm_wire_header *request,
+				 void *out, unsigned int max)
 {
 	const struct hmm_msg_clients *message = (const void *)request;
 	struct hmm_record_client_info *info = out;
@@ -83,34 +89,37 @@ static unsigned int list_clients(struct server *server, const struct hmm_wire_he
 	return count;
 }
 
-static unsigned int list_owners(struct server *server, const struct hmm_wire_header *request, void *out,
-				unsigned int max)
+static unsigned int list_owners(struct server *server, const struct hmm_wire_header *request,
+				void *out, unsigned int max)
 {
-	return engine_list_owners(server->engine, ((const struct hmm_msg_owners *)request)->cursor, out, max);
+	return engine_list_owners(server->engine, ((const struct hmm_msg_owners *)request)->cursor,
+				  out, max);
 }
 
-static unsigned int list_mirrors(struct server *server, const struct hmm_wire_header *request, void *out,
-				 unsigned int max)
+static unsigned int list_mirrors(struct server *server, const struct hmm_wire_header *request,
+				 void *out, unsigned int max)
 {
-	return engine_list_mirrors(server->engine, ((const struct hmm_msg_mirrors *)request)->cursor, out, max);
+	return engine_list_mirrors(server->engine,
+				   ((const struct hmm_msg_mirrors *)request)->cursor, out, max);
 }
 
-static unsigned int list_pools(struct server *server, const struct hmm_wire_header *request, void *out,
-			       unsigned int max)
+static unsigned int list_pools(struct server *server, const struct hmm_wire_header *request,
+			       void *out, unsigned int max)
 {
-	return engine_list_pools(server->engine, ((const struct hmm_msg_pools *)request)->cursor, out, max);
+	return engine_list_pools(server->engine, ((const struct hmm_msg_pools *)request)->cursor,
+				 out, max);
 }
 
-static unsigned int list_stats(struct server *server, const struct hmm_wire_header *request, void *out,
-			       unsigned int max)
+static unsigned int list_stats(struct server *server, const struct hmm_wire_header *request,
+			       void *out, unsigned int max)
 {
 	const struct hmm_msg_stats *message = (const void *)request;
 
 	return engine_list_stats(server->engine, message->owner, message->cursor, out, max);
 }
 
-static unsigned int list_findings(struct server *server, const struct hmm_wire_header *request, void *out,
-				  unsigned int max)
+static unsigned int list_findings(struct server *server, const struct hmm_wire_header *request,
+				  void *out, unsigned int max)
 {
 	static struct hmm_record_finding findings[FINDINGS_MAX];
 	static unsigned int found;
@@ -118,7 +127,10 @@ static unsigned int list_findings(struct server *server, const struct hmm_wire_h
 	uint32_t cursor = ((const struct hmm_msg_doctor *)request)->cursor;
 	unsigned int count;
 
-	/* An examination reads some twenty files: whoever asks without end shall not keep the loop at it. */
+	/*
+	 * An examination reads some twenty files: whoever asks without end shall not keep the loop
+	 * at it.
+	 */
 	if (!examined || uv_hrtime() - examined > FINDINGS_FRESH_NS) {
 		found = doctor_examine(server, findings, FINDINGS_MAX);
 		examined = uv_hrtime();
@@ -135,32 +147,38 @@ static unsigned int list_findings(struct server *server, const struct hmm_wire_h
 
 void admin_clients(struct server *server, struct letter *letter)
 {
-	answer_list(server, letter, HMM_OP_CLIENTS_REPLY, sizeof(struct hmm_record_client_info), list_clients);
+	answer_list(server, letter, HMM_OP_CLIENTS_REPLY, sizeof(struct hmm_record_client_info),
+		    list_clients);
 }
 
 void admin_owners(struct server *server, struct letter *letter)
 {
-	answer_list(server, letter, HMM_OP_OWNERS_REPLY, sizeof(struct hmm_record_owner_info), list_owners);
+	answer_list(server, letter, HMM_OP_OWNERS_REPLY, sizeof(struct hmm_record_owner_info),
+		    list_owners);
 }
 
 void admin_mirrors(struct server *server, struct letter *letter)
 {
-	answer_list(server, letter, HMM_OP_MIRRORS_REPLY, sizeof(struct hmm_record_mirror_info), list_mirrors);
+	answer_list(server, letter, HMM_OP_MIRRORS_REPLY, sizeof(struct hmm_record_mirror_info),
+		    list_mirrors);
 }
 
 void admin_pools(struct server *server, struct letter *letter)
 {
-	answer_list(server, letter, HMM_OP_POOLS_REPLY, sizeof(struct hmm_record_pool_info), list_pools);
+	answer_list(server, letter, HMM_OP_POOLS_REPLY, sizeof(struct hmm_record_pool_info),
+		    list_pools);
 }
 
 void admin_stats(struct server *server, struct letter *letter)
 {
-	answer_list(server, letter, HMM_OP_STATS_REPLY, sizeof(struct hmm_record_stat_info), list_stats);
+	answer_list(server, letter, HMM_OP_STATS_REPLY, sizeof(struct hmm_record_stat_info),
+		    list_stats);
 }
 
 void admin_doctor(struct server *server, struct letter *letter)
 {
-	answer_list(server, letter, HMM_OP_DOCTOR_REPLY, sizeof(struct hmm_record_finding), list_findings);
+	answer_list(server, letter, HMM_OP_DOCTOR_REPLY, sizeof(struct hmm_record_finding),
+		    list_findings);
 }
 
 void admin_status(struct server *server, struct letter *letter)

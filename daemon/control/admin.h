@@ -29,6 +29,7 @@ enum doctor_severity {
 	DOCTOR_WARNING = 2,	/* something does not work, or works slowly */
 	DOCTOR_ERROR = 3,	/* what hmmd is for does not work */
 };
-unsigned int doctor_examine(struct server *server, struct hmm_record_finding *out, unsigned int max);
+unsigned int doctor_examine(struct server *server, struct hmm_record_finding *out,
+			    unsigned int max);
 
 #endif

@@ -33,9 +33,10 @@ struct examination {
 	unsigned int count, max;
 };
 
-__attribute__((format(printf, 6, 7)))
-static void find(struct examination *exam, enum doctor_severity severity, uint64_t feature, const char *name,
-		 const char *fix, const char *format, ...)
+__attribute__((format(printf, 6, 7))) static void find(struct examination *exam,
+						       enum doctor_severity severity,
+						       uint64_t feature, const char *name,
+						       const char *fix, const char *format, ...)
 {
 	struct hmm_record_finding *finding;
 	char text[sizeof(finding->text)];
@@ -122,11 +123,13 @@ static void check_userfaultfd(struct examination *exam)
 	else if (privileged)
 		find(exam, DOCTOR_ERROR, 0, "userfaultfd",
 		     "allow the device in hmmd's service or container (DeviceAllow=/dev/userfaultfd)",
-		     "%s cannot be opened although hmmd is root: its service or container forbids it", device);
+		     "%s cannot be opened although hmmd is root: its service or container forbids it",
+		     device);
 	else
 		find(exam, DOCTOR_WARNING, HMM_FEATURE_USER_MODE, "userfaultfd",
 		     "sysctl vm.unprivileged_userfaultfd=1, or give yourself access to /dev/userfaultfd",
-		     "without access to %s a system call on a page that is on a device fails with EFAULT", device);
+		     "without access to %s a system call on a page that is on a device fails with EFAULT",
+		     device);
 }
 
 static void check_tier(struct examination *exam)
@@ -154,18 +157,21 @@ static void check_kernel_features(struct examination *exam)
 		uint64_t feature;
 		const char *name, *fix;
 	} rows[] = {
-		{ HMM_FEATURE_WP_SHMEM, "wp_shmem", "Linux 5.19 or later with CONFIG_PTE_MARKER_UFFD_WP" },
+		{ HMM_FEATURE_WP_SHMEM, "wp_shmem",
+		 "Linux 5.19 or later with CONFIG_PTE_MARKER_UFFD_WP" },
 		{ HMM_FEATURE_POISON, "poison", "Linux 6.6 or later" },
 		{ HMM_FEATURE_PAGEMAP_SCAN, "pagemap_scan", "Linux 6.7 or later" },
 		{ HMM_FEATURE_PROCMAP_QUERY, "procmap_query", "Linux 6.11 or later" },
 		{ HMM_FEATURE_GUARD, "guard", "Linux 6.15 or later" },
-		{ HMM_FEATURE_COLLAPSE, "collapse", "Linux 6.1 or later; run hmmd with CAP_SYS_ADMIN" },
+		{ HMM_FEATURE_COLLAPSE, "collapse",
+		 "Linux 6.1 or later; run hmmd with CAP_SYS_ADMIN" },
 	};
 	size_t i;
 
 	for (i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
 		if (!(exam->features & rows[i].feature))
-			find(exam, DOCTOR_NOTE, rows[i].feature, rows[i].name, rows[i].fix, "off: %s",
+			find(exam, DOCTOR_NOTE, rows[i].feature, rows[i].name, rows[i].fix,
+			     "off: %s",
 			     engine_feature_reason(exam->server->engine, rows[i].feature));
 	}
 }
@@ -178,13 +184,16 @@ static void check_io_uring(struct examination *exam)
 		return;
 	read_number("/proc/sys/kernel/io_uring_disabled", &disabled);
 	if (disabled)
-		find(exam, DOCTOR_NOTE, HMM_FEATURE_IO_URING, "io_uring", "sysctl kernel.io_uring_disabled=0",
-		     "kernel.io_uring_disabled is %" PRIu64 ": the engine runs on epoll and serves faults a little slower",
+		find(exam, DOCTOR_NOTE, HMM_FEATURE_IO_URING, "io_uring",
+		     "sysctl kernel.io_uring_disabled=0",
+		     "kernel.io_uring_disabled is %" PRIu64
+		     ": the engine runs on epoll and serves faults a little slower",
 		     disabled);
 	else
 		find(exam, DOCTOR_NOTE, HMM_FEATURE_IO_URING, "io_uring",
-		     exam->server->config.io_uring ? "allow io_uring in hmmd's seccomp filter or container" :
-		     "remove 'io_uring = no' or --no-io-uring",
+		     exam->server->config.io_uring
+			     ? "allow io_uring in hmmd's seccomp filter or container"
+			     : "remove 'io_uring = no' or --no-io-uring",
 		     "%s: the engine runs on epoll and serves faults a little slower",
 		     engine_feature_reason(exam->server->engine, HMM_FEATURE_IO_URING));
 }
@@ -225,10 +234,12 @@ static void check_hugetlb(struct examination *exam)
 		return;
 	if (free_pages << 21 >= wanted)
 		return;
-	snprintf(fix, sizeof(fix), "sysctl vm.nr_hugepages=%" PRIu64 ", or a smaller pool", pool_bytes(exam) >> 21);
-	find(exam, free_pages ? DOCTOR_WARNING : DOCTOR_ERROR, HMM_FEATURE_HUGETLB, "hugepages", fix,
-	     "the hugetlb pool wants %" PRIu64 " more huge pages of 2 MiB and %" PRIu64 " are free", wanted >> 21,
-	     free_pages);
+	snprintf(fix, sizeof(fix), "sysctl vm.nr_hugepages=%" PRIu64 ", or a smaller pool",
+		 pool_bytes(exam) >> 21);
+	find(exam, free_pages ? DOCTOR_WARNING : DOCTOR_ERROR, HMM_FEATURE_HUGETLB, "hugepages",
+	     fix,
+	     "the hugetlb pool wants %" PRIu64 " more huge pages of 2 MiB and %" PRIu64 " are free",
+	     wanted >> 21, free_pages);
 }
 
 static void check_pool_size(struct examination *exam)
@@ -258,7 +269,8 @@ static bool cgroup_limit(uint64_t *limit, char *where, size_t room)
 	group[strcspn(group, "\n")] = '\0';
 	*limit = UINT64_MAX;
 	for (;;) {
-		snprintf(path, sizeof(path), "/sys/fs/cgroup%s/memory.max", strcmp(group, "/") ? group : "");
+		snprintf(path, sizeof(path), "/sys/fs/cgroup%s/memory.max",
+			 strcmp(group, "/") ? group : "");
 		if (read_number(path, &value) && value < *limit) {
 			*limit = value;
 			snprintf(where, room, "%s", group);
@@ -279,8 +291,10 @@ static void check_cgroup(struct examination *exam)
 	if (exam->server->config.pool_kind == HMM_POOL_KIND_HUGETLB)
 		return;
 	if (cgroup_limit(&limit, where, sizeof(where)) && limit < pool_bytes(exam))
-		find(exam, DOCTOR_WARNING, 0, "cgroup", "raise MemoryMax of hmmd's service, or a smaller 'size' in [pool]",
-		     "memory.max of %s is %" PRIu64 " MiB, less than the pool's %" PRIu64 " MiB: a full pool gets hmmd killed",
+		find(exam, DOCTOR_WARNING, 0, "cgroup",
+		     "raise MemoryMax of hmmd's service, or a smaller 'size' in [pool]",
+		     "memory.max of %s is %" PRIu64 " MiB, less than the pool's %" PRIu64
+		     " MiB: a full pool gets hmmd killed",
 		     where, limit >> 20, pool_bytes(exam) >> 20);
 }
 
@@ -292,7 +306,8 @@ static void check_map_count(struct examination *exam)
 
 	if (read_number("/proc/sys/vm/max_map_count", &count) && count < 262144)
 		find(exam, DOCTOR_NOTE, 0, "max_map_count", "sysctl vm.max_map_count=1048576",
-		     "vm.max_map_count is %" PRIu64 ": mirrored ranges split mappings, and a large program may run out of them",
+		     "vm.max_map_count is %" PRIu64
+		     ": mirrored ranges split mappings, and a large program may run out of them",
 		     count);
 }
 
@@ -301,16 +316,20 @@ static void check_limits(struct examination *exam)
 	struct rlimit limit;
 
 	if (!getrlimit(RLIMIT_NOFILE, &limit) && limit.rlim_cur < 4096)
-		find(exam, DOCTOR_WARNING, 0, "nofile", "LimitNOFILE=1048576 in hmmd's service, or ulimit -n before hmmd",
+		find(exam, DOCTOR_WARNING, 0, "nofile",
+		     "LimitNOFILE=1048576 in hmmd's service, or ulimit -n before hmmd",
 		     "hmmd may have %llu descriptors; each mirrored process takes 10 and one per GiB on a device",
 		     (unsigned long long)limit.rlim_cur);
 	if (!getrlimit(RLIMIT_FSIZE, &limit) && limit.rlim_cur != RLIM_INFINITY)
-		find(exam, DOCTOR_ERROR, 0, "fsize", "ulimit -f unlimited before hmmd, or no LimitFSIZE in its service",
+		find(exam, DOCTOR_ERROR, 0, "fsize",
+		     "ulimit -f unlimited before hmmd, or no LimitFSIZE in its service",
 		     "files may be %llu MiB long: the sparse tables of a mirror are longer, and no process can be mirrored",
 		     (unsigned long long)limit.rlim_cur >> 20);
 	if (!getrlimit(RLIMIT_AS, &limit) && limit.rlim_cur != RLIM_INFINITY)
-		find(exam, DOCTOR_ERROR, 0, "address_space", "ulimit -v unlimited before hmmd, or no LimitAS in its service",
-		     "hmmd may map %llu MiB: it maps sparse tables of terabytes", (unsigned long long)limit.rlim_cur >> 20);
+		find(exam, DOCTOR_ERROR, 0, "address_space",
+		     "ulimit -v unlimited before hmmd, or no LimitAS in its service",
+		     "hmmd may map %llu MiB: it maps sparse tables of terabytes",
+		     (unsigned long long)limit.rlim_cur >> 20);
 }
 
 /* "Max locked memory   8388608   8388608   bytes": the soft one. */
@@ -340,30 +359,38 @@ static void check_locked(struct examination *exam)
 
 	for (owner = exam->server->rights.owners; owner; owner = owner->next) {
 		snprintf(path, sizeof(path), "/proc/%d/status", owner->pid);
-		if (!read_field(path, "VmLck:", &locked) || !locked || !locked_limit(owner->pid, &limit))
+		if (!read_field(path, "VmLck:", &locked) || !locked ||
+		    !locked_limit(owner->pid, &limit))
 			continue;
 		if (limit != UINT64_MAX && limit < locked + (8U << 20))
-			find(exam, DOCTOR_NOTE, 0, "memlock", "ulimit -l unlimited before the program",
-			     "owner %u (pid %d) has %" PRIu64 " KiB locked of %" PRIu64 ": no room to lock a staging slot, "
-			     "so its locked pages stay", owner->id, owner->pid, locked >> 10, limit >> 10);
+			find(exam, DOCTOR_NOTE, 0, "memlock",
+			     "ulimit -l unlimited before the program",
+			     "owner %u (pid %d) has %" PRIu64 " KiB locked of %" PRIu64
+			     ": no room to lock a staging slot, "
+			     "so its locked pages stay",
+			     owner->id, owner->pid, locked >> 10, limit >> 10);
 	}
 }
 
 /* ---- who may come -------------------------------------------------------------------------- */
 
-/* By the socket, not by asking for the group: a directory service may take its time, and this is the control loop. */
+/*
+ * By the socket, not by asking for the group: a directory service may take its time, and this is
+ * the control loop.
+ */
 static void check_group(struct examination *exam)
 {
 	const struct config *config = &exam->server->config;
 	struct stat st;
 	char fix[128];
 
-	if (config->user || !*config->group || stat(exam->server->path, &st) < 0 || st.st_mode & S_IWGRP)
+	if (config->user || !*config->group || stat(exam->server->path, &st) < 0 ||
+	    st.st_mode & S_IWGRP)
 		return;
-	snprintf(fix, sizeof(fix), "groupadd --system %s; usermod -aG %s USER; restart hmmd", config->group,
-		 config->group);
-	find(exam, DOCTOR_WARNING, 0, "group", fix, "there was no group '%s' when hmmd started: only root can connect",
-	     config->group);
+	snprintf(fix, sizeof(fix), "groupadd --system %s; usermod -aG %s USER; restart hmmd",
+		 config->group, config->group);
+	find(exam, DOCTOR_WARNING, 0, "group", fix,
+	     "there was no group '%s' when hmmd started: only root can connect", config->group);
 }
 
 static void check_user_mode(struct examination *exam)

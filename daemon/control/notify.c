@@ -37,7 +37,8 @@ void notify_manager(const char *state)
 	fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 	if (fd < 0)
 		return;
-	if (sendto(fd, state, strlen(state), MSG_NOSIGNAL | MSG_DONTWAIT, (struct sockaddr *)&address,
+	if (sendto(fd, state, strlen(state), MSG_NOSIGNAL | MSG_DONTWAIT,
+		   (struct sockaddr *)&address,
 		   offsetof(struct sockaddr_un, sun_path) + length) < 0)
 		log_warn("the service manager at %s cannot be told '%s': %m", path, state);
 	close(fd);

@@ -9,7 +9,9 @@
 
 /* "READY=1", "STOPPING=1\nSTATUS=...", to the service manager; nothing when there is none. */
 void notify_manager(const char *state);
-/* How often the service manager wants to hear "WATCHDOG=1", in ms: half of its patience. 0: never. */
+/*
+ * How often the service manager wants to hear "WATCHDOG=1", in ms: half of its patience. 0: never.
+ */
 uint64_t notify_watchdog_ms(void);
 /* "READY=1\n" into *fd, which is closed and becomes -1. */
 void notify_ready_fd(int *fd);

@@ -43,7 +43,8 @@
 
 const char *peer_title(const struct peer *peer, char *out, size_t room)
 {
-	snprintf(out, room, "peer %u '%s' (pid %d, uid %u)", peer->id, peer->name, peer->pid, peer->uid);
+	snprintf(out, room, "peer %u '%s' (pid %d, uid %u)", peer->id, peer->name, peer->pid,
+		 peer->uid);
 	return out;
 }
 
@@ -51,7 +52,8 @@ struct peer *peer_find(struct server *server, uint64_t id)
 {
 	struct peer *peer;
 
-	for (peer = server->peer_buckets[id % SERVER_PEER_BUCKETS]; peer; peer = peer->bucket_next) {
+	for (peer = server->peer_buckets[id % SERVER_PEER_BUCKETS]; peer;
+	     peer = peer->bucket_next) {
 		if (peer->id == id)
 			return peer;
 	}
@@ -183,7 +185,9 @@ static void update_poll(struct peer *peer)
 	uv_poll_start(&peer->poll, events, on_poll);
 }
 
-/* Nobody will read it. The peer goes on being read from: what it said before it went still counts. */
+/*
+ * Nobody will read it. The peer goes on being read from: what it said before it went still counts.
+ */
 static void drop_queue(struct peer *peer)
 {
 	struct parcel *parcel;
@@ -235,11 +239,13 @@ static void on_stall(uv_timer_t *timer)
 	char why[96];
 
 	snprintf(why, sizeof(why), "it has read nothing for %llu ms, with %llu bytes waiting",
-		 (unsigned long long)peer->server->config.stall_ms, (unsigned long long)peer->queued);
+		 (unsigned long long)peer->server->config.stall_ms,
+		 (unsigned long long)peer->queued);
 	peer_close(peer, why);
 }
 
-static void enqueue(struct peer *peer, struct hmm_wire_header *message, const int *fds, unsigned int nfds)
+static void enqueue(struct peer *peer, struct hmm_wire_header *message, const int *fds,
+		    unsigned int nfds)
 {
 	struct parcel *parcel = calloc(1, sizeof(*parcel));
 	struct hmm_wire_header *shrunk;
@@ -251,7 +257,10 @@ static void enqueue(struct peer *peer, struct hmm_wire_header *message, const in
 		peer_close(peer, "out of memory");
 		return;
 	}
-	/* Lists are made in room for a full message: what waits is counted by its size and shall be no larger. */
+	/*
+	 * Lists are made in room for a full message: what waits is counted by its size and shall be
+	 * no larger.
+	 */
 	shrunk = realloc(message, message->size);
 	parcel->message = shrunk ? shrunk : message;
 	for (; parcel->nfds < nfds; parcel->nfds++)
@@ -264,14 +273,16 @@ static void enqueue(struct peer *peer, struct hmm_wire_header *message, const in
 
 	if (peer->queued > peer->server->config.queue) {
 		snprintf(why, sizeof(why), "it does not read: %llu bytes wait for it, and %llu may",
-			 (unsigned long long)peer->queued, (unsigned long long)peer->server->config.queue);
+			 (unsigned long long)peer->queued,
+			 (unsigned long long)peer->server->config.queue);
 		peer_close(peer, why);
 		return;
 	}
 	update_poll(peer);
 }
 
-void peer_send_consume(struct peer *peer, struct hmm_wire_header *message, int *fds, unsigned int nfds)
+void peer_send_consume(struct peer *peer, struct hmm_wire_header *message, int *fds,
+		       unsigned int nfds)
 {
 	int r = -EAGAIN;
 
@@ -486,8 +497,8 @@ void peer_new_consume_fd(struct server *server, int fd)
 		return;
 	}
 	if (server->config.user && cred.uid != geteuid() && cred.uid != 0) {
-		log_warn("pid %d, uid %u is turned away: this hmmd serves uid %u alone", cred.pid, cred.uid,
-			 geteuid());
+		log_warn("pid %d, uid %u is turned away: this hmmd serves uid %u alone", cred.pid,
+			 cred.uid, geteuid());
 		turn_away(fd, -EPERM, "this hmmd runs with --user and serves its own user alone");
 		return;
 	}

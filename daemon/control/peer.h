@@ -36,7 +36,7 @@ struct peer {
 	pid_t pid;
 	uint64_t connected;		/* CLOCK_MONOTONIC, ns */
 	bool closing;
-	bool orphaned;			/* its process ended: what it said is heard, then it closes */
+	bool orphaned; /* its process ended: what it said is heard, then it closes */
 
 	/* by hello */
 	bool greeted;
@@ -49,7 +49,7 @@ struct peer {
 	uint32_t windows;		/* mapped by it; a descriptor each */
 	uint64_t acks;			/* invalidate events that it has not answered */
 	uint64_t fds;			/* charged to uid: socket, pidfd, windows */
-	struct letter *farewell;	/* PEER_GONE, made in time: saying it must not need memory */
+	struct letter *farewell; /* PEER_GONE, made in time: saying it must not need memory */
 
 	uv_poll_t poll;
 	uv_poll_t life;			/* its process, by pidfd */
@@ -63,11 +63,15 @@ struct peer {
 
 /* Takes over @fd; a peer that is not welcome is told why, as far as possible, and closed. */
 void peer_new_consume_fd(struct server *server, int fd);
-/* Closes; the peer is freed when the loop comes round. @why is for the log, NULL when it is no news. */
+/*
+ * Closes; the peer is freed when the loop comes round. @why is for the log, NULL when it is no
+ * news.
+ */
 void peer_close(struct peer *peer, const char *why);
 
 /* The message (heap) and the descriptors are taken over whatever happens. */
-void peer_send_consume(struct peer *peer, struct hmm_wire_header *message, int *fds, unsigned int nfds);
+void peer_send_consume(struct peer *peer, struct hmm_wire_header *message, int *fds,
+		       unsigned int nfds);
 void peer_send_error(struct peer *peer, uint32_t serial, int error, const char *text);
 
 struct peer *peer_find(struct server *server, uint64_t id);

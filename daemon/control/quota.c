@@ -78,7 +78,8 @@ void quota_deinit(struct quota *quota)
 	}
 }
 
-int quota_charge(struct quota *quota, uid_t uid, enum quota_kind kind, uint64_t count, char *why, size_t size)
+int quota_charge(struct quota *quota, uid_t uid, enum quota_kind kind, uint64_t count, char *why,
+		 size_t size)
 {
 	struct quota_user *user = find_or_add_user(quota, uid);
 
@@ -87,10 +88,12 @@ int quota_charge(struct quota *quota, uid_t uid, enum quota_kind kind, uint64_t 
 		return -ENOMEM;
 	}
 	if (user->used[kind] + count > quota->limit[kind]) {
-		snprintf(why, size, "uid %u has %llu of %llu %s and asks for %llu more; "
+		snprintf(why, size,
+			 "uid %u has %llu of %llu %s and asks for %llu more; "
 			 "'%s' in [limits] of hmmd.conf sets the limit",
-			 uid, (unsigned long long)user->used[kind], (unsigned long long)quota->limit[kind],
-			 kind_words[kind].noun, (unsigned long long)count, kind_words[kind].key);
+			 uid, (unsigned long long)user->used[kind],
+			 (unsigned long long)quota->limit[kind], kind_words[kind].noun,
+			 (unsigned long long)count, kind_words[kind].key);
 		drop_if_idle(quota, uid);
 		return -EDQUOT;
 	}
@@ -102,7 +105,10 @@ void quota_charge_anyway(struct quota *quota, uid_t uid, enum quota_kind kind, u
 {
 	struct quota_user *user = find_user(quota, uid);
 
-	/* Whoever gets something more has something already; without a record there is nothing to bound. */
+	/*
+	 * Whoever gets something more has something already; without a record there is nothing to
+	 * bound.
+	 */
 	if (user)
 		user->used[kind] += count;
 }

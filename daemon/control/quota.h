@@ -35,7 +35,8 @@ struct quota {
 void quota_deinit(struct quota *quota);
 
 /* 0; -EDQUOT with the figures in @why; or -ENOMEM. @why gets a sentence in both cases. */
-int quota_charge(struct quota *quota, uid_t uid, enum quota_kind kind, uint64_t count, char *why, size_t size);
+int quota_charge(struct quota *quota, uid_t uid, enum quota_kind kind, uint64_t count, char *why,
+		 size_t size);
 /* For what has happened already and cannot be refused: counted, and later requests feel it. */
 void quota_charge_anyway(struct quota *quota, uid_t uid, enum quota_kind kind, uint64_t count);
 void quota_release(struct quota *quota, uid_t uid, enum quota_kind kind, uint64_t count);

@@ -36,7 +36,10 @@ struct rights_key {
 	ino_t ino;
 };
 
-/* What control remembers of an owner, from the engine's answer to `open` until it says the owner is gone. */
+/*
+ * What control remembers of an owner, from the engine's answer to `open` until it says the owner is
+ * gone.
+ */
 struct rights_owner {
 	struct rights_owner *next;
 	uint32_t id;

@@ -161,8 +161,9 @@ static void report_shutdown(struct server *server, const char *cause)
 	struct hmm_msg_status_reply totals = { 0 };
 
 	engine_totals(server->engine, &totals);
-	log_warn("%s again: %llu KiB of %u mirrored processes are still on devices and keep coming home",
-		 cause, (unsigned long long)(totals.device_bytes >> 10), totals.owners);
+	log_warn(
+		"%s again: %llu KiB of %u mirrored processes are still on devices and keep coming home",
+		cause, (unsigned long long)(totals.device_bytes >> 10), totals.owners);
 }
 
 static void on_end_signal(uv_signal_t *handle, int number)

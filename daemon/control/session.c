@@ -65,8 +65,9 @@ static void answer_pools(struct peer *peer, struct letter *letter);
 static void answer_stats(struct peer *peer, struct letter *letter);
 static void answer_doctor(struct peer *peer, struct letter *letter);
 
-#define ABOUT(kind, message, field, need) \
-	.subject = SUBJECT_##kind, .offset = offsetof(struct hmm_msg_##message, field), .right = RIGHT_##need
+#define ABOUT(kind, message, field, need)                                               \
+	.subject = SUBJECT_##kind, .offset = offsetof(struct hmm_msg_##message, field), \
+	.right = RIGHT_##need
 
 static const struct verb verbs[] = {
 	[HMM_OP_HELLO] = { .answer = answer_hello, .before_hello = true },
@@ -83,10 +84,13 @@ static const struct verb verbs[] = {
 	[HMM_OP_MIGRATE] = { ABOUT(MIRROR, migrate, mirror, LOOK), .grows = true },
 	[HMM_OP_DEVICE_READ] = { ABOUT(MIRROR, device_read, mirror, DRIVE) },
 	[HMM_OP_DEVICE_WRITE] = { ABOUT(MIRROR, device_write, mirror, DRIVE) },
-	[HMM_OP_EXPORT] = { .answer = answer_export, ABOUT(OWNER, export, owner, OWN), .grows = true },
+	[HMM_OP_EXPORT] = { .answer = answer_export,
+			   ABOUT(OWNER, export, owner, OWN),
+			   .grows = true },
 	[HMM_OP_OPEN_PEER] = { .answer = forward_open_peer, .grows = true },
 	[HMM_OP_LAYOUT] = { ABOUT(OWNER, layout, owner, LOOK) },
-	[HMM_OP_WINDOW_MAP] = { ABOUT(MIRROR, window_map, mirror, DRIVE), .keeps_fds = 1, .grows = true },
+	[HMM_OP_WINDOW_MAP] = { ABOUT(MIRROR, window_map, mirror, DRIVE), .keeps_fds = 1,
+			       .grows = true },
 	[HMM_OP_WINDOW_ARMED] = { ABOUT(WINDOW, window_armed, window, DRIVE) },
 	[HMM_OP_WINDOW_UNMAP] = { ABOUT(WINDOW, window_unmap, window, DRIVE) },
 	[HMM_OP_ACK] = { .answer = forward_ack, ABOUT(COOKIE, ack, cookie, DRIVE) },
@@ -159,19 +163,24 @@ static uint32_t subject_owner(const struct verb *verb, const struct hmm_wire_hea
  * Ids of owners that are not there and of those that are others' get the same
  * answer: which numbers are taken is nobody's business.
  */
-static int check_right(const struct peer *peer, struct letter *letter, uint32_t owner, enum right need)
+static int check_right(const struct peer *peer, struct letter *letter, uint32_t owner,
+		       enum right need)
 {
 	enum right right = right_to(peer, owner);
 
 	if (right >= need && owner)
 		return 0;
 	if (right == RIGHT_NONE || !owner)
-		return letter_fail(letter, -EPERM, "owner %u is not yours and was not opened by its key on this "
-				   "connection: hmm_open() it, or hmm_open_peer() it with its exported key", owner);
+		return letter_fail(
+			letter, -EPERM,
+			"owner %u is not yours and was not opened by its key on this "
+			"connection: hmm_open() it, or hmm_open_peer() it with its exported key",
+			owner);
 	if (need == RIGHT_OWN)
 		return letter_fail(letter, -EPERM, "only owner %u itself may ask for %s", owner,
 				   hmm_opcode_name(letter->message->opcode));
-	return letter_fail(letter, -EPERM, "a tool may not use the memory of owner %u: %s takes the owner's key",
+	return letter_fail(letter, -EPERM,
+			   "a tool may not use the memory of owner %u: %s takes the owner's key",
 			   owner, hmm_opcode_name(letter->message->opcode));
 }
 
@@ -227,8 +236,8 @@ static void answer_consume(struct server *server, struct peer *peer, struct lett
 	if (!letter->error && letter->reply) {
 		letter->reply->serial = request->serial;
 		letter->reply->nfds = (uint16_t)letter->n_reply_fds;
-		if (hmm_wire_check(letter->reply, letter->reply->size, letter->n_reply_fds, HMM_WIRE_SERVER,
-				   &why) < 0) {
+		if (hmm_wire_check(letter->reply, letter->reply->size, letter->n_reply_fds,
+				   HMM_WIRE_SERVER, &why) < 0) {
 			log_error("the answer to %s would break the protocol: %s",
 				  hmm_opcode_name(request->opcode), why);
 			letter_fail(letter, -EIO, "hmmd made a bad answer; its log says more");
@@ -266,10 +275,13 @@ static void answer_hello(struct peer *peer, struct letter *letter)
 		letter_fail(letter, -EISCONN, "hello was said before on this connection");
 		return;
 	}
-	if (hello->version_min > HMM_PROTOCOL_VERSION || hello->version_max < HMM_PROTOCOL_VERSION) {
-		letter_fail(letter, -EPROTO, "you speak protocol versions %u to %u, this hmmd speaks %u to %u: "
+	if (hello->version_min > HMM_PROTOCOL_VERSION ||
+	    hello->version_max < HMM_PROTOCOL_VERSION) {
+		letter_fail(letter, -EPROTO,
+			    "you speak protocol versions %u to %u, this hmmd speaks %u to %u: "
 			    "bring libhmmclient and hmmd to the same release",
-			    hello->version_min, hello->version_max, HMM_PROTOCOL_VERSION, HMM_PROTOCOL_VERSION);
+			    hello->version_min, hello->version_max, HMM_PROTOCOL_VERSION,
+			    HMM_PROTOCOL_VERSION);
 		return;
 	}
 	reply = letter_reply(letter, HMM_OP_HELLO_REPLY, sizeof(*reply));
@@ -315,11 +327,13 @@ static void answer_export(struct peer *peer, struct letter *letter)
 		quota_release(&server->quota, owner->uid, QUOTA_FDS, 1);
 	}
 	if (r == -EINVAL)
-		letter_fail(letter, r, "the key is no memfd of your own: make one with memfd_create()");
+		letter_fail(letter, r,
+			    "the key is no memfd of your own: make one with memfd_create()");
 	else if (r == -EEXIST)
 		letter_fail(letter, r, "the key opens another owner already");
 	else if (r == -EMFILE)
-		letter_fail(letter, r, "owner %u has %u keys, and no more are kept", owner->id, RIGHTS_KEYS_MAX);
+		letter_fail(letter, r, "owner %u has %u keys, and no more are kept", owner->id,
+			    RIGHTS_KEYS_MAX);
 	else if (r < 0)
 		letter_fail(letter, r, "hmmd is out of memory");
 	else
@@ -396,8 +410,10 @@ static void forward_open_peer(struct peer *peer, struct letter *letter)
 	if (r == -EINVAL)
 		letter_fail(letter, r, "the descriptor is no memfd, so it is no key");
 	else if (r < 0)
-		letter_fail(letter, r, "the key opens no owner that is here: its process has ended, or has not "
-			    "exported the key");
+		letter_fail(
+			letter, r,
+			"the key opens no owner that is here: its process has ended, or has not "
+			"exported the key");
 }
 
 static void forward_drain(struct peer *peer, struct letter *letter)
@@ -408,7 +424,8 @@ static void forward_drain(struct peer *peer, struct letter *letter)
 	if (drain->owner)
 		check_right(peer, letter, drain->owner, RIGHT_LOOK);
 	else if (!is_admin(peer))
-		letter_fail(letter, -EPERM, "only a tool of root or of hmmd's own user may drain everything; "
+		letter_fail(letter, -EPERM,
+			    "only a tool of root or of hmmd's own user may drain everything; "
 			    "name an owner");
 }
 
@@ -445,8 +462,8 @@ static struct letter *letter_from(struct peer *peer, struct hmm_frame *frame)
 
 static bool is_forwarded(const struct verb *verb)
 {
-	return !verb->answer || verb->answer == forward_open_peer || verb->answer == forward_drain ||
-	       verb->answer == forward_ack;
+	return !verb->answer || verb->answer == forward_open_peer ||
+	       verb->answer == forward_drain || verb->answer == forward_ack;
 }
 
 static void dispatch(struct peer *peer, struct letter *letter)
@@ -494,7 +511,8 @@ void session_message(struct peer *peer, struct hmm_frame *frame)
 		return;
 	}
 	if (r == -EOPNOTSUPP) {
-		snprintf(text, sizeof(text), "this hmmd knows no message %u: %s", frame->header.opcode, why);
+		snprintf(text, sizeof(text), "this hmmd knows no message %u: %s",
+			 frame->header.opcode, why);
 		peer_send_error(peer, frame->header.serial, r, text);
 		return;
 	}
@@ -508,7 +526,8 @@ void session_message(struct peer *peer, struct hmm_frame *frame)
 	}
 
 	if (frame->header.opcode >= sizeof(verbs) / sizeof(verbs[0])) {
-		peer_send_error(peer, frame->header.serial, -EOPNOTSUPP, "this hmmd cannot do that");
+		peer_send_error(peer, frame->header.serial, -EOPNOTSUPP,
+				"this hmmd cannot do that");
 		return;
 	}
 
@@ -548,7 +567,8 @@ static void settle_success(struct server *server, struct peer *peer, struct lett
 	case HMM_OP_OPEN:
 	case HMM_OP_REOPEN:
 		if (adopt_owner(server, peer, letter) < 0)
-			letter_fail(letter, -ENOMEM, "hmmd is out of memory; close the connection and come again");
+			letter_fail(letter, -ENOMEM,
+				    "hmmd is out of memory; close the connection and come again");
 		break;
 	case HMM_OP_OPEN_PEER:
 		/* An owner that ended meanwhile has said so in an earlier letter. */
@@ -619,9 +639,10 @@ static void take_event(struct server *server, struct letter *letter)
 	unsigned int i;
 
 	letter->message->nfds = (uint16_t)letter->nfds;
-	if (hmm_wire_check(letter->message, letter->message->size, letter->nfds, HMM_WIRE_SERVER, &why) < 0) {
-		log_error("the event %s would break the protocol: %s", hmm_opcode_name(letter->message->opcode),
-			  why);
+	if (hmm_wire_check(letter->message, letter->message->size, letter->nfds, HMM_WIRE_SERVER,
+			   &why) < 0) {
+		log_error("the event %s would break the protocol: %s",
+			  hmm_opcode_name(letter->message->opcode), why);
 		letter_free(letter);
 		return;
 	}
@@ -690,7 +711,8 @@ void session_letter(struct server *server, struct letter *letter)
 		forget_owner(server, letter->owner);
 		break;
 	default:
-		log_error("the engine sent a letter of kind %d, which is not for control", letter->kind);
+		log_error("the engine sent a letter of kind %d, which is not for control",
+			  letter->kind);
 		break;
 	}
 	letter_free(letter);

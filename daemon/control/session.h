@@ -13,7 +13,10 @@ struct letter;
 struct peer;
 struct server;
 
-/* One message as it came, checked for nothing yet. Takes its descriptors or leaves them in the frame. */
+/*
+ * One message as it came, checked for nothing yet. Takes its descriptors or leaves them in the
+ * frame.
+ */
 void session_message(struct peer *peer, struct hmm_frame *frame);
 /* A letter from the engine's outbox. */
 void session_letter(struct server *server, struct letter *letter);

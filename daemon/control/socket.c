@@ -39,7 +39,10 @@ static void fill_address(struct sockaddr_un *address, const char *path)
 	memcpy(address->sun_path, path, strlen(path));
 }
 
-/* /run is empty after a boot: make the last folder of the path, for ourselves to write and all to pass. */
+/*
+ * /run is empty after a boot: make the last folder of the path, for ourselves to write and all to
+ * pass.
+ */
 static int make_folder(const char *path)
 {
 	char copy[108];
@@ -59,7 +62,9 @@ static void lock_path(char *out, size_t room, const char *path)
 	snprintf(out, room, "%s.lock", path);
 }
 
-/* The file that is locked must still be the one that the name leads to: the last holder removes it. */
+/*
+ * The file that is locked must still be the one that the name leads to: the last holder removes it.
+ */
 static int take_lock(const char *path, int *result)
 {
 	char name[128];
@@ -81,7 +86,8 @@ static int take_lock(const char *path, int *result)
 				log_error("cannot lock %s: %s", name, strerror(error));
 				return -error;
 			}
-			log_error("another hmmd serves %s; choose another path with --socket", path);
+			log_error("another hmmd serves %s; choose another path with --socket",
+				  path);
 			return -EADDRINUSE;
 		}
 		if (!fstat(fd, &held) && !stat(name, &named) && held.st_dev == named.st_dev &&
@@ -106,7 +112,9 @@ static int remove_stale(const char *path)
 		return -errno;
 	}
 	if (!S_ISSOCK(st.st_mode)) {
-		log_error("%s exists and is no socket; remove it or choose another path with --socket", path);
+		log_error(
+			"%s exists and is no socket; remove it or choose another path with --socket",
+			path);
 		return -EADDRINUSE;
 	}
 
@@ -141,8 +149,9 @@ static int open_to_group(const char *path, const char *name)
 	errno = 0;
 	group = getgrnam(name);
 	if (!group) {
-		log_warn("there is no group '%s', so only %s can connect; make it with: groupadd --system %s",
-			 name, geteuid() ? "this user and root" : "root", name);
+		log_warn(
+			"there is no group '%s', so only %s can connect; make it with: groupadd --system %s",
+			name, geteuid() ? "this user and root" : "root", name);
 		return 0;
 	}
 	if (chown(path, -1, group->gr_gid) < 0) {

@@ -111,7 +111,8 @@ static void expect_error_of(const char *text, const char *expected)
 	struct config before = scene->config;
 
 	expect_errors(scene, expected);
-	cr_expect(memcmp(&before, &scene->config, sizeof(before)) == 0, "a refused file changed the configuration");
+	cr_expect(memcmp(&before, &scene->config, sizeof(before)) == 0,
+		  "a refused file changed the configuration");
 	scene_free(scene);
 }
 
@@ -192,7 +193,8 @@ Test(config, every_key)
 
 Test(config, automatic_words)
 {
-	struct config config = config_of("[engine]\nworkers = auto\n[pool]\nsize = auto\nnode = any\n");
+	struct config config =
+		config_of("[engine]\nworkers = auto\n[pool]\nsize = auto\nnode = any\n");
 
 	cr_expect(eq(u64, config.workers, 0));
 	cr_expect(eq(u64, config.pool_size, 0));
@@ -201,7 +203,8 @@ Test(config, automatic_words)
 
 Test(config, a_section_may_come_twice)
 {
-	struct config config = config_of("[limits]\nfds = 16\n[pool]\nsize = 2M\n[limits]\nowners = 3\n");
+	struct config config =
+		config_of("[limits]\nfds = 16\n[pool]\nsize = 2M\n[limits]\nowners = 3\n");
 
 	cr_expect(eq(u64, config.fds, 16));
 	cr_expect(eq(u64, config.owners, 3));
@@ -215,21 +218,24 @@ Test(config, unknown_key)
 
 Test(config, key_of_another_section)
 {
-	expect_error_of("[engine]\nsize = 1G\n",
-			"FILE:2: unknown key 'size' in [engine]; known are: workers, io_uring, move, spin, "
-			"ack_timeout, grace\n");
+	expect_error_of(
+		"[engine]\nsize = 1G\n",
+		"FILE:2: unknown key 'size' in [engine]; known are: workers, io_uring, move, spin, "
+		"ack_timeout, grace\n");
 }
 
 Test(config, unknown_section_is_said_once)
 {
-	expect_error_of("[pools]\nsize = 1G\nkind = memfd\n",
-			"FILE:1: unknown section [pools]; known are: daemon, engine, pool, limits\n");
+	expect_error_of(
+		"[pools]\nsize = 1G\nkind = memfd\n",
+		"FILE:1: unknown section [pools]; known are: daemon, engine, pool, limits\n");
 }
 
 Test(config, key_before_any_section)
 {
-	expect_error_of("size = 1G\n",
-			"FILE:1: 'size' stands before any [section]; sections are: daemon, engine, pool, limits\n");
+	expect_error_of(
+		"size = 1G\n",
+		"FILE:1: 'size' stands before any [section]; sections are: daemon, engine, pool, limits\n");
 }
 
 Test(config, line_without_meaning)
@@ -248,18 +254,21 @@ Test(config, broken_section)
 
 Test(config, duplicate_in_one_file)
 {
-	expect_error_of("[pool]\nsize = 1G\n\n[pool]\nsize = 2G\n", "FILE:5: 'size' was set before, in line 2\n");
+	expect_error_of("[pool]\nsize = 1G\n\n[pool]\nsize = 2G\n",
+			"FILE:5: 'size' was set before, in line 2\n");
 }
 
 Test(config, bad_numbers)
 {
-	static const char *const bad[] = { "0", "65", "-1", "+4", "4x", "", "0x10", "4.0", "99999999999999999999", "4 4" };
+	static const char *const bad[] = {
+		"0", "65", "-1", "+4", "4x", "", "0x10", "4.0", "99999999999999999999", "4 4"};
 	char text[128], want[256];
 	size_t i;
 
 	for (i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
 		snprintf(text, sizeof(text), "[engine]\nworkers = %s\n", bad[i]);
-		snprintf(want, sizeof(want), "FILE:2: 'workers' is '%s'; it must be a number from 1 to 64, or auto\n",
+		snprintf(want, sizeof(want),
+			 "FILE:2: 'workers' is '%s'; it must be a number from 1 to 64, or auto\n",
 			 bad[i]);
 		expect_error_of(text, want);
 	}
@@ -267,43 +276,63 @@ Test(config, bad_numbers)
 
 Test(config, bad_sizes)
 {
-	static const char *const bad[] = { "1M", "65T", "4g", "4GB", "G", "4097K1", "2097153", "-1G",
-					   "18446744073709551616", "18014398509481984T", "auto " "x" };
+	static const char *const bad[] = {"1M",
+					  "65T",
+					  "4g",
+					  "4GB",
+					  "G",
+					  "4097K1",
+					  "2097153",
+					  "-1G",
+					  "18446744073709551616",
+					  "18014398509481984T",
+					  "auto "
+					  "x"};
 	char text[128], want[256];
 	size_t i;
 
 	for (i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
 		snprintf(text, sizeof(text), "[pool]\nsize = %s\n", bad[i]);
-		snprintf(want, sizeof(want), "FILE:2: 'size' is '%s'; it must be a size from 2M to 64T in pages of 4K, "
-			 "such as 512M or 4G, or auto\n", bad[i]);
+		snprintf(want, sizeof(want),
+			 "FILE:2: 'size' is '%s'; it must be a size from 2M to 64T in pages of 4K, "
+			 "such as 512M or 4G, or auto\n",
+			 bad[i]);
 		expect_error_of(text, want);
 	}
 }
 
 Test(config, bad_times)
 {
-	static const char *const bad[] = { "1000", "1m", "ms", "0ms", "601s", "1.5s", "500us", "1 s" };
+	static const char *const bad[] = {"1000", "1m",	  "ms",	   "0ms",
+					  "601s", "1.5s", "500us", "1 s"};
 	char text[128], want[256];
 	size_t i;
 
 	for (i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
 		snprintf(text, sizeof(text), "[engine]\nack_timeout = %s\n", bad[i]);
-		snprintf(want, sizeof(want), "FILE:2: 'ack_timeout' is '%s'; it must be a time from 1ms to 600s with its "
-			 "unit, ms or s\n", bad[i]);
+		snprintf(
+			want, sizeof(want),
+			"FILE:2: 'ack_timeout' is '%s'; it must be a time from 1ms to 600s with its "
+			"unit, ms or s\n",
+			bad[i]);
 		expect_error_of(text, want);
 	}
-	expect_error_of("[engine]\nspin = 11ms\n",
-			"FILE:2: 'spin' is '11ms'; it must be a time from 0ms to 10ms with its unit, us, ms or s\n");
+	expect_error_of(
+		"[engine]\nspin = 11ms\n",
+		"FILE:2: 'spin' is '11ms'; it must be a time from 0ms to 10ms with its unit, us, ms or s\n");
 }
 
 Test(config, bad_words)
 {
 	expect_error_of("[daemon]\nlog = verbose\n",
 			"FILE:2: 'log' is 'verbose'; it must be error, warning, info or debug\n");
-	expect_error_of("[pool]\nkind = shm\n", "FILE:2: 'kind' is 'shm'; it must be memfd, memfd-huge or hugetlb\n");
-	expect_error_of("[daemon]\nuser = true\n", "FILE:2: 'user' is 'true'; it must be yes or no\n");
-	expect_error_of("[pool]\nnode = first\n",
-			"FILE:2: 'node' is 'first'; it must be any or a memory node's number from 0 to 1023\n");
+	expect_error_of("[pool]\nkind = shm\n",
+			"FILE:2: 'kind' is 'shm'; it must be memfd, memfd-huge or hugetlb\n");
+	expect_error_of("[daemon]\nuser = true\n",
+			"FILE:2: 'user' is 'true'; it must be yes or no\n");
+	expect_error_of(
+		"[pool]\nnode = first\n",
+		"FILE:2: 'node' is 'first'; it must be any or a memory node's number from 0 to 1023\n");
 }
 
 Test(config, socket_too_long)
@@ -319,7 +348,8 @@ Test(config, socket_too_long)
 	path[107] = 'a';
 	path[108] = '\0';
 	snprintf(text, sizeof(text), "[daemon]\nsocket = %s\n", path);
-	snprintf(want, sizeof(want), "FILE:2: 'socket' is '%s'; it must be a plain text of at most 107 bytes\n", path);
+	snprintf(want, sizeof(want),
+		 "FILE:2: 'socket' is '%s'; it must be a plain text of at most 107 bytes\n", path);
 	expect_error_of(text, want);
 }
 
@@ -340,10 +370,11 @@ Test(config, zero_byte)
 
 Test(config, all_errors_at_once)
 {
-	expect_error_of("[pool]\nsize = 1\nsise = 2\n[limits]\nfds = x\n",
-			"FILE:2: 'size' is '1'; it must be a size from 2M to 64T in pages of 4K, such as 512M or 4G, or auto\n"
-			"FILE:3: unknown key 'sise' in [pool]; known are: kind, size, node\n"
-			"FILE:5: 'fds' is 'x'; it must be a number from 16 to 1048576\n");
+	expect_error_of(
+		"[pool]\nsize = 1\nsise = 2\n[limits]\nfds = x\n",
+		"FILE:2: 'size' is '1'; it must be a size from 2M to 64T in pages of 4K, such as 512M or 4G, or auto\n"
+		"FILE:3: unknown key 'sise' in [pool]; known are: kind, size, node\n"
+		"FILE:5: 'fds' is 'x'; it must be a number from 16 to 1048576\n");
 }
 
 Test(config, file_that_cannot_be_read)
@@ -379,8 +410,10 @@ Test(config, drop_ins_in_order_of_name)
 	cr_expect(eq(u64, scene->config.connections, 7));
 
 	drop_in(scene, "15-x.conf", "[limits]\nowner = 2\n");
-	expect_errors(scene, "FILE.d/15-x.conf:2: unknown key 'owner' in [limits]; known are: connections, owners, fds, "
-		      "requests, queue, stall\n");
+	expect_errors(
+		scene,
+		"FILE.d/15-x.conf:2: unknown key 'owner' in [limits]; known are: connections, owners, fds, "
+		"requests, queue, stall\n");
 	scene_free(scene);
 }
 
@@ -413,14 +446,18 @@ Test(config, command_line_is_last)
 
 	scene->source.overrides = bad;
 	scene->source.n_overrides = 1;
-	expect_errors(scene, "--pool-size: 'size' must be a size from 2M to 64T in pages of 4K, such as 512M or 4G, or auto, "
-		      "not '12X'\n");
+	expect_errors(
+		scene,
+		"--pool-size: 'size' must be a size from 2M to 64T in pages of 4K, such as 512M or 4G, or auto, "
+		"not '12X'\n");
 	scene_free(scene);
 }
 
 Test(config, what_a_reload_cannot_change)
 {
-	struct config old = config_of(""), new = config_of("[pool]\nsize = 4G\n[engine]\nmove = no\n[limits]\nfds = 99\n");
+	struct config old = config_of(""),
+		      new = config_of(
+			      "[pool]\nsize = 4G\n[engine]\nmove = no\n[limits]\nfds = 99\n");
 	char names[128];
 
 	cr_expect(eq(u32, config_frozen_changes(&old, &new, names, sizeof(names)), 2));

@@ -26,7 +26,9 @@ Test(control, charge_and_release)
 
 	cr_expect(eq(int, quota_charge(&quota, 7, QUOTA_FDS, 8, why, sizeof(why)), 0));
 	cr_expect(eq(int, quota_charge(&quota, 7, QUOTA_FDS, 3, why, sizeof(why)), -EDQUOT));
-	cr_expect(eq(str, why, "uid 7 has 8 of 10 descriptors and asks for 3 more; 'fds' in [limits] of hmmd.conf sets the limit"));
+	cr_expect(eq(
+		str, why,
+		"uid 7 has 8 of 10 descriptors and asks for 3 more; 'fds' in [limits] of hmmd.conf sets the limit"));
 	cr_expect(eq(u64, quota_used(&quota, 7, QUOTA_FDS), 8));
 	cr_expect(eq(int, quota_charge(&quota, 7, QUOTA_FDS, 2, why, sizeof(why)), 0));
 
@@ -62,7 +64,8 @@ Test(control, what_has_happened_counts)
 Test(control, keys_by_identity)
 {
 	struct rights rights = { 0 };
-	struct rights_owner *one = rights_add(&rights, 1, geteuid(), 100), *two = rights_add(&rights, 2, geteuid(), 200);
+	struct rights_owner *one = rights_add(&rights, 1, geteuid(), 100),
+			    *two = rights_add(&rights, 2, geteuid(), 200);
 	int key = memfd_create("key", MFD_CLOEXEC), same = fcntl(key, F_DUPFD_CLOEXEC, 3);
 	int other = memfd_create("key", MFD_CLOEXEC);
 	uint32_t owner = 0;

@@ -172,7 +172,8 @@ Test(log, many_threads)
 		cr_assert(eq(int, sscanf(at, "speaker %d line %d %7s", &id, &line, end), 3));
 		cr_assert(eq(str, end, "end"));
 		cr_assert(id >= 0 && id < SPEAKERS);
-		cr_assert(line > last[id], "line %d of speaker %d after line %d", line, id, last[id]);
+		cr_assert(line > last[id], "line %d of speaker %d after line %d", line, id,
+			  last[id]);
 		last[id] = line;
 		lines++;
 	}
@@ -181,7 +182,9 @@ Test(log, many_threads)
 	capture_free(&capture);
 }
 
-/* Nobody reads until all is said: were a caller to wait for the reader, this test would never end. */
+/*
+ * Nobody reads until all is said: were a caller to wait for the reader, this test would never end.
+ */
 Test(log, nobody_waits_for_a_reader)
 {
 	struct capture capture;

@@ -150,7 +150,9 @@ Test(mailbox, many_senders_one_sleeper)
 	cr_assert(eq(int, mailbox_init(&box), 0));
 	for (i = 0; i < SENDERS; i++) {
 		senders[i] = (struct sender) { .box = &box, .id = i };
-		cr_assert(eq(int, pthread_create(&senders[i].thread, NULL, send_letters, &senders[i]), 0));
+		cr_assert(eq(int,
+			     pthread_create(&senders[i].thread, NULL, send_letters, &senders[i]),
+			     0));
 	}
 	while (total < SENDERS * LETTERS) {
 		struct pollfd poll_fd = { .fd = box.eventfd, .events = POLLIN };
