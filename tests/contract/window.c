@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * Windows: a shadow (sparse shmem memfd) mapped into drivers and armed, so that the
+ * kernel asks only when something has to change.
+ *
+ * Here both windows are mappings in one process, with a userfaultfd each: what counts is
+ * the file below. A second thread is the driver, the test's main thread is hmmd. What can
+ * fail: a window that reads or writes a page which it should not reach.
+ */
+#include "contract.h"
+
+#define AT	0x7e0000000000L		/* an owner's address, as an offset */
+#define SPARSE	(1L << 47)
+#define FEATURES (UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM)
+
+TestSuite(window, .init = contract_begin);
+
+static char *filled(int value)
+{
+	void *page = map_pages(1);
+
+	memset(page, value, PAGE);
+	return page;
+}
+
+struct window {
+	int fd;
+	char *mem;
+};
+
+/* A window that was write-protected whole while empty. */
+static struct window window_open(int shadow, size_t len)
+{
+	struct window w = {
+		.fd = uffd_open(FEATURES), .mem = map_memfd_aligned(shadow, len, AT),
+	};
+
+	cr_assert_eq(uffd_register(w.fd, w.mem, len, MISSING | WP), 0);
+	cr_assert_eq(uffd_wp(w.fd, w.mem, len, true), 0);
+	return w;
+}
+
+Test(window, hole_is_missing_and_a_protected_copy_fills_it)
+{
+	int shadow = memfd_new("shadow", SPARSE, 0);
+	struct window a = window_open(shadow, BLOCK), b = window_open(shadow, BLOCK);
+	struct call call;
+	char byte;
+
+	load_start(&call, a.mem);
+	expect_fault(a.fd, a.mem, 0);
+	cr_assert_eq(uffd_copy(a.fd, a.mem, filled(7), PAGE, UFFDIO_COPY_MODE_WP), 0);
+	cr_assert_eq(call_end(&call), 7);
+	/* It is in the file now: the other window maps it read-only, unasked. */
+	load_start(&call, b.mem);
+	cr_assert_eq(call_end(&call), 7);
+	cr_assert(no_event(b.fd));
+	cr_assert_eq(pread(shadow, &byte, 1, AT), 1);
+	cr_assert_eq(byte, 7);
+	/* Either's store asks, and lifting the one lets the other see the store. */
+	store_start(&call, b.mem, 99);
+	expect_fault(b.fd, b.mem, FAULT_WRITE | FAULT_WP);
+	cr_assert_eq(uffd_wp(b.fd, b.mem, PAGE, false), 0);
+	call_end(&call);
+	load_start(&call, a.mem);
+	cr_assert_eq(call_end(&call), 99);
+	cr_assert(no_event(a.fd));
+	store_start(&call, a.mem, 98);
+	expect_fault(a.fd, a.mem, FAULT_WRITE | FAULT_WP);
+	cr_assert_eq(uffd_wp(a.fd, a.mem, PAGE, false), 0);
+	call_end(&call);
+}
+
+Test(window, punching_revokes_everywhere)
+{
+	int shadow = memfd_new("shadow", SPARSE, 0);
+	struct window a = window_open(shadow, BLOCK), b = window_open(shadow, BLOCK);
+	char *plain = map_memfd(shadow, PAGE, AT);
+	struct call call;
+
+	plain[0] = 7;
+	cr_assert_eq(a.mem[0], 7);
+	cr_assert_eq(b.mem[0], 7);
+	cr_assert_eq(punch(shadow, AT, PAGE), 0);
+	cr_assert_not(file_has(shadow, AT));
+	load_start(&call, a.mem);
+	expect_fault(a.fd, a.mem, 0);
+	cr_assert_eq(uffd_copy(a.fd, a.mem, filled(8), PAGE, UFFDIO_COPY_MODE_WP), 0);
+	cr_assert_eq(call_end(&call), 8);
+	load_start(&call, b.mem);
+	cr_assert_eq(call_end(&call), 8);
+	cr_assert(no_event(b.fd));
+}
+
+/* "Write-protect windows, copy home, punch, wake" loses no write of a driver. */
+Test(window, blocked_writer_wakes_into_a_missing_fault)
+{
+	int shadow = memfd_new("shadow", SPARSE, 0);
+	struct window a = window_open(shadow, BLOCK);
+	char *plain = map_memfd(shadow, PAGE, AT);
+	struct call call;
+
+	plain[0] = 7;
+	store_start(&call, a.mem + 1, 99);
+	expect_fault(a.fd, a.mem, FAULT_WRITE | FAULT_WP);
+	cr_assert_eq(punch(shadow, AT, PAGE), 0);
+	cr_assert(still_blocked(&call));
+	cr_assert_eq(uffd_wake(a.fd, a.mem, PAGE), 0);
+	expect_fault(a.fd, a.mem, FAULT_WRITE);
+	cr_assert_eq(uffd_copy(a.fd, a.mem, filled(8), PAGE, 0), 0);
+	call_end(&call);
+	cr_assert_eq(plain[0], 8);
+	cr_assert_eq(plain[1], 99);
+}
+
+/* A marker that was lifted is gone for good, also after a punch: re-arm the page. */
+Test(window, lifted_protection_does_not_come_back)
+{
+	int shadow = memfd_new("shadow", SPARSE, 0);
+	struct window a = window_open(shadow, BLOCK);
+	char *plain = map_memfd(shadow, PAGE, AT);
+	struct call call;
+
+	plain[0] = 7;
+	cr_assert_eq(uffd_wp(a.fd, a.mem, PAGE, false), 0);
+	store_start(&call, a.mem, 1);
+	call_end(&call);
+	cr_assert_eq(punch(shadow, AT, PAGE), 0);
+	plain[0] = 8;
+	store_start(&call, a.mem, 2);
+	call_end(&call);
+	cr_assert(no_event(a.fd));
+	cr_assert_eq(uffd_wp(a.fd, a.mem, PAGE, true), 0);
+	store_start(&call, a.mem, 3);
+	expect_fault(a.fd, a.mem, FAULT_WRITE | FAULT_WP);
+	cr_assert_eq(uffd_wp(a.fd, a.mem, PAGE, false), 0);
+	call_end(&call);
+}
+
+Test(window, markers_survive_punch_mprotect_and_dontneed)
+{
+	int shadow = memfd_new("shadow", SPARSE, 0);
+	struct window a = window_open(shadow, BLOCK);
+	char *plain = map_memfd(shadow, 3 * PAGE, AT);
+	struct call call;
+
+	memset(plain, 7, 3 * PAGE);
+	for (int i = 0; i < 3; i++)
+		cr_assert_eq(a.mem[i * PAGE], 7);
+	cr_assert_eq(punch(shadow, AT, PAGE), 0);
+	plain[0] = 8;
+	cr_assert_eq(mprotect(a.mem + PAGE, PAGE, PROT_NONE), 0);
+	cr_assert_eq(mprotect(a.mem + PAGE, PAGE, PROT_READ | PROT_WRITE), 0);
+	cr_assert_eq(madvise(a.mem + 2 * PAGE, PAGE, MADV_DONTNEED), 0);
+	for (int i = 0; i < 3; i++) {
+		store_start(&call, a.mem + i * PAGE, 1);
+		expect_fault(a.fd, a.mem + i * PAGE, FAULT_WRITE | FAULT_WP);
+		cr_assert_eq(uffd_wp(a.fd, a.mem + i * PAGE, PAGE, false), 0);
+		call_end(&call);
+	}
+}
+
+/* Arming is lazy: again, wider, with more modes, on part of a window. */
+Test(window, registering_twice_and_wider)
+{
+	int shadow = memfd_new("shadow", SPARSE, 0), fd = uffd_open(FEATURES);
+	char *mem = map_memfd_aligned(shadow, 4 * BLOCK, AT), *plain = map_memfd(shadow, PAGE, AT);
+	struct call call;
+
+	plain[0] = 7;
+	cr_assert_eq(uffd_register(fd, mem, 4 * BLOCK, MISSING), 0);
+	cr_assert_eq(uffd_register(fd, mem, 4 * BLOCK, MISSING), 0);
+	cr_assert_eq(uffd_register(fd, mem, BLOCK, MISSING | WP), 0);
+	cr_assert_eq(uffd_register(fd, mem, BLOCK, MISSING | WP), 0);
+	cr_assert_eq(uffd_wp(fd, mem, BLOCK, true), 0);
+	cr_assert_eq(uffd_register(fd, mem, 2 * BLOCK, MISSING | WP), 0);
+	cr_assert_eq(uffd_wp(fd, mem + BLOCK, BLOCK, true), 0);
+	store_start(&call, mem, 1);
+	expect_fault(fd, mem, FAULT_WRITE | FAULT_WP);
+	cr_assert_eq(uffd_wp(fd, mem, PAGE, false), 0);
+	call_end(&call);
+	load_start(&call, mem + 3 * BLOCK);
+	expect_fault(fd, mem + 3 * BLOCK, 0);
+	cr_assert_eq(uffd_copy(fd, mem + 3 * BLOCK, filled(2), PAGE, 0), 0);
+	cr_assert_eq(call_end(&call), 2);
+}
+
+/* Back from MISSING|WP to MISSING alone: are the markers gone? */
+Test(window, registering_with_fewer_modes_drops_protection)
+{
+	int shadow = memfd_new("shadow", SPARSE, 0);
+	struct window a = window_open(shadow, BLOCK);
+	char *plain = map_memfd(shadow, PAGE, AT);
+	struct call call;
+
+	plain[0] = 7;
+	cr_assert_eq(uffd_wp(a.fd, a.mem, BLOCK, false), 0);
+	cr_assert_eq(uffd_register(a.fd, a.mem, BLOCK, MISSING), 0);
+	store_start(&call, a.mem, 2);
+	call_end(&call);
+	cr_assert(no_event(a.fd));
+	cr_assert_eq(plain[0], 2);
+}
+
+/* Freezing stops the window, not a plain mapping of the same file (hmmd's, or DMA). */
+Test(window, protection_is_the_windows_own)
+{
+	int shadow = memfd_new("shadow", SPARSE, 0);
+	struct window a = window_open(shadow, BLOCK);
+	char *plain = map_memfd(shadow, PAGE, AT);
+
+	plain[0] = 7;
+	plain[0] = 8;
+	cr_assert_eq(a.mem[0], 8);
+	cr_assert_eq(pwrite(shadow, "9", 1, AT), 1);
+	cr_assert_eq(a.mem[0], '9');
+	cr_assert(no_event(a.fd));
+}
+
+/* What brings zeros into a shadow: a driver's fork child, which is not armed. */
+Test(window, forked_child_of_a_driver_fills_holes_with_zeros)
+{
+	int shadow = memfd_new("shadow", SPARSE, 0);
+	struct window a = window_open(shadow, BLOCK);
+	struct call call;
+	pid_t pid = fork();
+
+	if (!pid) {
+		child_check(((volatile char *)a.mem)[0] == 0);
+		_exit(0);
+	}
+	child_passed(pid);
+	cr_assert(file_has(shadow, AT), "the child's read left a page of zeros");
+	load_start(&call, a.mem);
+	cr_assert_eq(call_end(&call), 0, "and the driver's window shows it, unasked");
+	cr_assert(no_event(a.fd));
+}
+
+/* So windows are MADV_DONTFORK. */
+Test(window, dontfork_keeps_the_child_out)
+{
+	int shadow = memfd_new("shadow", SPARSE, 0), status;
+	struct window a = window_open(shadow, BLOCK);
+	pid_t pid;
+
+	cr_assert_eq(madvise(a.mem, BLOCK, MADV_DONTFORK), 0);
+	pid = fork();
+	if (!pid) {
+		/* Criterion's handler would report the expected signal as the test's own. */
+		signal(SIGSEGV, SIG_DFL);
+		(void)((volatile char *)a.mem)[0];
+		_exit(0);
+	}
+	status = child_end(pid);
+	cr_assert(WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV);
+	cr_assert_not(file_has(shadow, AT));
+}
+
+Test(window, touch_after_unregister_leaves_zeros)
+{
+	int shadow = memfd_new("shadow", SPARSE, 0);
+	struct window a = window_open(shadow, BLOCK);
+
+	cr_assert_eq(uffd_unregister(a.fd, a.mem, BLOCK), 0);
+	cr_assert_eq(((volatile char *)a.mem)[0], 0);
+	cr_assert(file_has(shadow, AT));
+}
+
+/* A window and the file under it are independent of the driver that mapped it first. */
+static void driver(void *arg)
+{
+	int *sock = arg, shadow = sock[1];
+	struct window w = window_open(shadow, BLOCK);
+	char byte;
+
+	send_fd(sock[0], w.fd);
+	child_check(write(sock[0], &w.mem, sizeof(w.mem)) == sizeof(w.mem));
+	child_check(read(sock[0], &byte, 1) == 1);
+	w.mem[0] = 99;
+}
+
+/* hmmd serves a driver's window with the driver's descriptor; bytes come by address. */
+Test(window, served_for_another_process)
+{
+	int sock[2], arg[2], fd, shadow = memfd_new("shadow", SPARSE, 0);
+	char *mem, byte;
+	pid_t pid;
+
+	cr_assert_eq(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sock), 0);
+	arg[0] = sock[1];
+	arg[1] = shadow;
+	pid = child_start(driver, arg);
+	fd = recv_fd(sock[0]);
+	cr_assert_eq(recv(sock[0], &mem, sizeof(mem), MSG_WAITALL), sizeof(mem));
+	cr_assert_eq(write(sock[0], "g", 1), 1);
+	expect_fault(fd, mem, FAULT_WRITE);
+	cr_assert_eq(uffd_copy(fd, mem, filled(7), PAGE, 0), 0);
+	child_passed(pid);
+	cr_assert_eq(pread(shadow, &byte, 1, AT), 1);
+	cr_assert_eq(byte, 99);
+	cr_assert_eq(uffd_copy(fd, mem, filled(7), PAGE, 0), -ESRCH);
+}
