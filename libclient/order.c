@@ -378,6 +378,9 @@ static struct region *wait_for_region(struct agent *agent, const struct hmm_orde
 		struct region *region = hmmc_region_find(agent->regions, order->mirror, order->addr);
 		const struct timespec while_ = { .tv_nsec = 100000000 };
 
+		/* One of an earlier mirror of this number is not it: the event is on its way. */
+		if (region && region->inode != order->shadow)
+			region = NULL;
 		if (region || agent_is_retired(agent) ||
 		    __atomic_load_n(&order->state, __ATOMIC_SEQ_CST) == HMM_ORDER_CANCELLED)
 			return region;

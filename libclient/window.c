@@ -24,7 +24,8 @@
 #include "space.h"
 
 #define PARTS_MAX	256
-#define GAP_MAX		(64UL << 20)	/* room for what the owner maps next, inside one part */
+#define GAP_MAX		(64UL << 20)	/* between mappings of one part */
+#define ROOM_MIN	(256UL << 20)
 
 struct piece {
 	uint64_t base, length;
@@ -63,15 +64,16 @@ static int taken(uint64_t addr, uint64_t length)
 			 (unsigned long long)addr, (unsigned long long)(addr + length));
 }
 
+#define RESERVATION (MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE)
+
 /* Nothing else of this process gets in between asking and mapping. */
 static int reserve(struct part *part, uint64_t flags)
 {
-	const int kind = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
 	uint64_t lead = part->addr & (HMM_REGION_SIZE - 1);
 	char *room, *at;
 
 	if (!(flags & HMM_WINDOW_OFFSET)) {
-		at = mmap((void *)part->addr, part->length, PROT_NONE, kind | MAP_FIXED_NOREPLACE, -1, 0);
+		at = mmap((void *)part->addr, part->length, PROT_NONE, RESERVATION | MAP_FIXED_NOREPLACE, -1, 0);
 		if (at == MAP_FAILED)
 			return errno == EEXIST ? taken(part->addr, part->length) :
 						 hmmc_fail(-errno, "cannot reserve the window: %s", strerror(errno));
@@ -79,7 +81,7 @@ static int reserve(struct part *part, uint64_t flags)
 		return 0;
 	}
 	/* The same place inside a region, so that huge pages fit. */
-	room = mmap(NULL, part->length + HMM_REGION_SIZE, PROT_NONE, kind, -1, 0);
+	room = mmap(NULL, part->length + HMM_REGION_SIZE, PROT_NONE, RESERVATION, -1, 0);
 	if (room == MAP_FAILED)
 		return hmmc_fail(-errno, "no address space for the window: %s", strerror(errno));
 	at = (char *)(((uintptr_t)room - lead + HMM_REGION_SIZE - 1) & ~(HMM_REGION_SIZE - 1)) + lead;
@@ -88,6 +90,43 @@ static int reserve(struct part *part, uint64_t flags)
 	munmap(at + part->length, (size_t)(room + HMM_REGION_SIZE - at));
 	part->at = at;
 	return 0;
+}
+
+/* As much of the @want bytes behind @addr as is free here: all, or half of it, ... */
+static uint64_t reserve_behind(uint64_t addr, uint64_t want)
+{
+	for (; want >= HMM_BLOCK_SIZE; want = want / 2 & ~(HMM_BLOCK_SIZE - 1))
+		if (addr + want <= HMM_VA_END &&
+		    mmap((void *)addr, want, PROT_NONE, RESERVATION | MAP_FIXED_NOREPLACE, -1, 0) != MAP_FAILED)
+			return want;
+	return 0;
+}
+
+static uint64_t reserve_before(uint64_t addr, uint64_t want)
+{
+	for (; want >= HMM_BLOCK_SIZE; want = want / 2 & ~(HMM_BLOCK_SIZE - 1))
+		if (want < addr &&
+		    mmap((void *)(addr - want), want, PROT_NONE, RESERVATION | MAP_FIXED_NOREPLACE, -1, 0) !=
+			    MAP_FAILED)
+			return want;
+	return 0;
+}
+
+/*
+ * Room for what the owner maps next, which nobody announces: heaps grow upwards,
+ * mappings downwards. Up to the edge of the region, whose shadow is there in any
+ * case, and where that is near, of the next one.
+ */
+static void make_room(struct part *part)
+{
+	uint64_t after = -(part->addr + part->length) & (HMM_REGION_SIZE - 1);
+	uint64_t before = part->addr & (HMM_REGION_SIZE - 1);
+
+	part->length += reserve_behind(part->addr + part->length, after < ROOM_MIN ? after + HMM_REGION_SIZE : after);
+	before = reserve_before(part->addr, before < ROOM_MIN ? before + HMM_REGION_SIZE : before);
+	part->addr -= before;
+	part->at -= before;
+	part->length += before;
 }
 
 static int open_uffd(struct connection *connection)
@@ -176,10 +215,8 @@ static int call_part(struct part *part, uint16_t op, size_t size, int (*prepare)
 
 static int open_part(struct part *part)
 {
-	int error = reserve(part, part->window->flags);
+	int error;
 
-	if (error)
-		return error;
 	part->pieces_room = (uint32_t)((part->addr + part->length + HMM_REGION_SIZE - 1) / HMM_REGION_SIZE -
 				       part->addr / HMM_REGION_SIZE);
 	part->pieces = hmmc_arena_alloc(part->pieces_room * sizeof(*part->pieces));
@@ -270,6 +307,17 @@ static struct part *add_part(struct hmm_window *window, uint64_t addr, uint64_t 
 	return part;
 }
 
+/* Nothing of this process lies there. */
+static bool is_free(uint64_t start, uint64_t end)
+{
+	void *map = mmap((void *)start, end - start, PROT_NONE, RESERVATION | MAP_FIXED_NOREPLACE, -1, 0);
+
+	if (map == MAP_FAILED)
+		return false;
+	munmap(map, end - start);
+	return true;
+}
+
 /* Parts over everything that the owner has mapped now, as many mappings to a part as lie near each other. */
 static int cover_all(struct hmm_window *window)
 {
@@ -293,7 +341,8 @@ static int cover_all(struct hmm_window *window)
 			const struct hmm_record_range_info *range = &reply->ranges[i];
 
 			cursor = range->end;
-			if (part && range->start - (part->addr + part->length) < GAP_MAX) {
+			if (part && range->start - (part->addr + part->length) < GAP_MAX &&
+			    is_free(part->addr + part->length, range->end)) {
 				part->length = range->end - part->addr;
 				continue;
 			}
@@ -309,7 +358,6 @@ static int cover_all(struct hmm_window *window)
 	return error;
 }
 
-/* Where a gap between mappings is taken here, the mappings themselves may fit. */
 int hmm_window_map(struct hmm_mirror *mirror, unsigned long addr, size_t length, uint64_t flags,
 		   struct hmm_window **result)
 {
@@ -339,6 +387,11 @@ int hmm_window_map(struct hmm_mirror *mirror, unsigned long addr, size_t length,
 	}
 	if (!error) {
 		link_window(window);
+		for (uint32_t i = 0; i < window->count && !error; i++)
+			error = reserve(&window->parts[i], flags);
+		/* Not before all have their places, so that none takes another's. */
+		for (uint32_t i = 0; i < window->count && !error && !length && !(flags & HMM_WINDOW_OFFSET); i++)
+			make_room(&window->parts[i]);
 		for (uint32_t i = 0; i < window->count && !error; i++)
 			error = open_part(&window->parts[i]);
 		if (error) {
