@@ -62,7 +62,7 @@ enum hmm_page_state {
 };
 #define HMM_PAGE_STATE_MASK	0x07
 #define HMM_PAGE_COMPLETE	0x08	/* the shadow holds the page's bytes */
-#define HMM_PAGE_SERVED		0x10	/* came home while its block was still going out */
+#define HMM_PAGE_SERVED		0x10	/* came home, or was discarded, while its block was in transit */
 
 /*
  * A block's transit state; daemon/engine/transition.c has the table of edges
@@ -184,7 +184,8 @@ struct hmm_order {
 	uint64_t hole[HMM_BITMAP_WORDS];	/* result: nothing there: zeros in the shadow if WHOLE held */
 	uint64_t busy[HMM_BITMAP_WORDS];	/* result: pinned or shared, left alone */
 	uint64_t epoch;		/* of the block when the order was given */
-	uint64_t spare[26];
+	uint64_t shadow;	/* inode of the shadow meant: a mirror's number may be used again */
+	uint64_t spare[25];
 };
 _Static_assert(sizeof(struct hmm_order) == 512, "fixed size");
 

@@ -91,6 +91,7 @@ static ssize_t access_remote(struct access *access, struct block *block, uint64_
 	ssize_t r = 0;
 
 	for (int tries = 0; tries < 2; tries++) {
+		int filled, lifted;
 		size_t done;
 
 		r = access->write ? kernel->mem_write(owner->mem, addr, buffer, n)
@@ -100,8 +101,11 @@ static ssize_t access_remote(struct access *access, struct block *block, uint64_
 		if (!block || !(block->record->flags & HMM_BLOCK_ARMED))
 			break;
 		/* Armed and never touched: nobody fills it but hmmd. Or protected from a former S. */
-		kernel->uffd_zero(owner->uffd, addr & ~(HMM_PAGE_SIZE - 1), HMM_PAGE_SIZE, &done);
-		kernel->uffd_protect(owner->uffd, addr & ~(HMM_PAGE_SIZE - 1), HMM_PAGE_SIZE, false);
+		filled = kernel->uffd_zero(owner->uffd, addr & ~(HMM_PAGE_SIZE - 1), HMM_PAGE_SIZE, &done);
+		lifted = kernel->uffd_protect(owner->uffd, addr & ~(HMM_PAGE_SIZE - 1), HMM_PAGE_SIZE,
+					      false);
+		if (filled == -EAGAIN || lifted == -EAGAIN)
+			return -EAGAIN;
 	}
 	return r < 0 ? (r == -EIO ? -EFAULT : r) : -EFAULT;
 }
@@ -154,6 +158,12 @@ static int access_step(struct access *access)
 	case HMM_PAGE_INVALID:
 	case HMM_PAGE_REMOTE:
 		r = access_remote(access, block, addr, n);
+		if (r == -EAGAIN) {
+			/* The map is changing: when its event has been read. */
+			TAILQ_INSERT_TAIL(&access->owner->retry, &access->task, link);
+			worker_alarm(access->owner->worker, access->owner->worker->now + 50 * NS_PER_US);
+			return 1;
+		}
 		if (r < 0)
 			return (int)r;
 		n = (size_t)r;

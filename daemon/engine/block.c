@@ -138,30 +138,35 @@ struct block *block_get(struct owner *owner, uint64_t addr)
 	return block;
 }
 
-void block_forget(struct block *block)
+void block_free(struct block *block)
 {
 	struct owner *owner = block->owner;
 	struct block_span *span = span_find(owner, block->addr);
-	uint64_t table_offset = (block->addr >> HMM_PAGE_SHIFT) * sizeof(uint64_t);
+	unsigned int at;
 
-	assert(block_at_rest(block) && TAILQ_EMPTY(&block->parked) && !block->charged);
 	if (block->queued)
 		TAILQ_REMOVE(&owner->settling, block, settle);
-	memset(block->record, 0, sizeof(*block->record));
-	/* A block's entries are exactly one page of the table. */
-	kernel->punch(owner->table_fd, table_offset, HMM_PAGE_SIZE);
 	*span_slot(span, block->addr) = NULL;
 	free(block);
-
 	if (--span->used)
 		return;
-	unsigned int at = span_index(owner, span->base);
-
+	at = span_index(owner, span->base);
 	memmove(owner->spans + at, owner->spans + at + 1,
 		(owner->span_count - at - 1) * sizeof(*owner->spans));
 	owner->span_count--;
 	owner->last_span = NULL;
 	free(span);
+}
+
+void block_forget(struct block *block)
+{
+	uint64_t table_offset = (block->addr >> HMM_PAGE_SHIFT) * sizeof(uint64_t);
+
+	assert(block_at_rest(block) && TAILQ_EMPTY(&block->parked) && !block->charged);
+	memset(block->record, 0, sizeof(*block->record));
+	/* A block's entries are exactly one page of the table. */
+	kernel->punch(block->owner->table_fd, table_offset, HMM_PAGE_SIZE);
+	block_free(block);
 }
 
 struct block *block_next(struct owner *owner, uint64_t addr, uint64_t end)
@@ -400,6 +405,10 @@ bool block_punch_stale(struct block *block)
 	unsigned int first = 0, end;
 	bool clean = true;
 
+	/* The agent fills it, or is about to. */
+	if (block->record->transit == HMM_TRANSIT_OUT_MOVE ||
+	    block->record->transit == HMM_TRANSIT_OUT_ZAP)
+		return false;
 	if (!shadow) {
 		block->stale = (struct pages){ 0 };
 		uncharge_all(block);
@@ -534,7 +543,37 @@ void block_look_for_zap(struct block *block)
 			pages_clear(&block->zapping, i);
 }
 
+void block_forget_mirror(struct block *block)
+{
+	uncharge_all(block);
+	block->stale = (struct pages){ 0 };
+	block->record->mirror = HMM_NO_MIRROR;
+}
+
+void block_let_go_coherent(struct block *block)
+{
+	struct pages coherent;
+	unsigned int first = 0, end;
+
+	if (!block_at_rest(block) ||
+	    !block_pages_in(block, HMM_PAGE_COHERENT, 0, HMM_BLOCK_PAGES, &coherent))
+		return;
+	for (; pages_run(&coherent, &first, &end); first = end)
+		block_set_state(block, first, end, HMM_PAGE_INVALID);
+	/* The owner maps those very pages: nothing may be punched. */
+	block->stale = (struct pages){ 0 };
+	uncharge_all(block);
+	block_forget(block);
+}
+
 /* ---- pages that the owner gave up ---------------------------------------------------------- */
+
+void block_bury(struct block *block, unsigned int i)
+{
+	pages_set(&block->dead, i);
+	/* In the ledger, too: a successor must not believe what was moved. */
+	block->record->page[i] |= HMM_PAGE_SERVED;
+}
 
 static void discard_now(struct block *block, const struct pages *pages)
 {
@@ -542,12 +581,11 @@ static void discard_now(struct block *block, const struct pages *pages)
 
 	for (; pages_run(pages, &first, &end); first = end)
 		block_set_state(block, first, end, HMM_PAGE_INVALID);
-	if (block_has_window(block)) {
-		block_punch_stale(block);
-		first = 0;
-		for (; pages_run(pages, &first, &end); first = end)
-			window_wake(block, first, end);
-	}
+	if (!block_has_window(block))
+		return;
+	block_punch_stale(block);
+	for (first = 0; pages_run(pages, &first, &end); first = end)
+		window_wake(block, first, end);
 }
 
 static void discard_proceed(struct block *block)
@@ -567,7 +605,7 @@ void block_discard(struct block *block, unsigned int first, unsigned int end, in
 		bool pending = busy && block->record->pending[i / 64] >> (i % 64) & 1;
 
 		if (pending)
-			pages_set(&block->dead, i);
+			block_bury(block, i);
 		else if (state != HMM_PAGE_INVALID && state != HMM_PAGE_REMOTE)
 			pages_set(&gone, i);
 	}
@@ -581,6 +619,6 @@ void block_discard(struct block *block, unsigned int first, unsigned int end, in
 	}
 	/* The block's number is odd already: nobody trusts these pages now. */
 	block_hide(block, &gone);
-	invalidate_send(block, page_addr(block, first), page_addr(block, end), reason);
+	invalidate_send(block, page_addr(block, first), page_addr(block, end), reason, false);
 	discard_now(block, &gone);
 }

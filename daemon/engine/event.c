@@ -127,10 +127,11 @@ static int journal_read(struct owner *owner)
 	size_t length = (room < BATCH ? room : BATCH) * HMM_JOURNAL_SLOT_SIZE;
 	ssize_t n;
 
-	memset(owner->journal->slot[at], 0, length);
-	/* Behind a full batch, too: what the last lap left there must not look unapplied. */
-	memset(owner->journal->slot[(at + length / HMM_JOURNAL_SLOT_SIZE) % HMM_JOURNAL_SLOTS], 0,
-	       HMM_JOURNAL_SLOT_SIZE);
+	/* One more than a batch: what the last lap left there must not look unapplied. */
+	if (owner->journal_zeroed < owner->journal_read)
+		owner->journal_zeroed = owner->journal_read;
+	for (; owner->journal_zeroed <= owner->journal_read + BATCH; owner->journal_zeroed++)
+		memset(slot_of(owner, owner->journal_zeroed), 0, HMM_JOURNAL_SLOT_SIZE);
 	n = read(owner->uffd, owner->journal->slot[at], length);
 	if (n < 0)
 		return -errno;
@@ -159,9 +160,11 @@ void event_read(struct owner *owner)
 		order_release_hold(owner);
 		if (n <= 0)
 			break;
+		/* What the events set free goes on before a fault could find the page empty. */
+		owner_run(owner);
 		serve_batch(owner, from, owner->journal_read);
 		__atomic_store_n(&owner->journal->applied, owner->journal_read, __ATOMIC_RELEASE);
-	} while (n > 0);
+	} while (n == (int)BATCH);	/* fewer: the descriptor was empty, and says so when it is not */
 }
 
 /* Behind the last message that was read and perhaps not applied. */

@@ -29,6 +29,14 @@ const void *page_bytes(struct block *block, unsigned int i, void *bounce)
 	enum hmm_page_state state = page_state(block, i);
 	struct owner *owner = block->owner;
 
+	if (!block_at_rest(block)) {
+		bool pending = block->record->pending[i / 64] >> (i % 64) & 1;
+
+		/* Discarded, whether or not its drivers have answered. */
+		if (pages_test(&block->dead, i) ||
+		    (pending && block->record->transit == HMM_TRANSIT_UNSHARING))
+			return NULL;
+	}
 	if (state == HMM_PAGE_DEVICE || state == HMM_PAGE_SHARED || state == HMM_PAGE_COHERENT) {
 		const struct shadow *shadow = block_shadow(block);
 
@@ -58,8 +66,11 @@ static void drop_guarded(struct block *block, struct pages *pages)
 		if (kernel->pagemap_read(owner->pagemap, page_addr(block, first), end - first, entries))
 			return;
 		for (unsigned int i = first; i < end; i++)
-			if (entries[i - first] & PM_GUARD)
+			if (entries[i - first] & PM_GUARD) {
+				/* Installing it threw the page away. */
 				pages_clear(pages, i);
+				block_bury(block, i);
+			}
 	}
 }
 
@@ -149,6 +160,16 @@ static void revoke_copies(struct block *block, struct shadow *shadow, const stru
 	window_wake(block, 0, HMM_BLOCK_PAGES);
 }
 
+/* What stayed on the device may be written there again. */
+static void release_device(struct block *block, unsigned int first, unsigned int end)
+{
+	struct pages device;
+
+	block_pages_in(block, HMM_PAGE_DEVICE, first, end, &device);
+	for (first = 0; pages_run(&device, &first, &end); first = end)
+		window_protect(block, first, end, false);
+}
+
 static enum hmm_page_state state_after(const struct block *block, unsigned int i,
 				       const struct pages *done)
 {
@@ -194,12 +215,10 @@ static void home_proceed(struct block *block)
 	if (windows) {
 		if (!share)
 			revoke_copies(block, shadow, &done);
+		else
+			block_punch_stale(block);
 		for (first = 0; pages_run(&block->move.want, &first, &end); first = end) {
-			struct pages device;
-
-			/* What stayed may be written again; what left is asked for again. */
-			if (block_pages_in(block, HMM_PAGE_DEVICE, first, end, &device))
-				window_protect(block, first, end, false);
+			release_device(block, first, end);
 			window_wake(block, first, end);
 		}
 	}

@@ -43,7 +43,7 @@ static struct ack *ack_new(struct owner *owner, struct mirror *mirror, struct bl
 	return ack;
 }
 
-unsigned int invalidate_send(struct block *block, uint64_t start, uint64_t end, int reason)
+unsigned int invalidate_send(struct block *block, uint64_t start, uint64_t end, int reason, bool wait)
 {
 	struct owner *owner = block->owner;
 	unsigned int waiting = 0;
@@ -56,7 +56,7 @@ unsigned int invalidate_send(struct block *block, uint64_t start, uint64_t end, 
 		if (!mirror || !mirror->peer || !(mirror->flags & HMM_MIRROR_FLAGS_CALLBACKS))
 			continue;
 		message = malloc(sizeof(*message));
-		ack = message ? ack_new(owner, mirror, block, start, end) : NULL;
+		ack = message ? ack_new(owner, mirror, wait ? block : NULL, start, end) : NULL;
 		if (!ack) {
 			free(message);
 			/* It can't be told: it must not go on reading. */
@@ -72,7 +72,7 @@ unsigned int invalidate_send(struct block *block, uint64_t start, uint64_t end, 
 		message->blockable = 1;
 		worker_event(owner->worker, mirror->peer, message, -1);
 		owner_count(owner, COUNTER_INVALIDATIONS, 1);
-		waiting++;
+		waiting += wait;
 	}
 	return waiting;
 }

@@ -186,8 +186,7 @@ static void home_slot_proceed(struct block *block)
 		for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++)
 			block_set_state(block, i, i + 1, pages_test(&block->dead, i) ?
 					HMM_PAGE_INVALID : HMM_PAGE_DEVICE);
-		owner->slot[block->record->slot] = SLOT_FREE;
-		TAILQ_CONCAT(&owner->runnable, &owner->slot_waiters, link);
+		slot_put(owner, block->record->slot);
 		job->no_slot = true;
 		transit_end(block);
 		job_again(job);
@@ -330,7 +329,8 @@ static void out_proceed(struct block *block)
 				/* The map is changing: everything back, and again later. */
 				struct hmm_order none = { .state = HMM_ORDER_CANCELLED };
 				struct block_order order = {
-					.kind = kind, .want = block->move.want, .slot = HMM_NO_SLOT,
+					.kind = kind, .want = block->move.want,
+					.slot = block->record->slot,
 				};
 
 				migrate_out_done(block, &order, &none);
@@ -462,15 +462,18 @@ void migrate_out_done(struct block *block, struct block_order *order, struct hmm
 	}
 	block->touched = false;
 	owner_count(owner, COUNTER_PAGES_TO_DEVICE, moved);
-	if (order->slot != HMM_NO_SLOT)
+	/* Without MOVE it was only a permit. */
+	if (zap)
+		slot_put(owner, order->slot);
+	else
 		slot_release(owner, order->slot);
+	transit_end(block);
 	if (!moved)
 		block_settle_later(block);
 	if (block_has_window(block)) {
 		block_punch_stale(block);
 		window_wake(block, 0, HMM_BLOCK_PAGES);
 	}
-	transit_end(block);
 	job_block_done(job, 0);
 }
 
@@ -520,7 +523,7 @@ static int out_begin(struct job *job, struct block *block, const struct segment 
 	bool whole = move && pages_count(want) == HMM_BLOCK_PAGES;
 	bool huge = pool_is_huge(mirror->device->pool->kind);
 	struct shadow *shadow;
-	int r, slot = HMM_NO_SLOT;
+	int r, slot;
 
 	if (!move && !span_set_covers(&owner->unpinned, segment->start, segment->end))
 		return -ENOTSUP;
@@ -534,11 +537,10 @@ static int out_begin(struct job *job, struct block *block, const struct segment 
 	/* A fill never meets what an earlier stay left behind. */
 	if (!pages_empty(&block->stale) && !block_punch_stale(block) && whole)
 		return -EAGAIN;
-	if (move) {
-		slot = slot_take(owner);
-		if (slot < 0)
-			return -EBUSY;
-	}
+	/* The base engine needs none, but as many permits keep the ring from running over. */
+	slot = slot_take(owner);
+	if (slot < 0)
+		return -EBUSY;
 	block->record->mirror = (uint16_t)mirror->index;
 	r = block_charge(block, mirror->device, huge ? HMM_BLOCK_PAGES : pages_count(want));
 	if (!r && shadow->kind == HMM_POOL_KIND_HUGETLB &&
@@ -547,8 +549,7 @@ static int out_begin(struct job *job, struct block *block, const struct segment 
 	if (!r)
 		r = block_arm(block, segment->start, segment->end);
 	if (r) {
-		if (slot != HMM_NO_SLOT)
-			owner->slot[slot] = SLOT_FREE;
+		slot_put(owner, (unsigned int)slot);
 		block_settle_later(block);
 		return r == -EBUSY ? -EEXIST : r;
 	}

@@ -104,7 +104,8 @@ void mirror_free(struct mirror *mirror)
 	pthread_mutex_lock(&engine->lock);
 	mirror->owner->mirror[mirror->index] = NULL;
 	pthread_mutex_unlock(&engine->lock);
-	mirror->owner->journal->mirror[mirror->index].used = 0;
+	if (!mirror->owner->abandoned)
+		mirror->owner->journal->mirror[mirror->index].used = 0;
 	shadows_deinit(&mirror->shadows);
 	device_unuse(&engine->devices, mirror->device);
 	free(mirror);
@@ -168,6 +169,55 @@ static int mirror_register(struct owner *owner, struct letter *letter)
 	return 0;
 }
 
+static void leave_coherent(struct block *block, void *data)
+{
+	if (block_mirror(block) == data)
+		block_let_go_coherent(block);
+}
+
+static void leave_block(struct block *block, void *data)
+{
+	if (block_mirror(block) != data)
+		return;
+	block_forget_mirror(block);
+	block_settle_later(block);
+}
+
+struct leaving {
+	struct task task;
+	struct owner *owner;
+	struct letter *letter;
+};
+
+static void unregister_done(struct owner *owner, void *data, uint64_t pages);
+
+static void leaving_run(struct task *task)
+{
+	struct leaving leaving = *(struct leaving *)task;
+	const struct hmm_msg_mirror_unregister *message = (const void *)leaving.letter->message;
+	struct mirror *mirror = mirror_by_id(leaving.owner, message->mirror);
+
+	free(task);
+	migrate_home(leaving.owner, 0, HMM_VA_END, mirror ? mirror->device : NULL, unregister_done,
+		     leaving.letter);
+}
+
+static void unregister_later(struct owner *owner, struct letter *letter)
+{
+	struct leaving *leaving = malloc(sizeof(*leaving));
+
+	if (!leaving) {
+		letter_fail(letter, -ENOMEM, "out of memory; try again");
+		worker_reply(owner->worker, letter);
+		return;
+	}
+	leaving->task.run = leaving_run;
+	leaving->owner = owner;
+	leaving->letter = letter;
+	TAILQ_INSERT_TAIL(&owner->retry, &leaving->task, link);
+	worker_alarm(owner->worker, owner->worker->now + NS_PER_MS);
+}
+
 static void unregister_done(struct owner *owner, void *data, uint64_t pages)
 {
 	struct letter *letter = data;
@@ -177,10 +227,13 @@ static void unregister_done(struct owner *owner, void *data, uint64_t pages)
 	(void)pages;
 	if (mirror && mirror->migrations) {
 		/* Pages may still be going out on its behalf: they are seen to again. */
-		migrate_home(owner, 0, HMM_VA_END, mirror->device, unregister_done, data);
+		unregister_later(owner, data);
 		return;
 	}
-	if (mirror && atomic_load(&mirror->device_pages) && !owner->gone) {
+	if (mirror)
+		block_for_each(owner, 0, HMM_VA_END, leave_coherent, mirror);
+	if (mirror && (atomic_load(&mirror->device_pages) || atomic_load(&mirror->shared_pages)) &&
+	    !owner->gone) {
 		mirror->leaving = false;
 		letter_fail(letter, -EBUSY,
 			    "%lu pages could not come home yet: the owner's memory is full or changing; try again",
@@ -189,11 +242,7 @@ static void unregister_done(struct owner *owner, void *data, uint64_t pages)
 		return;
 	}
 	if (mirror) {
-		for (struct block *block = block_next(owner, 0, HMM_VA_END), *next; block; block = next) {
-			next = block_next(owner, block->addr + HMM_BLOCK_SIZE, HMM_VA_END);
-			if (block_mirror(block) == mirror && block_at_rest(block))
-				block_settle(block);
-		}
+		block_for_each(owner, 0, HMM_VA_END, leave_block, mirror);
 		mirror_free(mirror);
 	}
 	if (!letter_reply(letter, HMM_OP_MIRROR_UNREGISTER_REPLY,

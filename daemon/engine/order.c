@@ -62,6 +62,7 @@ struct block_order *order_issue(struct owner *owner, uint32_t kind, struct block
 				unsigned int slot, const struct pages *want, uint32_t flags)
 {
 	struct hmm_orders *orders = owner->orders;
+	const struct shadow *shadow;
 	struct block_order *order;
 	struct hmm_order *shared;
 
@@ -84,6 +85,8 @@ struct block_order *order_issue(struct owner *owner, uint32_t kind, struct block
 	shared->slot = slot;
 	shared->flags = flags;
 	shared->epoch = block ? block->record->epoch : 0;
+	shadow = block ? block_shadow(block) : NULL;
+	shared->shadow = shadow ? shadow->inode : 0;
 	shared->mirror = block ? block->record->mirror : 0;
 	shared->error = 0;
 	for (unsigned int w = 0; w < HMM_BITMAP_WORDS; w++) {
@@ -113,8 +116,7 @@ static void finish(struct owner *owner, struct block_order *order)
 	if (order->kind == HMM_ORDER_NONE)
 		return;
 	if (order->kind == HMM_ORDER_RELEASE) {
-		owner->slot[order->slot] = SLOT_FREE;
-		TAILQ_CONCAT(&owner->runnable, &owner->slot_waiters, link);
+		slot_put(owner, order->slot);
 		return;
 	}
 	/* Results can only be about pages that were asked for. */
@@ -215,6 +217,12 @@ int slot_take(struct owner *owner)
 	return -EAGAIN;
 }
 
+void slot_put(struct owner *owner, unsigned int slot)
+{
+	owner->slot[slot] = SLOT_FREE;
+	TAILQ_CONCAT(&owner->runnable, &owner->slot_waiters, link);
+}
+
 void slot_release(struct owner *owner, unsigned int slot)
 {
 	owner->slot[slot] = SLOT_RELEASING;
@@ -253,7 +261,7 @@ static void serve_from_slot(struct owner *owner, struct block_order *order)
 						HMM_PAGE_SIZE, 0, &done))
 			continue;
 		/* Home: what the agent will say of it counts no more. */
-		pages_set(&block->dead, page_index(addr));
+		block_bury(block, page_index(addr));
 	}
 }
 
@@ -263,7 +271,14 @@ void order_unstick(struct owner *owner, int64_t now)
 		struct block_order *order = &owner->order[at % HMM_ORDERS_RING];
 		struct block *block = order->block;
 
-		if (!block || TAILQ_EMPTY(&block->parked) || now - order->issued < STUCK_NS)
+		if (!block)
+			continue;
+		if (now - order->issued < STUCK_NS) {
+			worker_alarm(owner->worker, order->issued + STUCK_NS);
+			continue;
+		}
+		worker_alarm(owner->worker, now + STUCK_NS);
+		if (TAILQ_EMPTY(&block->parked))
 			continue;
 		if (order_cancel(owner, order))
 			continue;
@@ -271,6 +286,5 @@ void order_unstick(struct owner *owner, int64_t now)
 		if (order->kind == HMM_ORDER_OUT_MOVE && !(order->flags & HMM_ORDER_VISIBLE) &&
 		    shared_state(owner, order) == HMM_ORDER_FILLING)
 			serve_from_slot(owner, order);
-		worker_alarm(owner->worker, now + STUCK_NS);
 	}
 }

@@ -13,12 +13,14 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "engine/owner.h"
@@ -244,6 +246,18 @@ static int reply_open(struct owner *owner, struct letter *letter)
 	return 0;
 }
 
+/* Files of procfs, and nothing that somebody's own file system serves when it likes. */
+int owner_check_proc(const struct owner *owner)
+{
+	const int fds[] = { owner->mem, owner->pagemap, owner->maps, owner->smaps };
+	struct statfs st;
+
+	for (unsigned int i = 0; i < sizeof(fds) / sizeof(fds[0]); i++)
+		if (fstatfs(fds[i], &st) < 0 || st.f_type != PROC_SUPER_MAGIC)
+			return -EBADF;
+	return 0;
+}
+
 static int check_descriptors(struct owner *owner)
 {
 	struct kernel_vma vma;
@@ -251,7 +265,8 @@ static int check_descriptors(struct owner *owner)
 	char byte;
 	ssize_t n;
 
-	if (kernel->pagemap_read(owner->pagemap, owner->slots_addr, 1, &entry))
+	if (owner_check_proc(owner) ||
+	    kernel->pagemap_read(owner->pagemap, owner->slots_addr, 1, &entry))
 		return -EBADF;
 	if (kernel->vma_at(owner->maps, owner->slots_addr, &vma) || vma.start > owner->slots_addr)
 		return -EBADF;
@@ -514,6 +529,11 @@ void owner_close(struct owner *owner)
 {
 	if (owner->closing)
 		return;
+	if (owner->recovering) {
+		/* Its pages are where only its ledger knows: settled first, then closed. */
+		owner->close_after = true;
+		return;
+	}
 	owner->closing = true;
 	window_close_all(owner, NULL);
 	migrate_home(owner, 0, HMM_VA_END, NULL, close_done, NULL);
@@ -523,12 +543,12 @@ void owner_close(struct owner *owner)
 static void settle_now(struct block *block, void *data)
 {
 	(void)data;
-	if (block_at_rest(block)) {
-		if (block_count(block, HMM_PAGE_COHERENT))
-			block_discard(block, 0, HMM_BLOCK_PAGES, HMM_REASON_RELEASE);
-		else
-			block_settle(block);
-	}
+	if (!block_at_rest(block))
+		return;
+	if (block_count(block, HMM_PAGE_COHERENT))
+		block_let_go_coherent(block);
+	else
+		block_settle(block);
 }
 
 /* Of an owner whose mm is gone: no call on it makes sense any more. */
@@ -542,6 +562,13 @@ static void drop_block(struct block *block, void *data)
 	block->charged = 0;
 	block->record->transit = HMM_TRANSIT_REST;
 	block_forget(block);
+}
+
+/* Of an owner that goes on without this hmmd: its ledger stays as it is. */
+static void leave_block(struct block *block, void *data)
+{
+	(void)data;
+	block_free(block);
 }
 
 void owner_gone(struct owner *owner)
@@ -574,14 +601,14 @@ void owner_free(struct owner *owner)
 
 	window_close_all(owner, NULL);
 	if (owner->ledger)
-		block_for_each(owner, 0, HMM_VA_END, drop_block, NULL);
+		block_for_each(owner, 0, HMM_VA_END, owner->abandoned ? leave_block : drop_block, NULL);
 	invalidate_deinit(owner);
 	for (unsigned int i = 0; i < MIRRORS_MAX; i++)
 		if (owner->mirror[i])
 			mirror_free(owner->mirror[i]);
 	reactor_remove(worker->reactor, &owner->source);
 	reactor_remove(worker->reactor, &owner->done);
-	if (!owner->gone && owner->uffd >= 0 && owner->slots)
+	if (!owner->gone && !owner->abandoned && owner->uffd >= 0 && owner->slots)
 		kernel->uffd_unregister(owner->uffd, owner->slots_addr, owner->slots * HMM_BLOCK_SIZE);
 	unmap(owner->table, HMM_TABLE_SIZE);
 	unmap(owner->ledger, HMM_LEDGER_SIZE);
@@ -642,14 +669,19 @@ void owner_tick(struct owner *owner, int64_t now)
 		}
 		block_settle(block);
 	}
-	if (owner->recovering)
-		recover_tick(owner, now);
+	if (owner->recovering && !recover_tick(owner, now)) {
+		log_warn("owner %u: its library did not finish handing things back; it may try again",
+			 owner->id);
+		owner->abandoned = true;
+		owner_free(owner);
+		return;
+	}
 	fault_retry(owner);
 	owner_run(owner);
 	if (!TAILQ_EMPTY(&owner->retry))
 		worker_alarm(owner->worker, now + 50 * NS_PER_US);
 
-	if (owner->peer == 0 && !owner->gone && mm_is_gone(owner))
+	if (owner->peer == 0 && !owner->gone && !owner->recovering && mm_is_gone(owner))
 		owner->gone = true;
 	if (owner->gone) {
 		owner_gone(owner);
@@ -657,7 +689,7 @@ void owner_tick(struct owner *owner, int64_t now)
 		owner_free(owner);
 		return;
 	}
-	if (owner->peer == 0 && !owner->closing) {
+	if (owner->peer == 0 && !owner->closing && !owner->recovering) {
 		if (now - owner->orphan_since >= ORPHAN_NS)
 			owner_close(owner);
 		else

@@ -229,6 +229,7 @@ struct owner {
 	struct hmm_orders *orders;
 	struct hmm_pulse *pulse;
 	uint64_t journal_read;		/* messages read so far */
+	uint64_t journal_zeroed;	/* slots below it are zero, unless read into */
 
 	struct block_span **spans;
 	unsigned int span_count;
@@ -240,7 +241,7 @@ struct owner {
 
 	struct block_order order[HMM_ORDERS_RING];
 	uint32_t produced, reaped;	/* ring indices */
-	uint64_t next_serial;
+	uint64_t next_serial, next_epoch;
 	enum slot_state slot[HMM_SLOTS_MAX];
 	unsigned int slots;
 	uint64_t slots_addr;
@@ -264,6 +265,9 @@ struct owner {
 	struct letter *reopen_done;	/* to answer when that is over */
 	bool closing;			/* everything comes home, then the owner goes */
 	bool gone;			/* its mm is */
+	bool abandoned;			/* not ours to touch: it goes on with its library, or a successor */
+	int64_t recovering_since;
+	bool close_after;		/* ... as soon as it is settled */
 	int64_t orphan_since;		/* its connection is gone since then; 0: it is not */
 	_Atomic uint64_t counter[COUNTER_MAX];
 	_Atomic uint64_t registered_bytes;
@@ -299,10 +303,12 @@ struct owner *owner_new(struct worker *worker, const struct letter *letter);
 int owner_handshake(struct owner *owner, uint64_t open_flags);
 int owner_map_shared(struct owner *owner);
 int owner_watch(struct owner *owner);
+int owner_check_proc(const struct owner *owner);
 
 /* block.c */
 struct block *block_find(struct owner *owner, uint64_t addr);
 struct block *block_get(struct owner *owner, uint64_t addr);	/* NULL: out of memory */
+void block_free(struct block *block);		/* the object only: the ledger keeps its record */
 void block_forget(struct block *block);		/* at rest, all I, nothing charged, not armed */
 typedef void (*block_fn)(struct block *block, void *data);
 /* Every block that overlaps [start, end), in order; fn may forget the block it is given. */
@@ -349,6 +355,8 @@ void block_disarm(struct block *block);
 int block_charge(struct block *block, struct device *device, unsigned int pages);
 /* Frees shadow pages that are not complete. All of it when none is. */
 bool block_punch_stale(struct block *block);	/* false: something could not be freed */
+/* Page @i of a block in transit: whatever is being done to it counts no more. */
+void block_bury(struct block *block, unsigned int i);
 /* The pages of [start, end) are gone at the CPU: unmapped, discarded, moved away. */
 void block_discard(struct block *block, unsigned int first, unsigned int end, int reason);
 bool block_has_window(const struct block *block);	/* one that serves */
@@ -359,6 +367,10 @@ void block_look_for_zap(struct block *block);
 /* Will be looked at when it has been quiet for a while. */
 void block_settle_later(struct block *block);
 void block_settle(struct block *block);
+/* Its mirror goes and none of its pages are out: what lingers in the shadow goes with that. */
+void block_forget_mirror(struct block *block);
+/* Coherent memory stays the owner's, bytes and all; hmmd has no part in it any more. */
+void block_let_go_coherent(struct block *block);
 
 /* transition.c */
 const char *transit_name(uint32_t transit);
@@ -381,8 +393,8 @@ void transit_begin(struct block *block, enum hmm_transit transit, const struct p
 void transit_end(struct block *block);
 
 /* invalidate.c */
-/* Tells the mirror's driver. Return: answers to wait for. */
-unsigned int invalidate_send(struct block *block, uint64_t start, uint64_t end, int reason);
+/* Tells the mirrors' drivers. Return: answers that the block waits for (@wait), or 0. */
+unsigned int invalidate_send(struct block *block, uint64_t start, uint64_t end, int reason, bool wait);
 void invalidate_ack(struct owner *owner, uint64_t cookie);
 void invalidate_expire(struct owner *owner, int64_t now);	/* drivers that are late lose their windows */
 void invalidate_peer_gone(struct owner *owner, uint64_t peer);
@@ -401,6 +413,7 @@ bool order_hold(struct owner *owner);
 void order_release_hold(struct owner *owner);
 int slot_take(struct owner *owner);		/* -EAGAIN: none is free */
 void slot_release(struct owner *owner, unsigned int slot);
+void slot_put(struct owner *owner, unsigned int slot);	/* nothing was put into it */
 uint64_t slot_addr(const struct owner *owner, unsigned int slot);
 struct hmm_order *order_shared(struct owner *owner, const struct block_order *order);
 bool owner_agent_idle(const struct owner *owner);
@@ -481,7 +494,7 @@ void residency_request(struct owner *owner, struct letter *letter);	/* LAYOUT, R
 /* recover.c */
 void recover_reopen(struct worker *worker, struct letter *letter);
 void recover_request(struct owner *owner, struct letter *letter);	/* REOPEN_REGION, _MIRROR, _DONE */
-void recover_tick(struct owner *owner, int64_t now);
+bool recover_tick(struct owner *owner, int64_t now);	/* false: given up */
 
 /* vma.c: what may be migrated, and why not */
 struct segment {

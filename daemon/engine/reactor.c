@@ -13,6 +13,7 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #define BATCH 64U
@@ -36,6 +37,28 @@ static uint64_t pack(const struct reactor *reactor, uint32_t slot)
 	return (uint64_t)reactor->places[slot].generation << 32 | slot;
 }
 
+/*
+ * Completions wait until the worker asks: otherwise each one interrupts the
+ * processor it runs on. Belongs to whoever calls reactor_start().
+ */
+static int new_ring(struct io_uring *ring)
+{
+	const unsigned int quiet = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
+				   IORING_SETUP_R_DISABLED;
+
+	if (io_uring_queue_init(256, ring, quiet) == 0)
+		return 0;
+	return io_uring_queue_init(256, ring, 0);
+}
+
+void reactor_start(struct reactor *reactor)
+{
+	if (reactor->uring && reactor->ring.flags & IORING_SETUP_R_DISABLED)
+		/* Debian 12's liburing declares io_uring_enable_rings() and does not export it. */
+		syscall(SYS_io_uring_register, reactor->ring.ring_fd, IORING_REGISTER_ENABLE_RINGS,
+			NULL, 0);
+}
+
 int reactor_new(bool no_io_uring, struct reactor **result)
 {
 	struct reactor *reactor = calloc(1, sizeof(*reactor));
@@ -44,7 +67,7 @@ int reactor_new(bool no_io_uring, struct reactor **result)
 		return -ENOMEM;
 	reactor->epoll = -1;
 	reactor->count = 1;
-	reactor->uring = !no_io_uring && io_uring_queue_init(256, &reactor->ring, 0) == 0;
+	reactor->uring = !no_io_uring && new_ring(&reactor->ring) == 0;
 	if (!reactor->uring)
 		reactor->epoll = epoll_create1(EPOLL_CLOEXEC);
 	reactor->places = calloc(1, sizeof(*reactor->places));

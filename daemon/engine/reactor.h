@@ -21,6 +21,8 @@ struct source {
 };
 
 int reactor_new(bool no_io_uring, struct reactor **result);
+/* Called once by the thread that will wait; others may reactor_add() before it. */
+void reactor_start(struct reactor *reactor);
 struct reactor *reactor_free(struct reactor *reactor);
 bool reactor_is_uring(const struct reactor *reactor);
 

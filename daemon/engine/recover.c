@@ -29,6 +29,8 @@
 #include "uapi.h"
 
 #define AGENT_LOOK_NS	(200 * NS_PER_US)
+/* How long a library may take to hand everything back. */
+#define HAND_BACK_NS	(5000 * NS_PER_MS)
 
 static int reply_empty(struct letter *letter, uint16_t op, size_t size)
 {
@@ -84,6 +86,9 @@ static int take_over(struct owner *owner, struct letter *letter)
 	    !owner->slots || owner->slots > HMM_SLOTS_MAX || owner->slots_addr % HMM_BLOCK_SIZE ||
 	    owner->slots_addr >= HMM_VA_END - owner->slots * HMM_BLOCK_SIZE)
 		return letter_fail(letter, -EBADF, "what was handed back is not what hmmd once made");
+	/* A userfaultfd that has shaken hands refuses to do so again; anything else is none. */
+	if (owner_check_proc(owner) || kernel_uffd_api(owner->uffd, 0, NULL) != -EINVAL)
+		return letter_fail(letter, -EBADF, "a descriptor is not what it should be");
 	r = owner_map_shared(owner);
 	if (r)
 		return letter_fail(letter, r, "no room to map the owner's state: %s", strerror(-r));
@@ -180,10 +185,12 @@ void recover_reopen(struct worker *worker, struct letter *letter)
 			letter_fail(letter, -ENOMEM, "out of memory for another owner");
 		} else if (take_over(owner, letter)) {
 			owner->peer = 0;
-			owner->gone = true;	/* not ours: nothing of it may be touched */
+			owner->abandoned = true;
 			owner_free(owner);
 		} else {
 			owner->recovering = true;
+			owner->recovering_since = worker->now;
+			worker_alarm(worker, worker->now + HAND_BACK_NS);
 			take_back_orders(owner);
 			remake_mirrors(owner);
 			reply_reopen(owner, letter);
@@ -292,10 +299,13 @@ static enum hmm_page_state settled_state(struct block *block, unsigned int i, bo
 {
 	enum hmm_page_state was = page_state(block, i);
 
+	if (block->record->page[i] & HMM_PAGE_SERVED)
+		return HMM_PAGE_INVALID;
 	switch (block->record->transit) {
 	case HMM_TRANSIT_OUT_MOVE:
 	case HMM_TRANSIT_OUT_ZAP:
-		if (went_out(order, i))
+		/* Armed and moved, nobody but hmmd could have put a page there. */
+		if (went_out(order, i) && !owner_has)
 			return HMM_PAGE_DEVICE;
 		return was == HMM_PAGE_SHARED && owner_has ? HMM_PAGE_SHARED : HMM_PAGE_INVALID;
 	case HMM_TRANSIT_HOME_COPY:
@@ -354,6 +364,8 @@ static void settle_block(struct owner *owner, uint64_t addr, uint64_t *settled)
 				 block_count(block, HMM_PAGE_COHERENT));
 		atomic_fetch_add(&mirror->shared_pages, block_count(block, HMM_PAGE_SHARED));
 	}
+	if (owner->next_epoch < block->record->epoch)
+		owner->next_epoch = block->record->epoch;
 	if (block->record->flags & HMM_BLOCK_ARMED)
 		atomic_fetch_add(&owner->registered_bytes, HMM_BLOCK_SIZE);
 	if (!block_at_rest(block))
@@ -427,24 +439,33 @@ static void wake_block(struct block *block, void *data)
 		fault_wake(block->owner, block->addr, HMM_BLOCK_SIZE);
 }
 
-void recover_tick(struct owner *owner, int64_t now)
+static void note_order(struct owner *owner, const struct hmm_order *order)
+{
+	if (owner->next_serial < order->serial)
+		owner->next_serial = order->serial;
+	if (owner->next_epoch < order->epoch)
+		owner->next_epoch = order->epoch;
+}
+
+bool recover_tick(struct owner *owner, int64_t now)
 {
 	struct hmm_msg_reopen_done_reply *reply;
 	struct letter *letter = owner->reopen_done;
 	uint64_t settled;
 
-	if (!letter)
-		return;
+	if (!letter) {
+		worker_alarm(owner->worker, owner->recovering_since + HAND_BACK_NS);
+		return owner->peer && now - owner->recovering_since < HAND_BACK_NS;
+	}
 	if (!agent_idle(owner)) {
 		/* The zap of the base engine waits for its event to be read: read, apply later. */
 		journal_read_only(owner);
 		worker_alarm(owner->worker, now + AGENT_LOOK_NS);
-		return;
+		return true;
 	}
 	owner->produced = owner->reaped = __atomic_load_n(&owner->orders->produced, __ATOMIC_SEQ_CST);
 	for (unsigned int i = 0; i < HMM_ORDERS_RING; i++)
-		if (owner->next_serial < owner->orders->ring[i].serial)
-			owner->next_serial = owner->orders->ring[i].serial;
+		note_order(owner, &owner->orders->ring[i]);
 	settled = settle_all(owner);
 	journal_replay(owner);
 	owner->recovering = false;
@@ -464,4 +485,7 @@ void recover_tick(struct owner *owner, int64_t now)
 	else
 		letter_fail(letter, -ENOMEM, "out of memory for the answer");
 	worker_reply(owner->worker, letter);
+	if (owner->close_after)
+		owner_close(owner);
+	return true;
 }

@@ -69,7 +69,9 @@ static void graft(struct owner *owner, uint64_t addr, unsigned int mirror, const
 	struct graft *waiting;
 	int r;
 
-	if (block && block_at_rest(block)) {
+	/* Only a page that the transit is about has to wait for it. */
+	if (block && (block_at_rest(block) || !(block->record->pending[page_index(addr) / 64] >>
+						(page_index(addr) % 64) & 1))) {
 		r = install(owner, addr, mirror, bytes);
 		if (r)
 			log_error("owner %u: page %#lx lost in mremap: %s", owner->id, addr, strerror(-r));

@@ -107,7 +107,8 @@ void transit_begin(struct block *block, enum hmm_transit transit, const struct p
 		record->pending[w] = pages->word[w];
 	block->dead = (struct pages){ 0 };
 	block->move.reason = reason;
-	__atomic_store_n(&record->epoch, record->epoch + 1, __ATOMIC_RELAXED);
+	/* Never the same twice for an owner: an order of an earlier transit is not this one's. */
+	__atomic_store_n(&record->epoch, ++block->owner->next_epoch, __ATOMIC_RELAXED);
 	__atomic_store_n(&record->transit, (uint32_t)transit, __ATOMIC_RELEASE);
 
 	sequence_bump(block, true);
@@ -118,7 +119,7 @@ void transit_begin(struct block *block, enum hmm_transit transit, const struct p
 	for (unsigned int at = end; pages_run(pages, &at, &end); at = end)
 		last = end;
 	block->proceed = proceed;
-	block->acks = invalidate_send(block, page_addr(block, first), page_addr(block, last), reason);
+	block->acks = invalidate_send(block, page_addr(block, first), page_addr(block, last), reason, true);
 	if (!block->acks)
 		proceed(block);
 }

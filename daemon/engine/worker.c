@@ -236,6 +236,7 @@ static void *worker_main(void *data)
 	struct worker *worker = data;
 	int64_t spin = worker->engine->options.spin_us * NS_PER_US, spin_until = 0;
 
+	reactor_start(worker->reactor);
 	while (!__atomic_load_n(&worker->stop, __ATOMIC_ACQUIRE)) {
 		int64_t timeout = worker->alarm == INT64_MAX ? -1 : worker->alarm - worker->now;
 		int n;
@@ -288,7 +289,7 @@ static void worker_deinit(struct worker *worker)
 	pthread_join(worker->thread, NULL);
 	/* Only after a shutdown that was given up: their libraries go on without us. */
 	while ((owner = TAILQ_FIRST(&worker->owners))) {
-		owner_gone(owner);
+		owner->abandoned = true;
 		owner_free(owner);
 	}
 	reactor_free(worker->reactor);

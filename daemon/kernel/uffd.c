@@ -28,6 +28,9 @@ int kernel_uffd_new(void)
 			return fd;
 	}
 	fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	/* Without privilege: faults of user mode only, system calls get EFAULT. */
+	if (fd < 0 && errno == EPERM)
+		fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
 	return fd < 0 ? -errno : fd;
 }
 

@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static int find_index(const struct shadows *shadows, uint64_t base, bool *found)
@@ -68,6 +69,7 @@ static int insert_consume_fd(struct shadows *shadows, const struct pool *pool, u
 			     struct shadow **result)
 {
 	struct shadow *shadow, **list;
+	struct stat st;
 	bool found;
 	int at = find_index(shadows, base, &found);
 	void *map;
@@ -80,6 +82,8 @@ static int insert_consume_fd(struct shadows *shadows, const struct pool *pool, u
 	shadow->base = base;
 	shadow->fd = fd;
 	shadow->kind = pool->kind;
+	if (fstat(fd, &st) == 0)
+		shadow->inode = st.st_ino;
 	map = mmap(NULL, HMM_REGION_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
 	if (map == MAP_FAILED) {
 		int r = -errno;

@@ -15,6 +15,7 @@ struct shadow {
 	int fd;
 	char *map;		/* all of it, in hmmd */
 	enum hmm_pool_kind kind;
+	uint64_t inode;		/* of the memfd: which shadow an order means */
 };
 
 /* A mirror's shadows, in order of base. */
