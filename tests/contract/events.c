@@ -337,6 +337,23 @@ Test(events, copy_is_let_in_before_the_zap_of_a_read_remove)
 	}
 }
 
+/* Faults that are queued and that nobody has read yet. */
+static int pending_faults(int fd)
+{
+	char path[64], text[256], *at;
+	ssize_t len;
+
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	len = read(fd, text, sizeof(text) - 1);
+	cr_assert_gt(len, 0);
+	text[len] = '\0';
+	close(fd);
+	at = strstr(text, "pending:");
+	cr_assert_not_null(at);
+	return atoi(at + strlen("pending:"));
+}
+
 /* So a reader drains the descriptor before it serves: faults come out first. */
 Test(events, faults_are_read_before_events)
 {
@@ -349,8 +366,7 @@ Test(events, faults_are_read_before_events)
 	CALL(&unmap, SYS_munmap, (long)(mem + 2 * PAGE), 2 * PAGE);
 	wait_until(!no_event(fd));
 	load_start(&load, mem);
-	/* A fault that is queued after an event: seen in the queue by its number of waiters. */
-	usleep(50000);
+	wait_until(pending_faults(fd) == 1);
 	for (int i = 0; i < 2; i++)
 		cr_assert_eq(read(fd, &msg[i], sizeof(msg[i])), sizeof(msg[i]));
 	cr_assert_eq(msg[0].event, UFFD_EVENT_PAGEFAULT);
@@ -367,22 +383,12 @@ Test(events, one_read_returns_many)
 	char *mem = map_pages(8);
 	struct uffd_msg msg[16];
 	struct call load[8];
-	int got = 0;
 
 	cr_assert_eq(uffd_register(fd, mem, 8 * PAGE, MISSING), 0);
 	for (int i = 0; i < 8; i++)
 		load_start(&load[i], mem + i * PAGE);
-	usleep(50000);
-	while (got < 8) {
-		struct pollfd pfd = { .fd = fd, .events = POLLIN };
-		ssize_t len;
-
-		cr_assert_eq(poll(&pfd, 1, deadline_ms()), 1);
-		len = read(fd, msg + got, sizeof(msg) - got * sizeof(*msg));
-		cr_assert_gt(len, 0);
-		cr_assert_eq(len % sizeof(*msg), 0);
-		got += len / sizeof(*msg);
-	}
+	wait_until(pending_faults(fd) == 8);
+	cr_assert_eq(read(fd, msg, sizeof(msg)), 8 * sizeof(*msg));
 	cr_assert_eq(uffd_zeropage(fd, mem, 8 * PAGE), 0);
 	for (int i = 0; i < 8; i++)
 		cr_assert_eq(call_end(&load[i]), 0);

@@ -354,24 +354,23 @@ Test(process, core_dump_holds_zeros_and_does_not_wait)
 static int proc_connector(void)
 {
 	struct sockaddr_nl address = { .nl_family = AF_NETLINK, .nl_groups = CN_IDX_PROC };
-	struct {
-		struct nlmsghdr head;
-		struct cn_msg msg;
-		enum proc_cn_mcast_op op;
-	} __attribute__((packed, aligned(NLMSG_ALIGNTO))) listen = {
-		.head = { .nlmsg_len = NLMSG_LENGTH(sizeof(struct cn_msg) +
-						    sizeof(enum proc_cn_mcast_op)),
-			  .nlmsg_type = NLMSG_DONE },
-		.msg = { .id = { CN_IDX_PROC, CN_VAL_PROC }, .len = sizeof(enum proc_cn_mcast_op) },
-		.op = PROC_CN_MCAST_LISTEN,
-	};
+	enum proc_cn_mcast_op op = PROC_CN_MCAST_LISTEN;
+	char bytes[NLMSG_SPACE(sizeof(struct cn_msg) + sizeof(op))] __attribute__((aligned(8))) = { 0 };
+	struct nlmsghdr *head = (struct nlmsghdr *)bytes;
+	struct cn_msg *msg = NLMSG_DATA(head);
 	int fd = socket(AF_NETLINK, SOCK_DGRAM | SOCK_CLOEXEC, NETLINK_CONNECTOR);
 
 	if (fd < 0)
 		skip("no netlink connector: %s", strerror(errno));
 	if (bind(fd, (struct sockaddr *)&address, sizeof(address)))
 		skip("no process events for this user: %s", strerror(errno));
-	if (send(fd, &listen, listen.head.nlmsg_len, 0) < 0)
+	*head = (struct nlmsghdr){
+		.nlmsg_len = NLMSG_LENGTH(sizeof(*msg) + sizeof(op)), .nlmsg_type = NLMSG_DONE,
+	};
+	msg->id = (struct cb_id){ CN_IDX_PROC, CN_VAL_PROC };
+	msg->len = sizeof(op);
+	memcpy(msg->data, &op, sizeof(op));
+	if (send(fd, bytes, head->nlmsg_len, 0) < 0)
 		skip("no process events: %s", strerror(errno));
 	return fd;
 }
