@@ -176,6 +176,16 @@ struct move {
 	int error;			/* what could not be moved, or ended it */
 };
 
+static int unprotect(struct agent *agent, uint64_t address, unsigned int pages)
+{
+	struct uffdio_writeprotect arg = {
+		.range = { .start = address, .len = (uint64_t)pages << HMM_PAGE_SHIFT },
+	};
+
+	/* Not registered: then nothing is protected. */
+	return ioctl(agent->uffd, UFFDIO_WRITEPROTECT, &arg) && errno != ENOENT ? -errno : 0;
+}
+
 /*
  * Gives the busy page and those after it, as far as they are present, their own
  * copies. Returns the first page that was not touched.
@@ -189,6 +199,9 @@ static unsigned int break_sharing(struct agent *agent, const struct move *move, 
 		return page + 1;
 	while (present < end && agent->map[present] & PM_PRESENT)
 		present++;
+	/* A protection that outlived its state would make us wait for who waits for us. */
+	if (present > page && unprotect(agent, page_address(move->from, page), present - page))
+		return page + 1;
 	if (present > page)
 		madvise((void *)page_address(move->from, page), (size_t)(present - page) << HMM_PAGE_SHIFT,
 			MADV_POPULATE_WRITE);
@@ -362,8 +375,12 @@ static void give_back(struct agent *agent, struct hmm_order *order, const char *
 				.src = page_address((uintptr_t)slot, i), .len = HMM_PAGE_SIZE,
 			};
 
-			while (ioctl(agent->uffd, UFFDIO_MOVE, &arg) && errno == EAGAIN &&
-			       !agent_is_retired(agent))
+			struct uffdio_copy copy = { .dst = arg.dst, .src = arg.src, .len = arg.len };
+
+			/* COPY also works where the mapping has become read-only or locked since. */
+			while (ioctl(agent->uffd, UFFDIO_MOVE, &arg) &&
+			       (errno == EAGAIN || ioctl(agent->uffd, UFFDIO_COPY, &copy)) &&
+			       errno == EAGAIN && !agent_is_retired(agent))
 				nanosleep(&(struct timespec){ .tv_nsec = 50000 }, NULL);
 			clear(order->moved, i);
 			set(order->busy, i);

@@ -150,6 +150,10 @@ static void replay_journal(struct rescuer *rescuer)
 
 /* ---- pages ------------------------------------------------------------------------ */
 
+/* All that can be mapped: the kernel refuses ranges that begin lower or end higher. */
+#define WAKE_START	0x10000UL
+#define WAKE_END	(HMM_VA_END - HMM_PAGE_SIZE)
+
 static void wake(int uffd, uint64_t start, uint64_t length)
 {
 	struct uffdio_range range = { .start = start, .len = length };
@@ -408,7 +412,7 @@ static void rescue(struct rescuer *rescuer)
 	replay_journal(rescuer);
 	let_agent_finish(rescuer);
 	/* Faults that the dead hmmd had read are raised again. */
-	wake(owner->uffd, 0, HMM_VA_END);
+	wake(owner->uffd, WAKE_START, WAKE_END - WAKE_START);
 	for_each_block(rescuer, owner->uffd, bring_home);
 	for (uint32_t i = 0; i < rescuer->children_count; i++) {
 		for_each_block(rescuer, rescuer->children[i], bring_to_child);
@@ -424,7 +428,7 @@ static void rescue(struct rescuer *rescuer)
 		if (range.start)
 			ioctl(owner->uffd, UFFDIO_UNREGISTER, &range);
 	}
-	wake(owner->uffd, 0, HMM_VA_END);
+	wake(owner->uffd, WAKE_START, WAKE_END - WAKE_START);
 	/* Ours was the last reference, and what it still covers is holes: let whoever waits there go. */
 	close(owner->uffd);
 	owner->uffd = -1;

@@ -391,6 +391,19 @@ static void uncharge_all(struct block *block)
 	block->charged = 0;
 }
 
+/* Pages of a 4K pool that were punched; a huge page stays charged whole. */
+static void uncharge_run(struct block *block, unsigned int pages)
+{
+	struct mirror *mirror = block_mirror(block);
+
+	if (!mirror || pool_is_huge(mirror->device->pool->kind))
+		return;
+	if (pages > block->charged)
+		pages = block->charged;
+	device_uncharge(mirror->device, (uint64_t)pages << HMM_PAGE_SHIFT);
+	block->charged -= pages;
+}
+
 static bool holds_pages(const struct block *block)
 {
 	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++)
@@ -416,7 +429,8 @@ bool block_punch_stale(struct block *block)
 	}
 	if (!holds_pages(block)) {
 		kernel->punch(shadow->fd, block->addr - shadow->base, HMM_BLOCK_SIZE);
-		if (block_has_window(block))
+		/* hugetlbfs frees a whole page for certain, and has no holes to look for. */
+		if (block_has_window(block) && shadow->kind != HMM_POOL_KIND_HUGETLB)
 			clean = !shadow_has_data(shadow, block->addr, HMM_BLOCK_SIZE);
 		if (clean) {
 			block->stale = (struct pages){ 0 };
@@ -437,6 +451,7 @@ bool block_punch_stale(struct block *block)
 		}
 		for (unsigned int i = first; i < end; i++)
 			pages_clear(&block->stale, i);
+		uncharge_run(block, end - first);
 	}
 	return clean;
 }

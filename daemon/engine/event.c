@@ -29,14 +29,21 @@ struct lost_range {
 	int reason;
 };
 
+/*
+ * The agent's own DONTNEED. It goes on the moment that its event is read, so its
+ * order may be done by now; it is not reaped before the events are applied.
+ */
 static bool own_zap(const struct block *block, unsigned int first, unsigned int end)
 {
+	uint32_t state;
+
 	if (!block->order || block->order->kind != HMM_ORDER_OUT_ZAP)
 		return false;
 	for (unsigned int i = first; i < end; i++)
 		if (!pages_test(&block->order->want, i))
 			return false;
-	return order_shared(block->owner, block->order)->state == HMM_ORDER_COMMIT;
+	state = __atomic_load_n(&order_shared(block->owner, block->order)->state, __ATOMIC_ACQUIRE);
+	return state == HMM_ORDER_COMMIT || state == HMM_ORDER_DONE;
 }
 
 static void lose(struct block *block, void *data)
@@ -100,7 +107,7 @@ static struct uffd_msg *slot_of(struct owner *owner, uint64_t n)
 static void apply_batch(struct owner *owner, uint64_t from, uint64_t to)
 {
 	/* Results of finished orders count as before the events. */
-	order_reap(owner);
+	order_reap_before_events(owner);
 	for (uint64_t n = from; n < to; n++)
 		if (slot_of(owner, n)->event != UFFD_EVENT_PAGEFAULT)
 			apply(owner, slot_of(owner, n));
@@ -132,9 +139,9 @@ static int journal_read(struct owner *owner)
 		owner->journal_zeroed = owner->journal_read;
 	for (; owner->journal_zeroed <= owner->journal_read + BATCH; owner->journal_zeroed++)
 		memset(slot_of(owner, owner->journal_zeroed), 0, HMM_JOURNAL_SLOT_SIZE);
-	n = read(owner->uffd, owner->journal->slot[at], length);
+	n = kernel->uffd_read(owner->uffd, owner->journal->slot[at], length);
 	if (n < 0)
-		return -errno;
+		return (int)n;
 	return (int)(n / (ssize_t)HMM_JOURNAL_SLOT_SIZE);
 }
 

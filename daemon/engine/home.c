@@ -43,7 +43,13 @@ const void *page_bytes(struct block *block, unsigned int i, void *bounce)
 		return shadow ? shadow_at(shadow, page_addr(block, i)) : NULL;
 	}
 	if (block->order && block->order->kind == HMM_ORDER_OUT_MOVE &&
-	    pages_test(&block->order->want, i) && !pages_test(&block->dead, i)) {
+	    pages_test(&block->order->want, i)) {
+		const struct shadow *shadow = block_shadow(block);
+
+		/* Under a window what is filled may have been written to already. */
+		if (block->order->flags & HMM_ORDER_VISIBLE && shadow &&
+		    shadow_has_data(shadow, page_addr(block, i), HMM_PAGE_SIZE))
+			return shadow_at(shadow, page_addr(block, i));
 		/* It may lie in the slot; where it does not, the read fails and waits for nobody. */
 		uint64_t addr = slot_addr(owner, block->order->slot) + (uint64_t)i * HMM_PAGE_SIZE;
 
@@ -103,10 +109,8 @@ static int copy_run(struct block *block, struct shadow *shadow, unsigned int fir
 			return 0;
 		switch (r) {
 		case -EEXIST:
-			/* The CPU has one: it wins. Nobody was woken by this. */
-			if (share)
-				kernel->uffd_protect(owner->uffd, page_addr(block, first),
-						     HMM_PAGE_SIZE, true);
+			/* The CPU has one: it wins, and the copy is void. Nobody was woken by this. */
+			block_bury(block, first);
 			fault_wake(owner, page_addr(block, first), HMM_PAGE_SIZE);
 			pages_set(done, first++);
 			break;
@@ -154,6 +158,12 @@ static void revoke_copies(struct block *block, struct shadow *shadow, const stru
 	first = 0;
 	for (; pages_run(&more, &first, &end); first = end)
 		block_set_state(block, first, end, HMM_PAGE_INVALID);
+	block_pages_in(block, HMM_PAGE_SHARED, 0, HMM_BLOCK_PAGES, &rest);
+	for (first = 0; pages_run(&rest, &first, &end); first = end) {
+		block_set_state(block, first, end, HMM_PAGE_INVALID);
+		kernel->uffd_protect(block->owner->uffd, page_addr(block, first),
+				     (size_t)(end - first) << HMM_PAGE_SHIFT, false);
+	}
 	if (!block_punch_stale(block))
 		log_warn("owner %u: block %#lx: its shadow could not be freed yet", block->owner->id,
 			 block->addr);

@@ -54,6 +54,8 @@ struct job {
 	uint64_t block;			/* address */
 	unsigned int first, end;	/* pages that are left to look at */
 	unsigned int rounds;
+	unsigned int begin;		/* where it began */
+	bool again;			/* from the beginning: pages without a result are left */
 	bool no_slot;			/* going home by slot failed: copy */
 	uint32_t order_flags;
 	struct pages reported;		/* have their result */
@@ -312,6 +314,24 @@ static void job_run_home(struct job *job)
 
 /* ---- to the device ----------------------------------------------------------------------- */
 
+/* The map is changing: everything back as it was, and again when the event has been read. */
+static void out_again(struct block *block, struct job *job)
+{
+	struct owner *owner = block->owner;
+	unsigned int first = 0, end;
+
+	for (; pages_run(&block->move.want, &first, &end); first = end) {
+		block_set_state(block, first, end, HMM_PAGE_INVALID);
+		kernel->uffd_protect(owner->uffd, page_addr(block, first),
+				     (size_t)(end - first) << HMM_PAGE_SHIFT, false);
+	}
+	slot_put(owner, block->record->slot);
+	job->again = true;
+	transit_end(block);
+	block_settle_later(block);
+	job_block_done(job, -EAGAIN);
+}
+
 static void out_proceed(struct block *block)
 {
 	struct owner *owner = block->owner;
@@ -319,6 +339,12 @@ static void out_proceed(struct block *block)
 	unsigned int first = 0, end;
 	uint32_t kind = HMM_ORDER_OUT_MOVE;
 
+	/*
+	 * What windows can see is filled page by page, each appearing with its
+	 * bytes; else as one huge page, whose zeros come before the bytes.
+	 */
+	if (block_in_window(block))
+		job->order_flags = HMM_ORDER_VISIBLE;
 	if (block->record->transit == HMM_TRANSIT_OUT_ZAP) {
 		kind = HMM_ORDER_OUT_ZAP;
 		for (; pages_run(&block->move.want, &first, &end); first = end) {
@@ -326,14 +352,7 @@ static void out_proceed(struct block *block)
 						     (size_t)(end - first) << HMM_PAGE_SHIFT, true);
 
 			if (r) {
-				/* The map is changing: everything back, and again later. */
-				struct hmm_order none = { .state = HMM_ORDER_CANCELLED };
-				struct block_order order = {
-					.kind = kind, .want = block->move.want,
-					.slot = block->record->slot,
-				};
-
-				migrate_out_done(block, &order, &none);
+				out_again(block, job);
 				return;
 			}
 		}
@@ -375,8 +394,11 @@ static void drop_done(struct block *block, const struct block_order *order,
 	block->touched = true;
 	owner_count(block->owner, COUNTER_PAGES_TO_DEVICE, moved);
 	slot_release(block->owner, order->slot);
-	window_wake(block, 0, HMM_BLOCK_PAGES);
 	transit_end(block);
+	if (block_has_window(block)) {
+		block_punch_stale(block);
+		window_wake(block, 0, HMM_BLOCK_PAGES);
+	}
 	job_block_done(job, 0);
 }
 
@@ -553,14 +575,7 @@ static int out_begin(struct job *job, struct block *block, const struct segment 
 		block_settle_later(block);
 		return r == -EBUSY ? -EEXIST : r;
 	}
-	/*
-	 * What windows can see is filled page by page, each appearing with its
-	 * bytes; else as one huge page, whose zeros come before the bytes.
-	 */
-	if (block_in_window(block))
-		job->order_flags = HMM_ORDER_VISIBLE;
-	else
-		job->order_flags = whole ? HMM_ORDER_WHOLE : 0;
+	job->order_flags = whole ? HMM_ORDER_WHOLE : 0;
 	block->move.want = *want;
 	block->move.job = job;
 	block->record->slot = (uint16_t)slot;
@@ -688,6 +703,10 @@ static void job_run_out(struct job *job)
 		block_park(block, &job->task);
 		return;
 	}
+	if (job->again) {
+		job->first = job->begin;
+		job->again = false;
+	}
 	if (block && !owner->gone && !owner->closing && !migration->mirror->leaving) {
 		while (job->rounds++ < ROUNDS_MAX && job->first < job->end)
 			if (leave_other(job, block) || out_step(job, block))
@@ -735,7 +754,7 @@ static int start_job(struct migration *migration, uint64_t block, uint64_t from,
 	job->task.run = job_run;
 	job->migration = migration;
 	job->block = block;
-	job->first = (unsigned int)((from - block) >> HMM_PAGE_SHIFT);
+	job->first = job->begin = (unsigned int)((from - block) >> HMM_PAGE_SHIFT);
 	job->end = (unsigned int)((to - block) >> HMM_PAGE_SHIFT);
 	migration->running++;
 	owner_queue(migration->owner, &job->task);

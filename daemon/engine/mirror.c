@@ -235,6 +235,7 @@ static void unregister_done(struct owner *owner, void *data, uint64_t pages)
 	if (mirror && (atomic_load(&mirror->device_pages) || atomic_load(&mirror->shared_pages)) &&
 	    !owner->gone) {
 		mirror->leaving = false;
+		mirror->flags = mirror->flags_before;
 		letter_fail(letter, -EBUSY,
 			    "%lu pages could not come home yet: the owner's memory is full or changing; try again",
 			    atomic_load(&mirror->device_pages));
@@ -262,6 +263,7 @@ static void mirror_unregister(struct owner *owner, struct letter *letter)
 		return;
 	}
 	mirror->leaving = true;
+	mirror->flags_before = mirror->flags;
 	mirror->flags &= ~HMM_MIRROR_FLAGS_CALLBACKS;
 	window_close_all(owner, mirror);
 	migrate_home(owner, 0, HMM_VA_END, mirror->device, unregister_done, letter);

@@ -153,7 +153,7 @@ bool order_cancel(struct owner *owner, struct block_order *order)
 	return true;
 }
 
-void order_reap(struct owner *owner)
+static void reap(struct owner *owner, bool zaps)
 {
 	while (owner->reaped != owner->produced) {
 		struct block_order *order = &owner->order[owner->reaped % HMM_ORDERS_RING];
@@ -166,12 +166,22 @@ void order_reap(struct owner *owner)
 
 			if ((int32_t)(consumed - order->ring) <= 0)
 				return;
-		} else if (state != HMM_ORDER_DONE) {
+		} else if (state != HMM_ORDER_DONE || (copy.kind == HMM_ORDER_OUT_ZAP && !zaps)) {
 			return;
 		}
 		owner->reaped++;
 		finish(owner, &copy);
 	}
+}
+
+void order_reap(struct owner *owner)
+{
+	reap(owner, true);
+}
+
+void order_reap_before_events(struct owner *owner)
+{
+	reap(owner, false);
 }
 
 bool order_hold(struct owner *owner)

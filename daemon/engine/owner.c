@@ -636,7 +636,7 @@ void owner_free(struct owner *owner)
 
 static void tick_closing(struct owner *owner, int64_t now)
 {
-	if (owner->jobs == 0 && owner_agent_idle(owner)) {
+	if (owner->jobs == 0) {
 		block_for_each(owner, 0, HMM_VA_END, settle_now, NULL);
 		if (!owner->span_count) {
 			log_info("owner %u: everything is home", owner->id);

@@ -137,6 +137,7 @@ struct mirror {
 	struct device *device;
 	struct shadows shadows;
 	uint64_t flags;			/* HMM_MIRROR_FLAGS_* */
+	uint64_t flags_before;		/* it began to leave */
 	uint64_t peer;			/* the driver's connection; 0: gone */
 	bool leaving;
 	unsigned int migrations;	/* that go out to it */
@@ -408,6 +409,8 @@ struct block_order *order_issue(struct owner *owner, uint32_t kind, struct block
 /* Takes it back if the agent has not begun to change anything. */
 bool order_cancel(struct owner *owner, struct block_order *order);
 void order_reap(struct owner *owner);
+/* The same, but for zaps, whose own events are among those that are about to be applied. */
+void order_reap_before_events(struct owner *owner);
 /* Raises the hold: true when no order can be inside its critical call. */
 bool order_hold(struct owner *owner);
 void order_release_hold(struct owner *owner);

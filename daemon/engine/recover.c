@@ -387,8 +387,9 @@ static void settle_block(struct owner *owner, uint64_t addr, uint64_t *settled)
 			log_warn("owner %u: device %s holds more than its size after the restart",
 				 owner->id, mirror->device->name);
 	}
-	if (__atomic_load_n(sequence, __ATOMIC_RELAXED) & 1)
-		__atomic_add_fetch(sequence, 1, __ATOMIC_SEQ_CST);
+	/* Even, and another number than before: what was settled may have changed. */
+	__atomic_add_fetch(sequence, __atomic_load_n(sequence, __ATOMIC_RELAXED) & 1 ? 1 : 2,
+			   __ATOMIC_SEQ_CST);
 	block_settle_later(block);
 }
 

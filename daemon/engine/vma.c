@@ -34,11 +34,13 @@ static uint8_t verdict(const struct kernel_vma *vma)
 	return HMM_PAGE_RESULT_MOVED;
 }
 
+/* What a thread's stack is at most taken for, below its control block. */
+#define STACK_MAX	(8UL << 20)
+
 /*
  * An exiting thread's kernel stores to its control block (CLEARTID, robust
  * futexes) are dropped where the page is missing, and join hangs. The head of
- * a thread's robust list lies in that block, and the mapping around it is its
- * stack; the first thread's block lies in a mapping of libc's, so there only
+ * a thread's robust list lies in that block, and its stack lies below; the first thread's block lies in a mapping of libc's, so there only
  * the pages around it are meant.
  */
 static void exclude_thread(struct owner *owner, pid_t tid)
@@ -55,10 +57,14 @@ static void exclude_thread(struct owner *owner, pid_t tid)
 		return;
 	start = (head & ~(HMM_PAGE_SIZE - 1)) - HMM_PAGE_SIZE;
 	end = start + 4 * HMM_PAGE_SIZE;
-	if (tid != owner->pid && kernel->vma_at(owner->maps, head, &vma) == 0 && vma.start <= head) {
-		start = vma.start;
-		end = vma.end;
-	}
+	/*
+	 * Not the whole mapping: the kernel merges it with whatever lies above.
+	 * A library thread's stack lies in memory that is excluded already.
+	 */
+	if (tid != owner->pid && !span_set_overlaps(&owner->excluded, head, head + 1) &&
+	    kernel->vma_at(owner->maps, head, &vma) == 0 && vma.start <= head)
+		start = head - vma.start < STACK_MAX ? vma.start :
+						       (head & ~(HMM_PAGE_SIZE - 1)) - STACK_MAX;
 	span_set_add(&owner->threads, start, end);
 }
 

@@ -187,10 +187,9 @@ static bool touch_present(struct window *window, struct block *block, struct tou
 	case HMM_PAGE_DEVICE:
 		if (touch->flags & UFFD_PAGEFAULT_FLAG_WP)
 			kernel->uffd_protect(window->uffd, page, HMM_PAGE_SIZE, false);
-		kernel->uffd_wake(window->uffd, page, HMM_PAGE_SIZE);
-		return true;
+		/* fall through */
 	case HMM_PAGE_COHERENT:
-		/* A hole of coherent memory: zeros, in the one page that all map. */
+		/* A hole in the shadow is zeros, in the one page that all map. */
 		if (!kernel->uffd_zero(window->uffd, page, HMM_PAGE_SIZE, &done))
 			return true;
 		kernel->uffd_wake(window->uffd, page, HMM_PAGE_SIZE);
@@ -266,7 +265,8 @@ static void window_ready(struct source *source)
 	uint32_t id = window->id;
 	struct uffd_msg message;
 
-	while (window && read(window->uffd, &message, sizeof(message)) == sizeof(message)) {
+	while (window && kernel->uffd_read(window->uffd, &message, sizeof(message)) ==
+		       (ssize_t)sizeof(message)) {
 		uint64_t at = message.arg.pagefault.address;
 		struct touch *touch;
 
@@ -388,6 +388,10 @@ static void arm_block(struct block *block, void *data)
 	(void)data;
 	if (!block_at_rest(block))
 		return;		/* its end looks at the window itself */
+	/* All that is not complete, wherever it came from: khugepaged fills gaps with zeros. */
+	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++)
+		if (!(block->record->page[i] & HMM_PAGE_COMPLETE))
+			pages_set(&block->stale, i);
 	block_punch_stale(block);
 	block_pages_in(block, HMM_PAGE_SHARED, 0, HMM_BLOCK_PAGES, &shared);
 	for (; pages_run(&shared, &first, &end); first = end)

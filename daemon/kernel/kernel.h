@@ -37,6 +37,12 @@ struct kernel_ops {
 	int (*uffd_unregister)(int uffd, uint64_t start, size_t length);
 	int (*uffd_wake)(int uffd, uint64_t start, size_t length);
 
+	/*
+	 * Messages, as many as fit. Never blocks, even if the client that shares the
+	 * description has cleared O_NONBLOCK. -EAGAIN: none.
+	 */
+	ssize_t (*uffd_read)(int uffd, void *messages, size_t length);
+
 	/* One 64-bit entry per page, as /proc/PID/pagemap has them. */
 	int (*pagemap_read)(int pagemap, uint64_t start, unsigned int pages, uint64_t *entries);
 

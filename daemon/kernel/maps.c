@@ -66,6 +66,23 @@ static bool parse_line(const char *line, struct kernel_vma *vma)
 	return true;
 }
 
+/* Moves @offset behind the end of the line that it is in. */
+static int skip_line(int maps, off_t *offset)
+{
+	char c = 0;
+
+	while (c != '\n') {
+		ssize_t n = pread(maps, &c, 1, *offset);
+
+		if (n < 0)
+			return -errno;
+		if (n == 0)
+			return -ENOENT;
+		(*offset)++;
+	}
+	return 0;
+}
+
 static int read_text(int maps, uint64_t addr, struct kernel_vma *vma)
 {
 	char buffer[8192];
@@ -91,8 +108,16 @@ static int read_text(int maps, uint64_t addr, struct kernel_vma *vma)
 			return -ENOENT;
 		have -= (size_t)(line - buffer);
 		memmove(buffer, line, have);
-		if (have == sizeof(buffer) - 1)
-			have = 0;	/* a path longer than the buffer: its start was seen */
+		if (have == sizeof(buffer) - 1) {
+			/* A path longer than the buffer: its start says all that counts. */
+			buffer[have] = '\0';
+			if (parse_line(buffer, vma) && vma->end > addr)
+				return 0;
+			n = skip_line(maps, &offset);
+			if (n)
+				return (int)n;
+			have = 0;
+		}
 	}
 }
 

@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "kernel.h"
@@ -111,7 +112,24 @@ static int uffd_wake(int uffd, uint64_t start, size_t length)
 	return ioctl(uffd, UFFDIO_WAKE, &range) < 0 ? -errno : 0;
 }
 
+static ssize_t uffd_read(int uffd, void *messages, size_t length)
+{
+	static _Atomic bool plain;	/* the kernel can't be asked not to wait (before 6.11 or so) */
+	struct iovec iov = { .iov_base = messages, .iov_len = length };
+	ssize_t n;
+
+	if (!plain) {
+		n = preadv2(uffd, &iov, 1, -1, RWF_NOWAIT);
+		if (n >= 0 || (errno != EOPNOTSUPP && errno != ESPIPE))
+			return n < 0 ? -errno : n;
+		plain = true;
+	}
+	n = read(uffd, messages, length);
+	return n < 0 ? -errno : n;
+}
+
 const struct kernel_ops kernel_real = {
+	.uffd_read = uffd_read,
 	.uffd_copy = uffd_copy,
 	.uffd_zero = uffd_zero,
 	.uffd_poison = uffd_poison,
