@@ -286,6 +286,9 @@ int hmm_open_peer(int key, const struct hmm_open_options *given, struct hmm **re
 	request->nfds = 1;
 	request->borrowed = true;
 	error = hmmc_request_call(request);
+	/* The key is all that the question consists of. */
+	if (error == -EINVAL)
+		error = -EBADF;
 	hmmc_request_free(request);
 	if (error) {
 		hmmc_clerk_call(drop_key, hmm);

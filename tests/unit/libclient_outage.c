@@ -1,0 +1,538 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The library's side of the socket, against a peer that behaves exactly as
+ * badly as each test needs at exactly that moment, which a real hmmd does not.
+ *
+ * The peer is a child process. It answers what a driver asks, writes down
+ * every request, and dies, hesitates or lies where the script says so.
+ */
+#define _GNU_SOURCE
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <hmm/hmm.h>
+
+#include "frame.h"
+#include "hmm_protocol.h"
+#include "proto/layout.h"
+#include "proto/uapi.h"
+#include "tests/leakcheck.h"
+
+LEAKCHECKED_SUITE(outage);
+
+#define NOTES 256
+
+struct script {
+	uint32_t grace_ms;
+	int die_at_read;		/* the n-th device_read is not answered: the connection goes; 0: none */
+	int busy_reads;			/* so many device_reads are answered -EAGAIN */
+	bool vanish;			/* after that nobody listens any more */
+	bool invalidate;		/* a device_read first raises an invalidation, and waits for its answer */
+	int hello_error;
+	bool garbage;			/* before each reply something that is no message */
+	/* What happened. */
+	uint32_t notes;
+	uint16_t note[NOTES];
+	int32_t ack_status;
+	uint64_t ack_cookie;
+	uint32_t reads;
+};
+
+static struct script *script;
+static char directory[64], path[96];
+static pid_t peer;
+
+/* ---- the peer ---------------------------------------------------------------- */
+
+static int memfd(uint64_t size)
+{
+	int fd = memfd_create("peer", MFD_CLOEXEC);
+
+	return ftruncate(fd, (off_t)size) ? -1 : fd;
+}
+
+static void *answer(struct hmm_frame *frame, size_t size)
+{
+	return hmm_wire_init(calloc(1, size), frame->header.opcode | 0x8000, size, frame->header.serial);
+}
+
+static void send_error(int fd, struct hmm_frame *frame, int error, const char *text)
+{
+	struct hmm_msg_error message;
+
+	hmm_wire_error(&message, frame->header.serial, error, "%s", text);
+	hmm_frame_send(fd, &message, NULL, 0);
+}
+
+static void invalidate(int fd, struct hmm_frame *frame)
+{
+	struct hmm_msg_invalidate event;
+	struct hmm_frame *ack = calloc(1, sizeof(*ack));
+
+	HMM_MSG_INIT(event, HMM_OP_INVALIDATE, 0);
+	event.mirror = ((struct hmm_msg_device_read *)(void *)frame->data)->mirror;
+	event.reason = HMM_REASON_CPU_WRITE;
+	event.start = 0x10000;
+	event.end = 0x12000;
+	event.cookie = 77;
+	hmm_frame_send(fd, &event, NULL, 0);
+	hmm_frame_init(ack);
+	if (hmm_frame_recv(fd, ack, 0) > 0 && ack->header.opcode == HMM_OP_ACK) {
+		script->ack_cookie = ((struct hmm_msg_ack *)(void *)ack->data)->cookie;
+		script->ack_status = ((struct hmm_msg_ack *)(void *)ack->data)->status;
+	}
+	free(ack);
+}
+
+/* Return: false when the connection is to end. */
+static bool serve(int fd, struct hmm_frame *frame)
+{
+	int fds[2] = { -1, -1 };
+	unsigned int nfds = 0;
+	void *reply = NULL;
+
+	script->note[script->notes++ % NOTES] = frame->header.opcode;
+	if (script->garbage) {
+		uint32_t junk[8] = { sizeof(junk), 0x7777, 0, 9 };
+
+		hmm_frame_send(fd, junk, NULL, 0);
+	}
+	switch (frame->header.opcode) {
+	case HMM_OP_HELLO: {
+		struct hmm_msg_hello_reply *hello;
+
+		if (script->hello_error) {
+			send_error(fd, frame, script->hello_error, "no such version");
+			return true;
+		}
+		hello = reply = answer(frame, sizeof(*hello));
+		hello->version = HMM_PROTOCOL_VERSION;
+		hello->incarnation = 1;
+		hello->grace_ms = script->grace_ms;
+		break;
+	}
+	case HMM_OP_OPEN_PEER: {
+		struct hmm_msg_open_peer_reply *opened = reply = answer(frame, sizeof(*opened));
+
+		opened->owner = 3;
+		opened->pid = 1;
+		fds[0] = memfd(HMM_TABLE_SIZE);
+		fds[1] = memfd(sizeof(struct hmm_pulse));
+		nfds = 2;
+		break;
+	}
+	case HMM_OP_DEVICE_NEW: {
+		struct hmm_msg_device_new_reply *device = reply = answer(frame, sizeof(*device));
+
+		device->device = 5;
+		device->size = 1 << 20;
+		break;
+	}
+	case HMM_OP_MIRROR_REGISTER: {
+		struct hmm_msg_mirror_register_reply *mirror = reply = answer(frame, sizeof(*mirror));
+
+		/* Another one after each restart. */
+		mirror->mirror = 0x300 + script->notes % 100;
+		break;
+	}
+	case HMM_OP_DEVICE_READ: {
+		const struct hmm_msg_device_read *asked = (void *)frame->data;
+		struct hmm_msg_device_read_reply *data;
+
+		script->reads++;
+		if ((int)script->reads == script->die_at_read)
+			return false;
+		if (script->busy_reads && script->busy_reads--) {
+			send_error(fd, frame, -EAGAIN, "settling");
+			return true;
+		}
+		if (asked->addr == 0xbad000) {
+			send_error(fd, frame, -EFAULT, "nothing is mapped at 0xbad000");
+			return true;
+		}
+		if (script->invalidate)
+			invalidate(fd, frame);
+		data = reply = answer(frame, sizeof(*data) + asked->length);
+		data->count = asked->length;
+		memset(data->data, 0x5a, asked->length);
+		break;
+	}
+	case HMM_OP_MIGRATE: {
+		const struct hmm_msg_migrate *asked = (void *)frame->data;
+		uint32_t pages = (uint32_t)(asked->length >> HMM_PAGE_SHIFT);
+		struct hmm_msg_migrate_reply *result = reply = answer(frame, sizeof(*result) + pages);
+
+		result->pages = pages;
+		result->moved = pages - 1;
+		result->failed = 1;
+		result->count = pages;
+		result->results[0] = HMM_PAGE_RESULT_PINNED;
+		break;
+	}
+	case HMM_OP_DEVICE_PUT:
+		reply = answer(frame, sizeof(struct hmm_msg_device_put_reply));
+		break;
+	case HMM_OP_MIRROR_UNREGISTER:
+		reply = answer(frame, sizeof(struct hmm_msg_mirror_unregister_reply));
+		break;
+	default:
+		send_error(fd, frame, -EOPNOTSUPP, "the peer of this test does not know that");
+		return true;
+	}
+	hmm_frame_send(fd, reply, fds, nfds);
+	for (unsigned int i = 0; i < nfds; i++)
+		close(fds[i]);
+	free(reply);
+	return true;
+}
+
+static void peer_main(int listener)
+{
+	struct hmm_frame *frame = calloc(1, sizeof(*frame));
+	int fd;
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	hmm_frame_init(frame);
+	while ((fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC)) >= 0) {
+		bool going = true;
+
+		while (going && hmm_frame_recv(fd, frame, 0) > 0)
+			going = serve(fd, frame);
+		hmm_frame_close(frame);
+		close(fd);
+		if (!going && script->vanish)
+			break;
+	}
+	_exit(0);
+}
+
+static void begin(void)
+{
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	int listener;
+
+	strcpy(directory, "/tmp/hmm-outage-XXXXXX");
+	cr_assert_not_null(mkdtemp(directory));
+	snprintf(path, sizeof(path), "%s/socket", directory);
+	script = mmap(NULL, sizeof(*script), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	script->grace_ms = 60000;
+	listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	strcpy(address.sun_path, path);
+	cr_assert_eq(bind(listener, (struct sockaddr *)&address, sizeof(address)), 0);
+	cr_assert_eq(listen(listener, 4), 0);
+	fflush(NULL);
+	peer = fork();
+	if (peer == 0)
+		peer_main(listener);
+	close(listener);
+}
+
+static void end(void)
+{
+	kill(peer, SIGKILL);
+	waitpid(peer, NULL, 0);
+	unlink(path);
+	rmdir(directory);
+	munmap(script, sizeof(*script));
+}
+
+/* ---- a driver -------------------------------------------------------------------- */
+
+static struct hmm *hmm;
+static struct hmm_device *device;
+static struct hmm_mirror mirror;
+static int updates, unregistered;
+
+static int let_go(struct hmm_mirror *of, const struct hmm_update *update)
+{
+	cr_assert_eq(of, &mirror);
+	cr_assert_eq(update->start, 0x10000);
+	cr_assert_eq(update->end, 0x12000);
+	cr_assert_eq(update->reason, HMM_REASON_CPU_WRITE);
+	unregistered = hmm_mirror_unregister(of);
+	updates++;
+	return -EAGAIN;
+}
+
+static const struct hmm_mirror_ops ops = { .sync_cpu_device_pagetables = let_go };
+
+static int open_peer(void)
+{
+	struct hmm_open_options options = { .size = sizeof(options), .socket = path };
+	int key = memfd_create("key", MFD_CLOEXEC), error;
+
+	error = hmm_open_peer(key, &options, &hmm);
+	close(key);
+	return error;
+}
+
+static void be_driver(void)
+{
+	struct hmm_device_options options = { .size = sizeof(options), .name = "d", .memory = 1 << 20, .node = -1 };
+
+	cr_assert_eq(open_peer(), 0, "%s", hmm_last_error());
+	cr_assert_eq(hmm_device_new(hmm, &options, &device), 0, "%s", hmm_last_error());
+	mirror = (struct hmm_mirror){ .ops = &ops, .device = device };
+	cr_assert_eq(hmm_mirror_register(&mirror, hmm), 0, "%s", hmm_last_error());
+}
+
+static void stop_being_driver(void)
+{
+	cr_assert_eq(hmm_mirror_unregister(&mirror), 0, "%s", hmm_last_error());
+	hmm_device_put(device);
+	hmm_close(hmm);
+}
+
+static void check_read(void)
+{
+	char byte = 0;
+
+	cr_assert_eq(hmm_device_read(&mirror, 0x7000, &byte, 1), 1, "%s", hmm_last_error());
+	cr_assert_eq(byte, 0x5a);
+}
+
+static void check_notes(const uint16_t *wanted, unsigned int count)
+{
+	cr_assert_eq(script->notes, count, "%u requests instead of %u", script->notes, count);
+	for (unsigned int i = 0; i < count; i++)
+		cr_assert_eq(script->note[i], wanted[i], "request %u is '%s', not '%s'", i,
+			     hmm_opcode_name(script->note[i]), hmm_opcode_name(wanted[i]));
+}
+
+Test(outage, what_was_asked_is_asked_again)
+{
+	const uint16_t wanted[] = {
+		HMM_OP_HELLO, HMM_OP_OPEN_PEER, HMM_OP_DEVICE_NEW, HMM_OP_MIRROR_REGISTER, HMM_OP_DEVICE_READ,
+		HMM_OP_DEVICE_READ,
+		HMM_OP_HELLO, HMM_OP_OPEN_PEER, HMM_OP_DEVICE_NEW, HMM_OP_MIRROR_REGISTER, HMM_OP_DEVICE_READ,
+	};
+
+	begin();
+	script->die_at_read = 2;
+	be_driver();
+	check_read();
+	check_read();
+	check_notes(wanted, sizeof(wanted) / sizeof(*wanted));
+	stop_being_driver();
+	end();
+}
+
+Test(outage, an_answer_to_try_again_is_not_the_callers_affair)
+{
+	begin();
+	script->busy_reads = 3;
+	be_driver();
+	check_read();
+	cr_assert_eq(script->reads, 4);
+	stop_being_driver();
+	end();
+}
+
+Test(outage, nobody_comes_back)
+{
+	char byte;
+
+	begin();
+	script->grace_ms = 300;
+	script->die_at_read = 1;
+	script->vanish = true;
+	be_driver();
+	cr_assert_eq(hmm_device_read(&mirror, 0x7000, &byte, 1), -ESTALE);
+	cr_assert_eq(hmm_device_read(&mirror, 0x7000, &byte, 1), -ESTALE);
+	cr_assert_eq(hmm_features(hmm), 0);
+	cr_assert_eq(hmm_mirror_lookup(&mirror, 0x7000), 0);
+	stop_being_driver();
+	end();
+}
+
+Test(outage, the_text_of_an_error_reaches_the_caller)
+{
+	char byte;
+
+	begin();
+	be_driver();
+	cr_assert_eq(hmm_device_read(&mirror, 0xbad000, &byte, 1), -EFAULT);
+	cr_assert_str_eq(hmm_last_error(), "nothing is mapped at 0xbad000");
+	check_read();
+	stop_being_driver();
+	end();
+}
+
+Test(outage, versions_that_do_not_fit)
+{
+	begin();
+	script->hello_error = -EPROTO;
+	cr_assert_eq(open_peer(), -EPROTO);
+	cr_assert_str_eq(hmm_last_error(), "no such version");
+	end();
+}
+
+Test(outage, what_is_no_message_is_passed_over)
+{
+	begin();
+	script->garbage = true;
+	be_driver();
+	check_read();
+	stop_being_driver();
+	end();
+}
+
+Test(outage, a_callback_s_answer_and_what_it_must_not_do)
+{
+	begin();
+	script->invalidate = true;
+	updates = 0;
+	be_driver();
+	check_read();
+	cr_assert_eq(updates, 1);
+	cr_assert_eq(unregistered, -EDEADLK);
+	cr_assert_eq(script->ack_cookie, 77);
+	cr_assert_eq(script->ack_status, -EAGAIN);
+	stop_being_driver();
+	end();
+}
+
+Test(outage, prefetch_tells_its_eventfd)
+{
+	const size_t length = 200UL << 20;
+	int completion = eventfd(0, EFD_CLOEXEC);
+	uint64_t signal = 0;
+
+	begin();
+	be_driver();
+	/* 4 pieces; one page of each stays. */
+	cr_assert_eq(hmm_prefetch(&mirror, 0x7f0000000000, length, HMM_DEVICE, completion), 0, "%s", hmm_last_error());
+	cr_assert_eq(read(completion, &signal, sizeof(signal)), (ssize_t)sizeof(signal));
+	cr_assert_eq(signal, 1 + (length >> HMM_PAGE_SHIFT) - 4);
+	cr_assert_eq(hmm_prefetch(&mirror, 0x7f0000000000, HMM_PAGE_SIZE, HMM_DEVICE, 12345), -EBADF);
+	close(completion);
+	stop_being_driver();
+	end();
+}
+
+Test(outage, a_migration_in_pieces_is_one_answer)
+{
+	const size_t length = 200UL << 20, pages = length >> HMM_PAGE_SHIFT;
+	struct hmm_migrate_report report;
+	uint8_t *results = malloc(pages);
+	size_t pinned = 0;
+
+	begin();
+	be_driver();
+	cr_assert_eq(hmm_migrate(&mirror, 0x7f0000001000, length, HMM_DEVICE, 0, results, &report), (long)pages - 4);
+	cr_assert_eq(report.pages, pages);
+	cr_assert_eq(report.moved, pages - 4);
+	cr_assert_eq(report.failed, 4);
+	for (size_t i = 0; i < pages; i++)
+		pinned += results[i] == HMM_PINNED;
+	cr_assert_eq(pinned, 4);
+	/* The second piece begins at a block's edge, below 64 MiB. */
+	cr_assert_eq(results[0], HMM_PINNED);
+	cr_assert_eq(results[(64 << 8) - 1], HMM_PINNED);
+	free(results);
+	stop_being_driver();
+	end();
+}
+
+Test(outage, descriptors_are_in_nobody_s_way)
+{
+	struct pollfd hangup;
+	int pipes[2];
+
+	begin();
+	cr_assert_eq(pipe2(pipes, O_CLOEXEC), 0);
+	be_driver();
+	/* The library must not hold the program's pipes open. */
+	close(pipes[1]);
+	hangup = (struct pollfd){ .fd = pipes[0], .events = POLLIN };
+	cr_assert_eq(poll(&hangup, 1, 5000), 1);
+	cr_assert(hangup.revents & POLLHUP);
+	close(pipes[0]);
+	/* And a program may close all that it does not know; in a child, for the test's own sake. */
+	fflush(NULL);
+	if (fork() == 0) {
+		be_driver();
+		syscall(SYS_close_range, 3U, ~0U, 0U);
+		check_read();
+		_exit(script->reads == 1 ? 0 : 1);
+	} else {
+		int status;
+
+		/* The peer serves one connection at a time. */
+		stop_being_driver();
+		wait(&status);
+		cr_assert_eq(status, 0);
+	}
+	end();
+}
+
+Test(outage, a_child_has_no_part_in_its_parents_handle)
+{
+	char byte;
+	int status;
+
+	begin();
+	be_driver();
+	fflush(NULL);
+	if (fork() == 0) {
+		if (hmm_device_read(&mirror, 0x7000, &byte, 1) != -ESTALE || hmm_features(hmm))
+			_exit(1);
+		hmm_close(hmm);
+		_exit(script->reads ? 2 : 0);
+	}
+	wait(&status);
+	cr_assert_eq(status, 0);
+	check_read();
+	stop_being_driver();
+	end();
+}
+
+Test(outage, bad_arguments)
+{
+	struct { struct hmm_open_options known; uint64_t future; } newer = { .known = { .size = sizeof(newer) } };
+	struct hmm_device_options options = { .size = sizeof(options), .name = "", .node = -1 };
+	struct hmm_mirror none = { .ops = &ops };
+	struct hmm_device *made;
+	struct hmm *opened;
+	char byte;
+
+	begin();
+	newer.known.socket = path;
+	newer.future = 1;
+	cr_assert_eq(hmm_open(&newer.known, &opened), -E2BIG);
+	cr_assert_eq(hmm_open(NULL, NULL), -EINVAL);
+	cr_assert_eq(hmm_open_peer(-1, NULL, &opened), -EBADF);
+	be_driver();
+	cr_assert_eq(hmm_export(hmm), -EPERM);
+	cr_assert_eq(hmm_device_new(hmm, &options, &made), -EINVAL);
+	options.name = "a name";
+	cr_assert_eq(hmm_device_new(hmm, &options, &made), -EINVAL);
+	cr_assert_eq(hmm_mirror_register(NULL, hmm), -EINVAL);
+	cr_assert_eq(hmm_mirror_register(&none, hmm), -EINVAL);
+	cr_assert_eq(hmm_migrate(&mirror, 0x1001, HMM_PAGE_SIZE, HMM_DEVICE, 0, NULL, NULL), -EINVAL);
+	cr_assert_eq(hmm_migrate(&mirror, 0x1000, 0, HMM_DEVICE, 0, NULL, NULL), -EINVAL);
+	cr_assert_eq(hmm_migrate(&mirror, -HMM_PAGE_SIZE, 2 * HMM_PAGE_SIZE, HMM_DEVICE, 0, NULL, NULL), -EINVAL);
+	cr_assert_eq(hmm_migrate(&mirror, HMM_VA_END, HMM_PAGE_SIZE, HMM_DEVICE, 0, NULL, NULL), -EINVAL);
+	cr_assert_eq(hmm_migrate(&mirror, 0x1000, HMM_PAGE_SIZE, (enum hmm_target)7, 0, NULL, NULL), -EINVAL);
+	cr_assert_eq(hmm_migrate(&mirror, 0x1000, HMM_PAGE_SIZE, HMM_DEVICE, 1ULL << 40, NULL, NULL), -EINVAL);
+	cr_assert_eq(hmm_device_read(&mirror, HMM_VA_END - 1, &byte, 2), -EINVAL);
+	cr_assert_eq(hmm_device_read(&mirror, 0x1000, &byte, 0), 0);
+	cr_assert_eq(hmm_exclude(hmm, 0x1000, HMM_PAGE_SIZE), -EPERM);
+	cr_assert_neq(hmm_last_error()[0], 0);
+	cr_assert_eq(script->reads, 0, "none of that reached the other side");
+	stop_being_driver();
+	end();
+}
