@@ -872,14 +872,19 @@ static void window_migrated(struct owner *owner, void *data, uint64_t pages)
 	owner_queue(owner, data);
 }
 
-void migrate_for_window(struct block *block, struct mirror *mirror, uint64_t addr, struct task *task,
-			uint8_t *result)
+void migrate_for_window(struct block *block, struct mirror *mirror, uint64_t addr, unsigned int pages,
+			struct task *task, uint8_t *result)
 {
+	uint64_t start = addr & ~(HMM_PAGE_SIZE - 1), end = block->addr + HMM_BLOCK_SIZE;
 	struct owner *owner = block->owner;
 	struct migration *migration;
 
 	*result = HMM_PAGE_RESULT_ERROR;
-	migration = migration_new(owner, block->addr, block->addr + HMM_BLOCK_SIZE, false);
+	if (pages == HMM_BLOCK_PAGES)
+		start = block->addr;
+	else if (end - start > (uint64_t)pages << HMM_PAGE_SHIFT)
+		end = start + ((uint64_t)pages << HMM_PAGE_SHIFT);
+	migration = migration_new(owner, start, end, false);
 	if (!migration) {
 		owner_queue(owner, task);
 		return;

@@ -155,6 +155,7 @@ struct window {
 	uint64_t start, end;		/* the owner's addresses */
 	uint64_t at;			/* where they begin in the driver */
 	bool armed;
+	struct prefetch prefetch;	/* the walks of its touches */
 	bool revoked;			/* the driver was late: what it asks for is poisoned */
 	bool *protectable;		/* per block: registered for write-protection too */
 };
@@ -462,9 +463,9 @@ void migrate_home(struct owner *owner, uint64_t start, uint64_t end, const struc
 		  migrate_done done, void *data);
 void migrate_out_done(struct block *block, struct block_order *order, struct hmm_order *shared);
 void job_block_done(struct job *job, int result);
-/* A window touched it: the block goes to this mirror's device, then @task runs. */
-void migrate_for_window(struct block *block, struct mirror *mirror, uint64_t addr, struct task *task,
-			uint8_t *result);
+/* A window touched @addr: @pages from there on (all: the block) go to the device, then @task runs. */
+void migrate_for_window(struct block *block, struct mirror *mirror, uint64_t addr, unsigned int pages,
+			struct task *task, uint8_t *result);
 
 /* window.c */
 void window_request(struct owner *owner, struct letter *letter);	/* WINDOW_MAP, _ARMED, _UNMAP */

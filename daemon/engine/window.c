@@ -209,6 +209,24 @@ static bool touch_present(struct window *window, struct block *block, struct tou
 	return false;
 }
 
+/*
+ * A block that the CPU has to itself comes whole. One that both are using comes
+ * page by page, or as far as the touches look like a walk: to pull all of it
+ * away from the CPU each time would only make both wait.
+ */
+static unsigned int touch_pages(struct window *window, const struct block *block, uint64_t addr)
+{
+	uint64_t page = addr >> HMM_PAGE_SHIFT;
+	unsigned int asked;
+
+	if (!block_count(block, HMM_PAGE_DEVICE) && !block_count(block, HMM_PAGE_SHARED) &&
+	    !block->touched)
+		return HMM_BLOCK_PAGES;
+	asked = prefetch_ask(&window->prefetch, page, HMM_BLOCK_PAGES / 2);
+	prefetch_brought(&window->prefetch, page, page + asked, asked);
+	return asked;
+}
+
 static void touch_serve(struct touch *touch)
 {
 	struct owner *owner = touch->owner;
@@ -247,7 +265,8 @@ static void touch_serve(struct touch *touch)
 		if (touch->tries % 2)
 			goto later;
 	}
-	migrate_for_window(block, window->mirror, touch->addr, &touch->task, &touch->result);
+	migrate_for_window(block, window->mirror, touch->addr, touch_pages(window, block, touch->addr),
+			   &touch->task, &touch->result);
 	return;
 later:
 	TAILQ_INSERT_TAIL(&owner->retry, &touch->task, link);
