@@ -18,7 +18,8 @@
 #include "arena.h"
 #include "space.h"
 
-#define ALLOC_START	0x600000000000UL
+/* Above where AddressSanitizer keeps its heap, below where the kernel begins to map. */
+#define ALLOC_START	0x680000000000UL
 #define ALLOC_END	0x700000000000UL
 
 struct alloc {
@@ -37,11 +38,12 @@ static char *reserve(struct hmm *hmm, uint64_t length)
 {
 	uint64_t size = block_up(length), at = 0;
 	uint16_t random = 0;
-	void *got;
+	char *got, *room;
 
 	futex_lock(&hmm->lock);
 	for (struct alloc *alloc = hmm->allocs; alloc; alloc = alloc->next)
-		if (alloc->start + block_up(alloc->length) > at)
+		if (alloc->start >= ALLOC_START && alloc->start < ALLOC_END &&
+		    alloc->start + block_up(alloc->length) > at)
 			at = alloc->start + block_up(alloc->length);
 	futex_unlock(&hmm->lock);
 	if (!at) {
@@ -57,7 +59,15 @@ static char *reserve(struct hmm *hmm, uint64_t length)
 		if (errno != EEXIST)
 			break;
 	}
-	return NULL;
+	/* These addresses are not to be had in this program: then anywhere. */
+	room = mmap(NULL, size + HMM_BLOCK_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (room == MAP_FAILED)
+		return NULL;
+	got = (char *)(((uintptr_t)room + HMM_BLOCK_SIZE - 1) & ~(HMM_BLOCK_SIZE - 1));
+	if (got > room)
+		munmap(room, (size_t)(got - room));
+	munmap(got + size, (size_t)(room + HMM_BLOCK_SIZE - got));
+	return got;
 }
 
 struct placing {

@@ -380,7 +380,7 @@ static void give_back(struct agent *agent, struct hmm_order *order, const char *
 			/* COPY also works where the mapping has become read-only or locked since. */
 			while (ioctl(agent->uffd, UFFDIO_MOVE, &arg) &&
 			       (errno == EAGAIN || ioctl(agent->uffd, UFFDIO_COPY, &copy)) &&
-			       errno == EAGAIN && !agent_is_retired(agent))
+			       (errno == EAGAIN || errno == ENOMEM) && !agent_is_retired(agent))
 				nanosleep(&(struct timespec){ .tv_nsec = 50000 }, NULL);
 			clear(order->moved, i);
 			set(order->busy, i);
@@ -388,6 +388,12 @@ static void give_back(struct agent *agent, struct hmm_order *order, const char *
 	}
 }
 
+static bool taken_back(const struct hmm_order *order)
+{
+	return __atomic_load_n(&order->state, __ATOMIC_SEQ_CST) == HMM_ORDER_CANCELLED;
+}
+
+/* The order may be faster than the event that brings its shadow, and a mirror's number may be used again. */
 static struct region *wait_for_region(struct agent *agent, const struct hmm_order *order)
 {
 	for (;;) {
@@ -395,12 +401,10 @@ static struct region *wait_for_region(struct agent *agent, const struct hmm_orde
 		struct region *region = hmmc_region_find(agent->regions, order->mirror, order->addr);
 		const struct timespec while_ = { .tv_nsec = 100000000 };
 
-		/* One of an earlier mirror of this number is not it: the event is on its way. */
-		if (region && region->inode != order->shadow)
-			region = NULL;
-		if (region || agent_is_retired(agent) ||
-		    __atomic_load_n(&order->state, __ATOMIC_SEQ_CST) == HMM_ORDER_CANCELLED)
+		if (region && (!order->shadow || region->inode == order->shadow))
 			return region;
+		if (agent_is_retired(agent) || taken_back(order))
+			return NULL;
 		futex_wait(&agent->regions->changes, changes, &while_);
 	}
 }
@@ -477,7 +481,8 @@ static int fill_in_place(struct agent *agent, struct hmm_order *order, struct re
 	int error = mapped ? make_room(order, region) : 0;
 	unsigned int page = 0, end;
 
-	while (!error && next_run(order->moved, &page, &end)) {
+	/* Once the order is taken back the CPU may write and the shadow's pages may be somebody's. */
+	while (!error && !taken_back(order) && next_run(order->moved, &page, &end)) {
 		uint64_t address = page_address(order->addr, page);
 		size_t length = (size_t)(end - page) << HMM_PAGE_SHIFT;
 		char *to = mapped ? region_at(region, address) : agent->bounce;
@@ -558,8 +563,9 @@ static bool order_home_slot(struct agent *agent, struct hmm_order *order)
 	if (!error && madvise(slot, HMM_BLOCK_SIZE, MADV_POPULATE_WRITE))
 		error = errno == EFAULT ? -ENOMEM : -errno;
 	for (page = 0; !error && next_run(order->want, &page, &end); page = end)
-		memcpy(slot + ((size_t)page << HMM_PAGE_SHIFT), region_at(region, page_address(order->addr, page)),
-		       (size_t)(end - page) << HMM_PAGE_SHIFT);
+		error = read_run(order, region, page_address(order->addr, page),
+				 slot + ((size_t)page << HMM_PAGE_SHIFT),
+				 (size_t)(end - page) << HMM_PAGE_SHIFT);
 	huge = !error && is_huge(agent, (uintptr_t)slot);
 	/* Until it is known that nothing stays behind: empty it with its page table. */
 	agent->thin[order->slot] = true;

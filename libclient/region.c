@@ -87,6 +87,8 @@ int hmmc_region_add(struct regions *regions, const struct hmm_msg_region *event,
 	}
 	if (region) {
 		old = region->map;
+		/* Whoever looks meanwhile finds none, rather than a mixture. */
+		__atomic_store_n(&region->map, NULL, __ATOMIC_RELEASE);
 		if (region->fd >= 0)
 			close(region->fd);
 	} else if (slot < REGIONS_MAX) {

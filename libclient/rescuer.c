@@ -231,8 +231,28 @@ static const struct hmm_order *find_order(struct rescuer *rescuer, uint64_t bloc
 	return NULL;
 }
 
+/* Windows were open while it was filled: what has arrived in the shadow may have been written since. */
+static bool is_visible(struct rescuer *rescuer, uint64_t block)
+{
+	struct hmm_orders *orders = rescuer->owner->orders;
+
+	for (unsigned int i = 0; i < HMM_ORDERS_RING; i++)
+		if (orders->ring[i].addr == block && orders->ring[i].epoch == rescuer->block.epoch &&
+		    orders->ring[i].flags & HMM_ORDER_VISIBLE)
+			return true;
+	return false;
+}
+
+static bool has_data(const struct region *region, uint64_t address)
+{
+	off_t offset = (off_t)(region->offset + (address - region->base));
+
+	return lseek(region->fd, offset, SEEK_DATA) == offset;
+}
+
 struct sources {
 	uint64_t in_slot[HMM_BITMAP_WORDS];
+	bool visible;
 	const struct hmm_order *order;
 };
 
@@ -243,24 +263,26 @@ static const char *source(struct rescuer *rescuer, uint64_t block, unsigned int 
 	const struct hmm_ledger_block *record = &rescuer->block;
 	uint8_t byte = record->page[page];
 	uint64_t bit = 1ULL << (page % 64);
+	uint64_t address = block + ((uint64_t)page << HMM_PAGE_SHIFT);
 	bool complete = byte & HMM_PAGE_COMPLETE, away;
 	struct region *region;
 
 	if (byte & HMM_PAGE_SERVED)
 		return NULL;
+	region = hmmc_region_find(&rescuer->owner->regions, record->mirror, block);
 	/* A page of the S state that was on its way to D is there, too. */
-	if (sources->in_slot[page / 64] & bit)
+	if (sources->in_slot[page / 64] & bit) {
+		if (sources->visible && region && has_data(region, address))
+			return region_at(region, address);
 		return rescuer->owner->slots + (uint64_t)record->slot * HMM_BLOCK_SIZE +
 		       ((uint64_t)page << HMM_PAGE_SHIFT);
+	}
 	if (sources->order && sources->order->moved[page / 64] & bit)
 		complete = true;
 	away = (byte & HMM_PAGE_STATE_MASK) == HMM_PAGE_DEVICE ||
 	       (byte & HMM_PAGE_STATE_MASK) == HMM_PAGE_SHARED ||
 	       record->transit == HMM_TRANSIT_OUT_MOVE || record->transit == HMM_TRANSIT_OUT_ZAP;
-	if (!complete || !away)
-		return NULL;
-	region = hmmc_region_find(&rescuer->owner->regions, record->mirror, block);
-	return region ? region_at(region, block + ((uint64_t)page << HMM_PAGE_SHIFT)) : NULL;
+	return complete && away && region ? region_at(region, address) : NULL;
 }
 
 /* The block's record must have been read. */
@@ -274,8 +296,10 @@ static void settle_block(struct rescuer *rescuer, int uffd, uint64_t block)
 	/* In any other transit a slot is at most a second copy of what the shadow has. */
 	if (record->slot != HMM_NO_SLOT && record->transit == HMM_TRANSIT_OUT_MOVE)
 		read_slot(rescuer, record->slot, sources.in_slot);
-	if (record->transit == HMM_TRANSIT_OUT_MOVE || record->transit == HMM_TRANSIT_OUT_ZAP)
+	if (record->transit == HMM_TRANSIT_OUT_MOVE || record->transit == HMM_TRANSIT_OUT_ZAP) {
 		sources.order = find_order(rescuer, block);
+		sources.visible = is_visible(rescuer, block);
+	}
 	while (page < HMM_BLOCK_PAGES) {
 		uint64_t address = block + ((uint64_t)page << HMM_PAGE_SHIFT);
 		const char *from = source(rescuer, block, page, &sources);

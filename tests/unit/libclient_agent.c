@@ -20,7 +20,7 @@
 LEAKCHECKED_SUITE(agent);
 
 #define PAGES	HMM_BLOCK_PAGES
-#define HOME	0x610000000000UL	/* where the owner's block is in these tests */
+#define HOME	0x690000000000UL	/* where the owner's block is in these tests */
 
 static struct agent *agent;
 static struct hmm_orders *orders;

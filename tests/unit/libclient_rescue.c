@@ -16,7 +16,7 @@
 
 LEAKCHECKED_SUITE(rescue);
 
-#define HOME	0x620000000000UL
+#define HOME	0x6a0000000000UL
 #define BLOCKS	4U
 
 static struct owner *owner;
