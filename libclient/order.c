@@ -308,6 +308,32 @@ static int write_run(struct region *region, uint64_t address, const char *bytes,
 	return 0;
 }
 
+/*
+ * Under a window not through the mapping: when the order is taken back meanwhile
+ * and the shadow punched, that would put zeros where nothing is, for the driver to
+ * see. hugetlb cannot be read otherwise, and has no windows.
+ */
+static int read_run(const struct hmm_order *order, struct region *region, uint64_t address, char *bytes,
+		    size_t length)
+{
+	off_t offset = (off_t)(region->offset + (address - region->base));
+
+	if (!(order->flags & HMM_ORDER_VISIBLE) || region->kind == HMM_POOL_KIND_HUGETLB) {
+		memcpy(bytes, region_at(region, address), length);
+		return 0;
+	}
+	while (length) {
+		ssize_t done = pread(region->fd, bytes, length, offset);
+
+		if (done <= 0)
+			return done < 0 ? -errno : -EIO;
+		bytes += done;
+		offset += done;
+		length -= (size_t)done;
+	}
+	return 0;
+}
+
 /* Through the mapping, having asked first: without room a store would be a SIGBUS. */
 static int copy_run(struct region *region, uint64_t address, const char *bytes, size_t length)
 {

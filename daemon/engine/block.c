@@ -391,25 +391,42 @@ static void uncharge_all(struct block *block)
 	block->charged = 0;
 }
 
-/* Pages of a 4K pool that were punched; a huge page stays charged whole. */
-static void uncharge_run(struct block *block, unsigned int pages)
-{
-	struct mirror *mirror = block_mirror(block);
-
-	if (!mirror || pool_is_huge(mirror->device->pool->kind))
-		return;
-	if (pages > block->charged)
-		pages = block->charged;
-	device_uncharge(mirror->device, (uint64_t)pages << HMM_PAGE_SHIFT);
-	block->charged -= pages;
-}
-
 static bool holds_pages(const struct block *block)
 {
 	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++)
 		if (in_shadow(page_state(block, i)))
 			return true;
 	return false;
+}
+
+/* False: a huge page could not be split, for somebody holds it. */
+static bool punch_run(struct block *block, const struct shadow *shadow, unsigned int first,
+		      unsigned int end)
+{
+	uint64_t length = (uint64_t)(end - first) << HMM_PAGE_SHIFT;
+
+	kernel->punch(shadow->fd, page_addr(block, first) - shadow->base, length);
+	if (shadow_has_data(shadow, page_addr(block, first), length))
+		return false;
+	for (unsigned int i = first; i < end; i++)
+		pages_clear(&block->stale, i);
+	return true;
+}
+
+void block_recharge(struct block *block)
+{
+	struct mirror *mirror = block_mirror(block);
+	unsigned int held = 0;
+
+	/* A huge page stays charged whole; what is in transit is charged for. */
+	if (!mirror || pool_is_huge(mirror->device->pool->kind) || !block_at_rest(block))
+		return;
+	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++)
+		held += in_shadow(page_state(block, i)) || pages_test(&block->stale, i);
+	if (block->charged <= held)
+		return;
+	device_uncharge(mirror->device, (uint64_t)(block->charged - held) << HMM_PAGE_SHIFT);
+	block->charged = held;
 }
 
 bool block_punch_stale(struct block *block)
@@ -441,18 +458,9 @@ bool block_punch_stale(struct block *block)
 	}
 	if (shadow->kind == HMM_POOL_KIND_HUGETLB)
 		return false;	/* a 4K punch of a hugetlb page zeroes and frees nothing */
-	for (; pages_run(&block->stale, &first, &end); first = end) {
-		uint64_t length = (uint64_t)(end - first) << HMM_PAGE_SHIFT;
-
-		kernel->punch(shadow->fd, page_addr(block, first) - shadow->base, length);
-		if (shadow_has_data(shadow, page_addr(block, first), length)) {
-			clean = false;	/* the huge page could not be split: somebody holds it */
-			continue;
-		}
-		for (unsigned int i = first; i < end; i++)
-			pages_clear(&block->stale, i);
-		uncharge_run(block, end - first);
-	}
+	for (; pages_run(&block->stale, &first, &end); first = end)
+		clean &= punch_run(block, shadow, first, end);
+	block_recharge(block);
 	return clean;
 }
 
@@ -598,7 +606,12 @@ static void discard_now(struct block *block, const struct pages *pages)
 		block_set_state(block, first, end, HMM_PAGE_INVALID);
 	if (!block_has_window(block))
 		return;
-	block_punch_stale(block);
+	/* While others of its pages go out only these may be punched. */
+	if (block->record->transit == HMM_TRANSIT_OUT_MOVE || block->record->transit == HMM_TRANSIT_OUT_ZAP)
+		for (first = 0; block_shadow(block) && pages_run(pages, &first, &end); first = end)
+			punch_run(block, block_shadow(block), first, end);
+	else
+		block_punch_stale(block);
 	for (first = 0; pages_run(pages, &first, &end); first = end)
 		window_wake(block, first, end);
 }

@@ -126,13 +126,16 @@ static void serve_batch(struct owner *owner, uint64_t from, uint64_t to)
 	}
 }
 
-/* Reads up to a batch into the journal. Return: messages, or -errno. */
-static int journal_read(struct owner *owner)
+/* Reads up to @asked messages (a batch, or to the ring's end) into the journal. Return: how many, or -errno. */
+static int journal_read(struct owner *owner, int *asked)
 {
 	uint64_t at = owner->journal_read % HMM_JOURNAL_SLOTS;
 	uint64_t room = HMM_JOURNAL_SLOTS - at;
-	size_t length = (room < BATCH ? room : BATCH) * HMM_JOURNAL_SLOT_SIZE;
+	size_t length;
 	ssize_t n;
+
+	*asked = (int)(room < BATCH ? room : BATCH);
+	length = (size_t)*asked * HMM_JOURNAL_SLOT_SIZE;
 
 	/* One more than a batch: what the last lap left there must not look unapplied. */
 	if (owner->journal_zeroed < owner->journal_read)
@@ -147,7 +150,7 @@ static int journal_read(struct owner *owner)
 
 void event_read(struct owner *owner)
 {
-	int n;
+	int n, asked;
 
 	do {
 		uint64_t from = owner->journal_read;
@@ -159,10 +162,12 @@ void event_read(struct owner *owner)
 			return;
 		}
 		owner->deferred_read = false;
-		n = journal_read(owner);
+		n = journal_read(owner, &asked);
 		if (n > 0) {
 			owner->journal_read += (unsigned int)n;
 			apply_batch(owner, from, owner->journal_read);
+			/* Now: what goes on from here must not be undone by a replay. Faults need none. */
+			__atomic_store_n(&owner->journal->applied, owner->journal_read, __ATOMIC_RELEASE);
 		}
 		order_release_hold(owner);
 		if (n <= 0)
@@ -170,8 +175,7 @@ void event_read(struct owner *owner)
 		/* What the events set free goes on before a fault could find the page empty. */
 		owner_run(owner);
 		serve_batch(owner, from, owner->journal_read);
-		__atomic_store_n(&owner->journal->applied, owner->journal_read, __ATOMIC_RELEASE);
-	} while (n == (int)BATCH);	/* fewer: the descriptor was empty, and says so when it is not */
+	} while (n == asked);	/* fewer: the descriptor was empty, and says so when it is not */
 }
 
 /* Behind the last message that was read and perhaps not applied. */
@@ -186,9 +190,11 @@ static uint64_t journal_end(struct owner *owner)
 
 void journal_read_only(struct owner *owner)
 {
+	int asked;
+
 	owner->journal_read = journal_end(owner);
 	if (owner->journal_read - owner->journal->applied < HMM_JOURNAL_SLOTS - 2 * BATCH)
-		journal_read(owner);
+		journal_read(owner, &asked);
 }
 
 void journal_replay(struct owner *owner)

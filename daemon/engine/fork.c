@@ -27,25 +27,38 @@
 #include "log.h"
 #include "uapi.h"
 
-/* Tries of one page while the child's map is changing, or memory is short; each a yield apart. */
+/* Tries of one page: while the child's map is changing, a yield apart; while memory is short, 1 ms. */
 #define TRIES_MAX	20000
 
-/* A range that the child has moved since it was forked. */
-struct moved {
-	uint64_t from, to, length;
+/* What has become of a range in the child since (or by) the fork. */
+struct change {
+	uint64_t start, end;
+	uint64_t to;		/* where it is now; 0: wiped, nothing goes there any more */
 };
 
 struct child {
 	struct owner *owner;
 	int uffd;
-	struct span_set wiped;		/* WIPEONFORK, or thrown away by the child since: nothing goes there */
-	struct moved *moved;		/* by the child, oldest first */
-	unsigned int moved_count;
+	struct change *change;	/* oldest first */
+	unsigned int changes;
 	uint64_t pages, lost;
 	char bounce[HMM_PAGE_SIZE];
 };
 
 static void copy_to_child(struct child *child);
+
+static void note_change(struct child *child, uint64_t start, uint64_t end, uint64_t to)
+{
+	struct change *change = realloc(child->change, (child->changes + 1) * sizeof(*change));
+
+	if (!change) {
+		log_error("owner %u: out of memory: a forked child may find old bytes at %#lx",
+			  child->owner->id, start);
+		return;
+	}
+	child->change = change;
+	change[child->changes++] = (struct change){ .start = start, .end = end, .to = to };
+}
 
 /* Which mappings a child gets empty. smaps is the only place that says so. */
 static void find_wiped(struct child *child)
@@ -67,7 +80,7 @@ static void find_wiped(struct child *child)
 			start = s;
 			end = e;
 		} else if (strncmp(line, "VmFlags:", 8) == 0 && strstr(line, " wf")) {
-			span_set_add(&child->wiped, start, end);
+			note_change(child, start, end, 0);
 		}
 	}
 	free(line);
@@ -90,23 +103,15 @@ static void follow_child(struct child *child)
 	struct uffd_msg message;
 
 	while (read(child->uffd, &message, sizeof(message)) == (ssize_t)sizeof(message)) {
-		struct moved *moved;
-
 		switch (message.event) {
 		case UFFD_EVENT_UNMAP:
 		case UFFD_EVENT_REMOVE:
-			span_set_add(&child->wiped, message.arg.remove.start, message.arg.remove.end);
+			note_change(child, message.arg.remove.start, message.arg.remove.end, 0);
 			break;
 		case UFFD_EVENT_REMAP:
-			moved = realloc(child->moved, (child->moved_count + 1) * sizeof(*moved));
-			if (!moved)
-				break;
-			child->moved = moved;
-			moved[child->moved_count++] = (struct moved){
-				.from = message.arg.remap.from,
-				.to = message.arg.remap.to,
-				.length = message.arg.remap.len,
-			};
+			note_change(child, message.arg.remap.from,
+				    message.arg.remap.from + message.arg.remap.len,
+				    message.arg.remap.to);
 			break;
 		case UFFD_EVENT_FORK: {
 			/* A grandchild: the pages that the child has not got yet, it has not either. */
@@ -114,9 +119,9 @@ static void follow_child(struct child *child)
 				.owner = child->owner, .uffd = (int)message.arg.fork.ufd,
 			};
 
-			for (unsigned int i = 0; i < child->wiped.count; i++)
-				span_set_add(&grandchild.wiped, child->wiped.list[i].start,
-					     child->wiped.list[i].end);
+			for (unsigned int i = 0; i < child->changes; i++)
+				note_change(&grandchild, child->change[i].start, child->change[i].end,
+					    child->change[i].to);
 			copy_to_child(&grandchild);
 			break;
 		}
@@ -129,10 +134,16 @@ static void follow_child(struct child *child)
 /* Where the child has the page now; 0: nowhere. */
 static uint64_t address_in_child(const struct child *child, uint64_t addr)
 {
-	for (unsigned int i = 0; i < child->moved_count; i++)
-		if (addr >= child->moved[i].from && addr - child->moved[i].from < child->moved[i].length)
-			addr = addr - child->moved[i].from + child->moved[i].to;
-	return span_set_overlaps(&child->wiped, addr, addr + HMM_PAGE_SIZE) ? 0 : addr;
+	for (unsigned int i = 0; i < child->changes; i++) {
+		const struct change *change = &child->change[i];
+
+		if (addr < change->start || addr >= change->end)
+			continue;
+		if (!change->to)
+			return 0;
+		addr = addr - change->start + change->to;
+	}
+	return addr;
 }
 
 static void copy_page(struct child *child, uint64_t page, const void *bytes)
@@ -154,7 +165,7 @@ static void copy_page(struct child *child, uint64_t page, const void *bytes)
 			sched_yield();
 			break;
 		case -ENOMEM:
-			sched_yield();
+			usleep(1000);
 			break;
 		default:
 			return;		/* DONTFORK, there already, or the child is gone */
@@ -191,8 +202,7 @@ static void copy_to_child(struct child *child)
 	else if (child->pages)
 		log_info("owner %u: a forked child got its copy of %lu pages", child->owner->id,
 			 child->pages);
-	span_set_deinit(&child->wiped);
-	free(child->moved);
+	free(child->change);
 	close(child->uffd);
 }
 

@@ -47,7 +47,7 @@ const void *page_bytes(struct block *block, unsigned int i, void *bounce)
 		const struct shadow *shadow = block_shadow(block);
 
 		/* Under a window what is filled may have been written to already. */
-		if (block->order->flags & HMM_ORDER_VISIBLE && shadow &&
+		if (block->order->flags & HMM_ORDER_VISIBLE && shadow && !pages_test(&block->stale, i) &&
 		    shadow_has_data(shadow, page_addr(block, i), HMM_PAGE_SIZE))
 			return shadow_at(shadow, page_addr(block, i));
 		/* It may lie in the slot; where it does not, the read fails and waits for nobody. */

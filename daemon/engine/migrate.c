@@ -195,7 +195,8 @@ static void home_slot_proceed(struct block *block)
 		return;
 	}
 	window_protect(block, 0, HMM_BLOCK_PAGES, true);
-	order_issue(owner, HMM_ORDER_HOME_SLOT, block, block->record->slot, &block->move.want, 0);
+	order_issue(owner, HMM_ORDER_HOME_SLOT, block, block->record->slot, &block->move.want,
+		    block_in_window(block) ? HMM_ORDER_VISIBLE : 0);
 }
 
 void home_slot_done(struct block *block, struct block_order *order, struct hmm_order *shared)
@@ -328,6 +329,7 @@ static void out_again(struct block *block, struct job *job)
 	slot_put(owner, block->record->slot);
 	job->again = true;
 	transit_end(block);
+	block_recharge(block);
 	block_settle_later(block);
 	job_block_done(job, -EAGAIN);
 }

@@ -108,13 +108,29 @@ struct block_order *order_issue(struct owner *owner, uint32_t kind, struct block
 	return order;
 }
 
+/* The agent was filling when its order was taken back: what it wrote since must not be seen. */
+static void clean_after_zap(struct owner *owner, uint64_t addr)
+{
+	struct block *block = addr ? block_find(owner, addr) : NULL;
+
+	if (!block || !block_in_window(block) || !block_at_rest(block))
+		return;
+	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++)
+		if (!(block->record->page[i] & HMM_PAGE_COMPLETE))
+			pages_set(&block->stale, i);
+	block_punch_stale(block);
+}
+
 static void finish(struct owner *owner, struct block_order *order)
 {
 	struct hmm_order shared = *order_shared(owner, order);	/* one look: the owner may write it */
 	struct block *block = order->block;
 
-	if (order->kind == HMM_ORDER_NONE)
+	if (order->kind == HMM_ORDER_NONE) {
+		clean_after_zap(owner, order->cancelled_zap);
+		TAILQ_CONCAT(&owner->runnable, &owner->slot_waiters, link);
 		return;
+	}
 	if (order->kind == HMM_ORDER_RELEASE) {
 		slot_put(owner, order->slot);
 		return;
@@ -146,6 +162,8 @@ bool order_cancel(struct owner *owner, struct block_order *order)
 			return false;
 	}
 	/* Its place in the ring is reaped when the agent has passed it. */
+	if (order->kind == HMM_ORDER_OUT_ZAP)
+		order->cancelled_zap = order->block->addr;
 	order->kind = HMM_ORDER_NONE;
 	order->block = NULL;
 	owner_count(owner, COUNTER_ORDERS_CANCELLED, 1);
@@ -218,6 +236,9 @@ void order_release_hold(struct owner *owner)
 
 int slot_take(struct owner *owner)
 {
+	/* Each slot may still ask for an order and its RELEASE; cancelled ones keep their place for a while. */
+	if (owner->produced - owner->reaped >= HMM_ORDERS_RING - 2 * owner->slots)
+		return -EAGAIN;
 	for (unsigned int i = 0; i < owner->slots; i++) {
 		if (owner->slot[i] != SLOT_FREE)
 			continue;

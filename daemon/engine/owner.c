@@ -246,6 +246,19 @@ static int reply_open(struct owner *owner, struct letter *letter)
 	return 0;
 }
 
+bool owner_is_userfaultfd(int fd)
+{
+	char path[32], name[32];
+	ssize_t n;
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	n = readlink(path, name, sizeof(name) - 1);
+	if (n < 0)
+		return false;
+	name[n] = '\0';
+	return strcmp(name, "anon_inode:[userfaultfd]") == 0;
+}
+
 /* Files of procfs, and nothing that somebody's own file system serves when it likes. */
 int owner_check_proc(const struct owner *owner)
 {
@@ -265,7 +278,7 @@ static int check_descriptors(struct owner *owner)
 	char byte;
 	ssize_t n;
 
-	if (owner_check_proc(owner) ||
+	if (!owner_is_userfaultfd(owner->uffd) || owner_check_proc(owner) ||
 	    kernel->pagemap_read(owner->pagemap, owner->slots_addr, 1, &entry))
 		return -EBADF;
 	if (kernel->vma_at(owner->maps, owner->slots_addr, &vma) || vma.start > owner->slots_addr)
@@ -296,7 +309,7 @@ static int owner_begin(struct owner *owner, struct letter *letter)
 	r = check_descriptors(owner);
 	if (r)
 		return letter_fail(letter, r,
-				   "mem, pagemap or maps is not what it should be: the owner's own files in /proc/self");
+				   "a descriptor is not what it should be: a userfaultfd, and the owner's own files in /proc/self");
 	r = owner_handshake(owner, message->flags);
 	if (r)
 		return letter_fail(letter, r, "the userfaultfd refused the handshake: %s%s", strerror(-r),
@@ -513,7 +526,7 @@ void owner_peer_gone(struct owner *owner, uint64_t peer)
 }
 
 /* Asks for something harmless; only an mm that is gone says ESRCH. */
-static bool mm_is_gone(struct owner *owner)
+bool owner_mm_is_gone(struct owner *owner)
 {
 	return kernel->uffd_protect(owner->uffd, owner->slots_addr, HMM_PAGE_SIZE, false) == -ESRCH;
 }
@@ -567,7 +580,11 @@ static void drop_block(struct block *block, void *data)
 /* Of an owner that goes on without this hmmd: its ledger stays as it is. */
 static void leave_block(struct block *block, void *data)
 {
+	struct mirror *mirror = block_mirror(block);
+
 	(void)data;
+	if (block->charged && mirror)
+		device_uncharge(mirror->device, (uint64_t)block->charged << HMM_PAGE_SHIFT);
 	block_free(block);
 }
 
@@ -681,7 +698,7 @@ void owner_tick(struct owner *owner, int64_t now)
 	if (!TAILQ_EMPTY(&owner->retry))
 		worker_alarm(owner->worker, now + 50 * NS_PER_US);
 
-	if (owner->peer == 0 && !owner->gone && !owner->recovering && mm_is_gone(owner))
+	if (owner->peer == 0 && !owner->gone && !owner->recovering && owner_mm_is_gone(owner))
 		owner->gone = true;
 	if (owner->gone) {
 		owner_gone(owner);

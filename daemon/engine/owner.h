@@ -116,6 +116,7 @@ struct block {
 /* ---- orders in the agent's hands -------------------------------------------- */
 
 struct block_order {
+	uint64_t cancelled_zap;		/* the block of a zap that was taken back; 0: none */
 	uint32_t ring;			/* index, not wrapped */
 	uint32_t kind;
 	uint64_t serial;
@@ -268,7 +269,6 @@ struct owner {
 	bool closing;			/* everything comes home, then the owner goes */
 	bool gone;			/* its mm is */
 	bool abandoned;			/* not ours to touch: it goes on with its library, or a successor */
-	int64_t recovering_since;
 	bool close_after;		/* ... as soon as it is settled */
 	int64_t orphan_since;		/* its connection is gone since then; 0: it is not */
 	_Atomic uint64_t counter[COUNTER_MAX];
@@ -306,6 +306,8 @@ int owner_handshake(struct owner *owner, uint64_t open_flags);
 int owner_map_shared(struct owner *owner);
 int owner_watch(struct owner *owner);
 int owner_check_proc(const struct owner *owner);
+bool owner_is_userfaultfd(int fd);
+bool owner_mm_is_gone(struct owner *owner);
 
 /* block.c */
 struct block *block_find(struct owner *owner, uint64_t addr);
@@ -355,6 +357,8 @@ int block_arm(struct block *block, uint64_t start, uint64_t end);
 void block_note_armed(struct block *block);	/* registered, by whatever way */
 void block_disarm(struct block *block);
 int block_charge(struct block *block, struct device *device, unsigned int pages);
+/* Gives back what is charged for more than the shadow of a 4K pool holds. */
+void block_recharge(struct block *block);
 /* Frees shadow pages that are not complete. All of it when none is. */
 bool block_punch_stale(struct block *block);	/* false: something could not be freed */
 /* Page @i of a block in transit: whatever is being done to it counts no more. */

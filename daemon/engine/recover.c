@@ -29,8 +29,6 @@
 #include "uapi.h"
 
 #define AGENT_LOOK_NS	(200 * NS_PER_US)
-/* How long a library may take to hand everything back. */
-#define HAND_BACK_NS	(5000 * NS_PER_MS)
 
 static int reply_empty(struct letter *letter, uint16_t op, size_t size)
 {
@@ -87,7 +85,8 @@ static int take_over(struct owner *owner, struct letter *letter)
 	    owner->slots_addr >= HMM_VA_END - owner->slots * HMM_BLOCK_SIZE)
 		return letter_fail(letter, -EBADF, "what was handed back is not what hmmd once made");
 	/* A userfaultfd that has shaken hands refuses to do so again; anything else is none. */
-	if (owner_check_proc(owner) || kernel_uffd_api(owner->uffd, 0, NULL) != -EINVAL)
+	if (owner_check_proc(owner) || !owner_is_userfaultfd(owner->uffd) ||
+	    kernel_uffd_api(owner->uffd, 0, NULL) != -EINVAL)
 		return letter_fail(letter, -EBADF, "a descriptor is not what it should be");
 	r = owner_map_shared(owner);
 	if (r)
@@ -189,8 +188,6 @@ void recover_reopen(struct worker *worker, struct letter *letter)
 			owner_free(owner);
 		} else {
 			owner->recovering = true;
-			owner->recovering_since = worker->now;
-			worker_alarm(worker, worker->now + HAND_BACK_NS);
 			take_back_orders(owner);
 			remake_mirrors(owner);
 			reply_reopen(owner, letter);
@@ -454,9 +451,16 @@ bool recover_tick(struct owner *owner, int64_t now)
 	struct letter *letter = owner->reopen_done;
 	uint64_t settled;
 
-	if (!letter) {
-		worker_alarm(owner->worker, owner->recovering_since + HAND_BACK_NS);
-		return owner->peer && now - owner->recovering_since < HAND_BACK_NS;
+	/* However long it takes: only its library knows where its pages are. */
+	if (!letter)
+		return owner->peer;
+	if (!owner->peer && owner_mm_is_gone(owner)) {
+		owner->recovering = false;
+		owner->reopen_done = NULL;
+		owner->gone = true;
+		letter_fail(letter, -ESTALE, "the owner is gone");
+		worker_reply(owner->worker, letter);
+		return true;
 	}
 	if (!agent_idle(owner)) {
 		/* The zap of the base engine waits for its event to be read: read, apply later. */

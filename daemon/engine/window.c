@@ -353,7 +353,7 @@ static int window_map(struct owner *owner, struct letter *letter)
 	if (letter->pid == owner->pid)
 		return letter_fail(letter, -EBUSY,
 				   "a window in the owner itself would lie on the very memory it shows");
-	r = handshake(letter->fds[0]);
+	r = owner_is_userfaultfd(letter->fds[0]) ? handshake(letter->fds[0]) : -EBADF;
 	if (r)
 		return letter_fail(letter, r, "the descriptor is no usable userfaultfd: %s", strerror(-r));
 	window = calloc(1, sizeof(*window));
