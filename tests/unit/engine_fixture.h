@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * engine_fixture.h - an owner without its library: this process itself, with a
+ * real userfaultfd, a real table, ledger and shadow, on a worker that has no
+ * thread. The test decides when the worker runs, and what time it is.
+ */
+#ifndef TEST_ENGINE_FIXTURE_H
+#define TEST_ENGINE_FIXTURE_H
+
+#include "engine/worker.h"
+
+/* Addresses that the owner has: two blocks below a region's end, and two above it. */
+#define ROOM		0x2000c0000000ULL
+#define ROOM_START	(ROOM - 2 * HMM_BLOCK_SIZE)
+#define ROOM_END	(ROOM + 2 * HMM_BLOCK_SIZE)
+#define ROOM_PAGES	(4 * HMM_BLOCK_PAGES)
+
+#define DRIVER		77	/* the driver's connection */
+
+struct fixture {
+	struct engine engine;
+	struct worker worker;
+	struct mailbox outbox;
+	struct owner *owner;
+	struct device *device;
+	struct mirror *mirror;
+	int events;		/* fixture_begin_faked(): userfaultfd messages are written here */
+};
+
+/* @size: of the device. */
+void fixture_begin(struct fixture *fixture, enum hmm_pool_kind kind, uint64_t size);
+/* The same, but the userfaultfd is a pipe: the test says what the owner does. */
+void fixture_begin_faked(struct fixture *fixture, uint64_t size);
+void fixture_end(struct fixture *fixture);
+
+/* From now on every change has to be answered by the driver. */
+void fixture_callbacks(struct fixture *fixture);
+/* The driver answers all that it was asked. Return: how many that were. */
+unsigned int fixture_answer(struct fixture *fixture);
+
+/* Bytes of page @page (of the room) as they were written. */
+void fixture_bytes(unsigned int page, void *bytes);
+/* Pages [first, end) of the room are on the device, and nowhere else. */
+void fixture_out(struct fixture *fixture, unsigned int first, unsigned int end);
+/* The worker goes on, in real time, until *@done. */
+void fixture_drive(struct fixture *fixture, const int *done);
+/* The clock goes on by @ns and the worker takes one turn. */
+void fixture_later(struct fixture *fixture, int64_t ns);
+
+uint64_t fixture_sequence(const struct block *block);
+/* Everything that is said twice agrees: ledger, table, counts, charges, what the shadow really holds. */
+void fixture_check(struct fixture *fixture);
+
+#endif
