@@ -117,6 +117,9 @@ static int fill_holes(struct owner *owner, struct block *block, uint64_t addr)
 		       !(entries[n] & (PM_PRESENT | PM_SWAP | PM_GUARD)))
 			n++;
 	r = kernel->uffd_zero(owner->uffd, page_addr(block, first), (size_t)n << HMM_PAGE_SHIFT, &done);
+	/* The run crosses a mapping's edge: the page that is waited for, then. */
+	if (r == -ENOENT && !done && n > 1)
+		r = kernel->uffd_zero(owner->uffd, page_addr(block, first), HMM_PAGE_SIZE, &done);
 	return done ? 0 : r;
 }
 
