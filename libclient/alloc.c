@@ -16,6 +16,7 @@
 #include <sys/random.h>
 
 #include "arena.h"
+#include "mapping.h"
 #include "space.h"
 
 /* Above where AddressSanitizer keeps its heap, below where the kernel begins to map. */
@@ -90,8 +91,8 @@ static int place(void *argument)
 			stop = end;
 		if (!region)
 			return -ENOENT;
-		if (mmap((void *)at, stop - at, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, region->fd,
-			 (off_t)(region->offset + (at - region->base))) == MAP_FAILED)
+		if (!hmmc_map((void *)at, stop - at, PROT_READ | PROT_WRITE, MAP_SHARED, region->fd,
+			      region->offset + (at - region->base)))
 			return -errno;
 		if (region->kind == HMM_POOL_KIND_MEMFD_HUGE)
 			madvise((void *)at, stop - at, MADV_HUGEPAGE);

@@ -17,6 +17,7 @@
 
 #include "arena.h"
 #include "futex.h"
+#include "mapping.h"
 #include "proto/layout.h"
 
 #define ARENA_SIZE	(256UL << 20)
@@ -48,13 +49,12 @@ static bool reserve(void)
 	size_t size = ARENA_SIZE;
 	char *start;
 
-	start = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (start == MAP_FAILED) {
+	start = hmmc_map(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (!start) {
 		size = ARENA_SIZE_POOR;
-		start = mmap(NULL, size, PROT_READ | PROT_WRITE,
-			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		start = hmmc_map(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	}
-	if (start == MAP_FAILED)
+	if (!start)
 		return false;
 	madvise(start, size, MADV_NOHUGEPAGE);
 	arena.start = arena.fresh = start;

@@ -330,12 +330,12 @@ static void find_socket(char *path, size_t size, const char *wanted)
 	const char *directory;
 
 	if (!wanted)
-		wanted = getenv("HMM_SOCKET");
+		wanted = secure_getenv("HMM_SOCKET");
 	if (wanted && *wanted) {
 		snprintf(path, size, "%s", wanted);
 		return;
 	}
-	directory = getenv("XDG_RUNTIME_DIR");
+	directory = secure_getenv("XDG_RUNTIME_DIR");
 	snprintf(path, size, "%s", SOCKET_SYSTEM);
 	if (access(path, F_OK) && directory && *directory) {
 		char user[256];

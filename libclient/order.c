@@ -24,6 +24,7 @@
 
 #include "agent.h"
 #include "arena.h"
+#include "mapping.h"
 
 #define PAGES HMM_BLOCK_PAGES
 
@@ -619,8 +620,7 @@ static bool order_release(struct agent *agent, struct hmm_order *order)
 	int error = slot_unregister(agent, slot);
 
 	if (!error && agent->thin[order->slot]) {
-		if (mmap(slot, HMM_BLOCK_SIZE, PROT_READ | PROT_WRITE,
-			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) == MAP_FAILED)
+		if (!hmmc_map(slot, HMM_BLOCK_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0))
 			error = -errno;
 		madvise(slot, HMM_BLOCK_SIZE, MADV_DONTFORK);
 		madvise(slot, HMM_BLOCK_SIZE, MADV_DONTDUMP);

@@ -20,6 +20,7 @@
 #include <sys/mman.h>
 
 #include "arena.h"
+#include "mapping.h"
 #include "owner.h"
 #include "space.h"
 
@@ -61,9 +62,8 @@ static int map_slots(struct owner *owner)
 	size_t size = (size_t)owner->slots_count * HMM_BLOCK_SIZE;
 	char *room, *slots;
 
-	room = mmap(NULL, size + HMM_BLOCK_SIZE, PROT_READ | PROT_WRITE,
-		    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (room == MAP_FAILED)
+	room = hmmc_map(NULL, size + HMM_BLOCK_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (!room)
 		return -errno;
 	slots = (char *)(((uintptr_t)room + HMM_BLOCK_SIZE - 1) & ~(HMM_BLOCK_SIZE - 1));
 	if (slots > room)
@@ -133,10 +133,9 @@ static void fill_open(struct owner *owner, struct hmm_msg_open *message, int *fd
 /* @at: where it was before, so that nobody who looks at it ever sees nothing there. */
 static void *map_memfd(int fd, size_t size, int protection, const void *at)
 {
-	void *map = mmap((void *)(uintptr_t)at, size, protection,
-			 MAP_SHARED | MAP_NORESERVE | (at ? MAP_FIXED : 0), fd, 0);
+	void *map = hmmc_map((void *)(uintptr_t)at, size, protection, MAP_SHARED, fd, 0);
 
-	if (map == MAP_FAILED)
+	if (!map)
 		return NULL;
 	madvise(map, size, MADV_DONTDUMP);
 	if (protection & PROT_WRITE)

@@ -16,6 +16,7 @@
 
 #include "arena.h"
 #include "log.h"
+#include "mapping.h"
 #include "region.h"
 
 static unsigned int hash(uint32_t mirror, uint64_t base)
@@ -51,10 +52,9 @@ struct region *hmmc_region_find(struct regions *regions, uint32_t mirror, uint64
 
 static char *map_shadow(const struct hmm_msg_region *event, int fd)
 {
-	char *map = mmap(NULL, event->length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd,
-			 (off_t)event->offset);
+	char *map = hmmc_map(NULL, event->length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, event->offset);
 
-	if (map == MAP_FAILED)
+	if (!map)
 		return NULL;
 	madvise(map, event->length, MADV_DONTDUMP);
 	madvise(map, event->length, MADV_DONTFORK);

@@ -24,6 +24,7 @@
 #include "dispatch.h"
 #include "fork.h"
 #include "log.h"
+#include "mapping.h"
 #include "space.h"
 
 static struct {
@@ -200,19 +201,17 @@ static int map_peer(struct hmm *hmm, struct hmm_frame *frame)
 	int table_fd = hmm_frame_take_fd(frame, 0), pulse_fd = hmm_frame_take_fd(frame, 1);
 	void *table, *pulse;
 
-	table = mmap((void *)(uintptr_t)hmm->table, HMM_TABLE_SIZE, PROT_READ,
-		     MAP_SHARED | MAP_NORESERVE | (hmm->table ? MAP_FIXED : 0), table_fd, 0);
-	pulse = mmap(hmm->pulse, sizeof(*hmm->pulse), PROT_READ, MAP_SHARED | (hmm->pulse ? MAP_FIXED : 0),
-		     pulse_fd, 0);
+	table = hmmc_map((void *)(uintptr_t)hmm->table, HMM_TABLE_SIZE, PROT_READ, MAP_SHARED, table_fd, 0);
+	pulse = hmmc_map(hmm->pulse, sizeof(*hmm->pulse), PROT_READ, MAP_SHARED, pulse_fd, 0);
 	close(table_fd);
 	close(pulse_fd);
-	if (table != MAP_FAILED) {
+	if (table) {
 		madvise(table, HMM_TABLE_SIZE, MADV_DONTDUMP);
 		hmm->table = table;
 	}
-	if (pulse != MAP_FAILED)
+	if (pulse)
 		hmm->pulse = pulse;
-	if (table == MAP_FAILED || pulse == MAP_FAILED)
+	if (!table || !pulse)
 		return -ENOMEM;
 	hmm->id = reply->owner;
 	hmm->features = reply->features;

@@ -21,6 +21,7 @@
 
 #include "arena.h"
 #include "log.h"
+#include "mapping.h"
 #include "space.h"
 
 #define PARTS_MAX	256
@@ -474,8 +475,7 @@ static int map_region(struct part *part, const struct hmm_msg_region *event, int
 	/* After a restart of hmmd it is the same file, and the mapping is armed: leave it. */
 	if (piece->base == event->base && piece->device == stat.st_dev && piece->inode == stat.st_ino)
 		return 0;
-	if (mmap(at, event->length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd,
-		 (off_t)event->offset) == MAP_FAILED)
+	if (!hmmc_map(at, event->length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, event->offset))
 		return -errno;
 	madvise(at, event->length, MADV_DONTDUMP);
 	madvise(at, event->length, MADV_DONTFORK);

@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* mapping.h - memory that the library maps for itself. */
+#ifndef HMMC_MAPPING_H
+#define HMMC_MAPPING_H
+
+#include <stdint.h>
+#include <sys/mman.h>
+
+/*
+ * As mmap(), but nothing of it is touched or locked even in a program that has
+ * called mlockall(MCL_FUTURE). @at not NULL: replaces what is there, in one step.
+ * Return: NULL and errno when it fails.
+ */
+void *hmmc_map(void *at, size_t size, int protection, int flags, int fd, uint64_t offset);
+
+#endif
