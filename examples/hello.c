@@ -3,7 +3,7 @@
  * hello.c - the smallest use of libhmmclient: one process is owner and driver.
  *
  * A buffer from malloc() goes to device memory, the device changes it there,
- * and the CPU's next touch brings it home, changed. Needs a running hmmd.
+ * and the CPU's next touch brings the page home, changed. Needs a running hmmd.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,14 +12,15 @@
 
 #include <hmm/hmm.h>
 
-#define PAGE	4096UL
 #define SIZE	(8UL << 20)
 
-/* The device's page table is a view of ours: it must forget [start, end) before we go on. */
+/*
+ * The device must forget [update->start, update->end) before this returns. It
+ * runs while a thread may wait for the page, so it takes no lock that the
+ * thread may hold: printf() here could wait for the printf() that touched it.
+ */
 static int forget(struct hmm_mirror *mirror, const struct hmm_update *update)
 {
-	printf("the device lets go of %lx-%lx, reason %d\n", update->start, update->end,
-	       update->reason);
 	return 0;
 }
 
@@ -35,8 +36,11 @@ static void check(long ret, const char *what)
 
 static const char *where(struct hmm_mirror *mirror, const void *address)
 {
-	return hmm_mirror_lookup(mirror, (unsigned long)address) & HMM_ENTRY_DEVICE ?
-	       "in device memory" : "at home";
+	uint64_t entry = hmm_mirror_lookup(mirror, (unsigned long)address);
+
+	if (!(entry & HMM_ENTRY_DEVICE))
+		return "at home";
+	return entry & HMM_ENTRY_WRITE ? "on the device" : "on both sides, to be read";
 }
 
 int main(void)
@@ -53,19 +57,19 @@ int main(void)
 	check(hmm_device_new(hmm, &options, &mirror.device), "hmm_device_new");
 	check(hmm_mirror_register(&mirror, hmm), "hmm_mirror_register");
 
-	buffer = aligned_alloc(PAGE, SIZE);
+	buffer = aligned_alloc(4096, SIZE);
 	memset(buffer, '.', SIZE);
 	strcpy(buffer, "written by the CPU");
-	check(hmm_migrate(&mirror, (unsigned long)buffer, SIZE, HMM_DEVICE, 0, NULL, &report),
-	      "hmm_migrate");
-	printf("%lu of %lu pages moved; the first is %s\n", report.moved, report.pages,
-	       where(&mirror, buffer));
+	check(hmm_migrate(&mirror, (unsigned long)buffer, SIZE, HMM_DEVICE, 0, NULL, &report), "hmm_migrate");
+	printf("%lu of %lu pages moved; the first is %s\n", report.moved, report.pages, where(&mirror, buffer));
 
-	/* An address leads the device to the same bytes. Nothing else would have to change. */
+	/* The device has the CPU's pointer. */
 	check(hmm_device_write(&mirror, (unsigned long)buffer + 15, "device", 7), "hmm_device_write");
-	printf("the device wrote; the page is still %s\n", where(&mirror, buffer));
+	printf("the device wrote; the page is %s\n", where(&mirror, buffer));
 	printf("the CPU reads: %s\n", buffer);
-	printf("... and that brought it %s\n", where(&mirror, buffer));
+	printf("now the page is %s\n", where(&mirror, buffer));
+	buffer[0] = 'W';
+	printf("the CPU wrote; the page is %s\n", where(&mirror, buffer));
 
 	check(hmm_mirror_unregister(&mirror), "hmm_mirror_unregister");
 	hmm_device_put(mirror.device);

@@ -34,7 +34,7 @@ static const struct command commands[] = {
 	  "  ~  some are on their way\n"
 	  "  !  the device lost some\n"
 	  "     (a space) nothing was ever written\n"
-	  "With -j also every run of pages in one state, exactly.\n",
+	  "With -j also every run of pages that are not simply at home, exactly.\n",
 	  TAKES_OWNERS | TAKES_MIRRORS | TAKES_RANGES, command_map },
 	{ "pools", "", "where device memory comes from, and how full it is",
 	  NULL, 0, command_pools },

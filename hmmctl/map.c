@@ -3,7 +3,8 @@
  * map.c - `hmmctl map`: where the pages of an owner are.
  *
  * For people hmmd sums each range up into at most 64 cells; -j adds every run
- * of pages in one state. It is a moment's view: pages move while it is taken.
+ * of pages that are not simply at home. It is a moment's view: pages move while
+ * it is taken.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -33,7 +34,7 @@ static const char legend[] =
 static uint64_t pages_in(const struct hmm_record_run_info *cell)
 {
 	return (uint64_t)cell->invalid + cell->remote + cell->shared + cell->device +
-	       cell->coherent + cell->error + cell->hole;
+	       cell->coherent + cell->error + cell->hole + cell->transit;
 }
 
 static char cell_letter(const struct hmm_record_run_info *cell)
@@ -81,6 +82,7 @@ static void print_range(const struct address_range *range, const char *letters,
 	print_amount("shared", sum->shared);
 	print_amount("coherent", sum->coherent);
 	print_amount("home", (uint64_t)sum->invalid + sum->remote);
+	print_amount("moving", sum->transit);
 	print_amount("lost", sum->error);
 	putchar('\n');
 }

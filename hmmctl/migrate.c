@@ -2,8 +2,10 @@
 /*
  * migrate.c - `hmmctl migrate`: moves what is selected to the device or home.
  *
- * Range by range, 64 MiB to a request. Pages that stay are counted by their
- * reason; they are no error of hmmctl's, but the exit status tells of them.
+ * Range by range, 64 MiB to a request: the addresses as they were given, so that
+ * hmmd says of each page why it stays, or everything that can move at all. Pages
+ * that stay are counted by their reason; they are no error of hmmctl's, but the
+ * exit status tells of them.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -42,26 +44,40 @@ static struct json_object *tally_json(const struct hmm_record_mirror_info *mirro
 	return object;
 }
 
+static int move_all(struct context *context, uint32_t mirror, const struct address_range *ranges,
+		    long n, struct tally *tally)
+{
+	uint64_t flags = context->populate ? HMM_MIGRATE_FLAGS_POPULATE : 0;
+
+	for (long i = 0; i < n; i++)
+		if (move_range(&context->link, mirror, &ranges[i], context->target, flags, tally))
+			return report_link_error(&context->link);
+	return STATUS_OK;
+}
+
 /* Return: an exit status, of which STATUS_PARTIAL is no reason to stop. */
 static int migrate_mirror(struct context *context, const struct hmm_record_mirror_info *mirror,
-			  struct json_object *array, uint64_t *pages)
+			  struct json_object *array, uint64_t *there)
 {
+	const struct selection *selection = &context->selection;
+	struct address_range *ranges = NULL;
 	struct tally tally = { 0 };
-	struct address_range *ranges;
-	int ret = STATUS_OK;
-	long n;
+	long n = 0;
+	int ret;
 
-	n = select_ranges(&context->selection, &context->link, mirror->owner, &ranges);
-	if (n < 0)
-		return report_link_error(&context->link);
-	for (long i = 0; !ret && i < n; i++)
-		if (move_range(&context->link, mirror->id, &ranges[i], context->target,
-			       context->populate ? HMM_MIGRATE_FLAGS_POPULATE : 0, &tally))
-			ret = report_link_error(&context->link);
-	free(ranges);
+	if (selection->n_ranges) {
+		ret = move_all(context, mirror->id, selection->ranges, (long)selection->n_ranges,
+			       &tally);
+	} else {
+		n = select_ranges(selection, &context->link, mirror->owner, &ranges);
+		if (n < 0)
+			return report_link_error(&context->link);
+		ret = move_all(context, mirror->id, ranges, n, &tally);
+		free(ranges);
+	}
 	if (ret)
 		return ret;
-	*pages += tally.pages;
+	*there += tally.pages - tally.result[HMM_PAGE_RESULT_HOLE];
 	json_object_array_add(array, tally_json(mirror, &tally));
 	if (!context->json)
 		print_tally(mirror, &tally);
@@ -73,12 +89,12 @@ int command_migrate(struct context *context)
 	struct json_object *array = json_object_new_array();
 	struct hmm_record_mirror_info *mirrors;
 	int ret = STATUS_OK, one = STATUS_OK;
-	uint64_t pages = 0;
+	uint64_t there = 0;
 	long n;
 
 	n = select_mirrors(&context->selection, &context->link, &mirrors);
 	for (long i = 0; i < n && (one == STATUS_OK || one == STATUS_PARTIAL); i++) {
-		one = migrate_mirror(context, &mirrors[i], array, &pages);
+		one = migrate_mirror(context, &mirrors[i], array, &there);
 		if (one)
 			ret = one;
 	}
@@ -90,5 +106,5 @@ int command_migrate(struct context *context)
 		json_object_put(array);
 	if (n < 0)
 		return report_link_error(&context->link);
-	return ret || pages ? ret : report_nothing(n ? "mapped range" : "mirror");
+	return ret || there ? ret : report_nothing(n ? "memory in use" : "mirror");
 }

@@ -64,7 +64,7 @@ static int make_device(struct context *context, const char *name)
 	struct hmm_msg_device_new request;
 
 	HMM_MSG_INIT(request, HMM_OP_DEVICE_NEW, 0);
-	request.pool = HMM_POOL_KIND_MEMFD;
+	request.pool = HMM_POOL_KIND_CONFIGURED;
 	request.node = -1;
 	request.size = context->device_memory;
 	request.caps = HMM_DEVICE_CAPS_FAULTS;

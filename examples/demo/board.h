@@ -42,7 +42,7 @@ enum who { OWNER, DRIVER, THIRD, N_WHO };
 
 struct figures {
 	uint64_t moves, out_pages, home_pages, left_pages;
-	uint64_t passes, postings_walked, scores_written;
+	uint64_t passes, written;
 	double seconds;
 };
 

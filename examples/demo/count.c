@@ -27,12 +27,10 @@ static void count_postings(struct board *board, struct view *view, struct postin
 		result->postings++;
 		result->places = scramble(result->places ^ place);
 		if (is_scored(board, scramble(place))) {
-			if (write) {
+			/* What is right already is not written again: writing takes the page. */
+			if (write && view_load(view, &posting->score) != score)
 				view_store(view, &posting->score, score);
-				board->figures.scores_written++;
-			} else {
-				score = view_load(view, &posting->score);
-			}
+			score = view_load(view, &posting->score);
 			result->scores = scramble(result->scores ^ score);
 		}
 		if (!view->mirror)
@@ -61,7 +59,8 @@ long count_words(struct board *board, enum who who, struct view *view, struct in
 			view_bytes(view, word->text, text, length);
 			*result = (struct result){ .text = index_hash(text, length) };
 			count_postings(board, view, view_load(view, &word->first), result, write);
-			if (write && is_scored(board, result->text))
+			if (write && is_scored(board, result->text) &&
+			    view_load(view, &word->answer) != result->places)
 				view_store(view, &word->answer, result->places);
 		}
 	}

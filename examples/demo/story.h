@@ -11,8 +11,8 @@
 #include "corpus.h"
 #include "index.h"
 
-#define STORY_GROWTH		64	/* documents that are added later */
-#define STORY_GROWTH_BYTES	2048	/* of text, each at most */
+#define STORY_GROWTH		32	/* documents that are added later */
+#define STORY_GROWTH_BYTES	512	/* of text, each at most */
 #define STORY_QUERIES		4	/* after each of them */
 
 struct story {

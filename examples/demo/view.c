@@ -90,8 +90,13 @@ void view_fetch(struct view *view, const void *from, void *to, size_t size)
 
 void view_put(struct view *view, void *to, const void *from, size_t size)
 {
+	const char *line = (const char *)((uintptr_t)to & ~(LINE - 1));
+	size_t number = (uintptr_t)line / LINE % LINES;
 	ssize_t written = hmm_device_write(view->mirror, (uintptr_t)to, from, size);
 
 	if (written != (ssize_t)size && !view->error)
 		view->error = written < 0 ? (int)written : -EIO;
+	/* A field lies within one line: malloc() aligns it. */
+	if (view->cached[number] == line)
+		memcpy(view->cache + number * LINE + (uintptr_t)to % LINE, from, size);
 }

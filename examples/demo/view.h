@@ -18,6 +18,7 @@ struct view {
 	char *cache;			/* of what was read through the mirror */
 	const char **cached;		/* which of the owner's addresses each line holds */
 	int error;			/* the first that happened; all later reads give zeros */
+	uint64_t stores;
 };
 
 /* Reads without a window remember what they read: only for what stands still. */
@@ -45,6 +46,7 @@ void view_put(struct view *view, void *to, const void *from, size_t size);
 			view_put(view, field, &value_, sizeof(value_)); \
 		else                                                    \
 			__atomic_store_n(field, value_, __ATOMIC_RELEASE); \
+		(view)->stores++;                                       \
 	} while (0)
 
 /* Bytes that never change any more. */

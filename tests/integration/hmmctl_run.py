@@ -14,7 +14,7 @@ PYTHON = """
 import hashlib, random
 r = random.Random(7)
 table, digest = {}, hashlib.sha256()
-for round in range(6):
+for round in range(4):
     for i in range(60000):
         table[r.getrandbits(20)] = str(r.getrandbits(64)) * (i % 7)
     for key in sorted(table)[::3]:
@@ -25,7 +25,7 @@ print(digest.hexdigest(), len(table))
 
 SQL = """
 create table t(a integer primary key, b text, c integer);
-with recursive n(i) as (values(1) union all select i + 1 from n where i < 120000)
+with recursive n(i) as (values(1) union all select i + 1 from n where i < 60000)
   insert into t select i, hex(i * 2654435761 % 4294967291), i * 48271 % 2147483647 from n;
 create index tb on t(b);
 create index tc on t(c);
@@ -38,7 +38,7 @@ select a % 100 as k, count(*), sum(c), group_concat(substr(b, 1, 2), '') from t 
 
 PERL = """
 my (%h, $s); my $x = 12345;
-for my $round (1 .. 8) {
+for my $round (1 .. 4) {
     for (1 .. 40000) { $x = ($x * 1103515245 + 12345) % 2147483648; push @{$h{$x % 5003}}, "$x-$round"; }
     $s += length join ",", map { sort @$_ } @h{sort { $a <=> $b } keys %h};
     delete $h{$_} for grep { $_ % 4 == $round % 4 } keys %h;
@@ -88,7 +88,7 @@ class Churn(harness.Test):
     def compare(self, *command, input=None, moves=True):
         """The same output with and without; returns it."""
         plain = self.run_client(command[0], *command[1:], input=input)
-        churned = self.hmmctl("run", "--churn", self.seed, "--verbose", "--", *command, input=input, seconds=300)
+        churned = self.hmmctl("run", "--churn", self.seed, "--interval", "4", "--verbose", "--", *command, input=input, seconds=300)
         self.assertEqual(churned.stdout, plain.stdout)
         summary = re.search(r"seed (\d+): (\d+) moves: (\d+) pages went to the device, (\d+) were fetched home",
                             churned.stderr)
