@@ -318,12 +318,20 @@ void block_hide(struct block *block, const struct pages *pages)
 
 /* ---- userfaultfd registration ---------------------------------------------------- */
 
-void block_note_armed(struct block *block)
+void block_note_armed(struct block *block, unsigned int first, unsigned int end)
 {
+	for (unsigned int i = first; i < end; i++)
+		pages_set(&block->armed, i);
 	if (block->record->flags & HMM_BLOCK_ARMED)
 		return;
 	block->record->flags |= HMM_BLOCK_ARMED;
 	atomic_fetch_add(&block->owner->registered_bytes, HMM_BLOCK_SIZE);
+}
+
+void block_note_unmapped(struct block *block, unsigned int first, unsigned int end)
+{
+	for (unsigned int i = first; i < end; i++)
+		pages_clear(&block->armed, i);
 }
 
 int block_arm(struct block *block, uint64_t start, uint64_t end)
@@ -337,35 +345,49 @@ int block_arm(struct block *block, uint64_t start, uint64_t end)
 	if (end > block->addr + HMM_BLOCK_SIZE)
 		end = block->addr + HMM_BLOCK_SIZE;
 	/* First the ledger: after a crash every armed range is woken. */
-	block_note_armed(block);
+	block_note_armed(block, page_index(start), page_index(end - 1) + 1);
 	r = kernel->uffd_register(owner->uffd, start, end - start, modes);
 	if (r)
 		block_settle_later(block);
 	return r;
 }
 
-void block_disarm(struct block *block)
+static void disarm_run(struct block *block, unsigned int first, unsigned int end)
 {
 	struct owner *owner = block->owner;
-	uint64_t at = block->addr, end = block->addr + HMM_BLOCK_SIZE;
+	uint64_t at = page_addr(block, first), stop = block->addr + (uint64_t)end * HMM_PAGE_SIZE;
 	struct kernel_vma vma;
 
-	if (!(block->record->flags & HMM_BLOCK_ARMED))
-		return;
-	if (kernel->uffd_unregister(owner->uffd, at, HMM_BLOCK_SIZE)) {
+	if (kernel->uffd_unregister(owner->uffd, at, stop - at)) {
 		/* A mapping in it can't be, or is not, registered here: one by one. */
-		while (at < end && kernel->vma_at(owner->maps, at, &vma) == 0 && vma.start < end) {
+		while (at < stop && kernel->vma_at(owner->maps, at, &vma) == 0 && vma.start < stop) {
 			uint64_t from = vma.start > at ? vma.start : at;
-			uint64_t to = vma.end < end ? vma.end : end;
+			uint64_t to = vma.end < stop ? vma.end : stop;
 
 			kernel->uffd_unregister(owner->uffd, from, to - from);
 			at = to;
 		}
 	}
 	/* Unregistering forgets a writer that waits on a protected page. */
-	fault_wake(owner, block->addr, HMM_BLOCK_SIZE);
+	fault_wake(owner, page_addr(block, first), (uint64_t)(end - first) << HMM_PAGE_SHIFT);
+}
+
+/*
+ * Only what was registered here and has not been unmapped since: unregistering
+ * is not refused while an event is unread, and what an mremap has just moved to
+ * these addresses has to stay armed.
+ */
+void block_disarm(struct block *block)
+{
+	unsigned int first = 0, end;
+
+	if (!(block->record->flags & HMM_BLOCK_ARMED))
+		return;
+	for (; pages_run(&block->armed, &first, &end); first = end)
+		disarm_run(block, first, end);
+	block->armed = (struct pages){ 0 };
 	block->record->flags &= ~HMM_BLOCK_ARMED;
-	atomic_fetch_sub(&owner->registered_bytes, HMM_BLOCK_SIZE);
+	atomic_fetch_sub(&block->owner->registered_bytes, HMM_BLOCK_SIZE);
 }
 
 /* ---- shadow pages ------------------------------------------------------------------- */

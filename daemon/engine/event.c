@@ -59,6 +59,8 @@ static void lose(struct block *block, void *data)
 		return;
 	/* Voided first; only then is an order taken back, so that what it moved is not believed. */
 	block_discard(block, first, last, lost->reason);
+	if (lost->reason != HMM_REASON_DISCARD)
+		block_note_unmapped(block, first, last);
 	if (lost->reason == HMM_REASON_DISCARD)
 		block_expect_zap(block, first, last);
 	if (block->order)

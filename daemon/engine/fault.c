@@ -189,6 +189,21 @@ static bool may_share(struct owner *owner)
 	return !worker->merging;
 }
 
+/* A fault proves it: a mapping that grew in place, or that DONTUNMAP left behind. */
+static void note_armed_mapping(struct owner *owner, struct block *block, uint64_t addr)
+{
+	uint64_t start = block->addr, end = block->addr + HMM_BLOCK_SIZE;
+	struct kernel_vma vma;
+
+	if (kernel->vma_at(owner->maps, addr, &vma) || vma.start > addr)
+		return;
+	if (start < vma.start)
+		start = vma.start;
+	if (end > vma.end)
+		end = vma.end;
+	block_note_armed(block, page_index(start), page_index(end - 1) + 1);
+}
+
 void fault_serve(struct owner *owner, uint64_t addr, uint64_t flags, uint32_t tid)
 {
 	uint64_t page = addr & ~(HMM_PAGE_SIZE - 1);
@@ -200,8 +215,8 @@ void fault_serve(struct owner *owner, uint64_t addr, uint64_t flags, uint32_t ti
 		fault_later(owner, addr, flags);
 		return;
 	}
-	/* A fault proves it, also where a mapping moved here armed. */
-	block_note_armed(block);
+	if (!pages_test(&block->armed, page_index(addr)))
+		note_armed_mapping(owner, block, addr);
 	if (!block_at_rest(block)) {
 		if (tid && tid == owner->orders->agent_tid && !(flags & UFFD_PAGEFAULT_FLAG_WP) &&
 		    page_state(block, page_index(addr)) == HMM_PAGE_INVALID) {

@@ -90,6 +90,7 @@ struct block {
 	struct task_list parked;		/* until the block is at rest */
 	struct pages stale;			/* pages whose bytes may linger in the shadow, not complete */
 	struct pages dead;			/* unmapped or discarded while the block was in transit */
+	struct pages armed;			/* registered with the owner's userfaultfd */
 	struct pages zapping;			/* a REMOVE was read, its zap may be yet to come */
 	int64_t zapping_until;
 	unsigned int charged;			/* pages charged to the holder's device */
@@ -354,7 +355,8 @@ unsigned int block_count(const struct block *block, enum hmm_page_state state);
 void block_hide(struct block *block, const struct pages *pages);
 /* Registers what of the block a mapping [start, end) covers; 0 or -errno. */
 int block_arm(struct block *block, uint64_t start, uint64_t end);
-void block_note_armed(struct block *block);	/* registered, by whatever way */
+void block_note_armed(struct block *block, unsigned int first, unsigned int end);
+void block_note_unmapped(struct block *block, unsigned int first, unsigned int end);
 void block_disarm(struct block *block);
 int block_charge(struct block *block, struct device *device, unsigned int pages);
 /* Gives back what is charged for more than the shadow of a 4K pool holds. */

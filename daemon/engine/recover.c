@@ -363,8 +363,10 @@ static void settle_block(struct owner *owner, uint64_t addr, uint64_t *settled)
 	}
 	if (owner->next_epoch < block->record->epoch)
 		owner->next_epoch = block->record->epoch;
-	if (block->record->flags & HMM_BLOCK_ARMED)
-		atomic_fetch_add(&owner->registered_bytes, HMM_BLOCK_SIZE);
+	if (block->record->flags & HMM_BLOCK_ARMED) {
+		block->record->flags &= ~HMM_BLOCK_ARMED;
+		block_note_armed(block, 0, HMM_BLOCK_PAGES);
+	}
 	if (!block_at_rest(block))
 		*settled += settle_transit(block);
 	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++) {

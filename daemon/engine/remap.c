@@ -57,7 +57,7 @@ static int install(struct owner *owner, uint64_t addr, unsigned int mirror_index
 	r = shadow_store(shadow, addr, bytes);
 	if (r)
 		return r;
-	block_note_armed(block);
+	block_note_armed(block, page_index(addr), page_index(addr) + 1);
 	block_set_state(block, page_index(addr), page_index(addr) + 1, HMM_PAGE_DEVICE);
 	block->touched = true;
 	return 0;
@@ -136,7 +136,9 @@ void remap_move(struct owner *owner, uint64_t from, uint64_t to, uint64_t length
 
 		if (!block)
 			continue;
-		block_note_armed(block);
+		block_note_armed(block, to > at ? page_index(to) : 0,
+				 to + length < at + HMM_BLOCK_SIZE ? page_index(to + length) :
+								     HMM_BLOCK_PAGES);
 		if (block_at_rest(block))
 			block_settle_later(block);
 	}
