@@ -21,6 +21,7 @@ enum letter_kind {
 	LETTER_REQUEST,		/* control -> worker: a validated message of a peer */
 	LETTER_PEER_GONE,	/* control -> worker: the peer's connection is closed */
 	LETTER_RELOAD,		/* control -> worker: configuration changed */
+	LETTER_TRACED,		/* control -> worker: a debugger attached to letter->pid */
 	LETTER_SHUTDOWN,	/* control -> worker: bring every page home, then answer */
 	LETTER_REPLY,		/* worker -> control: a REQUEST, answered */
 	LETTER_EVENT,		/* worker -> control: a message for a peer */

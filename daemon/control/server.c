@@ -34,6 +34,7 @@
 #include "daemon/control/peer.h"
 #include "daemon/control/session.h"
 #include "daemon/control/socket.h"
+#include "daemon/control/tracer.h"
 #include "daemon/log.h"
 
 /* Connections accepted in one turn of the loop. */
@@ -200,6 +201,37 @@ static void on_outbox(uv_poll_t *handle, int status, int events)
 	}
 }
 
+/* ---- debuggers -------------------------------------------------------------------- */
+
+/* A debugger can't read what is on a device: the pages of who it attached to come home. */
+static void on_tracer(uv_poll_t *handle, int status, int events)
+{
+	struct server *server = handle->data;
+	pid_t pid;
+
+	while ((pid = tracer_next(server->tracer_fd))) {
+		struct letter *letter = letter_new(LETTER_TRACED);
+
+		if (!letter)
+			return;
+		letter->pid = pid;
+		engine_submit(server->engine, letter);
+	}
+}
+
+static void start_tracer(struct server *server)
+{
+	server->tracer_fd = tracer_listen();
+	if (server->tracer_fd < 0) {
+		log_info("debuggers are not noticed (%s): before attaching one, hmmctl drain --pid PID",
+			 strerror(-server->tracer_fd));
+		return;
+	}
+	uv_poll_init(&server->loop, &server->tracer_poll, server->tracer_fd);
+	server->tracer_poll.data = server;
+	uv_poll_start(&server->tracer_poll, UV_READABLE, on_tracer);
+}
+
 /* ---- reload ------------------------------------------------------------------------ */
 
 /* Each line of the errors becomes a line of the log. */
@@ -339,6 +371,7 @@ int server_new(const struct server_options *options, struct server **result)
 	server->lock_fd = -1;
 	server->reserve_fd = -1;
 	server->outbox.eventfd = -1;
+	server->tracer_fd = -1;
 	server->peers_tail = &server->peers;
 	hmm_frame_init(&server->frame);
 	apply_limits(server);
@@ -383,6 +416,7 @@ int server_run(struct server *server)
 
 	uv_poll_start(&server->listening, UV_READABLE, on_connection);
 	uv_poll_start(&server->outbox_poll, UV_READABLE, on_outbox);
+	start_tracer(server);
 	uv_signal_start(&server->terminate, on_end_signal, SIGTERM);
 	uv_signal_start(&server->interrupt, on_end_signal, SIGINT);
 	uv_signal_start(&server->reload, on_reload, SIGHUP);
@@ -415,6 +449,8 @@ struct server *server_free(struct server *server)
 	quota_deinit(&server->quota);
 	if (server->uffd_device >= 0)
 		close(server->uffd_device);
+	if (server->tracer_fd >= 0)
+		close(server->tracer_fd);
 	if (server->reserve_fd >= 0)
 		close(server->reserve_fd);
 	if (server->ready_fd >= 0)

@@ -41,6 +41,7 @@ struct server {
 	uv_loop_t loop;
 	uv_poll_t listening;
 	uv_poll_t outbox_poll;
+	uv_poll_t tracer_poll;		/* active only when tracer_fd is */
 	uv_signal_t terminate, interrupt, reload;
 	uv_timer_t flush_timer;
 	uv_timer_t watchdog;		/* the loop's sign of life to the service manager */
@@ -58,6 +59,7 @@ struct server {
 	int lock_fd;			/* path.lock, held as long as the socket is ours */
 	dev_t socket_dev;
 	ino_t socket_ino;
+	int tracer_fd;			/* -1: hmmd is not told of debuggers */
 	int uffd_device;		/* /dev/userfaultfd, -1 when it cannot be opened */
 	int reserve_fd;			/* given up to refuse a connection when the table is full */
 

@@ -171,7 +171,7 @@ static bool whole_and_huge(const struct job *job, const struct block *block,
 {
 	const struct owner *owner = block->owner;
 
-	return !job->no_slot && job->first == 0 && job->end == HMM_BLOCK_PAGES &&
+	return !job->no_slot && !owner->agent_stuck && job->first == 0 && job->end == HMM_BLOCK_PAGES &&
 	       pages_count(device) == HMM_BLOCK_PAGES && !block->touched &&
 	       block->record->flags & HMM_BLOCK_HUGE && owner->features & HMM_FEATURE_MOVE &&
 	       !owner->gone && owner->peer;

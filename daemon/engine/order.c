@@ -188,6 +188,8 @@ static void reap(struct owner *owner, bool zaps)
 			return;
 		}
 		owner->reaped++;
+		if (state == HMM_ORDER_DONE)
+			owner->agent_stuck = false;
 		finish(owner, &copy);
 	}
 }
@@ -273,6 +275,20 @@ void order_abandon(struct owner *owner)
 	}
 }
 
+static void home_from_slot(struct block *block)
+{
+	char bounce[HMM_PAGE_SIZE];
+
+	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++) {
+		const void *bytes = page_bytes(block, i, bounce);
+		size_t done;
+
+		if (bytes && !kernel->uffd_copy(block->owner->uffd, page_addr(block, i), bytes,
+						HMM_PAGE_SIZE, 0, &done))
+			block_bury(block, i);
+	}
+}
+
 /* Its pages are in the slot and the agent does not get on: whoever waits is served from there. */
 static void serve_from_slot(struct owner *owner, struct block_order *order)
 {
@@ -285,8 +301,11 @@ static void serve_from_slot(struct owner *owner, struct block_order *order)
 		const void *bytes;
 		size_t done;
 
-		if (!fault_task_addr(task, &addr))
-			continue;
+		if (!fault_task_addr(task, &addr)) {
+			/* A job that wants the block home: all of it, once. */
+			home_from_slot(block);
+			return;
+		}
 		bytes = page_bytes(block, page_index(addr), bounce);
 		if (!bytes || kernel->uffd_copy(owner->uffd, addr & ~(HMM_PAGE_SIZE - 1), bytes,
 						HMM_PAGE_SIZE, 0, &done))
@@ -309,8 +328,11 @@ void order_unstick(struct owner *owner, int64_t now)
 			continue;
 		}
 		worker_alarm(owner->worker, now + STUCK_NS);
-		if (TAILQ_EMPTY(&block->parked))
+		/* On the way home it can be done without the agent: for a debugger, say, that stopped it. */
+		if (TAILQ_EMPTY(&block->parked) &&
+		    (order->kind != HMM_ORDER_HOME_SLOT || now - order->issued < 5 * STUCK_NS))
 			continue;
+		owner->agent_stuck = true;
 		if (order_cancel(owner, order))
 			continue;
 		/* Not under a window: the driver may have written to the copy already. */

@@ -264,6 +264,7 @@ struct owner {
 	struct prefetch prefetch;
 
 	unsigned int jobs;		/* migrations that run */
+	bool agent_stuck;		/* it did not get on with its last order: do without it */
 	bool deferred_read;		/* the userfaultfd is to be read, but the agent commits */
 	bool recovering;		/* between REOPEN and the end of settling */
 	struct letter *reopen_done;	/* to answer when that is over */

@@ -103,7 +103,8 @@ int window_protect(struct block *block, unsigned int first, unsigned int end, bo
 	TAILQ_FOREACH(window, &block->owner->windows, link) {
 		int error;
 
-		if (!overlap(window, block, first, end, &start, &length))
+		if (window->mirror != block_mirror(block) ||
+		    !overlap(window, block, first, end, &start, &length))
 			continue;
 		if (!protect && !has_protection(window, block))
 			continue;
@@ -183,6 +184,9 @@ static bool touch_present(struct window *window, struct block *block, struct tou
 	uint64_t page = driver_addr(window, touch->addr & ~(HMM_PAGE_SIZE - 1));
 	size_t done;
 
+	/* Another device's: this window's shadow has nothing of it. */
+	if (block_mirror(block) != window->mirror && page_state(block, i) != HMM_PAGE_ERROR)
+		return false;
 	switch (page_state(block, i)) {
 	case HMM_PAGE_DEVICE:
 		if (touch->flags & UFFD_PAGEFAULT_FLAG_WP)

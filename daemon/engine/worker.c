@@ -158,6 +158,22 @@ static void peer_gone(struct worker *worker, uint64_t peer)
 		owner_peer_gone(owner, peer);
 }
 
+static void home_for_debugger(struct owner *owner, void *data, uint64_t pages)
+{
+	(void)data;
+	log_debug("owner %u: a debugger attached to pid %d: %lu pages are home", owner->id, owner->pid,
+		 pages);
+}
+
+static void traced(struct worker *worker, pid_t pid)
+{
+	struct owner *owner;
+
+	TAILQ_FOREACH(owner, &worker->owners, link)
+		if (owner->pid == pid && !owner->recovering && !owner->closing)
+			migrate_home(owner, 0, HMM_VA_END, NULL, home_for_debugger, NULL);
+}
+
 static void request(struct worker *worker, struct letter *letter)
 {
 	uint16_t op = letter->message->opcode;
@@ -204,6 +220,10 @@ static void inbox_ready(struct source *source)
 			break;
 		case LETTER_PEER_GONE:
 			peer_gone(worker, letter->peer);
+			letter_free(letter);
+			break;
+		case LETTER_TRACED:
+			traced(worker, letter->pid);
 			letter_free(letter);
 			break;
 		case LETTER_SHUTDOWN:
@@ -393,6 +413,7 @@ static struct letter *letter_copy(const struct letter *letter)
 	if (!copy)
 		return NULL;
 	copy->peer = letter->peer;
+	copy->pid = letter->pid;
 	if (letter->message) {
 		copy->message = malloc(letter->message->size);
 		if (!copy->message)
@@ -464,6 +485,7 @@ void engine_submit(struct engine *engine, struct letter *letter)
 		return;
 	case LETTER_PEER_GONE:
 	case LETTER_RELOAD:
+	case LETTER_TRACED:
 		to_everyone(engine, letter);
 		letter_free(letter);
 		return;

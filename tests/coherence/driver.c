@@ -19,7 +19,7 @@
 struct driver {
 	struct thread_context context;
 	struct hmm_mirror mirror;
-	struct hmm_window *window;
+	struct hmm_window *window, *coherent;
 	_Atomic uint64_t invalidations;
 };
 
@@ -101,18 +101,28 @@ static void device_write(struct driver *driver, uint32_t page)
 	board_leave(board, page);
 }
 
+/* Where the page of an owner's address is here. */
+static void *window_enter(struct driver *driver, uint32_t page)
+{
+	struct board *board = driver->context.board;
+	bool coherent = board_area(board, page)->kind == AREA_COHERENT;
+	unsigned long address = (unsigned long)board_enter(board, page);
+	void *here = hmm_window_ptr(coherent ? driver->coherent : driver->window, address);
+
+	if (!here)
+		board_fail(board, driver->context.who, "the window does not cover page %u", page);
+	return here;
+}
+
 static void window_load(struct driver *driver, uint32_t page)
 {
 	struct thread_context *me = &driver->context;
 	struct board *board = me->board;
 	uint32_t cell = page * PAGE_CELLS + draw_below(&me->random, PAGE_CELLS);
-	_Atomic uint64_t *memory;
+	_Atomic uint64_t *memory = window_enter(driver, page);
 	struct sight sight;
 	uint64_t value;
 
-	memory = hmm_window_ptr(driver->window, (unsigned long)board_enter(board, page));
-	if (!memory)
-		board_fail(board, me->who, "the window does not cover page %u", page);
 	board_begin(board, me->who, OP_WINDOW_LOAD, page, 1, cell, 0);
 	sight = board_look(board, cell);
 	value = atomic_load(&memory[cell % PAGE_CELLS]);
@@ -127,13 +137,10 @@ static void window_store(struct driver *driver, uint32_t page)
 	struct board *board = me->board;
 	uint32_t line = board_pick_line(board, page, me->writer, &me->random);
 	uint32_t cell = page * PAGE_CELLS + line * LINE_CELLS + draw_below(&me->random, LINE_CELLS);
-	_Atomic uint64_t *memory;
+	_Atomic uint64_t *memory = window_enter(driver, page);
 	struct stroke stroke;
 	uint64_t value;
 
-	memory = hmm_window_ptr(driver->window, (unsigned long)board_enter(board, page));
-	if (!memory)
-		board_fail(board, me->who, "the window does not cover page %u", page);
 	value = board_announce(board, cell, me->writer);
 	board_begin(board, me->who, OP_WINDOW_STORE, page, 1, cell, value);
 	stroke = board_stroke(board, page);
@@ -148,11 +155,16 @@ static void access_at_random(struct driver *driver)
 	struct thread_context *me = &driver->context;
 	struct board *board = me->board;
 	uint32_t page = board_pick_page(board, &me->random);
-	bool mine = board_area(board, page)->kind != AREA_PINNED;
+	uint32_t kind = board_area(board, page)->kind;
+	bool mine = kind != AREA_PINNED;
 	uint32_t choice = draw_below(&me->random, 100);
 
-	if (driver->window && choice < 70) {
-		if (choice < 40 || !mine)
+	/*
+	 * What I/O pins for long cannot be had through a window: SIGBUS says so. Nor can the
+	 * coherent memory of the owner's own device, which is not this driver's.
+	 */
+	if (driver->window && kind == AREA_ORDINARY && choice < 70) {
+		if (choice < 40)
 			window_load(driver, page);
 		else
 			window_store(driver, page);
@@ -213,6 +225,17 @@ static void driver_open(struct driver *driver, int socket_fd, unsigned int index
 	error = hmm_window_map(&driver->mirror, ARENA_BASE, ARENA_BYTES, 0, &driver->window);
 	if (error)
 		board_fail(board, me->who, "hmm_window_map: %s (%s)", strerror(-error), hmm_last_error());
+	for (uint32_t i = 0; i < board->n_areas; i++) {
+		struct area *area = &board->areas[i];
+
+		if (area->kind != AREA_COHERENT)
+			continue;
+		error = hmm_window_map(&driver->mirror, atomic_load(&area->base), area->pages * PAGE_BYTES, 0,
+				       &driver->coherent);
+		if (error)
+			board_fail(board, me->who, "hmm_window_map of coherent memory: %s (%s)",
+				   strerror(-error), hmm_last_error());
+	}
 }
 
 int driver_main(int board_fd, int socket_fd, unsigned int index)
@@ -235,6 +258,7 @@ int driver_main(int board_fd, int socket_fd, unsigned int index)
 	while (read(socket_fd, &(char){ 0 }, 1) < 0 && errno == EINTR)
 		;
 	hmm_window_unmap(driver.window);
+	hmm_window_unmap(driver.coherent);
 	hmm_mirror_unregister(&driver.mirror);
 	hmm_device_put(driver.mirror.device);
 	hmm_close(me->hmm);

@@ -112,10 +112,15 @@ static void exclude(struct thread_context *me)
 {
 	struct board *board = me->board;
 	struct journey journey = pick_journey(me);
+	struct area *area = board_area(board, journey.page);
+	bool windows = board->settings.windows;
 	int error;
 
 	if (journey.pages > 64)
 		journey.pages = 64;
+	/* A window cannot show what is excluded: a driver that touches it gets SIGBUS. */
+	if (windows)
+		pthread_rwlock_wrlock(&area->lock);
 	board_begin(board, me->who, OP_EXCLUDE, journey.page, journey.pages, 0, 0);
 	error = hmm_exclude(me->hmm, journey.address, journey.pages * PAGE_BYTES);
 	if (error)
@@ -126,6 +131,8 @@ static void exclude(struct thread_context *me)
 		if (error)
 			board_excused(board, me->who, "hmm_include", error);
 	} while (error && !board_stopped(board));
+	if (windows)
+		pthread_rwlock_unlock(&area->lock);
 	board_done(board, me->who, OP_EXCLUDE, !error);
 }
 

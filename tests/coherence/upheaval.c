@@ -233,13 +233,19 @@ static void collapse(struct thread_context *me)
 static void lock_pages(struct thread_context *me)
 {
 	struct stretch stretch = pick_stretch(me);
+	bool windows = me->board->settings.windows;
 
+	/* A window cannot show what is locked: a driver that touches it gets SIGBUS. */
+	if (windows)
+		pthread_rwlock_wrlock(&stretch.area->lock);
 	begin(me, OP_MLOCK, &stretch);
 	if (mlock(stretch.address, stretch.bytes) == 0) {
 		pause_us(draw_below(&me->random, 1000));
 		munlock(stretch.address, stretch.bytes);
 	}
 	board_done(me->board, me->who, OP_MLOCK, true);
+	if (windows)
+		pthread_rwlock_unlock(&stretch.area->lock);
 }
 
 static void advise(struct thread_context *me, enum operation operation, int advice)
