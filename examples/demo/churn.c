@@ -19,7 +19,7 @@
 #include "index.h"
 
 #define PAGES		(BLOCK_SIZE / 4096)
-#define PAUSE_NS	(8 * 1000 * 1000)
+#define PAUSE_NS	(20 * 1000 * 1000)
 #define TRIES		100
 
 static void pause_a_little(void)

@@ -35,7 +35,7 @@ class Demo(harness.Test):
     @unittest.skipIf(harness.SANITIZE, "a sanitizer's allocator uses the same addresses in owner and driver")
     def test_kill_9_of_hmmd_meanwhile(self):
         demo = self.spawn("demo", "--size", self.SIZE, "--seed", self.seed)
-        demo.expect("^during ")
+        demo.expect("^during ", seconds=200)
         self.daemon.restart()
         demo.finish(seconds=300)
         self.check(demo.output)
