@@ -66,7 +66,8 @@ static void begin_mirror(struct fixture *fixture, enum hmm_pool_kind kind, uint6
 {
 	struct devices *devices = &fixture->engine.devices;
 
-	cr_assert(eq(int, device_new(devices, "test", kind, -1, size, 0, DRIVER, &fixture->device), 0));
+	cr_assert(eq(int, device_new(devices, "test", kind, -1, size, 0, DRIVER, &fixture->device),
+		     0));
 	device_use(devices, fixture->device->id);
 	fixture->mirror = mirror_new(fixture->owner, 0, fixture->device);
 	cr_assert(ne(ptr, fixture->mirror, NULL));
@@ -156,7 +157,8 @@ unsigned int fixture_answer(struct fixture *fixture)
 		cr_assert(eq(u32, message->mirror, fixture->mirror->id));
 		cr_assert(lt(u64, message->start, message->end));
 		cookie = message->cookie;
-		cr_assert(eq(u64, cookie >> 48, fixture->owner->id), "control finds the owner by it");
+		cr_assert(eq(u64, cookie >> 48, fixture->owner->id),
+			  "control finds the owner by it");
 		letter_free(letter);
 		invalidate_ack(fixture->owner, cookie);
 		/* Twice, and made up: nobody waits for that. */
@@ -198,7 +200,9 @@ void fixture_out(struct fixture *fixture, unsigned int first, unsigned int end)
 						       pool_is_huge(fixture->device->pool->kind) ?
 						       HMM_BLOCK_PAGES : 1), 0));
 		if (fixture->events < 0 && !(block->record->flags & HMM_BLOCK_ARMED))
-			cr_assert(eq(int, block_arm(block, block->addr, block->addr + HMM_BLOCK_SIZE), 0));
+			cr_assert(eq(int,
+				     block_arm(block, block->addr, block->addr + HMM_BLOCK_SIZE),
+				     0));
 		fixture_bytes(page, bytes);
 		cr_assert(eq(int, shadow_store(shadow, addr, bytes), 0));
 		block_set_state(block, i, i + 1, HMM_PAGE_DEVICE);
@@ -233,7 +237,8 @@ uint64_t fixture_sequence(const struct block *block)
 	return block->owner->table[HMM_TABLE_ENTRIES + (block->addr >> HMM_BLOCK_SHIFT)];
 }
 
-static uint64_t expected_entry(const struct fixture *fixture, uint64_t addr, enum hmm_page_state state)
+static uint64_t expected_entry(const struct fixture *fixture, uint64_t addr,
+			       enum hmm_page_state state)
 {
 	/* As layout.h says it, not as block.c does. */
 	uint64_t pfn = HMM_TABLE_DEVICE_PFN * (fixture->mirror->index + 1) + addr / HMM_PAGE_SIZE;
@@ -245,7 +250,8 @@ static uint64_t expected_entry(const struct fixture *fixture, uint64_t addr, enu
 	case HMM_PAGE_DEVICE:
 		return place | HMM_TABLE_DEVICE | HMM_TABLE_VALID | HMM_TABLE_WRITE;
 	case HMM_PAGE_COHERENT:
-		return place | HMM_TABLE_DEVICE | HMM_TABLE_VALID | HMM_TABLE_WRITE | HMM_TABLE_COHERENT;
+		return place | HMM_TABLE_DEVICE | HMM_TABLE_VALID | HMM_TABLE_WRITE |
+		       HMM_TABLE_COHERENT;
 	case HMM_PAGE_ERROR:
 		return HMM_TABLE_ERROR;
 	default:
@@ -264,8 +270,9 @@ static void check_block(struct block *block, void *data)
 	bool rest = block_at_rest(block);
 	unsigned int held = 0;
 
-	cr_assert(eq(u64, fixture_sequence(block) & 1, rest ? 0 : 1), "block %#lx: %s, sequence %lu", block->addr,
-		  transit_name(block->record->transit), fixture_sequence(block));
+	cr_assert(eq(u64, fixture_sequence(block) & 1, rest ? 0 : 1),
+		  "block %#lx: %s, sequence %lu", block->addr, transit_name(block->record->transit),
+		  fixture_sequence(block));
 	if (rest)
 		cr_assert(eq(uint, block->record->slot, HMM_NO_SLOT));
 	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++) {
@@ -277,13 +284,14 @@ static void check_block(struct block *block, void *data)
 
 		cr_assert(eq(uint, block->record->page[i] & ~(unsigned int)HMM_PAGE_SERVED,
 			     (unsigned int)state | (in_shadow ? HMM_PAGE_COMPLETE : 0)));
-		/* What the transit is about, and lost meanwhile: a successor has to know it, and nobody else. */
+		/* Pages on their way that were lost meanwhile: a successor has to know. */
 		cr_assert(eq(int, (block->record->page[i] & HMM_PAGE_SERVED) != 0,
 			     pending && pages_test(&block->dead, i)), "page %u", i);
 		cr_assert(eq(u64, entry, pending ? 0 :
 			     expected_entry(totals->fixture, page_addr(block, i), state)),
 			  "block %#lx page %u in state %d", block->addr, i, state);
-		cr_assert(not(in_shadow && pages_test(&block->stale, i)), "page %u is needed, and stale", i);
+		cr_assert(not(in_shadow && pages_test(&block->stale, i)),
+			  "page %u is needed, and stale", i);
 		totals->device += state == HMM_PAGE_DEVICE || state == HMM_PAGE_COHERENT;
 		totals->shared += state == HMM_PAGE_SHARED;
 		held += in_shadow;

@@ -48,7 +48,7 @@ void fixture_drive(struct fixture *fixture, const int *done);
 void fixture_later(struct fixture *fixture, int64_t ns);
 
 uint64_t fixture_sequence(const struct block *block);
-/* Everything that is said twice agrees: ledger, table, counts, charges, what the shadow really holds. */
+/* What is said twice agrees: ledger, table, counts, charges, what the shadow really holds. */
 void fixture_check(struct fixture *fixture);
 
 #endif

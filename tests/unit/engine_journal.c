@@ -23,7 +23,8 @@ static struct fixture fixture;
 
 static void say(const struct uffd_msg *message)
 {
-	cr_assert(eq(int, (int)write(fixture.events, message, sizeof(*message)), (int)sizeof(*message)));
+	cr_assert(eq(int, (int)write(fixture.events, message, sizeof(*message)),
+		     (int)sizeof(*message)));
 }
 
 static struct uffd_msg removed(unsigned int first, unsigned int end)
@@ -144,7 +145,8 @@ Test(journal, many_laps)
 		fixture_out(&fixture, page, page + 1);
 		for (unsigned int i = 0; i < n; i++) {
 			/* The last one is about the page; it must not get lost at any edge. */
-			struct uffd_msg message = i == n - 1 ? unmapped(page, page + 1) : unmapped(page + 1, page + 2);
+			struct uffd_msg message = i == n - 1 ? unmapped(page, page + 1)
+							     : unmapped(page + 1, page + 2);
 
 			say(&message);
 		}
@@ -153,7 +155,8 @@ Test(journal, many_laps)
 		cr_assert(eq(u64, fixture.owner->journal->applied, total));
 		cr_assert(eq(u64, fixture.owner->counter[COUNTER_EVENTS], total));
 		cr_assert(eq(uint, on_device(page, page + 1), 0));
-		cr_assert(eq(uint, unapplied(), 0), "after %lu messages the last lap's look unapplied", total);
+		cr_assert(eq(uint, unapplied(), 0),
+			  "after %lu messages the last lap's look unapplied", total);
 		mailbox_deinit(&fixture.outbox);
 		cr_assert(eq(int, mailbox_init(&fixture.outbox), 0));
 	}
@@ -177,15 +180,18 @@ Test(journal, what_was_read_and_not_applied_is_replayed)
 
 	fixture_begin_faked(&fixture, POOL);
 	for (int round = 0; round < 400; round++) {
-		unsigned int n = random_below(&random, 65), first = random_below(&random, ROOM_PAGES - 64);
-		unsigned int room = HMM_JOURNAL_SLOTS - applied % HMM_JOURNAL_SLOTS, about = 0, read;
+		unsigned int n = random_below(&random, 65),
+			     first = random_below(&random, ROOM_PAGES - 64);
+		unsigned int room = HMM_JOURNAL_SLOTS - applied % HMM_JOURNAL_SLOTS, about = 0,
+			     read;
 		bool is_event[64];
 
 		for (unsigned int i = 0; i < n; i++) {
 			struct uffd_msg message;
 
 			is_event[i] = random_below(&random, 4);
-			message = is_event[i] ? unmapped(first + i, first + i + 1) : faulted_elsewhere();
+			message = is_event[i] ? unmapped(first + i, first + i + 1)
+					      : faulted_elsewhere();
 			say(&message);
 		}
 		fixture_out(&fixture, first, first + 64);
@@ -194,7 +200,8 @@ Test(journal, what_was_read_and_not_applied_is_replayed)
 		read = n < room ? n : room;
 		cr_assert(eq(u64, fixture.owner->journal->applied, applied));
 		cr_assert(eq(uint, unapplied(), read), "round %d at %lu", round, applied);
-		cr_assert(eq(u64, fixture.owner->counter[COUNTER_EVENTS], events), "nothing is applied yet");
+		cr_assert(eq(u64, fixture.owner->counter[COUNTER_EVENTS], events),
+			  "nothing is applied yet");
 		/* The next one. */
 		fixture.owner->journal_read = 0;
 		journal_replay(fixture.owner);
@@ -202,7 +209,8 @@ Test(journal, what_was_read_and_not_applied_is_replayed)
 			about += is_event[i];
 		cr_assert(eq(u64, fixture.owner->journal->applied, applied + read));
 		cr_assert(eq(u64, fixture.owner->journal_read, applied + read));
-		cr_assert(eq(u64, fixture.owner->counter[COUNTER_EVENTS], events + about), "once each");
+		cr_assert(eq(u64, fixture.owner->counter[COUNTER_EVENTS], events + about),
+			  "once each");
 		cr_assert(eq(uint, unapplied(), 0));
 		cr_assert(eq(uint, on_device(first, first + 64), 64 - about));
 		/* Replayed once more, it does nothing. */
@@ -220,8 +228,8 @@ Test(journal, what_was_read_and_not_applied_is_replayed)
 		for (unsigned int page = first; page < first + 64; page++) {
 			uint64_t addr = ROOM_START + page * HMM_PAGE_SIZE;
 
-			block_discard(block_find(fixture.owner, addr), page_index(addr), page_index(addr) + 1,
-				      HMM_REASON_UNMAP);
+			block_discard(block_find(fixture.owner, addr), page_index(addr),
+				      page_index(addr) + 1, HMM_REASON_UNMAP);
 		}
 		mailbox_deinit(&fixture.outbox);
 		cr_assert(eq(int, mailbox_init(&fixture.outbox), 0));
@@ -278,7 +286,8 @@ Test(journal, is_never_overrun)
 		cr_assert(le(uint, n, HMM_JOURNAL_SLOTS - 1), "an empty slot marks the end");
 		for (unsigned int i = 0; i < n; i++) {
 			memcpy(&message, fixture.owner->journal->slot[i], sizeof(message));
-			cr_assert(eq(u64, message.arg.remove.start, ROOM_START + i % ROOM_PAGES * HMM_PAGE_SIZE),
+			cr_assert(eq(u64, message.arg.remove.start,
+				     ROOM_START + i % ROOM_PAGES * HMM_PAGE_SIZE),
 				  "message %u was overwritten", i);
 		}
 	}

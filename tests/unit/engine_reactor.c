@@ -187,7 +187,8 @@ static void deadlines(bool epoll)
 		cr_expect(ge(i64, now() - start, wait));
 	}
 	signal_fd(a.source.fd);
-	cr_expect(eq(int, reactor_wait(reactor, 3600 * 1000 * MS), 1), "ready: the deadline does not count");
+	cr_expect(eq(int, reactor_wait(reactor, 3600 * 1000 * MS), 1),
+		  "ready: the deadline does not count");
 	drop(&a);
 	reactor_free(reactor);
 }
@@ -255,7 +256,8 @@ static void remove_another_from_inside(bool epoll)
 		signal_fd(pair[0].source.fd);
 		signal_fd(pair[1].source.fd);
 		settle(reactor);
-		cr_assert(eq(uint, pair[0].calls + pair[1].calls, 1), "who was removed was called as well");
+		cr_assert(eq(uint, pair[0].calls + pair[1].calls, 1),
+			  "who was removed was called as well");
 		drop(&pair[pair[0].calls ? 0 : 1]);
 	}
 	reactor_free(reactor);
@@ -335,7 +337,8 @@ static void many(bool epoll)
 			for (unsigned int i = 0; i < MANY; i++)
 				late += sources[i].value != round;
 		}
-		cr_assert(eq(uint, late, 0), "round %lu: %u of %u were never called", round, late, MANY);
+		cr_assert(eq(uint, late, 0), "round %lu: %u of %u were never called", round, late,
+			  MANY);
 	}
 	for (unsigned int i = 0; i < MANY; i++)
 		drop(&sources[i]);
@@ -377,7 +380,8 @@ static void at_random(bool epoll)
 		default:
 			settle(reactor);
 			for (unsigned int j = 0; j < 64; j++)
-				cr_assert(eq(u64, sources[j].value, expected[j]), "step %d, source %u", step, j);
+				cr_assert(eq(u64, sources[j].value, expected[j]),
+					  "step %d, source %u", step, j);
 		}
 	}
 	for (unsigned int i = 0; i < 64; i++)

@@ -115,7 +115,8 @@ static void check_set(const struct span_set *set, const bool *model)
 	cr_assert(eq(uint, set->count, spans), "not merged, or cut up");
 	for (unsigned int i = 0; i < set->count; i++) {
 		cr_assert(set->list[i].start < set->list[i].end);
-		cr_assert(i == 0 || set->list[i - 1].end < set->list[i].start, "out of order, or touching");
+		cr_assert(i == 0 || set->list[i - 1].end < set->list[i].start,
+			  "out of order, or touching");
 		for (uint64_t at = set->list[i].start; at < set->list[i].end; at += HMM_PAGE_SIZE)
 			cr_assert(model[(at - BASE) / HMM_PAGE_SIZE]);
 	}
@@ -176,7 +177,8 @@ Test(spans, neighbours_merge_and_the_empty_set_has_nothing)
 	cr_assert(eq(int, span_set_add(&set, 0x1000, 0x2000), 0));
 	cr_assert(eq(int, span_set_add(&set, 0x3000, 0x4000), 0));
 	cr_expect(eq(uint, set.count, 2));
-	cr_expect(not(span_set_overlaps(&set, 0x2000, 0x3000)), "the gap between two is not in the set");
+	cr_expect(not(span_set_overlaps(&set, 0x2000, 0x3000)),
+		  "the gap between two is not in the set");
 	cr_expect(not(span_set_covers(&set, 0x1000, 0x4000)));
 	cr_assert(eq(int, span_set_add(&set, 0x2000, 0x3000), 0));
 	cr_expect(eq(uint, set.count, 1));

@@ -64,9 +64,13 @@ static void make_variety(void)
 	int fd;
 
 	for (unsigned int i = 0; i < 5; i++) {
-		cr_assert(ne(ptr, mmap(NULL, 8 * HMM_PAGE_SIZE, protections[i], MAP_PRIVATE | MAP_ANONYMOUS, -1, 0),
+		cr_assert(ne(ptr,
+			     mmap(NULL, 8 * HMM_PAGE_SIZE, protections[i],
+				  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0),
 			     MAP_FAILED));
-		cr_assert(ne(ptr, mmap(NULL, 8 * HMM_PAGE_SIZE, protections[i], MAP_SHARED | MAP_ANONYMOUS, -1, 0),
+		cr_assert(ne(ptr,
+			     mmap(NULL, 8 * HMM_PAGE_SIZE, protections[i],
+				  MAP_SHARED | MAP_ANONYMOUS, -1, 0),
 			     MAP_FAILED));
 	}
 	/* Neighbours that differ, holes of one page. */
@@ -83,7 +87,8 @@ static void make_variety(void)
 	unlink(name);
 	cr_assert(eq(int, ftruncate(fd, 1 << 20), 0));
 	cr_assert(ne(ptr, mmap(NULL, 1 << 20, PROT_READ, MAP_PRIVATE, fd, 0), MAP_FAILED));
-	cr_assert(ne(ptr, mmap(NULL, 1 << 20, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0), MAP_FAILED));
+	cr_assert(ne(ptr, mmap(NULL, 1 << 20, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0),
+		     MAP_FAILED));
 	close(fd);
 }
 
@@ -145,7 +150,8 @@ Test(maps, text_and_query_agree)
 	check_same(maps, text, 0);
 	check_same(maps, text, HMM_VA_END - 1);
 	cr_expect(gt(uint, seen, 400), "only %u mappings were looked at", seen);
-	cr_expect(facts.procmap_query, "only the text was tested: this kernel has no PROCMAP_QUERY");
+	cr_expect(facts.procmap_query,
+		  "only the text was tested: this kernel has no PROCMAP_QUERY");
 	close(text);
 	close(maps);
 }
@@ -153,7 +159,8 @@ Test(maps, text_and_query_agree)
 Test(maps, kinds)
 {
 	int maps = open_self("maps");
-	char *private = mmap(NULL, HMM_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *private = mmap(NULL, HMM_PAGE_SIZE, PROT_READ | PROT_WRITE,
+			     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	char *shared = mmap(NULL, HMM_PAGE_SIZE, PROT_READ, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	char *heap = sbrk(4096);
 	struct kernel_vma vma;
@@ -161,7 +168,8 @@ Test(maps, kinds)
 	cr_assert(eq(int, kernel->vma_at(maps, (uintptr_t)private, &vma), 0));
 	cr_expect(vma.read && vma.write && !vma.exec && !vma.shared && !vma.file);
 	cr_assert(eq(int, kernel->vma_at(maps, (uintptr_t)shared, &vma), 0));
-	cr_expect(vma.read && !vma.write && vma.shared && vma.file, "shared anonymous memory has an inode");
+	cr_expect(vma.read && !vma.write && vma.shared && vma.file,
+		  "shared anonymous memory has an inode");
 	cr_assert(eq(int, kernel->vma_at(maps, (uintptr_t)&make_variety, &vma), 0));
 	cr_expect(vma.exec && vma.file && vma.name[0] == '/');
 	cr_assert(eq(int, kernel->vma_at(maps, (uintptr_t)&vma, &vma), 0));
@@ -195,8 +203,9 @@ Test(maps, strange_text)
 	for (unsigned int pad = 0; pad < 130; pad++) {
 		n = 0;
 		for (unsigned int i = 0; i < 140; i++)
-			n += (size_t)snprintf(line + n, sizeof(line) - n, "%x-%x r--s 00000000 00:01 77 %*s/f\n",
-					      0x100000 + i * 0x2000, 0x101000 + i * 0x2000, (int)pad % 60, "");
+			n += (size_t)snprintf(
+				line + n, sizeof(line) - n, "%x-%x r--s 00000000 00:01 77 %*s/f\n",
+				0x100000 + i * 0x2000, 0x101000 + i * 0x2000, (int)pad % 60, "");
 		fd = text_file(line, n);
 		for (unsigned int i = 0; i < 140; i += 13) {
 			cr_assert(eq(int, kernel->vma_at(fd, 0x100000 + i * 0x2000 + 5, &vma), 0));
@@ -238,7 +247,8 @@ static struct armed arm(void)
 	cr_assert(eq(int, kernel_uffd_api(armed.uffd, UFFD_FEATURE_PAGEFAULT_FLAG_WP, NULL), 0));
 	armed.memory = mmap(NULL, ROOM, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	madvise(armed.memory, ROOM, MADV_NOHUGEPAGE);
-	cr_assert(eq(int, kernel->uffd_register(armed.uffd, (uintptr_t)armed.memory, ROOM, modes), 0));
+	cr_assert(eq(int, kernel->uffd_register(armed.uffd, (uintptr_t)armed.memory, ROOM, modes),
+		     0));
 	return armed;
 }
 
@@ -263,19 +273,27 @@ Test(calls, copy_says_what_it_did)
 
 	for (unsigned int i = 0; i < 8; i++)
 		page_of(bytes + i * HMM_PAGE_SIZE, (int)i + 1);
-	cr_expect(eq(int, kernel->uffd_copy(armed.uffd, at, bytes, 4 * HMM_PAGE_SIZE, 0, &done), 0));
+	cr_expect(
+		eq(int, kernel->uffd_copy(armed.uffd, at, bytes, 4 * HMM_PAGE_SIZE, 0, &done), 0));
 	cr_expect(eq(sz, done, 4 * HMM_PAGE_SIZE));
 	/* Half-way into pages that are there. */
-	cr_expect(eq(int, kernel->uffd_copy(armed.uffd, at, bytes, HMM_PAGE_SIZE, 0, &done), -EEXIST));
+	cr_expect(eq(int, kernel->uffd_copy(armed.uffd, at, bytes, HMM_PAGE_SIZE, 0, &done),
+		     -EEXIST));
 	cr_expect(eq(sz, done, 0));
-	cr_assert(eq(int, kernel->uffd_copy(armed.uffd, at + 6 * HMM_PAGE_SIZE, bytes + 6 * HMM_PAGE_SIZE,
-					    HMM_PAGE_SIZE, 0, &done), 0));
-	cr_expect(lt(int, kernel->uffd_copy(armed.uffd, at + 4 * HMM_PAGE_SIZE, bytes + 4 * HMM_PAGE_SIZE,
-					    4 * HMM_PAGE_SIZE, 0, &done), 0));
+	cr_assert(eq(int,
+		     kernel->uffd_copy(armed.uffd, at + 6 * HMM_PAGE_SIZE,
+				       bytes + 6 * HMM_PAGE_SIZE, HMM_PAGE_SIZE, 0, &done),
+		     0));
+	cr_expect(lt(int,
+		     kernel->uffd_copy(armed.uffd, at + 4 * HMM_PAGE_SIZE,
+				       bytes + 4 * HMM_PAGE_SIZE, 4 * HMM_PAGE_SIZE, 0, &done),
+		     0));
 	cr_expect(eq(sz, done, 2 * HMM_PAGE_SIZE), "what was copied before it stopped");
 	/* Not registered; not mapped. */
-	cr_expect(eq(int, kernel->uffd_copy(armed.uffd, (uintptr_t)bytes & ~4095UL, armed.memory, HMM_PAGE_SIZE, 0,
-					    &done), -ENOENT));
+	cr_expect(eq(int,
+		     kernel->uffd_copy(armed.uffd, (uintptr_t)bytes & ~4095UL, armed.memory,
+				       HMM_PAGE_SIZE, 0, &done),
+		     -ENOENT));
 	cr_expect(eq(sz, done, 0));
 	for (unsigned int i = 0; i < 7; i++)
 		cr_expect(eq(int, armed.memory[i * HMM_PAGE_SIZE + 77], (int)i + 1), "page %u", i);
@@ -291,7 +309,9 @@ Test(calls, zero_protect_pagemap)
 
 	cr_assert(eq(int, kernel->pagemap_read(pagemap, at, 4, entries), 0));
 	cr_expect(eq(u64, entries[0] & PM_PRESENT, 0));
-	cr_expect(eq(int, kernel->uffd_zero(armed.uffd, at + HMM_PAGE_SIZE, 2 * HMM_PAGE_SIZE, &done), 0));
+	cr_expect(eq(int,
+		     kernel->uffd_zero(armed.uffd, at + HMM_PAGE_SIZE, 2 * HMM_PAGE_SIZE, &done),
+		     0));
 	cr_expect(eq(sz, done, 2 * HMM_PAGE_SIZE));
 	cr_assert(eq(int, kernel->pagemap_read(pagemap, at, 4, entries), 0));
 	cr_expect(eq(u64, entries[0] & PM_PRESENT, 0));
@@ -341,13 +361,15 @@ Test(calls, memfds_cannot_change_size_and_are_ours)
 	cr_expect(eq(uint, stat.st_mode & 0777, 0600));
 	cr_expect(lt(int, ftruncate(fd, 0), 0));
 	cr_expect(lt(int, ftruncate(fd, 16 * HMM_PAGE_SIZE), 0));
-	cr_expect(lt(int, fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE), 0), "nobody can seal it against hmmd");
+	cr_expect(lt(int, fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE), 0),
+		  "nobody can seal it against hmmd");
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
 	again = open(path, O_RDONLY | O_CLOEXEC);
 	cr_assert(ge(int, again, 0));
 	cr_expect(lt(int, (int)write(again, &byte, 1), 0));
 	cr_expect(eq(int, kernel->punch(fd, 0, HMM_PAGE_SIZE), 0));
-	cr_expect(lt(int, kernel->punch(again, 0, HMM_PAGE_SIZE), 0), "not through a read-only copy");
+	cr_expect(lt(int, kernel->punch(again, 0, HMM_PAGE_SIZE), 0),
+		  "not through a read-only copy");
 	close(again);
 	close(fd);
 	cr_expect(lt(int, kernel->memfd_new("test", (uint64_t)INT64_MAX + 1, 0), 0));
@@ -356,7 +378,8 @@ Test(calls, memfds_cannot_change_size_and_are_ours)
 Test(calls, collapse_makes_one_page_of_many)
 {
 	struct kernel_facts facts;
-	char *room = mmap(NULL, 2 * HMM_BLOCK_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *room = mmap(NULL, 2 * HMM_BLOCK_SIZE, PROT_READ | PROT_WRITE,
+			  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	char *block = (char *)(((uintptr_t)room + HMM_BLOCK_SIZE - 1) & ~(HMM_BLOCK_SIZE - 1));
 	int pidfd = (int)syscall(SYS_pidfd_open, getpid(), 0);
 
@@ -368,7 +391,8 @@ Test(calls, collapse_makes_one_page_of_many)
 	madvise(room, 2 * HMM_BLOCK_SIZE, MADV_HUGEPAGE);
 	if (facts.collapse)
 		cr_expect(eq(int, kernel->collapse(pidfd, (uintptr_t)block, HMM_BLOCK_SIZE), 0));
-	cr_expect(lt(int, kernel->collapse(pidfd, (uintptr_t)room - (1UL << 40), HMM_BLOCK_SIZE), 0));
+	cr_expect(
+		lt(int, kernel->collapse(pidfd, (uintptr_t)room - (1UL << 40), HMM_BLOCK_SIZE), 0));
 	for (size_t i = 0; i < HMM_BLOCK_SIZE; i += HMM_PAGE_SIZE)
 		cr_assert(eq(int, block[i], (char)(i / HMM_PAGE_SIZE)));
 	munmap(room, 2 * HMM_BLOCK_SIZE);
@@ -377,7 +401,7 @@ Test(calls, collapse_makes_one_page_of_many)
 
 /* ---- the probe ------------------------------------------------------------------------------ */
 
-/* Whatever it says is off would be a silent downgrade on a kernel that has it: each is tried here again. */
+/* What it says is off would be a silent downgrade on a kernel that has it. */
 Test(probe, what_it_found_is_so)
 {
 	struct kernel_facts facts, again;
@@ -398,7 +422,8 @@ Test(probe, what_it_found_is_so)
 	cr_expect(ne(u64, have & UFFD_FEATURE_EVENT_UNMAP, 0));
 	cr_expect(ne(u64, have & UFFD_FEATURE_PAGEFAULT_FLAG_WP, 0));
 	cr_expect(ge(uint, facts.nodes, 1));
-	cr_expect(lt(int, kernel_uffd_api(fd, 1ULL << 63, NULL), 0), "what does not exist is refused");
+	cr_expect(lt(int, kernel_uffd_api(fd, 1ULL << 63, NULL), 0),
+		  "what does not exist is refused");
 	close(fd);
 	if (geteuid() == 0)
 		cr_expect(facts.event_fork, "root may ask for fork events");
@@ -413,6 +438,7 @@ Test(probe, a_handshake_can_be_tried_again)
 	cr_assert(ge(int, fd, 0));
 	cr_expect(lt(int, kernel_uffd_api(fd, 1ULL << 62, NULL), 0));
 	cr_expect(eq(int, kernel_uffd_api(fd, UFFD_FEATURE_EVENT_REMOVE, NULL), 0));
-	cr_expect(lt(int, kernel_uffd_api(fd, UFFD_FEATURE_EVENT_REMOVE, NULL), 0), "once and for all");
+	cr_expect(lt(int, kernel_uffd_api(fd, UFFD_FEATURE_EVENT_REMOVE, NULL), 0),
+		  "once and for all");
 	close(fd);
 }

@@ -34,7 +34,8 @@ Test(pool, shares_of_the_whole)
 	cr_expect(eq(int, new_device(&devices, "b", 4 * MIB + 1, 1, &b), -ENOSPC));
 	cr_assert(eq(int, new_device(&devices, "b", 4 * MIB, 1, &b), 0), "exactly what is left");
 	cr_expect(eq(int, new_device(&devices, "c", 1, 1, &c), -ENOSPC));
-	cr_assert(eq(int, new_device(&devices, "c", 0, 1, &c), 0), "a device without memory takes none");
+	cr_assert(eq(int, new_device(&devices, "c", 0, 1, &c), 0),
+		  "a device without memory takes none");
 	cr_expect(eq(u64, devices.promised, 10 * MIB));
 	cr_expect(eq(ptr, a->pool, b->pool), "one pool per kind and node");
 	cr_expect(eq(u64, a->pool->promised, 10 * MIB));
@@ -52,13 +53,18 @@ Test(pool, sizes_are_rounded_up_to_the_pages_of_the_pool)
 	devices_init(&devices, 5 * MIB);
 	cr_assert(eq(int, new_device(&devices, "small", 1, 1, &small), 0));
 	cr_expect(eq(u64, small->size, HMM_PAGE_SIZE));
-	cr_assert(eq(int, device_new(&devices, "huge", HMM_POOL_KIND_MEMFD_HUGE, 0, 1, 0, 1, &huge), 0));
+	cr_assert(eq(int, device_new(&devices, "huge", HMM_POOL_KIND_MEMFD_HUGE, 0, 1, 0, 1, &huge),
+		     0));
 	cr_expect(eq(u64, huge->size, HMM_BLOCK_SIZE));
 	cr_expect(ne(ptr, small->pool, huge->pool));
-	cr_expect(eq(int, device_new(&devices, "more", HMM_POOL_KIND_HUGETLB, 0, 2 * MIB + 1, 0, 1, &again),
-		     -ENOSPC), "what it would be rounded to counts");
+	cr_expect(eq(int,
+		     device_new(&devices, "more", HMM_POOL_KIND_HUGETLB, 0, 2 * MIB + 1, 0, 1,
+				&again),
+		     -ENOSPC),
+		  "what it would be rounded to counts");
 	cr_expect(eq(int, new_device(&devices, "wraps", UINT64_MAX, 1, &again), -ENOSPC));
-	cr_expect(eq(int, new_device(&devices, "wraps", UINT64_MAX - HMM_PAGE_SIZE + 2, 1, &again), -ENOSPC));
+	cr_expect(eq(int, new_device(&devices, "wraps", UINT64_MAX - HMM_PAGE_SIZE + 2, 1, &again),
+		     -ENOSPC));
 	cr_expect(eq(int, new_device(&devices, "wraps", INT64_MAX, 1, &again), -ENOSPC));
 	devices_deinit(&devices);
 }
@@ -73,7 +79,8 @@ Test(pool, names)
 	memset(name, 'n', sizeof(name));
 	name[64] = '\0';
 	cr_expect(eq(int, new_device(&devices, "", 0, 1, &a), -EINVAL));
-	cr_expect(eq(int, new_device(&devices, name, 0, 1, &a), -EINVAL), "64 characters don't fit");
+	cr_expect(eq(int, new_device(&devices, name, 0, 1, &a), -EINVAL),
+		  "64 characters don't fit");
 	name[63] = '\0';
 	cr_assert(eq(int, new_device(&devices, name, 0, 1, &a), 0));
 	cr_expect(eq(str, a->name, name));
@@ -122,7 +129,8 @@ Test(pool, goes_with_the_last_that_holds_it)
 	device_let_go(&devices, 8, 0);
 	device_let_go(&devices, 8, id);
 	device_let_go(&devices, 7, id + 1);
-	cr_expect(eq(ptr, device_by_id(&devices, id), device), "another's letting go is not its creator's");
+	cr_expect(eq(ptr, device_by_id(&devices, id), device),
+		  "another's letting go is not its creator's");
 	device_let_go(&devices, 7, 0);
 	cr_expect(eq(ptr, device_by_id(&devices, id), NULL));
 	cr_expect(eq(u64, devices.promised, 0));
@@ -218,7 +226,7 @@ Test(pool, many_threads_charge_and_the_sum_is_right)
 	/* Too little for all, so that refusals happen in the middle of it. */
 	cr_assert(eq(int, new_device(&devices, "d", 100 * HMM_PAGE_SIZE, 1, &device), 0));
 	for (int i = 0; i < CHARGERS; i++) {
-		chargers[i] = (struct charger){ .device = device, .random = { random_next(&random) } };
+		chargers[i] = (struct charger){.device = device, .random = {random_next(&random)}};
 		cr_assert(eq(int, pthread_create(&chargers[i].thread, NULL, charge_and_uncharge,
 						 &chargers[i]), 0));
 	}

@@ -44,7 +44,9 @@ Test(shadow, found_by_any_address_of_its_region)
 	struct shadow *shadow, *same;
 
 	cr_expect(eq(ptr, shadow_find(&shadows, REGION(0)), NULL));
-	cr_assert(eq(int, shadow_get(&shadows, &pool_4k, REGION(0) + 12345 * HMM_PAGE_SIZE, &shadow), 0));
+	cr_assert(eq(int,
+		     shadow_get(&shadows, &pool_4k, REGION(0) + 12345 * HMM_PAGE_SIZE, &shadow),
+		     0));
 	cr_expect(eq(u64, shadow->base, REGION(0)));
 	cr_expect(eq(ptr, shadow_find(&shadows, REGION(0)), shadow));
 	cr_expect(eq(ptr, shadow_find(&shadows, REGION(1) - 1), shadow));
@@ -131,7 +133,9 @@ Test(shadow, punching_some_leaves_the_others)
 		uint64_t addr = REGION(1) + i * HMM_PAGE_SIZE;
 
 		if (there[i]) {
-			cr_assert(eq(int, kernel->punch(shadow->fd, addr - shadow->base, HMM_PAGE_SIZE), 0));
+			cr_assert(eq(int,
+				     kernel->punch(shadow->fd, addr - shadow->base, HMM_PAGE_SIZE),
+				     0));
 		} else {
 			memset(bytes, (int)i + 1, sizeof(bytes));
 			cr_assert(eq(int, shadow_store(shadow, addr, bytes), 0));
@@ -160,12 +164,15 @@ Test(shadow, of_huge_pages)
 	memset(bytes, 0x77, sizeof(bytes));
 	cr_assert(eq(int, shadow_store(shadow, REGION(2) + HMM_PAGE_SIZE, bytes), 0));
 	cr_expect(le(u64, allocated(shadow), HMM_BLOCK_SIZE));
-	cr_expect(eq(int, memcmp(shadow_at(shadow, REGION(2) + HMM_PAGE_SIZE), bytes, HMM_PAGE_SIZE), 0));
-	/* A block that is filled through the mapping is one huge page where the system gives them. */
+	cr_expect(eq(int,
+		     memcmp(shadow_at(shadow, REGION(2) + HMM_PAGE_SIZE), bytes, HMM_PAGE_SIZE),
+		     0));
+	/* Filled through the mapping a block is one huge page, where the system gives them. */
 	memset(shadow_at(shadow, REGION(2) + HMM_BLOCK_SIZE), 1, HMM_BLOCK_SIZE);
 	cr_expect(ge(u64, allocated(shadow), HMM_BLOCK_SIZE + HMM_PAGE_SIZE));
 	cr_assert(eq(int, kernel->punch(shadow->fd, 0, 2 * HMM_BLOCK_SIZE), 0));
-	cr_expect(eq(u64, allocated(shadow), 0), "whole blocks are freed (shmem_huge=%d)", facts.shmem_huge);
+	cr_expect(eq(u64, allocated(shadow), 0), "whole blocks are freed (shmem_huge=%d)",
+		  facts.shmem_huge);
 	shadows_deinit(&shadows);
 }
 
@@ -180,13 +187,16 @@ Test(shadow, of_hugetlb)
 	cr_assert(eq(int, shadow_get(&shadows, &pool, REGION(2), &shadow), 0));
 	memset(bytes, 0x33, sizeof(bytes));
 	r = shadow_store(shadow, REGION(2) + 5 * HMM_PAGE_SIZE, bytes);
-	/* With no huge page reserved it is an answer, not a SIGBUS; with one, the page's neighbours are zeros. */
+	/* With no huge page reserved: an answer, not a SIGBUS. With one: zeros around the page. */
 	if (r) {
 		cr_expect(eq(int, r, -ENOSPC));
 		cr_expect(eq(u64, allocated(shadow), 0));
 	} else {
 		cr_expect(eq(u64, allocated(shadow), HMM_BLOCK_SIZE));
-		cr_expect(eq(int, memcmp(shadow_at(shadow, REGION(2) + 5 * HMM_PAGE_SIZE), bytes, sizeof(bytes)), 0));
+		cr_expect(eq(int,
+			     memcmp(shadow_at(shadow, REGION(2) + 5 * HMM_PAGE_SIZE), bytes,
+				    sizeof(bytes)),
+			     0));
 		cr_expect(eq(int, *(char *)shadow_at(shadow, REGION(2)), 0));
 		cr_expect(eq(int, kernel->punch(shadow->fd, 0, HMM_BLOCK_SIZE), 0));
 		cr_expect(eq(u64, allocated(shadow), 0));
@@ -214,12 +224,16 @@ Test(shadow, adopted_from_a_former_life)
 	cr_expect(eq(int, memcmp(shadow_at(adopted, addr), bytes, HMM_PAGE_SIZE), 0));
 	cr_expect(shadow_has_data(adopted, addr, HMM_PAGE_SIZE));
 	/* Not twice; the descriptor is closed all the same (the leak check sees to that). */
-	cr_expect(eq(int, shadow_adopt_consume_fd(&after, &pool_4k, REGION(9),
-						  fcntl(adopted->fd, F_DUPFD_CLOEXEC, 3)), -EEXIST));
+	cr_expect(eq(int,
+		     shadow_adopt_consume_fd(&after, &pool_4k, REGION(9),
+					     fcntl(adopted->fd, F_DUPFD_CLOEXEC, 3)),
+		     -EEXIST));
 	cr_expect(eq(ptr, shadow_find(&after, addr), adopted));
 	/* Nor what can't be mapped. */
-	cr_expect(lt(int, shadow_adopt_consume_fd(&after, &pool_4k, REGION(10),
-						  open("/proc/self/stat", O_RDONLY | O_CLOEXEC)), 0));
+	cr_expect(lt(int,
+		     shadow_adopt_consume_fd(&after, &pool_4k, REGION(10),
+					     open("/proc/self/stat", O_RDONLY | O_CLOEXEC)),
+		     0));
 	cr_expect(eq(ptr, shadow_find(&after, REGION(10)), NULL));
 	shadows_deinit(&after);
 }

@@ -12,7 +12,7 @@
 
 #define PAGE 0x7f00000000ULL
 
-/* One fault of a walk as fault.c serves it: no further than the block. Returns the next page to touch. */
+/* One fault as fault.c serves it: no further than the block. Returns the next page to touch. */
 static uint64_t fault(struct prefetch *prefetch, uint64_t page, unsigned int *asked)
 {
 	uint64_t left = HMM_BLOCK_PAGES - page % HMM_BLOCK_PAGES, next;
@@ -36,7 +36,7 @@ Test(prefetch, walk_doubles_to_whole_blocks)
 			expected *= 2;
 		faults++;
 	}
-	/* 10 faults for the first block and those that the doubling is cut off at, then one a block. */
+	/* 10 faults until the doubling has come to whole blocks, then one a block. */
 	cr_expect(le(uint, faults, 64 + 10), "%u faults for 64 blocks", faults);
 }
 

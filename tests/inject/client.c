@@ -1,0 +1,455 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * client.c - an owner whose hmmd meets failing kernel calls. It does one
+ * scenario and knows at any time what its memory must hold. hmmd may refuse
+ * what it is asked, in words; a wrong byte, a signal or a hang is never right.
+ *
+ * Exit 0: every byte is right. 3: hmmd refused to serve at all, and every byte
+ * is right. 1: a wrong byte. One thread, and a driver process for `window`.
+ */
+#include "tests/integration/mirror/mirror.h"
+
+#include <fcntl.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+
+#define DEVICE_MEMORY	(64UL << 20)
+#define REFUSED		3
+#define DRIVER_SOCKET	100
+/* Where no library of the driver lies. */
+#define WINDOW_ADDR	((void *)0x300000000000UL)
+
+static bool open_or_refused(void)
+{
+	struct hmm_open_options options = { .size = sizeof(options), .timeout_ms = 5000 };
+	struct hmm_device_options device = {
+		.size = sizeof(device), .name = "inject", .memory = DEVICE_MEMORY, .node = -1,
+		.caps = HMM_DEVICE_FAULTS,
+	};
+	static const struct hmm_mirror_ops ops = { 0 };
+	int r = hmm_open(&options, &hmm);
+
+	if (r) {
+		printf("hmm_open: %s\n", hmm_last_error());
+		CHECK(*hmm_last_error());
+		return false;
+	}
+	r = hmm_device_new(hmm, &device, &mirror.device);
+	mirror.ops = &ops;
+	if (!r)
+		r = hmm_mirror_register(&mirror, hmm);
+	if (r) {
+		printf("mirror: %s\n", hmm_last_error());
+		CHECK(*hmm_last_error());
+		hmm_device_put(mirror.device);
+		hmm_close(hmm);
+		return false;
+	}
+	return true;
+}
+
+static void close_all(void)
+{
+	int r = hmm_mirror_unregister(&mirror);
+
+	/* Not everything could come home: said, and it may be tried again. */
+	if (r == -EBUSY)
+		r = hmm_mirror_unregister(&mirror);
+	if (r)
+		printf("unregister: %s\n", hmm_last_error());
+	hmm_device_put(mirror.device);
+	hmm_close(hmm);
+}
+
+/* What can't go stays, and says so; nothing else may happen. */
+static void move(void *memory, size_t pages, enum hmm_target target)
+{
+	struct hmm_migrate_report report = { 0 };
+	long there =
+		hmm_migrate(&mirror, (unsigned long)memory, pages * PAGE, target, 0, NULL, &report);
+
+	if (there < 0)
+		printf("hmm_migrate: %s\n", hmm_last_error());
+	else
+		CHECK_EQ(report.moved + report.already + report.failed, pages);
+}
+
+/* Every page is right, and takes every write. */
+static void check_and_rewrite(void *memory, size_t pages, uint64_t seed)
+{
+	test_check(memory, pages, seed);
+	test_fill(memory, pages, seed + 1);
+	test_check(memory, pages, seed + 1);
+}
+
+static void travel(void)
+{
+	char *huge = test_map_huge(3), *small = test_map(700);
+
+	test_fill(huge, 3 * 512, 1);
+	test_fill(small, 700, 2);
+	if (!open_or_refused()) {
+		test_check(huge, 3 * 512, 1);
+		test_check(small, 700, 2);
+		_exit(REFUSED);
+	}
+	for (int round = 0; round < 2; round++) {
+		move(huge, 3 * 512, HMM_DEVICE);
+		move(small, 700, HMM_DEVICE);
+		move(small, 350, HMM_SYSTEM);
+		move(huge, 3 * 512, HMM_SYSTEM);
+	}
+	move(small, 700, HMM_DEVICE);
+	test_check(small, 700, 2);
+	move(huge, 3 * 512, HMM_DEVICE);
+	close_all();
+	check_and_rewrite(huge, 3 * 512, 1);
+	check_and_rewrite(small, 700, 2);
+}
+
+static void touch(void)
+{
+	size_t pages = 1200;
+	char *memory = test_map(pages);
+
+	test_fill(memory, pages, 1);
+	if (!open_or_refused()) {
+		test_check(memory, pages, 1);
+		_exit(REFUSED);
+	}
+	move(memory, pages, HMM_DEVICE);
+	test_check(memory, pages, 1);		/* reading: S */
+	test_fill(memory, pages / 2, 1);	/* writing S */
+	move(memory, pages, HMM_DEVICE);	/* S and I */
+	for (size_t i = 0; i < pages; i++) {
+		size_t page = i * 769 % pages;
+		volatile uint64_t *words = (volatile uint64_t *)(memory + page * PAGE);
+
+		CHECK_EQ(words[511], test_word(page, 511, 1));
+		words[0] = test_word(page, 0, 1);
+	}
+	test_check(memory, pages, 1);
+	/* Holes beside pages that are out. */
+	madvise(memory, 100 * PAGE, MADV_DONTNEED);
+	test_check_zero(memory, 100);
+	close_all();
+	test_check_zero(memory, 100);
+	for (size_t i = 100; i < pages; i++)
+		for (size_t word = 0; word < 512; word += 37)
+			CHECK_EQ(((uint64_t *)(memory + i * PAGE))[word], test_word(i, word, 1));
+	check_and_rewrite((test_fill(memory, pages, 3), memory), pages, 3);
+}
+
+static void upheaval(void)
+{
+	char *memory = test_map(2048), *moved = test_map(512);
+
+	for (int i = 0; i < 8; i++)
+		test_fill(memory + i * 256 * PAGE, 256, (uint64_t)i + 10);
+	test_fill(moved, 512, 30);
+	if (open_or_refused()) {
+		move(memory, 2048, HMM_DEVICE);
+		move(moved, 512, HMM_DEVICE);
+	} else {
+		hmm = NULL;
+	}
+	CHECK_EQ(munmap(memory + 256 * PAGE, 256 * PAGE), 0);
+	CHECK_EQ(madvise(memory + 512 * PAGE, 256 * PAGE, MADV_DONTNEED), 0);
+	if (mremap(moved, 512 * PAGE, 512 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED,
+		   memory + 768 * PAGE) == MAP_FAILED)
+		FAIL("mremap: %s", strerror(errno));
+	CHECK_EQ(mprotect(memory + 1280 * PAGE, 256 * PAGE, PROT_READ), 0);
+	CHECK(mmap(memory + 256 * PAGE, 256 * PAGE, PROT_READ | PROT_WRITE,
+		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == memory + 256 * PAGE);
+	if (hmm)
+		move(memory, 2048, HMM_DEVICE);
+	test_check(memory, 256, 10);
+	test_check_zero(memory + 256 * PAGE, 512);
+	test_check(memory + 768 * PAGE, 512, 30);
+	for (int i = 5; i < 8; i++)
+		test_check(memory + i * 256 * PAGE, 256, (uint64_t)i + 10);
+	CHECK_EQ(mprotect(memory + 1280 * PAGE, 256 * PAGE, PROT_READ | PROT_WRITE), 0);
+	check_and_rewrite(memory + 1280 * PAGE, 256, 15);
+	if (!hmm)
+		_exit(REFUSED);
+	close_all();
+	test_check(memory + 1280 * PAGE, 256, 16);
+	check_and_rewrite(memory, 256, 10);
+	check_and_rewrite(memory + 768 * PAGE, 512, 30);
+}
+
+static void family(void)
+{
+	size_t pages = 600;
+	char *memory = test_map(pages);
+	pid_t child;
+
+	test_fill(memory, pages, 1);
+	if (!open_or_refused()) {
+		test_check(memory, pages, 1);
+		_exit(REFUSED);
+	}
+	for (int round = 0; round < 2; round++) {
+		move(memory, pages, HMM_DEVICE);
+		child = fork();
+		if (child == 0) {
+			check_and_rewrite(memory, pages, 1);
+			_exit(0);
+		}
+		test_check(memory, pages / 2, 1);
+		test_reap(child, 0);
+		test_check(memory, pages, 1);
+	}
+	close_all();
+	check_and_rewrite(memory, pages, 1);
+}
+
+/* The device's own accesses: done or refused, never half a word. */
+static void access_memory(void)
+{
+	size_t pages = 64;
+	char *memory = test_map(pages), *coherent = NULL;
+	void *allocated = NULL;
+	uint64_t word;
+
+	test_fill(memory, pages, 1);
+	if (!open_or_refused()) {
+		test_check(memory, pages, 1);
+		_exit(REFUSED);
+	}
+	move(memory, pages / 2, HMM_DEVICE);
+	for (size_t i = 0; i < pages; i++) {
+		unsigned long addr = (unsigned long)memory + i * PAGE;
+		ssize_t n = hmm_device_read(&mirror, addr, &word, 8);
+
+		if (n == 8)
+			CHECK_EQ(word, test_word(i, 0, 1));
+		else
+			CHECK(n < 0);
+		word = test_word(i, 0, 2);
+		n = hmm_device_write(&mirror, addr, &word, 8);
+		CHECK(n == 8 || n < 0);
+		word = n == 8 ? word : test_word(i, 0, 1);
+		CHECK_EQ(*(volatile uint64_t *)addr, word);
+		*(volatile uint64_t *)addr = test_word(i, 0, 1);
+	}
+	test_check(memory, pages, 1);
+	if (hmm_alloc(&mirror, 2 * BLOCK, &allocated) == 0) {
+		coherent = allocated;
+		test_fill(coherent, 1024, 5);
+		if (hmm_device_read(&mirror, (unsigned long)coherent + PAGE, &word, 8) == 8)
+			CHECK_EQ(word, test_word(1, 0, 5));
+		test_check(coherent, 1024, 5);
+		CHECK_EQ(hmm_free(&mirror, coherent, 2 * BLOCK), 0);
+	} else {
+		printf("hmm_alloc: %s\n", hmm_last_error());
+	}
+	close_all();
+	check_and_rewrite(memory, pages, 1);
+}
+
+/* ---- a driver's window ------------------------------------------------------------ */
+
+#define WINDOW_PAGES 640
+
+struct invitation {
+	uint64_t refused;
+};
+
+static void send_key(int socket, int key)
+{
+	struct invitation invitation = { key < 0 };
+	union {
+		struct cmsghdr header;
+		char room[CMSG_SPACE(sizeof(int))];
+	} control = { .header = { .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS,
+				  .cmsg_len = CMSG_LEN(sizeof(int)) } };
+	struct iovec data = { &invitation, sizeof(invitation) };
+	struct msghdr message = { .msg_iov = &data, .msg_iovlen = 1 };
+
+	if (key >= 0) {
+		message.msg_control = &control;
+		message.msg_controllen = sizeof(control.room);
+		memcpy(CMSG_DATA(&control.header), &key, sizeof(key));
+	}
+	CHECK_EQ(sendmsg(socket, &message, MSG_NOSIGNAL), sizeof(invitation));
+}
+
+static int receive_key(int socket)
+{
+	struct invitation invitation;
+	union {
+		struct cmsghdr header;
+		char room[CMSG_SPACE(sizeof(int))];
+	} control;
+	struct iovec data = { &invitation, sizeof(invitation) };
+	struct msghdr message = { .msg_iov = &data, .msg_iovlen = 1, .msg_control = &control,
+				  .msg_controllen = sizeof(control) };
+	int key = -1;
+
+	CHECK_EQ(recvmsg(socket, &message, MSG_CMSG_CLOEXEC), sizeof(invitation));
+	if (!invitation.refused)
+		memcpy(&key, CMSG_DATA(&control.header), sizeof(key));
+	return key;
+}
+
+static sigjmp_buf refused_access;
+
+static void on_bus_error(int signal)
+{
+	siglongjmp(refused_access, 1);
+}
+
+/* Reads each page and writes its word 0, in the window; tells how many it wrote. */
+static void drive(void)
+{
+	struct sigaction action = { .sa_handler = on_bus_error };
+	static const struct hmm_mirror_ops ops = { 0 };
+	static volatile uint64_t written;
+	struct hmm_window *window = NULL;
+	uint64_t told;
+	int key = receive_key(DRIVER_SOCKET), r;
+
+	if (key < 0)
+		_exit(REFUSED);
+	r = hmm_open_peer(key, NULL, &hmm);
+	close(key);
+	if (!r)
+		r = hmm_device_open(hmm, "inject", &mirror.device);
+	mirror.ops = &ops;
+	if (!r)
+		r = hmm_mirror_register(&mirror, hmm);
+	if (!r)
+		r = hmm_window_map(&mirror, (unsigned long)WINDOW_ADDR, WINDOW_PAGES * PAGE, 0,
+				   &window);
+	if (r)
+		printf("driver: %s\n", hmm_last_error());
+	sigaction(SIGBUS, &action, NULL);
+	if (!r && sigsetjmp(refused_access, 1) == 0) {
+		for (; written < WINDOW_PAGES; written++) {
+			volatile uint64_t *words =
+				(volatile uint64_t *)((char *)WINDOW_ADDR + written * PAGE);
+
+			CHECK_EQ(words[1], test_word(written, 1, 1));
+			CHECK_EQ(words[511], test_word(written, 511, 1));
+			words[0] = test_word(written, 0, 2);
+		}
+	}
+	told = written;
+	CHECK_EQ(write(DRIVER_SOCKET, &told, sizeof(told)), sizeof(told));
+	hmm_window_unmap(window);
+	_exit(0);
+}
+
+static pid_t start_driver(int *socket)
+{
+	char program[] = "/proc/self/exe", name[] = "driver", *arguments[] = {program, name, NULL};
+	int ends[2];
+	pid_t driver;
+
+	CHECK_EQ(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), 0);
+	driver = fork();
+	CHECK(driver >= 0);
+	if (driver == 0) {
+		dup2(ends[1], DRIVER_SOCKET);
+		execv(program, arguments);
+		_exit(1);
+	}
+	close(ends[1]);
+	*socket = ends[0];
+	return driver;
+}
+
+static void window(void)
+{
+	char *memory = mmap(WINDOW_ADDR, WINDOW_PAGES * PAGE, PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+	uint64_t written = 0;
+	int socket, key = -1, status = 0;
+	pid_t driver = start_driver(&socket);
+	bool opened;
+
+	CHECK(memory == WINDOW_ADDR);
+	madvise(memory, WINDOW_PAGES * PAGE, MADV_NOHUGEPAGE);
+	test_fill(memory, WINDOW_PAGES, 1);
+	opened = open_or_refused();
+	if (opened) {
+		key = hmm_export(hmm);
+		if (key < 0)
+			printf("hmm_export: %s\n", hmm_last_error());
+	}
+	send_key(socket, key);
+	if (key >= 0)
+		close(key);
+	/* Meanwhile the owner reads, and takes pages away. */
+	for (unsigned int i = 0; waitpid(driver, &status, WNOHANG) == 0; i++) {
+		size_t page = i * 37 % WINDOW_PAGES;
+		volatile uint64_t *words = (volatile uint64_t *)(memory + page * PAGE);
+
+		CHECK_EQ(words[2], test_word(page, 2, 1));
+		if (i % 3 == 0)
+			words[3] = test_word(page, 3, 1);
+		usleep(200);
+	}
+	if (status != 0 && status != REFUSED << 8)
+		FAIL("the driver ended with status %#x", status);
+	if (status == 0)
+		CHECK_EQ(read(socket, &written, sizeof(written)), sizeof(written));
+	printf("driver: %lu of %d pages written\n", written, WINDOW_PAGES);
+	for (size_t page = 0; page < WINDOW_PAGES; page++) {
+		volatile uint64_t *words = (volatile uint64_t *)(memory + page * PAGE);
+
+		CHECK_EQ(words[0], test_word(page, 0, page < written ? 2 : 1));
+		words[0] = test_word(page, 0, 1);
+	}
+	test_check(memory, WINDOW_PAGES, 1);
+	if (opened)
+		close_all();
+	check_and_rewrite(memory, WINDOW_PAGES, 1);
+	if (!opened)
+		_exit(REFUSED);
+}
+
+/* ---- hmmd ends before its owner ------------------------------------------------------ */
+
+static void farewell(void)
+{
+	char *huge = test_map_huge(2), *small = test_map(300), line[16];
+
+	test_fill(huge, 2 * 512, 1);
+	test_fill(small, 300, 2);
+	if (!open_or_refused()) {
+		puts("out");
+		CHECK(fgets(line, sizeof(line), stdin));
+		test_check(huge, 2 * 512, 1);
+		test_check(small, 300, 2);
+		_exit(REFUSED);
+	}
+	move(huge, 2 * 512, HMM_DEVICE);
+	move(small, 300, HMM_DEVICE);
+	test_check(small, 150, 2);
+	puts("out");
+	/* Until hmmd is gone. */
+	CHECK(fgets(line, sizeof(line), stdin));
+	check_and_rewrite(huge, 2 * 512, 1);
+	check_and_rewrite(small, 300, 2);
+}
+
+static const struct test_case cases[] = {
+	{"travel", travel, false},
+	{"touch", touch, false},
+	{"upheaval", upheaval, false},
+	{"family", family, false},
+	{"access", access_memory, false},
+	{"window", window, false},
+	{"farewell", farewell, true},
+	{"driver", drive, true},
+	{NULL, NULL, false},
+};
+
+int main(int argc, char **argv)
+{
+	return test_main(argc, argv, cases);
+}

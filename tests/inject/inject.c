@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * inject.c - hmmd on a kernel that fails at the worst moment. Linked with
+ * hmmd's own main.c into hmmd_inject; it puts itself in front of the table of
+ * kernel calls (kernel.h) before main() begins.
+ *
+ *   HMMD_INJECT=CALL:ERROR:N[:TIMES]   the Nth CALL, and the TIMES - 1 behind
+ *                   it, fail with ERROR and do nothing. ERROR "SHORT": half of
+ *                   it is done, and it answers as the kernel does then, EAGAIN.
+ *   HMMD_INJECT_REPORT=FILE            at the end: a line "CALL COUNT" for each,
+ *                   and "injected COUNT".
+ *
+ * Only what the kernel may answer at any time is worth injecting: EEXIST with
+ * no page there, or ESRCH with the process alive, would be lies that nothing
+ * could survive, and WAKE cannot fail.
+ *
+ * Any thread of hmmd runs this; the counters are atomic.
+ */
+#include <errno.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernel/kernel.h"
+#include "layout.h"
+
+enum call {
+	UFFD_COPY,
+	UFFD_ZERO,
+	UFFD_POISON,
+	UFFD_PROTECT,
+	UFFD_REGISTER,
+	UFFD_UNREGISTER,
+	PAGEMAP_READ,
+	MEM_READ,
+	MEM_WRITE,
+	VMA_AT,
+	MEMFD_NEW,
+	PUNCH,
+	COLLAPSE,
+	MERGING,
+	CALLS
+};
+
+static const char *const call_names[CALLS] = {
+	"uffd_copy",	   "uffd_zero",	   "uffd_poison", "uffd_protect", "uffd_register",
+	"uffd_unregister", "pagemap_read", "mem_read",	  "mem_write",	  "vma_at",
+	"memfd_new",	   "punch",	   "collapse",	  "merging",
+};
+
+static const struct {
+	const char *name;
+	int error;
+} errors[] = {
+	{"SHORT", 0},	    {"EAGAIN", EAGAIN}, {"ENOMEM", ENOMEM}, {"ENOENT", ENOENT},
+	{"EINVAL", EINVAL}, {"EBUSY", EBUSY},	{"EIO", EIO},	    {"ENOSPC", ENOSPC},
+	{"EMFILE", EMFILE}, {"EINTR", EINTR},
+};
+
+static struct {
+	enum call call;
+	int error;
+	unsigned long first, times;
+} plan = { .call = CALLS };
+
+static _Atomic unsigned long counts[CALLS], injected;
+static char *report_path;
+
+/* Counts the call; true when it is one that shall fail. */
+static bool due(enum call call)
+{
+	unsigned long n = atomic_fetch_add(&counts[call], 1) + 1;
+
+	if (call != plan.call || n < plan.first || n - plan.first >= plan.times)
+		return false;
+	atomic_fetch_add(&injected, 1);
+	return true;
+}
+
+/* Half of the pages, if there are two. */
+static size_t half(size_t length)
+{
+	return length / 2 / HMM_PAGE_SIZE * HMM_PAGE_SIZE;
+}
+
+static int copy(int uffd, uint64_t dst, const void *src, size_t length, uint64_t mode, size_t *done)
+{
+	int r;
+
+	if (!due(UFFD_COPY))
+		return kernel_real.uffd_copy(uffd, dst, src, length, mode, done);
+	*done = 0;
+	if (plan.error)
+		return -plan.error;
+	r = half(length) ? kernel_real.uffd_copy(uffd, dst, src, half(length), mode, done) : 0;
+	return r ? r : -EAGAIN;
+}
+
+static int zero(int uffd, uint64_t dst, size_t length, size_t *done)
+{
+	int r;
+
+	if (!due(UFFD_ZERO))
+		return kernel_real.uffd_zero(uffd, dst, length, done);
+	*done = 0;
+	if (plan.error)
+		return -plan.error;
+	r = half(length) ? kernel_real.uffd_zero(uffd, dst, half(length), done) : 0;
+	return r ? r : -EAGAIN;
+}
+
+static int poison(int uffd, uint64_t dst, size_t length, size_t *done)
+{
+	if (!due(UFFD_POISON))
+		return kernel_real.uffd_poison(uffd, dst, length, done);
+	*done = 0;
+	return -plan.error;
+}
+
+static int protect(int uffd, uint64_t start, size_t length, bool on)
+{
+	return due(UFFD_PROTECT) ? -plan.error : kernel_real.uffd_protect(uffd, start, length, on);
+}
+
+static int do_register(int uffd, uint64_t start, size_t length, uint64_t mode)
+{
+	return due(UFFD_REGISTER) ? -plan.error
+				  : kernel_real.uffd_register(uffd, start, length, mode);
+}
+
+static int do_unregister(int uffd, uint64_t start, size_t length)
+{
+	return due(UFFD_UNREGISTER) ? -plan.error
+				    : kernel_real.uffd_unregister(uffd, start, length);
+}
+
+static int pagemap_read(int pagemap, uint64_t start, unsigned int pages, uint64_t *entries)
+{
+	return due(PAGEMAP_READ) ? -plan.error
+				 : kernel_real.pagemap_read(pagemap, start, pages, entries);
+}
+
+static ssize_t mem_read(int mem, uint64_t addr, void *buffer, size_t length)
+{
+	return due(MEM_READ) ? -plan.error : kernel_real.mem_read(mem, addr, buffer, length);
+}
+
+static ssize_t mem_write(int mem, uint64_t addr, const void *buffer, size_t length)
+{
+	return due(MEM_WRITE) ? -plan.error : kernel_real.mem_write(mem, addr, buffer, length);
+}
+
+static int vma_at(int maps, uint64_t addr, struct kernel_vma *vma)
+{
+	return due(VMA_AT) ? -plan.error : kernel_real.vma_at(maps, addr, vma);
+}
+
+static int memfd_new(const char *name, uint64_t size, unsigned int flags)
+{
+	return due(MEMFD_NEW) ? -plan.error : kernel_real.memfd_new(name, size, flags);
+}
+
+static int punch(int fd, uint64_t offset, uint64_t length)
+{
+	return due(PUNCH) ? -plan.error : kernel_real.punch(fd, offset, length);
+}
+
+static int collapse(int pidfd, uint64_t start, size_t length)
+{
+	return due(COLLAPSE) ? -plan.error : kernel_real.collapse(pidfd, start, length);
+}
+
+/* It has no error: injected, it says that ksmd runs. */
+static bool merging(void)
+{
+	return due(MERGING) || kernel_real.merging();
+}
+
+static struct kernel_ops injecting;
+
+static void bad_plan(const char *text)
+{
+	fprintf(stderr, "HMMD_INJECT: '%s' is not CALL:ERROR:N[:TIMES]\n", text);
+	exit(2);
+}
+
+static void read_plan(const char *text)
+{
+	char call[32], error[32];
+	bool known = false;
+
+	plan.times = 1;
+	if (sscanf(text, "%31[^:]:%31[^:]:%lu:%lu", call, error, &plan.first, &plan.times) < 3 ||
+	    !plan.first)
+		bad_plan(text);
+	for (unsigned int i = 0; i < CALLS; i++)
+		if (strcmp(call, call_names[i]) == 0)
+			plan.call = (enum call)i;
+	for (unsigned int i = 0; i < sizeof(errors) / sizeof(errors[0]); i++) {
+		if (strcmp(error, errors[i].name) != 0)
+			continue;
+		plan.error = errors[i].error;
+		known = true;
+	}
+	/* Half of a call is something for those alone that say how much they did. */
+	if (!known || plan.call == CALLS ||
+	    (!plan.error && plan.call != UFFD_COPY && plan.call != UFFD_ZERO))
+		bad_plan(text);
+}
+
+__attribute__((constructor)) static void begin(void)
+{
+	const char *text = getenv("HMMD_INJECT"), *path = getenv("HMMD_INJECT_REPORT");
+
+	if (text && *text)
+		read_plan(text);
+	if (path)
+		report_path = strdup(path);
+	injecting = kernel_real;
+	injecting.uffd_copy = copy;
+	injecting.uffd_zero = zero;
+	injecting.uffd_poison = poison;
+	injecting.uffd_protect = protect;
+	injecting.uffd_register = do_register;
+	injecting.uffd_unregister = do_unregister;
+	injecting.pagemap_read = pagemap_read;
+	injecting.mem_read = mem_read;
+	injecting.mem_write = mem_write;
+	injecting.vma_at = vma_at;
+	injecting.memfd_new = memfd_new;
+	injecting.punch = punch;
+	injecting.collapse = collapse;
+	injecting.merging = merging;
+	kernel = &injecting;
+}
+
+__attribute__((destructor)) static void end(void)
+{
+	FILE *file = report_path ? fopen(report_path, "we") : NULL;
+
+	if (file) {
+		for (unsigned int i = 0; i < CALLS; i++)
+			fprintf(file, "%s %lu\n", call_names[i], atomic_load(&counts[i]));
+		fprintf(file, "injected %lu\n", atomic_load(&injected));
+		fclose(file);
+	}
+	free(report_path);
+}
