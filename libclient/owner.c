@@ -24,7 +24,7 @@
 #include "owner.h"
 #include "space.h"
 
-#define SLOTS_DEFAULT 4
+#define SLOTS_DEFAULT 8
 
 static void close_fd(int *fd)
 {

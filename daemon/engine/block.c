@@ -352,42 +352,57 @@ int block_arm(struct block *block, uint64_t start, uint64_t end)
 	return r;
 }
 
-static void disarm_run(struct block *block, unsigned int first, unsigned int end)
+static void unregister_run(struct owner *owner, uint64_t at, uint64_t stop)
 {
-	struct owner *owner = block->owner;
-	uint64_t at = page_addr(block, first), stop = block->addr + (uint64_t)end * HMM_PAGE_SIZE;
 	struct kernel_vma vma;
 
-	if (kernel->uffd_unregister(owner->uffd, at, stop - at)) {
-		/* A mapping in it can't be, or is not, registered here: one by one. */
-		while (at < stop && kernel->vma_at(owner->maps, at, &vma) == 0 && vma.start < stop) {
-			uint64_t from = vma.start > at ? vma.start : at;
-			uint64_t to = vma.end < stop ? vma.end : stop;
+	if (!kernel->uffd_unregister(owner->uffd, at, stop - at))
+		return;
+	/* A mapping in it can't be, or is not, registered here: one by one. */
+	while (at < stop && kernel->vma_at(owner->maps, at, &vma) == 0 && vma.start < stop) {
+		uint64_t from = vma.start > at ? vma.start : at;
+		uint64_t to = vma.end < stop ? vma.end : stop;
 
-			kernel->uffd_unregister(owner->uffd, from, to - from);
-			at = to;
-		}
+		kernel->uffd_unregister(owner->uffd, from, to - from);
+		at = to;
 	}
-	/* Unregistering forgets a writer that waits on a protected page. */
-	fault_wake(owner, page_addr(block, first), (uint64_t)(end - first) << HMM_PAGE_SHIFT);
+}
+
+/* Whether the owner's map is changing, or has changed unread: such calls are refused then. */
+static bool map_is_changing(struct owner *owner)
+{
+	return kernel->uffd_protect(owner->uffd, owner->slots_addr, HMM_PAGE_SIZE, false) == -EAGAIN;
 }
 
 /*
- * Only what was registered here and has not been unmapped since: unregistering
- * is not refused while an event is unread, and what an mremap has just moved to
- * these addresses has to stay armed.
+ * Only what was registered here and has not been unmapped since. Unregistering
+ * is not refused while an event is unread, and an mremap may have moved armed
+ * pages to these addresses: its caller is not back before the event is read, so
+ * if one is unread now, everything is registered again before anybody can tell.
  */
-void block_disarm(struct block *block)
+bool block_disarm(struct block *block)
 {
+	const uint64_t modes = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP;
+	struct owner *owner = block->owner;
 	unsigned int first = 0, end;
 
 	if (!(block->record->flags & HMM_BLOCK_ARMED))
-		return;
+		return true;
 	for (; pages_run(&block->armed, &first, &end); first = end)
-		disarm_run(block, first, end);
+		unregister_run(owner, page_addr(block, first),
+			       block->addr + (uint64_t)end * HMM_PAGE_SIZE);
+	if (!owner->gone && map_is_changing(owner)) {
+		for (first = 0; pages_run(&block->armed, &first, &end); first = end)
+			kernel->uffd_register(owner->uffd, page_addr(block, first),
+					      (uint64_t)(end - first) << HMM_PAGE_SHIFT, modes);
+		return false;
+	}
+	/* Unregistering forgets a writer that waits on a protected page. */
+	fault_wake(owner, block->addr, HMM_BLOCK_SIZE);
 	block->armed = (struct pages){ 0 };
 	block->record->flags &= ~HMM_BLOCK_ARMED;
-	atomic_fetch_sub(&block->owner->registered_bytes, HMM_BLOCK_SIZE);
+	atomic_fetch_sub(&owner->registered_bytes, HMM_BLOCK_SIZE);
+	return true;
 }
 
 /* ---- shadow pages ------------------------------------------------------------------- */
@@ -521,7 +536,7 @@ void block_settle_later(struct block *block)
 	worker_alarm(owner->worker, block->settle_at);
 }
 
-static bool device_still_reads(const struct block *block)
+bool block_device_reads(const struct block *block)
 {
 	const struct mirror *mirror = block_mirror(block);
 
@@ -545,7 +560,7 @@ void block_settle(struct block *block)
 	    block_count(block, HMM_PAGE_ERROR))
 		return;
 	if (block_pages_in(block, HMM_PAGE_SHARED, 0, HMM_BLOCK_PAGES, &shared)) {
-		if (device_still_reads(block))
+		if (block_device_reads(block))
 			return;
 		unshare_begin(block, &shared, HMM_REASON_EVICT, NULL);
 		return;		/* looked at again when it has ended */
@@ -556,7 +571,10 @@ void block_settle(struct block *block)
 		return;
 	}
 	collapse = block->went_huge && owner->pidfd >= 0 && owner->worker->engine->facts.collapse;
-	block_disarm(block);
+	if (!block_disarm(block)) {
+		block_settle_later(block);
+		return;
+	}
 	if (collapse && kernel->collapse(owner->pidfd, block->addr, HMM_BLOCK_SIZE) == 0)
 		owner_count(owner, COUNTER_HUGE_HOME, 1);
 	block_forget(block);

@@ -190,6 +190,11 @@ static uint64_t journal_end(struct owner *owner)
 	return end;
 }
 
+void journal_take_over(struct owner *owner)
+{
+	owner->journal_taken = journal_end(owner);
+}
+
 void journal_read_only(struct owner *owner)
 {
 	int asked;
@@ -204,8 +209,8 @@ void journal_replay(struct owner *owner)
 	uint64_t from = owner->journal->applied, to = journal_end(owner);
 
 	for (uint64_t n = from; n < to; n++) {
-		/* The child's descriptor died with the hmmd that read it. */
-		if (slot_of(owner, n)->event == UFFD_EVENT_FORK)
+		/* The child's descriptor died with the hmmd that read it; unless that was this one. */
+		if (slot_of(owner, n)->event == UFFD_EVENT_FORK && n < owner->journal_taken)
 			log_error("owner %u: a raw fork was being served when hmmd died; its child may read zeros",
 				  owner->id);
 		else if (slot_of(owner, n)->event != UFFD_EVENT_PAGEFAULT)

@@ -17,6 +17,9 @@
 #include "log.h"
 #include "uapi.h"
 
+/* Blocks that a walk of whole blocks brings at a time. */
+#define WALK_AHEAD	3
+
 struct fault {
 	struct task task;
 	struct owner *owner;
@@ -140,9 +143,10 @@ static void serve_invalid(struct owner *owner, struct block *block, uint64_t add
 		owner_count(owner, COUNTER_HOLE_FAULTS, 1);
 		if (!holds_anything(block) && pages_empty(&block->zapping) && block_punch_stale(block)) {
 			/* Nothing of ours is left here: the kernel does it better. */
-			block_disarm(block);
-			block_forget(block);
-			return;
+			if (block_disarm(block)) {
+				block_forget(block);
+				return;
+			}
 		}
 		r = fill_holes(owner, block, page);
 	}
@@ -189,6 +193,26 @@ static bool may_share(struct owner *owner)
 	return !worker->merging;
 }
 
+/*
+ * A walk that takes whole blocks: they come home as the huge pages that they
+ * were, by the agent, and the next ones with them; the fault waits for its own.
+ */
+static bool walk_whole(struct owner *owner, struct block *block, const struct pages *pages, uint64_t addr,
+		       uint64_t flags)
+{
+	struct fault *fault;
+
+	if (pages_count(pages) != HMM_BLOCK_PAGES || !migrate_can_slot(block))
+		return false;
+	fault = fault_new(owner, addr, flags);
+	if (!fault)
+		return true;
+	owner_count(owner, COUNTER_FAULT_PAGES_HOME, HMM_BLOCK_PAGES);
+	migrate_home(owner, block->addr, block->addr + WALK_AHEAD * HMM_BLOCK_SIZE, NULL, NULL, NULL);
+	owner_queue(owner, &fault->task);	/* behind the job, whose transit it will meet */
+	return true;
+}
+
 /* A fault proves it: a mapping that grew in place, or that DONTUNMAP left behind. */
 static void note_armed_mapping(struct owner *owner, struct block *block, uint64_t addr)
 {
@@ -211,6 +235,7 @@ void fault_serve(struct owner *owner, uint64_t addr, uint64_t flags, uint32_t ti
 	struct fault *fault;
 	struct pages pages;
 
+	owner->last_fault = owner->worker->now;
 	if (!block) {
 		fault_later(owner, addr, flags);
 		return;
@@ -249,9 +274,12 @@ void fault_serve(struct owner *owner, uint64_t addr, uint64_t flags, uint32_t ti
 		break;
 	case HMM_PAGE_DEVICE:
 		pages = walk_pages(owner, block, page, HMM_PAGE_DEVICE);
+		if (walk_whole(owner, block, &pages, addr, flags))
+			break;
 		owner_count(owner, COUNTER_FAULT_PAGES_HOME, pages_count(&pages));
 		home_begin(block, &pages, page_index(addr),
-			   !(flags & UFFD_PAGEFAULT_FLAG_WRITE) && may_share(owner),
+			   !(flags & UFFD_PAGEFAULT_FLAG_WRITE) && block_device_reads(block) &&
+				   may_share(owner),
 			   HMM_REASON_CPU_FAULT, flags, NULL);
 		break;
 	case HMM_PAGE_COHERENT:

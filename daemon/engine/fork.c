@@ -174,6 +174,24 @@ static void copy_page(struct child *child, uint64_t page, const void *bytes)
 	child->lost++;
 }
 
+/* A run of D pages at once, as long as the child has not changed its map. Return: pages done. */
+static unsigned int copy_pages(struct child *child, struct block *block, unsigned int first)
+{
+	const struct shadow *shadow = block_shadow(block);
+	uint64_t addr = page_addr(block, first);
+	unsigned int end = first;
+	size_t done;
+
+	while (end < HMM_BLOCK_PAGES && page_state(block, end) == HMM_PAGE_DEVICE && block_at_rest(block))
+		end++;
+	if (!shadow || child->changes || end - first < 2)
+		return 0;
+	kernel->uffd_copy(child->uffd, addr, shadow_at(shadow, addr),
+			  (size_t)(end - first) << HMM_PAGE_SHIFT, 0, &done);
+	child->pages += done >> HMM_PAGE_SHIFT;
+	return (unsigned int)(done >> HMM_PAGE_SHIFT);
+}
+
 static void copy_block(struct block *block, void *data)
 {
 	struct child *child = data;
@@ -182,9 +200,18 @@ static void copy_block(struct block *block, void *data)
 		return;
 	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++) {
 		const void *bytes;
+		unsigned int n;
 
-		if (page_state(block, i) == HMM_PAGE_SHARED || page_state(block, i) == HMM_PAGE_COHERENT)
+		if (page_state(block, i) == HMM_PAGE_COHERENT)
 			continue;	/* the CPU has it: the child has, too */
+		/* An S page, too, unless it is on its way out: EEXIST then says that the child has it. */
+		if (page_state(block, i) == HMM_PAGE_SHARED && !(block->order && block->order->kind == HMM_ORDER_DROP))
+			continue;
+		n = copy_pages(child, block, i);
+		if (n) {
+			i += n - 1;
+			continue;
+		}
 		bytes = page_bytes(block, i, child->bounce);
 		if (bytes)
 			copy_page(child, page_addr(block, i), bytes);

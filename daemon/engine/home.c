@@ -150,7 +150,8 @@ static void revoke_copies(struct block *block, struct shadow *shadow, const stru
 	 * where the hole should be. It goes when all of it goes.
 	 */
 	block_pages_in(block, HMM_PAGE_DEVICE, 0, HMM_BLOCK_PAGES, &rest);
-	window_protect(block, 0, HMM_BLOCK_PAGES, true);
+	if (window_protect(block, 0, HMM_BLOCK_PAGES, true))
+		rest = more;	/* they may be written meanwhile: none is copied */
 	first = 0;
 	for (; pages_run(&rest, &first, &end); first = end)
 		if (copy_run(block, shadow, first, end, false, &more))
@@ -203,8 +204,11 @@ static void home_proceed(struct block *block)
 	for (unsigned int w = 0; w < HMM_BITMAP_WORDS; w++)
 		want.word[w] &= ~block->dead.word[w];
 	if (windows)
-		for (first = 0; pages_run(&want, &first, &end); first = end)
-			window_protect(block, first, end, true);
+		for (first = 0; !r && pages_run(&want, &first, &end); first = end)
+			if (window_protect(block, first, end, true))
+				r = -EAGAIN;	/* it may be written meanwhile: nothing is copied */
+	if (r)
+		want = (struct pages){ 0 };
 
 	if (served < HMM_BLOCK_PAGES && pages_test(&want, served)) {
 		r = copy_run(block, shadow, served, served + 1, share, &done);

@@ -26,7 +26,7 @@
 #include "uapi.h"
 
 /* Jobs of one migration that run at a time; more than slots, so that one is always waiting. */
-#define JOBS_AT_A_TIME	6
+#define JOBS_AT_A_TIME	10
 /* Rounds that a job may take before it is given up: a map that never stops changing. */
 #define ROUNDS_MAX	64
 
@@ -166,23 +166,27 @@ static bool wanted_home(const struct job *job, const struct block *block)
 	return !only || (mirror && mirror->device == only);
 }
 
-static bool whole_and_huge(const struct job *job, const struct block *block,
-			   const struct pages *device)
+bool migrate_can_slot(const struct block *block)
 {
 	const struct owner *owner = block->owner;
 
-	return !job->no_slot && !owner->agent_stuck && job->first == 0 && job->end == HMM_BLOCK_PAGES &&
-	       pages_count(device) == HMM_BLOCK_PAGES && !block->touched &&
-	       block->record->flags & HMM_BLOCK_HUGE && owner->features & HMM_FEATURE_MOVE &&
-	       !owner->gone && owner->peer;
+	return !owner->agent_stuck && !block->touched && block->record->flags & HMM_BLOCK_HUGE &&
+	       owner->features & HMM_FEATURE_MOVE && !owner->gone && owner->peer;
+}
+
+static bool whole_and_huge(const struct job *job, const struct block *block,
+			   const struct pages *device)
+{
+	return !job->no_slot && job->first == 0 && job->end == HMM_BLOCK_PAGES &&
+	       pages_count(device) == HMM_BLOCK_PAGES && migrate_can_slot(block);
 }
 
 static void home_slot_proceed(struct block *block)
 {
 	struct owner *owner = block->owner;
 
-	if (!pages_empty(&block->dead)) {
-		/* Part of it went away while drivers answered: page by page, then. */
+	if (!pages_empty(&block->dead) || window_protect(block, 0, HMM_BLOCK_PAGES, true)) {
+		/* Part of it went away while drivers answered, or a window can't be frozen: page by page. */
 		struct job *job = block->move.job;
 
 		for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++)
@@ -190,11 +194,11 @@ static void home_slot_proceed(struct block *block)
 					HMM_PAGE_INVALID : HMM_PAGE_DEVICE);
 		slot_put(owner, block->record->slot);
 		job->no_slot = true;
+		window_protect(block, 0, HMM_BLOCK_PAGES, false);
 		transit_end(block);
 		job_again(job);
 		return;
 	}
-	window_protect(block, 0, HMM_BLOCK_PAGES, true);
 	order_issue(owner, HMM_ORDER_HOME_SLOT, block, block->record->slot, &block->move.want,
 		    block_in_window(block) ? HMM_ORDER_VISIBLE : 0);
 }
@@ -431,6 +435,16 @@ static bool populate(const struct job *job, struct block *block, const struct hm
 	       shadow_store(block_shadow(block), page_addr(block, i), zeros) == 0;
 }
 
+static bool is_guard(struct block *block, unsigned int i)
+{
+	struct owner *owner = block->owner;
+	uint64_t entry;
+
+	return owner->features & HMM_FEATURE_GUARD &&
+	       kernel->pagemap_read(owner->pagemap, page_addr(block, i), 1, &entry) == 0 &&
+	       entry & PM_GUARD;
+}
+
 void migrate_out_done(struct block *block, struct block_order *order, struct hmm_order *shared)
 {
 	struct owner *owner = block->owner;
@@ -467,7 +481,8 @@ void migrate_out_done(struct block *block, struct block_order *order, struct hmm
 			moved++;
 		} else {
 			block_set_state(block, i, i + 1, HMM_PAGE_INVALID);
-			result_set(job, i, refused(shared, i));
+			result_set(job, i, is_guard(block, i) ? HMM_PAGE_RESULT_SPECIAL :
+								refused(shared, i));
 			if (zap)
 				kernel->uffd_protect(owner->uffd, page_addr(block, i), HMM_PAGE_SIZE,
 						     false);
@@ -821,7 +836,7 @@ static void migration_begin(struct migration *migration)
 	if (migration->to_device)
 		migration->mirror->migrations++;
 	if (migration->to_device)
-		vma_refresh_threads(migration->owner);
+		vma_refresh_threads(migration->owner, migration->letter ? 0 : NS_PER_MS);
 	migration_start_jobs(migration);
 	migration_check(migration);
 }

@@ -275,43 +275,37 @@ void order_abandon(struct owner *owner)
 	}
 }
 
-static void home_from_slot(struct block *block)
+/* One page of an order whose agent does not get on, out of the slot: what it will say counts no more. */
+static void home_from_slot(struct block *block, unsigned int i)
 {
 	char bounce[HMM_PAGE_SIZE];
+	const void *bytes;
+	size_t done;
 
-	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++) {
-		const void *bytes = page_bytes(block, i, bounce);
-		size_t done;
-
-		if (bytes && !kernel->uffd_copy(block->owner->uffd, page_addr(block, i), bytes,
-						HMM_PAGE_SIZE, 0, &done))
-			block_bury(block, i);
-	}
+	/* Others of the block are not in the slot: on the device they stay. */
+	if (!pages_test(&block->order->want, i))
+		return;
+	bytes = page_bytes(block, i, bounce);
+	if (bytes && !kernel->uffd_copy(block->owner->uffd, page_addr(block, i), bytes, HMM_PAGE_SIZE, 0,
+					&done))
+		block_bury(block, i);
 }
 
 /* Its pages are in the slot and the agent does not get on: whoever waits is served from there. */
-static void serve_from_slot(struct owner *owner, struct block_order *order)
+static void serve_from_slot(struct block *block)
 {
-	struct block *block = order->block;
-	char bounce[HMM_PAGE_SIZE];
 	struct task *task;
 	uint64_t addr;
 
 	TAILQ_FOREACH(task, &block->parked, link) {
-		const void *bytes;
-		size_t done;
-
-		if (!fault_task_addr(task, &addr)) {
-			/* A job that wants the block home: all of it, once. */
-			home_from_slot(block);
-			return;
-		}
-		bytes = page_bytes(block, page_index(addr), bounce);
-		if (!bytes || kernel->uffd_copy(owner->uffd, addr & ~(HMM_PAGE_SIZE - 1), bytes,
-						HMM_PAGE_SIZE, 0, &done))
+		if (fault_task_addr(task, &addr)) {
+			home_from_slot(block, page_index(addr));
 			continue;
-		/* Home: what the agent will say of it counts no more. */
-		block_bury(block, page_index(addr));
+		}
+		/* A job that wants the block home: all of it, once. */
+		for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++)
+			home_from_slot(block, i);
+		return;
 	}
 }
 
@@ -338,6 +332,6 @@ void order_unstick(struct owner *owner, int64_t now)
 		/* Not under a window: the driver may have written to the copy already. */
 		if (order->kind == HMM_ORDER_OUT_MOVE && !(order->flags & HMM_ORDER_VISIBLE) &&
 		    shared_state(owner, order) == HMM_ORDER_FILLING)
-			serve_from_slot(owner, order);
+			serve_from_slot(block);
 	}
 }

@@ -31,6 +31,9 @@
 /* A process that exits closes its descriptors a moment before its mm is gone. */
 #define ORPHAN_NS	(100 * NS_PER_MS)
 #define TICK_NS		(2 * NS_PER_MS)
+/* Blocks settle when no fault came for so long; but no later than this. */
+#define QUIET_NS	(20 * NS_PER_MS)
+#define LAST_NS		(2000 * NS_PER_MS)
 
 const char *const counter_names[COUNTER_MAX] = {
 	[COUNTER_FAULTS] = "faults",
@@ -680,8 +683,13 @@ void owner_tick(struct owner *owner, int64_t now)
 	if (invalidate_deadline(owner) != INT64_MAX)
 		worker_alarm(owner->worker, invalidate_deadline(owner));
 	while ((block = TAILQ_FIRST(&owner->settling))) {
-		if (block->settle_at > now) {
-			worker_alarm(owner->worker, block->settle_at);
+		int64_t when = block->settle_at;
+
+		/* Tidying can wait while the owner is waiting for its pages. */
+		if (when < owner->last_fault + QUIET_NS && when + LAST_NS > now)
+			when = owner->last_fault + QUIET_NS;
+		if (when > now) {
+			worker_alarm(owner->worker, when);
 			break;
 		}
 		block_settle(block);

@@ -233,6 +233,7 @@ struct owner {
 	struct hmm_orders *orders;
 	struct hmm_pulse *pulse;
 	uint64_t journal_read;		/* messages read so far */
+	uint64_t journal_taken;		/* at a take-over: what lay before was read by another hmmd */
 	uint64_t journal_zeroed;	/* slots below it are zero, unless read into */
 
 	struct block_span **spans;
@@ -263,6 +264,7 @@ struct owner {
 	int64_t threads_found;
 	struct prefetch prefetch;
 
+	int64_t last_fault;		/* when one was served */
 	unsigned int jobs;		/* migrations that run */
 	bool agent_stuck;		/* it did not get on with its last order: do without it */
 	bool deferred_read;		/* the userfaultfd is to be read, but the agent commits */
@@ -358,7 +360,7 @@ void block_hide(struct block *block, const struct pages *pages);
 int block_arm(struct block *block, uint64_t start, uint64_t end);
 void block_note_armed(struct block *block, unsigned int first, unsigned int end);
 void block_note_unmapped(struct block *block, unsigned int first, unsigned int end);
-void block_disarm(struct block *block);
+bool block_disarm(struct block *block);		/* false: the map is changing; later */
 int block_charge(struct block *block, struct device *device, unsigned int pages);
 /* Gives back what is charged for more than the shadow of a 4K pool holds. */
 void block_recharge(struct block *block);
@@ -376,6 +378,7 @@ void block_look_for_zap(struct block *block);
 /* Will be looked at when it has been quiet for a while. */
 void block_settle_later(struct block *block);
 void block_settle(struct block *block);
+bool block_device_reads(const struct block *block);	/* so that a copy on the device is worth keeping */
 /* Its mirror goes and none of its pages are out: what lingers in the shadow goes with that. */
 void block_forget_mirror(struct block *block);
 /* Coherent memory stays the owner's, bytes and all; hmmd has no part in it any more. */
@@ -436,6 +439,7 @@ void order_unstick(struct owner *owner, int64_t now);
 /* event.c, journal.c */
 void event_read(struct owner *owner);
 /* After a restart: what was read and not applied; and reading without applying yet. */
+void journal_take_over(struct owner *owner);
 void journal_replay(struct owner *owner);
 void journal_read_only(struct owner *owner);
 
@@ -463,6 +467,8 @@ const void *page_bytes(struct block *block, unsigned int i, void *bounce);
 
 /* migrate.c */
 struct migration;
+/* Whether the block can come home as the one huge page that it was. */
+bool migrate_can_slot(const struct block *block);
 void migrate_request(struct owner *owner, struct letter *letter);
 typedef void (*migrate_done)(struct owner *owner, void *data, uint64_t pages);
 /* [start, end) of this owner home (device: of that device only, or NULL); then done(data). */
@@ -512,8 +518,11 @@ struct segment {
 	uint64_t start, end;
 	uint8_t result;		/* enum hmm_page_result: MOVED when eligible */
 };
-/* Looks where threads keep what the kernel stores to when they exit: never migrated. */
-void vma_refresh_threads(struct owner *owner);
+/*
+ * Looks where threads keep what the kernel stores to when they exit: never
+ * migrated. What was found less than @age_ns ago will do.
+ */
+void vma_refresh_threads(struct owner *owner, int64_t age_ns);
 /* The mapping that has @addr (or the gap after it), clipped to @end. */
 int segment_at(struct owner *owner, uint64_t addr, uint64_t end, struct segment *segment);
 

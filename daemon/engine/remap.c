@@ -18,6 +18,7 @@
 
 #include "engine/owner.h"
 #include "log.h"
+#include "uapi.h"
 
 /* A page on its way to its new address. */
 struct graft {
@@ -99,6 +100,19 @@ static void graft_run(struct task *task)
 	free(waiting);
 }
 
+/* An S page that is leaving the CPU may lie in the slot already: then it did not go along. */
+static bool in_drop(const struct block *block, unsigned int i)
+{
+	uint64_t entry;
+
+	return block->order && block->order->kind == HMM_ORDER_DROP &&
+	       pages_test(&block->order->want, i) &&
+	       kernel->pagemap_read(block->owner->pagemap,
+				    slot_addr(block->owner, block->order->slot) + (uint64_t)i * HMM_PAGE_SIZE,
+				    1, &entry) == 0 &&
+	       entry & (PM_PRESENT | PM_SWAP);
+}
+
 static void move_block(struct block *block, void *data)
 {
 	struct move *move = data;
@@ -112,7 +126,7 @@ static void move_block(struct block *block, void *data)
 
 		if (addr < move->from || addr >= move->end)
 			continue;
-		if (state == HMM_PAGE_SHARED) {
+		if (state == HMM_PAGE_SHARED && !in_drop(block, i)) {
 			/* It went along, protected; the copy stays behind and goes. */
 			kernel->uffd_protect(owner->uffd, to, HMM_PAGE_SIZE, false);
 			continue;

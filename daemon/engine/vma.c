@@ -68,14 +68,13 @@ static void exclude_thread(struct owner *owner, pid_t tid)
 	span_set_add(&owner->threads, start, end);
 }
 
-void vma_refresh_threads(struct owner *owner)
+void vma_refresh_threads(struct owner *owner, int64_t age_ns)
 {
 	struct dirent *entry;
 	char path[32];
 	DIR *dir;
 
-	/* A thread that is born later touches its block before anything else. */
-	if (owner->threads_found && owner->worker->now - owner->threads_found < NS_PER_MS)
+	if (owner->threads_found && owner->worker->now - owner->threads_found < age_ns)
 		return;
 	owner->threads_found = owner->worker->now;
 	owner->threads.count = 0;

@@ -137,10 +137,14 @@ static void poison(struct window *window, uint64_t addr, int error)
 	uint64_t page = addr & ~(HMM_PAGE_SIZE - 1);
 	struct hmm_msg_window_revoked *message;
 	size_t done;
+	int r;
 
-	if (kernel->uffd_poison(window->uffd, driver_addr(window, page), HMM_PAGE_SIZE, &done))
-		log_error("window %u: %#lx can't be had (%s), and this kernel can't poison it: the driver waits",
-			  window->id, page, strerror(-error));
+	/* Poison is refused where a write-protect marker stands. */
+	kernel->uffd_protect(window->uffd, driver_addr(window, page), HMM_PAGE_SIZE, false);
+	r = kernel->uffd_poison(window->uffd, driver_addr(window, page), HMM_PAGE_SIZE, &done);
+	if (r)
+		log_error("window %u: %#lx can't be had (%s) nor poisoned (%s): the driver waits",
+			  window->id, page, strerror(-error), strerror(-r));
 	message = malloc(sizeof(*message));
 	if (!message)
 		return;
@@ -255,6 +259,15 @@ static void touch_serve(struct touch *touch)
 	if (touch->tries && touch->result != HMM_PAGE_RESULT_PINNED &&
 	    touch->result != HMM_PAGE_RESULT_CHANGED && touch->result != HMM_PAGE_RESULT_MOVED &&
 	    touch->result != HMM_PAGE_RESULT_ALREADY) {
+		if (page_state(block, page_index(touch->addr)) == HMM_PAGE_SHARED) {
+			/* The CPU won't give it up: then the window lets go of its copy. */
+			struct pages page = { 0 };
+
+			pages_set(&page, page_index(touch->addr));
+			owner_queue(owner, &touch->task);
+			unshare_begin(block, &page, HMM_REASON_CPU_WRITE, NULL);
+			return;
+		}
 		poison(window, touch->addr, touch_error(touch->result));
 		block_settle_later(block);
 		goto out;

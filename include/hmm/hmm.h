@@ -55,7 +55,7 @@ struct hmm_open_options {
 	const char *name;	/* shown by hmmctl; NULL: the program's name */
 	uint64_t flags;		/* HMM_OPEN_* */
 	uint32_t timeout_ms;	/* how long to try to connect; 0: once */
-	uint32_t slots;		/* staging slots of 2 MiB each; 0: 4 */
+	uint32_t slots;		/* staging slots of 2 MiB each; 0: 8 */
 };
 #define HMM_OPEN_BASE_ENGINE	(1ULL << 0)	/* do without UFFDIO_MOVE even where the kernel has it */
 #define HMM_OPEN_PRELOADED	(1ULL << 1)	/* for hmmctl run */
