@@ -111,6 +111,10 @@ int window_protect(struct block *block, unsigned int first, unsigned int end, bo
 		error = add_protection(window, block);
 		if (!error)
 			error = kernel->uffd_protect(window->uffd, start, length, protect);
+		/* A process that is going away has no memory for a registration: it can't write any more. */
+		if (error == -ENOMEM &&
+		    kernel->uffd_protect(window->uffd, start, HMM_PAGE_SIZE, false) == -ESRCH)
+			continue;
 		if (error && error != -ESRCH && error != -ENOENT) {
 			log_warn("window %u: %s of %#lx failed: %s", window->id,
 				 protect ? "protection" : "release", start, strerror(-error));
