@@ -14,9 +14,9 @@ PYTHON = """
 import hashlib, random
 r = random.Random(7)
 table, digest = {}, hashlib.sha256()
-for round in range(4):
-    for i in range(60000):
-        table[r.getrandbits(20)] = str(r.getrandbits(64)) * (i % 7)
+for round in range(3):
+    for i in range(30000):
+        table[r.getrandbits(18)] = str(r.getrandbits(64)) * (i % 7)
     for key in sorted(table)[::3]:
         digest.update(table.pop(key).encode())
     digest.update(repr(sorted(table.items())[:5000]).encode())
@@ -38,8 +38,8 @@ select a % 100 as k, count(*), sum(c), group_concat(substr(b, 1, 2), '') from t 
 
 PERL = """
 my (%h, $s); my $x = 12345;
-for my $round (1 .. 4) {
-    for (1 .. 40000) { $x = ($x * 1103515245 + 12345) % 2147483648; push @{$h{$x % 5003}}, "$x-$round"; }
+for my $round (1 .. 3) {
+    for (1 .. 30000) { $x = ($x * 1103515245 + 12345) % 2147483648; push @{$h{$x % 5003}}, "$x-$round"; }
     $s += length join ",", map { sort @$_ } @h{sort { $a <=> $b } keys %h};
     delete $h{$_} for grep { $_ % 4 == $round % 4 } keys %h;
 }
@@ -88,7 +88,8 @@ class Churn(harness.Test):
     def compare(self, *command, input=None, moves=True):
         """The same output with and without; returns it."""
         plain = self.run_client(command[0], *command[1:], input=input)
-        churned = self.hmmctl("run", "--churn", self.seed, "--interval", "4", "--verbose", "--", *command, input=input, seconds=300)
+        churned = self.hmmctl("run", "--churn", self.seed, "--interval", "20", "--verbose", "--", *command,
+                              input=input, seconds=300)
         self.assertEqual(churned.stdout, plain.stdout)
         summary = re.search(r"seed (\d+): (\d+) moves: (\d+) pages went to the device, (\d+) were fetched home",
                             churned.stderr)
@@ -116,12 +117,12 @@ class Churn(harness.Test):
         original = os.path.join(self.folder, "original")
         with open(original, "wb") as file:
             words = [self.random.randbytes(self.random.randrange(2, 9)) for _ in range(2000)]
-            while file.tell() < 6 * MIB:
+            while file.tell() < 3 * MIB:
                 file.write(b" ".join(self.random.choices(words, k=1000)))
-        pack = f"xz -T2 --block-size=2MiB -6 -c {original}"
+        pack = f"xz -T2 --block-size=1MiB -3 -c {original}"
         self.compare("sh", "-c", f"{pack} | sha256sum")
-        self.hmmctl("run", "--churn", self.seed, "--", "sh", "-c", f"{pack} >{original}.xz", seconds=300)
-        self.hmmctl("run", "--churn", self.seed, "--", "sh", "-c", f"xz -dc {original}.xz | cmp - {original}", seconds=300)
+        for line in (f"{pack} >{original}.xz", f"xz -dc {original}.xz | cmp - {original}"):
+            self.hmmctl("run", "--churn", self.seed, "--interval", "20", "--", "sh", "-c", line, seconds=300)
 
     def test_children_are_mirrored_too(self):
         """A shell's children fork and execute while blocks are out."""
@@ -132,7 +133,8 @@ class Churn(harness.Test):
     def test_kill_9_of_hmmd_meanwhile(self):
         self.start_daemon()
         plain = self.run_client("/usr/bin/python3", "-c", PYTHON)
-        process = self.spawn("hmmctl", "run", "--churn", self.seed, "--", "/usr/bin/python3", "-c", PYTHON)
+        process = self.spawn("hmmctl", "run", "--churn", self.seed, "--interval", "10", "--",
+                             "/usr/bin/python3", "-c", PYTHON)
         harness.wait_until(lambda: any(owner["to_device"] for owner in self.hmmctl_json("mirrors")["owners"]), 30,
                            "a first page on the device")
         for _ in range(2):
