@@ -37,7 +37,7 @@ static void client(int socket)
 static unsigned long switches_of(pid_t pid, const char *thread)
 {
 	unsigned long sum = 0, n;
-	char path[128], line[256];
+	char path[320], line[256];
 	FILE *status;
 
 	snprintf(path, sizeof(path), "/proc/%d/task/%s/status", pid, thread);
