@@ -8,7 +8,10 @@
  * orders come in bursts and a wake-up costs more than a move, then sleeps on the
  * doorbell: an idle owner costs no context switch.
  *
- * This thread touches only arena memory, staging slots and shadows. Whatever may
+ * Emptying a slot of 4 KiB pages is left to a second thread, the sweeper; such an
+ * order is passed in the ring while it still runs, and ends a little later.
+ *
+ * These threads touch only arena memory, staging slots and shadows. Whatever may
  * be on the device it touches through system calls that fail instead of faulting.
  */
 #include <sched.h>
@@ -42,12 +45,91 @@ static void put_down(struct agent *agent)
 		futex_wake(&agent->busy, INT32_MAX);
 }
 
+static void signal_hmmd(struct agent *agent)
+{
+	uint64_t one = 1;
+
+	/* A full counter cannot be: hmmd reads it, and it takes 2^64 - 1. */
+	if (write(agent->eventfd, &one, sizeof(one)) < 0)
+		return;
+}
+
+/* A restarted hmmd may have taken an order back that changes no memory but a slot's. */
+static void finish(struct hmm_order *order)
+{
+	uint32_t state = __atomic_load_n(&order->state, __ATOMIC_SEQ_CST);
+
+	while (state != HMM_ORDER_CANCELLED &&
+	       !__atomic_compare_exchange_n(&order->state, &state, HMM_ORDER_DONE, false, __ATOMIC_SEQ_CST,
+					    __ATOMIC_SEQ_CST))
+		;
+}
+
+/* ---- the sweeper ------------------------------------------------------------- */
+
+/* Return: false when it is to be done here and now. */
+static bool leave_to_sweeper(struct agent *agent, struct hmm_order *order)
+{
+	struct sweeper *sweeper = &agent->sweeper;
+
+	if (order->kind != HMM_ORDER_RELEASE || order->slot >= agent->slots_count || !agent->thin[order->slot] ||
+	    !sweeper->thread.started)
+		return false;
+	hmmc_agent_wait_for_sweeper(agent, order->slot);
+	__atomic_or_fetch(&sweeper->slots, 1U << order->slot, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&sweeper->order[order->slot], order, __ATOMIC_SEQ_CST);
+	__atomic_add_fetch(&sweeper->posted, 1, __ATOMIC_SEQ_CST);
+	futex_wake(&sweeper->posted, 1);
+	return true;
+}
+
+void hmmc_agent_wait_for_sweeper(struct agent *agent, uint32_t slot)
+{
+	uint32_t mask = slot == EVERY_SLOT ? ~0U : slot < HMM_SLOTS_MAX ? 1U << slot : 0, slots;
+
+	while ((slots = __atomic_load_n(&agent->sweeper.slots, __ATOMIC_SEQ_CST)) & mask)
+		futex_wait(&agent->sweeper.slots, slots, NULL);
+}
+
+static void sweep(struct agent *agent, uint32_t slot)
+{
+	struct sweeper *sweeper = &agent->sweeper;
+	struct hmm_order *order = __atomic_exchange_n(&sweeper->order[slot], NULL, __ATOMIC_SEQ_CST);
+
+	if (!order)
+		return;
+	hmmc_order_run(agent, order);
+	/* The slot first: hmmd may use it as soon as the order is done. */
+	__atomic_and_fetch(&sweeper->slots, ~(1U << slot), __ATOMIC_SEQ_CST);
+	futex_wake(&sweeper->slots, INT32_MAX);
+	finish(order);
+	signal_hmmd(agent);
+}
+
+static void sweeper_main(void *argument)
+{
+	struct agent *agent = argument;
+	struct sweeper *sweeper = &agent->sweeper;
+
+	for (;;) {
+		uint32_t posted = __atomic_load_n(&sweeper->posted, __ATOMIC_SEQ_CST);
+
+		for (uint32_t slot = 0; slot < HMM_SLOTS_MAX; slot++)
+			sweep(agent, slot);
+		if (__atomic_load_n(&sweeper->stop, __ATOMIC_SEQ_CST))
+			return;
+		futex_wait(&sweeper->posted, posted, NULL);
+	}
+}
+
+/* ---- the agent ---------------------------------------------------------------- */
+
 bool hmmc_agent_step(struct agent *agent)
 {
 	struct hmm_orders *orders = agent->orders;
 	uint32_t queued = HMM_ORDER_QUEUED;
 	struct hmm_order *order;
-	uint64_t one = 1;
+	bool mine = true;
 
 	if (!has_work(agent))
 		return false;
@@ -59,14 +141,18 @@ bool hmmc_agent_step(struct agent *agent)
 	}
 	order = &orders->ring[orders->consumed % HMM_ORDERS_RING];
 	if (__atomic_compare_exchange_n(&order->state, &queued, HMM_ORDER_RUNNING, false, __ATOMIC_SEQ_CST,
-					__ATOMIC_SEQ_CST) &&
-	    hmmc_order_run(agent, order))
-		__atomic_store_n(&order->state, HMM_ORDER_DONE, __ATOMIC_SEQ_CST);
+					__ATOMIC_SEQ_CST)) {
+		mine = !leave_to_sweeper(agent, order);
+		if (mine) {
+			hmmc_agent_wait_for_sweeper(agent, order->slot);
+			if (hmmc_order_run(agent, order))
+				finish(order);
+		}
+	}
 	__atomic_store_n(&orders->consumed, orders->consumed + 1, __ATOMIC_SEQ_CST);
 	put_down(agent);
-	/* A full counter cannot be: hmmd reads it, and it takes 2^64 - 1. */
-	if (write(agent->eventfd, &one, sizeof(one)) < 0)
-		return true;
+	if (mine)
+		signal_hmmd(agent);
 	return true;
 }
 
@@ -109,8 +195,10 @@ static void agent_main(void *argument)
 
 int hmmc_agent_start(struct agent *agent)
 {
-	int error = hmmc_thread_start(&agent->thread, "hmm-agent", agent_main, agent);
+	int error = hmmc_thread_start(&agent->sweeper.thread, "hmm-sweeper", sweeper_main, agent);
 
+	if (!error)
+		error = hmmc_thread_start(&agent->thread, "hmm-agent", agent_main, agent);
 	if (!error)
 		futex_latch_wait(&agent->tid);
 	return error;
@@ -135,4 +223,8 @@ void hmmc_agent_stop(struct agent *agent)
 	}
 	futex_latch_set(&agent->attached, 1);
 	hmmc_thread_join(&agent->thread);
+	__atomic_store_n(&agent->sweeper.stop, 1, __ATOMIC_SEQ_CST);
+	__atomic_add_fetch(&agent->sweeper.posted, 1, __ATOMIC_SEQ_CST);
+	futex_wake(&agent->sweeper.posted, INT32_MAX);
+	hmmc_thread_join(&agent->sweeper.thread);
 }

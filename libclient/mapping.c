@@ -8,12 +8,18 @@
  * would allocate all of it on the spot. So a mapping begins inaccessible, which
  * keeps the kernel from populating it, is unlocked, and only then opened.
  *
+ * It lies far from where the kernel puts a program's mappings: a window needs an
+ * owner's addresses free in its driver, and a table would take a quarter of them.
+ *
  * Fails as mmap() does; what was at the wanted place then still is.
  */
 #include <errno.h>
 #include <stddef.h>
 #include <sys/prctl.h>
+#include <sys/random.h>
+#include <unistd.h>
 
+#include "arena.h"
 #include "mapping.h"
 
 #ifndef PR_SET_VMA
@@ -21,9 +27,30 @@
 #define PR_SET_VMA_ANON_NAME	0
 #endif
 
+#define PLACES_START	0x200000000000UL
+#define PLACES		(1UL << 42)		/* behind it: 4 TiB to begin in, as much to grow into */
+#define PLACE_SIZE	(1UL << 30)
+
+/* A place that is probably free; the kernel finds another if it is not. */
+static void *choose_place(size_t size)
+{
+	static uint64_t next LIBRARY_DATA = PLACES_START;
+	uint64_t step = (size + 2 * PLACE_SIZE - 1) & ~(PLACE_SIZE - 1), place;
+	uint64_t random = 0;
+
+	if (__atomic_load_n(&next, __ATOMIC_RELAXED) == PLACES_START) {
+		if (getrandom(&random, sizeof(random), GRND_NONBLOCK) < 0)
+			random = (uint64_t)getpid() * 0x9e3779b97f4a7c15ULL;
+		__atomic_fetch_add(&next, PLACE_SIZE + random % PLACES / PLACE_SIZE * PLACE_SIZE, __ATOMIC_RELAXED);
+	}
+	place = __atomic_fetch_add(&next, step, __ATOMIC_RELAXED);
+	return (void *)(PLACES_START + (place - PLACES_START) % (2 * PLACES));
+}
+
 void *hmmc_map(void *at, size_t size, int protection, int flags, int fd, uint64_t offset)
 {
-	void *map = mmap(NULL, size, PROT_NONE, flags | MAP_NORESERVE, fd, (off_t)offset), *moved = map;
+	void *map = mmap(choose_place(size), size, PROT_NONE, flags | MAP_NORESERVE, fd, (off_t)offset);
+	void *moved = map;
 	int error;
 
 	if (map == MAP_FAILED)

@@ -421,6 +421,8 @@ static void let_agent_finish(struct rescuer *rescuer)
 		drain_events(rescuer);
 		futex_wait(&owner->agent.busy, 1, &moment);
 	}
+	/* It waits for nobody; the userfaultfd must not be closed under it. */
+	hmmc_agent_wait_for_sweeper(&owner->agent, EVERY_SLOT);
 }
 
 static void rescue(struct rescuer *rescuer)

@@ -285,9 +285,11 @@ int hmm_open_peer(int key, const struct hmm_open_options *given, struct hmm **re
 	request->nfds = 1;
 	request->borrowed = true;
 	error = hmmc_request_call(request);
-	/* The key is all that the question consists of. */
+	/* The key is all that the question consists of, and hmmd forgets those whose owner is gone. */
 	if (error == -EINVAL)
 		error = -EBADF;
+	else if (error == -ENOENT)
+		error = -ESTALE;
 	hmmc_request_free(request);
 	if (error) {
 		hmmc_clerk_call(drop_key, hmm);
@@ -471,7 +473,7 @@ static int reopen_peer(struct hmm *hmm)
 	for (;;) {
 		HMM_MSG_INIT(message, HMM_OP_OPEN_PEER, 0);
 		error = hmmc_connection_exchange(hmm->connection, &message, &hmm->key, 1);
-		if ((error != -ESTALE && error != -EBADF) || clock_ms() >= end ||
+		if ((error != -ESTALE && error != -ENOENT && error != -EBADF) || clock_ms() >= end ||
 		    __atomic_load_n(&hmm->connection->closing, __ATOMIC_ACQUIRE))
 			break;
 		/* Its owner has not come back yet. */

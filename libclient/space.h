@@ -105,6 +105,8 @@ struct statement {
 /* Tells hmmd, and remembers it for the next one. */
 int hmmc_state(struct hmm *hmm, enum statement_kind kind, uint64_t start, uint64_t length, bool holds);
 int hmmc_statement_restore(struct hmm *hmm);
+/* What is there comes home and is watched no more, until it is taken back: nothing is remembered. */
+int hmmc_statement_pause(struct hmm *hmm, uint64_t start, uint64_t length, bool holds);
 void hmmc_statement_free(struct hmm *hmm);
 /* Excludes everything that must never be on the device as far as the library knows it. */
 int hmmc_exclude_library(struct hmm *hmm);

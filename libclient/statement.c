@@ -136,6 +136,42 @@ int hmmc_state(struct hmm *hmm, enum statement_kind kind, uint64_t start, uint64
 	return error;
 }
 
+static int tell(struct hmm *hmm, uint64_t start, uint64_t length, bool excluded)
+{
+	struct request *request;
+	union message message;
+	size_t size = fill(&message, hmm->id, STATEMENT_EXCLUDED, start, length, excluded);
+	int error;
+
+	request = hmmc_request_new(hmm->connection, message.header.opcode, size);
+	if (!request)
+		return -ENOMEM;
+	memcpy(request->message, &message, size);
+	request->prepare = hmmc_prepare_owner;
+	error = hmmc_request_call(request);
+	hmmc_request_free(request);
+	return error;
+}
+
+static bool is_excluded(struct hmm *hmm, uint64_t start, uint64_t end)
+{
+	bool any = false;
+
+	futex_lock(&hmm->lock);
+	for (struct statement *statement = hmm->statements; statement && !any; statement = statement->next)
+		any = statement->kind == STATEMENT_EXCLUDED && statement->start < end && statement->end > start;
+	futex_unlock(&hmm->lock);
+	return any;
+}
+
+int hmmc_statement_pause(struct hmm *hmm, uint64_t start, uint64_t length, bool holds)
+{
+	/* hmmd knows one kind of exclusion: taking ours back would take the others' with it. */
+	if (holds && is_excluded(hmm, start, start + length))
+		return -EBUSY;
+	return tell(hmm, start, length, holds);
+}
+
 /* In the receiver. Statements that are made meanwhile are in flight and will be sent again anyway. */
 int hmmc_statement_restore(struct hmm *hmm)
 {
@@ -258,25 +294,36 @@ int hmmc_exclude_library(struct hmm *hmm)
 	return error;
 }
 
-#define CONTROL_BLOCK_BELOW	(16UL << 10)	/* thread-local data of usual size */
-#define CONTROL_BLOCK_ABOVE	(4UL << 10)	/* struct pthread: CLEARTID, robust list, rseq */
+#define CONTROL_BLOCK_SIZE	2304UL		/* struct pthread: CLEARTID, robust list, rseq */
+
+/* Thread-local data lies right below the control block. */
+static int add_thread_data(struct dl_phdr_info *info, size_t size, void *data)
+{
+	uint64_t *sum = data;
+
+	for (unsigned int i = 0; i < info->dlpi_phnum; i++)
+		if (info->dlpi_phdr[i].p_type == PT_TLS)
+			*sum += info->dlpi_phdr[i].p_memsz + info->dlpi_phdr[i].p_align;
+	return 0;
+}
 
 int hmmc_exclude_thread(struct hmm *hmm)
 {
-	uint64_t self = (uint64_t)pthread_self() & ~(HMM_PAGE_SIZE - 1);
+	uint64_t self = (uint64_t)pthread_self(), below = 0, start, end;
 	pthread_attr_t attr;
 	size_t size = 0;
 	void *stack;
 	int error;
 
-	error = hmmc_state(hmm, STATEMENT_EXCLUDED, self - CONTROL_BLOCK_BELOW,
-			   CONTROL_BLOCK_BELOW + HMM_PAGE_SIZE + CONTROL_BLOCK_ABOVE, true);
+	dl_iterate_phdr(add_thread_data, &below);
+	start = (self - below) & ~(HMM_PAGE_SIZE - 1);
+	end = (self + CONTROL_BLOCK_SIZE + HMM_PAGE_SIZE - 1) & ~(HMM_PAGE_SIZE - 1);
+	error = hmmc_state(hmm, STATEMENT_EXCLUDED, start, end - start, true);
 	if (error || pthread_getattr_np(pthread_self(), &attr))
 		return error;
 	if (pthread_attr_getstack(&attr, &stack, &size) == 0 && size) {
-		uint64_t start = (uint64_t)stack & ~(HMM_PAGE_SIZE - 1);
-		uint64_t end = ((uint64_t)stack + size + HMM_PAGE_SIZE - 1) & ~(HMM_PAGE_SIZE - 1);
-
+		start = (uint64_t)stack & ~(HMM_PAGE_SIZE - 1);
+		end = ((uint64_t)stack + size + HMM_PAGE_SIZE - 1) & ~(HMM_PAGE_SIZE - 1);
 		error = hmmc_state(hmm, STATEMENT_EXCLUDED, start, end - start, true);
 	}
 	pthread_attr_destroy(&attr);
