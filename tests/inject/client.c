@@ -297,7 +297,8 @@ static int receive_key(int socket)
 
 static sigjmp_buf refused_access;
 
-static void on_bus_error(int signal)
+/* SIGBUS by the poison, SIGSEGV once the library was told and has closed the page. */
+static void on_refused_access(int signal)
 {
 	siglongjmp(refused_access, 1);
 }
@@ -305,7 +306,7 @@ static void on_bus_error(int signal)
 /* Reads each page and writes its word 0, in the window; tells how many it wrote. */
 static void drive(void)
 {
-	struct sigaction action = { .sa_handler = on_bus_error };
+	struct sigaction action = { .sa_handler = on_refused_access };
 	static const struct hmm_mirror_ops ops = { 0 };
 	static volatile uint64_t written;
 	struct hmm_window *window = NULL;
@@ -327,6 +328,7 @@ static void drive(void)
 	if (r)
 		printf("driver: %s\n", hmm_last_error());
 	sigaction(SIGBUS, &action, NULL);
+	sigaction(SIGSEGV, &action, NULL);
 	if (!r && sigsetjmp(refused_access, 1) == 0) {
 		for (; written < WINDOW_PAGES; written++) {
 			volatile uint64_t *words =

