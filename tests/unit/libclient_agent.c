@@ -428,3 +428,38 @@ Test(agent, a_retired_agent_begins_nothing)
 	cr_assert_eq(agent->busy, 0);
 	end();
 }
+
+Test(agent, slots_are_emptied_beside_the_next_move)
+{
+	struct hmm_order *out[8], *released[8];
+
+	begin(HMM_POOL_KIND_MEMFD, UFFD_FEATURE_MOVE, HMM_REGION_SIZE);
+	madvise(home, HMM_BLOCK_SIZE, MADV_NOHUGEPAGE);
+	arm(home, HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING);
+	cr_assert_eq(hmmc_agent_start(agent), 0);
+	for (unsigned int round = 0; round < 8; round++) {
+		struct uffdio_copy fill = {
+			.dst = HOME, .src = (uintptr_t)golden, .len = HMM_BLOCK_SIZE,
+		};
+
+		cr_assert_eq(ioctl(agent->uffd, UFFDIO_COPY, &fill), 0, "round %u: %s", round, strerror(errno));
+		cr_assert_eq(fallocate(shadow, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, HMM_BLOCK_SIZE), 0);
+		/* The one slot is wanted again by the next round's order before it is known to be empty. */
+		out[round] = order(HMM_ORDER_OUT_MOVE, 0);
+		released[round] = order(HMM_ORDER_RELEASE, 0);
+		if (round == 0)
+			hmmc_agent_attach(agent);
+		__atomic_add_fetch(&orders->doorbell, 1, __ATOMIC_SEQ_CST);
+		futex_wake_shared(&orders->doorbell, 1);
+		wait_for_state(out[round], HMM_ORDER_DONE);
+		cr_assert_eq(count(out[round]->moved), PAGES, "round %u: %s", round, strerror(-out[round]->error));
+		check_shadow(out[round]);
+	}
+	for (unsigned int round = 0; round < 8; round++) {
+		wait_for_state(released[round], HMM_ORDER_DONE);
+		cr_assert_eq(released[round]->error, 0);
+	}
+	hmmc_agent_stop(agent);
+	cr_assert_eq(agent->sweeper.slots, 0);
+	end();
+}
