@@ -200,7 +200,9 @@ static bool may_share(struct owner *owner)
 static bool walk_whole(struct owner *owner, struct block *block, const struct pages *pages, uint64_t addr,
 		       uint64_t flags)
 {
+	const struct block *next;
 	struct fault *fault;
+	unsigned int ahead;
 
 	if (pages_count(pages) != HMM_BLOCK_PAGES || !migrate_can_slot(block))
 		return false;
@@ -208,7 +210,15 @@ static bool walk_whole(struct owner *owner, struct block *block, const struct pa
 	if (!fault)
 		return true;
 	owner_count(owner, COUNTER_FAULT_PAGES_HOME, HMM_BLOCK_PAGES);
-	migrate_home(owner, block->addr, block->addr + WALK_AHEAD * HMM_BLOCK_SIZE, NULL, NULL, NULL);
+	for (ahead = 1; ahead < WALK_AHEAD; ahead++) {
+		next = block_find(owner, block->addr + ahead * HMM_BLOCK_SIZE);
+		if (!next || !block_at_rest(next) || !migrate_can_slot(next))
+			break;
+	}
+	/* The walk faults next behind what comes home now. */
+	prefetch_brought(&owner->prefetch, (block->addr + HMM_BLOCK_SIZE) >> HMM_PAGE_SHIFT,
+			 (block->addr + ahead * HMM_BLOCK_SIZE) >> HMM_PAGE_SHIFT, HMM_BLOCK_PAGES);
+	migrate_home(owner, block->addr, block->addr + ahead * HMM_BLOCK_SIZE, NULL, NULL, NULL);
 	owner_queue(owner, &fault->task);	/* behind the job, whose transit it will meet */
 	return true;
 }

@@ -471,6 +471,18 @@ static uint32_t reopened_owner_id(struct engine *engine, const struct letter *le
 	return taken ? new_owner_id(engine) : id;
 }
 
+static bool is_owner(struct engine *engine, pid_t pid)
+{
+	struct owner *owner;
+	bool found = false;
+
+	pthread_mutex_lock(&engine->lock);
+	TAILQ_FOREACH(owner, &engine->owners, registry)
+		found |= owner->pid == pid;
+	pthread_mutex_unlock(&engine->lock);
+	return found;
+}
+
 void engine_submit(struct engine *engine, struct letter *letter)
 {
 	uint16_t op = letter->message ? letter->message->opcode : 0;
@@ -483,9 +495,15 @@ void engine_submit(struct engine *engine, struct letter *letter)
 		pthread_mutex_unlock(&engine->lock);
 		to_everyone(engine, letter);
 		return;
+	case LETTER_TRACED:
+		/* Anybody's debugger is heard; only an owner's wakes a worker. */
+		if (!is_owner(engine, letter->pid)) {
+			letter_free(letter);
+			return;
+		}
+		/* fall through */
 	case LETTER_PEER_GONE:
 	case LETTER_RELOAD:
-	case LETTER_TRACED:
 		to_everyone(engine, letter);
 		letter_free(letter);
 		return;
