@@ -221,6 +221,14 @@ static bool touch_present(struct window *window, struct block *block, struct tou
 	return false;
 }
 
+/* Reasons that may be gone in a moment: I/O ends, a map comes to rest, memory is found. */
+static bool may_change(uint8_t result)
+{
+	return result == HMM_PAGE_RESULT_PINNED || result == HMM_PAGE_RESULT_CHANGED ||
+	       result == HMM_PAGE_RESULT_ERROR || result == HMM_PAGE_RESULT_MOVED ||
+	       result == HMM_PAGE_RESULT_ALREADY;
+}
+
 /*
  * A block that the CPU has to itself comes whole. One that both are using comes
  * page by page, or as far as the touches look like a walk: to pull all of it
@@ -260,9 +268,7 @@ static void touch_serve(struct touch *touch)
 	}
 	if (touch_present(window, block, touch))
 		goto out;
-	if (touch->tries && touch->result != HMM_PAGE_RESULT_PINNED &&
-	    touch->result != HMM_PAGE_RESULT_CHANGED && touch->result != HMM_PAGE_RESULT_MOVED &&
-	    touch->result != HMM_PAGE_RESULT_ALREADY) {
+	if (touch->tries && !may_change(touch->result)) {
 		if (page_state(block, page_index(touch->addr)) == HMM_PAGE_SHARED) {
 			/* The CPU won't give it up: then the window lets go of its copy. */
 			struct pages page = { 0 };
