@@ -614,7 +614,9 @@ static enum hmm_page_result out_error(int error)
 		return HMM_PAGE_RESULT_UNDECLARED;
 	case -ENOENT:
 	case -EAGAIN:
-		return HMM_PAGE_RESULT_CHANGED;
+	case -EINTR:
+	case -ENOMEM:
+		return HMM_PAGE_RESULT_CHANGED;	/* worth asking again */
 	default:
 		return HMM_PAGE_RESULT_ERROR;
 	}
@@ -647,7 +649,7 @@ static bool out_step(struct job *job, struct block *block)
 	r = segment_at(owner, page_addr(block, first), block->addr + (uint64_t)end * HMM_PAGE_SIZE,
 		       &segment);
 	if (r) {
-		result_range(job, first, end, HMM_PAGE_RESULT_ERROR);
+		result_range(job, first, end, r == -ESRCH ? HMM_PAGE_RESULT_ERROR : HMM_PAGE_RESULT_CHANGED);
 		job->first = end;
 		return false;
 	}

@@ -146,7 +146,12 @@ static void poison(struct window *window, uint64_t addr, int error)
 	/* Poison is refused where a write-protect marker stands. */
 	kernel->uffd_protect(window->uffd, driver_addr(window, page), HMM_PAGE_SIZE, false);
 	r = kernel->uffd_poison(window->uffd, driver_addr(window, page), HMM_PAGE_SIZE, &done);
-	if (r)
+	if (r == -EEXIST || r == -EAGAIN) {
+		/* Something is there after all: the driver asks again. */
+		kernel->uffd_wake(window->uffd, driver_addr(window, page), HMM_PAGE_SIZE);
+		return;
+	}
+	if (r && r != -ESRCH)
 		log_error("window %u: %#lx can't be had (%s) nor poisoned (%s): the driver waits",
 			  window->id, page, strerror(-error), strerror(-r));
 	message = malloc(sizeof(*message));
