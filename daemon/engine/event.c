@@ -29,20 +29,38 @@ struct lost_range {
 	int reason;
 };
 
+/* The zap order that a block's transit gave; after a restart that of the dead hmmd, by its epoch. */
+static const struct hmm_order *zap_of(const struct block *block)
+{
+	struct owner *owner = block->owner;
+
+	if (block->order)
+		return block->order->kind == HMM_ORDER_OUT_ZAP ? order_shared(owner, block->order) : NULL;
+	for (unsigned int i = 0; owner->recovering && i < HMM_ORDERS_RING; i++) {
+		const struct hmm_order *order = &owner->orders->ring[i];
+
+		if (order->kind == HMM_ORDER_OUT_ZAP && order->addr == block->addr &&
+		    order->epoch == block->record->epoch)
+			return order;
+	}
+	return NULL;
+}
+
 /*
  * The agent's own DONTNEED. It goes on the moment that its event is read, so its
  * order may be done by now; it is not reaped before the events are applied.
  */
 static bool own_zap(const struct block *block, unsigned int first, unsigned int end)
 {
+	const struct hmm_order *order = zap_of(block);
 	uint32_t state;
 
-	if (!block->order || block->order->kind != HMM_ORDER_OUT_ZAP)
+	if (!order)
 		return false;
 	for (unsigned int i = first; i < end; i++)
-		if (!pages_test(&block->order->want, i))
+		if (!(order->want[i / 64] >> (i % 64) & 1))
 			return false;
-	state = __atomic_load_n(&order_shared(block->owner, block->order)->state, __ATOMIC_ACQUIRE);
+	state = __atomic_load_n(&order->state, __ATOMIC_ACQUIRE);
 	return state == HMM_ORDER_COMMIT || state == HMM_ORDER_DONE;
 }
 
