@@ -54,7 +54,7 @@ static int subscribe(int fd)
 }
 
 /* One message's payload, or NULL. */
-static const struct proc_event *receive(int fd, char *buffer, size_t size)
+static const void *receive(int fd, char *buffer, size_t size)
 {
 	const struct nlmsghdr *netlink = (const void *)buffer;
 	const struct cn_msg *connector;
@@ -87,10 +87,14 @@ int tracer_listen(void)
 pid_t tracer_next(int fd)
 {
 	char buffer[512] __attribute__((aligned(NLMSG_ALIGNTO)));
-	const struct proc_event *event;
+	const void *payload;
+	struct proc_event event;
 
-	while ((event = receive(fd, buffer, sizeof(buffer))))
-		if (event->what == PROC_EVENT_PTRACE && event->event_data.ptrace.tracer_pid)
-			return event->event_data.ptrace.process_tgid;
+	while ((payload = receive(fd, buffer, sizeof(buffer)))) {
+		/* Behind two headers of four-byte alignment; it wants eight. */
+		memcpy(&event, payload, sizeof(event));
+		if (event.what == PROC_EVENT_PTRACE && event.event_data.ptrace.tracer_pid)
+			return event.event_data.ptrace.process_tgid;
+	}
 	return 0;
 }

@@ -189,12 +189,15 @@ int main(int argc, char **argv)
 	third = child(&to_third);
 	if (third == 0) {
 		close(to_driver);
-		return third_run(board, &corpus, to_third);
+		ret = third_run(board, &corpus, to_third);
+		corpus_free(&corpus);
+		return ret;
 	}
 	ret = EXIT_FAILURE;
 	if (driver > 0 && third > 0)
 		ret = owner_run(board, &corpus, to_driver, to_third);
 
+	corpus_free(&corpus);
 	/* Closed, they tell whoever still waits that there is nothing to wait for. */
 	close(to_driver);
 	close(to_third);

@@ -13,14 +13,13 @@
 #include "roles.h"
 #include "story.h"
 
-int third_run(struct board *board, const struct corpus *corpus, int to_owner)
+static int repeat(struct story *story, struct board *board, int to_owner)
 {
-	struct story story = { .board = board, .corpus = corpus };
 	struct view view = { 0 };
-	int ret = story_build(&story, NULL);
+	int ret = story_build(story, NULL);
 
 	for (int i = 0; !ret && i < STORY_GROWTH; i++)
-		ret = story_grow(&story);
+		ret = story_grow(story);
 	if (ret) {
 		fprintf(stderr, "demo: the count without hmmd ran out of memory\n");
 		return EXIT_FAILURE;
@@ -28,8 +27,15 @@ int third_run(struct board *board, const struct corpus *corpus, int to_owner)
 	if (message_wait(to_owner, NULL) != COUNTED)
 		return EXIT_FAILURE;
 	for (uint64_t n = atomic_load(&board->queries_after_seal); n; n--)
-		story_query(&story);
-	if (count_words(board, THIRD, &view, story.index, true) < 0)
-		return EXIT_FAILURE;
-	return EXIT_SUCCESS;
+		story_query(story);
+	return count_words(board, THIRD, &view, story->index, true) < 0 ? EXIT_FAILURE : 0;
+}
+
+int third_run(struct board *board, const struct corpus *corpus, int to_owner)
+{
+	struct story story = { .board = board, .corpus = corpus };
+	int ret = repeat(&story, board, to_owner);
+
+	index_free(story.index);
+	return ret;
 }
