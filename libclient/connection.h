@@ -29,6 +29,7 @@ struct request {
 	bool borrowed;			/* the descriptors stay when the request goes */
 	uint32_t round;			/* of the connection it was last sent on; 0: not yet */
 	uint32_t done;			/* latch */
+	uint32_t sending;		/* the clerk is reading the message, though the answer may be here */
 	int error;
 	char text[HMMC_ERROR_TEXT];
 	struct hmm_wire_header *reply;	/* arena; NULL for noreply and errors */

@@ -12,6 +12,7 @@
  *
  * Locks as in connection.c.
  */
+#include <sched.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -50,10 +51,18 @@ static int close_fds(void *argument)
 	return 0;
 }
 
+/* Only as long as the clerk takes to come back from the system call that hmmd has answered. */
+static void wait_for_clerk(const struct request *request)
+{
+	while (__atomic_load_n(&request->sending, __ATOMIC_ACQUIRE))
+		sched_yield();
+}
+
 void hmmc_request_free(struct request *request)
 {
 	if (!request)
 		return;
+	wait_for_clerk(request);
 	if (request->nfds && !request->borrowed) {
 		if (hmmc_thread_is_private())
 			close_fds(request);
@@ -123,7 +132,9 @@ static void send_now(struct request *request)
 		fail(request, -ESTALE, "hmmd is gone and did not come back in time");
 		return;
 	}
+	__atomic_store_n(&request->sending, 1, __ATOMIC_RELAXED);
 	error = hmm_frame_send(connection->fd, request->message, request->fds, request->nfds);
+	__atomic_store_n(&request->sending, 0, __ATOMIC_RELEASE);
 	if (noreply)
 		fail(request, error, "");
 	else if (error && error != -EPIPE && error != -ECONNRESET && error != -ENOTCONN)
@@ -174,6 +185,7 @@ int hmmc_request_wait(struct request *request)
 	/* After a restart, while hmmd settles what was in transit. */
 	while (request->error == -EAGAIN) {
 		nanosleep(&(struct timespec){ .tv_nsec = RETRY_MS * 1000000L }, NULL);
+		wait_for_clerk(request);
 		request->done = request->round = 0;
 		request->error = 0;
 		hmmc_request_post(request);
