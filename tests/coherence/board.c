@@ -423,10 +423,28 @@ static int by_time(const void *a, const void *b)
 	return one->entry.when < other->entry.when ? -1 : one->entry.when > other->entry.when;
 }
 
-/* The last things that anybody did to @page. */
-static void recall(struct board *board, uint32_t page)
+/* Loads and stores of other lines of the page would only bury what matters. */
+static bool matters(const struct trace_entry *entry, uint32_t cell)
 {
-	enum { SHOWN = 48 };
+	uint32_t page = cell / PAGE_CELLS;
+
+	if (!entry->when || page < entry->page || page >= entry->page + entry->pages)
+		return false;
+	switch (entry->operation) {
+	case OP_LOAD: case OP_STORE: case OP_SYSCALL_READ: case OP_SYSCALL_WRITE:
+	case OP_WINDOW_LOAD: case OP_WINDOW_STORE: case OP_DEVICE_WRITE: case OP_FINAL:
+		return entry->cell / LINE_CELLS == cell / LINE_CELLS;
+	case OP_DEVICE_READ:
+		return cell >= entry->cell && cell - entry->cell < entry->value;
+	default:
+		return true;
+	}
+}
+
+/* The last things that anybody did to the cell, its page or its block. */
+static void recall(struct board *board, uint32_t cell)
+{
+	enum { SHOWN = 36 };
 	struct recollection *all;
 	size_t n = 0, most = (size_t)PARTICIPANTS_MAX * TRACE_ENTRIES;
 	uint64_t now = now_ns();
@@ -440,12 +458,12 @@ static void recall(struct board *board, uint32_t page)
 		for (uint32_t j = 0; j < TRACE_ENTRIES; j++) {
 			const struct trace_entry *entry = &who->trace[j];
 
-			if (entry->when && page >= entry->page && page < entry->page + entry->pages)
+			if (matters(entry, cell))
 				all[n++] = (struct recollection){ who, *entry };
 		}
 	}
 	qsort(all, n, sizeof(*all), by_time);
-	dprintf(2, "  lately on this page:\n");
+	dprintf(2, "  lately on this cell's line, and done to its page:\n");
 	for (size_t i = n > SHOWN ? n - SHOWN : 0; i < n; i++) {
 		const struct trace_entry *entry = &all[i].entry;
 
@@ -485,7 +503,7 @@ void board_violation(struct board *board, struct participant *who, enum operatio
 		atomic_load(&clock->begun), atomic_load(&clock->ended), atomic_load(&clock->hard));
 	if (board_explain)
 		board_explain(address);
-	recall(board, page);
+	recall(board, cell);
 	atomic_store(&board->failed, 2);
 	_exit(1);
 }

@@ -97,6 +97,7 @@ struct settings {
 	uint64_t seed;
 	uint32_t seconds, threads, drivers, mib;
 	bool events, fork, windows, pins, kill_daemon, base_engine;
+	uint32_t hang;		/* seconds after which an operation hangs */
 	uint32_t scale;
 	char socket[108];
 	char directory[256];

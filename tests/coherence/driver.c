@@ -23,6 +23,20 @@ struct driver {
 	_Atomic uint64_t invalidations;
 };
 
+static struct driver the_driver;
+
+/* A window that shows nothing where it should: say where, then fail as any violation does. */
+static void hit(int number, siginfo_t *info, void *machine)
+{
+	struct board *board = the_driver.context.board;
+	struct participant *who = the_driver.context.who;
+	uint32_t page = atomic_load(&who->page);
+
+	board_fail(board, who, "signal %d (code %d) at address %p in %s of page %u, whose area is at %#lx", number,
+		   info->si_code, info->si_addr, operation_name(atomic_load(&who->doing)), page,
+		   atomic_load(&board_area(board, page)->base));
+}
+
 static int let_go(struct hmm_mirror *mirror, const struct hmm_update *update)
 {
 	struct driver *driver = (struct driver *)((char *)mirror - offsetof(struct driver, mirror));
@@ -240,8 +254,9 @@ static void driver_open(struct driver *driver, int socket_fd, unsigned int index
 
 int driver_main(int board_fd, int socket_fd, unsigned int index)
 {
-	static struct driver driver;
-	struct thread_context *me = &driver.context;
+	struct sigaction action = { .sa_sigaction = hit, .sa_flags = SA_SIGINFO };
+	struct driver *driver = &the_driver;
+	struct thread_context *me = &driver->context;
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	me->board = board_map(board_fd);
@@ -250,17 +265,19 @@ int driver_main(int board_fd, int socket_fd, unsigned int index)
 	me->who = board_join(me->board, "driver", index);
 	me->writer = me->board->settings.threads + index;
 	me->random = me->board->settings.seed + 1000 + index;
-	driver_open(&driver, socket_fd, index);
+	sigaction(SIGSEGV, &action, NULL);
+	sigaction(SIGBUS, &action, NULL);
+	driver_open(driver, socket_fd, index);
 	atomic_fetch_add(&me->board->drivers_ready, 1);
 	while (!board_stopped(me->board))
-		access_at_random(&driver);
+		access_at_random(driver);
 	/* The owner checks everything once more while its drivers are still there. */
 	while (read(socket_fd, &(char){ 0 }, 1) < 0 && errno == EINTR)
 		;
-	hmm_window_unmap(driver.window);
-	hmm_window_unmap(driver.coherent);
-	hmm_mirror_unregister(&driver.mirror);
-	hmm_device_put(driver.mirror.device);
+	hmm_window_unmap(driver->window);
+	hmm_window_unmap(driver->coherent);
+	hmm_mirror_unregister(&driver->mirror);
+	hmm_device_put(driver->mirror.device);
 	hmm_close(me->hmm);
 	return 0;
 }

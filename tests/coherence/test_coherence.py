@@ -74,6 +74,11 @@ class Coherence(Base):
 
     def test_windows(self):
         self.start_daemon()
+        self.run_coherence("--drivers", "1", "--windows")
+
+    def test_two_windows(self):
+        """Two mirrors want the same pages all the time: each must get them, and the others go on."""
+        self.start_daemon()
         self.run_coherence("--drivers", "2", "--windows")
 
 

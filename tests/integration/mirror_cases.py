@@ -23,7 +23,7 @@ class Mirror(harness.Test):
 
     def check_case(self, case):
         self.start_daemon()
-        ended = self.run_client(PROGRAM, case, status=None, seconds=90)
+        ended = self.run_client(PROGRAM, case, status=None, seconds=45)
         if ended.returncode == 77:
             self.skipTest(ended.stdout.strip().splitlines()[-1])
         self.assertEqual(ended.returncode, 0, f"{PROGRAM} {case}:\n{ended.stdout}{ended.stderr}")

@@ -146,7 +146,7 @@ class Outage(harness.Test):
     # ---- kill -9, and nobody comes
 
     def test_rescue(self):
-        self.start_daemon("--grace", "300")
+        self.start_daemon("--grace", "300ms")
         owner = self.owner("huge")
         self.out(owner)
         self.daemon.kill9()
@@ -157,7 +157,7 @@ class Outage(harness.Test):
         owner.finish()
 
     def test_rescue_brings_all_home_by_itself(self):
-        self.start_daemon("--grace", "300")
+        self.start_daemon("--grace", "300ms")
         owner = self.owner()
         self.out(owner)
         self.daemon.kill9()
@@ -169,7 +169,7 @@ class Outage(harness.Test):
         owner.finish()
 
     def test_rescue_of_a_migration_under_way(self):
-        self.start_daemon("--grace", "300")
+        self.start_daemon("--grace", "300ms")
         owners = [self.owner("huge") for _ in range(3)]
         for owner in owners:
             owner.send("out")
@@ -183,7 +183,7 @@ class Outage(harness.Test):
             owner.finish()
 
     def test_late_daemon_finds_it_rescued(self):
-        self.start_daemon("--grace", "300")
+        self.start_daemon("--grace", "300ms")
         owner = self.owner()
         self.out(owner)
         self.daemon.kill9()

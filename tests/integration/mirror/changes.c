@@ -195,10 +195,10 @@ static void remap_move_mixed(void)
 	char *memory, *room;
 
 	test_open(0, DEVICE_MEMORY);
+	memory = test_map_huge(3);
 	room = test_map_huge(4);
 	CHECK_EQ(munmap(room, 4 * BLOCK), 0);
 	room += 37 * PAGE;
-	memory = test_map_huge(3);
 	test_fill(memory, pages, 11);
 	test_out(memory, pages);
 	for (size_t i = 0; i < pages; i += 3) {
@@ -244,8 +244,9 @@ static void remap_dontunmap(void)
 
 	test_open(0, DEVICE_MEMORY);
 	memory = on_device(64, 14);
-	moved = mremap(memory, 64 * PAGE, 64 * PAGE, MREMAP_MAYMOVE | MREMAP_DONTUNMAP);
-	CHECK(moved != MAP_FAILED);
+	moved = mremap(memory, 64 * PAGE, 64 * PAGE, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, NULL);
+	if (moved == MAP_FAILED)
+		FAIL("mremap: %m");
 	test_check(moved, 64, 14);
 	test_check_zero(memory, 64);
 	test_fill(memory, 64, 15);
@@ -294,6 +295,9 @@ static void lazily_freed(void)
 		CHECK_EQ(*(volatile uint64_t *)(memory + i * PAGE), test_word(i, 0, 17));
 	test_fill(memory, 64, 18);
 	test_check(memory, 64, 18);
+	/* They may be asked to wait: the kernel does not say when it is done with a discard. */
+	for (int tries = 0; tries < 1000 && test_migrate(memory, 64, HMM_DEVICE, NULL) < 64; tries++)
+		usleep(10000);
 	test_out(memory, 64);
 	test_check(memory, 64, 18);
 	test_close();

@@ -10,6 +10,9 @@
 struct hmm *hmm;
 struct hmm_mirror mirror;
 
+/* Memory beside a thread control block is excluded with it; test memory keeps a distance. */
+#define GAP 16UL
+
 static const struct hmm_mirror_ops no_callbacks = { 0 };
 
 void test_fail(const char *file, int line, const char *format, ...)
@@ -88,9 +91,11 @@ void test_close(void)
 
 char *test_map(size_t pages)
 {
-	char *memory = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *room = mmap(NULL, (pages + 2 * GAP) * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *memory = room + GAP * PAGE;
 
-	CHECK(memory != MAP_FAILED);
+	CHECK(room != MAP_FAILED);
+	CHECK_EQ(mprotect(memory, pages * PAGE, PROT_READ | PROT_WRITE), 0);
 	madvise(memory, pages * PAGE, MADV_NOHUGEPAGE);
 	return memory;
 }
@@ -236,14 +241,17 @@ size_t test_device_pages(const void *memory, size_t pages)
 long test_smaps(const void *memory, size_t bytes, const char *field)
 {
 	FILE *file = fopen("/proc/self/smaps", "re");
-	unsigned long start = 0, end = 0;
+	unsigned long start = 0, end = 0, from, to;
 	char line[512], name[64];
 	long sum = 0, value;
 
 	CHECK(file);
 	while (fgets(line, sizeof(line), file)) {
-		if (sscanf(line, "%lx-%lx ", &start, &end) == 2)
+		if (sscanf(line, "%lx-%lx ", &from, &to) == 2) {
+			start = from;
+			end = to;
 			continue;
+		}
 		if (sscanf(line, "%63[^:]: %ld kB", name, &value) == 2 && !strcmp(name, field) &&
 		    start >= (unsigned long)memory && end <= (unsigned long)memory + bytes)
 			sum += value;

@@ -26,11 +26,23 @@
 
 static char *memory;
 static size_t pages;
-static uint64_t seed = 1;
+static uint64_t seed = 1, flags, device_memory;
 
 static void report(void *data, int level, const char *text)
 {
 	fprintf(stderr, "library: %d %s\n", level, text);
+}
+
+/* After a rescue the handle leads nowhere: closed, and opened anew. */
+static void open_anew(void)
+{
+	struct hmm_device *device = mirror.device;
+
+	hmm_mirror_unregister(&mirror);
+	hmm_device_put(device);
+	hmm_close(hmm);
+	memset(&mirror, 0, sizeof(mirror));
+	test_open(flags, device_memory);
 }
 
 /* hmmd may just be coming back: what is asked of it is asked again for a while. */
@@ -40,6 +52,8 @@ static long migrate(size_t n, enum hmm_target target)
 
 	for (int tries = 0; tries < 500 && there < 0; tries++) {
 		there = hmm_migrate(&mirror, (unsigned long)memory, n * PAGE, target, 0, NULL, NULL);
+		if (there == -ESTALE)
+			open_anew();
 		if (there < 0)
 			usleep(20000);
 	}
@@ -130,7 +144,6 @@ int main(int argc, char **argv)
 {
 	char line[128];
 	bool huge = false;
-	uint64_t flags = 0;
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	if (argc < 2)
@@ -141,7 +154,8 @@ int main(int argc, char **argv)
 		flags |= strcmp(argv[i], "base") ? 0 : HMM_OPEN_BASE_ENGINE;
 	}
 	hmm_set_log(report, NULL);
-	test_open(flags, (pages * PAGE + BLOCK) & ~(BLOCK - 1));
+	device_memory = (pages * PAGE + 2 * BLOCK) & ~(BLOCK - 1);
+	test_open(flags, device_memory);
 	memory = huge ? test_map_huge((pages + 511) / 512) : test_map(pages);
 	if (flags)
 		CHECK_EQ(hmm_advise(hmm, (unsigned long)memory, pages * PAGE, HMM_ADVISE_UNPINNED), 0);

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The oracle itself is tested: an hmmd with a deliberate mistake (daemon/engine/breakage.h) must be caught.
+
+Caught means that the coherence test ends by itself and says what is wrong, or that it finds somebody hanging.
+The same options with nothing broken must pass, so that it is the mistake that is found. A mistake shows itself
+by chance; it gets several runs, each with a seed of its own, and one that is never found fails the test.
+"""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "integration"))
+import harness  # noqa: E402
+
+RUNS = 6
+SECONDS = 8
+
+
+class Broken(harness.Test):
+    daemon_args = ["--pool", "memfd-huge", "--pool-size", "1G"]
+
+    def start_broken(self, mistake):
+        """hmmd_broken without a mistake to make is an hmmd like any other."""
+        harness.PLACES["hmmd"] = "daemon/hmmd_broken"
+        self.daemon = harness.Daemon(self, *self.daemon_args, environment={"HMMD_BREAK": mistake})
+        self.daemon.start()
+
+    def run_once(self, mistake, seed, options):
+        """Its verdict: None, or what it says is wrong."""
+        self.start_broken(mistake)
+        process = self.spawn("coherence", "--seed", str(seed), "--seconds", str(SECONDS), "--hang", "8", *options)
+        process.close_input()
+        status = process.wait(SECONDS + 60)
+        complaint = [line for line in process.errors.splitlines() if line.startswith("coherence: ")]
+        self.daemon.kill9()
+        if status == 0:
+            return None
+        self.assertEqual(status, 1, process.errors)
+        self.assertTrue(complaint, process.errors)
+        return complaint[0]
+
+    def must_be_caught(self, mistake, *options):
+        for run in range(RUNS):
+            complaint = self.run_once(mistake, self.seed + run, options)
+            if complaint:
+                print(f"{mistake}: caught in run {run + 1}: {complaint}", flush=True)
+                return
+        self.fail(f"{mistake} was not caught in {RUNS} runs")
+
+    def test_nothing_broken(self):
+        self.assertIsNone(self.run_once("", self.seed, ["--drivers", "1", "--events"]))
+
+    def test_write_protect_skipped(self):
+        self.must_be_caught("skip-wp", "--drivers", "2", "--windows")
+
+    def test_steps_swapped(self):
+        self.must_be_caught("swap-steps", "--drivers", "1")
+
+    def test_wake_dropped(self):
+        self.must_be_caught("drop-wake", "--drivers", "1")
+
+    def test_discard_during_a_move_forgotten(self):
+        self.must_be_caught("skip-dead", "--drivers", "1", "--events")
+
+
+if __name__ == "__main__":
+    harness.main()
