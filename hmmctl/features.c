@@ -16,12 +16,29 @@ static const struct column columns[] = {
 	{ NULL },
 };
 
+/* Nothing is wrong where these are missing, so the doctor does not speak of them. */
+static const char *why_not_at_all(uint64_t feature)
+{
+	switch (feature) {
+	case HMM_FEATURE_HUGE_SHMEM:
+		return "/sys/kernel/mm/transparent_hugepage/shmem_enabled says never or deny";
+	case HMM_FEATURE_HUGETLB:
+		return "no huge pages are reserved: /proc/sys/vm/nr_hugepages is 0";
+	case HMM_FEATURE_USER_MODE:
+		return "this hmmd serves everybody, with privileges";
+	case HMM_FEATURE_NUMA:
+		return "this machine has one memory node";
+	default:
+		return "this kernel does not have it";
+	}
+}
+
 static const char *why_not(const struct hmm_record_finding *findings, long n, uint64_t feature)
 {
 	for (long i = 0; i < n; i++)
 		if (findings[i].feature == feature)
 			return findings[i].text;
-	return "";
+	return why_not_at_all(feature);
 }
 
 static struct json_object *feature_object(const struct hmm_value_name *feature, bool here,

@@ -90,6 +90,8 @@ class Looking(harness.Test):
         self.assertEqual([feature["name"] for feature in features], re.findall(r"(\w+) = 0x", block))
         here = {feature["name"] for feature in features if feature["here"]}
         self.assertEqual(here, set(self.hmmctl_json("status")["features"]))
+        for feature in features:
+            self.assertNotEqual(feature["here"], bool(feature["why"]), feature)
         self.assertIn("WHY NOT", self.hmmctl("features").stdout)
 
     def test_doctor_has_a_fix_for_each(self):
