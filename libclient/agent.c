@@ -60,8 +60,8 @@ static void finish(struct hmm_order *order)
 	uint32_t state = __atomic_load_n(&order->state, __ATOMIC_SEQ_CST);
 
 	while (state != HMM_ORDER_CANCELLED &&
-	       !__atomic_compare_exchange_n(&order->state, &state, HMM_ORDER_DONE, false, __ATOMIC_SEQ_CST,
-					    __ATOMIC_SEQ_CST))
+	       !__atomic_compare_exchange_n(&order->state, &state, HMM_ORDER_DONE, false,
+					    __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
 		;
 }
 
@@ -72,8 +72,8 @@ static bool leave_to_sweeper(struct agent *agent, struct hmm_order *order)
 {
 	struct sweeper *sweeper = &agent->sweeper;
 
-	if (order->kind != HMM_ORDER_RELEASE || order->slot >= agent->slots_count || !agent->thin[order->slot] ||
-	    !sweeper->thread.started)
+	if (order->kind != HMM_ORDER_RELEASE || order->slot >= agent->slots_count ||
+	    !agent->thin[order->slot] || !sweeper->thread.started)
 		return false;
 	hmmc_agent_wait_for_sweeper(agent, order->slot);
 	__atomic_or_fetch(&sweeper->slots, 1U << order->slot, __ATOMIC_SEQ_CST);
@@ -94,7 +94,8 @@ void hmmc_agent_wait_for_sweeper(struct agent *agent, uint32_t slot)
 static void sweep(struct agent *agent, uint32_t slot)
 {
 	struct sweeper *sweeper = &agent->sweeper;
-	struct hmm_order *order = __atomic_exchange_n(&sweeper->order[slot], NULL, __ATOMIC_SEQ_CST);
+	struct hmm_order *order =
+		__atomic_exchange_n(&sweeper->order[slot], NULL, __ATOMIC_SEQ_CST);
 
 	if (!order)
 		return;
@@ -133,15 +134,18 @@ bool hmmc_agent_step(struct agent *agent)
 
 	if (!has_work(agent))
 		return false;
-	/* Whoever ends the old regime sets the word and then looks at busy; we do it the other way round. */
+	/*
+	 * Whoever ends the old regime sets the word and then looks at busy; we do it the other way
+	 * round.
+	 */
 	__atomic_store_n(&agent->busy, 1, __ATOMIC_SEQ_CST);
 	if (agent_is_retired(agent)) {
 		put_down(agent);
 		return false;
 	}
 	order = &orders->ring[orders->consumed % HMM_ORDERS_RING];
-	if (__atomic_compare_exchange_n(&order->state, &queued, HMM_ORDER_RUNNING, false, __ATOMIC_SEQ_CST,
-					__ATOMIC_SEQ_CST)) {
+	if (__atomic_compare_exchange_n(&order->state, &queued, HMM_ORDER_RUNNING, false,
+					__ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
 		mine = !leave_to_sweeper(agent, order);
 		if (mine) {
 			hmmc_agent_wait_for_sweeper(agent, order->slot);
@@ -170,7 +174,8 @@ static void rest(struct agent *agent)
 	uint32_t doorbell = __atomic_load_n(&orders->doorbell, __ATOMIC_SEQ_CST);
 
 	__atomic_store_n(&orders->asleep, 1, __ATOMIC_SEQ_CST);
-	if ((!has_work(agent) || agent_is_retired(agent)) && !__atomic_load_n(&agent->stop, __ATOMIC_ACQUIRE))
+	if ((!has_work(agent) || agent_is_retired(agent)) &&
+	    !__atomic_load_n(&agent->stop, __ATOMIC_ACQUIRE))
 		futex_wait_shared(&orders->doorbell, doorbell, NULL);
 	__atomic_store_n(&orders->asleep, 0, __ATOMIC_SEQ_CST);
 }

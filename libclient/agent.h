@@ -33,7 +33,7 @@ struct agent {
 	int uffd, pagemap, mem, eventfd;	/* in the private table; the owner closes them */
 	char *slots;
 	unsigned int slots_count;
-	bool thin[HMM_SLOTS_MAX];	/* the slot held 4 KiB pages and has their page table still */
+	bool thin[HMM_SLOTS_MAX]; /* the slot held 4 KiB pages and has their page table still */
 	uint64_t map[HMM_BLOCK_PAGES];	/* pagemap entries */
 	_Alignas(4096) char bounce[16 * HMM_PAGE_SIZE];
 };
@@ -50,7 +50,8 @@ bool hmmc_agent_step(struct agent *agent);
 static inline bool agent_is_retired(struct agent *agent)
 {
 	return __atomic_load_n(&agent->stop, __ATOMIC_ACQUIRE) ||
-	       __atomic_load_n(&agent->orders->incarnation, __ATOMIC_SEQ_CST) == HMM_INCARNATION_RESCUE;
+	       __atomic_load_n(&agent->orders->incarnation, __ATOMIC_SEQ_CST) ==
+		       HMM_INCARNATION_RESCUE;
 }
 
 /* Waits until the sweeper has left the slot. */

@@ -34,7 +34,10 @@ static uint64_t block_up(uint64_t length)
 	return (length + HMM_BLOCK_SIZE - 1) & ~(HMM_BLOCK_SIZE - 1);
 }
 
-/* Addresses of no other allocation, reserved. A neighbour of the last one, so that shadows are few. */
+/*
+ * Addresses of no other allocation, reserved. A neighbour of the last one, so that shadows
+ * are few.
+ */
 static char *reserve(struct hmm *hmm, uint64_t length)
 {
 	uint64_t size = block_up(length), at = 0;
@@ -52,16 +55,19 @@ static char *reserve(struct hmm *hmm, uint64_t length)
 			random = (uint16_t)getpid();
 		at = ALLOC_START + ((uint64_t)(random & 0xfff) << HMM_REGION_SHIFT);
 	}
-	for (unsigned int tries = 0; tries < 4096 && at + size <= ALLOC_END; tries++, at += block_up(size)) {
+	for (unsigned int tries = 0; tries < 4096 && at + size <= ALLOC_END;
+	     tries++, at += block_up(size)) {
 		got = mmap((void *)at, size, PROT_NONE,
-			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1,
+			   0);
 		if (got != MAP_FAILED)
 			return got;
 		if (errno != EEXIST)
 			break;
 	}
 	/* These addresses are not to be had in this program: then anywhere. */
-	room = mmap(NULL, size + HMM_BLOCK_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	room = mmap(NULL, size + HMM_BLOCK_SIZE, PROT_NONE,
+		    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (room == MAP_FAILED)
 		return NULL;
 	got = (char *)(((uintptr_t)room + HMM_BLOCK_SIZE - 1) & ~(HMM_BLOCK_SIZE - 1));
@@ -84,7 +90,8 @@ static int place(void *argument)
 	uint64_t at = placing->alloc->start, end = at + block_up(placing->alloc->length);
 
 	while (at < end) {
-		struct region *region = hmmc_region_find(regions, placing->alloc->mirror->id & 0xff, at);
+		struct region *region =
+			hmmc_region_find(regions, placing->alloc->mirror->id & 0xff, at);
 		uint64_t stop = (at & ~(HMM_REGION_SIZE - 1)) + HMM_REGION_SIZE;
 
 		if (stop > end)
@@ -135,11 +142,13 @@ static int prepare_alloc(struct request *request)
 
 /* The two messages have the same fields. */
 _Static_assert(sizeof(struct hmm_msg_alloc) == sizeof(struct hmm_msg_free) &&
-	       offsetof(struct hmm_msg_alloc, addr) == offsetof(struct hmm_msg_free, addr), "prepare_alloc() fills both");
+		       offsetof(struct hmm_msg_alloc, addr) == offsetof(struct hmm_msg_free, addr),
+	       "prepare_alloc() fills both");
 
 static int call(struct hmm *hmm, uint16_t op, struct alloc *alloc)
 {
-	struct request *request = hmmc_request_new(hmm->connection, op, sizeof(struct hmm_msg_alloc));
+	struct request *request =
+		hmmc_request_new(hmm->connection, op, sizeof(struct hmm_msg_alloc));
 	int error;
 
 	if (!request)
@@ -179,7 +188,8 @@ int hmm_alloc(struct hmm_mirror *mirror, size_t length, void **result)
 	if (!hmm->owner)
 		return hmmc_fail(-EPERM, "only the owner itself can allocate in its address space");
 	if (!result || !length || length % HMM_PAGE_SIZE || length > ALLOC_END - ALLOC_START)
-		return hmmc_fail(-EINVAL, "result is NULL, or length is 0, too large or no multiple of %lu",
+		return hmmc_fail(-EINVAL,
+				 "result is NULL, or length is 0, too large or no multiple of %lu",
 				 HMM_PAGE_SIZE);
 	alloc = hmmc_arena_alloc(sizeof(*alloc));
 	if (!alloc)
@@ -189,7 +199,8 @@ int hmm_alloc(struct hmm_mirror *mirror, size_t length, void **result)
 	alloc->start = (uintptr_t)reserve(hmm, length);
 	if (!alloc->start) {
 		hmmc_arena_free(alloc, sizeof(*alloc));
-		return hmmc_fail(-ENOMEM, "no free addresses for %zu bytes of coherent memory", length);
+		return hmmc_fail(-ENOMEM, "no free addresses for %zu bytes of coherent memory",
+				 length);
 	}
 	error = call(hmm, HMM_OP_ALLOC, alloc);
 	if (!error) {
@@ -224,16 +235,21 @@ int hmm_free(struct hmm_mirror *mirror, void *addr, size_t length)
 	hmm = mirror->priv->hmm;
 	futex_lock(&hmm->lock);
 	for (at = &hmm->allocs; *at; at = &(*at)->next)
-		if ((*at)->start == (uintptr_t)addr && (*at)->length == length && (*at)->mirror == mirror->priv)
+		if ((*at)->start == (uintptr_t)addr && (*at)->length == length &&
+		    (*at)->mirror == mirror->priv)
 			break;
 	alloc = *at;
 	if (alloc)
 		*at = alloc->next;
 	futex_unlock(&hmm->lock);
 	if (!alloc)
-		return hmmc_fail(-EINVAL, "%p is not coherent memory of this mirror and length", addr);
-	/* Unmapped first: between the two the CPU has no entry, never another one than the device. */
-	mmap(addr, block_up(length), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+		return hmmc_fail(-EINVAL, "%p is not coherent memory of this mirror and length",
+				 addr);
+	/*
+	 * Unmapped first: between the two the CPU has no entry, never another one than the device.
+	 */
+	mmap(addr, block_up(length), PROT_NONE,
+	     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
 	error = call(hmm, HMM_OP_FREE, alloc);
 	munmap(addr, block_up(length));
 	hmmc_arena_free(alloc, sizeof(*alloc));

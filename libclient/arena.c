@@ -52,7 +52,8 @@ static bool reserve(void)
 	start = hmmc_map(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (!start) {
 		size = ARENA_SIZE_POOR;
-		start = hmmc_map(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		start = hmmc_map(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+				 -1, 0);
 	}
 	if (!start)
 		return false;

@@ -15,7 +15,10 @@
  */
 #define LIBRARY_DATA __attribute__((section(".data")))
 
-/* Zeroed memory, aligned to its size rounded up to a power of two (at most a page). NULL: no more. */
+/*
+ * Zeroed memory, aligned to its size rounded up to a power of two (at most a page). NULL:
+ * no more.
+ */
 void *hmmc_arena_alloc(size_t size);
 /* With the size it was allocated with. NULL is allowed. */
 void hmmc_arena_free(void *memory, size_t size);

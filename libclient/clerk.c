@@ -118,7 +118,10 @@ static int private_table(void)
 	int fd, debug = -1;
 
 	if (clerk.wire) {
-		/* The copy of the table is made by close_range() itself, so move stderr up afterwards. */
+		/*
+		 * The copy of the table is made by close_range() itself, so move stderr up
+		 * afterwards.
+		 */
 		if (syscall(SYS_close_range, 3U, ~0U, 1U << 1))
 			return -errno;
 		debug = fcntl(2, F_DUPFD_CLOEXEC, 100);
@@ -195,7 +198,8 @@ int hmmc_clerk_start(void)
 	}
 	futex_unlock(&clerk.start_lock);
 	if (error)
-		return hmmc_fail(error, "cannot start the library's own thread: %s", strerror(-error));
+		return hmmc_fail(error, "cannot start the library's own thread: %s",
+				 strerror(-error));
 	return 0;
 }
 

@@ -45,9 +45,13 @@ struct thread {
  * Starts a thread on arena memory with every signal blocked. It has the
  * caller's descriptor table: in the clerk that is the private one.
  */
-int hmmc_thread_start(struct thread *thread, const char *name, void (*main)(void *), void *argument);
+int hmmc_thread_start(struct thread *thread, const char *name, void (*main)(void *),
+		      void *argument);
 void hmmc_thread_join(struct thread *thread);
-/* Does the calling thread have the private descriptor table? Such a thread must not wait for requests. */
+/*
+ * Does the calling thread have the private descriptor table? Such a thread must not wait
+ * for requests.
+ */
 bool hmmc_thread_is_private(void);
 
 /* After fork, in the child: there is no clerk. */

@@ -40,7 +40,8 @@ static void receive_reply(struct connection *connection, struct hmm_frame *frame
 
 	futex_lock(&connection->lock);
 	for (request = connection->first; request; request = request->next)
-		if (request->message->serial == frame->header.serial && request->round == connection->round)
+		if (request->message->serial == frame->header.serial &&
+		    request->round == connection->round)
 			break;
 	if (request)
 		hmmc_request_forget(connection, request);
@@ -48,11 +49,13 @@ static void receive_reply(struct connection *connection, struct hmm_frame *frame
 	if (!request)
 		return;
 	if (frame->header.opcode == HMM_OP_ERROR) {
-		hmmc_request_answer(request, failure->error < 0 ? failure->error : -EPROTO, failure->text);
+		hmmc_request_answer(request, failure->error < 0 ? failure->error : -EPROTO,
+				    failure->text);
 		return;
 	}
 	if (frame->header.opcode != (request->message->opcode | 0x8000)) {
-		hmmc_request_answer(request, -EPROTO, "hmmd answered another question than was asked");
+		hmmc_request_answer(request, -EPROTO,
+				    "hmmd answered another question than was asked");
 		return;
 	}
 	request->reply = hmmc_arena_alloc(frame->size);
@@ -206,7 +209,8 @@ static int join(struct connection *connection)
 {
 	int error, fd;
 
-	fd = dial(connection->socket, connection->grace_ms > GRACE_MS ? connection->grace_ms : GRACE_MS);
+	fd = dial(connection->socket,
+		  connection->grace_ms > GRACE_MS ? connection->grace_ms : GRACE_MS);
 
 	if (fd < 0) {
 		snprintf(connection->text, sizeof(connection->text),
@@ -314,7 +318,8 @@ static void receiver_main(void *argument)
 			receive(connection, connection->frame);
 			continue;
 		}
-		if (__atomic_load_n(&connection->closing, __ATOMIC_ACQUIRE) || reconnect(connection))
+		if (__atomic_load_n(&connection->closing, __ATOMIC_ACQUIRE) ||
+		    reconnect(connection))
 			continue;
 		set_state(connection, CONNECTION_DEAD);
 		if (!__atomic_load_n(&connection->closing, __ATOMIC_ACQUIRE))
@@ -350,7 +355,8 @@ static int start_receiver(void *argument)
 {
 	struct connection *connection = argument;
 
-	return hmmc_thread_start(&connection->receiver, "hmm-connection", receiver_main, connection);
+	return hmmc_thread_start(&connection->receiver, "hmm-connection", receiver_main,
+				 connection);
 }
 
 int hmmc_connection_new(struct hmm *hmm, enum hmm_role role, const char *socket, const char *name,

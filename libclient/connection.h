@@ -29,7 +29,7 @@ struct request {
 	bool borrowed;			/* the descriptors stay when the request goes */
 	uint32_t round;			/* of the connection it was last sent on; 0: not yet */
 	uint32_t done;			/* latch */
-	uint32_t sending;		/* the clerk is reading the message, though the answer may be here */
+	uint32_t sending; /* the clerk is reading the message, though the answer may be here */
 	int error;
 	char text[HMMC_ERROR_TEXT];
 	struct hmm_wire_header *reply;	/* arena; NULL for noreply and errors */
@@ -39,7 +39,10 @@ struct request {
 	 * An error, with its text in request->text, ends the request.
 	 */
 	int (*prepare)(struct request *request);
-	/* In the receiver, before the caller wakes: takes descriptors. An error becomes the request's. */
+	/*
+	 * In the receiver, before the caller wakes: takes descriptors. An error becomes the
+	 * request's.
+	 */
 	int (*finish)(struct request *request, struct hmm_frame *frame);
 	/* In the receiver, instead of waking anybody: the callee frees the request. */
 	void (*complete)(struct request *request);

@@ -12,8 +12,10 @@
 #include "arena.h"
 #include "space.h"
 
-_Static_assert(HMM_DEVICE_FAULTS == HMM_DEVICE_CAPS_FAULTS && HMM_DEVICE_COPY_ENGINE == HMM_DEVICE_CAPS_COPY_ENGINE &&
-	       (int)HMM_POOL_HUGETLB == (int)HMM_POOL_KIND_HUGETLB, "the protocol says the same");
+_Static_assert(HMM_DEVICE_FAULTS == HMM_DEVICE_CAPS_FAULTS &&
+		       HMM_DEVICE_COPY_ENGINE == HMM_DEVICE_CAPS_COPY_ENGINE &&
+		       (int)HMM_POOL_HUGETLB == (int)HMM_POOL_KIND_HUGETLB,
+	       "the protocol says the same");
 
 static struct hmm_device *find(struct hmm *hmm, const char *name)
 {
@@ -90,7 +92,8 @@ static int check_name(const char *name)
 	return 0;
 }
 
-int hmm_device_new(struct hmm *hmm, const struct hmm_device_options *given, struct hmm_device **result)
+int hmm_device_new(struct hmm *hmm, const struct hmm_device_options *given,
+		   struct hmm_device **result)
 {
 	const unsigned char *bytes = (const unsigned char *)given;
 	struct hmm_device_options options = { 0 };
@@ -103,14 +106,16 @@ int hmm_device_new(struct hmm *hmm, const struct hmm_device_options *given, stru
 		return hmmc_fail(-EINVAL, "options or result is NULL, or options.size is not set");
 	for (size_t i = sizeof(options); i < given->size; i++)
 		if (bytes[i])
-			return hmmc_fail(-E2BIG, "options ask for something this library does not know");
+			return hmmc_fail(-E2BIG,
+					 "options ask for something this library does not know");
 	memcpy(&options, given, given->size < sizeof(options) ? given->size : sizeof(options));
 	error = check_name(options.name);
 	if (error)
 		return error;
 	if (options.pool > HMM_POOL_HUGETLB)
 		return hmmc_fail(-EINVAL, "there is no pool of kind %d", options.pool);
-	if (options.caps & ~(HMM_DEVICE_FAULTS | HMM_DEVICE_WRITE_PROTECT | HMM_DEVICE_DMA | HMM_DEVICE_COPY_ENGINE))
+	if (options.caps & ~(HMM_DEVICE_FAULTS | HMM_DEVICE_WRITE_PROTECT | HMM_DEVICE_DMA |
+			     HMM_DEVICE_COPY_ENGINE))
 		return hmmc_fail(-EINVAL, "options.caps has unknown bits");
 	device = hmmc_arena_alloc(sizeof(*device));
 	if (!device)
@@ -217,7 +222,8 @@ void hmm_device_put(struct hmm_device *device)
 	if (!last)
 		return;
 	if (hmmc_space_check(hmm) == 0) {
-		request = hmmc_request_new(hmm->connection, HMM_OP_DEVICE_PUT, sizeof(struct hmm_msg_device_put));
+		request = hmmc_request_new(hmm->connection, HMM_OP_DEVICE_PUT,
+					   sizeof(struct hmm_msg_device_put));
 		if (request) {
 			request->data = device;
 			request->prepare = prepare_put;

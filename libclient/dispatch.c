@@ -145,7 +145,8 @@ void hmmc_dispatch_free(struct dispatch *dispatch)
 	hmmc_arena_free(dispatch, sizeof(*dispatch));
 }
 
-static bool queue(struct dispatch *dispatch, struct hmm_mirror_private *mirror, const struct item *what)
+static bool queue(struct dispatch *dispatch, struct hmm_mirror_private *mirror,
+		  const struct item *what)
 {
 	struct item *item = dispatch ? hmmc_arena_alloc(sizeof(*item)) : NULL;
 

@@ -7,7 +7,10 @@
 
 struct dispatch;
 
-/* Starts it if there is none. From a thread of the program, whose descriptors callbacks will see. */
+/*
+ * Starts it if there is none. From a thread of the program, whose descriptors callbacks
+ * will see.
+ */
 int hmmc_dispatch_start(struct hmm *hmm);
 void hmmc_dispatch_free(struct dispatch *dispatch);
 /* Is this a callback? */

@@ -26,7 +26,8 @@ static inline void futex_wake(const uint32_t *word, int waiters)
 }
 
 /* Words that hmmd waits on or wakes, in a shared memfd. */
-static inline int futex_wait_shared(const uint32_t *word, uint32_t value, const struct timespec *timeout)
+static inline int futex_wait_shared(const uint32_t *word, uint32_t value,
+				    const struct timespec *timeout)
 {
 	return syscall(SYS_futex, word, FUTEX_WAIT, value, timeout, NULL, 0) ? -errno : 0;
 }
@@ -45,7 +46,8 @@ static inline void futex_lock(struct futex_lock *lock)
 {
 	uint32_t seen = 0;
 
-	if (__atomic_compare_exchange_n(&lock->word, &seen, 1, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
+	if (__atomic_compare_exchange_n(&lock->word, &seen, 1, false, __ATOMIC_ACQUIRE,
+					__ATOMIC_RELAXED))
 		return;
 	while (__atomic_exchange_n(&lock->word, 2, __ATOMIC_ACQUIRE) != 0)
 		futex_wait(&lock->word, 2, NULL);

@@ -68,7 +68,8 @@ static void log_main(void *argument)
 			continue;
 		}
 		if (fn && dropped) {
-			snprintf(text, sizeof(text), "%u lines did not fit before this one", dropped);
+			snprintf(text, sizeof(text), "%u lines did not fit before this one",
+				 dropped);
 			fn(data, HMMC_LOG_WARNING, text);
 		}
 		if (fn)

@@ -28,7 +28,7 @@
 #endif
 
 #define PLACES_START	0x200000000000UL
-#define PLACES		(1UL << 42)		/* behind it: 4 TiB to begin in, as much to grow into */
+#define PLACES (1UL << 42) /* behind it: 4 TiB to begin in, as much to grow into */
 #define PLACE_SIZE	(1UL << 30)
 
 /* A place that is probably free; the kernel finds another if it is not. */
@@ -41,7 +41,8 @@ static void *choose_place(size_t size)
 	if (__atomic_load_n(&next, __ATOMIC_RELAXED) == PLACES_START) {
 		if (getrandom(&random, sizeof(random), GRND_NONBLOCK) < 0)
 			random = (uint64_t)getpid() * 0x9e3779b97f4a7c15ULL;
-		__atomic_fetch_add(&next, PLACE_SIZE + random % PLACES / PLACE_SIZE * PLACE_SIZE, __ATOMIC_RELAXED);
+		__atomic_fetch_add(&next, PLACE_SIZE + random % PLACES / PLACE_SIZE * PLACE_SIZE,
+				   __ATOMIC_RELAXED);
 	}
 	place = __atomic_fetch_add(&next, step, __ATOMIC_RELAXED);
 	return (void *)(PLACES_START + (place - PLACES_START) % (2 * PLACES));
@@ -49,7 +50,8 @@ static void *choose_place(size_t size)
 
 void *hmmc_map(void *at, size_t size, int protection, int flags, int fd, uint64_t offset)
 {
-	void *map = mmap(choose_place(size), size, PROT_NONE, flags | MAP_NORESERVE, fd, (off_t)offset);
+	void *map =
+		mmap(choose_place(size), size, PROT_NONE, flags | MAP_NORESERVE, fd, (off_t)offset);
 	void *moved = map;
 	int error;
 

@@ -21,16 +21,19 @@
 #define PIECE_MAX	(64UL << 20)
 #define IN_FLIGHT	4
 
-_Static_assert((int)HMM_MIGRATED == (int)HMM_PAGE_RESULT_MOVED && (int)HMM_CHANGED == (int)HMM_PAGE_RESULT_CHANGED &&
-	       (int)HMM_MIGRATE_ERROR == (int)HMM_PAGE_RESULT_ERROR &&
-	       HMM_MIGRATE_POPULATE == HMM_MIGRATE_FLAGS_POPULATE, "the protocol says the same");
+_Static_assert((int)HMM_MIGRATED == (int)HMM_PAGE_RESULT_MOVED &&
+		       (int)HMM_CHANGED == (int)HMM_PAGE_RESULT_CHANGED &&
+		       (int)HMM_MIGRATE_ERROR == (int)HMM_PAGE_RESULT_ERROR &&
+		       HMM_MIGRATE_POPULATE == HMM_MIGRATE_FLAGS_POPULATE,
+	       "the protocol says the same");
 
 const char *hmm_migrate_result_name(enum hmm_migrate_result result)
 {
 	return hmm_page_result_name(result);
 }
 
-static int check(const struct hmm_mirror *mirror, unsigned long addr, size_t length, enum hmm_target target)
+static int check(const struct hmm_mirror *mirror, unsigned long addr, size_t length,
+		 enum hmm_target target)
 {
 	int error = hmmc_mirror_check(mirror);
 
@@ -38,7 +41,8 @@ static int check(const struct hmm_mirror *mirror, unsigned long addr, size_t len
 		return error;
 	if (!length || addr % HMM_PAGE_SIZE || length % HMM_PAGE_SIZE || addr + length < addr ||
 	    addr + length > HMM_VA_END)
-		return hmmc_fail(-EINVAL, "the range is empty, unaligned, wraps or ends above user space");
+		return hmmc_fail(-EINVAL,
+				 "the range is empty, unaligned, wraps or ends above user space");
 	if (target != HMM_SYSTEM && target != HMM_DEVICE)
 		return hmmc_fail(-EINVAL, "there is no target %d", target);
 	return 0;
@@ -88,8 +92,8 @@ static struct request *next_piece(struct rest *rest)
 
 /* ---- waiting ------------------------------------------------------------------ */
 
-static int collect(struct request *request, enum hmm_target target, uint64_t first, uint8_t *results,
-		   struct hmm_migrate_report *report)
+static int collect(struct request *request, enum hmm_target target, uint64_t first,
+		   uint8_t *results, struct hmm_migrate_report *report)
 {
 	const struct hmm_msg_migrate *message = (const void *)request->message;
 	const struct hmm_msg_migrate_reply *reply;
@@ -102,14 +106,16 @@ static int collect(struct request *request, enum hmm_target target, uint64_t fir
 		report->moved += reply->moved;
 		report->already += reply->already;
 		if (results && reply->count <= message->length >> HMM_PAGE_SHIFT)
-			memcpy(results + ((message->addr - first) >> HMM_PAGE_SHIFT), reply->results, reply->count);
+			memcpy(results + ((message->addr - first) >> HMM_PAGE_SHIFT),
+			       reply->results, reply->count);
 	}
 	hmmc_request_free(request);
 	return error;
 }
 
-long hmm_migrate(struct hmm_mirror *mirror, unsigned long addr, size_t length, enum hmm_target target,
-		 uint64_t flags, uint8_t *results, struct hmm_migrate_report *out)
+long hmm_migrate(struct hmm_mirror *mirror, unsigned long addr, size_t length,
+		 enum hmm_target target, uint64_t flags, uint8_t *results,
+		 struct hmm_migrate_report *out)
 {
 	struct hmm_migrate_report report = { .pages = length >> HMM_PAGE_SHIFT };
 	struct request *flying[IN_FLIGHT];
@@ -145,7 +151,8 @@ long hmm_migrate(struct hmm_mirror *mirror, unsigned long addr, size_t length, e
 	report.failed = report.pages - report.moved - report.already;
 	if (out)
 		*out = report;
-	return error && !(report.moved + report.already) ? error : (long)(report.moved + report.already);
+	return error && !(report.moved + report.already) ? error
+							 : (long)(report.moved + report.already);
 }
 
 /* ---- not waiting ------------------------------------------------------------------ */
@@ -167,7 +174,8 @@ static void end_prefetch(struct prefetch *prefetch)
 	if (prefetch->completion >= 0) {
 		/* It is the program's eventfd: what does not fit there is its affair. */
 		if (write(prefetch->completion, &signal, sizeof(signal)) < 0)
-			hmmc_log(HMMC_LOG_WARNING, "a prefetch is done, but its eventfd takes no signal");
+			hmmc_log(HMMC_LOG_WARNING,
+				 "a prefetch is done, but its eventfd takes no signal");
 		close(prefetch->completion);
 	}
 	hmmc_arena_free(prefetch, sizeof(*prefetch));
@@ -253,8 +261,8 @@ static void resume(struct gate_waiter *waiter)
 	hmmc_clerk_call(resume_in_clerk, waiter);
 }
 
-int hmm_prefetch(struct hmm_mirror *mirror, unsigned long addr, size_t length, enum hmm_target target,
-		 int completion)
+int hmm_prefetch(struct hmm_mirror *mirror, unsigned long addr, size_t length,
+		 enum hmm_target target, int completion)
 {
 	struct prefetch *prefetch;
 	int error = check(mirror, addr, length, target);
@@ -271,7 +279,8 @@ int hmm_prefetch(struct hmm_mirror *mirror, unsigned long addr, size_t length, e
 	error = hmmc_clerk_call(start, prefetch);
 	if (error) {
 		hmmc_arena_free(prefetch, sizeof(*prefetch));
-		return hmmc_fail(error, "the completion descriptor cannot be used: %s", strerror(-error));
+		return hmmc_fail(error, "the completion descriptor cannot be used: %s",
+				 strerror(-error));
 	}
 	return 0;
 }

@@ -47,7 +47,8 @@ int hmmc_mirror_check(const struct hmm_mirror *mirror)
 static int prepare_register(struct request *request)
 {
 	struct hmm_mirror_private *mirror = request->data;
-	struct hmm_msg_mirror_register *message = (struct hmm_msg_mirror_register *)request->message;
+	struct hmm_msg_mirror_register *message =
+		(struct hmm_msg_mirror_register *)request->message;
 
 	message->owner = mirror->hmm->id;
 	message->device = mirror->device->id;
@@ -81,7 +82,9 @@ int hmm_mirror_register(struct hmm_mirror *mirror, struct hmm *hmm)
 	if (error)
 		return error;
 	if (mirror->device->hmm != hmm)
-		return hmmc_fail(-EINVAL, "the device was opened on another address space's handle; open it on this one");
+		return hmmc_fail(
+			-EINVAL,
+			"the device was opened on another address space's handle; open it on this one");
 	private = hmmc_arena_alloc(sizeof(*private));
 	request = hmmc_request_new(hmm->connection, HMM_OP_MIRROR_REGISTER,
 				   sizeof(struct hmm_msg_mirror_register));
@@ -89,7 +92,8 @@ int hmm_mirror_register(struct hmm_mirror *mirror, struct hmm *hmm)
 	if (!error && (mirror->ops->release || mirror->ops->sync_cpu_device_pagetables)) {
 		error = hmmc_dispatch_start(hmm);
 		if (error)
-			hmmc_fail(error, "cannot start the thread for callbacks: %s", strerror(-error));
+			hmmc_fail(error, "cannot start the thread for callbacks: %s",
+				  strerror(-error));
 	}
 	if (!error) {
 		private->mirror = mirror;
@@ -160,7 +164,9 @@ int hmm_mirror_unregister(struct hmm_mirror *mirror)
 	if (!mirror || !mirror->priv)
 		return hmmc_fail(-EINVAL, "the mirror is NULL or not registered");
 	if (hmmc_dispatch_is_current())
-		return hmmc_fail(-EDEADLK, "a callback cannot wait for itself; unregister from another thread");
+		return hmmc_fail(
+			-EDEADLK,
+			"a callback cannot wait for itself; unregister from another thread");
 	private = mirror->priv;
 	hmm = private->hmm;
 	if (hmmc_mirror_check(mirror) == 0) {
@@ -191,11 +197,14 @@ int hmm_mirror_unregister(struct hmm_mirror *mirror)
 /* After a restart of hmmd, in the receiver. */
 int hmmc_mirror_restore(struct hmm *hmm, bool same)
 {
-	const struct hmm_msg_mirror_register_reply *reply = (const void *)hmm->connection->frame->data;
-	const struct hmm_msg_reopen_mirror_reply *reopened = (const void *)hmm->connection->frame->data;
+	const struct hmm_msg_mirror_register_reply *reply =
+		(const void *)hmm->connection->frame->data;
+	const struct hmm_msg_reopen_mirror_reply *reopened =
+		(const void *)hmm->connection->frame->data;
 	int error = 0;
 
-	for (struct hmm_mirror_private *mirror = hmm->mirrors; mirror && !error; mirror = mirror->next) {
+	for (struct hmm_mirror_private *mirror = hmm->mirrors; mirror && !error;
+	     mirror = mirror->next) {
 		struct hmm_msg_reopen_mirror again;
 		struct hmm_msg_mirror_register anew;
 
@@ -231,7 +240,8 @@ static int prepare_read(struct request *request)
 	return 0;
 }
 
-static ssize_t read_piece(struct hmm_mirror_private *mirror, unsigned long addr, void *buffer, size_t length)
+static ssize_t read_piece(struct hmm_mirror_private *mirror, unsigned long addr, void *buffer,
+			  size_t length)
 {
 	const struct hmm_msg_device_read_reply *reply;
 	struct hmm_msg_device_read *message;
@@ -249,8 +259,9 @@ static ssize_t read_piece(struct hmm_mirror_private *mirror, unsigned long addr,
 	done = hmmc_request_call(request);
 	if (!done) {
 		reply = (const struct hmm_msg_device_read_reply *)request->reply;
-		done = reply->count <= length ? (ssize_t)reply->count :
-						hmmc_fail(-EPROTO, "hmmd sent more than was asked for");
+		done = reply->count <= length
+			       ? (ssize_t)reply->count
+			       : hmmc_fail(-EPROTO, "hmmd sent more than was asked for");
 		if (done > 0)
 			memcpy(buffer, reply->data, (size_t)done);
 	}
@@ -266,14 +277,15 @@ static int prepare_write(struct request *request)
 	return 0;
 }
 
-static ssize_t write_piece(struct hmm_mirror_private *mirror, unsigned long addr, const void *buffer,
-			   size_t length)
+static ssize_t write_piece(struct hmm_mirror_private *mirror, unsigned long addr,
+			   const void *buffer, size_t length)
 {
 	struct hmm_msg_device_write *message;
 	struct request *request;
 	ssize_t done;
 
-	request = hmmc_request_new(mirror->hmm->connection, HMM_OP_DEVICE_WRITE, sizeof(*message) + length);
+	request = hmmc_request_new(mirror->hmm->connection, HMM_OP_DEVICE_WRITE,
+				   sizeof(*message) + length);
 	if (!request)
 		return hmmc_fail(-ENOMEM, "the library's memory is used up");
 	message = (struct hmm_msg_device_write *)request->message;
@@ -284,12 +296,14 @@ static ssize_t write_piece(struct hmm_mirror_private *mirror, unsigned long addr
 	request->prepare = prepare_write;
 	done = hmmc_request_call(request);
 	if (!done)
-		done = (ssize_t)((const struct hmm_msg_device_write_reply *)request->reply)->written;
+		done = (ssize_t)((const struct hmm_msg_device_write_reply *)request->reply)
+			       ->written;
 	hmmc_request_free(request);
 	return done;
 }
 
-static ssize_t access_pieces(struct hmm_mirror *mirror, unsigned long addr, void *buffer, size_t length, bool write)
+static ssize_t access_pieces(struct hmm_mirror *mirror, unsigned long addr, void *buffer,
+			     size_t length, bool write)
 {
 	size_t total = 0;
 	int error = hmmc_mirror_check(mirror);
@@ -299,7 +313,8 @@ static ssize_t access_pieces(struct hmm_mirror *mirror, unsigned long addr, void
 	if (!length)
 		return 0;
 	if (!buffer || addr + length < addr || addr + length > HMM_VA_END)
-		return hmmc_fail(-EINVAL, "the buffer is NULL, or the range wraps or ends above user space");
+		return hmmc_fail(-EINVAL,
+				 "the buffer is NULL, or the range wraps or ends above user space");
 	while (total < length) {
 		/* Up to the next multiple, so that all pieces but the first begin at a page. */
 		size_t piece = PIECE - ((addr + total) & (PIECE - 1));
@@ -307,8 +322,10 @@ static ssize_t access_pieces(struct hmm_mirror *mirror, unsigned long addr, void
 
 		if (piece > length - total)
 			piece = length - total;
-		done = write ? write_piece(mirror->priv, addr + total, (char *)buffer + total, piece) :
-			       read_piece(mirror->priv, addr + total, (char *)buffer + total, piece);
+		done = write ? write_piece(mirror->priv, addr + total, (char *)buffer + total,
+					   piece)
+			     : read_piece(mirror->priv, addr + total, (char *)buffer + total,
+					  piece);
 		if (done < 0)
 			return total ? (ssize_t)total : done;
 		total += (size_t)done;
@@ -323,7 +340,8 @@ ssize_t hmm_device_read(struct hmm_mirror *mirror, unsigned long addr, void *buf
 	return access_pieces(mirror, addr, buffer, length, false);
 }
 
-ssize_t hmm_device_write(struct hmm_mirror *mirror, unsigned long addr, const void *buffer, size_t length)
+ssize_t hmm_device_write(struct hmm_mirror *mirror, unsigned long addr, const void *buffer,
+			 size_t length)
 {
 	return access_pieces(mirror, addr, (void *)(uintptr_t)buffer, length, true);
 }

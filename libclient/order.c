@@ -81,7 +81,8 @@ static bool is_there(uint64_t entry)
 	return entry & (PM_PRESENT | PM_SWAP);
 }
 
-static int read_pagemap(struct agent *agent, uint64_t address, unsigned int pages, uint64_t *entries)
+static int read_pagemap(struct agent *agent, uint64_t address, unsigned int pages,
+			uint64_t *entries)
 {
 	ssize_t got = pread(agent->pagemap, entries, pages * sizeof(*entries),
 			    (off_t)((address >> HMM_PAGE_SHIFT) * sizeof(*entries)));
@@ -204,14 +205,14 @@ static unsigned int break_sharing(struct agent *agent, const struct move *move, 
 	if (present > page && unprotect(agent, page_address(move->from, page), present - page))
 		return page + 1;
 	if (present > page)
-		madvise((void *)page_address(move->from, page), (size_t)(present - page) << HMM_PAGE_SHIFT,
-			MADV_POPULATE_WRITE);
+		madvise((void *)page_address(move->from, page),
+			(size_t)(present - page) << HMM_PAGE_SHIFT, MADV_POPULATE_WRITE);
 	return present > page ? present : page + 1;
 }
 
 /* One wanted run. Return: 1 go on, 0 enough, -ECANCELED taken back. */
-static int move_run(struct agent *agent, struct hmm_order *order, struct move *move, unsigned int page,
-		    unsigned int end, bool *committed)
+static int move_run(struct agent *agent, struct hmm_order *order, struct move *move,
+		    unsigned int page, unsigned int end, bool *committed)
 {
 	unsigned int step = end - page, touched = page;
 
@@ -314,8 +315,8 @@ static int write_run(struct region *region, uint64_t address, const char *bytes,
  * and the shadow punched, that would put zeros where nothing is, for the driver to
  * see. hugetlb cannot be read otherwise, and has no windows.
  */
-static int read_run(const struct hmm_order *order, struct region *region, uint64_t address, char *bytes,
-		    size_t length)
+static int read_run(const struct hmm_order *order, struct region *region, uint64_t address,
+		    char *bytes, size_t length)
 {
 	off_t offset = (off_t)(region->offset + (address - region->base));
 
@@ -362,12 +363,14 @@ static bool by_mapping(const struct region *region, const struct hmm_order *orde
 static int make_room(const struct hmm_order *order, const struct region *region)
 {
 	if (!(order->flags & HMM_ORDER_WHOLE) ||
-	    !madvise(region_at(region, order->addr), HMM_BLOCK_SIZE, MADV_POPULATE_WRITE) || errno == EINVAL)
+	    !madvise(region_at(region, order->addr), HMM_BLOCK_SIZE, MADV_POPULATE_WRITE) ||
+	    errno == EINVAL)
 		return 0;
 	return errno == EFAULT ? -ENOSPC : -errno;
 }
 
-static int fill(struct hmm_order *order, struct region *region, const char *slot, unsigned int *unfilled)
+static int fill(struct hmm_order *order, struct region *region, const char *slot,
+		unsigned int *unfilled)
 {
 	bool mapped = by_mapping(region, order);
 	unsigned int page, end;
@@ -391,7 +394,8 @@ static int fill(struct hmm_order *order, struct region *region, const char *slot
  * The device has no room: what it did not get goes back where it came from. A
  * page that has been served from the slot meanwhile is the CPU's already.
  */
-static void give_back(struct agent *agent, struct hmm_order *order, const char *slot, unsigned int page)
+static void give_back(struct agent *agent, struct hmm_order *order, const char *slot,
+		      unsigned int page)
 {
 	unsigned int end;
 
@@ -402,9 +406,13 @@ static void give_back(struct agent *agent, struct hmm_order *order, const char *
 				.src = page_address((uintptr_t)slot, i), .len = HMM_PAGE_SIZE,
 			};
 
-			struct uffdio_copy copy = { .dst = arg.dst, .src = arg.src, .len = arg.len };
+			struct uffdio_copy copy = { .dst = arg.dst,
+						    .src = arg.src,
+						    .len = arg.len };
 
-			/* COPY also works where the mapping has become read-only or locked since. */
+			/*
+			 * COPY also works where the mapping has become read-only or locked since.
+			 */
 			while (ioctl(agent->uffd, UFFDIO_MOVE, &arg) &&
 			       (errno == EAGAIN || ioctl(agent->uffd, UFFDIO_COPY, &copy)) &&
 			       (errno == EAGAIN || errno == ENOMEM) && !agent_is_retired(agent))
@@ -420,12 +428,16 @@ static bool taken_back(const struct hmm_order *order)
 	return __atomic_load_n(&order->state, __ATOMIC_SEQ_CST) == HMM_ORDER_CANCELLED;
 }
 
-/* The order may be faster than the event that brings its shadow, and a mirror's number may be used again. */
+/*
+ * The order may be faster than the event that brings its shadow, and a mirror's number may
+ * be used again.
+ */
 static struct region *wait_for_region(struct agent *agent, const struct hmm_order *order)
 {
 	for (;;) {
 		uint32_t changes = __atomic_load_n(&agent->regions->changes, __ATOMIC_ACQUIRE);
-		struct region *region = hmmc_region_find(agent->regions, order->mirror, order->addr);
+		struct region *region =
+			hmmc_region_find(agent->regions, order->mirror, order->addr);
 		const struct timespec while_ = { .tv_nsec = 100000000 };
 
 		if (region && (!order->shadow || region->inode == order->shadow))
@@ -439,7 +451,8 @@ static struct region *wait_for_region(struct agent *agent, const struct hmm_orde
 /* ---- orders ------------------------------------------------------------------- */
 
 /* What lies in the slot was moved; what was tried and is nowhere was a hole. */
-static int sort_out(struct agent *agent, struct hmm_order *order, const struct move *move, char *slot)
+static int sort_out(struct agent *agent, struct hmm_order *order, const struct move *move,
+		    char *slot)
 {
 	unsigned int page;
 	int error = read_pagemap(agent, (uintptr_t)slot, PAGES, agent->map);
@@ -488,8 +501,8 @@ static bool order_out_move(struct agent *agent, struct hmm_order *order, bool ke
 		return true;
 	error = fill(order, region, slot, &unfilled);
 	/* Filled page by page for the windows' sake: one huge page again, if the kernel likes. */
-	if (!error && order->flags & HMM_ORDER_VISIBLE && region->kind == HMM_POOL_KIND_MEMFD_HUGE &&
-	    next(order->moved, 0, false) == PAGES)
+	if (!error && order->flags & HMM_ORDER_VISIBLE &&
+	    region->kind == HMM_POOL_KIND_MEMFD_HUGE && next(order->moved, 0, false) == PAGES)
 		madvise(region_at(region, order->addr), HMM_BLOCK_SIZE, MADV_COLLAPSE);
 	if (error) {
 		order->error = error;
@@ -508,7 +521,9 @@ static int fill_in_place(struct agent *agent, struct hmm_order *order, struct re
 	int error = mapped ? make_room(order, region) : 0;
 	unsigned int page = 0, end;
 
-	/* Once the order is taken back the CPU may write and the shadow's pages may be somebody's. */
+	/*
+	 * Once the order is taken back the CPU may write and the shadow's pages may be somebody's.
+	 */
 	while (!error && !taken_back(order) && next_run(order->moved, &page, &end)) {
 		uint64_t address = page_address(order->addr, page);
 		size_t length = (size_t)(end - page) << HMM_PAGE_SHIFT;
@@ -547,7 +562,10 @@ static bool order_out_zap(struct agent *agent, struct hmm_order *order)
 	for (page = 0; !error && page < PAGES; page++) {
 		if (!test(order->want, page))
 			continue;
-		/* Swapped pages come in by being read; a marker on an absent page looks the same and reads as EIO. */
+		/*
+		 * Swapped pages come in by being read; a marker on an absent page looks the same
+		 * and reads as EIO.
+		 */
 		if (is_there(agent->map[page]))
 			set(order->moved, page);
 		else
@@ -563,8 +581,8 @@ static bool order_out_zap(struct agent *agent, struct hmm_order *order)
 	if (!commit(agent, order))
 		return false;
 	for (page = 0; next_run(order->moved, &page, &end); page = end) {
-		if (madvise((void *)page_address(order->addr, page), (size_t)(end - page) << HMM_PAGE_SHIFT,
-			    MADV_DONTNEED)) {
+		if (madvise((void *)page_address(order->addr, page),
+			    (size_t)(end - page) << HMM_PAGE_SHIFT, MADV_DONTNEED)) {
 			order->error = -errno;
 			for (unsigned int i = page; i < end; i++) {
 				clear(order->moved, i);
@@ -620,7 +638,8 @@ static bool order_release(struct agent *agent, struct hmm_order *order)
 	int error = slot_unregister(agent, slot);
 
 	if (!error && agent->thin[order->slot]) {
-		if (!hmmc_map(slot, HMM_BLOCK_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0))
+		if (!hmmc_map(slot, HMM_BLOCK_SIZE, PROT_READ | PROT_WRITE,
+			      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0))
 			error = -errno;
 		madvise(slot, HMM_BLOCK_SIZE, MADV_DONTFORK);
 		madvise(slot, HMM_BLOCK_SIZE, MADV_DONTDUMP);

@@ -56,13 +56,17 @@ static int open_file(const char *path, int flags)
 	return fd < 0 ? -errno : fd;
 }
 
-/* A mapping of its own for each slot's sake: aligned, huge where possible, in no child and no core. */
+/*
+ * A mapping of its own for each slot's sake: aligned, huge where possible, in no child and
+ * no core.
+ */
 static int map_slots(struct owner *owner)
 {
 	size_t size = (size_t)owner->slots_count * HMM_BLOCK_SIZE;
 	char *room, *slots;
 
-	room = hmmc_map(NULL, size + HMM_BLOCK_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	room = hmmc_map(NULL, size + HMM_BLOCK_SIZE, PROT_READ | PROT_WRITE,
+			MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (!room)
 		return -errno;
 	slots = (char *)(((uintptr_t)room + HMM_BLOCK_SIZE - 1) & ~(HMM_BLOCK_SIZE - 1));
@@ -83,8 +87,11 @@ static int prepare(struct owner *owner, char *text, size_t size)
 
 	owner->uffd = open_userfaultfd(owner->hmm->connection->userfaultfd_device);
 	if (owner->uffd < 0) {
-		snprintf(text, size, "no userfaultfd: %s; hmmd can hand one out if it may open /dev/userfaultfd, "
-			 "or set vm.unprivileged_userfaultfd=1", strerror(-owner->uffd));
+		snprintf(
+			text, size,
+			"no userfaultfd: %s; hmmd can hand one out if it may open /dev/userfaultfd, "
+			"or set vm.unprivileged_userfaultfd=1",
+			strerror(-owner->uffd));
 		return owner->uffd;
 	}
 	owner->mem = open_file("/proc/self/mem", O_RDWR);
@@ -94,12 +101,14 @@ static int prepare(struct owner *owner, char *text, size_t size)
 	error = owner->mem < 0 ? owner->mem : owner->pagemap < 0 ? owner->pagemap :
 		owner->maps < 0 ? owner->maps : owner->smaps < 0 ? owner->smaps : 0;
 	if (error) {
-		snprintf(text, size, "cannot open this process's files in /proc: %s", strerror(-error));
+		snprintf(text, size, "cannot open this process's files in /proc: %s",
+			 strerror(-error));
 		return error;
 	}
 	error = map_slots(owner);
 	if (error) {
-		snprintf(text, size, "no room for %u staging slots: %s", owner->slots_count, strerror(-error));
+		snprintf(text, size, "no room for %u staging slots: %s", owner->slots_count,
+			 strerror(-error));
 		return error;
 	}
 	memset(agent, 0, sizeof(*agent));
@@ -156,7 +165,8 @@ static int attach(struct owner *owner, struct hmm_frame *frame)
 	owner->pulse_fd = hmm_frame_take_fd(frame, 3);
 	owner->eventfd = hmm_frame_take_fd(frame, 4);
 	table = map_memfd(owner->table_fd, HMM_TABLE_SIZE, PROT_READ, owner->table);
-	orders = map_memfd(owner->orders_fd, HMM_ORDERS_SIZE, PROT_READ | PROT_WRITE, owner->orders);
+	orders =
+		map_memfd(owner->orders_fd, HMM_ORDERS_SIZE, PROT_READ | PROT_WRITE, owner->orders);
 	pulse = map_memfd(owner->pulse_fd, sizeof(*pulse), PROT_READ | PROT_WRITE, owner->pulse);
 	if (!table || !orders || !pulse)
 		return -ENOMEM;
@@ -183,7 +193,9 @@ static int detach(void *argument)
 
 	hmmc_agent_stop(&owner->agent);
 	hmmc_rescuer_stop(&owner->rescuer);
-	/* The last reference of the userfaultfd, and every page is home: registrations go with it. */
+	/*
+	 * The last reference of the userfaultfd, and every page is home: registrations go with it.
+	 */
 	close_fd(&owner->uffd);
 	close_fd(&owner->mem);
 	close_fd(&owner->pagemap);
@@ -235,7 +247,8 @@ static int finish_open(struct request *request, struct hmm_frame *frame)
 int hmmc_owner_new(struct hmm *hmm, uint64_t flags, uint32_t slots, struct owner **result)
 {
 	struct owner *owner = hmmc_arena_alloc(sizeof(*owner));
-	struct request *request = hmmc_request_new(hmm->connection, HMM_OP_OPEN, sizeof(struct hmm_msg_open));
+	struct request *request =
+		hmmc_request_new(hmm->connection, HMM_OP_OPEN, sizeof(struct hmm_msg_open));
 	int error;
 
 	if (!owner || !request) {
@@ -247,7 +260,8 @@ int hmmc_owner_new(struct hmm *hmm, uint64_t flags, uint32_t slots, struct owner
 	owner->flags = flags;
 	owner->slots_count = slots ? slots : SLOTS_DEFAULT;
 	owner->uffd = owner->mem = owner->pagemap = owner->maps = owner->smaps = -1;
-	owner->table_fd = owner->ledger_fd = owner->orders_fd = owner->pulse_fd = owner->eventfd = -1;
+	owner->table_fd = owner->ledger_fd = owner->orders_fd = owner->pulse_fd = owner->eventfd =
+		-1;
 	/* Region events may come before the reply does. */
 	hmm->owner = owner;
 	request->data = owner;
@@ -308,7 +322,8 @@ static int reopen_regions(struct owner *owner)
 
 int hmmc_owner_reopen(struct owner *owner)
 {
-	const struct hmm_msg_reopen_reply *reply = (const void *)owner->hmm->connection->frame->data;
+	const struct hmm_msg_reopen_reply *reply =
+		(const void *)owner->hmm->connection->frame->data;
 	int fds[10] = { 0 }, error;
 	struct hmm_msg_reopen message;
 	uint32_t mirrors = 0;

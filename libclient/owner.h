@@ -33,7 +33,10 @@ int hmmc_owner_new(struct hmm *hmm, uint64_t flags, uint32_t slots, struct owner
 /* Everything is home. Stops the threads and lets go of everything. NULL is allowed. */
 void hmmc_owner_free(struct owner *owner);
 
-/* In the receiver: hands everything to a restarted hmmd, or starts anew with one after a clean end. */
+/*
+ * In the receiver: hands everything to a restarted hmmd, or starts anew with one after a
+ * clean end.
+ */
 int hmmc_owner_reopen(struct owner *owner);
 int hmmc_owner_reopen_done(struct owner *owner);
 int hmmc_owner_open_anew(struct owner *owner);

@@ -10,8 +10,8 @@
 
 #include "remap.h"
 
-__attribute__((weak, visibility("default"))) void *mremap(void *old, size_t old_size, size_t new_size,
-							  int flags, ...);
+__attribute__((weak, visibility("default"))) void *mremap(void *old, size_t old_size,
+							  size_t new_size, int flags, ...);
 
 void *mremap(void *old, size_t old_size, size_t new_size, int flags, ...)
 {

@@ -23,7 +23,8 @@ INTERPOSED int pthread_create(pthread_t *thread, const pthread_attr_t *attr, voi
 			      void *argument);
 INTERPOSED int thrd_create(thrd_t *thread, thrd_start_t start, void *argument);
 
-typedef int create_fn(pthread_t *thread, const pthread_attr_t *attr, void *(*start)(void *), void *argument);
+typedef int create_fn(pthread_t *thread, const pthread_attr_t *attr, void *(*start)(void *),
+		      void *argument);
 typedef int thrd_create_fn(thrd_t *thread, thrd_start_t start, void *argument);
 
 struct start {
@@ -70,7 +71,8 @@ static struct start *wrap(void *argument)
 	return start;
 }
 
-int pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*function)(void *), void *argument)
+int pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*function)(void *),
+		   void *argument)
 {
 	static create_fn *next;
 	struct start *start = wrap(argument);

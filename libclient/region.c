@@ -21,7 +21,8 @@
 
 static unsigned int hash(uint32_t mirror, uint64_t base)
 {
-	uint64_t key = (base >> HMM_REGION_SHIFT) * 0x9e3779b97f4a7c15ULL + mirror * 0xc2b2ae3d27d4eb4fULL;
+	uint64_t key =
+		(base >> HMM_REGION_SHIFT) * 0x9e3779b97f4a7c15ULL + mirror * 0xc2b2ae3d27d4eb4fULL;
 
 	return (unsigned int)(key >> 40) & (REGIONS_MAX - 1);
 }
@@ -45,14 +46,16 @@ static struct region *find_entry(struct regions *regions, uint32_t mirror, uint6
 struct region *hmmc_region_find(struct regions *regions, uint32_t mirror, uint64_t address)
 {
 	unsigned int slot;
-	struct region *region = find_entry(regions, mirror & 0xff, address & ~(HMM_REGION_SIZE - 1), &slot);
+	struct region *region =
+		find_entry(regions, mirror & 0xff, address & ~(HMM_REGION_SIZE - 1), &slot);
 
 	return region && __atomic_load_n(&region->map, __ATOMIC_ACQUIRE) ? region : NULL;
 }
 
 static char *map_shadow(const struct hmm_msg_region *event, int fd)
 {
-	char *map = hmmc_map(NULL, event->length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, event->offset);
+	char *map = hmmc_map(NULL, event->length, PROT_READ | PROT_WRITE, MAP_SHARED, fd,
+			     event->offset);
 
 	if (!map)
 		return NULL;

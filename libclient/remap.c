@@ -21,12 +21,15 @@
 #include "remap.h"
 #include "space.h"
 
-/* Mappings that were several before hmmd looked at them stay so: then it is EFAULT after half a second. */
+/*
+ * Mappings that were several before hmmd looked at them stay so: then it is EFAULT after
+ * half a second.
+ */
 #define TRIES		50
 #define MOMENT_NS	10000000L
 
-__attribute__((visibility("default"))) void *mremap(void *old, size_t old_size, size_t new_size, int flags,
-						    ...);
+__attribute__((visibility("default"))) void *mremap(void *old, size_t old_size, size_t new_size,
+						    int flags, ...);
 
 static void *call(void *old, size_t old_size, size_t new_size, int flags, void *new)
 {
@@ -51,7 +54,8 @@ static void *call_until_whole(void *old, size_t old_size, size_t new_size, int f
 
 void *hmm_internal_mremap(void *old, size_t old_size, size_t new_size, int flags, void *new)
 {
-	uint64_t start = (uint64_t)old, length = (old_size + HMM_PAGE_SIZE - 1) & ~(HMM_PAGE_SIZE - 1);
+	uint64_t start = (uint64_t)old,
+		 length = (old_size + HMM_PAGE_SIZE - 1) & ~(HMM_PAGE_SIZE - 1);
 	void *map = call(old, old_size, new_size, flags, new);
 	struct hmm *hmm;
 	int error;
@@ -60,7 +64,8 @@ void *hmm_internal_mremap(void *old, size_t old_size, size_t new_size, int flags
 	    start % HMM_PAGE_SIZE || start + length > HMM_VA_END)
 		return map;
 	hmm = hmmc_space_lock_own();
-	if (hmm && hmmc_space_check(hmm) == 0 && hmmc_statement_pause(hmm, start, length, true) == 0) {
+	if (hmm && hmmc_space_check(hmm) == 0 &&
+	    hmmc_statement_pause(hmm, start, length, true) == 0) {
 		map = call_until_whole(old, old_size, new_size, flags, new);
 		error = errno;
 		hmmc_statement_pause(hmm, start, length, false);

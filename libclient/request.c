@@ -20,7 +20,7 @@
 #include "connection.h"
 
 #define RETRY_MS	10
-#define ROUND_LATER	UINT32_MAX	/* request->round: to be sent when the connection is up again */
+#define ROUND_LATER UINT32_MAX /* request->round: to be sent when the connection is up again */
 
 struct request *hmmc_request_new(struct connection *connection, uint16_t op, size_t size)
 {

@@ -84,7 +84,8 @@ static bool is_agents(struct rescuer *rescuer, uint64_t start, uint64_t end)
 	struct hmm_orders *orders = rescuer->owner->orders;
 	const struct hmm_order *order = &orders->ring[orders->consumed % HMM_ORDERS_RING];
 
-	return __atomic_load_n(&rescuer->owner->agent.busy, __ATOMIC_SEQ_CST) && order->kind == HMM_ORDER_OUT_ZAP &&
+	return __atomic_load_n(&rescuer->owner->agent.busy, __ATOMIC_SEQ_CST) &&
+	       order->kind == HMM_ORDER_OUT_ZAP &&
 	       __atomic_load_n(&order->state, __ATOMIC_SEQ_CST) == HMM_ORDER_COMMIT &&
 	       start >= order->addr && end <= order->addr + HMM_BLOCK_SIZE;
 }
@@ -105,7 +106,8 @@ static void note_event(struct rescuer *rescuer, const struct uffd_msg *message)
 				    message->arg.remove.end - message->arg.remove.start, 0);
 		break;
 	case UFFD_EVENT_REMAP:
-		note_change(rescuer, message->arg.remap.from, message->arg.remap.len, message->arg.remap.to);
+		note_change(rescuer, message->arg.remap.from, message->arg.remap.len,
+			    message->arg.remap.to);
 		break;
 	case UFFD_EVENT_FORK:
 		if (rescuer->children_count < RESCUER_CHILDREN)
@@ -127,7 +129,10 @@ static void drain_events(struct rescuer *rescuer)
 			note_event(rescuer, &messages[i]);
 }
 
-/* What the dead hmmd had read and not applied. Its faults are raised again; its descriptors died with it. */
+/*
+ * What the dead hmmd had read and not applied. Its faults are raised again; its
+ * descriptors died with it.
+ */
 static void replay_journal(struct rescuer *rescuer)
 {
 	const off_t slots = (off_t)(HMM_JOURNAL_OFFSET + offsetof(struct hmm_journal, slot));
@@ -136,11 +141,13 @@ static void replay_journal(struct rescuer *rescuer)
 
 	_Static_assert(sizeof(message) == HMM_JOURNAL_SLOT_SIZE, "a slot is a message");
 	if (pread(rescuer->owner->ledger_fd, &applied, sizeof(applied),
-		  (off_t)(HMM_JOURNAL_OFFSET + offsetof(struct hmm_journal, applied))) != sizeof(applied))
+		  (off_t)(HMM_JOURNAL_OFFSET + offsetof(struct hmm_journal, applied))) !=
+	    sizeof(applied))
 		return;
 	for (unsigned int i = 0; i < HMM_JOURNAL_SLOTS; i++) {
 		if (pread(rescuer->owner->ledger_fd, &message, sizeof(message),
-			  slots + (off_t)((applied + i) % HMM_JOURNAL_SLOTS * sizeof(message))) != sizeof(message) ||
+			  slots + (off_t)((applied + i) % HMM_JOURNAL_SLOTS * sizeof(message))) !=
+			    sizeof(message) ||
 		    !message.event)
 			return;
 		if (message.event != UFFD_EVENT_PAGEFAULT && message.event != UFFD_EVENT_FORK)
@@ -205,7 +212,8 @@ static void read_slot(struct rescuer *rescuer, unsigned int slot, uint64_t *map)
 	memset(map, 0, HMM_BITMAP_WORDS * sizeof(*map));
 	if (slot >= owner->slots_count ||
 	    pread(owner->pagemap, rescuer->entries, sizeof(rescuer->entries),
-		  (off_t)((address >> HMM_PAGE_SHIFT) * sizeof(uint64_t))) != (ssize_t)sizeof(rescuer->entries))
+		  (off_t)((address >> HMM_PAGE_SHIFT) * sizeof(uint64_t))) !=
+		    (ssize_t)sizeof(rescuer->entries))
 		return;
 	for (unsigned int page = 0; page < HMM_BLOCK_PAGES; page++)
 		if (rescuer->entries[page] & (PM_PRESENT | PM_SWAP))
@@ -231,13 +239,17 @@ static const struct hmm_order *find_order(struct rescuer *rescuer, uint64_t bloc
 	return NULL;
 }
 
-/* Windows were open while it was filled: what has arrived in the shadow may have been written since. */
+/*
+ * Windows were open while it was filled: what has arrived in the shadow may have been
+ * written since.
+ */
 static bool is_visible(struct rescuer *rescuer, uint64_t block)
 {
 	struct hmm_orders *orders = rescuer->owner->orders;
 
 	for (unsigned int i = 0; i < HMM_ORDERS_RING; i++)
-		if (orders->ring[i].addr == block && orders->ring[i].epoch == rescuer->block.epoch &&
+		if (orders->ring[i].addr == block &&
+		    orders->ring[i].epoch == rescuer->block.epoch &&
 		    orders->ring[i].flags & HMM_ORDER_VISIBLE)
 			return true;
 	return false;
@@ -289,7 +301,8 @@ static const char *source(struct rescuer *rescuer, uint64_t block, unsigned int 
 static void settle_block(struct rescuer *rescuer, int uffd, uint64_t block)
 {
 	const struct hmm_ledger_block *record = &rescuer->block;
-	struct uffdio_writeprotect writable = { .range = { .start = block, .len = HMM_BLOCK_SIZE } };
+	struct uffdio_writeprotect writable = { .range = { .start = block,
+							   .len = HMM_BLOCK_SIZE } };
 	struct sources sources = { .order = NULL };
 	unsigned int page = 0;
 
@@ -374,11 +387,13 @@ static void for_each_block(struct rescuer *rescuer, int uffd,
 		if (end > (off_t)HMM_JOURNAL_OFFSET)
 			end = (off_t)HMM_JOURNAL_OFFSET;
 		for (at &= ~(off_t)(HMM_PAGE_SIZE - 1); at < end; at += HMM_PAGE_SIZE) {
-			uint64_t block = (uint64_t)at / sizeof(struct hmm_ledger_block) << HMM_BLOCK_SHIFT;
+			uint64_t block = (uint64_t)at / sizeof(struct hmm_ledger_block)
+					 << HMM_BLOCK_SHIFT;
 
 			for (unsigned int i = 0; i < per_page; i++, block += HMM_BLOCK_SIZE)
 				if (read_record(rescuer, block) &&
-				    (rescuer->block.epoch || rescuer->block.flags || rescuer->block.transit))
+				    (rescuer->block.epoch || rescuer->block.flags ||
+				     rescuer->block.transit))
 					fn(rescuer, uffd, block);
 		}
 	}
@@ -431,8 +446,9 @@ static void rescue(struct rescuer *rescuer)
 	uint64_t before = __atomic_load_n(&owner->orders->incarnation, __ATOMIC_SEQ_CST);
 
 	while (before != HMM_INCARNATION_RESCUE &&
-	       !__atomic_compare_exchange_n(&owner->orders->incarnation, &before, HMM_INCARNATION_RESCUE, false,
-					    __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+	       !__atomic_compare_exchange_n(&owner->orders->incarnation, &before,
+					    HMM_INCARNATION_RESCUE, false, __ATOMIC_SEQ_CST,
+					    __ATOMIC_SEQ_CST))
 		;
 	__atomic_store_n(&owner->pulse->dead, 1, __ATOMIC_SEQ_CST);
 	replay_journal(rescuer);
@@ -455,10 +471,14 @@ static void rescue(struct rescuer *rescuer)
 			ioctl(owner->uffd, UFFDIO_UNREGISTER, &range);
 	}
 	wake(owner->uffd, WAKE_START, WAKE_END - WAKE_START);
-	/* Ours was the last reference, and what it still covers is holes: let whoever waits there go. */
+	/*
+	 * Ours was the last reference, and what it still covers is holes: let whoever waits there
+	 * go.
+	 */
 	close(owner->uffd);
 	owner->uffd = -1;
-	hmmc_log(HMMC_LOG_WARNING, "no hmmd came back: %llu pages brought home, %llu lost by the device",
+	hmmc_log(HMMC_LOG_WARNING,
+		 "no hmmd came back: %llu pages brought home, %llu lost by the device",
 		 (unsigned long long)rescuer->pages, (unsigned long long)rescuer->lost);
 }
 
@@ -483,7 +503,8 @@ void hmmc_rescuer_stop(struct rescuer *rescuer)
 	uint32_t idle = 0;
 
 	/* A rescue that has begun is seen through. */
-	__atomic_compare_exchange_n(&rescuer->wanted, &idle, 2, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+	__atomic_compare_exchange_n(&rescuer->wanted, &idle, 2, false, __ATOMIC_SEQ_CST,
+				    __ATOMIC_SEQ_CST);
 	futex_wake(&rescuer->wanted, INT32_MAX);
 	hmmc_thread_join(&rescuer->thread);
 	hmmc_arena_free(rescuer->changes, rescuer->changes_room * sizeof(*rescuer->changes));
@@ -495,6 +516,7 @@ void hmmc_rescuer_call(struct rescuer *rescuer)
 {
 	uint32_t idle = 0;
 
-	__atomic_compare_exchange_n(&rescuer->wanted, &idle, 1, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+	__atomic_compare_exchange_n(&rescuer->wanted, &idle, 1, false, __ATOMIC_SEQ_CST,
+				    __ATOMIC_SEQ_CST);
 	futex_wake(&rescuer->wanted, INT32_MAX);
 }

@@ -4,16 +4,17 @@
  * hmmd goes away.
  *
  * hmm_open() makes one connection and one owner per process; hmm_open_peer() one
- * connection per key. When the connection breaks, hmmc_space_restore() tells the
- * next hmmd what the last one knew, in the order in which one thing needs another:
- * the owner, devices, mirrors and shadows, what was said of ranges, keys;
- * or the key, devices, mirrors, windows. Two processes may wait for each other here (a driver's key for its
- * owner, an owner's mirror for a driver's device), so what is merely not there
- * yet is asked for again on the same connection.
+ * connection per key. When the connection breaks, hmmc_space_restore() tells the next
+ * hmmd what the last one knew, in the order in which one thing needs another: the
+ * owner, devices, mirrors and shadows, what was said of ranges, keys; or the key,
+ * devices, mirrors, windows. Two processes may wait for each other here (a driver's
+ * key for its owner, an owner's mirror for a driver's device), so what is merely not
+ * there yet is asked for again on the same connection. The lists of a handle change in
+ * the receiver alone, when hmmd's answer comes, so that they agree with what the hmmd
+ * at the other end was told, or where there is none any more; others read them under
+ * hmm->lock.
  *
- * The lists of a handle change in the receiver alone, when hmmd's answer comes, so
- * that they agree with what the hmmd at the other end was told, or where there
- * is none any more; others read them under hmm->lock. After the grace period a handle is lost: calls give -ESTALE until it is closed.
+ * After the grace period a handle is lost: calls give -ESTALE until it is closed.
  */
 #include <fcntl.h>
 #include <stdio.h>
@@ -33,12 +34,14 @@ static struct {
 	uint32_t generation;
 } process LIBRARY_DATA = { .generation = 1 };
 
-_Static_assert(offsetof(struct hmm_msg_exclude, owner) == offsetof(struct hmm_msg_drain, owner) &&
-	       offsetof(struct hmm_msg_advise, owner) == offsetof(struct hmm_msg_drain, owner) &&
-	       offsetof(struct hmm_msg_export, owner) == offsetof(struct hmm_msg_drain, owner) &&
-	       offsetof(struct hmm_msg_layout, owner) == offsetof(struct hmm_msg_drain, owner) &&
-	       offsetof(struct hmm_msg_prepare_fork, owner) == offsetof(struct hmm_msg_drain, owner),
-	       "hmmc_prepare_owner() is for all of them");
+_Static_assert(
+	offsetof(struct hmm_msg_exclude, owner) == offsetof(struct hmm_msg_drain, owner) &&
+		offsetof(struct hmm_msg_advise, owner) == offsetof(struct hmm_msg_drain, owner) &&
+		offsetof(struct hmm_msg_export, owner) == offsetof(struct hmm_msg_drain, owner) &&
+		offsetof(struct hmm_msg_layout, owner) == offsetof(struct hmm_msg_drain, owner) &&
+		offsetof(struct hmm_msg_prepare_fork, owner) ==
+			offsetof(struct hmm_msg_drain, owner),
+	"hmmc_prepare_owner() is for all of them");
 
 int hmmc_prepare_owner(struct request *request)
 {
@@ -51,9 +54,12 @@ int hmmc_space_check(const struct hmm *hmm)
 	if (!hmm)
 		return hmmc_fail(-EINVAL, "the handle is NULL");
 	if (hmm->generation != process.generation)
-		return hmmc_fail(-ESTALE, "the handle belongs to the process that forked this one; open anew");
+		return hmmc_fail(
+			-ESTALE,
+			"the handle belongs to the process that forked this one; open anew");
 	if (__atomic_load_n(&hmm->lost, __ATOMIC_ACQUIRE))
-		return hmmc_fail(-ESTALE, "the owner or its hmmd is gone; close the handle and open anew");
+		return hmmc_fail(-ESTALE,
+				 "the owner or its hmmd is gone; close the handle and open anew");
 	return 0;
 }
 
@@ -88,17 +94,19 @@ static int check_options(const struct hmm_open_options *given, struct hmm_open_o
 		return hmmc_fail(-EINVAL, "options.size is not set");
 	for (size_t i = sizeof(*options); i < given->size; i++)
 		if (bytes[i])
-			return hmmc_fail(-E2BIG, "options ask for something this library does not know");
+			return hmmc_fail(-E2BIG,
+					 "options ask for something this library does not know");
 	memcpy(options, given, given->size < sizeof(*options) ? given->size : sizeof(*options));
 	if (options->flags & ~(HMM_OPEN_BASE_ENGINE | HMM_OPEN_PRELOADED))
 		return hmmc_fail(-EINVAL, "options.flags has unknown bits");
 	if (options->slots > HMM_SLOTS_MAX)
-		return hmmc_fail(-EINVAL, "options.slots is %u, at most %d are possible", options->slots,
-				 HMM_SLOTS_MAX);
+		return hmmc_fail(-EINVAL, "options.slots is %u, at most %d are possible",
+				 options->slots, HMM_SLOTS_MAX);
 	return 0;
 }
 
-static int new_space(enum hmm_role role, const struct hmm_open_options *options, struct hmm **result)
+static int new_space(enum hmm_role role, const struct hmm_open_options *options,
+		     struct hmm **result)
 {
 	struct hmm *hmm;
 	int error = hmmc_clerk_start();
@@ -201,7 +209,8 @@ static int map_peer(struct hmm *hmm, struct hmm_frame *frame)
 	int table_fd = hmm_frame_take_fd(frame, 0), pulse_fd = hmm_frame_take_fd(frame, 1);
 	void *table, *pulse;
 
-	table = hmmc_map((void *)(uintptr_t)hmm->table, HMM_TABLE_SIZE, PROT_READ, MAP_SHARED, table_fd, 0);
+	table = hmmc_map((void *)(uintptr_t)hmm->table, HMM_TABLE_SIZE, PROT_READ, MAP_SHARED,
+			 table_fd, 0);
 	pulse = hmmc_map(hmm->pulse, sizeof(*hmm->pulse), PROT_READ, MAP_SHARED, pulse_fd, 0);
 	close(table_fd);
 	close(pulse_fd);
@@ -241,7 +250,8 @@ static int finish_peer(struct request *request, struct hmm_frame *frame)
 	int error = map_peer(request->data, frame);
 
 	if (error)
-		snprintf(request->text, sizeof(request->text), "no address space for the owner's table");
+		snprintf(request->text, sizeof(request->text),
+			 "no address space for the owner's table");
 	return error;
 }
 
@@ -273,7 +283,8 @@ int hmm_open_peer(int key, const struct hmm_open_options *given, struct hmm **re
 	error = new_space(HMM_ROLE_DRIVER, &options, &hmm);
 	if (error)
 		return error;
-	request = hmmc_request_new(hmm->connection, HMM_OP_OPEN_PEER, sizeof(struct hmm_msg_open_peer));
+	request = hmmc_request_new(hmm->connection, HMM_OP_OPEN_PEER,
+				   sizeof(struct hmm_msg_open_peer));
 	if (!request) {
 		free_space(hmm);
 		return hmmc_fail(-ENOMEM, "the library's memory is used up");
@@ -285,7 +296,10 @@ int hmm_open_peer(int key, const struct hmm_open_options *given, struct hmm **re
 	request->nfds = 1;
 	request->borrowed = true;
 	error = hmmc_request_call(request);
-	/* The key is all that the question consists of, and hmmd forgets those whose owner is gone. */
+	/*
+	 * The key is all that the question consists of, and hmmd forgets those whose owner is
+	 * gone.
+	 */
 	if (error == -EINVAL)
 		error = -EBADF;
 	else if (error == -ENOENT)
@@ -322,8 +336,8 @@ static int take_export(struct request *request)
 	if (request->fds[0] < 0) {
 		request->fds[0] = hmmc_clerk_take_fd(key->fd);
 		if (request->fds[0] < 0) {
-			snprintf(request->text, sizeof(request->text), "cannot take the key over: %s",
-				 strerror(-request->fds[0]));
+			snprintf(request->text, sizeof(request->text),
+				 "cannot take the key over: %s", strerror(-request->fds[0]));
 			return request->fds[0];
 		}
 		key->fd = request->fds[0];
@@ -411,7 +425,8 @@ void hmm_close(struct hmm *hmm)
 		futex_unlock(&process.lock);
 		return;
 	}
-	for (uint32_t running; (running = __atomic_load_n(&hmm->prefetching, __ATOMIC_ACQUIRE)) != 0;)
+	for (uint32_t running;
+	     (running = __atomic_load_n(&hmm->prefetching, __ATOMIC_ACQUIRE)) != 0;)
 		futex_wait(&hmm->prefetching, running, NULL);
 	while (hmm->windows)
 		hmm_window_unmap(hmm->windows);
@@ -473,7 +488,8 @@ static int reopen_peer(struct hmm *hmm)
 	for (;;) {
 		HMM_MSG_INIT(message, HMM_OP_OPEN_PEER, 0);
 		error = hmmc_connection_exchange(hmm->connection, &message, &hmm->key, 1);
-		if ((error != -ESTALE && error != -ENOENT && error != -EBADF) || clock_ms() >= end ||
+		if ((error != -ESTALE && error != -ENOENT && error != -EBADF) ||
+		    clock_ms() >= end ||
 		    __atomic_load_n(&hmm->connection->closing, __ATOMIC_ACQUIRE))
 			break;
 		/* Its owner has not come back yet. */
@@ -538,7 +554,8 @@ int hmmc_space_restore(struct hmm *hmm)
 
 void hmmc_space_down(struct hmm *hmm)
 {
-	hmmc_log(HMMC_LOG_WARNING, "hmmd is gone; waiting %u ms for another", hmm->connection->grace_ms);
+	hmmc_log(HMMC_LOG_WARNING, "hmmd is gone; waiting %u ms for another",
+		 hmm->connection->grace_ms);
 	/* Acknowledgements that the dead hmmd waited for are void: the next asks again. */
 }
 

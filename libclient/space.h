@@ -42,7 +42,7 @@ struct key {
 
 struct hmm {
 	uint32_t references;		/* under process.lock */
-	uint32_t generation;		/* of the process it was made in: a fork's child has another */
+	uint32_t generation; /* of the process it was made in: a fork's child has another */
 	uint32_t lost;			/* no hmmd came back; atomic */
 	struct connection *connection;
 	uint32_t id;			/* of the owner */
@@ -103,9 +103,13 @@ struct statement {
 	uint64_t start, end;
 };
 /* Tells hmmd, and remembers it for the next one. */
-int hmmc_state(struct hmm *hmm, enum statement_kind kind, uint64_t start, uint64_t length, bool holds);
+int hmmc_state(struct hmm *hmm, enum statement_kind kind, uint64_t start, uint64_t length,
+	       bool holds);
 int hmmc_statement_restore(struct hmm *hmm);
-/* What is there comes home and is watched no more, until it is taken back: nothing is remembered. */
+/*
+ * What is there comes home and is watched no more, until it is taken back: nothing is
+ * remembered.
+ */
 int hmmc_statement_pause(struct hmm *hmm, uint64_t start, uint64_t length, bool holds);
 void hmmc_statement_free(struct hmm *hmm);
 /* Excludes everything that must never be on the device as far as the library knows it. */

@@ -54,7 +54,8 @@ static int subtract(struct hmm *hmm, enum statement_kind kind, uint64_t start, u
 	return 0;
 }
 
-static int remember(struct hmm *hmm, enum statement_kind kind, uint64_t start, uint64_t end, bool holds)
+static int remember(struct hmm *hmm, enum statement_kind kind, uint64_t start, uint64_t end,
+		    bool holds)
 {
 	struct statement *statement = NULL;
 	int error;
@@ -116,7 +117,8 @@ static size_t fill(union message *message, uint32_t owner, enum statement_kind k
 	return sizeof(message->advise);
 }
 
-int hmmc_state(struct hmm *hmm, enum statement_kind kind, uint64_t start, uint64_t length, bool holds)
+int hmmc_state(struct hmm *hmm, enum statement_kind kind, uint64_t start, uint64_t length,
+	       bool holds)
 {
 	struct request *request;
 	union message message;
@@ -158,8 +160,10 @@ static bool is_excluded(struct hmm *hmm, uint64_t start, uint64_t end)
 	bool any = false;
 
 	futex_lock(&hmm->lock);
-	for (struct statement *statement = hmm->statements; statement && !any; statement = statement->next)
-		any = statement->kind == STATEMENT_EXCLUDED && statement->start < end && statement->end > start;
+	for (struct statement *statement = hmm->statements; statement && !any;
+	     statement = statement->next)
+		any = statement->kind == STATEMENT_EXCLUDED && statement->start < end &&
+		      statement->end > start;
 	futex_unlock(&hmm->lock);
 	return any;
 }
@@ -172,7 +176,10 @@ int hmmc_statement_pause(struct hmm *hmm, uint64_t start, uint64_t length, bool 
 	return tell(hmm, start, length, holds);
 }
 
-/* In the receiver. Statements that are made meanwhile are in flight and will be sent again anyway. */
+/*
+ * In the receiver. Statements that are made meanwhile are in flight and will be sent again
+ * anyway.
+ */
 int hmmc_statement_restore(struct hmm *hmm)
 {
 	struct statement *copies;
@@ -186,13 +193,15 @@ int hmmc_statement_restore(struct hmm *hmm)
 	room = count;
 	copies = count ? hmmc_arena_alloc(count * sizeof(*copies)) : NULL;
 	count = 0;
-	for (struct statement *statement = hmm->statements; copies && statement; statement = statement->next)
+	for (struct statement *statement = hmm->statements; copies && statement;
+	     statement = statement->next)
 		copies[count++] = *statement;
 	futex_unlock(&hmm->lock);
 	if (room && !copies)
 		return -ENOMEM;
 	for (unsigned int i = 0; i < count && !error; i++) {
-		fill(&message, hmm->id, copies[i].kind, copies[i].start, copies[i].end - copies[i].start, true);
+		fill(&message, hmm->id, copies[i].kind, copies[i].start,
+		     copies[i].end - copies[i].start, true);
 		error = hmmc_connection_exchange(hmm->connection, &message, NULL, 0);
 	}
 	hmmc_arena_free(copies, room * sizeof(*copies));
@@ -209,7 +218,8 @@ static int check_range(struct hmm *hmm, unsigned long addr, size_t length)
 		return hmmc_fail(-EPERM, "only the owner itself can say this of its memory");
 	if (!length || addr % HMM_PAGE_SIZE || length % HMM_PAGE_SIZE || addr + length < addr ||
 	    addr + length > HMM_VA_END)
-		return hmmc_fail(-EINVAL, "the range is empty, unaligned, wraps or ends above user space");
+		return hmmc_fail(-EINVAL,
+				 "the range is empty, unaligned, wraps or ends above user space");
 	return 0;
 }
 
@@ -249,7 +259,8 @@ struct objects {
 
 static bool is_needed(const char *path)
 {
-	static const char *const names[] = { "libc.so", "ld-linux", "libpthread", "libhmmclient", "libhmmpreload" };
+	static const char *const names[] = { "libc.so", "ld-linux", "libpthread", "libhmmclient",
+					     "libhmmpreload" };
 	const char *base = strrchr(path, '/');
 
 	base = base ? base + 1 : path;
@@ -269,7 +280,8 @@ static int note_object(struct dl_phdr_info *info, size_t size, void *data)
 		const ElfW(Phdr) *header = &info->dlpi_phdr[i];
 		uint64_t start = info->dlpi_addr + header->p_vaddr;
 
-		if (header->p_type != PT_LOAD || !(header->p_flags & PF_W) || objects->count == OBJECTS_MAX)
+		if (header->p_type != PT_LOAD || !(header->p_flags & PF_W) ||
+		    objects->count == OBJECTS_MAX)
 			continue;
 		objects->start[objects->count] = start & ~(HMM_PAGE_SIZE - 1);
 		objects->end[objects->count++] =

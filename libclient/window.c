@@ -61,8 +61,10 @@ struct hmm_window {
 
 static int taken(uint64_t addr, uint64_t length)
 {
-	return hmmc_fail(-EEXIST, "some of 0x%llx-0x%llx is taken in this process; HMM_WINDOW_OFFSET maps elsewhere",
-			 (unsigned long long)addr, (unsigned long long)(addr + length));
+	return hmmc_fail(
+		-EEXIST,
+		"some of 0x%llx-0x%llx is taken in this process; HMM_WINDOW_OFFSET maps elsewhere",
+		(unsigned long long)addr, (unsigned long long)(addr + length));
 }
 
 #define RESERVATION (MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE)
@@ -74,10 +76,12 @@ static int reserve(struct part *part, uint64_t flags)
 	char *room, *at;
 
 	if (!(flags & HMM_WINDOW_OFFSET)) {
-		at = mmap((void *)part->addr, part->length, PROT_NONE, RESERVATION | MAP_FIXED_NOREPLACE, -1, 0);
+		at = mmap((void *)part->addr, part->length, PROT_NONE,
+			  RESERVATION | MAP_FIXED_NOREPLACE, -1, 0);
 		if (at == MAP_FAILED)
-			return errno == EEXIST ? taken(part->addr, part->length) :
-						 hmmc_fail(-errno, "cannot reserve the window: %s", strerror(errno));
+			return errno == EEXIST ? taken(part->addr, part->length)
+					       : hmmc_fail(-errno, "cannot reserve the window: %s",
+							   strerror(errno));
 		part->at = at;
 		return 0;
 	}
@@ -85,7 +89,8 @@ static int reserve(struct part *part, uint64_t flags)
 	room = mmap(NULL, part->length + HMM_REGION_SIZE, PROT_NONE, RESERVATION, -1, 0);
 	if (room == MAP_FAILED)
 		return hmmc_fail(-errno, "no address space for the window: %s", strerror(errno));
-	at = (char *)(((uintptr_t)room - lead + HMM_REGION_SIZE - 1) & ~(HMM_REGION_SIZE - 1)) + lead;
+	at = (char *)(((uintptr_t)room - lead + HMM_REGION_SIZE - 1) & ~(HMM_REGION_SIZE - 1)) +
+	     lead;
 	if (at > room)
 		munmap(room, (size_t)(at - room));
 	munmap(at + part->length, (size_t)(room + HMM_REGION_SIZE - at));
@@ -98,7 +103,8 @@ static uint64_t reserve_behind(uint64_t addr, uint64_t want)
 {
 	for (; want >= HMM_BLOCK_SIZE; want = want / 2 & ~(HMM_BLOCK_SIZE - 1))
 		if (addr + want <= HMM_VA_END &&
-		    mmap((void *)addr, want, PROT_NONE, RESERVATION | MAP_FIXED_NOREPLACE, -1, 0) != MAP_FAILED)
+		    mmap((void *)addr, want, PROT_NONE, RESERVATION | MAP_FIXED_NOREPLACE, -1, 0) !=
+			    MAP_FAILED)
 			return want;
 	return 0;
 }
@@ -106,9 +112,8 @@ static uint64_t reserve_behind(uint64_t addr, uint64_t want)
 static uint64_t reserve_before(uint64_t addr, uint64_t want)
 {
 	for (; want >= HMM_BLOCK_SIZE; want = want / 2 & ~(HMM_BLOCK_SIZE - 1))
-		if (want < addr &&
-		    mmap((void *)(addr - want), want, PROT_NONE, RESERVATION | MAP_FIXED_NOREPLACE, -1, 0) !=
-			    MAP_FAILED)
+		if (want < addr && mmap((void *)(addr - want), want, PROT_NONE,
+					RESERVATION | MAP_FIXED_NOREPLACE, -1, 0) != MAP_FAILED)
 			return want;
 	return 0;
 }
@@ -123,7 +128,8 @@ static void make_room(struct part *part)
 	uint64_t after = -(part->addr + part->length) & (HMM_REGION_SIZE - 1);
 	uint64_t before = part->addr & (HMM_REGION_SIZE - 1);
 
-	part->length += reserve_behind(part->addr + part->length, after < ROOM_MIN ? after + HMM_REGION_SIZE : after);
+	part->length += reserve_behind(part->addr + part->length,
+				       after < ROOM_MIN ? after + HMM_REGION_SIZE : after);
 	before = reserve_before(part->addr, before < ROOM_MIN ? before + HMM_REGION_SIZE : before);
 	part->addr -= before;
 	part->at -= before;
@@ -135,7 +141,8 @@ static int open_uffd(struct connection *connection)
 	int fd = -1;
 
 	if (connection->userfaultfd_device >= 0)
-		fd = ioctl(connection->userfaultfd_device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
+		fd = ioctl(connection->userfaultfd_device, USERFAULTFD_IOC_NEW,
+			   O_CLOEXEC | O_NONBLOCK);
 	if (fd < 0)
 		fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
 	if (fd < 0 && errno == EPERM)
@@ -218,18 +225,22 @@ static int open_part(struct part *part)
 {
 	int error;
 
-	part->pieces_room = (uint32_t)((part->addr + part->length + HMM_REGION_SIZE - 1) / HMM_REGION_SIZE -
-				       part->addr / HMM_REGION_SIZE);
+	part->pieces_room =
+		(uint32_t)((part->addr + part->length + HMM_REGION_SIZE - 1) / HMM_REGION_SIZE -
+			   part->addr / HMM_REGION_SIZE);
 	part->pieces = hmmc_arena_alloc(part->pieces_room * sizeof(*part->pieces));
 	if (!part->pieces)
 		return hmmc_fail(-ENOMEM, "the library's memory is used up");
-	error = call_part(part, HMM_OP_WINDOW_MAP, sizeof(struct hmm_msg_window_map), prepare_map, finish_map);
+	error = call_part(part, HMM_OP_WINDOW_MAP, sizeof(struct hmm_msg_window_map), prepare_map,
+			  finish_map);
 	if (error)
 		return error;
 	wait_for_regions(part);
 	if (part->failed)
-		return hmmc_fail(-(int)part->failed, "a shadow cannot be mapped: %s", strerror((int)part->failed));
-	return call_part(part, HMM_OP_WINDOW_ARMED, sizeof(struct hmm_msg_window_armed), prepare_armed, NULL);
+		return hmmc_fail(-(int)part->failed, "a shadow cannot be mapped: %s",
+				 strerror((int)part->failed));
+	return call_part(part, HMM_OP_WINDOW_ARMED, sizeof(struct hmm_msg_window_armed),
+			 prepare_armed, NULL);
 }
 
 static int close_uffd(void *argument)
@@ -253,8 +264,8 @@ static int finish_unmap(struct request *request, struct hmm_frame *frame)
 static void part_leave(struct part *part)
 {
 	if (part->open && hmmc_space_check(part->window->hmm) == 0)
-		call_part(part, HMM_OP_WINDOW_UNMAP, sizeof(struct hmm_msg_window_unmap), prepare_armed,
-			  finish_unmap);
+		call_part(part, HMM_OP_WINDOW_UNMAP, sizeof(struct hmm_msg_window_unmap),
+			  prepare_armed, finish_unmap);
 }
 
 /* After hmmd has let go of it and nobody finds it in the list. */
@@ -311,7 +322,8 @@ static struct part *add_part(struct hmm_window *window, uint64_t addr, uint64_t 
 /* Nothing of this process lies there. */
 static bool is_free(uint64_t start, uint64_t end)
 {
-	void *map = mmap((void *)start, end - start, PROT_NONE, RESERVATION | MAP_FIXED_NOREPLACE, -1, 0);
+	void *map = mmap((void *)start, end - start, PROT_NONE, RESERVATION | MAP_FIXED_NOREPLACE,
+			 -1, 0);
 
 	if (map == MAP_FAILED)
 		return false;
@@ -319,7 +331,10 @@ static bool is_free(uint64_t start, uint64_t end)
 	return true;
 }
 
-/* Parts over everything that the owner has mapped now, as many mappings to a part as lie near each other. */
+/*
+ * Parts over everything that the owner has mapped now, as many mappings to a part as lie
+ * near each other.
+ */
 static int cover_all(struct hmm_window *window)
 {
 	const struct hmm_msg_layout_reply *reply;
@@ -330,7 +345,8 @@ static int cover_all(struct hmm_window *window)
 	int error = 0;
 
 	while (more && !error) {
-		request = hmmc_request_new(window->hmm->connection, HMM_OP_LAYOUT, sizeof(struct hmm_msg_layout));
+		request = hmmc_request_new(window->hmm->connection, HMM_OP_LAYOUT,
+					   sizeof(struct hmm_msg_layout));
 		if (!request)
 			return hmmc_fail(-ENOMEM, "the library's memory is used up");
 		request->prepare = hmmc_prepare_owner;
@@ -349,8 +365,10 @@ static int cover_all(struct hmm_window *window)
 			}
 			part = add_part(window, range->start, range->end - range->start);
 			if (!part)
-				error = hmmc_fail(-E2BIG, "the owner's memory lies in more than %d places; map ranges",
-						  PARTS_MAX);
+				error = hmmc_fail(
+					-E2BIG,
+					"the owner's memory lies in more than %d places; map ranges",
+					PARTS_MAX);
 			else
 				window->count++;
 		}
@@ -371,9 +389,10 @@ int hmm_window_map(struct hmm_mirror *mirror, unsigned long addr, size_t length,
 		return hmmc_fail(-EINVAL, "result is NULL, or flags has unknown bits");
 	if (mirror->priv->hmm->owner)
 		return hmmc_fail(-EBUSY, "this is the owner: its addresses lead to its own memory");
-	if (addr % HMM_PAGE_SIZE || length % HMM_PAGE_SIZE || addr + length < addr || addr + length > HMM_VA_END ||
-	    (addr && !length))
-		return hmmc_fail(-EINVAL, "the range is empty, unaligned, wraps or ends above user space");
+	if (addr % HMM_PAGE_SIZE || length % HMM_PAGE_SIZE || addr + length < addr ||
+	    addr + length > HMM_VA_END || (addr && !length))
+		return hmmc_fail(-EINVAL,
+				 "the range is empty, unaligned, wraps or ends above user space");
 	window = hmmc_arena_alloc(sizeof(*window));
 	if (!window)
 		return hmmc_fail(-ENOMEM, "the library's memory is used up");
@@ -391,7 +410,8 @@ int hmm_window_map(struct hmm_mirror *mirror, unsigned long addr, size_t length,
 		for (uint32_t i = 0; i < window->count && !error; i++)
 			error = reserve(&window->parts[i], flags);
 		/* Not before all have their places, so that none takes another's. */
-		for (uint32_t i = 0; i < window->count && !error && !length && !(flags & HMM_WINDOW_OFFSET); i++)
+		for (uint32_t i = 0;
+		     i < window->count && !error && !length && !(flags & HMM_WINDOW_OFFSET); i++)
 			make_room(&window->parts[i]);
 		for (uint32_t i = 0; i < window->count && !error; i++)
 			error = open_part(&window->parts[i]);
@@ -413,7 +433,8 @@ int hmm_window_unmap(struct hmm_window *window)
 {
 	if (!window)
 		return 0;
-	if (hmmc_space_check(window->hmm) == -ESTALE && !__atomic_load_n(&window->hmm->lost, __ATOMIC_ACQUIRE))
+	if (hmmc_space_check(window->hmm) == -ESTALE &&
+	    !__atomic_load_n(&window->hmm->lost, __ATOMIC_ACQUIRE))
 		return -ESTALE;	/* a fork's child has none of it */
 	for (uint32_t i = 0; i < window->count; i++)
 		part_leave(&window->parts[i]);
@@ -473,7 +494,8 @@ static int map_region(struct part *part, const struct hmm_msg_region *event, int
 	if (!piece)
 		return -ENOSPC;
 	/* After a restart of hmmd it is the same file, and the mapping is armed: leave it. */
-	if (piece->base == event->base && piece->device == stat.st_dev && piece->inode == stat.st_ino)
+	if (piece->base == event->base && piece->device == stat.st_dev &&
+	    piece->inode == stat.st_ino)
 		return 0;
 	if (!hmmc_map(at, event->length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, event->offset))
 		return -errno;
@@ -511,10 +533,12 @@ void hmmc_window_revoked(struct hmm *hmm, const struct hmm_msg_window_revoked *e
 	part = find_part(hmm, event->window, event->start);
 	if (part && event->start < event->end && event->start >= part->addr &&
 	    event->end <= part->addr + part->length)
-		mprotect(part->at + (event->start - part->addr), event->end - event->start, PROT_NONE);
+		mprotect(part->at + (event->start - part->addr), event->end - event->start,
+			 PROT_NONE);
 	futex_unlock(&hmm->lock);
 	hmmc_log(HMMC_LOG_WARNING, "hmmd revoked the window over 0x%llx-0x%llx: %s",
-		 (unsigned long long)event->start, (unsigned long long)event->end, strerror(-event->error));
+		 (unsigned long long)event->start, (unsigned long long)event->end,
+		 strerror(-event->error));
 }
 
 void hmmc_window_freeze(struct hmm *hmm, bool frozen)
@@ -527,8 +551,10 @@ void hmmc_window_freeze(struct hmm *hmm, bool frozen)
 				const struct piece *piece = &window->parts[i].pieces[k];
 
 				if (piece->length)
-					mprotect(window->parts[i].at + (piece->base - window->parts[i].addr),
-						 piece->length, frozen ? PROT_NONE : PROT_READ | PROT_WRITE);
+					mprotect(window->parts[i].at +
+							 (piece->base - window->parts[i].addr),
+						 piece->length,
+						 frozen ? PROT_NONE : PROT_READ | PROT_WRITE);
 			}
 	}
 	futex_unlock(&hmm->lock);

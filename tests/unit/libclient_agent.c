@@ -54,7 +54,10 @@ static void *map_blocks(void *at, unsigned int blocks)
 static void begin(enum hmm_pool_kind kind, uint64_t wanted, off_t shadow_size)
 {
 	struct hmm_msg_region event = {
-		.mirror = 0x100, .base = HOME & ~(HMM_REGION_SIZE - 1), .length = HMM_REGION_SIZE, .kind = kind,
+		.mirror = 0x100,
+		.base = HOME & ~(HMM_REGION_SIZE - 1),
+		.length = HMM_REGION_SIZE,
+		.kind = kind,
 	};
 
 	agent = hmmc_arena_alloc(sizeof(*agent));
@@ -135,11 +138,17 @@ static bool huge_at(uint64_t address)
 {
 	struct page_region found;
 	struct pm_scan_arg arg = {
-		.size = sizeof(arg), .start = address, .end = address + HMM_BLOCK_SIZE, .vec = (uintptr_t)&found,
-		.vec_len = 1, .category_mask = PAGE_IS_HUGE, .return_mask = PAGE_IS_HUGE,
+		.size = sizeof(arg),
+		.start = address,
+		.end = address + HMM_BLOCK_SIZE,
+		.vec = (uintptr_t)&found,
+		.vec_len = 1,
+		.category_mask = PAGE_IS_HUGE,
+		.return_mask = PAGE_IS_HUGE,
 	};
 
-	return ioctl(agent->pagemap, PAGEMAP_SCAN, &arg) == 1 && found.end - found.start == HMM_BLOCK_SIZE;
+	return ioctl(agent->pagemap, PAGEMAP_SCAN, &arg) == 1 &&
+	       found.end - found.start == HMM_BLOCK_SIZE;
 }
 
 static void check_shadow(const struct hmm_order *done)
@@ -149,8 +158,10 @@ static void check_shadow(const struct hmm_order *done)
 	for (unsigned int i = 0; i < PAGES; i++) {
 		if (!bit(done->moved, i))
 			continue;
-		cr_assert_eq(pread(shadow, page, sizeof(page), (off_t)i * (off_t)sizeof(page)), (ssize_t)sizeof(page));
-		cr_assert_eq(memcmp(page, golden + i * HMM_PAGE_SIZE, sizeof(page)), 0, "page %u of the shadow", i);
+		cr_assert_eq(pread(shadow, page, sizeof(page), (off_t)i * (off_t)sizeof(page)),
+			     (ssize_t)sizeof(page));
+		cr_assert_eq(memcmp(page, golden + i * HMM_PAGE_SIZE, sizeof(page)), 0,
+			     "page %u of the shadow", i);
 	}
 }
 
@@ -239,13 +250,15 @@ Test(agent, what_a_fork_left_shared_gets_its_own_copy)
 	child = fork();
 	if (child == 0) {
 		close(pipes[1]);
-		_exit(read(pipes[0], &byte, 1) == 0 && memcmp(home, golden, HMM_BLOCK_SIZE) == 0 ? 0 : 1);
+		_exit(read(pipes[0], &byte, 1) == 0 && memcmp(home, golden, HMM_BLOCK_SIZE) == 0
+			      ? 0
+			      : 1);
 	}
 	arm(home, HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING);
 	done = order(HMM_ORDER_OUT_MOVE, 0);
 	cr_assert(hmmc_agent_step(agent));
-	cr_assert_eq(count(done->moved), PAGES, "%u moved, %u busy: %s", count(done->moved), count(done->busy),
-		     strerror(-done->error));
+	cr_assert_eq(count(done->moved), PAGES, "%u moved, %u busy: %s", count(done->moved),
+		     count(done->busy), strerror(-done->error));
 	check_shadow(done);
 	close(pipes[0]);
 	close(pipes[1]);
@@ -270,7 +283,9 @@ Test(agent, a_page_that_cannot_move_stays_alone)
 	cr_assert(bit(done->busy, 100) && bit(done->busy, 102));
 	cr_assert_eq(done->error, -EINVAL);
 	check_shadow(done);
-	cr_assert_eq(memcmp(home + 100 * HMM_PAGE_SIZE, golden + 100 * HMM_PAGE_SIZE, 3 * HMM_PAGE_SIZE), 0);
+	cr_assert_eq(
+		memcmp(home + 100 * HMM_PAGE_SIZE, golden + 100 * HMM_PAGE_SIZE, 3 * HMM_PAGE_SIZE),
+		0);
 	end();
 }
 
@@ -329,8 +344,8 @@ Test(agent, a_hold_keeps_orders_out_and_lets_them_be_taken_back)
 	done = order(HMM_ORDER_OUT_MOVE, 0);
 	pthread_create(&thread, NULL, step, NULL);
 	wait_for_state(done, HMM_ORDER_RUNNING);
-	while (!__atomic_compare_exchange_n(&done->state, &running, HMM_ORDER_CANCELLED, false, __ATOMIC_SEQ_CST,
-					    __ATOMIC_SEQ_CST))
+	while (!__atomic_compare_exchange_n(&done->state, &running, HMM_ORDER_CANCELLED, false,
+					    __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
 		running = HMM_ORDER_RUNNING;
 	__atomic_store_n(&orders->hold, 0, __ATOMIC_SEQ_CST);
 	futex_wake_shared(&orders->hold, INT32_MAX);
@@ -442,9 +457,15 @@ Test(agent, slots_are_emptied_beside_the_next_move)
 			.dst = HOME, .src = (uintptr_t)golden, .len = HMM_BLOCK_SIZE,
 		};
 
-		cr_assert_eq(ioctl(agent->uffd, UFFDIO_COPY, &fill), 0, "round %u: %s", round, strerror(errno));
-		cr_assert_eq(fallocate(shadow, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, HMM_BLOCK_SIZE), 0);
-		/* The one slot is wanted again by the next round's order before it is known to be empty. */
+		cr_assert_eq(ioctl(agent->uffd, UFFDIO_COPY, &fill), 0, "round %u: %s", round,
+			     strerror(errno));
+		cr_assert_eq(fallocate(shadow, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
+				       HMM_BLOCK_SIZE),
+			     0);
+		/*
+		 * The one slot is wanted again by the next round's order before it is known to be
+		 * empty.
+		 */
 		out[round] = order(HMM_ORDER_OUT_MOVE, 0);
 		released[round] = order(HMM_ORDER_RELEASE, 0);
 		if (round == 0)
@@ -452,7 +473,8 @@ Test(agent, slots_are_emptied_beside_the_next_move)
 		__atomic_add_fetch(&orders->doorbell, 1, __ATOMIC_SEQ_CST);
 		futex_wake_shared(&orders->doorbell, 1);
 		wait_for_state(out[round], HMM_ORDER_DONE);
-		cr_assert_eq(count(out[round]->moved), PAGES, "round %u: %s", round, strerror(-out[round]->error));
+		cr_assert_eq(count(out[round]->moved), PAGES, "round %u: %s", round,
+			     strerror(-out[round]->error));
 		check_shadow(out[round]);
 	}
 	for (unsigned int round = 0; round < 8; round++) {

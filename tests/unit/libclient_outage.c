@@ -37,10 +37,10 @@ LEAKCHECKED_SUITE(outage);
 
 struct script {
 	uint32_t grace_ms;
-	int die_at_read;		/* the n-th device_read is not answered: the connection goes; 0: none */
+	int die_at_read; /* the n-th device_read is not answered: the connection goes; 0: none */
 	int busy_reads;			/* so many device_reads are answered -EAGAIN */
 	bool vanish;			/* after that nobody listens any more */
-	bool invalidate;		/* a device_read first raises an invalidation, and waits for its answer */
+	bool invalidate; /* a device_read first raises an invalidation, and waits for its answer */
 	int hello_error;
 	bool garbage;			/* before each reply something that is no message */
 	/* What happened. */
@@ -66,7 +66,8 @@ static int memfd(uint64_t size)
 
 static void *answer(struct hmm_frame *frame, size_t size)
 {
-	return hmm_wire_init(calloc(1, size), frame->header.opcode | 0x8000, size, frame->header.serial);
+	return hmm_wire_init(calloc(1, size), frame->header.opcode | 0x8000, size,
+			     frame->header.serial);
 }
 
 static void send_error(int fd, struct hmm_frame *frame, int error, const char *text)
@@ -142,7 +143,8 @@ static bool serve(int fd, struct hmm_frame *frame)
 		break;
 	}
 	case HMM_OP_MIRROR_REGISTER: {
-		struct hmm_msg_mirror_register_reply *mirror = reply = answer(frame, sizeof(*mirror));
+		struct hmm_msg_mirror_register_reply *mirror = reply =
+			answer(frame, sizeof(*mirror));
 
 		/* Another one after each restart. */
 		mirror->mirror = 0x300 + script->notes % 100;
@@ -173,7 +175,8 @@ static bool serve(int fd, struct hmm_frame *frame)
 	case HMM_OP_MIGRATE: {
 		const struct hmm_msg_migrate *asked = (void *)frame->data;
 		uint32_t pages = (uint32_t)(asked->length >> HMM_PAGE_SHIFT);
-		struct hmm_msg_migrate_reply *result = reply = answer(frame, sizeof(*result) + pages);
+		struct hmm_msg_migrate_reply *result = reply =
+			answer(frame, sizeof(*result) + pages);
 
 		result->pages = pages;
 		result->moved = pages - 1;
@@ -227,7 +230,8 @@ static void begin(void)
 	strcpy(directory, "/tmp/hmm-outage-XXXXXX");
 	cr_assert_not_null(mkdtemp(directory));
 	snprintf(path, sizeof(path), "%s/socket", directory);
-	script = mmap(NULL, sizeof(*script), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	script = mmap(NULL, sizeof(*script), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
+		      0);
 	script->grace_ms = 60000;
 	listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 	strcpy(address.sun_path, path);
@@ -281,7 +285,9 @@ static int open_peer(void)
 
 static void be_driver(void)
 {
-	struct hmm_device_options options = { .size = sizeof(options), .name = "d", .memory = 1 << 20, .node = -1 };
+	struct hmm_device_options options = {
+		.size = sizeof(options), .name = "d", .memory = 1 << 20, .node = -1
+	};
 
 	cr_assert_eq(open_peer(), 0, "%s", hmm_last_error());
 	cr_assert_eq(hmm_device_new(hmm, &options, &device), 0, "%s", hmm_last_error());
@@ -315,9 +321,10 @@ static void check_notes(const uint16_t *wanted, unsigned int count)
 Test(outage, what_was_asked_is_asked_again)
 {
 	const uint16_t wanted[] = {
-		HMM_OP_HELLO, HMM_OP_OPEN_PEER, HMM_OP_DEVICE_NEW, HMM_OP_MIRROR_REGISTER, HMM_OP_DEVICE_READ,
-		HMM_OP_DEVICE_READ,
-		HMM_OP_HELLO, HMM_OP_OPEN_PEER, HMM_OP_DEVICE_NEW, HMM_OP_MIRROR_REGISTER, HMM_OP_DEVICE_READ,
+		HMM_OP_HELLO,		HMM_OP_OPEN_PEER,   HMM_OP_DEVICE_NEW,
+		HMM_OP_MIRROR_REGISTER, HMM_OP_DEVICE_READ, HMM_OP_DEVICE_READ,
+		HMM_OP_HELLO,		HMM_OP_OPEN_PEER,   HMM_OP_DEVICE_NEW,
+		HMM_OP_MIRROR_REGISTER, HMM_OP_DEVICE_READ,
 	};
 
 	begin();
@@ -414,10 +421,12 @@ Test(outage, prefetch_tells_its_eventfd)
 	begin();
 	be_driver();
 	/* 4 pieces; one page of each stays. */
-	cr_assert_eq(hmm_prefetch(&mirror, 0x7f0000000000, length, HMM_DEVICE, completion), 0, "%s", hmm_last_error());
+	cr_assert_eq(hmm_prefetch(&mirror, 0x7f0000000000, length, HMM_DEVICE, completion), 0, "%s",
+		     hmm_last_error());
 	cr_assert_eq(read(completion, &signal, sizeof(signal)), (ssize_t)sizeof(signal));
 	cr_assert_eq(signal, 1 + (length >> HMM_PAGE_SHIFT) - 4);
-	cr_assert_eq(hmm_prefetch(&mirror, 0x7f0000000000, HMM_PAGE_SIZE, HMM_DEVICE, 12345), -EBADF);
+	cr_assert_eq(hmm_prefetch(&mirror, 0x7f0000000000, HMM_PAGE_SIZE, HMM_DEVICE, 12345),
+		     -EBADF);
 	close(completion);
 	stop_being_driver();
 	end();
@@ -432,7 +441,8 @@ Test(outage, a_migration_in_pieces_is_one_answer)
 
 	begin();
 	be_driver();
-	cr_assert_eq(hmm_migrate(&mirror, 0x7f0000001000, length, HMM_DEVICE, 0, results, &report), (long)pages - 4);
+	cr_assert_eq(hmm_migrate(&mirror, 0x7f0000001000, length, HMM_DEVICE, 0, results, &report),
+		     (long)pages - 4);
 	cr_assert_eq(report.pages, pages);
 	cr_assert_eq(report.moved, pages - 4);
 	cr_assert_eq(report.failed, 4);
@@ -461,7 +471,9 @@ Test(outage, descriptors_are_in_nobody_s_way)
 	cr_assert_eq(poll(&hangup, 1, 5000), 1);
 	cr_assert(hangup.revents & POLLHUP);
 	close(pipes[0]);
-	/* And a program may close all that it does not know; in a child, for the test's own sake. */
+	/*
+	 * And a program may close all that it does not know; in a child, for the test's own sake.
+	 */
 	fflush(NULL);
 	if (fork() == 0) {
 		be_driver();
@@ -502,7 +514,10 @@ Test(outage, a_child_has_no_part_in_its_parents_handle)
 
 Test(outage, bad_arguments)
 {
-	struct { struct hmm_open_options known; uint64_t future; } newer = { .known = { .size = sizeof(newer) } };
+	struct {
+		struct hmm_open_options known;
+		uint64_t future;
+	} newer = { .known = { .size = sizeof(newer) } };
 	struct hmm_device_options options = { .size = sizeof(options), .name = "", .node = -1 };
 	struct hmm_mirror none = { .ops = &ops };
 	struct hmm_device *made;
@@ -522,12 +537,19 @@ Test(outage, bad_arguments)
 	cr_assert_eq(hmm_device_new(hmm, &options, &made), -EINVAL);
 	cr_assert_eq(hmm_mirror_register(NULL, hmm), -EINVAL);
 	cr_assert_eq(hmm_mirror_register(&none, hmm), -EINVAL);
-	cr_assert_eq(hmm_migrate(&mirror, 0x1001, HMM_PAGE_SIZE, HMM_DEVICE, 0, NULL, NULL), -EINVAL);
+	cr_assert_eq(hmm_migrate(&mirror, 0x1001, HMM_PAGE_SIZE, HMM_DEVICE, 0, NULL, NULL),
+		     -EINVAL);
 	cr_assert_eq(hmm_migrate(&mirror, 0x1000, 0, HMM_DEVICE, 0, NULL, NULL), -EINVAL);
-	cr_assert_eq(hmm_migrate(&mirror, -HMM_PAGE_SIZE, 2 * HMM_PAGE_SIZE, HMM_DEVICE, 0, NULL, NULL), -EINVAL);
-	cr_assert_eq(hmm_migrate(&mirror, HMM_VA_END, HMM_PAGE_SIZE, HMM_DEVICE, 0, NULL, NULL), -EINVAL);
-	cr_assert_eq(hmm_migrate(&mirror, 0x1000, HMM_PAGE_SIZE, (enum hmm_target)7, 0, NULL, NULL), -EINVAL);
-	cr_assert_eq(hmm_migrate(&mirror, 0x1000, HMM_PAGE_SIZE, HMM_DEVICE, 1ULL << 40, NULL, NULL), -EINVAL);
+	cr_assert_eq(
+		hmm_migrate(&mirror, -HMM_PAGE_SIZE, 2 * HMM_PAGE_SIZE, HMM_DEVICE, 0, NULL, NULL),
+		-EINVAL);
+	cr_assert_eq(hmm_migrate(&mirror, HMM_VA_END, HMM_PAGE_SIZE, HMM_DEVICE, 0, NULL, NULL),
+		     -EINVAL);
+	cr_assert_eq(hmm_migrate(&mirror, 0x1000, HMM_PAGE_SIZE, (enum hmm_target)7, 0, NULL, NULL),
+		     -EINVAL);
+	cr_assert_eq(
+		hmm_migrate(&mirror, 0x1000, HMM_PAGE_SIZE, HMM_DEVICE, 1ULL << 40, NULL, NULL),
+		-EINVAL);
 	cr_assert_eq(hmm_device_read(&mirror, HMM_VA_END - 1, &byte, 2), -EINVAL);
 	cr_assert_eq(hmm_device_read(&mirror, 0x1000, &byte, 0), 0);
 	cr_assert_eq(hmm_exclude(hmm, 0x1000, HMM_PAGE_SIZE), -EPERM);

@@ -52,7 +52,8 @@ static void begin(void)
 {
 	struct uffdio_api api = {
 		.api = UFFD_API,
-		.features = UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMAP,
+		.features = UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP |
+			    UFFD_FEATURE_EVENT_REMAP,
 	};
 	struct hmm_msg_region event = {
 		.base = HOME, .length = HMM_REGION_SIZE, .kind = HMM_POOL_KIND_MEMFD,
@@ -64,8 +65,10 @@ static void begin(void)
 		cr_skip_test("no userfaultfd with events: %s", strerror(errno));
 	owner->pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
 	owner->ledger_fd = memfd(HMM_LEDGER_SIZE);
-	owner->orders = mmap(NULL, HMM_ORDERS_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	owner->pulse = mmap(NULL, sizeof(*owner->pulse), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	owner->orders = mmap(NULL, HMM_ORDERS_SIZE, PROT_READ | PROT_WRITE,
+			     MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	owner->pulse = mmap(NULL, sizeof(*owner->pulse), PROT_READ | PROT_WRITE,
+			    MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	owner->orders->incarnation = 5;
 	owner->orders->hold = 1;
 	owner->slots = map_blocks(HOME + HMM_REGION_SIZE, 1);
@@ -98,7 +101,8 @@ static void record(unsigned int block, struct hmm_ledger_block *record_)
 	record_->epoch = 1;
 	record_->flags = HMM_BLOCK_ARMED;
 	cr_assert_eq(pwrite(owner->ledger_fd, record_, sizeof(*record_),
-			    (off_t)(((HOME >> HMM_BLOCK_SHIFT) + block) * sizeof(*record_))), (ssize_t)sizeof(*record_));
+			    (off_t)(((HOME >> HMM_BLOCK_SHIFT) + block) * sizeof(*record_))),
+		     (ssize_t)sizeof(*record_));
 }
 
 /* Every page of the block is on the device. */
@@ -108,7 +112,8 @@ static void on_device(unsigned int block)
 
 	memset(all.page, HMM_PAGE_DEVICE | HMM_PAGE_COMPLETE, sizeof(all.page));
 	record(block, &all);
-	cr_assert_eq(pwrite(shadow, golden + block * HMM_BLOCK_SIZE, HMM_BLOCK_SIZE, (off_t)(block * HMM_BLOCK_SIZE)),
+	cr_assert_eq(pwrite(shadow, golden + block * HMM_BLOCK_SIZE, HMM_BLOCK_SIZE,
+			    (off_t)(block * HMM_BLOCK_SIZE)),
 		     (ssize_t)HMM_BLOCK_SIZE);
 }
 
@@ -140,7 +145,10 @@ Test(rescue, the_cpu_s_page_wins_and_a_stale_shadow_is_nobody_s)
 	struct hmm_ledger_block mixed = { .slot = HMM_NO_SLOT };
 
 	begin();
-	/* Page 0: D. Page 1: D, but at home. Page 2: not complete. Page 3: invalid, with bytes in the shadow. */
+	/*
+	 * Page 0: D. Page 1: D, but at home. Page 2: not complete. Page 3: invalid, with bytes in
+	 * the shadow.
+	 */
 	memset(home + HMM_PAGE_SIZE, 0x55, HMM_PAGE_SIZE);
 	mixed.page[0] = HMM_PAGE_DEVICE | HMM_PAGE_COMPLETE;
 	mixed.page[1] = HMM_PAGE_DEVICE | HMM_PAGE_COMPLETE;
@@ -216,7 +224,9 @@ Test(rescue, threads_that_wait_are_served)
 		on_device(i);
 	for (unsigned int i = 0; i < 4; i++)
 		pthread_create(&threads[i], NULL, touch_all, NULL);
-	/* They wait by now, or meet pages that are home: either way they must see the right bytes. */
+	/*
+	 * They wait by now, or meet pages that are home: either way they must see the right bytes.
+	 */
 	usleep(20000);
 	rescue();
 	for (unsigned int i = 0; i < 4; i++) {
@@ -260,7 +270,8 @@ Test(rescue, what_was_discarded_or_moved_while_nobody_looked)
 	for (size_t i = 0; i < HMM_BLOCK_SIZE; i++)
 		cr_assert_eq(home[HMM_BLOCK_SIZE + i], 0, "discarded byte %zu is back", i);
 	cr_assert_eq(memcmp(moved, golden + 2 * HMM_BLOCK_SIZE, HMM_BLOCK_SIZE), 0);
-	cr_assert_eq(memcmp(home + 3 * HMM_BLOCK_SIZE, golden + 3 * HMM_BLOCK_SIZE, HMM_BLOCK_SIZE), 0);
+	cr_assert_eq(memcmp(home + 3 * HMM_BLOCK_SIZE, golden + 3 * HMM_BLOCK_SIZE, HMM_BLOCK_SIZE),
+		     0);
 	munmap(moved, HMM_BLOCK_SIZE);
 	end();
 }
@@ -271,7 +282,8 @@ Test(rescue, a_zap_that_hmmd_did_not_live_to_note)
 	struct hmm_order *order;
 
 	begin();
-	memcpy(home + 100 * HMM_PAGE_SIZE, golden + 100 * HMM_PAGE_SIZE, HMM_BLOCK_SIZE - 100 * HMM_PAGE_SIZE);
+	memcpy(home + 100 * HMM_PAGE_SIZE, golden + 100 * HMM_PAGE_SIZE,
+	       HMM_BLOCK_SIZE - 100 * HMM_PAGE_SIZE);
 	record(0, &leaving);
 	order = &owner->orders->ring[3];
 	order->kind = HMM_ORDER_OUT_ZAP;
@@ -280,7 +292,8 @@ Test(rescue, a_zap_that_hmmd_did_not_live_to_note)
 	order->epoch = 1;
 	for (unsigned int page = 0; page < 100; page++)
 		order->moved[page / 64] |= 1ULL << (page % 64);
-	cr_assert_eq(pwrite(shadow, golden, 100 * HMM_PAGE_SIZE, 0), (ssize_t)(100 * HMM_PAGE_SIZE));
+	cr_assert_eq(pwrite(shadow, golden, 100 * HMM_PAGE_SIZE, 0),
+		     (ssize_t)(100 * HMM_PAGE_SIZE));
 	arm(home, HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING);
 	rescue();
 	cr_assert_eq(memcmp(home, golden, HMM_BLOCK_SIZE), 0);
