@@ -170,12 +170,19 @@ static void serve_error(struct owner *owner, uint64_t page)
 }
 
 /* In transit; the agent itself touches pages that it is about to move: it can't wait for itself. */
-static void serve_agent(struct owner *owner, uint64_t page)
+static void serve_agent(struct owner *owner, struct block *block, uint64_t page)
 {
+	char bounce[HMM_PAGE_SIZE];
+	const void *bytes = page_bytes(block, page_index(page), bounce);
 	size_t done;
+	int r;
 
-	if (kernel->uffd_zero(owner->uffd, page, HMM_PAGE_SIZE, &done))
+	r = bytes ? kernel->uffd_copy(owner->uffd, page, bytes, HMM_PAGE_SIZE, 0, &done)
+		  : kernel->uffd_zero(owner->uffd, page, HMM_PAGE_SIZE, &done);
+	if (r)
 		fault_wake(owner, page, HMM_PAGE_SIZE);
+	else
+		block_bury(block, page_index(page));
 }
 
 /*
@@ -255,7 +262,7 @@ void fault_serve(struct owner *owner, uint64_t addr, uint64_t flags, uint32_t ti
 	if (!block_at_rest(block)) {
 		if (tid && tid == owner->orders->agent_tid && !(flags & UFFD_PAGEFAULT_FLAG_WP) &&
 		    page_state(block, page_index(addr)) == HMM_PAGE_INVALID) {
-			serve_agent(owner, page);
+			serve_agent(owner, block, page);
 			return;
 		}
 		fault = fault_new(owner, addr, flags);

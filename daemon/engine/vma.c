@@ -108,6 +108,24 @@ static void clip_set(const struct span_set *set, uint64_t addr, struct segment *
 	}
 }
 
+/*
+ * Anonymous memory right behind a library's data is its .bss. Those of libc,
+ * ld.so and the library itself are touched by the very threads that have to
+ * work when there is no hmmd.
+ */
+static bool is_library_bss(struct owner *owner, uint64_t start)
+{
+	static const char *const libraries[] = { "/libc.so", "/libc-", "/ld-linux", "/libhmm", "/libpthread" };
+	struct kernel_vma before;
+
+	if (!start || kernel->vma_at(owner->maps, start - 1, &before) || before.start >= start || !before.file)
+		return false;
+	for (unsigned int i = 0; i < sizeof(libraries) / sizeof(libraries[0]); i++)
+		if (strstr(before.name, libraries[i]))
+			return true;
+	return false;
+}
+
 static void clip_excluded(const struct owner *owner, uint64_t addr, struct segment *segment)
 {
 	uint64_t slots_end = owner->slots_addr + owner->slots * HMM_BLOCK_SIZE;
@@ -145,7 +163,11 @@ int segment_at(struct owner *owner, uint64_t addr, uint64_t end, struct segment 
 	if (vma.end < end)
 		segment->end = vma.end;
 	segment->result = verdict(&vma);
-	if (segment->result == HMM_PAGE_RESULT_MOVED)
+	if (segment->result != HMM_PAGE_RESULT_MOVED)
+		return 0;
+	if (!vma.name[0] && is_library_bss(owner, vma.start))
+		segment->result = HMM_PAGE_RESULT_EXCLUDED;
+	else
 		clip_excluded(owner, addr, segment);
 	return 0;
 }

@@ -20,7 +20,7 @@ struct kernel_vma {
 	uint64_t start, end;
 	bool read, write, exec, shared;
 	bool file;		/* backed by an inode: a file, a memfd, shared anonymous memory */
-	char name[64];		/* "[heap]", "[stack]", a path's beginning or "" */
+	char name[256];		/* "[heap]", "[stack]", a path's beginning or "" */
 };
 
 struct kernel_ops {

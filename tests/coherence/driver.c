@@ -30,11 +30,12 @@ static void hit(int number, siginfo_t *info, void *machine)
 {
 	struct board *board = the_driver.context.board;
 	struct participant *who = the_driver.context.who;
-	uint32_t page = atomic_load(&who->page);
+	uint32_t cell = atomic_load(&who->page) * PAGE_CELLS + (uint32_t)((uintptr_t)info->si_addr / 8 % PAGE_CELLS);
+	const struct sight nothing = { 0 };
+	char why[96];
 
-	board_fail(board, who, "signal %d (code %d) at address %p in %s of page %u, whose area is at %#lx", number,
-		   info->si_code, info->si_addr, operation_name(atomic_load(&who->doing)), page,
-		   atomic_load(&board_area(board, page)->base));
+	snprintf(why, sizeof(why), "signal %d (code %d) at address %p", number, info->si_code, info->si_addr);
+	board_violation(board, who, (enum operation)atomic_load(&who->doing), cell, &nothing, 0, why);
 }
 
 static int let_go(struct hmm_mirror *mirror, const struct hmm_update *update)
