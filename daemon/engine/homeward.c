@@ -1,0 +1,175 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * homeward.c - a job on the way home: S pages are unshared, a block that left
+ * as one huge page comes back as one (the agent fills a slot and MOVEs it in),
+ * everything else by COPY. Whatever fails on the way by slot is copied. Runs on
+ * the owner's worker.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/job.h"
+#include "engine/worker.h"
+#include "log.h"
+
+
+
+static bool wanted_home(const struct job *job, const struct block *block)
+{
+	const struct device *only = job->migration->only;
+	const struct mirror *mirror = block_mirror(block);
+
+	return !only || (mirror && mirror->device == only);
+}
+
+bool migrate_can_slot(const struct block *block)
+{
+	const struct owner *owner = block->owner;
+
+	return !owner->agent_stuck && !block->touched && block->record->flags & HMM_BLOCK_HUGE &&
+	       owner->features & HMM_FEATURE_MOVE && !owner->gone && owner->peer;
+}
+
+static bool whole_and_huge(const struct job *job, const struct block *block,
+			   const struct pages *device)
+{
+	return !job->no_slot && job->first == 0 && job->end == HMM_BLOCK_PAGES &&
+	       pages_count(device) == HMM_BLOCK_PAGES && migrate_can_slot(block);
+}
+
+static void home_slot_proceed(struct block *block)
+{
+	struct owner *owner = block->owner;
+
+	if (!pages_empty(&block->dead) || window_protect(block, 0, HMM_BLOCK_PAGES, true)) {
+		/* Part of it went away while drivers answered, or a window can't be frozen: page by page. */
+		struct job *job = block->move.job;
+
+		for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++)
+			block_set_state(block, i, i + 1, pages_test(&block->dead, i) ?
+					HMM_PAGE_INVALID : HMM_PAGE_DEVICE);
+		slot_put(owner, block->record->slot);
+		job->no_slot = true;
+		window_protect(block, 0, HMM_BLOCK_PAGES, false);
+		transit_end(block);
+		job_again(job);
+		return;
+	}
+	order_issue(owner, HMM_ORDER_HOME_SLOT, block, block->record->slot, &block->move.want,
+		    block_in_window(block) ? HMM_ORDER_VISIBLE : 0);
+}
+
+void home_slot_done(struct block *block, struct block_order *order, struct hmm_order *shared)
+{
+	struct owner *owner = block->owner;
+	struct job *job = block->move.job;
+	unsigned int moved = 0, first, end;
+
+	/*
+	 * What the agent says it moved is home. A page that it did not say so of
+	 * may be there all the same (a MOVE that stopped half-way): EEXIST tells.
+	 */
+	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++) {
+		bool home = shared->state == HMM_ORDER_DONE && shared->moved[i / 64] >> (i % 64) & 1;
+
+		moved += home;
+		block_set_state(block, i, i + 1, home || pages_test(&block->dead, i) ?
+				HMM_PAGE_INVALID : HMM_PAGE_DEVICE);
+	}
+	if (moved != HMM_BLOCK_PAGES) {
+		job->no_slot = true;
+		block->touched = true;
+		log_debug("owner %u: block %#lx did not come home as one page: %s", owner->id,
+			  block->addr, strerror(-shared->error));
+	} else {
+		owner_count(owner, COUNTER_HUGE_HOME, 1);
+		block->went_huge = false;
+	}
+	block->record->flags &= ~HMM_BLOCK_HUGE;
+	owner_count(owner, COUNTER_PAGES_HOME, moved);
+	slot_release(owner, order->slot);
+	if (block_has_window(block)) {
+		struct pages device;
+
+		block_punch_stale(block);
+		block_pages_in(block, HMM_PAGE_DEVICE, 0, HMM_BLOCK_PAGES, &device);
+		for (first = 0; pages_run(&device, &first, &end); first = end)
+			window_protect(block, first, end, false);
+		window_wake(block, 0, HMM_BLOCK_PAGES);
+	}
+	fault_wake(owner, block->addr, HMM_BLOCK_SIZE);
+	transit_end(block);
+	block_settle_later(block);
+	job_block_done(job, 0);
+}
+
+/* Does the next thing. True: it is under way and the job will be run again. */
+static bool home_step(struct job *job, struct block *block)
+{
+	struct owner *owner = block->owner;
+	struct pages pages;
+
+	if (!wanted_home(job, block))
+		return false;
+	if (block_pages_in(block, HMM_PAGE_SHARED, job->first, job->end, &pages)) {
+		unshare_begin(block, &pages, HMM_REASON_MIGRATE, job);
+		return true;
+	}
+	if (!block_pages_in(block, HMM_PAGE_DEVICE, job->first, job->end, &pages))
+		return false;
+	if (whole_and_huge(job, block, &pages)) {
+		int slot = slot_take(owner);
+
+		if (slot < 0) {
+			TAILQ_INSERT_TAIL(&owner->slot_waiters, &job->task, link);
+			return true;
+		}
+		block->move.want = pages;
+		block->move.job = job;
+		block->record->slot = (uint16_t)slot;
+		transit_begin(block, HMM_TRANSIT_HOME_SLOT, &pages, HMM_REASON_MIGRATE,
+			      home_slot_proceed);
+		return true;
+	}
+	home_begin(block, &pages, HMM_BLOCK_PAGES, false, HMM_REASON_MIGRATE, 0, job);
+	return true;
+}
+
+/* Pages that were out when the job began and are not any more have moved. */
+static void home_results(struct job *job, struct block *block)
+{
+	for (unsigned int i = job->first; i < job->end; i++) {
+		bool out = block && page_state(block, i) == HMM_PAGE_DEVICE &&
+			   wanted_home(job, block);
+
+		if (out)
+			result_set(job, i, HMM_PAGE_RESULT_CHANGED);
+		else
+			result_set(job, i, pages_test(&job->was_out, i) ? HMM_PAGE_RESULT_MOVED :
+					   HMM_PAGE_RESULT_ALREADY);
+	}
+}
+
+void job_run_home(struct job *job)
+{
+	struct owner *owner = job->migration->owner;
+	struct block *block = block_find(owner, job->block);
+
+	if (block && !owner->gone) {
+		if (!block_at_rest(block)) {
+			block_park(block, &job->task);
+			return;
+		}
+		if (job->rounds == 0)
+			for (unsigned int i = job->first; i < job->end; i++)
+				if (page_state(block, i) == HMM_PAGE_DEVICE)
+					pages_set(&job->was_out, i);
+		if (job->rounds++ < ROUNDS_MAX && home_step(job, block))
+			return;
+	}
+	home_results(job, block);
+	if (block)
+		block_settle(block);
+	job_finish(job);
+}

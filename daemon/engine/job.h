@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * job.h - migrations and the jobs, one per block, that they are cut into.
+ * migrate.c has the migration, out.c what a job does to the device,
+ * homeward.c what it does on the way back. Owner's worker only.
+ */
+#ifndef HMMD_JOB_H
+#define HMMD_JOB_H
+
+#include "engine/owner.h"
+
+/* Rounds that a job may take before it is given up: a map that never stops changing. */
+#define ROUNDS_MAX	64
+
+struct migration {
+	struct owner *owner;
+	struct letter *letter;		/* to answer, or NULL */
+	struct mirror *mirror;		/* to the device; NULL: home from any */
+	const struct device *only;	/* home: pages of this device only; NULL: all */
+	uint64_t start, end, next;	/* next: where no job has been yet */
+	bool to_device, populate;
+	unsigned int running;
+	bool finishing;
+	uint8_t *results;		/* one per page, or NULL */
+	uint8_t *one_result;		/* of one page, for who asked; or NULL */
+	uint64_t one_page;
+	uint64_t moved, already, failed;
+	migrate_done done;
+	void *data;
+	struct task finish;
+};
+
+struct job {
+	struct task task;
+	struct migration *migration;
+	uint64_t block;			/* address */
+	unsigned int first, end;	/* pages that are left to look at */
+	unsigned int rounds;
+	unsigned int begin;		/* where it began */
+	bool again;			/* from the beginning: pages without a result are left */
+	bool no_slot;			/* going home by slot failed: copy */
+	uint32_t order_flags;
+	struct pages reported;		/* have their result */
+	struct pages was_out;		/* home: pages that were on the device when it began */
+};
+
+/* A page's result, once. */
+void result_set(struct job *job, unsigned int i, enum hmm_page_result result);
+void result_range(struct job *job, unsigned int first, unsigned int end, enum hmm_page_result result);
+/* Runs it again at the next safe point. */
+void job_again(struct job *job);
+/* Every page has its result: the migration goes on, the job is gone. */
+void job_finish(struct job *job);
+
+void job_run_out(struct job *job);
+void job_run_home(struct job *job);
+
+#endif

@@ -1,0 +1,442 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * out.c - a job on the way to the device. Runs on the owner's worker.
+ *
+ * Happy path: out_step() looks at one mapping of the block, out_begin() takes a
+ * staging slot and charges the pool, the transit opens, and when the drivers
+ * have answered out_proceed() orders the agent to MOVE the pages into the slot
+ * and fill the shadow; what it reports becomes D in migrate_out_done(). S pages
+ * only have to leave the CPU (DROP). Without UFFDIO_MOVE, and only where the
+ * program promised that nothing pins its pages: protect, fill, zap.
+ *
+ * A page that can't go gets its reason as its result; the others go.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/breakage.h"
+#include "engine/job.h"
+#include "engine/worker.h"
+#include "log.h"
+#include "uapi.h"
+
+/* The map is changing: everything back as it was, and again when the event has been read. */
+static void out_again(struct block *block, struct job *job)
+{
+	struct owner *owner = block->owner;
+	unsigned int first = 0, end;
+
+	for (; pages_run(&block->move.want, &first, &end); first = end) {
+		block_set_state(block, first, end, HMM_PAGE_INVALID);
+		kernel->uffd_protect(owner->uffd, page_addr(block, first),
+				     (size_t)(end - first) << HMM_PAGE_SHIFT, false);
+	}
+	slot_put(owner, block->record->slot);
+	job->again = true;
+	transit_end(block);
+	block_recharge(block);
+	block_settle_later(block);
+	job_block_done(job, -EAGAIN);
+}
+
+static void out_proceed(struct block *block)
+{
+	struct owner *owner = block->owner;
+	struct job *job = block->move.job;
+	unsigned int first = 0, end;
+	uint32_t kind = HMM_ORDER_OUT_MOVE;
+
+	/*
+	 * What windows can see is filled page by page, each appearing with its
+	 * bytes; else as one huge page, whose zeros come before the bytes.
+	 */
+	if (block_in_window(block))
+		job->order_flags = HMM_ORDER_VISIBLE;
+	if (block->record->transit == HMM_TRANSIT_OUT_ZAP) {
+		kind = HMM_ORDER_OUT_ZAP;
+		for (; pages_run(&block->move.want, &first, &end); first = end) {
+			int r = kernel->uffd_protect(owner->uffd, page_addr(block, first),
+						     (size_t)(end - first) << HMM_PAGE_SHIFT, true);
+
+			if (r) {
+				out_again(block, job);
+				return;
+			}
+		}
+	}
+	order_issue(owner, kind, block, block->record->slot, &block->move.want, job->order_flags);
+}
+
+/* S pages: the copy is there, they only have to leave the CPU. */
+static void drop_proceed(struct block *block)
+{
+	order_issue(block->owner, HMM_ORDER_DROP, block, block->record->slot, &block->move.want, 0);
+}
+
+static void drop_done(struct block *block, const struct block_order *order,
+		      const struct hmm_order *shared)
+{
+	struct job *job = block->move.job;
+	unsigned int moved = 0;
+
+	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++) {
+		bool left = shared->state == HMM_ORDER_DONE &&
+			    ((shared->moved[i / 64] | shared->hole[i / 64]) >> (i % 64) & 1);
+
+		if (!pages_test(&order->want, i))
+			continue;
+		if (pages_test(&block->dead, i)) {
+			block_set_state(block, i, i + 1, HMM_PAGE_INVALID);
+			result_set(job, i, HMM_PAGE_RESULT_CHANGED);
+		} else if (left) {
+			block_set_state(block, i, i + 1, HMM_PAGE_DEVICE);
+			window_protect(block, i, i + 1, false);
+			result_set(job, i, HMM_PAGE_RESULT_MOVED);
+			moved++;
+		} else {
+			block_set_state(block, i, i + 1, HMM_PAGE_SHARED);
+			result_set(job, i, HMM_PAGE_RESULT_PINNED);
+		}
+	}
+	block->touched = true;
+	owner_count(block->owner, COUNTER_PAGES_TO_DEVICE, moved);
+	slot_release(block->owner, order->slot);
+	transit_end(block);
+	if (block_has_window(block)) {
+		block_punch_stale(block);
+		window_wake(block, 0, HMM_BLOCK_PAGES);
+	}
+	job_block_done(job, 0);
+}
+
+static enum hmm_page_result refused(const struct hmm_order *shared, unsigned int i)
+{
+	if (shared->state == HMM_ORDER_CANCELLED)
+		return HMM_PAGE_RESULT_CHANGED;
+	if (shared->hole[i / 64] >> (i % 64) & 1)
+		return HMM_PAGE_RESULT_HOLE;
+	switch (shared->error) {
+	case -EAGAIN:
+		return HMM_PAGE_RESULT_CHANGED;
+	case -EINVAL:
+		return HMM_PAGE_RESULT_LOCKED;	/* MOVE into an unlocked slot */
+	default:
+		return HMM_PAGE_RESULT_PINNED;
+	}
+}
+
+/* A hole that a device is to have as zeros. It is armed: the CPU can't fill it behind our back. */
+static bool populate(const struct job *job, struct block *block, const struct hmm_order *shared,
+		     unsigned int i)
+{
+	static const char zeros[HMM_PAGE_SIZE];
+
+	return job->migration->populate && shared->state == HMM_ORDER_DONE &&
+	       shared->hole[i / 64] >> (i % 64) & 1 &&
+	       shadow_store(block_shadow(block), page_addr(block, i), zeros) == 0;
+}
+
+static bool is_guard(struct block *block, unsigned int i)
+{
+	struct owner *owner = block->owner;
+	uint64_t entry;
+
+	return owner->features & HMM_FEATURE_GUARD &&
+	       kernel->pagemap_read(owner->pagemap, page_addr(block, i), 1, &entry) == 0 &&
+	       entry & PM_GUARD;
+}
+
+void migrate_out_done(struct block *block, struct block_order *order, struct hmm_order *shared)
+{
+	struct owner *owner = block->owner;
+	struct job *job = block->move.job;
+	bool whole = shared->flags & HMM_ORDER_WHOLE && job->order_flags & HMM_ORDER_WHOLE &&
+		     shared->state == HMM_ORDER_DONE;
+	bool zap = order->kind == HMM_ORDER_OUT_ZAP;
+	unsigned int moved = 0, kept = 0;
+	struct mirror *mirror = block_mirror(block);
+
+	if (shared->error)
+		log_debug("owner %u: block %#lx: order %u: %s", owner->id, block->addr, order->kind,
+			  strerror(-shared->error));
+	if (order->kind == HMM_ORDER_DROP) {
+		drop_done(block, order, shared);
+		return;
+	}
+	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++) {
+		uint64_t bit = 1ULL << (i % 64);
+		bool here;
+
+		if (!pages_test(&order->want, i))
+			continue;
+		here = shared->state == HMM_ORDER_DONE &&
+		       (shared->moved[i / 64] & bit || (whole && shared->hole[i / 64] & bit));
+		if (pages_test(&block->dead, i) && !broken("skip-dead")) {
+			/* Unmapped or discarded meanwhile: whatever was moved is nobody's. */
+			block_set_state(block, i, i + 1, HMM_PAGE_INVALID);
+			pages_set(&block->stale, i);
+			result_set(job, i, HMM_PAGE_RESULT_CHANGED);
+		} else if (here || populate(job, block, shared, i)) {
+			block_set_state(block, i, i + 1, HMM_PAGE_DEVICE);
+			result_set(job, i, HMM_PAGE_RESULT_MOVED);
+			moved++;
+		} else {
+			block_set_state(block, i, i + 1, HMM_PAGE_INVALID);
+			result_set(job, i, is_guard(block, i) ? HMM_PAGE_RESULT_SPECIAL :
+								refused(shared, i));
+			if (zap)
+				kernel->uffd_protect(owner->uffd, page_addr(block, i), HMM_PAGE_SIZE,
+						     false);
+			kept++;
+		}
+	}
+	/* What was charged and not used goes back, unless a huge page was filled. */
+	if (kept && !pool_is_huge(mirror->device->pool->kind)) {
+		device_uncharge(mirror->device, (uint64_t)kept << HMM_PAGE_SHIFT);
+		block->charged -= kept;
+	}
+	if (shared->flags & HMM_ORDER_HUGE_MOVED && moved == HMM_BLOCK_PAGES) {
+		block->record->flags |= HMM_BLOCK_HUGE;
+		block->went_huge = true;
+		owner_count(owner, COUNTER_HUGE_TO_DEVICE, 1);
+	}
+	block->touched = false;
+	owner_count(owner, COUNTER_PAGES_TO_DEVICE, moved);
+	/* Without MOVE it was only a permit. */
+	if (zap)
+		slot_put(owner, order->slot);
+	else
+		slot_release(owner, order->slot);
+	transit_end(block);
+	if (!moved)
+		block_settle_later(block);
+	if (block_has_window(block)) {
+		block_punch_stale(block);
+		window_wake(block, 0, HMM_BLOCK_PAGES);
+	}
+	job_block_done(job, 0);
+}
+
+/* Why pages of this state stay, or MOVED when they may go. */
+static enum hmm_page_result out_result(const struct job *job, const struct block *block,
+				       unsigned int i)
+{
+	switch (page_state(block, i)) {
+	case HMM_PAGE_SHARED:
+		if (block_mirror(block) == job->migration->mirror)
+			break;
+		return HMM_PAGE_RESULT_CHANGED;
+	case HMM_PAGE_DEVICE:
+	case HMM_PAGE_COHERENT:
+		return block_mirror(block) == job->migration->mirror ? HMM_PAGE_RESULT_ALREADY :
+								       HMM_PAGE_RESULT_CHANGED;
+	case HMM_PAGE_ERROR:
+		return HMM_PAGE_RESULT_ERROR;
+	case HMM_PAGE_INVALID:
+	case HMM_PAGE_REMOTE:
+		break;
+	}
+	return HMM_PAGE_RESULT_MOVED;
+}
+
+/* S pages of [first, stop) that are to be D. */
+static int drop_begin(struct job *job, struct block *block, const struct pages *want)
+{
+	int slot = slot_take(block->owner);
+
+	if (slot < 0)
+		return -EBUSY;
+	block->move.want = *want;
+	block->move.job = job;
+	block->record->slot = (uint16_t)slot;
+	transit_begin(block, HMM_TRANSIT_OUT_MOVE, want, HMM_REASON_MIGRATE, drop_proceed);
+	return 0;
+}
+
+static int out_begin(struct job *job, struct block *block, const struct segment *segment,
+		     const struct pages *want)
+{
+	struct migration *migration = job->migration;
+	struct owner *owner = migration->owner;
+	struct mirror *mirror = migration->mirror;
+	bool move = owner->features & HMM_FEATURE_MOVE;
+	bool whole = move && pages_count(want) == HMM_BLOCK_PAGES;
+	bool huge = pool_is_huge(mirror->device->pool->kind);
+	struct shadow *shadow;
+	int r, slot;
+
+	if (!move && !span_set_covers(&owner->unpinned, segment->start, segment->end))
+		return -ENOTSUP;
+	if (block_mirror(block) && block_mirror(block) != mirror && !block_punch_stale(block))
+		return -EAGAIN;
+	if (block_mirror(block) && block_mirror(block) != mirror)
+		return -EAGAIN;		/* another device holds pages of it */
+	r = mirror_shadow(mirror, block->addr, &shadow);
+	if (r)
+		return r;
+	/* A fill never meets what an earlier stay left behind. */
+	if (!pages_empty(&block->stale) && !block_punch_stale(block) && whole)
+		return -EAGAIN;
+	/* The base engine needs none, but as many permits keep the ring from running over. */
+	slot = slot_take(owner);
+	if (slot < 0)
+		return -EBUSY;
+	block->record->mirror = (uint16_t)mirror->index;
+	r = block_charge(block, mirror->device, huge ? HMM_BLOCK_PAGES : pages_count(want));
+	if (!r && shadow->kind == HMM_POOL_KIND_HUGETLB &&
+	    fallocate(shadow->fd, 0, (off_t)(block->addr - shadow->base), HMM_BLOCK_SIZE) < 0)
+		r = -ENOSPC;
+	if (!r)
+		r = block_arm(block, segment->start, segment->end);
+	if (r) {
+		slot_put(owner, (unsigned int)slot);
+		block_settle_later(block);
+		return r == -EBUSY ? -EEXIST : r;
+	}
+	job->order_flags = whole ? HMM_ORDER_WHOLE : 0;
+	block->move.want = *want;
+	block->move.job = job;
+	block->record->slot = (uint16_t)slot;
+	transit_begin(block, move ? HMM_TRANSIT_OUT_MOVE : HMM_TRANSIT_OUT_ZAP, want,
+		      HMM_REASON_MIGRATE, out_proceed);
+	return 0;
+}
+
+static enum hmm_page_result out_error(int error)
+{
+	switch (error) {
+	case -ENOSPC:
+		return HMM_PAGE_RESULT_FULL;
+	case -EEXIST:
+		return HMM_PAGE_RESULT_ARMED;
+	case -EINVAL:
+		return HMM_PAGE_RESULT_SPECIAL;
+	case -ENOTSUP:
+		return HMM_PAGE_RESULT_UNDECLARED;
+	case -ENOENT:
+	case -EAGAIN:
+	case -EINTR:
+	case -ENOMEM:
+		return HMM_PAGE_RESULT_CHANGED;	/* worth asking again */
+	default:
+		return HMM_PAGE_RESULT_ERROR;
+	}
+}
+
+/* The pages of [first, stop) that may leave: those that are S if @shared, else those that are I. */
+static struct pages out_wanted(const struct job *job, const struct block *block, unsigned int first,
+			       unsigned int stop, bool shared)
+{
+	struct pages want = { 0 };
+
+	for (unsigned int i = first; i < stop; i++)
+		if (out_result(job, block, i) == HMM_PAGE_RESULT_MOVED &&
+		    (page_state(block, i) == HMM_PAGE_SHARED) == shared &&
+		    !pages_test(&block->zapping, i) && !pages_test(&job->reported, i))
+			pages_set(&want, i);
+	return want;
+}
+
+/* One mapping's worth. True: under way, the job will be run again. */
+static bool out_step(struct job *job, struct block *block)
+{
+	struct owner *owner = block->owner;
+	struct pages want = { 0 };
+	struct segment segment;
+	unsigned int first = job->first, end = job->end, stop;
+	bool eligible;
+	int r;
+
+	r = segment_at(owner, page_addr(block, first), block->addr + (uint64_t)end * HMM_PAGE_SIZE,
+		       &segment);
+	if (r) {
+		result_range(job, first, end, r == -ESRCH ? HMM_PAGE_RESULT_ERROR : HMM_PAGE_RESULT_CHANGED);
+		job->first = end;
+		return false;
+	}
+	block_look_for_zap(block);
+	stop = first + (unsigned int)((segment.end - segment.start) >> HMM_PAGE_SHIFT);
+	eligible = segment.result == HMM_PAGE_RESULT_MOVED;
+
+	/* First what is S: it only has to leave the CPU. */
+	if (eligible && owner->features & HMM_FEATURE_MOVE)
+		want = out_wanted(job, block, first, stop, true);
+	if (!pages_empty(&want)) {
+		if (drop_begin(job, block, &want) == -EBUSY)
+			TAILQ_INSERT_TAIL(&owner->slot_waiters, &job->task, link);
+		return true;
+	}
+	if (eligible)
+		want = out_wanted(job, block, first, stop, false);
+	if (!pages_empty(&want)) {
+		r = out_begin(job, block, &segment, &want);
+		if (r == -EBUSY) {
+			TAILQ_INSERT_TAIL(&owner->slot_waiters, &job->task, link);
+			return true;
+		}
+	}
+	for (unsigned int i = first; i < stop; i++) {
+		enum hmm_page_result result = out_result(job, block, i);
+
+		if (pages_test(&want, i)) {
+			if (r)
+				result_set(job, i, out_error(r));
+			continue;	/* reported when the order is done */
+		}
+		if (result == HMM_PAGE_RESULT_MOVED)
+			result = pages_test(&block->zapping, i) ? HMM_PAGE_RESULT_CHANGED :
+			       page_state(block, i) == HMM_PAGE_SHARED ? HMM_PAGE_RESULT_UNDECLARED :
+									 segment.result;
+		result_set(job, i, result);
+	}
+	job->first = stop;
+	return !pages_empty(&want) && !r;
+}
+
+/* Another device holds pages of it: they come home first. True: under way. */
+static bool leave_other(struct job *job, struct block *block)
+{
+	struct mirror *holder = block_mirror(block);
+	struct pages pages;
+
+	if (!holder || holder == job->migration->mirror)
+		return false;
+	if (block_pages_in(block, HMM_PAGE_SHARED, 0, HMM_BLOCK_PAGES, &pages)) {
+		unshare_begin(block, &pages, HMM_REASON_MIGRATE, job);
+		return true;
+	}
+	if (block_pages_in(block, HMM_PAGE_DEVICE, 0, HMM_BLOCK_PAGES, &pages)) {
+		home_begin(block, &pages, HMM_BLOCK_PAGES, false, HMM_REASON_MIGRATE, 0, job);
+		return true;
+	}
+	return false;
+}
+
+void job_run_out(struct job *job)
+{
+	struct migration *migration = job->migration;
+	struct owner *owner = migration->owner;
+	struct block *block = block_get(owner, job->block);
+	enum hmm_page_result giving_up = HMM_PAGE_RESULT_ERROR;
+
+	if (block && !block_at_rest(block)) {
+		block_park(block, &job->task);
+		return;
+	}
+	if (job->again) {
+		job->first = job->begin;
+		job->again = false;
+	}
+	if (block && !owner->gone && !owner->closing && !migration->mirror->leaving) {
+		while (job->rounds++ < ROUNDS_MAX && job->first < job->end)
+			if (leave_other(job, block) || out_step(job, block))
+				return;
+		giving_up = HMM_PAGE_RESULT_CHANGED;
+	}
+	result_range(job, job->first, job->end, giving_up);
+	if (block)
+		block_settle_later(block);
+	job_finish(job);
+}
