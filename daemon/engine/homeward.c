@@ -13,8 +13,6 @@
 #include "engine/worker.h"
 #include "log.h"
 
-
-
 static bool wanted_home(const struct job *job, const struct block *block)
 {
 	const struct device *only = job->migration->only;

@@ -19,6 +19,10 @@
 #include "log.h"
 #include "uapi.h"
 
+#ifndef __x86_64__
+#error "hmmd is for x86-64: 47-bit addresses and its memory ordering are relied on"
+#endif
+
 int64_t clock_now(void)
 {
 	struct timespec ts;
@@ -361,9 +365,15 @@ static uint64_t find_features(const struct engine *engine)
 
 int engine_new(const struct engine_options *options, struct mailbox *outbox, struct engine **result)
 {
-	struct engine *engine = calloc(1, sizeof(*engine));
+	struct engine *engine;
 	int r = 0;
 
+	/* Tables, blocks and bitmaps are made for it. */
+	if (sysconf(_SC_PAGESIZE) != (long)HMM_PAGE_SIZE) {
+		log_error("this machine has pages of %ld bytes; hmmd needs 4096", sysconf(_SC_PAGESIZE));
+		return -EOPNOTSUPP;
+	}
+	engine = calloc(1, sizeof(*engine));
 	if (!engine)
 		return -ENOMEM;
 	engine->options = *options;
