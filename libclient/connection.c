@@ -344,10 +344,10 @@ static void find_socket(char *path, size_t size, const char *wanted)
 	snprintf(path, size, "%s", SOCKET_SYSTEM);
 	if (access(path, F_OK) && directory && *directory) {
 		char user[256];
+		int length = snprintf(user, sizeof(user), "%s/hmmd.sock", directory);
 
-		snprintf(user, sizeof(user), "%s/hmmd.sock", directory);
-		if (strlen(user) < size && access(user, F_OK) == 0)
-			snprintf(path, size, "%s", user);
+		if (length > 0 && (size_t)length < size && access(user, F_OK) == 0)
+			memcpy(path, user, (size_t)length + 1);
 	}
 }
 

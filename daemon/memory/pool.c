@@ -209,6 +209,7 @@ int device_charge(struct device *device, uint64_t bytes)
 
 void device_uncharge(struct device *device, uint64_t bytes)
 {
-	atomic_fetch_sub(&device->used, bytes);
+	/* The other way round than charged: the pool never seems to hold more than its devices. */
 	atomic_fetch_sub(&device->pool->used, bytes);
+	atomic_fetch_sub(&device->used, bytes);
 }

@@ -52,7 +52,7 @@ static bool holds(const struct blocks *blocks, uint32_t i, uintptr_t address)
 	return i < blocks->count && blocks->block[i].address == address;
 }
 
-void blocks_add(struct blocks *blocks, const void *memory, size_t size)
+void blocks_add(struct blocks *blocks, void *memory, size_t size)
 {
 	uintptr_t address = (uintptr_t)memory & ~(BLOCK_SIZE - 1);
 	uint32_t i;

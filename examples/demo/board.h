@@ -27,7 +27,7 @@ struct blocks {
 	struct block block[MOST_BLOCKS];
 };
 
-void blocks_add(struct blocks *blocks, const void *memory, size_t size);
+void blocks_add(struct blocks *blocks, void *memory, size_t size);
 
 /* What one of the three found out about one word. */
 struct result {
