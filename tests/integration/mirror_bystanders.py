@@ -9,6 +9,7 @@ import shutil
 import signal
 import struct
 import subprocess
+import unittest
 
 import harness
 
@@ -141,6 +142,7 @@ class Bystanders(harness.Test):
         with open(os.path.join(group, "memory.oom_control")) as file:
             return int(re.search(r"oom_kill (\d+)", file.read()).group(1))
 
+    @unittest.skipIf(harness.SANITIZE, "AddressSanitizer's own memory exceeds the limit")
     def test_owner_at_its_memory_limit(self):
         """Pages come home, one by one and in bulk, although not all of them fit twice."""
         self.start_daemon()
@@ -158,6 +160,7 @@ class Bystanders(harness.Test):
             self.ask(owner, "close", "^closed$")
             owner.finish()
 
+    @unittest.skipIf(harness.SANITIZE, "AddressSanitizer's own memory exceeds the limit")
     def test_shutdown_of_an_owner_at_its_limit(self):
         self.start_daemon()
         pages = 40 << 8
