@@ -147,6 +147,8 @@ struct mirror {
 	_Atomic unsigned int windows;
 };
 
+#define WINDOW_REFUSALS 8U
+
 struct window {
 	TAILQ_ENTRY(window) link;
 	uint32_t id;
@@ -159,6 +161,9 @@ struct window {
 	bool armed;
 	struct prefetch prefetch;	/* the walks of its touches */
 	bool revoked;			/* the driver was late: what it asks for is poisoned */
+	struct touch *touches;		/* that are being served: one for each page */
+	uint64_t refused[WINDOW_REFUSALS];	/* pages refused lately, to be poisoned if asked for again */
+	unsigned int refusals;
 	bool *protectable;		/* per block: registered for write-protection too */
 };
 TAILQ_HEAD(window_list, window);

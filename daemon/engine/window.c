@@ -25,15 +25,18 @@
 #include "log.h"
 #include "uapi.h"
 
-/* How often a touch is tried again while its page is pinned or its mapping changes. */
-#define TOUCH_TRIES		200
+/* How long a touch is tried again while its page is pinned or its mapping changes. */
+#define TOUCH_NS		(5000 * NS_PER_MS)
 
 struct touch {
 	struct task task;
+	struct touch *next;		/* of its window */
 	struct owner *owner;
 	uint32_t window;
 	uint64_t addr, flags;		/* the owner's address */
 	unsigned int tries;
+	int64_t since;			/* asked first */
+	bool again;			/* it was refused before: somebody does wait for it */
 	uint8_t result;			/* enum hmm_page_result of the migration */
 };
 
@@ -185,6 +188,60 @@ static int touch_error(uint8_t result)
 
 static void touch_serve(struct touch *touch);
 
+static uint64_t touch_page(const struct touch *touch)
+{
+	return touch->addr & ~(HMM_PAGE_SIZE - 1);
+}
+
+/*
+ * A touch may be long over: its thread was woken on behalf of the block and went
+ * on, and the page has been unmapped since. So the page is only woken at
+ * first; it is closed for a thread that comes back for it.
+ */
+static void touch_refuse(struct window *window, const struct touch *touch, int error)
+{
+	if (touch->again) {
+		poison(window, touch->addr, error);
+		return;
+	}
+	window->refused[window->refusals++ % WINDOW_REFUSALS] = touch_page(touch);
+	kernel->uffd_wake(window->uffd, driver_addr(window, touch_page(touch)), HMM_PAGE_SIZE);
+}
+
+static bool was_refused(struct window *window, uint64_t page)
+{
+	for (unsigned int i = 0; i < WINDOW_REFUSALS; i++) {
+		if (window->refused[i] != page)
+			continue;
+		window->refused[i] = 0;
+		return true;
+	}
+	return false;
+}
+
+/* A thread that is woken with its block asks again while its first touch is still being served. */
+static bool touch_joins(struct window *window, uint64_t addr, uint64_t flags)
+{
+	for (struct touch *touch = window->touches; touch; touch = touch->next) {
+		if (touch_page(touch) != (addr & ~(HMM_PAGE_SIZE - 1)))
+			continue;
+		touch->flags |= flags;
+		return true;
+	}
+	return false;
+}
+
+static void touch_free(struct window *window, struct touch *touch)
+{
+	struct touch **at = window ? &window->touches : NULL;
+
+	while (at && *at && *at != touch)
+		at = &(*at)->next;
+	if (at && *at)
+		*at = touch->next;
+	free(touch);
+}
+
 static void touch_run(struct task *task)
 {
 	touch_serve((struct touch *)task);
@@ -230,8 +287,7 @@ static bool touch_present(struct window *window, struct block *block, struct tou
 static bool may_change(uint8_t result)
 {
 	return result == HMM_PAGE_RESULT_PINNED || result == HMM_PAGE_RESULT_CHANGED ||
-	       result == HMM_PAGE_RESULT_ERROR || result == HMM_PAGE_RESULT_MOVED ||
-	       result == HMM_PAGE_RESULT_ALREADY;
+	       result == HMM_PAGE_RESULT_ERROR;
 }
 
 /*
@@ -273,6 +329,16 @@ static void touch_serve(struct touch *touch)
 	}
 	if (touch_present(window, block, touch))
 		goto out;
+	if (touch->tries && (touch->result == HMM_PAGE_RESULT_MOVED ||
+			     touch->result == HMM_PAGE_RESULT_ALREADY)) {
+		/*
+		 * It was here, and another device or the CPU has it again. Its thread was
+		 * woken and may be content: it asks again if it came too late. A touch that
+		 * nobody waits for must not take pages from those who do.
+		 */
+		kernel->uffd_wake(window->uffd, driver_addr(window, touch_page(touch)), HMM_PAGE_SIZE);
+		goto out;
+	}
 	if (touch->tries && !may_change(touch->result)) {
 		if (page_state(block, page_index(touch->addr)) == HMM_PAGE_SHARED) {
 			/* The CPU won't give it up: then the window lets go of its copy. */
@@ -283,12 +349,16 @@ static void touch_serve(struct touch *touch)
 			unshare_begin(block, &page, HMM_REASON_CPU_WRITE, NULL);
 			return;
 		}
-		poison(window, touch->addr, touch_error(touch->result));
+		touch_refuse(window, touch, touch_error(touch->result));
 		block_settle_later(block);
 		goto out;
 	}
-	if (touch->tries == TOUCH_TRIES || owner->gone || window->mirror->leaving) {
-		poison(window, touch->addr, touch_error(touch->result));
+	/* A discard that may yet take the page: it ends by itself, however often it is asked. */
+	block_look_for_zap(block);
+	if (pages_test(&block->zapping, page_index(touch->addr)) && !window->mirror->leaving)
+		goto later;
+	if (owner->worker->now - touch->since > TOUCH_NS || owner->gone || window->mirror->leaving) {
+		touch_refuse(window, touch, touch_error(touch->result));
 		goto out;
 	}
 	if (touch->tries++ > 2) {
@@ -305,7 +375,7 @@ later:
 	worker_alarm(owner->worker, owner->worker->now + NS_PER_MS);
 	return;
 out:
-	free(touch);
+	touch_free(window, touch);
 }
 
 static void window_ready(struct source *source)
@@ -324,16 +394,24 @@ static void window_ready(struct source *source)
 		if (message.event != UFFD_EVENT_PAGEFAULT || at < window->at ||
 		    at - window->at >= window->end - window->start)
 			continue;
+		at = window->start + (at - window->at);
+		if (touch_joins(window, at, message.arg.pagefault.flags))
+			continue;
 		touch = calloc(1, sizeof(*touch));
 		if (!touch) {
-			kernel->uffd_wake(window->uffd, at & ~(HMM_PAGE_SIZE - 1), HMM_PAGE_SIZE);
+			kernel->uffd_wake(window->uffd, driver_addr(window, at & ~(HMM_PAGE_SIZE - 1)),
+					  HMM_PAGE_SIZE);
 			continue;
 		}
 		touch->task.run = touch_run;
 		touch->owner = owner;
 		touch->window = id;
-		touch->addr = window->start + (at - window->at);
+		touch->addr = at;
 		touch->flags = message.arg.pagefault.flags;
+		touch->since = owner->worker->now;
+		touch->again = was_refused(window, touch_page(touch));
+		touch->next = window->touches;
+		window->touches = touch;
 		owner_count(owner, COUNTER_WINDOW_FAULTS, 1);
 		touch_serve(touch);
 		window = window_by_id(owner, id);

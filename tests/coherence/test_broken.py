@@ -12,7 +12,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "integration"))
 import harness  # noqa: E402
 
-RUNS = 6
+RUNS = 15
 SECONDS = 8
 
 
@@ -60,7 +60,7 @@ class Broken(harness.Test):
         self.must_be_caught("drop-wake", "--drivers", "1")
 
     def test_discard_during_a_move_forgotten(self):
-        self.must_be_caught("skip-dead", "--drivers", "1", "--events")
+        self.must_be_caught("skip-dead", "--drivers", "1", "--events", "--mib", "4")
 
 
 if __name__ == "__main__":

@@ -372,27 +372,27 @@ void *upheaval_thread(void *context)
 
 		if (forks && (!events || choice < 6))
 			fork_and_verify(&upheaval);
-		else if (choice < 22)
-			discard(me, OP_DONTNEED, MADV_DONTNEED, true);
 		else if (choice < 32)
+			discard(me, OP_DONTNEED, MADV_DONTNEED, true);
+		else if (choice < 38)
 			discard(me, OP_FREE, MADV_FREE, false);
-		else if (choice < 45)
+		else if (choice < 58)
 			replace(me);
-		else if (choice < 56)
+		else if (choice < 65)
 			unmap(me);
-		else if (choice < 62)
+		else if (choice < 69)
 			move_area(me);
-		else if (choice < 74)
+		else if (choice < 77)
 			protect(me);
-		else if (choice < 82)
+		else if (choice < 83)
 			collapse(me);
 		else if (choice < 88)
 			lock_pages(me);
-		else if (choice < 94)
+		else if (choice < 95)
 			advise(me, OP_POPULATE, MADV_POPULATE_WRITE);
 		else
 			advise(me, OP_PAGEOUT, draw_below(&me->random, 2) ? MADV_PAGEOUT : MADV_COLD);
-		pause_us(draw_below(&me->random, 2000));
+		pause_us(draw_below(&me->random, 800));
 	}
 	reap(&upheaval);
 	return NULL;
