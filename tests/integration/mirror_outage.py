@@ -3,6 +3,7 @@
 
 import signal
 import time
+import unittest
 
 import harness
 
@@ -197,6 +198,7 @@ class Outage(harness.Test):
 
     # ---- an owner stops or ends
 
+    @unittest.skipIf(harness.SANITIZE, "AddressSanitizer's shadow is terabytes to migrate")
     def test_stopped_owner_holds_up_nobody(self):
         self.start_daemon()
         stopped, other = self.owner(), self.owner()
