@@ -52,7 +52,7 @@ class Inject(harness.Test):
             self.start_daemon(environment={"HMMD_INJECT": plan, "HMMD_INJECT_REPORT": report})
             client = self.spawn(CLIENT, scenario)
             if scenario == "farewell":
-                client.expect("out")
+                client.expect("out", 120)
                 self.daemon.stop()
                 client.send("go")
             status = client.wait(60)
