@@ -102,13 +102,14 @@ class Process:
             if os.getppid() != parent:
                 os._exit(127)
 
+        # Before it starts: it may have printed by the time that it is looked at.
+        self._read = os.path.getsize(self.output_path) if os.path.exists(self.output_path) and stdout is None else 0
         with contextlib.ExitStack() as stack:
             output = stdout if stdout is not None else stack.enter_context(open(self.output_path, "ab"))
             error = stack.enter_context(open(self.error_path, "ab"))
             self._child = subprocess.Popen(self.command, stdin=stdin, stdout=output, stderr=error, env=environment,
                                            pass_fds=pass_fds, cwd=cwd, preexec_fn=in_child, start_new_session=True)
         self.pid = self._child.pid
-        self._read = os.path.getsize(self.output_path) if os.path.exists(self.output_path) and stdout is None else 0
 
     @property
     def running(self):
