@@ -176,8 +176,8 @@ class Outage(harness.Test):
             owner.send("out")
         time.sleep(self.random.uniform(0, 0.02))
         self.daemon.kill9()
-        # The owner opens anew when it has been rescued, and tries that for ten seconds.
-        time.sleep(min(harness.scaled(1.5), 5))
+        # The owner opens anew when it has been rescued, and tries that for five seconds.
+        time.sleep(min(harness.scaled(1.5), 3))
         self.daemon.start()
         for owner in owners:
             owner.expect(r"^out \d+$")
