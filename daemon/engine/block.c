@@ -380,29 +380,59 @@ static bool map_is_changing(struct owner *owner)
  * pages to these addresses: its caller is not back before the event is read, so
  * if one is unread now, everything is registered again before anybody can tell.
  */
-bool block_disarm(struct block *block)
+static bool disarm(struct block *block, const struct pages *pages)
 {
 	const uint64_t modes = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP;
 	struct owner *owner = block->owner;
 	unsigned int first = 0, end;
 
-	if (!(block->record->flags & HMM_BLOCK_ARMED))
-		return true;
-	for (; pages_run(&block->armed, &first, &end); first = end)
+	for (; pages_run(pages, &first, &end); first = end)
 		unregister_run(owner, page_addr(block, first),
 			       block->addr + (uint64_t)end * HMM_PAGE_SIZE);
 	if (!owner->gone && map_is_changing(owner)) {
-		for (first = 0; pages_run(&block->armed, &first, &end); first = end)
+		for (first = 0; pages_run(pages, &first, &end); first = end)
 			kernel->uffd_register(owner->uffd, page_addr(block, first),
 					      (uint64_t)(end - first) << HMM_PAGE_SHIFT, modes);
 		return false;
 	}
-	/* Unregistering forgets a writer that waits on a protected page. */
-	fault_wake(owner, block->addr, HMM_BLOCK_SIZE);
-	block->armed = (struct pages){ 0 };
-	block->record->flags &= ~HMM_BLOCK_ARMED;
-	atomic_fetch_sub(&owner->registered_bytes, HMM_BLOCK_SIZE);
+	for (first = 0; pages_run(pages, &first, &end); first = end) {
+		/* Unregistering forgets a writer that waits on a protected page. */
+		fault_wake(owner, page_addr(block, first), (uint64_t)(end - first) << HMM_PAGE_SHIFT);
+		for (unsigned int i = first; i < end; i++)
+			pages_clear(&block->armed, i);
+	}
 	return true;
+}
+
+bool block_disarm(struct block *block)
+{
+	struct pages armed = block->armed;
+
+	if (!(block->record->flags & HMM_BLOCK_ARMED))
+		return true;
+	if (!disarm(block, &armed))
+		return false;
+	block->record->flags &= ~HMM_BLOCK_ARMED;
+	atomic_fetch_sub(&block->owner->registered_bytes, HMM_BLOCK_SIZE);
+	return true;
+}
+
+/*
+ * What the program wants left alone, while others of the block's pages are out:
+ * its mapping must not stay split at our edges, which mremap() refuses.
+ */
+static bool disarm_excluded(struct block *block)
+{
+	const struct span_set *excluded = &block->owner->excluded;
+	struct pages pages = { 0 };
+
+	if (!span_set_overlaps(excluded, block->addr, block->addr + HMM_BLOCK_SIZE))
+		return true;
+	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++)
+		if (page_state(block, i) == HMM_PAGE_INVALID && pages_test(&block->armed, i) &&
+		    span_set_overlaps(excluded, page_addr(block, i), page_addr(block, i) + HMM_PAGE_SIZE))
+			pages_set(&pages, i);
+	return pages_empty(&pages) || disarm(block, &pages);
 }
 
 /* ---- shadow pages ------------------------------------------------------------------- */
@@ -436,15 +466,18 @@ static bool holds_pages(const struct block *block)
 	return false;
 }
 
-/* False: a huge page could not be split, for somebody holds it. */
+/* False: a huge page could not be split, for somebody holds it; it reads as zeros there. */
 static bool punch_run(struct block *block, const struct shadow *shadow, unsigned int first,
 		      unsigned int end)
 {
 	uint64_t length = (uint64_t)(end - first) << HMM_PAGE_SHIFT;
 
-	kernel->punch(shadow->fd, page_addr(block, first) - shadow->base, length);
-	if (shadow_has_data(shadow, page_addr(block, first), length))
-		return false;
+	if (!block_has_window(block) || shadow_has_data(shadow, page_addr(block, first), length)) {
+		window_guard(block);
+		kernel->punch(shadow->fd, page_addr(block, first) - shadow->base, length);
+		if (shadow_has_data(shadow, page_addr(block, first), length))
+			return false;
+	}
 	for (unsigned int i = first; i < end; i++)
 		pages_clear(&block->stale, i);
 	return true;
@@ -556,6 +589,10 @@ void block_settle(struct block *block)
 	}
 	if (!block_at_rest(block))
 		return;
+	if (!disarm_excluded(block)) {
+		block_settle_later(block);
+		return;
+	}
 	if (block_count(block, HMM_PAGE_DEVICE) || block_count(block, HMM_PAGE_COHERENT) ||
 	    block_count(block, HMM_PAGE_ERROR))
 		return;

@@ -135,42 +135,6 @@ static int copy_run(struct block *block, struct shadow *shadow, unsigned int fir
 	return 0;
 }
 
-/* For windows: the pages are home, nobody may read the copy. The whole block, if need be. */
-static void revoke_copies(struct block *block, struct shadow *shadow, const struct pages *done)
-{
-	struct pages rest, more = { 0 };
-	unsigned int first = 0, end;
-
-	for (; pages_run(done, &first, &end); first = end)
-		block_set_state(block, first, end, HMM_PAGE_INVALID);
-	if (block_punch_stale(block))
-		return;
-	/*
-	 * A huge page that somebody holds can't be split, and zeros would stay
-	 * where the hole should be. It goes when all of it goes.
-	 */
-	block_pages_in(block, HMM_PAGE_DEVICE, 0, HMM_BLOCK_PAGES, &rest);
-	if (window_protect(block, 0, HMM_BLOCK_PAGES, true))
-		rest = more;	/* they may be written meanwhile: none is copied */
-	first = 0;
-	for (; pages_run(&rest, &first, &end); first = end)
-		if (copy_run(block, shadow, first, end, false, &more))
-			break;
-	first = 0;
-	for (; pages_run(&more, &first, &end); first = end)
-		block_set_state(block, first, end, HMM_PAGE_INVALID);
-	block_pages_in(block, HMM_PAGE_SHARED, 0, HMM_BLOCK_PAGES, &rest);
-	for (first = 0; pages_run(&rest, &first, &end); first = end) {
-		block_set_state(block, first, end, HMM_PAGE_INVALID);
-		kernel->uffd_protect(block->owner->uffd, page_addr(block, first),
-				     (size_t)(end - first) << HMM_PAGE_SHIFT, false);
-	}
-	if (!block_punch_stale(block))
-		log_warn("owner %u: block %#lx: its shadow could not be freed yet", block->owner->id,
-			 block->addr);
-	window_wake(block, 0, HMM_BLOCK_PAGES);
-}
-
 /* What stayed on the device may be written there again. */
 static void release_device(struct block *block, unsigned int first, unsigned int end)
 {
@@ -227,10 +191,7 @@ static void home_proceed(struct block *block)
 	block->touched = true;
 	block->record->flags &= ~HMM_BLOCK_HUGE;
 	if (windows) {
-		if (!share)
-			revoke_copies(block, shadow, &done);
-		else
-			block_punch_stale(block);
+		block_punch_stale(block);
 		for (first = 0; pages_run(&block->move.want, &first, &end); first = end) {
 			release_device(block, first, end);
 			window_wake(block, first, end);
@@ -278,12 +239,8 @@ static void unshare_proceed(struct block *block)
 	/* The copy goes before the CPU may write: windows are emptied first. */
 	for (; pages_run(want, &first, &end); first = end)
 		block_set_state(block, first, end, HMM_PAGE_INVALID);
-	if (block_has_window(block) && !block_punch_stale(block)) {
-		struct shadow *shadow = block_shadow(block);
-		struct pages none = { 0 };
-
-		revoke_copies(block, shadow, &none);
-	}
+	if (block_has_window(block))
+		block_punch_stale(block);
 	for (first = 0; pages_run(want, &first, &end); first = end) {
 		/*
 		 * -EAGAIN leaves the protection on a page that is I now: the

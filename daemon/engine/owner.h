@@ -164,7 +164,7 @@ struct window {
 	struct touch *touches;		/* that are being served: one for each page */
 	uint64_t refused[WINDOW_REFUSALS];	/* pages refused lately, to be poisoned if asked for again */
 	unsigned int refusals;
-	bool *protectable;		/* per block: registered for write-protection too */
+	bool *guarded;			/* per block: hmmd decides on every page that is not mapped */
 };
 TAILQ_HEAD(window_list, window);
 
@@ -489,7 +489,9 @@ void migrate_for_window(struct block *block, struct mirror *mirror, uint64_t add
 void window_request(struct owner *owner, struct letter *letter);	/* WINDOW_MAP, _ARMED, _UNMAP */
 void window_peer_gone(struct owner *owner, uint64_t peer);
 void window_close_all(struct owner *owner, struct mirror *mirror);
-/* Freezes writes to these pages in every window: write-protects. 0 or -errno. */
+/* From now on no window maps a page of this block that it has not mapped, unless hmmd does it. */
+void window_guard(struct block *block);
+/* Freezes writes to these pages in every window: guards and write-protects. 0 or -errno. */
 int window_protect(struct block *block, unsigned int first, unsigned int end, bool protect);
 /* Whoever waits for these pages in a window asks again. */
 void window_wake(struct block *block, unsigned int first, unsigned int end);

@@ -5,14 +5,20 @@
  *
  * Happy path: a touch of a hole in the shadow is a MISSING fault; the block
  * goes to the device (migrate_for_window) and the driver is woken. From then
- * on the kernel maps the pages by itself, whole huge pages if it can. Write
- * protection is added to a block only when it holds S pages, for it splits the
- * mapping into 4K for good. The kernel also maps pages that the agent is still
- * filling, so under a window a fill lets each page appear with its bytes; a
- * window is armed when no other fill is going on in its range.
+ * on the kernel maps the pages by itself, whole huge pages if it can. It also
+ * maps pages that the agent is still filling, so under a window a fill lets each
+ * page appear with its bytes; a window is armed when no other fill is going on
+ * in its range.
  *
  * Taking pages away needs no help of the driver: protect, copy home, punch,
- * wake. What can't be had (a file, a stack) is poisoned: SIGBUS, and an event.
+ * wake. Punching a part of a huge page has it zeroed first and split then, and
+ * the split fails while somebody holds it: zeros stay where the hole should be.
+ * So before anything is taken from a block the block is guarded: registered for
+ * protection, and for MINOR faults, which ask for each page that lies in the
+ * shadow and is not mapped. That splits the mapping into 4K for good, which
+ * blocks that nobody contends for are spared.
+ *
+ * What can't be had (a file, a stack) is poisoned: SIGBUS, and an event.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -74,27 +80,53 @@ static bool overlap(const struct window *window, const struct block *block, unsi
 	return true;
 }
 
-/* Registers the block for write-protection too, at its first need. */
-static int add_protection(struct window *window, const struct block *block)
-{
-	const uint64_t modes = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP;
-	uint64_t base = window->start & ~(HMM_BLOCK_SIZE - 1), start, length;
-	bool *added = &window->protectable[(block->addr - base) >> HMM_BLOCK_SHIFT];
-	int r;
-
-	if (*added || !overlap(window, block, 0, HMM_BLOCK_PAGES, &start, &length))
-		return 0;
-	r = kernel->uffd_register(window->uffd, start, length, modes);
-	if (!r)
-		*added = true;
-	return r;
-}
-
-static bool has_protection(const struct window *window, const struct block *block)
+static bool *guard_of(struct window *window, const struct block *block)
 {
 	uint64_t base = window->start & ~(HMM_BLOCK_SIZE - 1);
 
-	return window->protectable[(block->addr - base) >> HMM_BLOCK_SHIFT];
+	return &window->guarded[(block->addr - base) >> HMM_BLOCK_SHIFT];
+}
+
+/* At its first need, and for good. */
+static int guard(struct window *window, const struct block *block)
+{
+	const uint64_t modes = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP |
+			       UFFDIO_REGISTER_MODE_MINOR;
+	bool *guarded = guard_of(window, block);
+	uint64_t start, length;
+	int r;
+
+	if (*guarded || !overlap(window, block, 0, HMM_BLOCK_PAGES, &start, &length))
+		return 0;
+	r = kernel->uffd_register(window->uffd, start, length, modes);
+	if (!r)
+		*guarded = true;
+	return r;
+}
+
+/* A process that is going away has no memory for a registration: it can't access anything any more. */
+static bool is_leaving(const struct window *window, uint64_t start, int error)
+{
+	return error == -ESRCH || error == -ENOENT ||
+	       (error == -ENOMEM &&
+		kernel->uffd_protect(window->uffd, start, HMM_PAGE_SIZE, false) == -ESRCH);
+}
+
+void window_guard(struct block *block)
+{
+	struct owner *owner = block->owner;
+	uint64_t start, length;
+	struct window *window;
+	int r;
+
+	TAILQ_FOREACH(window, &owner->windows, link) {
+		if (window->mirror != block_mirror(block) ||
+		    !overlap(window, block, 0, HMM_BLOCK_PAGES, &start, &length))
+			continue;
+		r = guard(window, block);
+		if (r && !is_leaving(window, start, r))
+			window_revoke(owner, window->peer, block->addr, block->addr + HMM_BLOCK_SIZE, r);
+	}
 }
 
 int window_protect(struct block *block, unsigned int first, unsigned int end, bool protect)
@@ -109,16 +141,12 @@ int window_protect(struct block *block, unsigned int first, unsigned int end, bo
 		if (window->mirror != block_mirror(block) ||
 		    !overlap(window, block, first, end, &start, &length))
 			continue;
-		if (!protect && !has_protection(window, block))
+		if (!protect && !*guard_of(window, block))
 			continue;
-		error = add_protection(window, block);
+		error = guard(window, block);
 		if (!error)
 			error = kernel->uffd_protect(window->uffd, start, length, protect);
-		/* A process that is going away has no memory for a registration: it can't write any more. */
-		if (error == -ENOMEM &&
-		    kernel->uffd_protect(window->uffd, start, HMM_PAGE_SIZE, false) == -ESRCH)
-			continue;
-		if (error && error != -ESRCH && error != -ENOENT) {
+		if (error && !is_leaving(window, start, error)) {
 			log_warn("window %u: %s of %#lx failed: %s", window->id,
 				 protect ? "protection" : "release", start, strerror(-error));
 			r = error;
@@ -247,6 +275,28 @@ static void touch_run(struct task *task)
 	touch_serve((struct touch *)task);
 }
 
+/* Maps what the shadow has, and the pages behind it that may be had alike. False: it has nothing. */
+static bool show(struct window *window, const struct block *block, unsigned int first, uint64_t mode)
+{
+	enum hmm_page_state state = page_state(block, first);
+	unsigned int end = first + 1;
+	uint64_t start, length;
+	size_t done;
+	int r;
+
+	while (end < HMM_BLOCK_PAGES && page_state(block, end) == state)
+		end++;
+	if (!overlap(window, block, first, end, &start, &length))
+		return false;
+	r = kernel->uffd_continue(window->uffd, start, length, mode, &done);
+	if (!r || done)
+		return true;
+	/* Mapped already, or to be asked again. */
+	if (r != -EFAULT && r != -EINVAL)
+		kernel->uffd_wake(window->uffd, start, HMM_PAGE_SIZE);
+	return r != -EFAULT && r != -EINVAL;
+}
+
 /* It lies in the shadow: the driver may have it, or has to get it from the CPU first. */
 static bool touch_present(struct window *window, struct block *block, struct touch *touch)
 {
@@ -254,6 +304,9 @@ static bool touch_present(struct window *window, struct block *block, struct tou
 	uint64_t page = driver_addr(window, touch->addr & ~(HMM_PAGE_SIZE - 1));
 	size_t done;
 
+	/* It was guarded before hmmd started anew. */
+	if (touch->flags & UFFD_PAGEFAULT_FLAG_MINOR)
+		*guard_of(window, block) = true;
 	/* Another device's: this window's shadow has nothing of it. */
 	if (block_mirror(block) != window->mirror && page_state(block, i) != HMM_PAGE_ERROR)
 		return false;
@@ -263,6 +316,8 @@ static bool touch_present(struct window *window, struct block *block, struct tou
 			kernel->uffd_protect(window->uffd, page, HMM_PAGE_SIZE, false);
 		/* fall through */
 	case HMM_PAGE_COHERENT:
+		if (*guard_of(window, block) && show(window, block, i, 0))
+			return true;
 		/* A hole in the shadow is zeros, in the one page that all map. */
 		if (!kernel->uffd_zero(window->uffd, page, HMM_PAGE_SIZE, &done))
 			return true;
@@ -271,6 +326,9 @@ static bool touch_present(struct window *window, struct block *block, struct tou
 	case HMM_PAGE_SHARED:
 		if (touch->flags & (UFFD_PAGEFAULT_FLAG_WP | UFFD_PAGEFAULT_FLAG_WRITE))
 			return false;
+		/* Without the mode (before Linux 6.4) it has to be D. */
+		if (*guard_of(window, block))
+			return show(window, block, i, UFFDIO_CONTINUE_MODE_WP);
 		kernel->uffd_wake(window->uffd, page, HMM_PAGE_SIZE);
 		return true;
 	case HMM_PAGE_ERROR:
@@ -428,7 +486,7 @@ static void window_free(struct window *window)
 	window->mirror->windows--;
 	reactor_remove(owner->worker->reactor, &window->source);
 	close(window->uffd);
-	free(window->protectable);
+	free(window->guarded);
 	free(window);
 }
 
@@ -468,9 +526,9 @@ static int window_map(struct owner *owner, struct letter *letter)
 		return letter_fail(letter, r, "the descriptor is no usable userfaultfd: %s", strerror(-r));
 	window = calloc(1, sizeof(*window));
 	if (window)
-		window->protectable = calloc(((end - message->addr) >> HMM_BLOCK_SHIFT) + 2,
-					     sizeof(*window->protectable));
-	if (!window || !window->protectable) {
+		window->guarded = calloc(((end - message->addr) >> HMM_BLOCK_SHIFT) + 2,
+					 sizeof(*window->guarded));
+	if (!window || !window->guarded) {
 		free(window);
 		return letter_fail(letter, -ENOMEM, "out of memory for a window of %lu bytes",
 				   message->length);

@@ -32,6 +32,8 @@ struct kernel_ops {
 	int (*uffd_copy)(int uffd, uint64_t dst, const void *src, size_t length, uint64_t mode, size_t *done);
 	int (*uffd_zero)(int uffd, uint64_t dst, size_t length, size_t *done);
 	int (*uffd_poison)(int uffd, uint64_t dst, size_t length, size_t *done);
+	/* Maps what the file has. -EFAULT: it has nothing there; -EINVAL: this kernel lacks @mode. */
+	int (*uffd_continue)(int uffd, uint64_t dst, size_t length, uint64_t mode, size_t *done);
 	int (*uffd_protect)(int uffd, uint64_t start, size_t length, bool protect);
 	int (*uffd_register)(int uffd, uint64_t start, size_t length, uint64_t mode);
 	int (*uffd_unregister)(int uffd, uint64_t start, size_t length);

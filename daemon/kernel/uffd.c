@@ -81,6 +81,15 @@ static int uffd_poison(int uffd, uint64_t dst, size_t length, size_t *done)
 	return r;
 }
 
+static int uffd_continue(int uffd, uint64_t dst, size_t length, uint64_t mode, size_t *done)
+{
+	struct uffdio_continue arg = { .range = { .start = dst, .len = length }, .mode = mode };
+	int r = ioctl(uffd, UFFDIO_CONTINUE, &arg) < 0 ? -errno : 0;
+
+	*done = r ? bytes_done(arg.mapped) : length;
+	return r;
+}
+
 static int uffd_protect(int uffd, uint64_t start, size_t length, bool protect)
 {
 	struct uffdio_writeprotect wp = {
@@ -133,6 +142,7 @@ const struct kernel_ops kernel_real = {
 	.uffd_copy = uffd_copy,
 	.uffd_zero = uffd_zero,
 	.uffd_poison = uffd_poison,
+	.uffd_continue = uffd_continue,
 	.uffd_protect = uffd_protect,
 	.uffd_register = uffd_register,
 	.uffd_unregister = uffd_unregister,

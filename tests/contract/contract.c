@@ -332,6 +332,13 @@ int uffd_poison(int fd, void *addr, size_t len)
 	return ioctl(fd, UFFDIO_POISON, &poison) ? -errno : 0;
 }
 
+int uffd_continue(int fd, void *addr, size_t len, uint64_t mode)
+{
+	struct uffdio_continue arg = { .range = { (uintptr_t)addr, len }, .mode = mode };
+
+	return ioctl(fd, UFFDIO_CONTINUE, &arg) ? -errno : 0;
+}
+
 struct uffd_msg next_event(int fd)
 {
 	struct pollfd pfd = { .fd = fd, .events = POLLIN };

@@ -42,6 +42,7 @@
 #define MINOR		UFFDIO_REGISTER_MODE_MINOR
 #define FAULT_WRITE	UFFD_PAGEFAULT_FLAG_WRITE
 #define FAULT_WP	UFFD_PAGEFAULT_FLAG_WP
+#define FAULT_MINOR	UFFD_PAGEFAULT_FLAG_MINOR
 
 /* Ends the test, as skipped; tests/skips/ lists for each environment what may be. */
 #define skip(...)	cr_skip_test(__VA_ARGS__)
@@ -98,6 +99,7 @@ int uffd_move_done(int fd, void *dst, const void *src, size_t len, uint64_t mode
 int uffd_wp(int fd, void *addr, size_t len, bool protect);
 int uffd_wake(int fd, void *addr, size_t len);
 int uffd_poison(int fd, void *addr, size_t len);
+int uffd_continue(int fd, void *addr, size_t len, uint64_t mode);
 
 struct uffd_msg next_event(int fd);		/* waits; fails the test at the deadline */
 bool no_event(int fd);				/* is nothing queued right now? */

@@ -202,6 +202,83 @@ Test(window, registering_with_fewer_modes_drops_protection)
 	cr_assert_eq(plain[0], 2);
 }
 
+/* Guarded: MINOR added later asks for every page that the file has and nobody has mapped. */
+Test(window, minor_added_later_asks_for_each_page)
+{
+	int shadow = memfd_new("shadow", SPARSE, 0);
+	int fd = uffd_open(FEATURES | UFFD_FEATURE_MINOR_SHMEM);
+	char *mem = map_memfd_aligned(shadow, BLOCK, AT), *plain = map_memfd(shadow, BLOCK, AT);
+	struct call call;
+
+	for (unsigned int i = 0; i < 40; i++)
+		plain[i * PAGE] = (char)i;
+	cr_assert_eq(uffd_register(fd, mem, BLOCK, MISSING), 0);
+	/* Fault-around: one load maps those about it, too. */
+	cr_assert_eq(mem[PAGE], 1);
+	cr_assert_eq(uffd_register(fd, mem, BLOCK, MISSING | WP | MINOR), 0);
+	cr_assert_eq(mem[PAGE], 1, "what was mapped stays");
+	cr_assert_eq(punch(shadow, AT + 2 * PAGE, PAGE), 0);
+	plain[2 * PAGE] = 92;
+	for (unsigned int i = 30; i < 32; i++) {
+		load_start(&call, mem + i * PAGE);
+		expect_fault(fd, mem + i * PAGE, FAULT_MINOR);
+		cr_assert_eq(uffd_continue(fd, mem + i * PAGE, PAGE, UFFDIO_CONTINUE_MODE_WP), 0);
+		cr_assert_eq(call_end(&call), (long)i);
+	}
+	/* No longer mapped is asked for again. */
+	load_start(&call, mem + 2 * PAGE);
+	expect_fault(fd, mem + 2 * PAGE, FAULT_MINOR);
+	cr_assert_eq(uffd_continue(fd, mem + 2 * PAGE, PAGE, 0), 0);
+	cr_assert_eq(call_end(&call), 92);
+	store_start(&call, mem + 30 * PAGE, 1);
+	expect_fault(fd, mem + 30 * PAGE, FAULT_WRITE | FAULT_WP);
+	cr_assert_eq(uffd_wp(fd, mem + 30 * PAGE, PAGE, false), 0);
+	call_end(&call);
+	/* A hole is MISSING as ever, and has nothing to go on with. */
+	load_start(&call, mem + 50 * PAGE);
+	expect_fault(fd, mem + 50 * PAGE, 0);
+	cr_assert_eq(uffd_continue(fd, mem + 50 * PAGE, PAGE, 0), -EFAULT);
+	cr_assert_eq(uffd_zeropage(fd, mem + 50 * PAGE, PAGE), 0);
+	cr_assert_eq(call_end(&call), 0);
+	/* Mapped already. */
+	cr_assert_eq(uffd_continue(fd, mem + 31 * PAGE, PAGE, 0), -EEXIST);
+}
+
+/*
+ * A part of a huge page that somebody holds can't be punched: it is zeroed and stays.
+ * An unguarded window reads the zeros, a guarded one asks.
+ */
+Test(window, held_huge_page_is_zeroed_and_not_freed)
+{
+	int shadow = memfd_new("shadow", SPARSE, 0), pipe_fd[2];
+	int fd = uffd_open(FEATURES | UFFD_FEATURE_MINOR_SHMEM);
+	char *plain = map_memfd_aligned(shadow, BLOCK, AT), *bare = map_memfd_aligned(shadow, BLOCK, AT);
+	char *mem = map_memfd_aligned(shadow, BLOCK, AT);
+	struct iovec iov = { plain + 9 * PAGE, PAGE };
+	struct call call;
+
+	memset(plain, 5, BLOCK);
+	if (madvise(plain, BLOCK, MADV_COLLAPSE))
+		skip("no huge page for a memfd: %s", strerror(errno));
+	cr_assert_eq(pipe(pipe_fd), 0);
+	cr_assert_eq(vmsplice(pipe_fd[1], &iov, 1, 0), PAGE);
+	cr_assert_eq(uffd_register(fd, mem, BLOCK, MISSING), 0);
+	cr_assert_eq(mem[0], 5);
+	cr_assert_eq(uffd_register(fd, mem, BLOCK, MISSING | WP | MINOR), 0);
+	cr_assert_eq(punch(shadow, AT + 3 * PAGE, PAGE), 0);
+	cr_assert(file_has(shadow, AT + 3 * PAGE), "it was freed although it is held");
+	cr_assert_eq(bare[3 * PAGE], 0);
+	load_start(&call, mem + 3 * PAGE);
+	expect_fault(fd, mem + 3 * PAGE, FAULT_MINOR);
+	plain[3 * PAGE] = 6;
+	cr_assert_eq(uffd_continue(fd, mem + 3 * PAGE, PAGE, 0), 0);
+	cr_assert_eq(call_end(&call), 6);
+	close(pipe_fd[0]);
+	close(pipe_fd[1]);
+	cr_assert_eq(punch(shadow, AT + 4 * PAGE, PAGE), 0);
+	cr_assert_not(file_has(shadow, AT + 4 * PAGE));
+}
+
 /* Freezing stops the window, not a plain mapping of the same file (hmmd's, or DMA). */
 Test(window, protection_is_the_windows_own)
 {

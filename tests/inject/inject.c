@@ -29,6 +29,7 @@ enum call {
 	UFFD_COPY,
 	UFFD_ZERO,
 	UFFD_POISON,
+	UFFD_CONTINUE,
 	UFFD_PROTECT,
 	UFFD_REGISTER,
 	UFFD_UNREGISTER,
@@ -44,7 +45,7 @@ enum call {
 };
 
 static const char *const call_names[CALLS] = {
-	"uffd_copy",	   "uffd_zero",	   "uffd_poison", "uffd_protect", "uffd_register",
+	"uffd_copy",	   "uffd_zero",	   "uffd_poison", "uffd_continue", "uffd_protect", "uffd_register",
 	"uffd_unregister", "pagemap_read", "mem_read",	  "mem_write",	  "vma_at",
 	"memfd_new",	   "punch",	   "collapse",	  "merging",
 };
@@ -116,6 +117,19 @@ static int poison(int uffd, uint64_t dst, size_t length, size_t *done)
 		return kernel_real.uffd_poison(uffd, dst, length, done);
 	*done = 0;
 	return -plan.error;
+}
+
+static int do_continue(int uffd, uint64_t dst, size_t length, uint64_t mode, size_t *done)
+{
+	int r;
+
+	if (!due(UFFD_CONTINUE))
+		return kernel_real.uffd_continue(uffd, dst, length, mode, done);
+	*done = 0;
+	if (plan.error)
+		return -plan.error;
+	r = half(length) ? kernel_real.uffd_continue(uffd, dst, half(length), mode, done) : 0;
+	return r ? r : -EAGAIN;
 }
 
 static int protect(int uffd, uint64_t start, size_t length, bool on)
@@ -221,6 +235,7 @@ __attribute__((constructor)) static void begin(void)
 	injecting.uffd_copy = copy;
 	injecting.uffd_zero = zero;
 	injecting.uffd_poison = poison;
+	injecting.uffd_continue = do_continue;
 	injecting.uffd_protect = protect;
 	injecting.uffd_register = do_register;
 	injecting.uffd_unregister = do_unregister;

@@ -24,6 +24,7 @@ ERRORS = {
     "uffd_register": ["ENOMEM", "EBUSY"],
     "uffd_unregister": ["ENOMEM"],
     "uffd_poison": ["ENOMEM"],
+    "uffd_continue": ["EAGAIN", "SHORT", "ENOMEM"],
     "pagemap_read": ["ENOMEM"],
     "mem_read": ["EIO"],
     "mem_write": ["EIO"],
