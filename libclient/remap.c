@@ -8,6 +8,11 @@
  * library stands before libc's mremap(): where it fails so, the range comes home and is
  * watched no more, which makes it one mapping again, and the call is repeated.
  *
+ * Since Linux 6.17 a move to a given place takes several mappings, one after the
+ * other, and stops with EFAULT at one that is watched, the former having moved. So
+ * for such a move the range is looked at before; and should a part of it come to be
+ * watched in between, only what has not moved yet is moved again.
+ *
  * A call that fails for another reason, or would have failed without hmmd, fails
  * as ever. Any thread; library threads' own calls pass straight through.
  */
@@ -18,6 +23,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "clerk.h"
+#include "proto/uapi.h"
 #include "remap.h"
 #include "space.h"
 
@@ -52,26 +59,119 @@ static void *call_until_whole(void *old, size_t old_size, size_t new_size, int f
 	return map;
 }
 
+struct look {
+	const struct owner *owner;
+	struct procmap_query query;
+};
+
+/* In the clerk, whose table has the descriptor. */
+static int look_in_clerk(void *argument)
+{
+	struct look *look = argument;
+
+	return ioctl(look->owner->maps, PROCMAP_QUERY, &look->query) ? -errno : 0;
+}
+
+/* The mapping that has @start, or the next one. Fails before Linux 6.11. */
+static int look_at(struct hmm *hmm, uint64_t start, struct procmap_query *found)
+{
+	struct look look = {
+		.owner = hmm->owner,
+		.query = { .size = sizeof(look.query), .query_addr = start,
+			   .query_flags = PROCMAP_QUERY_COVERING_OR_NEXT_VMA },
+	};
+	int error = hmmc_clerk_call(look_in_clerk, &look);
+
+	*found = look.query;
+	return error;
+}
+
+/* Whether a move would begin with one mapping and go on with another. */
+static bool is_several(struct hmm *hmm, uint64_t start, uint64_t end)
+{
+	struct procmap_query found;
+
+	return look_at(hmm, start, &found) == 0 && found.vma_start <= start && found.vma_end < end;
+}
+
+/* How much of the range a move that then failed has taken away. */
+static size_t moved_already(struct hmm *hmm, uint64_t start, uint64_t end)
+{
+	struct procmap_query found;
+
+	if (look_at(hmm, start, &found) || found.vma_start <= start || found.vma_start >= end)
+		return 0;
+	return found.vma_start - start;
+}
+
+static void *call_paused(struct hmm *hmm, void *old, size_t old_size, size_t new_size, int flags, void *new)
+{
+	void *map;
+	int error;
+
+	if (hmmc_statement_pause(hmm, (uint64_t)old, old_size, true)) {
+		errno = EFAULT;
+		return MAP_FAILED;
+	}
+	map = call_until_whole(old, old_size, new_size, flags, new);
+	error = errno;
+	hmmc_statement_pause(hmm, (uint64_t)old, old_size, false);
+	errno = error;
+	return map;
+}
+
+/* To a given place, all of it. */
+static void *move(struct hmm *hmm, void *old, size_t size, int flags, void *new)
+{
+	uint64_t start = (uint64_t)old, end = start + size;
+	bool was_there = !moved_already(hmm, start, end);
+	void *map;
+	size_t gone;
+
+	/* What DONTUNMAP moved can't be told from what it did not. */
+	if (flags & MREMAP_DONTUNMAP || is_several(hmm, start, end)) {
+		map = call_paused(hmm, old, size, size, flags, new);
+		/* Not ours to watch: as without us. */
+		return map == MAP_FAILED && errno == EFAULT ? call(old, size, size, flags, new) : map;
+	}
+	map = call(old, size, size, flags, new);
+	if (map != MAP_FAILED || errno != EFAULT || !was_there)
+		return map;
+	gone = moved_already(hmm, start, end);
+	map = call_paused(hmm, (char *)old + gone, size - gone, size - gone, flags, (char *)new + gone);
+	return map == MAP_FAILED ? map : new;
+}
+
+static size_t whole_pages(size_t size)
+{
+	return (size + HMM_PAGE_SIZE - 1) & ~(HMM_PAGE_SIZE - 1);
+}
+
 void *hmm_internal_mremap(void *old, size_t old_size, size_t new_size, int flags, void *new)
 {
-	uint64_t start = (uint64_t)old,
-		 length = (old_size + HMM_PAGE_SIZE - 1) & ~(HMM_PAGE_SIZE - 1);
-	void *map = call(old, old_size, new_size, flags, new);
+	size_t length = whole_pages(old_size);
+	bool moves = flags & MREMAP_FIXED && length == whole_pages(new_size);
+	void *map = MAP_FAILED;
 	struct hmm *hmm;
 	int error;
 
-	if (map != MAP_FAILED || errno != EFAULT || hmmc_thread_is_private() || !length ||
-	    start % HMM_PAGE_SIZE || start + length > HMM_VA_END)
-		return map;
-	hmm = hmmc_space_lock_own();
-	if (hmm && hmmc_space_check(hmm) == 0 &&
-	    hmmc_statement_pause(hmm, start, length, true) == 0) {
-		map = call_until_whole(old, old_size, new_size, flags, new);
-		error = errno;
-		hmmc_statement_pause(hmm, start, length, false);
-	} else {
-		error = EFAULT;
+	if (!moves) {
+		map = call(old, old_size, new_size, flags, new);
+		if (map != MAP_FAILED || errno != EFAULT)
+			return map;
 	}
+	if (hmmc_thread_is_private() || !length || length > HMM_VA_END ||
+	    (uint64_t)old % HMM_PAGE_SIZE || (uint64_t)old + length > HMM_VA_END)
+		return moves ? call(old, old_size, new_size, flags, new) : map;
+	hmm = hmmc_space_lock_own();
+	errno = EFAULT;
+	if (!hmm || hmmc_space_check(hmm))
+		map = moves ? call(old, old_size, new_size, flags, new) : map;
+	else if (moves)
+		map = move(hmm, old, length, flags, new);
+	else
+		map = call_paused(hmm, old, length, new_size, flags, new);
+	error = errno;
 	hmmc_space_unlock_own();
 	if (map == MAP_FAILED)
 		errno = error;

@@ -256,6 +256,39 @@ static void remap_dontunmap(void)
 	test_close();
 }
 
+/* One mapping of which hmmd watches a part: no mremap() may tell. */
+static void remap_partly_out(void)
+{
+	const size_t whole = 3 * 512, pages = whole - 200;
+	static const int flags[] = { MREMAP_MAYMOVE | MREMAP_FIXED, MREMAP_MAYMOVE,
+				     MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP };
+
+	test_open(0, DEVICE_MEMORY);
+	for (size_t i = 0; i < sizeof(flags) / sizeof(flags[0]); i++) {
+		bool fixed = flags[i] & MREMAP_FIXED;
+		char *memory = test_map_huge(3), *room = test_map_huge(3), *moved;
+
+		CHECK_EQ(munmap(room, 3 * BLOCK), 0);
+		test_fill(memory, whole, 20 + i);
+		/* The first block never, the last one also behind what is moved. */
+		test_out(memory + BLOCK, 1024);
+		moved = mremap(memory, pages * PAGE, (fixed ? pages : whole + 512) * PAGE, flags[i], room);
+		if (moved == MAP_FAILED || (fixed && moved != room))
+			FAIL("mremap with flags %#x: %m", flags[i]);
+		test_check(moved, pages, 20 + i);
+		for (size_t page = pages; page < whole; page++)
+			CHECK_EQ(((uint64_t *)(memory + page * PAGE))[9], test_word(page, 9, 20 + i));
+		test_fill(moved, pages, 30 + i);
+		test_out(moved, pages);
+		test_check(moved, pages, 30 + i);
+		if (flags[i] & MREMAP_DONTUNMAP)
+			test_check_zero(memory, pages);
+		CHECK_EQ(munmap(moved, pages * PAGE), 0);
+		CHECK_EQ(munmap(memory, 3 * BLOCK), 0);
+	}
+	test_close();
+}
+
 static void dontneed(void)
 {
 	char *memory;
@@ -536,7 +569,8 @@ static const struct test_case cases[] = {
 	{ "brk-shrink", brk_shrink, false }, { "remap-grow", remap_grow, false },
 	{ "remap-grow-in-place", remap_grow_in_place, false }, { "remap-shrink", remap_shrink, false },
 	{ "remap-move", remap_move, false }, { "remap-move-mixed", remap_move_mixed, false },
-	{ "remap-onto", remap_onto, false }, { "remap-dontunmap", remap_dontunmap, false },
+	{ "remap-onto", remap_onto, false }, { "remap-partly-out", remap_partly_out, false },
+	{ "remap-dontunmap", remap_dontunmap, false },
 	{ "dontneed", dontneed, false }, { "lazily-freed", lazily_freed, false }, { "removed", removed, false },
 	{ "wipe-on-fork", wipe_on_fork, false }, { "dont-fork", dont_fork, false }, { "protect", protect, false },
 	{ "protect-pieces", protect_pieces, false }, { "protect-on-device", protect_on_device, false },
