@@ -9,6 +9,7 @@
 #include "board.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -20,6 +21,7 @@ struct driver {
 	struct thread_context context;
 	struct hmm_mirror mirror;
 	struct hmm_window *window, *coherent;
+	int pipe[2];			/* what of the window is held */
 	_Atomic uint64_t invalidations;
 };
 
@@ -165,6 +167,42 @@ static void window_store(struct driver *driver, uint32_t page)
 	board_leave(board, page);
 }
 
+/* Until it is drained, as I/O from a window would: the huge page of that page can't be split. */
+static void hold(struct driver *driver, uint32_t page)
+{
+	struct board *board = driver->context.board;
+	struct iovec held = { .iov_base = window_enter(driver, page), .iov_len = PAGE_BYTES };
+
+	if (vmsplice(driver->pipe[1], &held, 1, 0) != (ssize_t)PAGE_BYTES)
+		board_fail(board, driver->context.who, "vmsplice from page %u of the window: %s", page,
+			   strerror(errno));
+	board_leave(board, page);
+}
+
+static void drain(struct driver *driver)
+{
+	static char bytes[PAGE_BYTES];
+
+	if (read(driver->pipe[0], bytes, sizeof(bytes)) != (ssize_t)sizeof(bytes))
+		board_fail(driver->context.board, driver->context.who, "the pipe lost a page of the window: %s",
+			   strerror(errno));
+}
+
+/* What the CPU takes back meanwhile lies in a page that is held. */
+static void window_walk(struct driver *driver, uint32_t page)
+{
+	struct board *board = driver->context.board;
+	struct area *area = board_area(board, page);
+	uint32_t end = page + 1 + draw_below(&driver->context.random, 256);
+
+	if (end > area->first_page + area->pages)
+		end = area->first_page + area->pages;
+	hold(driver, page);
+	for (; page < end && !board_stopped(board); page++)
+		window_load(driver, page);
+	drain(driver);
+}
+
 static void access_at_random(struct driver *driver)
 {
 	struct thread_context *me = &driver->context;
@@ -179,7 +217,9 @@ static void access_at_random(struct driver *driver)
 	 * coherent memory of the owner's own device, which is not this driver's.
 	 */
 	if (driver->window && kind == AREA_ORDINARY && choice < 70) {
-		if (choice < 40)
+		if (choice < 20)
+			window_walk(driver, page);
+		else if (choice < 40)
 			window_load(driver, page);
 		else
 			window_store(driver, page);
@@ -237,6 +277,8 @@ static void driver_open(struct driver *driver, int socket_fd, unsigned int index
 		board_fail(board, me->who, "hmm_mirror_register: %s (%s)", strerror(-error), hmm_last_error());
 	if (!board->settings.windows)
 		return;
+	if (pipe2(driver->pipe, O_CLOEXEC))
+		board_fail(board, me->who, "pipe: %s", strerror(errno));
 	error = hmm_window_map(&driver->mirror, ARENA_BASE, ARENA_BYTES, 0, &driver->window);
 	if (error)
 		board_fail(board, me->who, "hmm_window_map: %s (%s)", strerror(-error), hmm_last_error());

@@ -63,6 +63,9 @@ class Broken(harness.Test):
     def test_write_protect_skipped(self):
         self.must_be_caught("skip-wp", "--drivers", "2", "--windows")
 
+    def test_guard_skipped(self):
+        self.must_be_caught("skip-guard", "--drivers", "1", "--windows")
+
     def test_steps_swapped(self):
         self.must_be_caught("swap-steps", "--drivers", "1")
 
