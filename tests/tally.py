@@ -3,8 +3,8 @@
 """Adds up what tests/attend.py wrote: tally.py --skips FILE --expect LIST --results DIR [--expect ... --results ...]
 
 LIST is the output of `ctest --show-only=json-v1`: a test in it without a result did not run, which is a failure.
-Prints every failure with the end of its output, every skip with its reason, and one last line
-"N passed, N failed, N skipped". A skip that no line of FILE allows fails the run, but is counted as a skip.
+Prints every failure with the end of its output, every skip with its reason, the failures again with a line
+each, and one last line "N passed, N failed, N skipped". A skip that no line of FILE allows fails the run, but is counted as a skip.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import re
 import sys
 
 SHOWN_LINES = 60
+LINE_LENGTH = 300
 
 
 def allowed_skips(path):
@@ -88,6 +89,8 @@ def main():
         print(f"SKIPPED {line}")
     for line in refused:
         print(f"SKIPPED, and {options.skips} does not allow it: {line}")
+    for title, message, _ in failures:
+        print(f"FAILED {title}: {' '.join(message.split())[:LINE_LENGTH]}")
     print(f"{count['passed']} passed, {count['failed']} failed, {count['skipped']} skipped")
     return 1 if failures or refused or not count["passed"] else 0
 
