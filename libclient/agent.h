@@ -31,6 +31,7 @@ struct agent {
 	struct hmm_orders *orders;
 	struct regions *regions;
 	int uffd, pagemap, mem, eventfd;	/* in the private table; the owner closes them */
+	int pipe[2];			/* likewise; empty between two runs of pages */
 	char *slots;
 	unsigned int slots_count;
 	bool thin[HMM_SLOTS_MAX]; /* the slot held 4 KiB pages and has their page table still */

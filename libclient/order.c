@@ -24,6 +24,7 @@
 
 #include "agent.h"
 #include "arena.h"
+#include "fill.h"
 #include "mapping.h"
 
 #define PAGES HMM_BLOCK_PAGES
@@ -294,95 +295,19 @@ static int move_pages(struct agent *agent, struct hmm_order *order, struct move 
 
 /* ---- filling ---------------------------------------------------------------- */
 
-static int write_run(struct region *region, uint64_t address, const char *bytes, size_t length)
-{
-	off_t offset = (off_t)(region->offset + (address - region->base));
-
-	while (length) {
-		ssize_t done = pwrite(region->fd, bytes, length, offset);
-
-		if (done <= 0)
-			return done < 0 ? -errno : -EIO;
-		bytes += done;
-		offset += done;
-		length -= (size_t)done;
-	}
-	return 0;
-}
-
-/*
- * Under a window not through the mapping: when the order is taken back meanwhile
- * and the shadow punched, that would put zeros where nothing is, for the driver to
- * see. hugetlb cannot be read otherwise, and has no windows.
- */
-static int read_run(const struct hmm_order *order, struct region *region, uint64_t address,
-		    char *bytes, size_t length)
-{
-	off_t offset = (off_t)(region->offset + (address - region->base));
-
-	if (!(order->flags & HMM_ORDER_VISIBLE) || region->kind == HMM_POOL_KIND_HUGETLB) {
-		memcpy(bytes, region_at(region, address), length);
-		return 0;
-	}
-	while (length) {
-		ssize_t done = pread(region->fd, bytes, length, offset);
-
-		if (done <= 0)
-			return done < 0 ? -errno : -EIO;
-		bytes += done;
-		offset += done;
-		length -= (size_t)done;
-	}
-	return 0;
-}
-
-/* Through the mapping, having asked first: without room a store would be a SIGBUS. */
-static int copy_run(struct region *region, uint64_t address, const char *bytes, size_t length)
-{
-	char *to = region_at(region, address);
-
-	if (madvise(to, length, MADV_POPULATE_WRITE) && errno != EINVAL)
-		return errno == EFAULT ? -ENOSPC : -errno;
-	memcpy(to, bytes, length);
-	return 0;
-}
-
-static bool by_mapping(const struct region *region, const struct hmm_order *order)
-{
-	if (region->kind == HMM_POOL_KIND_HUGETLB)
-		return true;
-	if (!(order->flags & HMM_ORDER_WHOLE) || region->kind != HMM_POOL_KIND_MEMFD_HUGE)
-		return false;
-	for (unsigned int i = 0; i < HMM_BITMAP_WORDS; i++)
-		if ((order->moved[i] | order->hole[i]) != ~0ULL)
-			return false;
-	return true;
-}
-
-/* A whole huge page is asked for at once, holes included, so that it is one. */
-static int make_room(const struct hmm_order *order, const struct region *region)
-{
-	if (!(order->flags & HMM_ORDER_WHOLE) ||
-	    !madvise(region_at(region, order->addr), HMM_BLOCK_SIZE, MADV_POPULATE_WRITE) ||
-	    errno == EINVAL)
-		return 0;
-	return errno == EFAULT ? -ENOSPC : -errno;
-}
-
-static int fill(struct hmm_order *order, struct region *region, const char *slot,
+static int fill(struct agent *agent, struct hmm_order *order, struct region *region, const char *slot,
 		unsigned int *unfilled)
 {
-	bool mapped = by_mapping(region, order);
+	struct fill fill;
 	unsigned int page, end;
-	int error = mapped ? make_room(order, region) : 0;
+	int error = hmmc_fill_begin(&fill, agent, order, region);
 
 	for (page = 0; !error && next_run(order->moved, &page, &end); page = end) {
 		uint64_t address = page_address(order->addr, page);
 		const char *bytes = slot + ((size_t)page << HMM_PAGE_SHIFT);
 		size_t length = (size_t)(end - page) << HMM_PAGE_SHIFT;
 
-		error = mapped ? copy_run(region, address, bytes, length) :
-				 write_run(region, address, bytes, length);
+		error = hmmc_fill_run(&fill, address, bytes, length);
 		if (error)
 			break;
 	}
@@ -499,7 +424,7 @@ static bool order_out_move(struct agent *agent, struct hmm_order *order, bool ke
 		order->flags |= HMM_ORDER_HUGE_MOVED;
 	if (!keep)
 		return true;
-	error = fill(order, region, slot, &unfilled);
+	error = fill(agent, order, region, slot, &unfilled);
 	/* Filled page by page for the windows' sake: one huge page again, if the kernel likes. */
 	if (!error && order->flags & HMM_ORDER_VISIBLE &&
 	    region->kind == HMM_POOL_KIND_MEMFD_HUGE && next(order->moved, 0, false) == PAGES)
@@ -517,8 +442,8 @@ static bool order_out_move(struct agent *agent, struct hmm_order *order, bool ke
  */
 static int fill_in_place(struct agent *agent, struct hmm_order *order, struct region *region)
 {
-	bool mapped = by_mapping(region, order);
-	int error = mapped ? make_room(order, region) : 0;
+	struct fill fill;
+	int error = hmmc_fill_begin(&fill, agent, order, region);
 	unsigned int page = 0, end;
 
 	/*
@@ -527,10 +452,10 @@ static int fill_in_place(struct agent *agent, struct hmm_order *order, struct re
 	while (!error && !taken_back(order) && next_run(order->moved, &page, &end)) {
 		uint64_t address = page_address(order->addr, page);
 		size_t length = (size_t)(end - page) << HMM_PAGE_SHIFT;
-		char *to = mapped ? region_at(region, address) : agent->bounce;
+		char *to = fill.mapped ? region_at(region, address) : agent->bounce;
 		ssize_t got;
 
-		if (!mapped && length > sizeof(agent->bounce))
+		if (!fill.mapped && length > sizeof(agent->bounce))
 			length = sizeof(agent->bounce);
 		got = pread(agent->mem, to, length, (off_t)address) & ~(ssize_t)(HMM_PAGE_SIZE - 1);
 		if (got <= 0) {
@@ -539,8 +464,8 @@ static int fill_in_place(struct agent *agent, struct hmm_order *order, struct re
 			set(order->busy, page++);
 			continue;
 		}
-		if (!mapped)
-			error = write_run(region, address, agent->bounce, (size_t)got);
+		if (!fill.mapped)
+			error = hmmc_fill_run(&fill, address, agent->bounce, (size_t)got);
 		page += (unsigned int)((size_t)got >> HMM_PAGE_SHIFT);
 	}
 	return error;
@@ -608,9 +533,9 @@ static bool order_home_slot(struct agent *agent, struct hmm_order *order)
 	if (!error && madvise(slot, HMM_BLOCK_SIZE, MADV_POPULATE_WRITE))
 		error = errno == EFAULT ? -ENOMEM : -errno;
 	for (page = 0; !error && next_run(order->want, &page, &end); page = end)
-		error = read_run(order, region, page_address(order->addr, page),
-				 slot + ((size_t)page << HMM_PAGE_SHIFT),
-				 (size_t)(end - page) << HMM_PAGE_SHIFT);
+		error = hmmc_fill_read(order, region, page_address(order->addr, page),
+				       slot + ((size_t)page << HMM_PAGE_SHIFT),
+				       (size_t)(end - page) << HMM_PAGE_SHIFT);
 	huge = !error && is_huge(agent, (uintptr_t)slot);
 	/* Until it is known that nothing stays behind: empty it with its page table. */
 	agent->thin[order->slot] = true;

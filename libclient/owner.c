@@ -100,6 +100,11 @@ static int prepare(struct owner *owner, char *text, size_t size)
 	owner->smaps = open_file("/proc/self/smaps", O_RDONLY);
 	error = owner->mem < 0 ? owner->mem : owner->pagemap < 0 ? owner->pagemap :
 		owner->maps < 0 ? owner->maps : owner->smaps < 0 ? owner->smaps : 0;
+	if (!error && pipe2(owner->pipe, O_CLOEXEC)) {
+		error = -errno;
+		snprintf(text, size, "no pipe for the agent: %s", strerror(-error));
+		return error;
+	}
 	if (error) {
 		snprintf(text, size, "cannot open this process's files in /proc: %s",
 			 strerror(-error));
@@ -115,6 +120,10 @@ static int prepare(struct owner *owner, char *text, size_t size)
 	agent->uffd = owner->uffd;
 	agent->pagemap = owner->pagemap;
 	agent->mem = owner->mem;
+	agent->pipe[0] = owner->pipe[0];
+	agent->pipe[1] = owner->pipe[1];
+	/* Half a block at a time, where this user may. */
+	fcntl(agent->pipe[0], F_SETPIPE_SZ, HMM_BLOCK_SIZE / 2);
 	agent->slots = owner->slots;
 	agent->slots_count = owner->slots_count;
 	agent->regions = &owner->regions;
@@ -206,6 +215,8 @@ static int detach(void *argument)
 	close_fd(&owner->orders_fd);
 	close_fd(&owner->pulse_fd);
 	close_fd(&owner->eventfd);
+	close_fd(&owner->pipe[0]);
+	close_fd(&owner->pipe[1]);
 	hmmc_region_drop(&owner->regions, HMM_NO_MIRROR);
 	if (owner->slots)
 		munmap(owner->slots, (size_t)owner->slots_count * HMM_BLOCK_SIZE);
@@ -260,6 +271,7 @@ int hmmc_owner_new(struct hmm *hmm, uint64_t flags, uint32_t slots, struct owner
 	owner->flags = flags;
 	owner->slots_count = slots ? slots : SLOTS_DEFAULT;
 	owner->uffd = owner->mem = owner->pagemap = owner->maps = owner->smaps = -1;
+	owner->pipe[0] = owner->pipe[1] = -1;
 	owner->table_fd = owner->ledger_fd = owner->orders_fd = owner->pulse_fd = owner->eventfd =
 		-1;
 	/* Region events may come before the reply does. */

@@ -17,6 +17,7 @@ struct owner {
 	uint64_t flags;			/* HMM_OPEN_FLAGS_* */
 	/* In the private table. */
 	int uffd, mem, pagemap, maps, smaps;
+	int pipe[2];
 	int table_fd, ledger_fd, orders_fd, pulse_fd, eventfd;
 	char *slots;
 	uint32_t slots_count;

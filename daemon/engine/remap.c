@@ -55,6 +55,9 @@ static int install(struct owner *owner, uint64_t addr, unsigned int mirror_index
 	/* Over the quota if need be: the bytes exist, the old place is freed right after. */
 	if (block_charge(block, mirror->device, 1))
 		log_debug("owner %u: a remapped page exceeds the pool for a moment", owner->id);
+	/* Zeros may be seen before the bytes are: not by a window. */
+	if (block_has_window(block))
+		window_guard(block);
 	r = shadow_store(shadow, addr, bytes);
 	if (r)
 		return r;

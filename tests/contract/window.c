@@ -279,6 +279,54 @@ Test(window, held_huge_page_is_zeroed_and_not_freed)
 	cr_assert_not(file_has(shadow, AT + 4 * PAGE));
 }
 
+static void *splice_in(void *argument)
+{
+	struct iovec iov = { .iov_len = PAGE };
+	loff_t at = AT + PAGE;
+	int pipe_fd[2];
+	void **call = argument;
+
+	iov.iov_base = call[0];
+	if (pipe(pipe_fd) || vmsplice(pipe_fd[1], &iov, 1, 0) != (ssize_t)PAGE ||
+	    splice(pipe_fd[0], NULL, *(int *)call[1], &at, PAGE, 0) != (ssize_t)PAGE)
+		return argument;
+	return NULL;
+}
+
+/*
+ * A write(2) whose source is absent for a moment may show a page of zeros before its
+ * bytes (seen on 6.18). What is spliced appears with its bytes.
+ */
+Test(window, spliced_page_appears_with_its_bytes)
+{
+	int shadow = memfd_new("shadow", SPARSE, 0), fd = uffd_open(0);
+	char *source = map_pages(1), *written = map_pages(1), *plain = map_memfd(shadow, 2 * PAGE, AT);
+	void *arguments[] = { source, &shadow }, *failed;
+	unsigned char there[2];
+	struct call call;
+	pthread_t thread;
+
+	cr_assert_eq(uffd_register(fd, source, PAGE, MISSING), 0);
+	cr_assert_eq(uffd_register(fd, written, PAGE, MISSING), 0);
+	CALL(&call, SYS_pwrite64, shadow, (long)written, PAGE, AT);
+	expect_fault(fd, written, 0);
+	cr_assert_eq(mincore(plain, PAGE, there), 0);
+	if (there[0] & 1)
+		cr_log_info("a write shows zeros first on this kernel: %d", plain[0]);
+	cr_assert_eq(uffd_copy(fd, written, filled(3), PAGE, 0), 0);
+	cr_assert_eq(call_end(&call), PAGE);
+	cr_assert_eq(plain[0], 3);
+
+	cr_assert_eq(pthread_create(&thread, NULL, splice_in, arguments), 0);
+	expect_fault(fd, source, 0);
+	cr_assert_eq(mincore(plain, 2 * PAGE, there), 0);
+	cr_assert_not(there[1] & 1, "it is there before its bytes are");
+	cr_assert_eq(uffd_copy(fd, source, filled(4), PAGE, 0), 0);
+	cr_assert_eq(pthread_join(thread, &failed), 0);
+	cr_assert_null(failed);
+	cr_assert_eq(plain[PAGE], 4);
+}
+
 /* Freezing stops the window, not a plain mapping of the same file (hmmd's, or DMA). */
 Test(window, protection_is_the_windows_own)
 {

@@ -75,6 +75,7 @@ static void begin(enum hmm_pool_kind kind, uint64_t wanted, off_t shadow_size)
 	agent->pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
 	agent->mem = open("/proc/self/mem", O_RDWR | O_CLOEXEC);
 	agent->eventfd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	cr_assert_eq(pipe2(agent->pipe, O_CLOEXEC), 0);
 	agent->slots = map_blocks((void *)(HOME + HMM_REGION_SIZE), 1);
 	agent->slots_count = 1;
 	madvise(agent->slots, HMM_BLOCK_SIZE, MADV_HUGEPAGE);
@@ -99,6 +100,8 @@ static void end(void)
 	close(agent->pagemap);
 	close(agent->mem);
 	close(agent->eventfd);
+	close(agent->pipe[0]);
+	close(agent->pipe[1]);
 	hmmc_region_drop(regions, HMM_NO_MIRROR);
 	munmap(home, HMM_BLOCK_SIZE);
 	munmap(agent->slots, HMM_BLOCK_SIZE);
