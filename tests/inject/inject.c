@@ -219,7 +219,8 @@ static void read_plan(const char *text)
 	}
 	/* Half of a call is something for those alone that say how much they did. */
 	if (!known || plan.call == CALLS ||
-	    (!plan.error && plan.call != UFFD_COPY && plan.call != UFFD_ZERO))
+	    (!plan.error && plan.call != UFFD_COPY && plan.call != UFFD_ZERO &&
+	     plan.call != UFFD_CONTINUE))
 		bad_plan(text);
 }
 
