@@ -179,9 +179,13 @@ void reactor_remove(struct reactor *reactor, struct source *source)
 	if (reactor->uring) {
 		struct io_uring_sqe *sqe = get_sqe(reactor);
 
-		io_uring_prep_poll_remove(sqe, pack(reactor, source->slot));
+		/*
+		 * The poll holds a reference of the file, and who removes means to close it. So
+		 * now, and not by POLL_REMOVE, which fails (EALREADY) for a poll that has fired
+		 * and was not looked at yet: that one would go on, and hold the file for ever.
+		 */
+		io_uring_prep_cancel64(sqe, pack(reactor, source->slot), 0);
 		io_uring_sqe_set_data64(sqe, 0);
-		/* Now: the poll holds a reference of the file, and who removes means to close it. */
 		io_uring_submit(&reactor->ring);
 	} else {
 		epoll_ctl(reactor->epoll, EPOLL_CTL_DEL, source->fd, NULL);

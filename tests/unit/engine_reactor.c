@@ -7,7 +7,9 @@
 #include <criterion/criterion.h>
 #include <criterion/new/assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -228,6 +230,34 @@ static void removed_is_not_called(bool epoll)
 
 Test(reactor, removed_is_not_called_uring) { removed_is_not_called(false); }
 Test(reactor, removed_is_not_called_epoll) { removed_is_not_called(true); }
+
+/* Nor is its file held: whoever waits for the last reference to go would wait for ever. */
+static void removed_is_let_go(bool no_io_uring)
+{
+	struct reactor *reactor = begin(no_io_uring);
+	struct counted me = { .reactor = reactor };
+	int ends[2];
+
+	for (unsigned int round = 0; round < 4; round++) {
+		cr_assert(eq(int, pipe2(ends, O_CLOEXEC | O_NONBLOCK), 0));
+		cr_assert(eq(int, reactor_add(reactor, &me.source, ends[0], count), 0));
+		settle(reactor);
+		/* Ready, and nobody has looked yet; or not. */
+		if (round % 2)
+			cr_assert(eq(int, (int)write(ends[1], "x", 1), 1));
+		reactor_remove(reactor, &me.source);
+		close(ends[0]);
+		settle(reactor);
+		cr_assert(eq(int, (int)write(ends[1], "x", 1), -1), "round %u: somebody could still read it",
+			  round);
+		cr_assert(eq(int, errno, EPIPE));
+		close(ends[1]);
+	}
+	reactor_free(reactor);
+}
+
+Test(reactor, removed_is_let_go_uring) { signal(SIGPIPE, SIG_IGN); removed_is_let_go(false); }
+Test(reactor, removed_is_let_go_epoll) { signal(SIGPIPE, SIG_IGN); removed_is_let_go(true); }
 
 static void count_and_remove_victim(struct source *source)
 {
