@@ -222,12 +222,35 @@ static bool walk_whole(struct owner *owner, struct block *block, const struct pa
 		if (!next || !block_at_rest(next) || !migrate_can_slot(next))
 			break;
 	}
+	owner->walk_end = block->addr + ahead * HMM_BLOCK_SIZE;
 	/* The walk faults next behind what comes home now. */
 	prefetch_brought(&owner->prefetch, (block->addr + HMM_BLOCK_SIZE) >> HMM_PAGE_SHIFT,
-			 (block->addr + ahead * HMM_BLOCK_SIZE) >> HMM_PAGE_SHIFT, HMM_BLOCK_PAGES);
-	migrate_home(owner, block->addr, block->addr + ahead * HMM_BLOCK_SIZE, NULL, NULL, NULL);
+			 owner->walk_end >> HMM_PAGE_SHIFT, HMM_BLOCK_PAGES);
+	migrate_home(owner, block->addr, owner->walk_end, NULL, NULL, NULL);
 	owner_queue(owner, &fault->task);	/* behind the job, whose transit it will meet */
 	return true;
+}
+
+/* A walk has caught up with what comes home for it: as much again, so that the agent is never idle. */
+static void walk_on(struct owner *owner, const struct block *block)
+{
+	uint64_t from = owner->walk_end, end = block->addr + WALK_AHEAD * HMM_BLOCK_SIZE;
+	const struct block *next;
+
+	if (block->addr >= from || from >= end)
+		return;
+	for (; owner->walk_end < end; owner->walk_end += HMM_BLOCK_SIZE) {
+		next = block_find(owner, owner->walk_end);
+		if (!next || !block_at_rest(next) || !migrate_can_slot(next) ||
+		    block_count(next, HMM_PAGE_DEVICE) != HMM_BLOCK_PAGES)
+			break;
+	}
+	if (owner->walk_end == from)
+		return;
+	owner_count(owner, COUNTER_FAULT_PAGES_HOME, (owner->walk_end - from) >> HMM_PAGE_SHIFT);
+	prefetch_brought(&owner->prefetch, from >> HMM_PAGE_SHIFT, owner->walk_end >> HMM_PAGE_SHIFT,
+			 HMM_BLOCK_PAGES);
+	migrate_home(owner, from, owner->walk_end, NULL, NULL, NULL);
 }
 
 /* A fault proves it: a mapping that grew in place, or that DONTUNMAP left behind. */
@@ -268,6 +291,8 @@ void fault_serve(struct owner *owner, uint64_t addr, uint64_t flags, uint32_t ti
 		fault = fault_new(owner, addr, flags);
 		if (fault)
 			block_park(block, &fault->task);
+		if (block->record->transit == HMM_TRANSIT_HOME_SLOT)
+			walk_on(owner, block);
 		return;
 	}
 

@@ -188,8 +188,8 @@ static void reap(struct owner *owner, bool zaps)
 			return;
 		}
 		owner->reaped++;
-		if (state == HMM_ORDER_DONE)
-			owner->agent_stuck = false;
+		/* It has got past it. */
+		owner->agent_stuck = false;
 		finish(owner, &copy);
 	}
 }

@@ -268,6 +268,7 @@ struct owner {
 	struct span_set threads;	/* stacks and control blocks, as found last */
 	int64_t threads_found;
 	struct prefetch prefetch;
+	uint64_t walk_end;		/* behind the last block that comes home whole, for a walk */
 
 	int64_t last_fault;		/* when one was served */
 	unsigned int jobs;		/* migrations that run */
