@@ -12,8 +12,10 @@
 
 static double walk(const volatile char *memory, size_t bytes)
 {
-	double start = now();
+	double start;
 
+	warm_up(bytes);
+	start = now();
 	for (size_t at = 0; at < bytes; at += PAGE)
 		if (*(const volatile uint64_t *)(memory + at) != at / PAGE)
 			fail("page %zu has wrong bytes", at / PAGE);

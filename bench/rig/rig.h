@@ -40,7 +40,8 @@ uint64_t now_ns(void);
 
 /*
  * Every page of memory that is measured was touched before: a virtual machine's
- * memory may be backed by its host at its first touch only, twenty times slower.
+ * memory may be backed by its host at its first touch only, twenty times slower, and
+ * what is free for two seconds may be given back to the host (free page reporting).
  */
 void warm_up(size_t bytes);
 /* Private anonymous memory, block-aligned, filled; @huge: must be huge pages. */
