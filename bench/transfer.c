@@ -159,14 +159,11 @@ int main(int argc, char **argv)
 		struct took mine[2], bare[2];
 		bool floor_first = round & 1;
 
-		/* For two of each: what comes home needs as much again. */
-		warm_up(arguments.bytes * 2);
 		if (floor_first)
 			bare[0] = floor_out(&floor);
 		mine[0] = ours(&mirrored, agent, memory, arguments.bytes, HMM_DEVICE);
 		if (!floor_first)
 			bare[0] = floor_out(&floor);
-		warm_up(arguments.bytes * 2);
 		if (floor_first)
 			bare[1] = floor_home(&floor);
 		mine[1] = ours(&mirrored, agent, memory, arguments.bytes, HMM_SYSTEM);
