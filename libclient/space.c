@@ -493,7 +493,7 @@ static int reopen_peer(struct hmm *hmm)
 		    __atomic_load_n(&hmm->connection->closing, __ATOMIC_ACQUIRE))
 			break;
 		/* Its owner has not come back yet. */
-		nanosleep(&(struct timespec){ .tv_nsec = 20000000 }, NULL);
+		nanosleep(&(struct timespec){ .tv_nsec = 5000000 }, NULL);
 	}
 	return error ? error : map_peer(hmm, hmm->connection->frame);
 }
@@ -507,12 +507,13 @@ static int restore_owner(struct hmm *hmm, bool anew)
 		error = hmmc_device_restore(hmm);
 	if (!error)
 		error = hmmc_mirror_restore(hmm, !anew);
+	/* Before the end: hmmd waits there for the drivers, and they need the key. */
+	if (!error)
+		error = export_again(hmm);
 	if (!error && !anew)
 		error = hmmc_owner_reopen_done(hmm->owner);
 	if (!error)
 		error = hmmc_statement_restore(hmm);
-	if (!error)
-		error = export_again(hmm);
 	return error;
 }
 
@@ -569,6 +570,7 @@ void hmmc_space_lost(struct hmm *hmm)
 {
 	__atomic_store_n(&hmm->lost, 1, __ATOMIC_RELEASE);
 	hmmc_window_freeze(hmm, true);
+	hmmc_window_abandon(hmm);
 	if (hmm->owner && hmm->owner->orders)
 		hmmc_rescuer_call(&hmm->owner->rescuer);
 	hmmc_dispatch_release(hmm);

@@ -94,6 +94,8 @@ void hmmc_window_revoked(struct hmm *hmm, const struct hmm_msg_window_revoked *e
 int hmmc_window_restore(struct hmm *hmm);
 /* No access from here on, and back. */
 void hmmc_window_freeze(struct hmm *hmm, bool frozen);
+/* For good, after it was frozen. */
+void hmmc_window_abandon(struct hmm *hmm);
 
 /* statement.c: what was said of ranges. */
 enum statement_kind { STATEMENT_EXCLUDED, STATEMENT_UNPINNED };

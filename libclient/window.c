@@ -25,6 +25,7 @@
 #include "space.h"
 
 #define PARTS_MAX	256
+#define NOT_YET		UINT32_MAX	/* an id: hmmd is yet to be told of it again */
 #define GAP_MAX		(64UL << 20)	/* between mappings of one part */
 #define ROOM_MIN	(256UL << 20)
 
@@ -541,6 +542,16 @@ void hmmc_window_revoked(struct hmm *hmm, const struct hmm_msg_window_revoked *e
 		 strerror(-event->error));
 }
 
+/* Nobody serves their faults any more: whoever waits for one finds the window frozen. */
+void hmmc_window_abandon(struct hmm *hmm)
+{
+	futex_lock(&hmm->lock);
+	for (struct hmm_window *window = hmm->windows; window; window = window->next)
+		for (uint32_t i = 0; i < window->count; i++)
+			close_uffd(&window->parts[i]);
+	futex_unlock(&hmm->lock);
+}
+
 void hmmc_window_freeze(struct hmm *hmm, bool frozen)
 {
 	futex_lock(&hmm->lock);
@@ -576,7 +587,7 @@ static int restore_part(struct hmm *hmm, struct part *part)
 	}
 	HMM_MSG_INIT(map, HMM_OP_WINDOW_MAP, 0);
 	fill_map(&map, part);
-	part->mapped = part->id = 0;
+	part->mapped = part->id = 0;	/* now the one without a name */
 	error = hmmc_connection_exchange(hmm->connection, &map, &part->uffd, 1);
 	if (error)
 		return error;
@@ -592,10 +603,21 @@ static int restore_part(struct hmm *hmm, struct part *part)
 	return hmmc_connection_exchange(hmm->connection, &armed, NULL, 0);
 }
 
+/* What the new hmmd calls a window, the old one may have called another. */
+static void forget_ids(struct hmm *hmm)
+{
+	for (struct hmm_window *window = hmm->windows; window; window = window->next)
+		for (uint32_t i = 0; i < window->count; i++)
+			window->parts[i].id = NOT_YET;
+}
+
 int hmmc_window_restore(struct hmm *hmm)
 {
 	int error = 0;
 
+	futex_lock(&hmm->lock);
+	forget_ids(hmm);
+	futex_unlock(&hmm->lock);
 	for (struct hmm_window *window = hmm->windows; window && !error; window = window->next)
 		for (uint32_t i = 0; i < window->count && !error; i++)
 			if (window->parts[i].open)

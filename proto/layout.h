@@ -111,7 +111,7 @@ _Static_assert(sizeof(struct hmm_ledger_block) == 1024, "one record per KiB");
  * read and perhaps not applied.
  */
 #define HMM_LEDGER_MAGIC	0x6c6d6d68U	/* "hmml" */
-#define HMM_LEDGER_VERSION	1U
+#define HMM_LEDGER_VERSION	2U
 #define HMM_JOURNAL_SLOTS	1024U
 #define HMM_JOURNAL_SLOT_SIZE	32U
 
@@ -120,9 +120,11 @@ struct hmm_journal_mirror {
 	uint32_t used;
 	uint32_t kind;		/* of the device's pool: enum hmm_pool_kind */
 	int32_t node;
-	uint32_t reserved;
+	uint32_t windows;	/* that serve: the successor waits for them */
 	uint64_t size;		/* of the device */
 	uint64_t caps;
+	int32_t driver;		/* the pid that has these windows */
+	uint32_t reserved;
 	char device[64];
 };
 #define HMM_JOURNAL_MIRRORS	16

@@ -105,7 +105,7 @@ void mirror_free(struct mirror *mirror)
 	mirror->owner->mirror[mirror->index] = NULL;
 	pthread_mutex_unlock(&engine->lock);
 	if (!mirror->owner->abandoned)
-		mirror->owner->journal->mirror[mirror->index].used = 0;
+		mirror->owner->journal->mirror[mirror->index] = (struct hmm_journal_mirror){ 0 };
 	shadows_deinit(&mirror->shadows);
 	device_unuse(&engine->devices, mirror->device);
 	free(mirror);

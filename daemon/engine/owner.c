@@ -452,7 +452,7 @@ void owner_request(struct owner *owner, struct letter *letter)
 {
 	const struct hmm_msg_drain *drain = (const void *)letter->message;
 
-	if (owner->recovering) {
+	if (owner->recovering && !recover_serves(owner, letter->message->opcode)) {
 		recover_request(owner, letter);
 		return;
 	}
@@ -682,6 +682,16 @@ void owner_tick(struct owner *owner, int64_t now)
 	invalidate_expire(owner, now);
 	if (invalidate_deadline(owner) != INT64_MAX)
 		worker_alarm(owner->worker, invalidate_deadline(owner));
+	if (owner->recovering && !recover_tick(owner, now)) {
+		log_warn("owner %u: its library did not finish handing things back; it may try again",
+			 owner->id);
+		owner->abandoned = true;
+		owner_free(owner);
+		return;
+	}
+	/* Nothing is taken from a device while its windows may not be known. */
+	if (owner->recovering)
+		return;
 	while ((block = TAILQ_FIRST(&owner->settling))) {
 		int64_t when = block->settle_at;
 
@@ -693,13 +703,6 @@ void owner_tick(struct owner *owner, int64_t now)
 			break;
 		}
 		block_settle(block);
-	}
-	if (owner->recovering && !recover_tick(owner, now)) {
-		log_warn("owner %u: its library did not finish handing things back; it may try again",
-			 owner->id);
-		owner->abandoned = true;
-		owner_free(owner);
-		return;
 	}
 	fault_retry(owner);
 	owner_run(owner);

@@ -143,6 +143,7 @@ struct mirror {
 	uint64_t peer;			/* the driver's connection; 0: gone */
 	bool leaving;
 	unsigned int migrations;	/* that go out to it */
+	unsigned int awaited;		/* windows of before a restart that are not back yet */
 	_Atomic uint64_t device_pages, shared_pages;
 	_Atomic unsigned int windows;
 };
@@ -274,7 +275,10 @@ struct owner {
 	unsigned int jobs;		/* migrations that run */
 	bool agent_stuck;		/* it did not get on with its last order: do without it */
 	bool deferred_read;		/* the userfaultfd is to be read, but the agent commits */
-	bool recovering;		/* between REOPEN and the end of settling */
+	bool recovering;		/* between REOPEN and the end of settling, or of waiting for windows */
+	bool settled;			/* ... and only windows are waited for */
+	uint64_t pages_settled;
+	int64_t windows_deadline;	/* not longer than this */
 	struct letter *reopen_done;	/* to answer when that is over */
 	bool closing;			/* everything comes home, then the owner goes */
 	bool gone;			/* its mm is */
@@ -519,6 +523,7 @@ void residency_request(struct owner *owner, struct letter *letter);	/* LAYOUT, R
 /* recover.c */
 void recover_reopen(struct worker *worker, struct letter *letter);
 void recover_request(struct owner *owner, struct letter *letter);	/* REOPEN_REGION, _MIRROR, _DONE */
+bool recover_serves(const struct owner *owner, uint16_t opcode);	/* while owner->recovering */
 bool recover_tick(struct owner *owner, int64_t now);	/* false: given up */
 
 /* vma.c: what may be migrated, and why not */

@@ -7,9 +7,14 @@
  * shadows. Then, in this order: nobody may begin anything (the hold is up);
  * what the agent has not begun is taken back, what it has begun is waited for;
  * every block in transit is settled by its rule, the owner's pagemap being the
- * judge; the journal is replayed; sequence numbers become even; everything
- * armed is woken, since faults that the dead hmmd had read are not delivered
- * again.
+ * judge; the journal is replayed; sequence numbers become even.
+ *
+ * Then the windows have to come back before anything else happens: their drivers
+ * go on meanwhile, and a page that came home unprotected would lose what they
+ * write. The ledger says how many there were and whose; a driver that has died is
+ * not waited for, nor one that stays away for longer than its library keeps
+ * windows open. Last, everything armed is woken, since faults that the dead hmmd
+ * had read are not delivered again.
  *
  * A ledger of a version that this hmmd does not know is refused: the library
  * brings everything home by itself.
@@ -29,6 +34,9 @@
 #include "uapi.h"
 
 #define AGENT_LOOK_NS	(200 * NS_PER_US)
+#define WINDOWS_LOOK_NS	(2 * NS_PER_MS)
+/* The library's grace period, unless its program chose another: by then windows are closed. */
+#define WINDOWS_NS	(10000 * NS_PER_MS)
 
 static int reply_empty(struct letter *letter, uint16_t op, size_t size)
 {
@@ -132,6 +140,7 @@ static struct mirror *remake_mirror(struct owner *owner, unsigned int index)
 {
 	const struct hmm_journal_mirror *note = &owner->journal->mirror[index];
 	struct devices *devices = &owner->worker->engine->devices;
+	struct mirror *mirror;
 	struct device *device;
 	char name[sizeof(note->device)];
 
@@ -143,7 +152,10 @@ static struct mirror *remake_mirror(struct owner *owner, unsigned int index)
 				  note->caps, owner->peer, &device))
 		return NULL;
 	device = device_use(devices, device->id);
-	return device ? mirror_new(owner, index, device) : NULL;
+	mirror = device ? mirror_new(owner, index, device) : NULL;
+	if (mirror)
+		mirror->awaited = note->windows;
+	return mirror;
 }
 
 static void remake_mirrors(struct owner *owner)
@@ -238,6 +250,21 @@ static int reopen_region(struct owner *owner, struct letter *letter)
 				   strerror(-r));
 	return reply_empty(letter, HMM_OP_REOPEN_REGION_REPLY,
 			   sizeof(struct hmm_msg_reopen_region_reply));
+}
+
+/* What a driver needs to come back. */
+bool recover_serves(const struct owner *owner, uint16_t opcode)
+{
+	switch (opcode) {
+	case HMM_OP_OPEN_PEER:
+	case HMM_OP_MIRROR_REGISTER:
+	case HMM_OP_WINDOW_MAP:
+	case HMM_OP_WINDOW_ARMED:
+	case HMM_OP_ACK:
+		return owner->settled;
+	default:
+		return false;
+	}
 }
 
 void recover_request(struct owner *owner, struct letter *letter)
@@ -448,11 +475,68 @@ static void note_order(struct owner *owner, const struct hmm_order *order)
 		owner->next_epoch = order->epoch;
 }
 
+static void settle(struct owner *owner)
+{
+	owner->produced = owner->reaped = __atomic_load_n(&owner->orders->produced, __ATOMIC_SEQ_CST);
+	for (unsigned int i = 0; i < HMM_ORDERS_RING; i++)
+		note_order(owner, &owner->orders->ring[i]);
+	owner->pages_settled = settle_all(owner);
+	journal_replay(owner);
+}
+
+static bool is_alive(pid_t pid)
+{
+	unsigned long pages = 0;
+	char path[32];
+	FILE *file;
+
+	snprintf(path, sizeof(path), "/proc/%d/statm", pid);
+	file = fopen(path, "re");
+	if (!file)
+		return false;
+	/* One that has died and was not waited for has none. */
+	if (fscanf(file, "%lu", &pages) != 1)
+		pages = 0;
+	fclose(file);
+	return pages != 0;
+}
+
+static void stop_waiting(struct mirror *mirror)
+{
+	struct hmm_journal_mirror *note = &mirror->owner->journal->mirror[mirror->index];
+
+	note->windows -= mirror->awaited < note->windows ? mirror->awaited : note->windows;
+	mirror->awaited = 0;
+}
+
+static bool windows_are_awaited(struct owner *owner, int64_t now)
+{
+	bool any = false;
+
+	for (unsigned int i = 0; i < MIRRORS_MAX; i++) {
+		struct mirror *mirror = owner->mirror[i];
+		pid_t driver;
+
+		if (!mirror || !mirror->awaited)
+			continue;
+		driver = owner->journal->mirror[i].driver;
+		if (!is_alive(driver)) {
+			stop_waiting(mirror);
+		} else if (now >= owner->windows_deadline) {
+			log_warn("owner %u: the driver with pid %d did not come back to its windows: they are not waited for any longer",
+				 owner->id, driver);
+			stop_waiting(mirror);
+		} else {
+			any = true;
+		}
+	}
+	return any;
+}
+
 bool recover_tick(struct owner *owner, int64_t now)
 {
 	struct hmm_msg_reopen_done_reply *reply;
 	struct letter *letter = owner->reopen_done;
-	uint64_t settled;
 
 	/* However long it takes: only its library knows where its pages are. */
 	if (!letter)
@@ -465,17 +549,21 @@ bool recover_tick(struct owner *owner, int64_t now)
 		worker_reply(owner->worker, letter);
 		return true;
 	}
-	if (!agent_idle(owner)) {
+	if (!owner->settled && !agent_idle(owner)) {
 		/* The zap of the base engine waits for its event to be read: read, apply later. */
 		journal_read_only(owner);
 		worker_alarm(owner->worker, now + AGENT_LOOK_NS);
 		return true;
 	}
-	owner->produced = owner->reaped = __atomic_load_n(&owner->orders->produced, __ATOMIC_SEQ_CST);
-	for (unsigned int i = 0; i < HMM_ORDERS_RING; i++)
-		note_order(owner, &owner->orders->ring[i]);
-	settled = settle_all(owner);
-	journal_replay(owner);
+	if (!owner->settled) {
+		settle(owner);
+		owner->settled = true;
+		owner->windows_deadline = now + WINDOWS_NS;
+	}
+	if (windows_are_awaited(owner, now)) {
+		worker_alarm(owner->worker, now + WINDOWS_LOOK_NS);
+		return true;
+	}
 	owner->recovering = false;
 	owner->reopen_done = NULL;
 	for (unsigned int i = 0; i < owner->slots; i++)
@@ -486,10 +574,10 @@ bool recover_tick(struct owner *owner, int64_t now)
 	block_for_each(owner, 0, HMM_VA_END, wake_block, NULL);
 	event_read(owner);
 	log_info("owner %u: %s, pid %d: taken over, %lu pages were in transit", owner->id, owner->name,
-		 owner->pid, settled);
+		 owner->pid, owner->pages_settled);
 	reply = letter_reply(letter, HMM_OP_REOPEN_DONE_REPLY, sizeof(*reply));
 	if (reply)
-		reply->settled = settled;
+		reply->settled = owner->pages_settled;
 	else
 		letter_fail(letter, -ENOMEM, "out of memory for the answer");
 	worker_reply(owner->worker, letter);

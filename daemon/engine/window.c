@@ -375,6 +375,8 @@ static void touch_serve(struct touch *touch)
 
 	if (!window || owner->gone)
 		goto out;	/* unmapped meanwhile: its driver was woken by that */
+	if (owner->recovering)
+		goto later;
 	if (window->revoked) {
 		poison(window, touch->addr, -ETIMEDOUT);
 		goto out;
@@ -479,10 +481,33 @@ static void window_ready(struct source *source)
 
 /* ---- mapping --------------------------------------------------------------------- */
 
+/* How many serve, so that a successor knows for how many to wait. */
+static void note_armed(struct window *window, pid_t driver)
+{
+	struct mirror *mirror = window->mirror;
+	struct hmm_journal_mirror *note = &mirror->owner->journal->mirror[mirror->index];
+
+	note->driver = driver;
+	if (mirror->awaited)
+		mirror->awaited--;
+	else
+		note->windows++;
+}
+
+static void note_gone(const struct window *window)
+{
+	struct mirror *mirror = window->mirror;
+	struct hmm_journal_mirror *note = &mirror->owner->journal->mirror[mirror->index];
+
+	if (window->armed && !mirror->owner->abandoned && note->windows)
+		note->windows--;
+}
+
 static void window_free(struct window *window)
 {
 	struct owner *owner = window->mirror->owner;
 
+	note_gone(window);
 	TAILQ_REMOVE(&owner->windows, window, link);
 	window->mirror->windows--;
 	reactor_remove(owner->worker->reactor, &window->source);
@@ -611,6 +636,7 @@ static int arm(struct owner *owner, struct window *window, struct letter *letter
 				   "the window's userfaultfd could not be registered at %#lx: %s",
 				   window->at, strerror(-r));
 	window->armed = true;
+	note_armed(window, letter->pid);
 	block_for_each(owner, window->start, window->end, arm_block, NULL);
 	/* After a restart: faults that the dead hmmd had read are asked again. */
 	kernel->uffd_wake(window->uffd, window->at, window->end - window->start);
@@ -655,7 +681,11 @@ static void window_armed(struct owner *owner, struct letter *letter)
 	arming->task.run = arming_run;
 	arming->owner = owner;
 	arming->letter = letter;
-	owner_queue(owner, &arming->task);
+	/* While the owner is taken over nothing is under way, and nothing queued is run. */
+	if (owner->recovering)
+		arming_run(&arming->task);
+	else
+		owner_queue(owner, &arming->task);
 }
 
 static int window_unmap(struct owner *owner, struct letter *letter)
