@@ -81,18 +81,42 @@ static void drop_guarded(struct block *block, struct pages *pages)
 }
 
 /*
+ * How pages come home. Those that a window maps stay protected until the window
+ * has let go of them: else the CPU could write while a driver still reads the copy.
+ */
+static uint64_t copy_mode(bool share, bool windows)
+{
+	if (share)
+		return broken("skip-wp") ? 0 : UFFDIO_COPY_MODE_WP;
+	return windows && !broken("late-punch") ? UFFDIO_COPY_MODE_WP | UFFDIO_COPY_MODE_DONTWAKE : 0;
+}
+
+/* The windows have let go: the CPU may write, and whoever waits goes on. */
+static void release_home(struct block *block, const struct pages *done)
+{
+	unsigned int first = 0, end;
+
+	for (; pages_run(done, &first, &end); first = end) {
+		uint64_t start = page_addr(block, first), length = (uint64_t)(end - first) << HMM_PAGE_SHIFT;
+
+		/* -EAGAIN leaves the protection on a page that is I: its next write fault lifts it. */
+		if (kernel->uffd_protect(block->owner->uffd, start, length, false))
+			fault_wake(block->owner, start, length);
+	}
+}
+
+/*
  * Copies pages [first, end) home. Fills @done; returns 0, or why it stopped:
  * -EAGAIN, -ESRCH, -ENOMEM...
  */
 static int copy_run(struct block *block, struct shadow *shadow, unsigned int first, unsigned int end,
-		    bool share, struct pages *done)
+		    uint64_t mode, struct pages *done)
 {
 	struct owner *owner = block->owner;
 
 	while (first < end) {
 		uint64_t addr = page_addr(block, first);
 		size_t length = (size_t)(end - first) << HMM_PAGE_SHIFT, copied;
-		uint64_t mode = share && !broken("skip-wp") ? UFFDIO_COPY_MODE_WP : 0;
 		int r;
 
 		if (broken("swap-steps"))
@@ -120,7 +144,7 @@ static int copy_run(struct block *block, struct shadow *shadow, unsigned int fir
 			if (end - first > 1) {
 				unsigned int middle = first + (end - first) / 2;
 
-				r = copy_run(block, shadow, first, middle, share, done);
+				r = copy_run(block, shadow, first, middle, mode, done);
 				if (r)
 					return r;
 				first = middle;
@@ -163,6 +187,7 @@ static void home_proceed(struct block *block)
 	unsigned int served = block->move.first, first, end;
 	bool windows = block_has_window(block), share = block->move.share;
 	struct job *job = block->move.job;
+	uint64_t mode = copy_mode(share, windows);
 	int r = 0;
 
 	for (unsigned int w = 0; w < HMM_BITMAP_WORDS; w++)
@@ -175,13 +200,13 @@ static void home_proceed(struct block *block)
 		want = (struct pages){ 0 };
 
 	if (served < HMM_BLOCK_PAGES && pages_test(&want, served)) {
-		r = copy_run(block, shadow, served, served + 1, share, &done);
+		r = copy_run(block, shadow, served, served + 1, mode, &done);
 		pages_clear(&want, served);
 	}
 	if (!r && !pages_empty(&want)) {
 		drop_guarded(block, &want);
 		for (first = 0; !r && pages_run(&want, &first, &end); first = end)
-			r = copy_run(block, shadow, first, end, share, &done);
+			r = copy_run(block, shadow, first, end, mode, &done);
 	}
 
 	/* The rest stays where it was; dead pages are nowhere any more. */
@@ -192,6 +217,8 @@ static void home_proceed(struct block *block)
 	block->record->flags &= ~HMM_BLOCK_HUGE;
 	if (windows) {
 		block_punch_stale(block);
+		if (!share)
+			release_home(block, &done);
 		for (first = 0; pages_run(&block->move.want, &first, &end); first = end) {
 			release_device(block, first, end);
 			window_wake(block, first, end);

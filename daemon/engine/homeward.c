@@ -25,7 +25,9 @@ bool migrate_can_slot(const struct block *block)
 {
 	const struct owner *owner = block->owner;
 
+	/* What MOVE brings home the CPU may write at once: not while a window shows the copy. */
 	return !owner->agent_stuck && !block->touched && block->record->flags & HMM_BLOCK_HUGE &&
+	       !block_has_window(block) &&
 	       owner->features & HMM_FEATURE_MOVE && !owner->gone && owner->peer;
 }
 

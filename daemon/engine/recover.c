@@ -347,6 +347,8 @@ static uint64_t settle_transit(struct block *block)
 	struct owner *owner = block->owner;
 	const struct hmm_order *order = order_of(block);
 	uint64_t entries[HMM_BLOCK_PAGES], pages = 0;
+	struct pages protected = { 0 };
+	unsigned int first = 0, end;
 
 	if (kernel->pagemap_read(owner->pagemap, block->addr, HMM_BLOCK_PAGES, entries)) {
 		owner->gone = true;
@@ -361,13 +363,18 @@ static uint64_t settle_transit(struct block *block)
 		state = settled_state(block, i, has, order);
 		block_set_state(block, i, i + 1, state);
 		if (state == HMM_PAGE_INVALID && has && entries[i] & PM_UFFD_WP)
-			kernel->uffd_protect(owner->uffd, page_addr(block, i), HMM_PAGE_SIZE, false);
+			pages_set(&protected, i);
 		pages++;
 	}
 	log_debug("owner %u: block %#lx: %s settled", owner->id, block->addr,
 		  transit_name(block->record->transit));
 	block->record->transit = HMM_TRANSIT_REST;
 	block->record->slot = HMM_NO_SLOT;
+	/* The copy goes before the CPU may write: a window may show it, known here or not. */
+	block_punch_stale(block);
+	for (; pages_run(&protected, &first, &end); first = end)
+		kernel->uffd_protect(owner->uffd, page_addr(block, first),
+				     (size_t)(end - first) << HMM_PAGE_SHIFT, false);
 	return pages;
 }
 
@@ -407,6 +414,8 @@ static void settle_block(struct owner *owner, uint64_t addr, uint64_t *settled)
 	}
 	block->touched = true;
 	block->record->flags &= ~HMM_BLOCK_HUGE;
+	/* What was settled may have left nothing on it. */
+	mirror = block_mirror(block);
 	if (mirror) {
 		unsigned int pages = pool_is_huge(mirror->device->pool->kind) ? HMM_BLOCK_PAGES : held;
 

@@ -72,6 +72,13 @@ class Coherence(Base):
         self.kill_at_random(process, SECONDS)
         self.verdict(process)
 
+    def test_kill_windows(self):
+        """Drivers go on through their windows while there is no hmmd, and come back after the owner has."""
+        self.start_daemon()
+        process = self.coherence("--drivers", "1", "--windows", "--kill-daemon")
+        self.kill_at_random(process, SECONDS)
+        self.verdict(process)
+
     def test_windows(self):
         self.start_daemon()
         self.run_coherence("--drivers", "1", "--windows")
