@@ -111,15 +111,22 @@ void mirror_free(struct mirror *mirror)
 	free(mirror);
 }
 
-static struct mirror *find_orphan(struct owner *owner, uint32_t device)
+/* Of several, the one that this driver had: another one's windows are still waited for. */
+static struct mirror *find_orphan(struct owner *owner, uint32_t device, pid_t driver)
 {
+	struct mirror *found = NULL;
+
 	for (unsigned int i = 0; i < MIRRORS_MAX; i++) {
 		struct mirror *mirror = owner->mirror[i];
 
-		if (mirror && !mirror->peer && !mirror->leaving && mirror->device->id == device)
+		if (!mirror || mirror->peer || mirror->leaving || mirror->device->id != device)
+			continue;
+		if (owner->journal->mirror[i].driver == driver)
 			return mirror;
+		if (!found || found->awaited)
+			found = mirror;
 	}
-	return NULL;
+	return found;
 }
 
 static int mirror_register(struct owner *owner, struct letter *letter)
@@ -133,7 +140,7 @@ static int mirror_register(struct owner *owner, struct letter *letter)
 
 	if (owner->gone || owner->closing)
 		return letter_fail(letter, -ESTALE, "owner %u is gone", owner->id);
-	mirror = find_orphan(owner, message->device);
+	mirror = find_orphan(owner, message->device, letter->pid);
 	if (mirror) {
 		/* Its driver died, or hmmd did: the pages are there still. */
 		reply = letter_reply(letter, HMM_OP_MIRROR_REGISTER_REPLY, sizeof(*reply));

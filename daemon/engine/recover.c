@@ -529,7 +529,8 @@ static bool windows_are_awaited(struct owner *owner, int64_t now)
 		if (!mirror || !mirror->awaited)
 			continue;
 		driver = owner->journal->mirror[i].driver;
-		if (!is_alive(driver)) {
+		/* 0: it lives where hmmd can't see pids. */
+		if (driver && !is_alive(driver)) {
 			stop_waiting(mirror);
 		} else if (now >= owner->windows_deadline) {
 			log_warn("owner %u: the driver with pid %d did not come back to its windows: they are not waited for any longer",
