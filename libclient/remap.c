@@ -28,10 +28,7 @@
 #include "remap.h"
 #include "space.h"
 
-/*
- * Mappings that were several before hmmd looked at them stay so: then it is EFAULT after
- * half a second.
- */
+/* Mappings that were several before hmmd looked at them stay so: after half a second that is known. */
 #define TRIES		50
 #define MOMENT_NS	10000000L
 
@@ -104,19 +101,45 @@ static size_t moved_already(struct hmm *hmm, uint64_t start, uint64_t end)
 	return found.vma_start - start;
 }
 
+static int pause_range(struct hmm *hmm, uint64_t start, size_t size, bool pause)
+{
+	int error = errno, paused = hmmc_statement_pause(hmm, start, size, pause);
+
+	errno = pause && paused ? EFAULT : error;
+	return paused;
+}
+
 static void *call_paused(struct hmm *hmm, void *old, size_t old_size, size_t new_size, int flags, void *new)
 {
 	void *map;
-	int error;
 
-	if (hmmc_statement_pause(hmm, (uint64_t)old, old_size, true)) {
-		errno = EFAULT;
+	if (pause_range(hmm, (uint64_t)old, old_size, true))
 		return MAP_FAILED;
-	}
 	map = call_until_whole(old, old_size, new_size, flags, new);
-	error = errno;
-	hmmc_statement_pause(hmm, (uint64_t)old, old_size, false);
-	errno = error;
+	pause_range(hmm, (uint64_t)old, old_size, false);
+	return map;
+}
+
+/* hmmd stops watching a range a moment after that has come home. */
+static void wait_until_whole(struct hmm *hmm, uint64_t start, uint64_t end)
+{
+	const struct timespec moment = { .tv_nsec = MOMENT_NS };
+
+	for (unsigned int tries = 0; tries < TRIES && is_several(hmm, start, end); tries++)
+		nanosleep(&moment, NULL);
+}
+
+/* Paused, and once: what has moved must not be asked for again, others may have mapped there. */
+static void *move_paused(struct hmm *hmm, void *old, size_t size, int flags, void *new)
+{
+	void *map;
+
+	/* Excluded by the program itself: it is not watched. */
+	if (pause_range(hmm, (uint64_t)old, size, true))
+		return call(old, size, size, flags, new);
+	wait_until_whole(hmm, (uint64_t)old, (uint64_t)old + size);
+	map = call(old, size, size, flags, new);
+	pause_range(hmm, (uint64_t)old, size, false);
 	return map;
 }
 
@@ -129,16 +152,14 @@ static void *move(struct hmm *hmm, void *old, size_t size, int flags, void *new)
 	size_t gone;
 
 	/* What DONTUNMAP moved can't be told from what it did not. */
-	if (flags & MREMAP_DONTUNMAP || is_several(hmm, start, end)) {
-		map = call_paused(hmm, old, size, size, flags, new);
-		/* Not ours to watch: as without us. */
-		return map == MAP_FAILED && errno == EFAULT ? call(old, size, size, flags, new) : map;
-	}
+	if (flags & MREMAP_DONTUNMAP || is_several(hmm, start, end))
+		return move_paused(hmm, old, size, flags, new);
 	map = call(old, size, size, flags, new);
 	if (map != MAP_FAILED || errno != EFAULT || !was_there)
 		return map;
+	/* A part of it came to be watched just then. */
 	gone = moved_already(hmm, start, end);
-	map = call_paused(hmm, (char *)old + gone, size - gone, size - gone, flags, (char *)new + gone);
+	map = move_paused(hmm, (char *)old + gone, size - gone, flags, (char *)new + gone);
 	return map == MAP_FAILED ? map : new;
 }
 

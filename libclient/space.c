@@ -507,13 +507,13 @@ static int restore_owner(struct hmm *hmm, bool anew)
 		error = hmmc_device_restore(hmm);
 	if (!error)
 		error = hmmc_mirror_restore(hmm, !anew);
-	/* Before the end: hmmd waits there for the drivers, and they need the key. */
+	/* What must not move is known before a driver can come by the key and ask for it. */
+	if (!error)
+		error = hmmc_statement_restore(hmm);
 	if (!error)
 		error = export_again(hmm);
 	if (!error && !anew)
 		error = hmmc_owner_reopen_done(hmm->owner);
-	if (!error)
-		error = hmmc_statement_restore(hmm);
 	return error;
 }
 

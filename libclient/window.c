@@ -172,6 +172,7 @@ static int prepare_map(struct request *request)
 		return part->uffd;
 	}
 	request->fds[0] = part->uffd;
+	part->mapped = part->id = 0;
 	fill_map((struct hmm_msg_window_map *)request->message, part);
 	return 0;
 }
@@ -608,7 +609,8 @@ static void forget_ids(struct hmm *hmm)
 {
 	for (struct hmm_window *window = hmm->windows; window; window = window->next)
 		for (uint32_t i = 0; i < window->count; i++)
-			window->parts[i].id = NOT_YET;
+			if (window->parts[i].open)
+				window->parts[i].id = NOT_YET;
 }
 
 int hmmc_window_restore(struct hmm *hmm)

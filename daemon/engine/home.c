@@ -88,7 +88,7 @@ static uint64_t copy_mode(bool share, bool windows)
 {
 	if (share)
 		return broken("skip-wp") ? 0 : UFFDIO_COPY_MODE_WP;
-	return windows && !broken("late-punch") ? UFFDIO_COPY_MODE_WP | UFFDIO_COPY_MODE_DONTWAKE : 0;
+	return windows ? UFFDIO_COPY_MODE_WP | UFFDIO_COPY_MODE_DONTWAKE : 0;
 }
 
 /* The windows have let go: the CPU may write, and whoever waits goes on. */

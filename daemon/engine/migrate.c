@@ -253,7 +253,8 @@ void migrate_home(struct owner *owner, uint64_t start, uint64_t end, const struc
 
 	if (!migration) {
 		log_error("owner %u: out of memory: its pages stay on the device for now", owner->id);
-		done(owner, data, 0);
+		if (done)
+			done(owner, data, 0);
 		return;
 	}
 	migration->only = device;

@@ -119,10 +119,13 @@ static struct mirror *find_orphan(struct owner *owner, uint32_t device, pid_t dr
 	for (unsigned int i = 0; i < MIRRORS_MAX; i++) {
 		struct mirror *mirror = owner->mirror[i];
 
-		if (!mirror || mirror->peer || mirror->leaving || mirror->device->id != device)
+		if (!mirror || mirror->leaving || mirror->device->id != device)
 			continue;
-		if (owner->journal->mirror[i].driver == driver)
+		/* After a restart even if the end of an earlier connection was not heard of yet. */
+		if (owner->journal->mirror[i].driver == driver && (!mirror->peer || owner->recovering))
 			return mirror;
+		if (mirror->peer)
+			continue;
 		if (!found || found->awaited)
 			found = mirror;
 	}

@@ -65,7 +65,8 @@ void owner_run(struct owner *owner)
 {
 	struct task *task;
 
-	if (owner->running)
+	/* While it is taken over, what is queued waits: its windows may not be known. */
+	if (owner->running || owner->recovering)
 		return;
 	owner->running = true;
 	while ((task = TAILQ_FIRST(&owner->runnable))) {
@@ -446,6 +447,25 @@ static int advise(struct owner *owner, struct letter *letter)
 	if (!r && !letter_reply(letter, HMM_OP_ADVISE_REPLY, sizeof(struct hmm_msg_advise_reply)))
 		r = -ENOMEM;
 	return r ? letter_fail(letter, r, "out of memory for another range") : 0;
+}
+
+/* Of excluded memory nothing is out: that was seen to when it was said first. */
+void owner_restate(struct owner *owner, struct letter *letter)
+{
+	const struct hmm_msg_exclude *message = (const void *)letter->message;
+	uint64_t end = message->addr + message->length;
+	int r;
+
+	if (letter->message->opcode == HMM_OP_ADVISE) {
+		advise(owner, letter);
+		return;
+	}
+	r = message->include ? span_set_remove(&owner->excluded, message->addr, end)
+			     : span_set_add(&owner->excluded, message->addr, end);
+	if (r)
+		letter_fail(letter, r, "out of memory for another excluded range");
+	else if (!letter_reply(letter, HMM_OP_EXCLUDE_REPLY, sizeof(struct hmm_msg_exclude_reply)))
+		letter_fail(letter, -ENOMEM, "out of memory for the answer");
 }
 
 void owner_request(struct owner *owner, struct letter *letter)

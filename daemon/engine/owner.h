@@ -523,6 +523,7 @@ void residency_request(struct owner *owner, struct letter *letter);	/* LAYOUT, R
 /* recover.c */
 void recover_reopen(struct worker *worker, struct letter *letter);
 void recover_request(struct owner *owner, struct letter *letter);	/* REOPEN_REGION, _MIRROR, _DONE */
+void owner_restate(struct owner *owner, struct letter *letter);	/* EXCLUDE and ADVISE, while it is recovered */
 bool recover_serves(const struct owner *owner, uint16_t opcode);	/* while owner->recovering */
 bool recover_tick(struct owner *owner, int64_t now);	/* false: given up */
 

@@ -35,8 +35,6 @@
 
 #define AGENT_LOOK_NS	(200 * NS_PER_US)
 #define WINDOWS_LOOK_NS	(2 * NS_PER_MS)
-/* The library's grace period, unless its program chose another: by then windows are closed. */
-#define WINDOWS_NS	(10000 * NS_PER_MS)
 
 static int reply_empty(struct letter *letter, uint16_t op, size_t size)
 {
@@ -234,13 +232,17 @@ static int reopen_region(struct owner *owner, struct letter *letter)
 	struct mirror *mirror = mirror_by_id(owner, owner->id << 8 | (message->mirror & 0xff));
 	int r;
 
-	if (!owner->recovering)
+	if (!owner->recovering || owner->settled)
 		return reply_empty(letter, HMM_OP_REOPEN_REGION_REPLY,
 				   sizeof(struct hmm_msg_reopen_region_reply));
 	if (!mirror)
 		return letter_fail(letter, -ENOENT, "the ledger knows no mirror %u", message->mirror & 0xff);
 	if (message->base % HMM_REGION_SIZE || message->base >= HMM_VA_END)
 		return letter_fail(letter, -EINVAL, "%#lx is no region's address", message->base);
+	/* Its connection broke in the middle of this: handed over before. */
+	if (shadow_find(&mirror->shadows, message->base))
+		return reply_empty(letter, HMM_OP_REOPEN_REGION_REPLY,
+				   sizeof(struct hmm_msg_reopen_region_reply));
 	r = check_memfd(letter->fds[0], HMM_REGION_SIZE);
 	if (!r)
 		r = shadow_adopt_consume_fd(&mirror->shadows, mirror->device->pool, message->base,
@@ -277,12 +279,22 @@ void recover_request(struct owner *owner, struct letter *letter)
 		reopen_region(owner, letter);
 		break;
 	case HMM_OP_REOPEN_DONE:
-		if (owner->recovering && !owner->reopen_done) {
+		if (owner->recovering && !owner->settled) {
+			/* Of a connection that broke meanwhile. */
+			if (owner->reopen_done) {
+				letter_fail(owner->reopen_done, -ESTALE, "asked again");
+				worker_reply(owner->worker, owner->reopen_done);
+			}
 			owner->reopen_done = letter;
 			worker_alarm(owner->worker, owner->worker->now);
 			return;		/* answered when everything is settled */
 		}
 		reply_empty(letter, HMM_OP_REOPEN_DONE_REPLY, sizeof(struct hmm_msg_reopen_done_reply));
+		break;
+	case HMM_OP_EXCLUDE:
+	case HMM_OP_ADVISE:
+		/* What it said before is known before a driver can ask for anything. */
+		owner_restate(owner, letter);
 		break;
 	default:
 		/* Not before its pages are where the ledger says. The library asks again. */
@@ -493,21 +505,24 @@ static void settle(struct owner *owner)
 	journal_replay(owner);
 }
 
+/* In doubt it lives. */
 static bool is_alive(pid_t pid)
 {
-	unsigned long pages = 0;
-	char path[32];
+	char path[32], line[128], state = 'R';
+	unsigned int threads = 2;
 	FILE *file;
 
-	snprintf(path, sizeof(path), "/proc/%d/statm", pid);
+	snprintf(path, sizeof(path), "/proc/%d/status", pid);
 	file = fopen(path, "re");
 	if (!file)
-		return false;
-	/* One that has died and was not waited for has none. */
-	if (fscanf(file, "%lu", &pages) != 1)
-		pages = 0;
+		return errno != ENOENT;
+	while (fgets(line, sizeof(line), file)) {
+		sscanf(line, "State: %c", &state);
+		sscanf(line, "Threads: %u", &threads);
+	}
 	fclose(file);
-	return pages != 0;
+	/* A first thread that has ended may have left others. */
+	return (state != 'Z' && state != 'X') || threads > 1;
 }
 
 static void stop_waiting(struct mirror *mirror)
@@ -543,39 +558,23 @@ static bool windows_are_awaited(struct owner *owner, int64_t now)
 	return any;
 }
 
-bool recover_tick(struct owner *owner, int64_t now)
+static void answer_done(struct owner *owner)
 {
-	struct hmm_msg_reopen_done_reply *reply;
 	struct letter *letter = owner->reopen_done;
+	struct hmm_msg_reopen_done_reply *reply =
+		letter_reply(letter, HMM_OP_REOPEN_DONE_REPLY, sizeof(*reply));
 
-	/* However long it takes: only its library knows where its pages are. */
-	if (!letter)
-		return owner->peer;
-	if (!owner->peer && owner_mm_is_gone(owner)) {
-		owner->recovering = false;
-		owner->reopen_done = NULL;
-		owner->gone = true;
-		letter_fail(letter, -ESTALE, "the owner is gone");
-		worker_reply(owner->worker, letter);
-		return true;
-	}
-	if (!owner->settled && !agent_idle(owner)) {
-		/* The zap of the base engine waits for its event to be read: read, apply later. */
-		journal_read_only(owner);
-		worker_alarm(owner->worker, now + AGENT_LOOK_NS);
-		return true;
-	}
-	if (!owner->settled) {
-		settle(owner);
-		owner->settled = true;
-		owner->windows_deadline = now + WINDOWS_NS;
-	}
-	if (windows_are_awaited(owner, now)) {
-		worker_alarm(owner->worker, now + WINDOWS_LOOK_NS);
-		return true;
-	}
-	owner->recovering = false;
+	if (reply)
+		reply->settled = owner->pages_settled;
+	else
+		letter_fail(letter, -ENOMEM, "out of memory for the answer");
+	worker_reply(owner->worker, letter);
 	owner->reopen_done = NULL;
+}
+
+static void go_on(struct owner *owner)
+{
+	owner->recovering = false;
 	for (unsigned int i = 0; i < owner->slots; i++)
 		slot_release(owner, i);
 	if (owner_watch(owner))
@@ -585,13 +584,56 @@ bool recover_tick(struct owner *owner, int64_t now)
 	event_read(owner);
 	log_info("owner %u: %s, pid %d: taken over, %lu pages were in transit", owner->id, owner->name,
 		 owner->pid, owner->pages_settled);
-	reply = letter_reply(letter, HMM_OP_REOPEN_DONE_REPLY, sizeof(*reply));
-	if (reply)
-		reply->settled = owner->pages_settled;
-	else
-		letter_fail(letter, -ENOMEM, "out of memory for the answer");
-	worker_reply(owner->worker, letter);
 	if (owner->close_after)
 		owner_close(owner);
+}
+
+/* Its library took the pages back meanwhile: whatever is known here is void. */
+static bool is_rescued(const struct owner *owner)
+{
+	return __atomic_load_n(&owner->orders->incarnation, __ATOMIC_SEQ_CST) == HMM_INCARNATION_RESCUE;
+}
+
+bool recover_tick(struct owner *owner, int64_t now)
+{
+	if (is_rescued(owner)) {
+		if (owner->reopen_done) {
+			letter_fail(owner->reopen_done, -ESTALE, "its library has brought everything home");
+			worker_reply(owner->worker, owner->reopen_done);
+			owner->reopen_done = NULL;
+		}
+		return false;
+	}
+	/* However long it takes: only its library knows where its pages are. */
+	if (!owner->settled && !owner->reopen_done)
+		return owner->peer;
+	if (!owner->gone && !owner->peer)
+		owner->gone = owner_mm_is_gone(owner);
+	if (!owner->gone && !owner->settled) {
+		if (!agent_idle(owner)) {
+			/* The zap of the base engine waits for its event to be read: read, apply later. */
+			journal_read_only(owner);
+			worker_alarm(owner->worker, now + AGENT_LOOK_NS);
+			return true;
+		}
+		settle(owner);
+		owner->settled = true;
+		/* The grace period: by then its library has closed a driver's windows. */
+		owner->windows_deadline = now + owner->worker->engine->options.grace_ms * NS_PER_MS;
+		if (!owner->gone)
+			answer_done(owner);
+	}
+	if (owner->gone) {
+		owner->recovering = false;
+		if (owner->reopen_done) {
+			letter_fail(owner->reopen_done, -ESTALE, "the owner is gone");
+			worker_reply(owner->worker, owner->reopen_done);
+			owner->reopen_done = NULL;
+		}
+	} else if (windows_are_awaited(owner, now)) {
+		worker_alarm(owner->worker, now + WINDOWS_LOOK_NS);
+	} else {
+		go_on(owner);
+	}
 	return true;
 }

@@ -494,12 +494,17 @@ static void note_armed(struct window *window, pid_t driver)
 		note->windows++;
 }
 
-static void note_gone(const struct window *window)
+static void note_gone(struct window *window)
 {
 	struct mirror *mirror = window->mirror;
 	struct hmm_journal_mirror *note = &mirror->owner->journal->mirror[mirror->index];
 
-	if (window->armed && !mirror->owner->abandoned && note->windows)
+	if (!window->armed || mirror->owner->abandoned)
+		return;
+	/* Its driver comes back once more, or has died: recover.c finds out. */
+	if (mirror->owner->recovering)
+		mirror->awaited++;
+	else if (note->windows)
 		note->windows--;
 }
 

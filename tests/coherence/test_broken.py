@@ -66,9 +66,6 @@ class Broken(harness.Test):
     def test_guard_skipped(self):
         self.must_be_caught("skip-guard", "--drivers", "1", "--windows")
 
-    def test_punched_late(self):
-        self.must_be_caught("late-punch", "--drivers", "1", "--windows")
-
     def test_steps_swapped(self):
         self.must_be_caught("swap-steps", "--drivers", "1")
 
