@@ -546,8 +546,11 @@ bool block_in_window(const struct block *block)
 
 bool block_has_window(const struct block *block)
 {
+	const struct mirror *mirror = block_mirror(block);
 	struct window *window;
 
+	if (mirror && mirror->strayed)
+		return true;
 	TAILQ_FOREACH(window, &block->owner->windows, link)
 		if (window->armed && window->start < block->addr + HMM_BLOCK_SIZE &&
 		    window->end > block->addr)

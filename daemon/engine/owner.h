@@ -144,6 +144,7 @@ struct mirror {
 	bool leaving;
 	unsigned int migrations;	/* that go out to it */
 	unsigned int awaited;		/* windows of before a restart that are not back yet */
+	bool strayed;			/* some never came: they show what is not punched */
 	_Atomic uint64_t device_pages, shared_pages;
 	_Atomic unsigned int windows;
 };

@@ -550,6 +550,7 @@ static bool windows_are_awaited(struct owner *owner, int64_t now)
 		} else if (now >= owner->windows_deadline) {
 			log_warn("owner %u: the driver with pid %d did not come back to its windows: they are not waited for any longer",
 				 owner->id, driver);
+			mirror->strayed = true;
 			stop_waiting(mirror);
 		} else {
 			any = true;

@@ -5,6 +5,7 @@ HMM_TEST_SEED replays a run's decisions; HMM_COHERENCE_SECONDS makes it longer t
 """
 
 import os
+import signal
 import sys
 import time
 
@@ -77,6 +78,26 @@ class Coherence(Base):
         self.start_daemon()
         process = self.coherence("--drivers", "1", "--windows", "--kill-daemon")
         self.kill_at_random(process, SECONDS)
+        self.verdict(process)
+
+    def test_stopped_driver(self):
+        """A restart waits for a driver's windows until the grace period is over, and the owner goes on."""
+        self.daemon_args = [*self.daemon_args, "--grace", "2s"]
+        self.start_daemon()
+        process = self.coherence("--drivers", "1", "--windows", "--kill-daemon")
+        process.expect("coherence: running")
+        time.sleep(1)
+        with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
+            driver = int(file.read().split()[0])
+        os.kill(driver, signal.SIGSTOP)
+        try:
+            self.daemon.kill9()
+            self.daemon.start()
+            harness.wait_until(lambda: "did not come back to its windows" in self.daemon.log, 30,
+                               "that hmmd waits for the driver no longer")
+            harness.wait_until(lambda: "taken over" in self.daemon.log, 10, "that the owner goes on")
+        finally:
+            os.kill(driver, signal.SIGCONT)
         self.verdict(process)
 
     def test_windows(self):
