@@ -534,10 +534,20 @@ bool block_punch_stale(struct block *block)
 	return clean;
 }
 
+/* A driver that did not come back after a restart still has its windows. */
+static bool has_strayed(const struct block *block)
+{
+	const struct mirror *mirror = block_mirror(block);
+
+	return mirror && mirror->strayed;
+}
+
 bool block_in_window(const struct block *block)
 {
 	struct window *window;
 
+	if (has_strayed(block))
+		return true;
 	TAILQ_FOREACH(window, &block->owner->windows, link)
 		if (window->start < block->addr + HMM_BLOCK_SIZE && window->end > block->addr)
 			return true;
@@ -546,10 +556,9 @@ bool block_in_window(const struct block *block)
 
 bool block_has_window(const struct block *block)
 {
-	const struct mirror *mirror = block_mirror(block);
 	struct window *window;
 
-	if (mirror && mirror->strayed)
+	if (has_strayed(block))
 		return true;
 	TAILQ_FOREACH(window, &block->owner->windows, link)
 		if (window->armed && window->start < block->addr + HMM_BLOCK_SIZE &&
