@@ -86,6 +86,7 @@ class Coherence(Base):
         self.start_daemon()
         process = self.coherence("--drivers", "1", "--windows", "--kill-daemon")
         process.expect("coherence: running")
+        harness.wait_until(lambda: self.hmmctl_json("status")["windows"] >= 2, 30, "that the driver has its windows")
         time.sleep(1)
         with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
             driver = int(file.read().split()[0])
