@@ -42,8 +42,8 @@ static void home_slot_proceed(struct block *block)
 {
 	struct owner *owner = block->owner;
 
-	if (!pages_empty(&block->dead) || window_protect(block, 0, HMM_BLOCK_PAGES, true)) {
-		/* Part of it went away while drivers answered, or a window can't be frozen: page by page. */
+	if (!pages_empty(&block->dead) || block_has_window(block)) {
+		/* While drivers answered part of it went away, or a window came: page by page. */
 		struct job *job = block->move.job;
 
 		for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++)
@@ -51,7 +51,6 @@ static void home_slot_proceed(struct block *block)
 					HMM_PAGE_INVALID : HMM_PAGE_DEVICE);
 		slot_put(owner, block->record->slot);
 		job->no_slot = true;
-		window_protect(block, 0, HMM_BLOCK_PAGES, false);
 		transit_end(block);
 		job_again(job);
 		return;
@@ -64,7 +63,7 @@ void home_slot_done(struct block *block, struct block_order *order, struct hmm_o
 {
 	struct owner *owner = block->owner;
 	struct job *job = block->move.job;
-	unsigned int moved = 0, first, end;
+	unsigned int moved = 0;
 
 	/*
 	 * What the agent says it moved is home. A page that it did not say so of
@@ -89,15 +88,6 @@ void home_slot_done(struct block *block, struct block_order *order, struct hmm_o
 	block->record->flags &= ~HMM_BLOCK_HUGE;
 	owner_count(owner, COUNTER_PAGES_HOME, moved);
 	slot_release(owner, order->slot);
-	if (block_has_window(block)) {
-		struct pages device;
-
-		block_punch_stale(block);
-		block_pages_in(block, HMM_PAGE_DEVICE, 0, HMM_BLOCK_PAGES, &device);
-		for (first = 0; pages_run(&device, &first, &end); first = end)
-			window_protect(block, first, end, false);
-		window_wake(block, 0, HMM_BLOCK_PAGES);
-	}
 	fault_wake(owner, block->addr, HMM_BLOCK_SIZE);
 	transit_end(block);
 	block_settle_later(block);

@@ -7,8 +7,8 @@
  * goes to the device (migrate_for_window) and the driver is woken. From then
  * on the kernel maps the pages by itself, whole huge pages if it can. It also
  * maps pages that the agent is still filling, so under a window a fill lets each
- * page appear with its bytes; a window is armed when no other fill is going on
- * in its range.
+ * page appear with its bytes; a window is armed when no other fill, and no way
+ * home by slot, is going on in its range.
  *
  * Taking pages away needs no help of the driver: protect, copy home, punch,
  * wake. Punching a part of a huge page has it zeroed first and split then, and
@@ -622,10 +622,13 @@ struct arming {
 	struct letter *letter;
 };
 
-/* A fill that began before the window was there shows zeros before bytes: not under a window. */
-static void find_blind_fill(struct block *block, void *data)
+/*
+ * What began before the window was there and does not mind it: a fill that shows
+ * zeros before bytes, and pages that go home with nothing protected.
+ */
+static void find_blind_order(struct block *block, void *data)
 {
-	if (block->order && block->order->flags & HMM_ORDER_WHOLE)
+	if (block->order && (block->order->flags & HMM_ORDER_WHOLE || block->order->kind == HMM_ORDER_HOME_SLOT))
 		*(struct block **)data = block;
 }
 
@@ -663,7 +666,7 @@ static void arming_run(struct task *task)
 	} else if (window->armed) {
 		letter_fail(arming->letter, -EALREADY, "window %u is armed", message->window);
 	} else {
-		block_for_each(owner, window->start, window->end, find_blind_fill, &busy);
+		block_for_each(owner, window->start, window->end, find_blind_order, &busy);
 		if (busy) {
 			block_park(busy, &arming->task);
 			return;
