@@ -201,56 +201,54 @@ static bool may_share(struct owner *owner)
 }
 
 /*
+ * Whole blocks come home for a walk: [start, next) in any case, and on from there
+ * as far as they can, at most to @limit. Its next fault is behind them.
+ */
+static void bring_whole(struct owner *owner, uint64_t start, uint64_t next, uint64_t limit)
+{
+	uint64_t end = next;
+
+	for (; end < limit; end += HMM_BLOCK_SIZE) {
+		const struct block *block = block_find(owner, end);
+
+		if (!block || !block_at_rest(block) || !migrate_can_slot(block))
+			break;
+	}
+	if (end == start)
+		return;
+	owner->walk_end = end;
+	owner_count(owner, COUNTER_FAULT_PAGES_HOME, (end - start) >> HMM_PAGE_SHIFT);
+	prefetch_brought(&owner->prefetch, next >> HMM_PAGE_SHIFT, end >> HMM_PAGE_SHIFT, HMM_BLOCK_PAGES);
+	migrate_home(owner, start, end, NULL, NULL, NULL);
+}
+
+/*
  * A walk that takes whole blocks: they come home as the huge pages that they
  * were, by the agent, and the next ones with them; the fault waits for its own.
  */
 static bool walk_whole(struct owner *owner, struct block *block, const struct pages *pages, uint64_t addr,
 		       uint64_t flags)
 {
-	const struct block *next;
 	struct fault *fault;
-	unsigned int ahead;
 
 	if (pages_count(pages) != HMM_BLOCK_PAGES || !migrate_can_slot(block))
 		return false;
 	fault = fault_new(owner, addr, flags);
 	if (!fault)
 		return true;
-	owner_count(owner, COUNTER_FAULT_PAGES_HOME, HMM_BLOCK_PAGES);
-	for (ahead = 1; ahead < WALK_AHEAD; ahead++) {
-		next = block_find(owner, block->addr + ahead * HMM_BLOCK_SIZE);
-		if (!next || !block_at_rest(next) || !migrate_can_slot(next))
-			break;
-	}
-	owner->walk_end = block->addr + ahead * HMM_BLOCK_SIZE;
-	/* The walk faults next behind what comes home now. */
-	prefetch_brought(&owner->prefetch, (block->addr + HMM_BLOCK_SIZE) >> HMM_PAGE_SHIFT,
-			 owner->walk_end >> HMM_PAGE_SHIFT, HMM_BLOCK_PAGES);
-	migrate_home(owner, block->addr, owner->walk_end, NULL, NULL, NULL);
+	bring_whole(owner, block->addr, block->addr + HMM_BLOCK_SIZE,
+		    block->addr + WALK_AHEAD * HMM_BLOCK_SIZE);
 	owner_queue(owner, &fault->task);	/* behind the job, whose transit it will meet */
 	return true;
 }
 
-/* A walk has caught up with what comes home for it: as much again, so that the agent is never idle. */
+/* It has caught up with what comes home for it: as much again, so that the agent is never idle. */
 static void walk_on(struct owner *owner, const struct block *block)
 {
-	uint64_t from = owner->walk_end, end = block->addr + WALK_AHEAD * HMM_BLOCK_SIZE;
-	const struct block *next;
+	uint64_t end = block->addr + WALK_AHEAD * HMM_BLOCK_SIZE;
 
-	if (block->addr >= from || from >= end)
-		return;
-	for (; owner->walk_end < end; owner->walk_end += HMM_BLOCK_SIZE) {
-		next = block_find(owner, owner->walk_end);
-		if (!next || !block_at_rest(next) || !migrate_can_slot(next) ||
-		    block_count(next, HMM_PAGE_DEVICE) != HMM_BLOCK_PAGES)
-			break;
-	}
-	if (owner->walk_end == from)
-		return;
-	owner_count(owner, COUNTER_FAULT_PAGES_HOME, (owner->walk_end - from) >> HMM_PAGE_SHIFT);
-	prefetch_brought(&owner->prefetch, from >> HMM_PAGE_SHIFT, owner->walk_end >> HMM_PAGE_SHIFT,
-			 HMM_BLOCK_PAGES);
-	migrate_home(owner, from, owner->walk_end, NULL, NULL, NULL);
+	if (block->addr < owner->walk_end && owner->walk_end < end)
+		bring_whole(owner, owner->walk_end, owner->walk_end, end);
 }
 
 /* A fault proves it: a mapping that grew in place, or that DONTUNMAP left behind. */
