@@ -408,32 +408,41 @@ static void home_done(struct owner *owner, void *data, uint64_t pages)
 	reply_pages(owner, data, pages);
 }
 
-static void exclude_done(struct owner *owner, void *data, uint64_t pages)
+static int reply_exclude(struct letter *letter)
 {
-	struct letter *letter = data;
-
-	(void)pages;
-	if (!letter_reply(letter, HMM_OP_EXCLUDE_REPLY, sizeof(struct hmm_msg_exclude_reply)))
-		letter_fail(letter, -ENOMEM, "out of memory for the answer");
-	worker_reply(owner->worker, letter);
+	if (letter_reply(letter, HMM_OP_EXCLUDE_REPLY, sizeof(struct hmm_msg_exclude_reply)))
+		return 0;
+	return letter_fail(letter, -ENOMEM, "out of memory for the answer");
 }
 
-static void exclude(struct owner *owner, struct letter *letter)
+static void exclude_done(struct owner *owner, void *data, uint64_t pages)
+{
+	(void)pages;
+	reply_exclude(data);
+	worker_reply(owner->worker, data);
+}
+
+static int note_exclusion(struct owner *owner, struct letter *letter)
 {
 	const struct hmm_msg_exclude *message = (const void *)letter->message;
 	uint64_t end = message->addr + message->length;
 	int r = message->include ? span_set_remove(&owner->excluded, message->addr, end)
 				 : span_set_add(&owner->excluded, message->addr, end);
 
-	if (r) {
-		letter_fail(letter, r, "out of memory for another excluded range");
+	return r ? letter_fail(letter, r, "out of memory for another excluded range") : 0;
+}
+
+static void exclude(struct owner *owner, struct letter *letter)
+{
+	const struct hmm_msg_exclude *message = (const void *)letter->message;
+
+	if (note_exclusion(owner, letter))
 		worker_reply(owner->worker, letter);
-		return;
-	}
-	if (message->include)
+	else if (message->include)
 		exclude_done(owner, letter, 0);
 	else
-		migrate_home(owner, message->addr, end, NULL, exclude_done, letter);
+		migrate_home(owner, message->addr, message->addr + message->length, NULL, exclude_done,
+			     letter);
 }
 
 static int advise(struct owner *owner, struct letter *letter)
@@ -452,20 +461,10 @@ static int advise(struct owner *owner, struct letter *letter)
 /* Of excluded memory nothing is out: that was seen to when it was said first. */
 void owner_restate(struct owner *owner, struct letter *letter)
 {
-	const struct hmm_msg_exclude *message = (const void *)letter->message;
-	uint64_t end = message->addr + message->length;
-	int r;
-
-	if (letter->message->opcode == HMM_OP_ADVISE) {
+	if (letter->message->opcode == HMM_OP_ADVISE)
 		advise(owner, letter);
-		return;
-	}
-	r = message->include ? span_set_remove(&owner->excluded, message->addr, end)
-			     : span_set_add(&owner->excluded, message->addr, end);
-	if (r)
-		letter_fail(letter, r, "out of memory for another excluded range");
-	else if (!letter_reply(letter, HMM_OP_EXCLUDE_REPLY, sizeof(struct hmm_msg_exclude_reply)))
-		letter_fail(letter, -ENOMEM, "out of memory for the answer");
+	else if (!note_exclusion(owner, letter))
+		reply_exclude(letter);
 }
 
 void owner_request(struct owner *owner, struct letter *letter)
