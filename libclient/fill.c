@@ -25,12 +25,14 @@ static off_t offset_of(const struct region *region, uint64_t address)
 	return (off_t)(region->offset + (address - region->base));
 }
 
-static int write_run(struct region *region, uint64_t address, const char *bytes, size_t length)
+/* pwrite() or pread() of all of it. */
+static int whole_run(struct region *region, uint64_t address, char *bytes, size_t length, bool write)
 {
 	off_t offset = offset_of(region, address);
 
 	while (length) {
-		ssize_t done = pwrite(region->fd, bytes, length, offset);
+		ssize_t done = write ? pwrite(region->fd, bytes, length, offset)
+				     : pread(region->fd, bytes, length, offset);
 
 		if (done <= 0)
 			return done < 0 ? -errno : -EIO;
@@ -90,21 +92,9 @@ static int splice_run(struct agent *agent, struct region *region, uint64_t addre
 int hmmc_fill_read(const struct hmm_order *order, struct region *region, uint64_t address, char *bytes,
 		   size_t length)
 {
-	off_t offset = offset_of(region, address);
-
-	if (!(order->flags & HMM_ORDER_VISIBLE) || region->kind == HMM_POOL_KIND_HUGETLB) {
-		memcpy(bytes, region_at(region, address), length);
-		return 0;
-	}
-	while (length) {
-		ssize_t done = pread(region->fd, bytes, length, offset);
-
-		if (done <= 0)
-			return done < 0 ? -errno : -EIO;
-		bytes += done;
-		offset += done;
-		length -= (size_t)done;
-	}
+	if (order->flags & HMM_ORDER_VISIBLE && region->kind != HMM_POOL_KIND_HUGETLB)
+		return whole_run(region, address, bytes, length, false);
+	memcpy(bytes, region_at(region, address), length);
 	return 0;
 }
 
@@ -157,5 +147,5 @@ int hmmc_fill_run(struct fill *fill, uint64_t address, const char *bytes, size_t
 		return copy_run(fill->region, address, bytes, length);
 	if (fill->visible)
 		return splice_run(fill->agent, fill->region, address, bytes, length);
-	return write_run(fill->region, address, bytes, length);
+	return whole_run(fill->region, address, (char *)(uintptr_t)bytes, length, true);
 }

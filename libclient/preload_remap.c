@@ -4,10 +4,6 @@
  * comes behind libc's where the program is not linked with it. Weak, because a
  * module that contains the library has that one already.
  */
-#include <stdarg.h>
-#include <stddef.h>
-#include <sys/mman.h>
-
 #include "remap.h"
 
 __attribute__((weak, visibility("default"))) void *mremap(void *old, size_t old_size,
@@ -15,13 +11,11 @@ __attribute__((weak, visibility("default"))) void *mremap(void *old, size_t old_
 
 void *mremap(void *old, size_t old_size, size_t new_size, int flags, ...)
 {
-	void *new = NULL;
-	va_list args;
+	va_list arguments;
+	void *new;
 
-	if (flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)) {
-		va_start(args, flags);
-		new = va_arg(args, void *);
-		va_end(args);
-	}
+	va_start(arguments, flags);
+	new = remap_place(flags, arguments);
+	va_end(arguments);
 	return hmm_internal_mremap(old, old_size, new_size, flags, new);
 }

@@ -83,12 +83,10 @@ static int look_at(struct hmm *hmm, uint64_t start, struct procmap_query *found)
 	return error;
 }
 
-/* Whether a move would begin with one mapping and go on with another. */
-static bool is_several(struct hmm *hmm, uint64_t start, uint64_t end)
+/* Whether a move would begin with this mapping and go on with another. */
+static bool is_part(const struct procmap_query *found, uint64_t start, uint64_t end)
 {
-	struct procmap_query found;
-
-	return look_at(hmm, start, &found) == 0 && found.vma_start <= start && found.vma_end < end;
+	return found->vma_start <= start && found->vma_end < end;
 }
 
 /* How much of the range a move that then failed has taken away. */
@@ -125,7 +123,10 @@ static void wait_until_whole(struct hmm *hmm, uint64_t start, uint64_t end)
 {
 	const struct timespec moment = { .tv_nsec = MOMENT_NS };
 
-	for (unsigned int tries = 0; tries < TRIES && is_several(hmm, start, end); tries++)
+	struct procmap_query found;
+
+	for (unsigned int tries = 0; tries < TRIES && !look_at(hmm, start, &found) && is_part(&found, start, end);
+	     tries++)
 		nanosleep(&moment, NULL);
 }
 
@@ -147,15 +148,17 @@ static void *move_paused(struct hmm *hmm, void *old, size_t size, int flags, voi
 static void *move(struct hmm *hmm, void *old, size_t size, int flags, void *new)
 {
 	uint64_t start = (uint64_t)old, end = start + size;
-	bool was_there = !moved_already(hmm, start, end);
+	struct procmap_query found;
+	bool looked = look_at(hmm, start, &found) == 0;
 	void *map;
 	size_t gone;
 
 	/* What DONTUNMAP moved can't be told from what it did not. */
-	if (flags & MREMAP_DONTUNMAP || is_several(hmm, start, end))
+	if (flags & MREMAP_DONTUNMAP || (looked && is_part(&found, start, end)))
 		return move_paused(hmm, old, size, flags, new);
 	map = call(old, size, size, flags, new);
-	if (map != MAP_FAILED || errno != EFAULT || !was_there)
+	/* Before Linux 6.11 it can't have moved a part; nor where nothing was. */
+	if (map != MAP_FAILED || errno != EFAULT || !looked || found.vma_start > start)
 		return map;
 	/* A part of it came to be watched just then. */
 	gone = moved_already(hmm, start, end);
@@ -201,13 +204,11 @@ void *hmm_internal_mremap(void *old, size_t old_size, size_t new_size, int flags
 
 void *mremap(void *old, size_t old_size, size_t new_size, int flags, ...)
 {
-	void *new = NULL;
-	va_list args;
+	va_list arguments;
+	void *new;
 
-	if (flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)) {
-		va_start(args, flags);
-		new = va_arg(args, void *);
-		va_end(args);
-	}
+	va_start(arguments, flags);
+	new = remap_place(flags, arguments);
+	va_end(arguments);
 	return hmm_internal_mremap(old, old_size, new_size, flags, new);
 }
