@@ -14,24 +14,7 @@
 
 LEAKCHECKED_SUITE(block);
 
-#define POOL (64UL << 20)
-#define SECOND (1000 * NS_PER_MS)
-
 static struct fixture fixture;
-
-static struct pages pages_from(unsigned int first, unsigned int end)
-{
-	struct pages pages = { 0 };
-
-	for (unsigned int i = first; i < end; i++)
-		pages_set(&pages, i);
-	return pages;
-}
-
-static struct block *room_block(unsigned int n)
-{
-	return block_find(fixture.owner, ROOM_START + n * HMM_BLOCK_SIZE);
-}
 
 /* ---- finding ----------------------------------------------------------------------- */
 
@@ -151,7 +134,7 @@ Test(block, leaves_nothing_when_forgotten)
 	fixture_out(&fixture, 0, 600);
 	fixture_check(&fixture);
 	for (unsigned int b = 0; b < 2; b++) {
-		block = room_block(b);
+		block = fixture_block(&fixture, b);
 		block_set_state(block, 0, HMM_BLOCK_PAGES, HMM_PAGE_INVALID);
 		cr_assert(block_punch_stale(block));
 		block_forget(block);
@@ -261,7 +244,7 @@ Test(block, counts_by_state)
 
 	fixture_begin_faked(&fixture, POOL);
 	fixture_out(&fixture, 0, 300);
-	block = room_block(0);
+	block = fixture_block(&fixture, 0);
 	give(block, 100, 200, HMM_PAGE_SHARED);
 	give(block, 250, 260, HMM_PAGE_COHERENT);
 	give(block, 290, 300, HMM_PAGE_ERROR);
@@ -290,7 +273,7 @@ Test(block, stale_pages_are_punched_and_no_other)
 
 	fixture_begin_faked(&fixture, POOL);
 	fixture_out(&fixture, 0, 100);
-	block = room_block(0);
+	block = fixture_block(&fixture, 0);
 	shadow = block_shadow(block);
 	block_set_state(block, 10, 40, HMM_PAGE_INVALID);
 	cr_expect(eq(uint, pages_count(&block->stale), 30));
@@ -322,7 +305,7 @@ Test(block, what_is_punched_is_not_charged_for)
 
 	fixture_begin_faked(&fixture, 64 * HMM_PAGE_SIZE);
 	fixture_out(&fixture, 0, 1);
-	block = room_block(0);
+	block = fixture_block(&fixture, 0);
 	for (unsigned int round = 1; round <= 10; round++) {
 		fixture_out(&fixture, round * 40, round * 40 + 40);
 		block_set_state(block, round * 40, round * 40 + 40, HMM_PAGE_INVALID);
@@ -339,7 +322,7 @@ Test(block, a_block_of_huge_pages_is_charged_whole)
 
 	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD_HUGE, POOL);
 	fixture_out(&fixture, 0, 3);
-	block = room_block(0);
+	block = fixture_block(&fixture, 0);
 	cr_expect(eq(uint, block->charged, HMM_BLOCK_PAGES));
 	fixture_out(&fixture, 3, 500);
 	cr_expect(eq(uint, block->charged, HMM_BLOCK_PAGES), "once");
@@ -390,16 +373,16 @@ Test(block, settles_when_all_is_home)
 
 	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
 	fixture_out(&fixture, 0, 100);
-	block = room_block(0);
+	block = fixture_block(&fixture, 0);
 	block_settle_later(block);
 	fixture_later(&fixture, SECOND);
-	cr_assert(eq(ptr, room_block(0), block), "it holds pages");
+	cr_assert(eq(ptr, fixture_block(&fixture, 0), block), "it holds pages");
 	home_begin(block, &pages, HMM_BLOCK_PAGES, false, HMM_REASON_MIGRATE, 0, NULL);
 	fixture_check(&fixture);
-	cr_assert(eq(ptr, room_block(0), block), "left alone for a while");
+	cr_assert(eq(ptr, fixture_block(&fixture, 0), block), "left alone for a while");
 	cr_expect(gt(u64, fixture.owner->registered_bytes, 0));
 	fixture_later(&fixture, SECOND);
-	cr_expect(eq(ptr, room_block(0), NULL));
+	cr_expect(eq(ptr, fixture_block(&fixture, 0), NULL));
 	cr_expect(eq(u64, fixture.owner->registered_bytes, 0));
 	cr_expect(eq(u64, fixture.device->used, 0));
 	cr_expect(eq(u64, fixture.owner->table[ROOM_START / HMM_PAGE_SIZE], 0));
@@ -415,18 +398,18 @@ Test(block, does_not_settle_while_the_device_reads)
 
 	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
 	fixture_out(&fixture, 0, 10);
-	block = room_block(0);
+	block = fixture_block(&fixture, 0);
 	home_begin(block, &pages, HMM_BLOCK_PAGES, true, HMM_REASON_CPU_FAULT, 0, NULL);
 	fixture_callbacks(&fixture);
 	fixture_later(&fixture, SECOND);
-	cr_assert(eq(ptr, room_block(0), block));
+	cr_assert(eq(ptr, fixture_block(&fixture, 0), block));
 	cr_expect(eq(uint, block_count(block, HMM_PAGE_SHARED), 10), "a copy that is read is kept");
 	/* Its reader is gone: nothing keeps the copies. */
 	owner_peer_gone(fixture.owner, DRIVER);
 	block_settle(block);
 	fixture_later(&fixture, SECOND);
 	fixture_later(&fixture, SECOND);
-	cr_expect(eq(ptr, room_block(0), NULL));
+	cr_expect(eq(ptr, fixture_block(&fixture, 0), NULL));
 	cr_expect(eq(u64, fixture.device->used, 0));
 	fixture_end(&fixture);
 }
@@ -441,14 +424,14 @@ Test(block, expects_the_zap_before_it_settles)
 	for (unsigned int i = 0; i < 4; i++)
 		*(volatile char *)(ROOM_START + i * HMM_PAGE_SIZE) = 1;
 	fixture_out(&fixture, 10, 12);
-	block = room_block(0);
+	block = fixture_block(&fixture, 0);
 	block_discard(block, 0, 12, HMM_REASON_DISCARD);
 	block_expect_zap(block, 0, 12);
 	block_look_for_zap(block);
 	cr_expect(eq(uint, pages_count(&block->zapping), 4), "those that are still there");
 	fixture_later(&fixture, SECOND);
-	cr_assert(eq(ptr, room_block(0), block));
+	cr_assert(eq(ptr, fixture_block(&fixture, 0), block));
 	fixture_later(&fixture, 2 * SECOND);
-	cr_expect(eq(ptr, room_block(0), NULL), "it never came");
+	cr_expect(eq(ptr, fixture_block(&fixture, 0), NULL), "it never came");
 	fixture_end(&fixture);
 }

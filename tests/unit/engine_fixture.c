@@ -232,6 +232,20 @@ void fixture_later(struct fixture *fixture, int64_t ns)
 
 /* ---- what must agree ----------------------------------------------------------------- */
 
+struct block *fixture_block(const struct fixture *fixture, unsigned int n)
+{
+	return block_find(fixture->owner, ROOM_START + n * HMM_BLOCK_SIZE);
+}
+
+struct pages pages_from(unsigned int first, unsigned int end)
+{
+	struct pages pages = { 0 };
+
+	for (unsigned int i = first; i < end; i++)
+		pages_set(&pages, i);
+	return pages;
+}
+
 uint64_t fixture_sequence(const struct block *block)
 {
 	return block->owner->table[HMM_TABLE_ENTRIES + (block->addr >> HMM_BLOCK_SHIFT)];

@@ -15,6 +15,9 @@
 #define ROOM_END	(ROOM + 2 * HMM_BLOCK_SIZE)
 #define ROOM_PAGES	(4 * HMM_BLOCK_PAGES)
 
+#define POOL		(64UL << 20)
+#define SECOND		(1000 * NS_PER_MS)
+
 #define DRIVER		77	/* the driver's connection */
 
 struct fixture {
@@ -47,6 +50,9 @@ void fixture_drive(struct fixture *fixture, const int *done);
 /* The clock goes on by @ns and the worker takes one turn. */
 void fixture_later(struct fixture *fixture, int64_t ns);
 
+/* The @n-th block of the room; NULL: hmmd has nothing to do with it. */
+struct block *fixture_block(const struct fixture *fixture, unsigned int n);
+struct pages pages_from(unsigned int first, unsigned int end);
 uint64_t fixture_sequence(const struct block *block);
 /* What is said twice agrees: ledger, table, counts, charges, what the shadow really holds. */
 void fixture_check(struct fixture *fixture);

@@ -17,7 +17,6 @@
 
 LEAKCHECKED_SUITE(journal);
 
-#define POOL (64UL << 20)
 
 static struct fixture fixture;
 

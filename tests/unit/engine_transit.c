@@ -19,24 +19,7 @@
 LEAKCHECKED_SUITE(transit);
 LEAKCHECKED_SUITE(fault);
 
-#define POOL (64UL << 20)
-#define SECOND (1000 * NS_PER_MS)
-
 static struct fixture fixture;
-
-static struct pages pages_from(unsigned int first, unsigned int end)
-{
-	struct pages pages = { 0 };
-
-	for (unsigned int i = first; i < end; i++)
-		pages_set(&pages, i);
-	return pages;
-}
-
-static struct block *room_block(unsigned int n)
-{
-	return block_find(fixture.owner, ROOM_START + n * HMM_BLOCK_SIZE);
-}
 
 /* ---- transits --------------------------------------------------------------------------- */
 
@@ -65,6 +48,20 @@ Test(transit, every_state_has_a_name_and_rules)
 	cr_expect(eq(str, (char *)transit_name(UINT32_MAX), "?"));
 }
 
+/* Pages [0, out) of a block are on the device, and [0, coming) of them wait for the driver's answer. */
+static struct block *coming_home(unsigned int out, unsigned int coming)
+{
+	struct pages pages = pages_from(0, coming);
+	struct block *block;
+
+	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
+	fixture_callbacks(&fixture);
+	fixture_out(&fixture, 0, out);
+	block = fixture_block(&fixture, 0);
+	home_begin(block, &pages, HMM_BLOCK_PAGES, false, HMM_REASON_MIGRATE, 0, NULL);
+	return block;
+}
+
 Test(transit, home_without_a_driver_is_at_once)
 {
 	struct pages pages = pages_from(3, 9);
@@ -74,7 +71,7 @@ Test(transit, home_without_a_driver_is_at_once)
 
 	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
 	fixture_out(&fixture, 0, 20);
-	block = room_block(0);
+	block = fixture_block(&fixture, 0);
 	before = fixture_sequence(block);
 	epoch = block->record->epoch;
 	cr_assert(eq(u64, before & 1, 0));
@@ -102,7 +99,7 @@ Test(transit, waits_for_the_driver)
 	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
 	fixture_callbacks(&fixture);
 	fixture_out(&fixture, 0, 20);
-	block = room_block(0);
+	block = fixture_block(&fixture, 0);
 	before = fixture_sequence(block);
 	home_begin(block, &pages, HMM_BLOCK_PAGES, false, HMM_REASON_MIGRATE, 0, NULL);
 	cr_assert(not(block_at_rest(block)));
@@ -127,14 +124,9 @@ Test(transit, waits_for_the_driver)
 
 Test(transit, a_driver_that_does_not_answer_is_not_waited_for)
 {
-	struct pages pages = pages_from(0, 10);
 	struct block *block;
 
-	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
-	fixture_callbacks(&fixture);
-	fixture_out(&fixture, 0, 10);
-	block = room_block(0);
-	home_begin(block, &pages, HMM_BLOCK_PAGES, false, HMM_REASON_MIGRATE, 0, NULL);
+	block = coming_home(10, 10);
 	fixture_later(&fixture, 1001 * NS_PER_MS);
 	cr_assert(block_at_rest(block));
 	cr_expect(eq(uint, block_count(block, HMM_PAGE_DEVICE), 0));
@@ -148,14 +140,9 @@ Test(transit, a_driver_that_does_not_answer_is_not_waited_for)
 
 Test(transit, a_driver_that_dies_is_not_waited_for)
 {
-	struct pages pages = pages_from(0, 10);
 	struct block *block;
 
-	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
-	fixture_callbacks(&fixture);
-	fixture_out(&fixture, 0, 20);
-	block = room_block(0);
-	home_begin(block, &pages, HMM_BLOCK_PAGES, false, HMM_REASON_MIGRATE, 0, NULL);
+	block = coming_home(20, 10);
 	/* Another event for it is on its way, too. */
 	block_discard(block, 15, 16, HMM_REASON_UNMAP);
 	owner_peer_gone(fixture.owner, DRIVER);
@@ -182,14 +169,9 @@ static void count_run(struct task *task)
 Test(transit, what_was_parked_goes_on_once_and_in_order)
 {
 	struct counted_task tasks[5];
-	struct pages pages = pages_from(0, 5);
 	struct block *block;
 
-	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
-	fixture_callbacks(&fixture);
-	fixture_out(&fixture, 0, 10);
-	block = room_block(0);
-	home_begin(block, &pages, HMM_BLOCK_PAGES, false, HMM_REASON_MIGRATE, 0, NULL);
+	block = coming_home(10, 5);
 	for (unsigned int i = 0; i < 5; i++) {
 		tasks[i] = (struct counted_task){ .task.run = count_run, .block = block };
 		block_park(block, &tasks[i].task);
@@ -217,7 +199,7 @@ Test(transit, discarded_on_the_way)
 	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
 	fixture_callbacks(&fixture);
 	fixture_out(&fixture, 0, 20);
-	block = room_block(0);
+	block = fixture_block(&fixture, 0);
 	shadow = block_shadow(block);
 	before = fixture_sequence(block);
 	home_begin(block, &pages, HMM_BLOCK_PAGES, false, HMM_REASON_MIGRATE, 0, NULL);
@@ -261,7 +243,7 @@ Test(transit, discarded_at_rest)
 	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
 	fixture_callbacks(&fixture);
 	fixture_out(&fixture, 0, 20);
-	block = room_block(0);
+	block = fixture_block(&fixture, 0);
 	before = fixture_sequence(block);
 	/* Nothing of it is on the device: nobody is asked. */
 	block_discard(block, 100, 200, HMM_REASON_UNMAP);
@@ -290,7 +272,7 @@ Test(transit, shared_and_back)
 
 	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
 	fixture_out(&fixture, 0, 8);
-	block = room_block(0);
+	block = fixture_block(&fixture, 0);
 	home_begin(block, &pages, HMM_BLOCK_PAGES, true, HMM_REASON_CPU_FAULT, 0, NULL);
 	cr_assert(block_at_rest(block));
 	cr_expect(eq(uint, block_count(block, HMM_PAGE_SHARED), 8));
@@ -414,7 +396,7 @@ Test(fault, a_driver_that_must_be_asked_first)
 	mailbox_deinit(&fixture.outbox);
 	cr_assert(eq(int, mailbox_init(&fixture.outbox), 0));
 	fixture_callbacks(&fixture);
-	block = room_block(0);
+	block = fixture_block(&fixture, 0);
 	cr_assert(eq(int, pthread_create(&toucher.thread, NULL, touch, &toucher), 0));
 	while (!__atomic_load_n(&toucher.done, __ATOMIC_ACQUIRE)) {
 		cr_assert(ge(int, reactor_wait(fixture.worker.reactor, NS_PER_MS), 0));
@@ -452,7 +434,7 @@ Test(fault, holes_are_zeros)
 		sum += *(volatile uint64_t *)(ROOM_START + i * HMM_PAGE_SIZE);
 	cr_expect(eq(u64, sum, 0));
 	cr_expect(eq(u64, fixture.owner->counter[COUNTER_HOLE_FAULTS], 1));
-	cr_expect(eq(uint, block_count(room_block(0), HMM_PAGE_DEVICE), 20));
+	cr_expect(eq(uint, block_count(fixture_block(&fixture, 0), HMM_PAGE_DEVICE), 20));
 	touch_and_serve(&toucher);
 	fixture_end(&fixture);
 }
