@@ -42,22 +42,6 @@ _Static_assert(offsetof(struct hmm_msg_doctor_reply, items) == offsetof(struct l
 typedef unsigned int (*list_source)(struct server *server, const struct hmm_wire_header *request,
 				    void *out, unsigned int max);
 
-static void answer_list(struct server *server, struct letter *letter, uint16_t op, size_t item_size,
-			list_source source)
-{
-	unsigned int count, max = (unsigned int)(LIST_BYTES / item_size);
-	struct list_reply *reply;
-
-	/* One record more than is sent shows whether there are more. */
-	reply = letter_reply(letter, op, sizeof(*reply) + (max + 1) * item_size);
-	if (!reply)
-		return;
-	count = source(server, letter->message, reply->items, max + 1);
-	reply->more = count > max;
-	reply->count = count > max ? max : count;
-	reply->header.size = (uint32_t)(sizeof(*reply) + reply->count * item_size);
-}
-
 static unsigned int list_clients(struct server *server, const struct hmm_wire_header *request,
 				 void *out, unsigned int max)
 {
@@ -145,40 +129,33 @@ static unsigned int list_findings(struct server *server, const struct hmm_wire_h
 	return count;
 }
 
-void admin_clients(struct server *server, struct letter *letter)
-{
-	answer_list(server, letter, HMM_OP_CLIENTS_REPLY, sizeof(struct hmm_record_client_info),
-		    list_clients);
-}
+static const struct list {
+	uint16_t reply;
+	size_t item_size;
+	list_source source;
+} lists[] = {
+	[HMM_OP_CLIENTS] = { HMM_OP_CLIENTS_REPLY, sizeof(struct hmm_record_client_info), list_clients },
+	[HMM_OP_OWNERS] = { HMM_OP_OWNERS_REPLY, sizeof(struct hmm_record_owner_info), list_owners },
+	[HMM_OP_MIRRORS] = { HMM_OP_MIRRORS_REPLY, sizeof(struct hmm_record_mirror_info), list_mirrors },
+	[HMM_OP_POOLS] = { HMM_OP_POOLS_REPLY, sizeof(struct hmm_record_pool_info), list_pools },
+	[HMM_OP_STATS] = { HMM_OP_STATS_REPLY, sizeof(struct hmm_record_stat_info), list_stats },
+	[HMM_OP_DOCTOR] = { HMM_OP_DOCTOR_REPLY, sizeof(struct hmm_record_finding), list_findings },
+};
 
-void admin_owners(struct server *server, struct letter *letter)
+void admin_list(struct server *server, struct letter *letter)
 {
-	answer_list(server, letter, HMM_OP_OWNERS_REPLY, sizeof(struct hmm_record_owner_info),
-		    list_owners);
-}
+	const struct list *list = &lists[letter->message->opcode];
+	unsigned int count, max = (unsigned int)(LIST_BYTES / list->item_size);
+	struct list_reply *reply;
 
-void admin_mirrors(struct server *server, struct letter *letter)
-{
-	answer_list(server, letter, HMM_OP_MIRRORS_REPLY, sizeof(struct hmm_record_mirror_info),
-		    list_mirrors);
-}
-
-void admin_pools(struct server *server, struct letter *letter)
-{
-	answer_list(server, letter, HMM_OP_POOLS_REPLY, sizeof(struct hmm_record_pool_info),
-		    list_pools);
-}
-
-void admin_stats(struct server *server, struct letter *letter)
-{
-	answer_list(server, letter, HMM_OP_STATS_REPLY, sizeof(struct hmm_record_stat_info),
-		    list_stats);
-}
-
-void admin_doctor(struct server *server, struct letter *letter)
-{
-	answer_list(server, letter, HMM_OP_DOCTOR_REPLY, sizeof(struct hmm_record_finding),
-		    list_findings);
+	/* One record more than is sent shows whether there are more. */
+	reply = letter_reply(letter, list->reply, sizeof(*reply) + (max + 1) * list->item_size);
+	if (!reply)
+		return;
+	count = list->source(server, letter->message, reply->items, max + 1);
+	reply->more = count > max;
+	reply->count = count > max ? max : count;
+	reply->header.size = (uint32_t)(sizeof(*reply) + reply->count * list->item_size);
 }
 
 void admin_status(struct server *server, struct letter *letter)

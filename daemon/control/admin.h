@@ -16,12 +16,8 @@ struct letter;
 struct server;
 
 void admin_status(struct server *server, struct letter *letter);
-void admin_clients(struct server *server, struct letter *letter);
-void admin_owners(struct server *server, struct letter *letter);
-void admin_mirrors(struct server *server, struct letter *letter);
-void admin_pools(struct server *server, struct letter *letter);
-void admin_stats(struct server *server, struct letter *letter);
-void admin_doctor(struct server *server, struct letter *letter);
+/* CLIENTS, OWNERS, MIRRORS, POOLS, STATS, DOCTOR. */
+void admin_list(struct server *server, struct letter *letter);
 
 /* doctor.c: up to @max findings of this very moment. */
 enum doctor_severity {

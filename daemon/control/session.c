@@ -58,12 +58,8 @@ static void forward_open_peer(struct peer *peer, struct letter *letter);
 static void forward_drain(struct peer *peer, struct letter *letter);
 static void forward_ack(struct peer *peer, struct letter *letter);
 static void answer_status(struct peer *peer, struct letter *letter);
-static void answer_clients(struct peer *peer, struct letter *letter);
-static void answer_owners(struct peer *peer, struct letter *letter);
-static void answer_mirrors(struct peer *peer, struct letter *letter);
-static void answer_pools(struct peer *peer, struct letter *letter);
+static void answer_list(struct peer *peer, struct letter *letter);
 static void answer_stats(struct peer *peer, struct letter *letter);
-static void answer_doctor(struct peer *peer, struct letter *letter);
 
 #define ABOUT(kind, message, field, need)                                               \
 	.subject = SUBJECT_##kind, .offset = offsetof(struct hmm_msg_##message, field), \
@@ -101,14 +97,14 @@ static const struct verb verbs[] = {
 	[HMM_OP_DRAIN] = { .answer = forward_drain },
 	[HMM_OP_PREPARE_FORK] = { ABOUT(OWNER, prepare_fork, owner, OWN) },
 	[HMM_OP_STATUS] = { .answer = answer_status },
-	[HMM_OP_CLIENTS] = { .answer = answer_clients },
-	[HMM_OP_OWNERS] = { .answer = answer_owners },
-	[HMM_OP_MIRRORS] = { .answer = answer_mirrors },
-	[HMM_OP_POOLS] = { .answer = answer_pools },
+	[HMM_OP_CLIENTS] = { .answer = answer_list },
+	[HMM_OP_OWNERS] = { .answer = answer_list },
+	[HMM_OP_MIRRORS] = { .answer = answer_list },
+	[HMM_OP_POOLS] = { .answer = answer_list },
 	[HMM_OP_STATS] = { .answer = answer_stats },
 	[HMM_OP_RANGES] = { ABOUT(OWNER, ranges, owner, LOOK) },
 	[HMM_OP_CELLS] = { ABOUT(OWNER, cells, owner, LOOK) },
-	[HMM_OP_DOCTOR] = { .answer = answer_doctor },
+	[HMM_OP_DOCTOR] = { .answer = answer_list },
 };
 
 static const struct verb *verb_of(const struct letter *letter)
@@ -350,24 +346,9 @@ static void answer_status(struct peer *peer, struct letter *letter)
 	admin_status(peer->server, letter);
 }
 
-static void answer_clients(struct peer *peer, struct letter *letter)
+static void answer_list(struct peer *peer, struct letter *letter)
 {
-	admin_clients(peer->server, letter);
-}
-
-static void answer_owners(struct peer *peer, struct letter *letter)
-{
-	admin_owners(peer->server, letter);
-}
-
-static void answer_mirrors(struct peer *peer, struct letter *letter)
-{
-	admin_mirrors(peer->server, letter);
-}
-
-static void answer_pools(struct peer *peer, struct letter *letter)
-{
-	admin_pools(peer->server, letter);
+	admin_list(peer->server, letter);
 }
 
 static void answer_stats(struct peer *peer, struct letter *letter)
@@ -376,12 +357,7 @@ static void answer_stats(struct peer *peer, struct letter *letter)
 
 	if (stats->owner && check_right(peer, letter, stats->owner, RIGHT_LOOK) < 0)
 		return;
-	admin_stats(peer->server, letter);
-}
-
-static void answer_doctor(struct peer *peer, struct letter *letter)
-{
-	admin_doctor(peer->server, letter);
+	admin_list(peer->server, letter);
 }
 
 /* ---- to the engine and back ------------------------------------------------------ */
