@@ -155,6 +155,36 @@ long hmm_migrate(struct hmm_mirror *mirror, unsigned long addr, size_t length,
 							 : (long)(report.moved + report.already);
 }
 
+static int prepare_drain(struct request *request)
+{
+	const struct hmm_mirror_private *mirror = request->data;
+	struct hmm_msg_drain *message = (struct hmm_msg_drain *)request->message;
+
+	message->owner = mirror->hmm->id;
+	message->device = mirror->device->id;
+	return 0;
+}
+
+long hmm_drain(struct hmm_mirror *mirror)
+{
+	struct request *request;
+	long done = hmmc_mirror_check(mirror);
+
+	if (done)
+		return done;
+	request = hmmc_request_new(mirror->priv->hmm->connection, HMM_OP_DRAIN,
+				   sizeof(struct hmm_msg_drain));
+	if (!request)
+		return hmmc_fail(-ENOMEM, "the library's memory is used up");
+	request->data = mirror->priv;
+	request->prepare = prepare_drain;
+	done = hmmc_request_call(request);
+	if (!done)
+		done = (long)((const struct hmm_msg_drain_reply *)request->reply)->pages;
+	hmmc_request_free(request);
+	return done;
+}
+
 /* ---- not waiting ------------------------------------------------------------------ */
 
 struct prefetch {

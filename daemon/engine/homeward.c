@@ -151,10 +151,8 @@ void job_run_home(struct job *job)
 			block_park(block, &job->task);
 			return;
 		}
-		if (job->rounds == 0)
-			for (unsigned int i = job->first; i < job->end; i++)
-				if (page_state(block, i) == HMM_PAGE_DEVICE)
-					pages_set(&job->was_out, i);
+		if (job->rounds == 0 && wanted_home(job, block))
+			block_pages_in(block, HMM_PAGE_DEVICE, job->first, job->end, &job->was_out);
 		if (job->rounds++ < ROUNDS_MAX && home_step(job, block))
 			return;
 	}

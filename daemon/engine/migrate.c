@@ -86,7 +86,7 @@ static void migration_finish(struct task *task)
 	if (migration->letter)
 		answer(migration);
 	if (migration->done)
-		migration->done(owner, migration->data, migration->moved + migration->already);
+		migration->done(owner, migration->data, migration->moved);
 	free(migration->results);
 	free(migration);
 }
@@ -242,7 +242,6 @@ void migrate_request(struct owner *owner, struct letter *letter)
 	migration->to_device = message->target == HMM_TARGET_DEVICE;
 	migration->populate = message->flags & HMM_MIGRATE_FLAGS_POPULATE;
 	migration->mirror = mirror;
-	migration->only = mirror->device;
 	migration_begin(migration);
 }
 

@@ -482,7 +482,7 @@ struct migration;
 bool migrate_can_slot(const struct block *block);
 void migrate_request(struct owner *owner, struct letter *letter);
 typedef void (*migrate_done)(struct owner *owner, void *data, uint64_t pages);
-/* [start, end) of this owner home (device: of that device only, or NULL); then done(data). */
+/* [start, end) of this owner home (device: of that device only, or NULL); then done(data, pages that came). */
 void migrate_home(struct owner *owner, uint64_t start, uint64_t end, const struct device *device,
 		  migrate_done done, void *data);
 void migrate_out_done(struct block *block, struct block_order *order, struct hmm_order *shared);

@@ -45,7 +45,8 @@ struct hmm_migrate_report {
 #define HMM_MIGRATE_POPULATE (1ULL << 0)	/* holes become zero pages of the device */
 
 /*
- * hmm_migrate() - move [addr, addr + length) to @target.
+ * hmm_migrate() - move [addr, addr + length) to @target: the mirror's device, or
+ *	ordinary memory from whichever device has it.
  * @results: one byte per page (enum hmm_migrate_result), or NULL.
  * @report: totals, or NULL.
  * Return: pages now at the target (moved + already); -EINVAL: unaligned,
@@ -63,6 +64,13 @@ long hmm_migrate(struct hmm_mirror *mirror, unsigned long addr, size_t length,
  */
 int hmm_prefetch(struct hmm_mirror *mirror, unsigned long addr, size_t length,
 		 enum hmm_target target, int completion);
+
+/*
+ * hmm_drain() - bring home all that the mirror's device has of this owner.
+ * Coherent memory stays what it is; what cannot come home yet stays and is served
+ * as before. Waits. Return: pages brought home, or as hmm_migrate().
+ */
+long hmm_drain(struct hmm_mirror *mirror);
 
 const char *hmm_migrate_result_name(enum hmm_migrate_result result);
 

@@ -330,6 +330,46 @@ static void prefetch(void)
 }
 
 /* The kernel touches the pages, in system calls. */
+/* Everything of this mirror comes home, what another device has stays there, and coherent memory stays what it is. */
+static void drain(void)
+{
+	struct hmm_device *device;
+	char *memory, *others;
+	struct hmm_mirror second;
+	void *coherent;
+
+	test_open(0, 64UL << 20);
+	device = test_device("drain-second", 16UL << 20);
+	test_mirror(&second, device);
+	memory = test_map_huge(3);
+	others = test_map_huge(1);
+	test_fill(memory, 3 * 512, 41);
+	test_fill(others, 512, 42);
+	CHECK_EQ(hmm_drain(&mirror), 0);
+	CHECK_EQ(hmm_alloc(&mirror, BLOCK, &coherent), 0);
+	test_fill(coherent, 512, 43);
+	test_out(memory, 3 * 512);
+	CHECK_EQ(hmm_migrate(&second, (unsigned long)others, BLOCK, HMM_DEVICE, 0, NULL, NULL), 512);
+	CHECK_EQ(hmm_drain(&mirror), 3 * 512);
+	for (size_t i = 0; i < 3 * 512; i++)
+		CHECK(!test_on_device(memory + i * PAGE));
+	CHECK(hmm_mirror_lookup(&second, (unsigned long)others) & HMM_ENTRY_DEVICE);
+	CHECK(hmm_mirror_lookup(&mirror, (unsigned long)coherent) & HMM_ENTRY_COHERENT);
+	CHECK_EQ(hmm_drain(&mirror), 0);
+	/* A migration home asks whatever device has the pages. */
+	CHECK_EQ(hmm_migrate(&mirror, (unsigned long)others, BLOCK, HMM_SYSTEM, 0, NULL, NULL), 512);
+	CHECK(!hmm_mirror_lookup(&second, (unsigned long)others));
+	test_check(memory, 3 * 512, 41);
+	test_check(others, 512, 42);
+	test_check(coherent, 512, 43);
+	CHECK_EQ(hmm_drain(NULL), -EINVAL);
+	CHECK_EQ(hmm_free(&mirror, coherent, BLOCK), 0);
+	CHECK_EQ(hmm_mirror_unregister(&second), 0);
+	CHECK_EQ(hmm_drain(&second), -EINVAL);
+	hmm_device_put(device);
+	test_close();
+}
+
 static void system_calls(void)
 {
 	int pipes[2], file = memfd_create("file", MFD_CLOEXEC);
@@ -499,7 +539,8 @@ static const struct test_case cases[] = {
 	{ "never-written", never_written, false }, { "spanning-blocks", spanning_blocks, false }, { "large", large, false },
 	{ "read-fault", read_fault, false }, { "write-fault", write_fault, false },
 	{ "read-then-write", read_then_write, false }, { "shared-goes-out", shared_goes_out, false },
-	{ "device-writes", device_writes, false }, { "prefetch", prefetch, false }, { "system-calls", system_calls, false },
+	{ "device-writes", device_writes, false }, { "prefetch", prefetch, false }, { "drain", drain, false },
+	{ "system-calls", system_calls, false },
 	{ "bad-ranges", bad_ranges, false }, { "many-threads", many_threads, false }, { "churn", churn, false },
 	{ "base-undeclared", base_undeclared, false }, { "base-blocks", base_blocks, false }, { NULL, NULL, false },
 };
