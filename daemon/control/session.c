@@ -105,6 +105,8 @@ static const struct verb verbs[] = {
 	[HMM_OP_RANGES] = { ABOUT(OWNER, ranges, owner, LOOK) },
 	[HMM_OP_CELLS] = { ABOUT(OWNER, cells, owner, LOOK) },
 	[HMM_OP_DOCTOR] = { .answer = answer_list },
+	[HMM_OP_RANGE_FAULT] = { ABOUT(MIRROR, range_fault, mirror, DRIVE) },
+	[HMM_OP_RANGE_RELEASE] = { ABOUT(MIRROR, range_release, mirror, DRIVE) },
 };
 
 static const struct verb *verb_of(const struct letter *letter)

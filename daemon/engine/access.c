@@ -83,19 +83,17 @@ static int check_mapping(struct access *access, uint64_t addr)
 	return access->write && !vma->write ? -EPERM : 0;
 }
 
-/* In place, at the CPU. */
-static ssize_t access_remote(struct access *access, struct block *block, uint64_t addr, size_t n)
+ssize_t access_in_place(struct owner *owner, const struct block *block, uint64_t addr, void *buffer,
+			size_t n, bool write)
 {
-	struct owner *owner = access->owner;
-	char *buffer = access->buffer + access->done;
 	ssize_t r = 0;
 
 	for (int tries = 0; tries < 2; tries++) {
 		int filled, lifted;
 		size_t done;
 
-		r = access->write ? kernel->mem_write(owner->mem, addr, buffer, n)
-				  : kernel->mem_read(owner->mem, addr, buffer, n);
+		r = write ? kernel->mem_write(owner->mem, addr, buffer, n)
+			  : kernel->mem_read(owner->mem, addr, buffer, n);
 		if (r != -EIO && r != -EFAULT && r != 0)
 			return r;
 		if (!block || !(block->record->flags & HMM_BLOCK_ARMED))
@@ -157,7 +155,8 @@ static int access_step(struct access *access)
 		return -EIO;
 	case HMM_PAGE_INVALID:
 	case HMM_PAGE_REMOTE:
-		r = access_remote(access, block, addr, n);
+		r = access_in_place(access->owner, block, addr, access->buffer + access->done, n,
+				    access->write);
 		if (r == -EAGAIN) {
 			/* The map is changing: when its event has been read. */
 			TAILQ_INSERT_TAIL(&access->owner->retry, &access->task, link);

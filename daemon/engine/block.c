@@ -163,6 +163,7 @@ void block_forget(struct block *block)
 	uint64_t table_offset = (block->addr >> HMM_PAGE_SHIFT) * sizeof(uint64_t);
 
 	assert(block_at_rest(block) && TAILQ_EMPTY(&block->parked) && !block->charged);
+	block_drop_remote(block);
 	memset(block->record, 0, sizeof(*block->record));
 	/* A block's entries are exactly one page of the table. */
 	kernel->punch(block->owner->table_fd, table_offset, HMM_PAGE_SIZE);
@@ -316,6 +317,34 @@ void block_hide(struct block *block, const struct pages *pages)
 				__atomic_store_n(&entry[i], 0, __ATOMIC_RELEASE);
 }
 
+bool block_is_remote(const struct block *block, unsigned int i)
+{
+	return block->remote && page_state(block, i) == HMM_PAGE_INVALID &&
+	       table_entries(block)[i] & HMM_TABLE_VALID;
+}
+
+void block_set_remote(struct block *block, unsigned int i, bool write)
+{
+	uint64_t entry = page_addr(block, i) >> HMM_PAGE_SHIFT << HMM_TABLE_PFN_SHIFT | HMM_TABLE_VALID |
+			 (write ? HMM_TABLE_WRITE : 0);
+
+	assert(page_state(block, i) == HMM_PAGE_INVALID);
+	block->remote = true;
+	__atomic_store_n(&table_entries(block)[i], entry, __ATOMIC_RELEASE);
+}
+
+void block_drop_remote(struct block *block)
+{
+	struct pages remote = { 0 };
+
+	for (unsigned int i = 0; block->remote && i < HMM_BLOCK_PAGES; i++)
+		if (block_is_remote(block, i))
+			pages_set(&remote, i);
+	if (!pages_empty(&remote))
+		transit_withdraw(block, &remote);
+	block->remote = false;
+}
+
 /* ---- userfaultfd registration ---------------------------------------------------- */
 
 void block_note_armed(struct block *block, unsigned int first, unsigned int end)
@@ -350,6 +379,26 @@ int block_arm(struct block *block, uint64_t start, uint64_t end)
 	if (r)
 		block_settle_later(block);
 	return r;
+}
+
+/*
+ * By WP alone, with nothing protected: the kernel tells of unmapping, moving and
+ * discarding, and serves every fault by itself. What is registered for more stays so.
+ */
+int block_watch(struct owner *owner, uint64_t start, uint64_t end)
+{
+	struct block *block;
+	int r = kernel->uffd_register(owner->uffd, start, end - start, UFFDIO_REGISTER_MODE_WP);
+
+	if (r)
+		return r;
+	block = block_get(owner, start);
+	if (!block)
+		return -ENOMEM;
+	block_note_armed(block, page_index(start), page_index(end - 1) + 1);
+	if (!block->queued)
+		block_settle_later(block);
+	return 0;
 }
 
 static void unregister_run(struct owner *owner, uint64_t at, uint64_t stop)
@@ -432,7 +481,10 @@ static bool disarm_excluded(struct block *block)
 		if (page_state(block, i) == HMM_PAGE_INVALID && pages_test(&block->armed, i) &&
 		    span_set_overlaps(excluded, page_addr(block, i), page_addr(block, i) + HMM_PAGE_SIZE))
 			pages_set(&pages, i);
-	return pages_empty(&pages) || disarm(block, &pages);
+	if (pages_empty(&pages))
+		return true;
+	block_drop_remote(block);
+	return disarm(block, &pages);
 }
 
 /* ---- shadow pages ------------------------------------------------------------------- */
@@ -619,6 +671,10 @@ void block_settle(struct block *block)
 		block_settle_later(block);
 		return;
 	}
+	if (range_holds(block))
+		return;
+	/* Before it is disarmed: entries that nobody keeps true must not be believed. */
+	block_drop_remote(block);
 	collapse = block->went_huge && owner->pidfd >= 0 && owner->worker->engine->facts.collapse;
 	if (!block_disarm(block)) {
 		block_settle_later(block);
@@ -723,7 +779,7 @@ void block_discard(struct block *block, unsigned int first, unsigned int end, in
 
 		if (pending)
 			block_bury(block, i);
-		else if (state != HMM_PAGE_INVALID && state != HMM_PAGE_REMOTE)
+		else if (state != HMM_PAGE_INVALID || block_is_remote(block, i))
 			pages_set(&gone, i);
 	}
 	block->record->flags &= ~HMM_BLOCK_HUGE;

@@ -141,8 +141,10 @@ static void serve_invalid(struct owner *owner, struct block *block, uint64_t add
 		r = kernel->uffd_protect(owner->uffd, page, HMM_PAGE_SIZE, false);
 	} else {
 		owner_count(owner, COUNTER_HOLE_FAULTS, 1);
-		if (!holds_anything(block) && pages_empty(&block->zapping) && block_punch_stale(block)) {
+		if (!holds_anything(block) && !range_holds(block) && pages_empty(&block->zapping) &&
+		    block_punch_stale(block)) {
 			/* Nothing of ours is left here: the kernel does it better. */
+			block_drop_remote(block);
 			if (block_disarm(block)) {
 				block_forget(block);
 				return;

@@ -101,6 +101,7 @@ void mirror_free(struct mirror *mirror)
 {
 	struct engine *engine = mirror->owner->worker->engine;
 
+	range_mirror_gone(mirror);
 	pthread_mutex_lock(&engine->lock);
 	mirror->owner->mirror[mirror->index] = NULL;
 	pthread_mutex_unlock(&engine->lock);

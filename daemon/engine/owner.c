@@ -54,6 +54,7 @@ const char *const counter_names[COUNTER_MAX] = {
 	[COUNTER_LATE_DRIVERS] = "late_drivers",
 	[COUNTER_REVOKED_WINDOWS] = "revoked_windows",
 	[COUNTER_ERRORS] = "errors",
+	[COUNTER_RANGE_LOOKS] = "range_looks",
 };
 
 void owner_count(struct owner *owner, enum counter counter, uint64_t n)
@@ -114,6 +115,7 @@ struct owner *owner_new(struct worker *worker, const struct letter *letter)
 	TAILQ_INIT(&owner->acks);
 	TAILQ_INIT(&owner->retry);
 	TAILQ_INIT(&owner->settling);
+	TAILQ_INIT(&owner->holds);
 	TAILQ_INSERT_TAIL(&worker->owners, owner, link);
 	pthread_mutex_lock(&worker->engine->lock);
 	TAILQ_INSERT_TAIL(&worker->engine->owners, owner, registry);
@@ -511,6 +513,10 @@ void owner_request(struct owner *owner, struct letter *letter)
 	case HMM_OP_CELLS:
 		residency_request(owner, letter);
 		return;
+	case HMM_OP_RANGE_FAULT:
+	case HMM_OP_RANGE_RELEASE:
+		range_request(owner, letter);
+		return;
 	case HMM_OP_ACK:
 		invalidate_ack(owner, ((const struct hmm_msg_ack *)(const void *)letter->message)->cookie);
 		letter_free(letter);
@@ -540,6 +546,7 @@ void owner_peer_gone(struct owner *owner, uint64_t peer)
 	invalidate_peer_gone(owner, peer);
 	window_peer_gone(owner, peer);
 	mirror_peer_gone(owner, peer);
+	range_peer_gone(owner, peer);
 	if (owner->peer != peer)
 		return;
 	owner->peer = 0;
@@ -595,6 +602,7 @@ static void drop_block(struct block *block, void *data)
 	if (block->charged && mirror)
 		device_uncharge(mirror->device, (uint64_t)block->charged << HMM_PAGE_SHIFT);
 	block->charged = 0;
+	block->remote = false;
 	block->record->transit = HMM_TRANSIT_REST;
 	block_forget(block);
 }
@@ -642,6 +650,7 @@ void owner_free(struct owner *owner)
 	if (owner->ledger)
 		block_for_each(owner, 0, HMM_VA_END, owner->abandoned ? leave_block : drop_block, NULL);
 	invalidate_deinit(owner);
+	range_deinit(owner);
 	for (unsigned int i = 0; i < MIRRORS_MAX; i++)
 		if (owner->mirror[i])
 			mirror_free(owner->mirror[i]);

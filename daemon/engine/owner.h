@@ -99,6 +99,7 @@ struct block {
 	struct block_order *order;		/* in the agent's hands, or NULL */
 	bool went_huge;				/* was one huge page of the owner: collapse it at home */
 	bool touched;				/* came home page by page since it went out */
+	bool remote;				/* some pages may have an entry as R */
 	bool queued;				/* in owner->settling */
 	int64_t settle_at;
 	TAILQ_ENTRY(block) settle;
@@ -204,6 +205,7 @@ enum counter {
 	COUNTER_LATE_DRIVERS,		/* acknowledgements that came too late */
 	COUNTER_REVOKED_WINDOWS,
 	COUNTER_ERRORS,			/* pages lost: state E */
+	COUNTER_RANGE_LOOKS,		/* messages that asked for pages of ranges */
 	COUNTER_MAX
 };
 extern const char *const counter_names[COUNTER_MAX];
@@ -260,6 +262,9 @@ struct owner {
 	struct task_list slot_waiters;
 	struct task_list runnable;	/* what goes on at the next safe point: owner_run() */
 	bool running;
+
+	TAILQ_HEAD(, hold) holds;	/* ranges whose drivers want to hear of changes */
+	unsigned int n_holds;
 
 	TAILQ_HEAD(, ack) acks;
 	uint32_t next_cookie;
@@ -367,8 +372,15 @@ unsigned int block_pages_in(const struct block *block, enum hmm_page_state state
 unsigned int block_count(const struct block *block, enum hmm_page_state state);
 /* Entries of these pages out of the table. */
 void block_hide(struct block *block, const struct pages *pages);
+/* A page that is I gets an entry as R: the device reaches it, and is told when it goes. */
+void block_set_remote(struct block *block, unsigned int i, bool write);
+bool block_is_remote(const struct block *block, unsigned int i);
+/* Its R entries go, though nothing has changed: nobody will hear of changes. At rest. */
+void block_drop_remote(struct block *block);
 /* Registers what of the block a mapping [start, end) covers; 0 or -errno. */
 int block_arm(struct block *block, uint64_t start, uint64_t end);
+/* Events about [start, end), in one block, are heard from now on; or -errno: the kernel can't. */
+int block_watch(struct owner *owner, uint64_t start, uint64_t end);
 void block_note_armed(struct block *block, unsigned int first, unsigned int end);
 void block_note_unmapped(struct block *block, unsigned int first, unsigned int end);
 bool block_disarm(struct block *block);		/* false: the map is changing; later */
@@ -414,6 +426,10 @@ void transit_begin(struct block *block, enum hmm_transit transit, const struct p
 		   int reason, block_proceed proceed);
 /* Sequence number even, at rest, what was parked goes on at the next safe point. */
 void transit_end(struct block *block);
+/* Entries of pages that stay what they are go: whoever relied on them looks again. At rest. */
+void transit_withdraw(struct block *block, const struct pages *pages);
+/* The number that entries of this block belong to. */
+uint64_t block_sequence(const struct owner *owner, uint64_t addr);
 
 /* invalidate.c */
 /* Tells the mirrors' drivers. Return: answers that the block waits for (@wait), or 0. */
@@ -507,6 +523,18 @@ void window_revoke(struct owner *owner, uint64_t peer, uint64_t start, uint64_t 
 /* access.c */
 void access_request(struct owner *owner, struct letter *letter);	/* DEVICE_READ, _WRITE, ALLOC, FREE */
 
+/* In place, at the CPU: bytes done, or -errno. -EAGAIN: the map is changing. @addr to @addr + @n is in one page. */
+ssize_t access_in_place(struct owner *owner, const struct block *block, uint64_t addr, void *buffer,
+			size_t n, bool write);
+
+/* range.c */
+void range_request(struct owner *owner, struct letter *letter);	/* RANGE_FAULT, _RELEASE */
+/* Entries of this block as R are worth keeping: a range with it was looked at and not released. */
+bool range_holds(const struct block *block);
+void range_peer_gone(struct owner *owner, uint64_t peer);
+void range_mirror_gone(struct mirror *mirror);
+void range_deinit(struct owner *owner);
+
 /* mirror.c */
 void mirror_request(struct owner *owner, struct letter *letter);	/* MIRROR_REGISTER, _UNREGISTER */
 struct mirror *mirror_new(struct owner *owner, unsigned int index, struct device *device);
@@ -538,6 +566,16 @@ struct segment {
  * migrated. What was found less than @age_ns ago will do.
  */
 void vma_refresh_threads(struct owner *owner, int64_t age_ns);
+/* What a device finds at an address. */
+struct view {
+	uint64_t end;			/* as far as that goes */
+	uint64_t page_size;		/* 0: the kernel does not say */
+	bool read, write;
+	bool special;			/* not memory */
+	bool excluded;			/* never to be armed */
+};
+/* -EFAULT: nothing is mapped there. */
+int view_at(struct owner *owner, uint64_t addr, uint64_t end, struct view *view);
 /* The mapping that has @addr (or the gap after it), clipped to @end. */
 int segment_at(struct owner *owner, uint64_t addr, uint64_t end, struct segment *segment);
 

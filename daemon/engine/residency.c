@@ -52,6 +52,12 @@ static int layout(struct owner *owner, struct letter *letter)
 	return 0;
 }
 
+/* The ledger says I of it: what is R is in the table alone. */
+static enum hmm_page_state shown_state(const struct block *block, unsigned int i)
+{
+	return block_is_remote(block, i) ? HMM_PAGE_REMOTE : page_state(block, i);
+}
+
 static int ranges(struct owner *owner, struct letter *letter)
 {
 	const struct hmm_msg_ranges *message = (const void *)letter->message;
@@ -70,7 +76,7 @@ static int ranges(struct owner *owner, struct letter *letter)
 		if (at < block->addr)
 			at = block->addr;
 		for (; at < end && at < block->addr + HMM_BLOCK_SIZE; at += HMM_PAGE_SIZE) {
-			enum hmm_page_state state = page_state(block, page_index(at));
+			enum hmm_page_state state = shown_state(block, page_index(at));
 			struct mirror *mirror = block_mirror(block);
 			uint32_t id = mirror ? mirror->id : 0;
 
@@ -107,7 +113,7 @@ static void count_page(const struct block *block, unsigned int i, struct hmm_rec
 		cell->transit++;
 		return;
 	}
-	switch (page_state(block, i)) {
+	switch (shown_state(block, i)) {
 	case HMM_PAGE_INVALID:
 		cell->invalid++;
 		break;

@@ -66,7 +66,7 @@ const struct transit_rule transit_rules[HMM_TRANSIT_MAX] = {
 		.name = "unsharing",
 		.owner_has = "redo: unprotect, I, punch",
 		.owner_has_not = "discarded: I, punch",
-		.from = S | D | C | E,
+		.from = I | S | D | C | E,
 		.to = I | S | D,
 	},
 };
@@ -76,9 +76,19 @@ const char *transit_name(uint32_t transit)
 	return transit < HMM_TRANSIT_MAX ? transit_rules[transit].name : "?";
 }
 
+static uint64_t *sequence_word(const struct owner *owner, uint64_t addr)
+{
+	return owner->table + HMM_TABLE_ENTRIES + (addr >> HMM_BLOCK_SHIFT);
+}
+
+uint64_t block_sequence(const struct owner *owner, uint64_t addr)
+{
+	return __atomic_load_n(sequence_word(owner, addr), __ATOMIC_RELAXED);
+}
+
 static void sequence_bump(struct block *block, bool odd)
 {
-	uint64_t *word = block->owner->table + HMM_TABLE_ENTRIES + (block->addr >> HMM_BLOCK_SHIFT);
+	uint64_t *word = sequence_word(block->owner, block->addr);
 	uint64_t now = __atomic_load_n(word, __ATOMIC_RELAXED);
 
 	assert((now & 1) != odd);
@@ -137,4 +147,12 @@ void transit_end(struct block *block)
 	__atomic_store_n(&block->record->transit, (uint32_t)HMM_TRANSIT_REST, __ATOMIC_RELEASE);
 
 	TAILQ_CONCAT(&block->owner->runnable, &block->parked, link);
+}
+
+void transit_withdraw(struct block *block, const struct pages *pages)
+{
+	assert(block_at_rest(block));
+	sequence_bump(block, true);
+	block_hide(block, pages);
+	sequence_bump(block, false);
 }

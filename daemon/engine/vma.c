@@ -171,3 +171,41 @@ int segment_at(struct owner *owner, uint64_t addr, uint64_t end, struct segment 
 		clip_excluded(owner, addr, segment);
 	return 0;
 }
+
+/* What drivers and the kernel itself map: frames that are nobody's memory. */
+static bool is_special(const struct kernel_vma *vma)
+{
+	static const char *const memory[] = { "/dev/zero", "/dev/shm/", "/dev/hugepages" };
+	static const char *const others[] = { "[v", "/dev/", "/dmabuf", "/proc/", "/sys/", "anon_inode:",
+					      "socket:" };
+
+	if (!vma->file)
+		return strncmp(vma->name, "[v", 2) == 0;
+	for (unsigned int i = 0; i < sizeof(memory) / sizeof(memory[0]); i++)
+		if (strncmp(vma->name, memory[i], strlen(memory[i])) == 0)
+			return false;
+	for (unsigned int i = 0; i < sizeof(others) / sizeof(others[0]); i++)
+		if (strncmp(vma->name, others[i], strlen(others[i])) == 0)
+			return true;
+	return false;
+}
+
+int view_at(struct owner *owner, uint64_t addr, uint64_t end, struct view *view)
+{
+	struct segment part = { .start = addr, .end = end, .result = HMM_PAGE_RESULT_MOVED };
+	struct kernel_vma vma;
+	int r = kernel->vma_at(owner->maps, addr, &vma);
+
+	if (r || vma.start > addr)
+		return !r || r == -ENOENT ? -EFAULT : r;
+	if (part.end > vma.end)
+		part.end = vma.end;
+	clip_excluded(owner, addr, &part);
+	view->end = part.end;
+	view->page_size = vma.page_size;
+	view->read = vma.read;
+	view->write = vma.write;
+	view->special = is_special(&vma);
+	view->excluded = part.result == HMM_PAGE_RESULT_EXCLUDED;
+	return 0;
+}

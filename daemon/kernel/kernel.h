@@ -18,6 +18,7 @@
 /* One mapping of an owner, as /proc/PID/maps tells it. */
 struct kernel_vma {
 	uint64_t start, end;
+	uint64_t page_size;	/* 0: unknown */
 	bool read, write, exec, shared;
 	bool file;		/* backed by an inode: a file, a memfd, shared anonymous memory */
 	char name[256];		/* "[heap]", "[stack]", a path's beginning or "" */

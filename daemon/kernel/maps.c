@@ -37,6 +37,7 @@ static int query(int maps, uint64_t addr, struct kernel_vma *vma)
 	}
 	vma->start = q.vma_start;
 	vma->end = q.vma_end;
+	vma->page_size = q.vma_page_size;
 	vma->read = q.vma_flags & PROCMAP_QUERY_VMA_READABLE;
 	vma->write = q.vma_flags & PROCMAP_QUERY_VMA_WRITABLE;
 	vma->exec = q.vma_flags & PROCMAP_QUERY_VMA_EXECUTABLE;
@@ -56,6 +57,7 @@ static bool parse_line(const char *line, struct kernel_vma *vma)
 		return false;
 	vma->start = start;
 	vma->end = end;
+	vma->page_size = 0;
 	vma->read = perms[0] == 'r';
 	vma->write = perms[1] == 'w';
 	vma->exec = perms[2] == 'x';
