@@ -189,6 +189,7 @@ int hmm_mirror_unregister(struct hmm_mirror *mirror)
 	while ((running = __atomic_load_n(&private->callbacks, __ATOMIC_ACQUIRE)) != 0)
 		futex_wait(&private->callbacks, running, NULL);
 	mirror->priv = NULL;
+	hmmc_range_orphan(private);
 	hmm_device_put(private->device);
 	hmmc_arena_free(private, sizeof(*private));
 	return error;

@@ -173,6 +173,8 @@ static int attach(struct owner *owner, struct hmm_frame *frame)
 	owner->orders_fd = hmm_frame_take_fd(frame, 2);
 	owner->pulse_fd = hmm_frame_take_fd(frame, 3);
 	owner->eventfd = hmm_frame_take_fd(frame, 4);
+	/* Numbers begin anew: before they can be seen. */
+	__atomic_add_fetch(&owner->hmm->tables, 1, __ATOMIC_SEQ_CST);
 	table = map_memfd(owner->table_fd, HMM_TABLE_SIZE, PROT_READ, owner->table);
 	orders =
 		map_memfd(owner->orders_fd, HMM_ORDERS_SIZE, PROT_READ | PROT_WRITE, owner->orders);

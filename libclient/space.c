@@ -209,6 +209,8 @@ static int map_peer(struct hmm *hmm, struct hmm_frame *frame)
 	int table_fd = hmm_frame_take_fd(frame, 0), pulse_fd = hmm_frame_take_fd(frame, 1);
 	void *table, *pulse;
 
+	/* Whether or not the numbers begin anew. */
+	__atomic_add_fetch(&hmm->tables, 1, __ATOMIC_SEQ_CST);
 	table = hmmc_map((void *)(uintptr_t)hmm->table, HMM_TABLE_SIZE, PROT_READ, MAP_SHARED,
 			 table_fd, 0);
 	pulse = hmmc_map(hmm->pulse, sizeof(*hmm->pulse), PROT_READ, MAP_SHARED, pulse_fd, 0);

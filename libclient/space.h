@@ -33,6 +33,7 @@ struct hmm_mirror_private {
 	uint64_t flags;
 	uint32_t gone;			/* its owner is: release() was called */
 	uint32_t callbacks;		/* futex: running or queued */
+	struct hmm_range_private *ranges;
 };
 
 struct key {
@@ -51,6 +52,8 @@ struct hmm {
 	int key;			/* what opened it, in the private table, or -1 */
 	const uint64_t *table;
 	struct hmm_pulse *pulse;
+	uint32_t tables;		/* how many tables there were: atomic */
+	uint32_t holds;			/* ranges that hmmd was told of: atomic */
 
 	struct futex_lock lock;		/* the lists */
 	struct futex_lock restore_lock;	/* before lock: nothing leaves the lists */
@@ -84,6 +87,9 @@ void hmmc_device_reference(struct hmm_device *device);
 int hmmc_mirror_check(const struct hmm_mirror *mirror);
 /* mirror.c: registers every mirror again, under its old id where @same. */
 int hmmc_mirror_restore(struct hmm *hmm, bool same);
+
+/* range.c: the mirror goes; what looked through it is invalid for good. */
+void hmmc_range_orphan(struct hmm_mirror_private *mirror);
 
 /* alloc.c: coherent memory outlives its handle as ordinary shared memory. */
 void hmmc_alloc_forget(struct hmm *hmm);

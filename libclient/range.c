@@ -1,0 +1,652 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * range.c - ranges: looking at an owner's pages, and whether what was seen is so still.
+ *
+ * The happy path: all that a range wants stands in the table that hmmd shares, and hmm_range_fault()
+ * is a load per page. What does not makes one message of the whole part (64 MiB, cut
+ * at its multiples, so that no block is in two) in which it lies; hmmd's answer has a byte for each
+ * page. pfns[], which hold what is wanted, are written at the very end, and only then.
+ *
+ * Each block has a number that hmmd increments before and after each change, so it is odd in
+ * between. They only grow: the sum over the range's blocks is the same if and only if each is. That
+ * sum is all that a range remembers (with the table's own count in its high bits, for a new hmmd's
+ * table begins anew).
+ *
+ * hmmd is not told of a range before it has to be asked; from then on it keeps the range watched until
+ * it is released. Nothing needs to be said again after a restart.
+ *
+ * Runs in the program's threads. A range belongs to one of them at a time.
+ */
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "arena.h"
+#include "mapping.h"
+#include "space.h"
+
+#define PART_MAX	(64UL << 20)
+#define GENERATION_SHIFT 48
+#define FEW_PAGES	1024UL		/* whose answers fit on the stack */
+
+/* A page in the table or in an answer: HMM_RANGE_ENTRY_* and the holder's index above. */
+#define HOLDER_SHIFT	4
+
+struct hmm_range_private {
+	struct hmm_range_private *next, *previous;	/* of the mirror */
+	struct hmm_mirror_private *mirror;	/* NULL: it has been unregistered */
+	struct hmm *hmm;
+	uint64_t numbers;		/* the sum that it was valid at */
+	bool stable;			/* nothing was changing then */
+	uint32_t hold;			/* hmmd's name of it; 0: hmmd has not been told */
+	uint32_t round;			/* the connection on which it was told */
+};
+
+/* ---- numbers ---------------------------------------------------------------- */
+
+static const uint64_t *number_of(const struct hmm *hmm, uint64_t addr)
+{
+	return hmm->table + HMM_TABLE_ENTRIES + (addr >> HMM_BLOCK_SHIFT);
+}
+
+/* False: something is changing. */
+static bool sum_up(const struct hmm *hmm, uint64_t start, uint64_t end, uint64_t *sum)
+{
+	const uint64_t *last = number_of(hmm, end - 1);
+	uint64_t odd = 0;
+
+	*sum = 0;
+	for (const uint64_t *word = number_of(hmm, start); word <= last; word++) {
+		uint64_t number = __atomic_load_n(word, __ATOMIC_ACQUIRE);
+
+		*sum += number;
+		odd |= number & 1;
+	}
+	return !odd;
+}
+
+static uint64_t generation(const struct hmm *hmm)
+{
+	return (uint64_t)__atomic_load_n(&hmm->tables, __ATOMIC_ACQUIRE) << GENERATION_SHIFT;
+}
+
+/* What was read before stays before: entries, then numbers. */
+static bool read_numbers(const struct hmm_range *range, uint64_t *numbers)
+{
+	const struct hmm *hmm = range->priv->hmm;
+	bool stable;
+
+	__atomic_thread_fence(__ATOMIC_ACQUIRE);
+	stable = sum_up(hmm, range->start, range->end, numbers);
+	*numbers += generation(hmm);
+	return stable;
+}
+
+static bool is_alive(const struct hmm_range *range)
+{
+	const struct hmm_range_private *private = range ? range->priv : NULL;
+
+	return private && private->mirror && !hmmc_space_check(private->hmm) &&
+	       !__atomic_load_n(&private->mirror->gone, __ATOMIC_ACQUIRE) &&
+	       !__atomic_load_n(&private->hmm->pulse->dead, __ATOMIC_ACQUIRE);
+}
+
+/* From here on changes count. */
+static bool begin_anew(struct hmm_range *range)
+{
+	range->priv->stable = read_numbers(range, &range->priv->numbers);
+	/* What is read after this is not older than the numbers. */
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	return range->valid = range->priv->stable;
+}
+
+bool hmm_range_valid(struct hmm_range *range)
+{
+	uint64_t numbers;
+
+	if (!is_alive(range))
+		return range ? range->valid = false : false;
+	range->valid = range->priv->stable && read_numbers(range, &numbers) &&
+		       numbers == range->priv->numbers;
+	return range->valid;
+}
+
+/* A change takes microseconds, or as long as drivers take to answer. */
+static void sleep_a_little(unsigned int tries)
+{
+	const long us = tries < 6 ? 10L << tries : 1000;
+
+	nanosleep(&(struct timespec){ .tv_nsec = us * 1000 }, NULL);
+}
+
+bool hmm_range_wait_until_valid(struct hmm_range *range, unsigned long timeout)
+{
+	uint64_t began = clock_ms();
+
+	for (unsigned int tries = 0; is_alive(range); tries++) {
+		if (begin_anew(range))
+			return true;
+		if (clock_ms() - began >= timeout)
+			break;
+		sleep_a_little(tries);
+	}
+	if (range)
+		range->valid = false;
+	return false;
+}
+
+unsigned long hmm_range_read_begin(struct hmm_range *range)
+{
+	for (unsigned int tries = 0; is_alive(range); tries++) {
+		if (begin_anew(range))
+			return range->priv->numbers;
+		sleep_a_little(tries);
+	}
+	return 0;
+}
+
+bool hmm_range_read_retry(struct hmm_range *range, unsigned long number)
+{
+	uint64_t numbers;
+
+	return !is_alive(range) || !read_numbers(range, &numbers) || numbers != number;
+}
+
+/* ---- registering --------------------------------------------------------------- */
+
+int hmm_range_register(struct hmm_range *range, struct hmm_mirror *mirror, unsigned long start,
+		       unsigned long end, unsigned int page_shift)
+{
+	struct hmm_range_private *private;
+	unsigned long page;
+
+	if (!range || !mirror || !mirror->priv)
+		return hmmc_fail(-EINVAL, "the range or the mirror is NULL, or the mirror is not registered");
+	if (page_shift < HMM_PAGE_SHIFT || page_shift > HMM_REGION_SHIFT)
+		return hmmc_fail(-EINVAL, "there are no pages of 1 << %u bytes", page_shift);
+	page = 1UL << page_shift;
+	if (start >= end || end > HMM_VA_END || start % page || end % page)
+		return hmmc_fail(-EINVAL,
+				 "the range is empty, ends above user space or is not of whole pages of %lu bytes",
+				 page);
+	if (hmmc_mirror_check(mirror))
+		return hmmc_fail(-EFAULT, "the mirror's owner is gone");
+	private = hmmc_arena_alloc(sizeof(*private));
+	if (!private)
+		return hmmc_fail(-ENOMEM, "the library's memory is used up");
+	private->mirror = mirror->priv;
+	private->hmm = mirror->priv->hmm;
+	range->hmm = private->hmm;
+	range->start = start;
+	range->end = end;
+	range->page_shift = (uint8_t)page_shift;
+	range->priv = private;
+	futex_lock(&private->hmm->lock);
+	private->next = private->mirror->ranges;
+	if (private->next)
+		private->next->previous = private;
+	private->mirror->ranges = private;
+	futex_unlock(&private->hmm->lock);
+	begin_anew(range);
+	return 0;
+}
+
+void hmmc_range_orphan(struct hmm_mirror_private *mirror)
+{
+	futex_lock(&mirror->hmm->lock);
+	for (struct hmm_range_private *private = mirror->ranges; private; private = private->next)
+		private->mirror = NULL;
+	mirror->ranges = NULL;
+	futex_unlock(&mirror->hmm->lock);
+}
+
+static bool same_connection(struct hmm_range_private *private)
+{
+	struct connection *connection = private->hmm->connection;
+	bool same;
+
+	futex_lock(&connection->lock);
+	same = connection->state == CONNECTION_UP && connection->round == private->round;
+	futex_unlock(&connection->lock);
+	return same;
+}
+
+static int prepare_release(struct request *request)
+{
+	const struct hmm_range_private *private = request->data;
+
+	((struct hmm_msg_range_release *)request->message)->mirror = private->mirror->id;
+	return 0;
+}
+
+/* Another hmmd, and this one on another connection, has no hold. */
+static void release(struct hmm_range_private *private)
+{
+	struct request *request;
+
+	if (!private->hold || !same_connection(private))
+		return;
+	request = hmmc_request_new(private->hmm->connection, HMM_OP_RANGE_RELEASE,
+				   sizeof(struct hmm_msg_range_release));
+	if (!request)
+		return;
+	((struct hmm_msg_range_release *)request->message)->hold = private->hold;
+	request->data = private;
+	request->prepare = prepare_release;
+	hmmc_request_call(request);
+	hmmc_request_free(request);
+}
+
+void hmm_range_unregister(struct hmm_range *range)
+{
+	struct hmm_range_private *private = range ? range->priv : NULL;
+
+	if (!private)
+		return;
+	range->priv = NULL;
+	range->hmm = NULL;
+	range->valid = false;
+	/* In a fork's child everything is the parent's. */
+	if (hmmc_space_check(private->hmm) == 0 && private->mirror)
+		release(private);
+	if (private->mirror) {
+		futex_lock(&private->hmm->lock);
+		if (private->previous)
+			private->previous->next = private->next;
+		else
+			private->mirror->ranges = private->next;
+		if (private->next)
+			private->next->previous = private->previous;
+		futex_unlock(&private->hmm->lock);
+	}
+	hmmc_arena_free(private, sizeof(*private));
+}
+
+/* ---- entries ---------------------------------------------------------------------- */
+
+static int check_arrays(const struct hmm_range *range)
+{
+	const uint64_t *flags = range->flags, *values = range->values;
+	uint64_t number;
+
+	if (!range->pfns || !flags || !values)
+		return hmmc_fail(-EINVAL, "pfns, flags or values is NULL");
+	if (range->pfn_shift > HMM_PAGE_SHIFT)
+		return hmmc_fail(-EINVAL, "pfn_shift is %u, more than %u", range->pfn_shift, HMM_PAGE_SHIFT);
+	number = ((1UL << 40) - 1) << range->pfn_shift;
+	if ((flags[HMM_PFN_VALID] | flags[HMM_PFN_WRITE] | flags[HMM_PFN_DEVICE_PRIVATE]) & number)
+		return hmmc_fail(-EINVAL, "a flag lies in the bits of the page's number");
+	if (!flags[HMM_PFN_VALID] || values[HMM_PFN_NONE] & flags[HMM_PFN_VALID] ||
+	    values[HMM_PFN_NONE] == values[HMM_PFN_ERROR] ||
+	    values[HMM_PFN_NONE] == values[HMM_PFN_SPECIAL])
+		return hmmc_fail(-EINVAL, "the value of NONE cannot be told from a page, ERROR or SPECIAL");
+	return 0;
+}
+
+static bool has(uint64_t bits, uint64_t flag)
+{
+	return flag && (bits & flag) == flag;
+}
+
+/* What the driver asks of page @i: HMM_RANGE_WANT_*. */
+static uint8_t want_of(const struct hmm_range *range, size_t i)
+{
+	uint64_t bits = (range->pfns[i] & range->pfn_flags_mask) | range->default_flags;
+
+	if (!has(bits, range->flags[HMM_PFN_VALID]))
+		return 0;
+	return HMM_RANGE_WANT_READ |
+	       (has(bits, range->flags[HMM_PFN_WRITE]) ? HMM_RANGE_WANT_WRITE : 0) |
+	       (has(bits, range->flags[HMM_PFN_DEVICE_PRIVATE]) ? HMM_RANGE_WANT_HOME : 0);
+}
+
+static uint8_t entry_of(uint64_t entry)
+{
+	uint8_t result = 0;
+
+	if (!(entry & HMM_TABLE_VALID))
+		return 0;
+	result = HMM_RANGE_ENTRY_VALID | (entry & HMM_TABLE_WRITE ? HMM_RANGE_ENTRY_WRITE : 0);
+	if (entry & HMM_TABLE_DEVICE)
+		result |= HMM_RANGE_ENTRY_DEVICE |
+			  (uint8_t)(((entry >> HMM_TABLE_PFN_SHIFT) / HMM_TABLE_DEVICE_PFN - 1) << HOLDER_SHIFT);
+	if (entry & HMM_TABLE_COHERENT)
+		result |= HMM_RANGE_ENTRY_COHERENT;
+	return result;
+}
+
+static bool is_own(const struct hmm_range_private *private, uint8_t entry)
+{
+	return entry >> HOLDER_SHIFT == (private->mirror->id & 0xff);
+}
+
+static bool is_private(uint8_t entry)
+{
+	return entry & HMM_RANGE_ENTRY_DEVICE && !(entry & HMM_RANGE_ENTRY_COHERENT);
+}
+
+/* Whether a page that stands in the table is as wanted. */
+static bool is_as_wanted(const struct hmm_range_private *private, uint8_t entry, uint8_t want)
+{
+	if (!(entry & HMM_RANGE_ENTRY_VALID))
+		return false;
+	if (want & HMM_RANGE_WANT_WRITE && !(entry & HMM_RANGE_ENTRY_WRITE))
+		return false;
+	return !want || !is_private(entry) || (is_own(private, entry) && !(want & HMM_RANGE_WANT_HOME));
+}
+
+/* The driver's entry. */
+static uint64_t encode(const struct hmm_range *range, uint64_t addr, uint8_t entry)
+{
+	uint64_t pfn = addr >> HMM_PAGE_SHIFT, result;
+
+	if (!(entry & HMM_RANGE_ENTRY_VALID))
+		return range->values[HMM_PFN_NONE];
+	/* Coherent memory of another's device is the owner's memory to this one. */
+	if (is_private(entry) || (entry & HMM_RANGE_ENTRY_DEVICE && is_own(range->priv, entry)))
+		pfn += ((uint64_t)(entry >> HOLDER_SHIFT) + 1) * HMM_TABLE_DEVICE_PFN;
+	result = hmm_device_entry_from_pfn(range, pfn);
+	if (entry & HMM_RANGE_ENTRY_WRITE)
+		result |= range->flags[HMM_PFN_WRITE];
+	if (is_private(entry))
+		result |= range->flags[HMM_PFN_DEVICE_PRIVATE];
+	return result;
+}
+
+/* ---- looking ------------------------------------------------------------------------- */
+
+struct look {
+	struct hmm_range *range;
+	bool snapshot, block;
+	uint8_t *entries;		/* what was found, one for each page */
+	uint64_t numbers;		/* the sum that they belong to, so far */
+	size_t done;			/* pages */
+	enum hmm_range_stop stop;
+};
+
+/* From the table alone. False: hmmd has to be asked. */
+static bool look_in_table(struct look *look, uint64_t start, uint64_t end)
+{
+	const struct hmm_range *range = look->range;
+	const struct hmm *hmm = range->priv->hmm;
+	size_t first = (start - range->start) >> HMM_PAGE_SHIFT;
+	uint64_t before, after;
+
+	/* Whether huge pages are that is hmmd's to say. */
+	if (range->page_shift != HMM_PAGE_SHIFT || !sum_up(hmm, start, end, &before))
+		return false;
+	for (size_t i = first; start + ((i - first) << HMM_PAGE_SHIFT) < end; i++) {
+		uint8_t entry = entry_of(__atomic_load_n(
+			&hmm->table[(start >> HMM_PAGE_SHIFT) + i - first], __ATOMIC_ACQUIRE));
+
+		if (!is_as_wanted(range->priv, entry, look->snapshot ? 0 : want_of(range, i)))
+			return false;
+		look->entries[i] = entry;
+	}
+	__atomic_thread_fence(__ATOMIC_ACQUIRE);
+	if (!sum_up(hmm, start, end, &after) || before != after)
+		return false;
+	look->numbers += before;
+	look->done += (end - start) >> HMM_PAGE_SHIFT;
+	return true;
+}
+
+static int prepare_look(struct request *request)
+{
+	struct hmm_range_private *private = request->data;
+
+	((struct hmm_msg_range_fault *)request->message)->mirror = private->mirror->id;
+	/* In the clerk, which is about to send it on this connection. */
+	futex_lock(&request->connection->lock);
+	private->round = request->connection->round;
+	futex_unlock(&request->connection->lock);
+	return 0;
+}
+
+static uint32_t new_hold(struct hmm *hmm)
+{
+	uint32_t hold = __atomic_add_fetch(&hmm->holds, 1, __ATOMIC_RELAXED);
+
+	return hold ? hold : __atomic_add_fetch(&hmm->holds, 1, __ATOMIC_RELAXED);
+}
+
+static struct request *new_request(const struct look *look, uint64_t start, uint64_t end)
+{
+	struct hmm_range *range = look->range;
+	struct hmm_range_private *private = range->priv;
+	size_t pages = (end - start) >> HMM_PAGE_SHIFT, first = (start - range->start) >> HMM_PAGE_SHIFT;
+	struct hmm_msg_range_fault *message;
+	struct request *request;
+	bool alike = true;
+
+	for (size_t i = 1; i < pages && alike && !look->snapshot; i++)
+		alike = want_of(range, first + i) == want_of(range, first);
+	request = hmmc_request_new(private->hmm->connection, HMM_OP_RANGE_FAULT,
+				   sizeof(*message) + (alike ? 1 : pages));
+	if (!request)
+		return NULL;
+	message = (struct hmm_msg_range_fault *)request->message;
+	if (!private->hold)
+		private->hold = new_hold(private->hmm);
+	message->hold = private->hold;
+	message->hold_start = range->start;
+	message->hold_end = range->end;
+	message->addr = start;
+	message->length = end - start;
+	message->flags = (look->snapshot ? HMM_RANGE_FLAGS_SNAPSHOT : 0) |
+			 (look->block ? HMM_RANGE_FLAGS_BLOCK : 0);
+	message->page_shift = range->page_shift;
+	message->count = alike ? 1 : (uint32_t)pages;
+	for (size_t i = 0; i < message->count && !look->snapshot; i++)
+		message->wants[i] = want_of(range, first + i);
+	request->data = private;
+	request->prepare = prepare_look;
+	return request;
+}
+
+static int take_answer(struct look *look, const struct hmm_msg_range_fault_reply *reply, uint64_t start,
+		       uint64_t end)
+{
+	size_t pages = (end - start) >> HMM_PAGE_SHIFT;
+	size_t first = (start - look->range->start) >> HMM_PAGE_SHIFT;
+
+	if (reply->count > pages || reply->error > 0 || (!reply->error && reply->count != pages))
+		return hmmc_fail(-EPROTO, "hmmd answered for other pages than it was asked for");
+	memcpy(look->entries + first, reply->entries, reply->count);
+	look->numbers += reply->sequence;
+	look->done += reply->count;
+	look->stop = reply->stop;
+	return reply->error;
+}
+
+static int ask(struct look *look, uint64_t start, uint64_t end)
+{
+	struct request *request = new_request(look, start, end);
+	int error;
+
+	if (!request)
+		return hmmc_fail(-ENOMEM, "the library's memory is used up");
+	error = hmmc_request_call(request);
+	if (!error)
+		error = take_answer(look, (const void *)request->reply, start, end);
+	else if (error == -ESTALE || error == -ENOENT)
+		error = -EFAULT;	/* the owner, or the mirror, is gone */
+	hmmc_request_free(request);
+	return error;
+}
+
+static int look_at_parts(struct look *look)
+{
+	const struct hmm_range *range = look->range;
+	uint64_t next;
+	int error = 0;
+
+	for (uint64_t at = range->start; at < range->end && !error; at = next) {
+		next = (at & ~(PART_MAX - 1)) + PART_MAX;
+		if (next > range->end)
+			next = range->end;
+		if (!look_in_table(look, at, next))
+			error = ask(look, at, next);
+	}
+	return error;
+}
+
+static int explain(const struct look *look, int error)
+{
+	unsigned long at = look->range->start + (look->done << HMM_PAGE_SHIFT);
+
+	switch (error) {
+	case -EAGAIN:
+		return hmmc_fail(error, "a page is under way; ask again");
+	case -EBUSY:
+		return hmmc_fail(error, "the pages do not come to rest; ask again");
+	case -EPERM:
+		return hmmc_fail(error, "a mapping may not be read, or not be written");
+	case -EINVAL:
+		return hmmc_fail(error, "the pages are not of the range's page_shift, %u",
+				 look->range->page_shift);
+	case -EFAULT:
+		if (look->stop != HMM_RANGE_STOP_END)
+			return hmmc_fail(error, "%#lx: nothing is mapped, it is not memory, or it is lost", at);
+		return hmmc_fail(error, "the owner is gone");
+	default:
+		return error;
+	}
+}
+
+static void fill(const struct look *look, int error)
+{
+	struct hmm_range *range = look->range;
+	size_t pages = (range->end - range->start) >> HMM_PAGE_SHIFT;
+	size_t found = error == -EPERM ? 0 : look->done, i;
+
+	for (i = 0; i < found; i++)
+		range->pfns[i] = encode(range, range->start + (i << HMM_PAGE_SHIFT), look->entries[i]);
+	if (i < pages && error == -EFAULT && look->stop == HMM_RANGE_STOP_ERROR)
+		range->pfns[i++] = range->values[HMM_PFN_ERROR];
+	else if (i < pages && error == -EFAULT && look->stop == HMM_RANGE_STOP_SPECIAL)
+		range->pfns[i++] = range->values[HMM_PFN_SPECIAL];
+	for (; i < pages; i++)
+		range->pfns[i] = range->values[HMM_PFN_NONE];
+}
+
+/* @invalid: what an invalid range is answered with. */
+static long look_at(struct look *look, int invalid)
+{
+	struct hmm_range *range = look->range;
+	uint64_t tables = generation(range->priv->hmm);
+	int error = look_at_parts(look);
+
+	if (!error) {
+		range->priv->numbers = look->numbers + tables;
+		range->priv->stable = true;
+		if (!hmm_range_valid(range))
+			return hmmc_fail(invalid, "something changed in the range meanwhile; ask again");
+	}
+	if (!error || error == -EFAULT || error == -EPERM)
+		fill(look, error);
+	return error ? explain(look, error) : (long)look->done;
+}
+
+static long look(struct hmm_range *range, bool snapshot, bool block)
+{
+	struct look look = { .range = range, .snapshot = snapshot, .block = block };
+	const int invalid = snapshot ? -EAGAIN : -EBUSY;
+	uint8_t few[FEW_PAGES];
+	size_t pages;
+	long result;
+	int error;
+
+	if (!range || !range->priv)
+		return hmmc_fail(-EINVAL, "the range is NULL or not registered");
+	error = check_arrays(range);
+	if (error)
+		return error;
+	pages = (range->end - range->start) >> HMM_PAGE_SHIFT;
+	look.entries = few;
+	if (!is_alive(range)) {
+		fill(&look, -EFAULT);
+		return hmmc_fail(-EFAULT, "the owner, the mirror or hmmd is gone");
+	}
+	if (!hmm_range_valid(range))
+		return hmmc_fail(invalid, "the range is not valid: wait until it is");
+	if (pages > FEW_PAGES)
+		look.entries = hmmc_map(NULL, pages, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (!look.entries)
+		return hmmc_fail(-ENOMEM, "no memory to look at %zu pages", pages);
+	result = look_at(&look, invalid);
+	if (pages > FEW_PAGES)
+		munmap(look.entries, pages);
+	return result;
+}
+
+long hmm_range_snapshot(struct hmm_range *range)
+{
+	return look(range, true, false);
+}
+
+long hmm_range_fault(struct hmm_range *range, bool block)
+{
+	return look(range, false, block);
+}
+
+/* ---- addresses for the device's own engine ---------------------------------------------- */
+
+static int check_dma(const struct hmm_range *range, const struct hmm_device *device,
+		     const uint64_t *daddrs)
+{
+	if (!range || !range->priv || !range->pfns || !device || !daddrs)
+		return hmmc_fail(-EINVAL, "range, device or daddrs is NULL, or the range is not registered");
+	if (range->priv->mirror && range->priv->mirror->device != device)
+		return hmmc_fail(-EINVAL, "the range is of another device's mirror");
+	return 0;
+}
+
+long hmm_range_dma_map(struct hmm_range *range, struct hmm_device *device, uint64_t *daddrs, bool block)
+{
+	int error = check_dma(range, device, daddrs);
+	long pages = error ? error : hmm_range_fault(range, block), mapped = 0;
+
+	if (pages < 0)
+		return pages;
+	for (long i = 0; i < pages && !error; i++) {
+		unsigned long pfn = hmm_device_entry_to_pfn(range, range->pfns[i]);
+
+		daddrs[i] = 0;
+		if (pfn == -1UL)
+			continue;
+		/* Another device's, seen because nothing was asked of it, has none either. */
+		if (pfn / HMM_PFN_DEVICE_FIRST != (range->priv->mirror->id & 0xff) + 1) {
+			error = hmmc_fail(-EFAULT, "%#lx is not in the device's memory, and there is no IOMMU",
+					  range->start + ((unsigned long)i << HMM_PAGE_SHIFT));
+		} else {
+			daddrs[i] = (uint64_t)pfn << HMM_PAGE_SHIFT;
+			mapped++;
+		}
+	}
+	if (!error && (!mapped || !hmm_range_valid(range)))
+		error = hmmc_fail(-EBUSY, "there is no page in the range, or something changed meanwhile");
+	if (error)
+		memset(daddrs, 0, (size_t)pages * sizeof(*daddrs));
+	return error ? error : mapped;
+}
+
+long hmm_range_dma_unmap(struct hmm_range *range, struct hmm_device *device, uint64_t *daddrs, bool dirty)
+{
+	int error = check_dma(range, device, daddrs);
+	long unmapped = 0;
+
+	(void)dirty;		/* the device's memory is the page: there is no copy to write back */
+	if (!error)
+		error = check_arrays(range);
+	if (error)
+		return error;
+	for (size_t i = 0; i < (range->end - range->start) >> HMM_PAGE_SHIFT; i++) {
+		if (!daddrs[i])
+			continue;
+		range->pfns[i] = range->values[HMM_PFN_NONE];
+		daddrs[i] = 0;
+		unmapped++;
+	}
+	return unmapped;
+}
