@@ -206,7 +206,8 @@ static int touch_page(struct look *look, const struct block *block, uint64_t add
 	if (entry & PM_GUARD)
 		return stop_at(look, addr, HMM_RANGE_STOP_ERROR);
 	r = access_in_place(look->owner, block, addr, &byte, 1, false);
-	if (r == -EAGAIN)
+	/* What failed may have been thrown away in the middle of it: looked at afresh a few times. */
+	if (r == -EAGAIN || (r != 1 && look->block && look->tries < TRIES_AT_ONCE))
 		return -EAGAIN;
 	if (r != 1)
 		return stop_at(look, addr, HMM_RANGE_STOP_ERROR);

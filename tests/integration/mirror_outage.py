@@ -197,6 +197,97 @@ class Outage(harness.Test):
         self.ask(owner, "check", "^checked$")
         owner.finish()
 
+    # ---- ranges
+
+    def becomes_invalid(self, owner):
+        harness.wait_until(lambda: self.ask(owner, "valid", r"^valid (\d)$").group(1) == "0", 20, "that the range is invalid")
+
+    def looks(self):
+        return int(self.hmmctl_json("stats")["owners"][0]["stats"]["range_looks"])
+
+    def test_range_that_is_there_costs_no_message(self):
+        """hmmd is stopped, and nobody waits for it."""
+        self.start_daemon()
+        owner = self.owner("huge")
+        self.ask(owner, "range", f"^range {PAGES}$")
+        self.daemon.process.signal(signal.SIGSTOP)
+        try:
+            for _ in range(3):
+                self.ask(owner, "range", f"^range {PAGES}$")
+                self.ask(owner, "valid", "^valid 1$")
+        finally:
+            self.daemon.process.signal(signal.SIGCONT)
+        self.ask(owner, "check", "^checked$")
+        owner.finish()
+
+    def test_one_message_for_all_that_is_missing(self):
+        self.start_daemon()
+        owner = self.owner()
+        self.out(owner, PAGES)
+        before = self.looks()
+        self.ask(owner, "range", f"^range {PAGES}$")
+        self.assertEqual(self.looks(), before)  # its own pages are there
+        self.ask(owner, "home", "^home")
+        self.becomes_invalid(owner)
+        self.ask(owner, "range", f"^range {PAGES}$")
+        self.assertEqual(self.looks(), before + 1)
+        owner.finish()
+
+    def test_range_over_a_restart(self):
+        self.start_daemon()
+        owner = self.owner()
+        for _ in range(3):
+            self.ask(owner, "range", f"^range {PAGES}$")
+            self.daemon.restart()
+            self.becomes_invalid(owner)
+            self.ask(owner, "range", f"^range {PAGES}$")
+            self.ask(owner, "valid", "^valid 1$")
+        self.ask(owner, "discard", "^discarded$")
+        self.becomes_invalid(owner)
+        self.ask(owner, "range", f"^range {PAGES}$")
+        self.ask(owner, "change", "^changed$")
+        self.ask(owner, "device", "^checked$")
+        owner.finish()
+
+    def test_range_over_a_good_bye(self):
+        """The table is a new one: its numbers begin anew."""
+        self.start_daemon()
+        owner = self.owner()
+        self.ask(owner, "range", f"^range {PAGES}$")
+        self.daemon.stop()
+        self.daemon.start()
+        self.becomes_invalid(owner)
+        self.ask(owner, "range", f"^range {PAGES}$")
+        self.ask(owner, "check", "^checked$")
+        owner.finish()
+
+    def test_range_changed_while_there_is_no_daemon(self):
+        """The discarding waits for its event to be read; what the next hmmd reads it knows of."""
+        self.start_daemon()
+        owner = self.owner()
+        self.ask(owner, "range", f"^range {PAGES}$")
+        self.daemon.kill9()
+        owner.send("discard")
+        time.sleep(0.2)
+        self.daemon.start()
+        owner.expect("^discarded$")
+        self.becomes_invalid(owner)
+        self.ask(owner, "range", f"^range {PAGES}$")
+        self.ask(owner, "change", "^changed$")
+        self.ask(owner, "device", "^checked$")
+        owner.finish()
+
+    def test_range_and_a_rescue(self):
+        self.start_daemon("--grace", "300ms")
+        owner = self.owner()
+        self.ask(owner, "range", f"^range {PAGES}$")
+        self.daemon.kill9()
+        self.becomes_invalid(owner)
+        self.ask(owner, "range", "^error -14$")
+        self.ask(owner, "check", "^checked$")
+        self.ask(owner, "change", "^changed$")
+        owner.finish()
+
     # ---- an owner stops or ends
 
     @unittest.skipIf(harness.SANITIZE, "AddressSanitizer's shadow is terabytes to migrate")

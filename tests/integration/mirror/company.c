@@ -368,6 +368,70 @@ static void peer(void)
 	test_close();
 }
 
+/* A driver elsewhere looks at the owner's pages, hears of changes, and of the end. */
+static void ranges_driver(void)
+{
+	static const uint64_t flags[HMM_PFN_FLAG_MAX] = { 1, 2, 4 }, values[HMM_PFN_VALUE_MAX] = { 8, 0, 16 };
+	unsigned long address = driver_open(&answering);
+	struct hmm_range range = { .flags = flags, .values = values, .pfn_shift = 12, .default_flags = 1 };
+	uint64_t pfns[64], word;
+	long result;
+
+	range.pfns = pfns;
+	CHECK_EQ(hmm_migrate(&mirror, address, 16 * PAGE, HMM_DEVICE, 0, NULL, NULL), 16);
+	CHECK_EQ(hmm_range_register(&range, &mirror, address, address + 64 * PAGE, 12), 0);
+	do {
+		CHECK(hmm_range_wait_until_valid(&range, 10000));
+		result = hmm_range_fault(&range, true);
+	} while (result == -EBUSY);
+	CHECK_EQ(result, 64);
+	for (size_t i = 0; i < 64; i++)
+		CHECK_EQ(pfns[i] & 7, i < 16 ? 7 : 3);
+	CHECK(hmm_range_valid(&range));
+	tell(DRIVER_SOCKET, 1, -1);
+	CHECK(hear(DRIVER_SOCKET, &word, NULL));
+	do {
+		CHECK(hmm_range_wait_until_valid(&range, 10000));
+		result = hmm_range_fault(&range, true);
+	} while (result == -EBUSY);
+	CHECK_EQ(result, -EFAULT);
+	for (size_t i = 0; i < 64; i++)
+		CHECK_EQ(pfns[i] & 31, i < 40 ? i < 16 ? 7 : 3 : i == 40 ? 8 : 0);
+	tell(DRIVER_SOCKET, 2, -1);
+	while (hmm_range_wait_until_valid(&range, 0))
+		usleep(1000);
+	CHECK(!hmm_range_valid(&range));
+	CHECK_EQ(hmm_range_fault(&range, true), -EFAULT);
+	CHECK_EQ(hmm_range_snapshot(&range), -EFAULT);
+	for (size_t i = 0; i < 64; i++)
+		CHECK_EQ(pfns[i], 0);
+	hmm_range_unregister(&range);
+	CHECK_EQ(hmm_range_register(&range, &mirror, address, address + 64 * PAGE, 12), -EFAULT);
+	CHECK_EQ(hmm_mirror_unregister(&mirror), 0);
+	hmm_device_put(mirror.device);
+	hmm_close(hmm);
+}
+
+static void ranges(void)
+{
+	uint64_t word;
+	char *memory;
+	int socket;
+	pid_t driver = start_driver("ranges", &socket);
+
+	test_open(0, DEVICE_MEMORY);
+	memory = test_map(64);
+	test_fill(memory, 64, 7);
+	invite(socket, memory);
+	CHECK(hear(socket, &word, NULL));
+	CHECK_EQ(munmap(memory + 40 * PAGE, PAGE), 0);
+	tell(socket, 2, -1);
+	CHECK(hear(socket, &word, NULL));
+	test_close();
+	test_check(memory, 40, 7);
+	test_reap(driver, 0);
+}
+
 /* A driver never answers: past the deadline the owner goes on. */
 static void silent_driver(void)
 {
@@ -619,14 +683,14 @@ static void two_owners(void)
 static const struct test_case cases[] = {
 	{ "two-mirrors", two_mirrors, false }, { "mirrors-in-turn", mirrors_in_turn, false },
 	{ "many-mirrors", many_mirrors, false }, { "names-and-arguments", names_and_arguments, false },
-	{ "no-memory", no_memory, false }, { "callback", callback, false }, { "peer", peer, false }, { "silent", silent, false },
+	{ "no-memory", no_memory, false }, { "callback", callback, false }, { "peer", peer, false }, { "ranges", ranges, false }, { "silent", silent, false },
 	{ "dying", dying, false }, { "orphaned", orphaned, false },
 	{ "executed", executed, false }, { "stale-key", stale_key, false },
 	{ "two-owners", two_owners, false }, { NULL, NULL, false },
 };
 
 static const struct test_case drivers[] = {
-	{ "peer", peer_driver, false }, { "silent", silent_driver, false }, { "dying", dying_driver, false },
+	{ "peer", peer_driver, false }, { "ranges", ranges_driver, false }, { "silent", silent_driver, false }, { "dying", dying_driver, false },
 	{ "orphaned", orphaned_driver, false }, { "executed", executed_driver, false },
 	{ "stale-key", stale_key_driver, false }, { NULL, NULL, false },
 };

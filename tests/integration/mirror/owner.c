@@ -15,6 +15,9 @@
  *   close       gives the mirror up                         "closed"
  *   crash       as a bug would                              (core)
  *   read        one word by the device; "error -E"          "read N"
+ *   range       a range over everything, faulted in         "range N"
+ *   valid       whether it is as it was then                "valid 0", "valid 1"
+ *   discard     one page of it is thrown away               "discarded"
  *
  * usage: owner PAGES [huge] [base]
  */
@@ -99,6 +102,25 @@ static void check_in_child(void)
 	test_reap(child, 0);
 }
 
+static struct hmm_range range;
+
+static long fault_range(void)
+{
+	static const uint64_t bits[HMM_PFN_FLAG_MAX] = { 1, 2, 4 }, marks[HMM_PFN_VALUE_MAX] = { 8, 0, 16 };
+	unsigned long start = (unsigned long)memory;
+	long result;
+
+	if (!range.priv) {
+		range = (struct hmm_range){ .flags = bits, .values = marks, .pfn_shift = 12, .default_flags = 1,
+					    .pfns = malloc(pages * sizeof(*range.pfns)) };
+		CHECK_EQ(hmm_range_register(&range, &mirror, start, start + pages * PAGE, 12), 0);
+	}
+	do {
+		result = hmm_range_fault(&range, true);
+	} while (result == -EBUSY && hmm_range_wait_until_valid(&range, 20000));
+	return result;
+}
+
 static void obey(const char *line)
 {
 	size_t n = pages;
@@ -135,6 +157,14 @@ static void obey(const char *line)
 	} else if (!strcmp(line, "read")) {
 		got = hmm_device_read(&mirror, (unsigned long)memory, &word, 8);
 		printf(got < 0 ? "error %zd\n" : "read %zd\n", got);
+	} else if (!strcmp(line, "range")) {
+		got = fault_range();
+		printf(got < 0 ? "error %zd\n" : "range %zd\n", got);
+	} else if (!strcmp(line, "valid")) {
+		printf("valid %d\n", hmm_range_valid(&range));
+	} else if (!strcmp(line, "discard")) {
+		CHECK_EQ(madvise(memory, PAGE, MADV_DONTNEED), 0);
+		printf("discarded\n");
 	} else {
 		FAIL("what is '%s'?", line);
 	}

@@ -8,6 +8,7 @@
 #include "mirror.h"
 
 #include <fcntl.h>
+#include <pthread.h>
 #include <sys/auxv.h>
 #include <sys/wait.h>
 
@@ -1023,6 +1024,116 @@ static void large(void)
 	test_close();
 }
 
+/* ---- many at once, while everything changes -------------------------------------------------------- */
+
+#define CROWD 4
+#define CROWD_PAGES 1100UL
+#define UPHEAVALS 300
+
+static char *arena;
+static _Atomic long begun, done;
+static _Atomic bool over;
+static _Atomic unsigned long caught[CROWD];
+
+static uint64_t draw(uint64_t *random)
+{
+	*random = *random * 6364136223846793005ULL + 1442695040888963407ULL;
+	return *random >> 33;
+}
+
+/* A range that was valid when a change began must not be when that change is done. */
+static void *driver_loop(void *data)
+{
+	size_t index = (size_t)data;
+	uint64_t random = index + 1;
+
+	while (!over) {
+		size_t first = draw(&random) % CROWD_PAGES, n = 1 + draw(&random) % (CROWD_PAGES - first);
+		struct hmm_range range = look_at(arena + first * PAGE, n);
+		long before, result;
+
+		range.default_flags = draw(&random) % 4 ? VALID : FLAGS;
+		result = again(&range, draw(&random) % 4 == 0);
+		if (result != (long)n)
+			FAIL("%zu pages from %zu on: %ld", n, first, result);
+		before = begun;
+		if (!hmm_range_valid(&range)) {
+			end(&range);
+			continue;
+		}
+		for (int looks = 0; looks < 200 && !over; looks++) {
+			long after = done;
+			bool valid = hmm_range_valid(&range);
+
+			/* All of the arena changes with each upheaval. */
+			if (after > before && valid)
+				FAIL("valid after upheaval %ld, seen at %ld", after, before);
+			if (!valid) {
+				caught[index]++;
+				break;
+			}
+		}
+		end(&range);
+	}
+	return NULL;
+}
+
+static void upheaval(uint64_t *random)
+{
+	void *there = arena;
+	char copy[8];
+
+	switch (draw(random) % 4) {
+	case 0:
+		CHECK_EQ(madvise(arena, CROWD_PAGES * PAGE, MADV_DONTNEED), 0);
+		break;
+	case 1:
+		there = mmap(arena, CROWD_PAGES * PAGE, PROT_READ | PROT_WRITE,
+			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+		break;
+	case 2:
+		test_migrate(arena, CROWD_PAGES, HMM_DEVICE, NULL);
+		CHECK_EQ(madvise(arena, CROWD_PAGES * PAGE, MADV_DONTNEED), 0);
+		break;
+	case 3:
+		test_fill(arena, CROWD_PAGES, 1);
+		CHECK_EQ(madvise(arena, CROWD_PAGES * PAGE, MADV_DONTNEED), 0);
+		break;
+	}
+	CHECK(there == arena);
+	/* What was read by then has been applied. */
+	CHECK_EQ(hmm_device_read(&mirror, (unsigned long)arena, copy, 8), 8);
+}
+
+static void crowd(void)
+{
+	const char *given = getenv("HMM_TEST_SEED");
+	uint64_t random = given && *given ? strtoull(given, NULL, 0) : (uint64_t)getpid();
+	unsigned long all = 0;
+	pthread_t threads[CROWD];
+
+	printf("HMM_TEST_SEED=%lu\n", random);
+	test_open(0, DEVICE_MEMORY);
+	arena = test_map(CROWD_PAGES);
+	for (size_t i = 0; i < CROWD; i++)
+		CHECK_EQ(pthread_create(&threads[i], NULL, driver_loop, (void *)i), 0);
+	for (int i = 0; i < UPHEAVALS; i++) {
+		begun++;
+		upheaval(&random);
+		done++;
+	}
+	over = true;
+	for (size_t i = 0; i < CROWD; i++) {
+		CHECK_EQ(pthread_join(threads[i], NULL), 0);
+		all += caught[i];
+	}
+	CHECK(all > 0);
+	test_fill(arena, CROWD_PAGES, 2);
+	test_device_check(arena, CROWD_PAGES, 2);
+	test_check(arena, CROWD_PAGES, 2);
+	test_close();
+}
+
 static const struct test_case cases[] = {
 	{ "registering", registering, false }, { "bad-arrays", bad_arrays, false },
 	{ "untouched", untouched, false }, { "page-by-page", page_by_page, false },
@@ -1036,7 +1147,7 @@ static const struct test_case cases[] = {
 	{ "invalidated", invalidated, false }, { "invalidated-shared", invalidated_shared, false },
 	{ "stays-valid", stays_valid, false }, { "released", released, false },
 	{ "orphaned", orphaned, false }, { "told", told, false }, { "dma", dma, false },
-	{ "compat", compat, false }, { "large", large, false }, { NULL, NULL, false },
+	{ "compat", compat, false }, { "large", large, false }, { "crowd", crowd, false }, { NULL, NULL, false },
 };
 
 int main(int argc, char **argv)
