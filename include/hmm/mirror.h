@@ -92,7 +92,8 @@ ssize_t hmm_device_write(struct hmm_mirror *mirror, unsigned long addr, const vo
 
 /*
  * hmm_mirror_lookup() - the device page table's entry of one address: one
- * load from shared memory, no system call. HMM_ENTRY_* bits; 0: no entry.
+ * load from shared memory, no system call. HMM_ENTRY_* bits; 0: no entry. Without
+ * HMM_ENTRY_DEVICE: the page is at home and was seen by a range (range.h).
  */
 #define HMM_ENTRY_VALID		(1ULL << 0)
 #define HMM_ENTRY_WRITE		(1ULL << 1)

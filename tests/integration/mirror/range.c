@@ -8,8 +8,10 @@
 #include "mirror.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <pthread.h>
 #include <sys/auxv.h>
+#include <sys/vfs.h>
 #include <sys/wait.h>
 
 #define DEVICE_MEMORY (256UL << 20)
@@ -795,6 +797,70 @@ static void invalidated_shared(void)
 	test_close();
 }
 
+/* What the kernel does not let hmmd watch is asked for each time, and reached by its address. */
+static void not_watched(void)
+{
+	char path[] = "/var/tmp/hmm-range-XXXXXX", word[8];
+	int disk = mkstemp(path);
+	struct hmm_range range;
+	struct statfs st;
+	char *memory;
+
+	test_open(0, DEVICE_MEMORY);
+	CHECK(disk >= 0 && !unlink(path) && !fstatfs(disk, &st));
+	if (st.f_type == TMPFS_MAGIC)
+		test_skip("/var/tmp is on no disk");
+	CHECK_EQ(ftruncate(disk, 4 * PAGE), 0);
+	memory = mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, disk, 0);
+	CHECK(memory != MAP_FAILED);
+	test_fill(memory, 4, 21);
+	range = seen(memory, 4);
+	CHECK_EQ(hmm_mirror_lookup(&mirror, (unsigned long)memory), 0);
+	CHECK_EQ(munmap(memory + PAGE, PAGE), 0);
+	CHECK_EQ(hmm_device_read(&mirror, (unsigned long)memory + PAGE, word, 8), -EFAULT);
+	CHECK_EQ(again(&range, false), -EFAULT);
+	check_entries(&range, 0, 1, VALID | WRITE);
+	check_entries(&range, 1, 2, ERROR);
+	end(&range);
+	/* Excluded memory, too: here this thread's own stack. */
+	range = seen((char *)((unsigned long)word & ~(PAGE - 1)), 1);
+	CHECK_EQ(hmm_mirror_lookup(&mirror, (unsigned long)word), 0);
+	end(&range);
+	/* What was watched and is excluded is watched no more. */
+	memory = test_map(8);
+	test_fill(memory, 8, 22);
+	range = seen(memory, 8);
+	CHECK(hmm_mirror_lookup(&mirror, (unsigned long)memory) & HMM_ENTRY_VALID);
+	CHECK_EQ(hmm_exclude(hmm, (unsigned long)memory, 8 * PAGE), 0);
+	CHECK(!hmm_range_valid(&range));
+	CHECK_EQ(again(&range, false), 8);
+	CHECK_EQ(hmm_mirror_lookup(&mirror, (unsigned long)memory), 0);
+	end(&range);
+	close(disk);
+	test_close();
+}
+
+static void protected_later(void)
+{
+	struct hmm_range range;
+	char *memory, word[8];
+
+	test_open(0, DEVICE_MEMORY);
+	memory = test_map(8);
+	test_fill(memory, 8, 23);
+	range = seen(memory, 8);
+	CHECK_EQ(mprotect(memory, 8 * PAGE, PROT_READ), 0);
+	CHECK(hmm_range_valid(&range));
+	CHECK_EQ(hmm_device_write(&mirror, (unsigned long)memory, "no", 3), -EPERM);
+	CHECK_EQ(mprotect(memory, 8 * PAGE, PROT_NONE), 0);
+	CHECK_EQ(hmm_device_read(&mirror, (unsigned long)memory, word, 8), -EFAULT);
+	end(&range);
+	/* A look that is a message sees it. */
+	CHECK_EQ(mprotect(memory, 8 * PAGE, PROT_READ), 0);
+	test_check(memory, 8, 23);
+	test_close();
+}
+
 /* Ordinary use of memory changes nothing: no fault of a page that is there is the driver's affair. */
 static void stays_valid(void)
 {
@@ -1028,7 +1094,7 @@ static void large(void)
 
 #define CROWD 4
 #define CROWD_PAGES 1100UL
-#define UPHEAVALS 300
+#define UPHEAVALS 150
 
 static char *arena;
 static _Atomic long begun, done;
@@ -1145,6 +1211,7 @@ static const struct test_case cases[] = {
 	{ "shared-pages", shared_pages, false }, { "coherent-memory", coherent_memory, false },
 	{ "of-another-device", of_another_device, false }, { "not-waiting", not_waiting, false },
 	{ "invalidated", invalidated, false }, { "invalidated-shared", invalidated_shared, false },
+	{ "not-watched", not_watched, false }, { "protected-later", protected_later, false },
 	{ "stays-valid", stays_valid, false }, { "released", released, false },
 	{ "orphaned", orphaned, false }, { "told", told, false }, { "dma", dma, false },
 	{ "compat", compat, false }, { "large", large, false }, { "crowd", crowd, false }, { NULL, NULL, false },
