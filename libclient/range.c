@@ -509,8 +509,12 @@ static int explain(const struct look *look, int error)
 		if (look->stop != HMM_RANGE_STOP_END)
 			return hmmc_fail(error, "%#lx: nothing is mapped, it is not memory, or it is lost", at);
 		return hmmc_fail(error, "the owner is gone");
+	case -ENOMEM:
+		return hmmc_fail(error, "there is no memory to look at the pages");
+	case -EPROTO:
+		return error;	/* said where it was found */
 	default:
-		return error;
+		return hmmc_fail(error, "hmmd cannot look at the pages: %s", strerror(-error));
 	}
 }
 

@@ -180,6 +180,70 @@ static void upheaval(void)
 	check_and_rewrite(memory + 768 * PAGE, 512, 30);
 }
 
+/* What it says is there is there, and what it watches it tells of. */
+static void look(void *memory, size_t pages, bool discard)
+{
+	static const uint64_t flags[HMM_PFN_FLAG_MAX] = { 1, 2, 4 };
+	static const uint64_t values[HMM_PFN_VALUE_MAX] = { 8, 0, 16 };
+	unsigned long start = (unsigned long)memory;
+	struct hmm_range range = { .flags = flags, .values = values, .pfn_shift = 12, .default_flags = 1 };
+	long result = -EBUSY;
+	bool faulted = false;
+
+	range.pfns = calloc(pages, sizeof(*range.pfns));
+	CHECK_EQ(hmm_range_register(&range, &mirror, start, start + pages * PAGE, 12), 0);
+	for (int tries = 0; tries < 50 && (result == -EBUSY || result == -EAGAIN); tries++) {
+		hmm_range_wait_until_valid(&range, 1000);
+		faulted = tries % 2 == 0;
+		result = faulted ? hmm_range_fault(&range, true) : hmm_range_snapshot(&range);
+	}
+	if (result < 0) {
+		printf("range: %s\n", hmm_last_error());
+		CHECK(*hmm_last_error());
+	} else {
+		CHECK_EQ(result, pages);
+		for (size_t i = 0; faulted && i < pages; i++)
+			CHECK_EQ(range.pfns[i] & 1, 1);
+	}
+	if (discard) {
+		bool watched = hmm_mirror_lookup(&mirror, start) & HMM_ENTRY_VALID;
+
+		madvise(memory, PAGE, MADV_DONTNEED);
+		for (int tries = 0; watched && hmm_range_valid(&range); tries++) {
+			CHECK(tries < 10000);
+			usleep(1000);
+		}
+	}
+	hmm_range_unregister(&range);
+	free(range.pfns);
+}
+
+static void ranges(void)
+{
+	size_t pages = 900;
+	char *memory = test_map(pages);
+
+	test_fill(memory, pages, 1);
+	if (!open_or_refused()) {
+		test_check(memory, pages, 1);
+		_exit(REFUSED);
+	}
+	for (int round = 0; round < 2; round++) {
+		move(memory + 100 * PAGE, 200, HMM_DEVICE);
+		look(memory, pages, false);
+		madvise(memory + 600 * PAGE, 50 * PAGE, MADV_DONTNEED);
+		look(memory + 550 * PAGE, 200, false);
+		look(memory + 700 * PAGE, 200, true);
+		test_check_zero(memory + 600 * PAGE, 50);
+		test_check_zero(memory + 700 * PAGE, 1);
+		test_check(memory, 600, 1);
+	}
+	close_all();
+	test_check(memory, 600, 1);
+	test_check_zero(memory + 600 * PAGE, 50);
+	check_and_rewrite((test_fill(memory, pages, 3), memory), pages, 3);
+}
+
 static void family(void)
 {
 	size_t pages = 600;
@@ -442,6 +506,7 @@ static void farewell(void)
 static const struct test_case cases[] = {
 	{"travel", travel, false},
 	{"touch", touch, false},
+	{"ranges", ranges, false},
 	{"upheaval", upheaval, false},
 	{"family", family, false},
 	{"access", access_memory, false},
