@@ -470,7 +470,8 @@ static int ask(struct look *look, uint64_t start, uint64_t end)
 	if (!error)
 		error = take_answer(look, (const void *)request->reply, start, end);
 	else if (error == -ESTALE || error == -ENOENT)
-		error = -EFAULT;	/* the owner, or the mirror, is gone */
+		/* The owner is gone; or its hmmd is, and the next one does not know it yet. */
+		error = is_alive(look->range) ? (look->snapshot ? -EAGAIN : -EBUSY) : -EFAULT;
 	hmmc_request_free(request);
 	return error;
 }

@@ -332,7 +332,7 @@ static int look_at_mapping(struct look *look, uint64_t *from, uint64_t end)
 		return r;
 	if (view.special)
 		return stop_at(look, *from, HMM_RANGE_STOP_SPECIAL);
-	watched = !view.excluded && block_watch(owner, *from, view.end) == 0;
+	watched = !view.excluded && !owner->closing && block_watch(owner, *from, view.end) == 0;
 	if (watched) {
 		struct view seen = view;
 
@@ -443,7 +443,7 @@ static int look_begin(struct owner *owner, struct letter *letter)
 	size_t pages = message->length >> HMM_PAGE_SHIFT;
 	struct look *look;
 
-	if (!mirror || mirror->leaving || owner->closing)
+	if (!mirror || mirror->leaving)
 		return letter_fail(letter, -ENOENT, "no mirror %u", message->mirror);
 	if (check_look(letter))
 		return letter_fail(letter, -EINVAL,

@@ -301,9 +301,15 @@ static void check_block(struct block *block, void *data)
 		/* Pages on their way that were lost meanwhile: a successor has to know. */
 		cr_assert(eq(int, (block->record->page[i] & HMM_PAGE_SERVED) != 0,
 			     pending && pages_test(&block->dead, i)), "page %u", i);
-		cr_assert(eq(u64, entry, pending ? 0 :
-			     expected_entry(totals->fixture, page_addr(block, i), state)),
-			  "block %#lx page %u in state %d", block->addr, i, state);
+		/* At home, seen by a range, and watched. */
+		if (state == HMM_PAGE_INVALID && !pending && entry)
+			cr_assert(block->remote && pages_test(&block->armed, i) &&
+				  (entry & ~HMM_TABLE_WRITE) == (page_addr(block, i) | HMM_TABLE_VALID),
+				  "block %#lx page %u: %#lx", block->addr, i, entry);
+		else
+			cr_assert(eq(u64, entry, pending ? 0 :
+				     expected_entry(totals->fixture, page_addr(block, i), state)),
+				  "block %#lx page %u in state %d", block->addr, i, state);
 		cr_assert(not(in_shadow && pages_test(&block->stale, i)),
 			  "page %u is needed, and stale", i);
 		totals->device += state == HMM_PAGE_DEVICE || state == HMM_PAGE_COHERENT;

@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * engine_range.c - what the engine answers to a look at a range, which entries it
+ * makes, what takes them back, and who is told. The owner is this process.
+ */
+#include <criterion/criterion.h>
+#include <criterion/new/assert.h>
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "engine_fixture.h"
+#include "tests/leakcheck.h"
+
+LEAKCHECKED_SUITE(range);
+
+static struct fixture fixture;
+
+#define QUIET	(200 * NS_PER_MS)	/* longer than a block is left alone */
+#define HERE	(HMM_RANGE_ENTRY_VALID | HMM_RANGE_ENTRY_WRITE)
+#define THERE	(HERE | HMM_RANGE_ENTRY_DEVICE)
+
+static char *page(unsigned int n)
+{
+	return (char *)ROOM_START + n * HMM_PAGE_SIZE;
+}
+
+/* Posts a look of the driver @peer at pages [first, end), and lets the owner run. */
+static void post(uint64_t peer, unsigned int first, unsigned int end, uint64_t flags, uint8_t want, uint32_t hold)
+{
+	struct letter *letter = letter_new(LETTER_REQUEST);
+	struct hmm_msg_range_fault *message = calloc(1, sizeof(*message) + 1);
+
+	hmm_wire_init(message, HMM_OP_RANGE_FAULT, sizeof(*message) + 1, 0);
+	message->mirror = fixture.mirror->id;
+	message->hold = hold;
+	message->addr = message->hold_start = (uint64_t)page(first);
+	message->length = (end - first) * HMM_PAGE_SIZE;
+	message->hold_end = (uint64_t)page(end);
+	message->flags = flags;
+	message->page_shift = HMM_PAGE_SHIFT;
+	message->count = 1;
+	message->wants[0] = want;
+	letter->peer = peer;
+	letter->message = &message->header;
+	range_request(fixture.owner, letter);
+	owner_run(fixture.owner);
+}
+
+/* The answer that has come, after events to the driver; NULL: none yet. */
+static struct letter *answer(void)
+{
+	struct letter *letter = mailbox_take(&fixture.outbox), *next, *found = NULL;
+
+	for (; letter; letter = next) {
+		next = letter->next;
+		if (letter->kind == LETTER_REPLY) {
+			cr_assert(eq(ptr, found, NULL));
+			found = letter;
+		} else {
+			letter_free(letter);
+		}
+	}
+	return found;
+}
+
+/* A look that is answered at once: @error, and @expected for each page before it failed. */
+static void look(unsigned int first, unsigned int end, uint64_t flags, uint8_t want, uint32_t hold, int error,
+		 uint8_t expected)
+{
+	const struct hmm_msg_range_fault_reply *reply;
+	struct letter *letter;
+
+	post(DRIVER, first, end, flags, want, hold);
+	/* After each block that it had to fault in, others have their turn. */
+	for (int turns = 0; !(letter = answer()); turns++) {
+		cr_assert(lt(int, turns, 100));
+		fixture_later(&fixture, 0);
+	}
+	cr_assert(eq(int, letter->error, 0), "%s", letter->text);
+	reply = (const void *)letter->reply;
+	cr_assert(eq(int, reply->error, error));
+	if (!error)
+		cr_assert(eq(u32, reply->count, end - first));
+	for (uint32_t i = 0; i < reply->count; i++)
+		cr_assert(eq(uint, reply->entries[i], expected), "page %u", first + i);
+	letter_free(letter);
+	fixture_check(&fixture);
+}
+
+static void release(uint32_t hold)
+{
+	struct letter *letter = letter_new(LETTER_REQUEST);
+	struct hmm_msg_range_release *message = calloc(1, sizeof(*message));
+
+	hmm_wire_init(message, HMM_OP_RANGE_RELEASE, sizeof(*message), 0);
+	message->mirror = fixture.mirror->id;
+	message->hold = hold;
+	letter->peer = DRIVER;
+	letter->message = &message->header;
+	range_request(fixture.owner, letter);
+	letter_free(answer());
+}
+
+static unsigned int entries(unsigned int first, unsigned int end)
+{
+	unsigned int n = 0;
+
+	for (unsigned int i = first; i < end; i++)
+		n += (fixture.owner->table[(uint64_t)page(i) >> HMM_PAGE_SHIFT] & HMM_TABLE_VALID) != 0;
+	return n;
+}
+
+static uint64_t sequence(unsigned int block)
+{
+	return block_sequence(fixture.owner, ROOM_START + block * HMM_BLOCK_SIZE);
+}
+
+Test(range, sees_what_is_there)
+{
+	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
+	look(0, 10, HMM_RANGE_FLAGS_SNAPSHOT, 0, 0, 0, 0);
+	cr_expect(eq(uint, entries(0, 10), 0));
+	memset(page(0), 1, 10 * HMM_PAGE_SIZE);
+	look(0, 10, HMM_RANGE_FLAGS_SNAPSHOT, 0, 0, 0, HERE);
+	cr_expect(eq(uint, entries(0, 20), 10));
+	fixture_out(&fixture, 20, 30);
+	look(20, 30, HMM_RANGE_FLAGS_SNAPSHOT, 0, 0, 0, THERE);
+	look(20, 30, 0, HMM_RANGE_WANT_READ, 0, 0, THERE);
+	/* Four blocks and two regions. */
+	look(30, ROOM_PAGES, HMM_RANGE_FLAGS_BLOCK, HMM_RANGE_WANT_READ, 0, 0, HERE);
+	cr_expect(eq(uint, entries(30, ROOM_PAGES), ROOM_PAGES - 30));
+	fixture_end(&fixture);
+}
+
+/* As long as a range holds it; then its number says that nobody looks any more. */
+Test(range, is_watched_while_it_is_held)
+{
+	uint64_t before;
+
+	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
+	memset(page(0), 1, 10 * HMM_PAGE_SIZE);
+	look(0, 10, 0, HMM_RANGE_WANT_READ, 5, 0, HERE);
+	look(2, 4, 0, HMM_RANGE_WANT_READ, 6, 0, HERE);
+	before = sequence(0);
+	fixture_later(&fixture, QUIET);
+	fixture_later(&fixture, QUIET);
+	cr_expect(eq(uint, entries(0, 10), 10));
+	cr_expect(eq(u64, sequence(0), before));
+	release(5);
+	release(5);
+	release(77);
+	fixture_later(&fixture, QUIET);
+	cr_expect(eq(uint, entries(0, 10), 10), "the other holds it still");
+	release(6);
+	cr_expect(eq(uint, entries(0, 10), 10), "not at once");
+	fixture_later(&fixture, QUIET);
+	cr_expect(eq(uint, entries(0, 10), 0));
+	cr_expect(eq(u64, sequence(0), before + 2));
+	cr_expect(eq(ptr, fixture_block(&fixture, 0), NULL));
+	/* Without a hold: a moment. */
+	look(0, 10, 0, HMM_RANGE_WANT_READ, 0, 0, HERE);
+	fixture_later(&fixture, QUIET);
+	cr_expect(eq(uint, entries(0, 10), 0));
+	cr_expect(eq(u64, sequence(0), before + 4));
+	/* The driver goes away. */
+	look(0, 10, 0, HMM_RANGE_WANT_READ, 7, 0, HERE);
+	owner_peer_gone(fixture.owner, DRIVER);
+	fixture_later(&fixture, QUIET);
+	cr_expect(eq(uint, entries(0, 10), 0));
+	/* The mirror. */
+	look(0, 10, 0, HMM_RANGE_WANT_READ, 8, 0, HERE);
+	range_mirror_gone(fixture.mirror);
+	fixture_later(&fixture, QUIET);
+	cr_expect(eq(uint, entries(0, 10), 0));
+	cr_expect(eq(uint, fixture.owner->n_holds, 0));
+	fixture_end(&fixture);
+}
+
+Test(range, drivers_are_told_of_what_goes)
+{
+	struct block *block;
+	uint64_t before;
+
+	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
+	fixture_callbacks(&fixture);
+	memset(page(0), 1, 10 * HMM_PAGE_SIZE);
+	look(0, 10, 0, HMM_RANGE_WANT_READ, 5, 0, HERE);
+	block = fixture_block(&fixture, 0);
+	before = sequence(0);
+	/* What no range saw is nobody's affair. */
+	block_discard(block, 10, 300, HMM_REASON_UNMAP);
+	cr_assert(block_at_rest(block));
+	cr_expect(eq(u64, sequence(0), before));
+	block_discard(block, 3, 5, HMM_REASON_DISCARD);
+	cr_assert(not(block_at_rest(block)));
+	cr_expect(eq(u64, sequence(0), before + 1));
+	cr_expect(eq(uint, entries(0, 10), 8));
+	fixture_check(&fixture);
+	/* More of it while the driver thinks; and a look that would have to wait. */
+	block_discard(block, 5, 6, HMM_REASON_DISCARD);
+	cr_expect(eq(uint, entries(0, 10), 7));
+	fixture_check(&fixture);
+	/* Two events: one that is waited for. */
+	cr_expect(eq(uint, fixture_answer(&fixture), 2));
+	cr_assert(block_at_rest(block));
+	cr_expect(eq(u64, sequence(0), before + 2));
+	fixture_check(&fixture);
+	fixture_end(&fixture);
+}
+
+static void look_in_transit(uint64_t flags)
+{
+	struct pages pages = pages_from(0, 10);
+
+	home_begin(fixture_block(&fixture, 0), &pages, HMM_BLOCK_PAGES, false, HMM_REASON_MIGRATE, 0, NULL);
+	cr_assert(not(block_at_rest(fixture_block(&fixture, 0))));
+	post(DRIVER, 0, 20, flags, HMM_RANGE_WANT_READ, 0);
+}
+
+Test(range, waits_only_if_it_may)
+{
+	const uint64_t ways[] = { HMM_RANGE_FLAGS_SNAPSHOT, 0, HMM_RANGE_FLAGS_BLOCK };
+
+	for (unsigned int i = 0; i < 3; i++) {
+		const struct hmm_msg_range_fault_reply *reply;
+		struct letter *letter, *next, *done = NULL;
+		uint64_t cookie = 0;
+
+		fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
+		fixture_callbacks(&fixture);
+		fixture_out(&fixture, 0, 20);
+		look_in_transit(ways[i]);
+		for (letter = mailbox_take(&fixture.outbox); letter; letter = next) {
+			next = letter->next;
+			if (letter->kind == LETTER_REPLY) {
+				done = letter;
+				continue;
+			}
+			cookie = ((const struct hmm_msg_invalidate *)(const void *)letter->message)->cookie;
+			letter_free(letter);
+		}
+		cr_assert(eq(int, done != NULL, ways[i] != HMM_RANGE_FLAGS_BLOCK));
+		invalidate_ack(fixture.owner, cookie);
+		owner_run(fixture.owner);
+		if (!done)
+			done = answer();
+		cr_assert(ne(ptr, done, NULL));
+		reply = (const void *)done->reply;
+		cr_expect(eq(int, reply->error, ways[i] == HMM_RANGE_FLAGS_BLOCK ? 0 : -EAGAIN));
+		if (!reply->error) {
+			cr_assert(eq(u32, reply->count, 20));
+			for (unsigned int page = 0; page < 20; page++)
+				cr_expect(eq(uint, reply->entries[page], page < 10 ? HERE : THERE));
+			cr_expect(eq(u64, reply->sequence, sequence(0)));
+		}
+		letter_free(done);
+		fixture_check(&fixture);
+		fixture_end(&fixture);
+	}
+}
+
+Test(range, errors_where_they_are)
+{
+	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
+	memset(page(0), 1, 20 * HMM_PAGE_SIZE);
+	cr_assert(eq(int, mprotect(page(10), HMM_PAGE_SIZE, PROT_READ), 0));
+	look(0, 10, 0, HMM_RANGE_WANT_READ | HMM_RANGE_WANT_WRITE, 0, 0, HERE);
+	look(10, 11, 0, HMM_RANGE_WANT_READ, 0, 0, HMM_RANGE_ENTRY_VALID);
+	look(0, 20, 0, HMM_RANGE_WANT_READ | HMM_RANGE_WANT_WRITE, 0, -EPERM, 0);
+	/* Without READ nothing is asked. */
+	look(0, 10, 0, HMM_RANGE_WANT_WRITE, 0, 0, HERE);
+	look(10, 11, 0, HMM_RANGE_WANT_WRITE, 0, 0, HMM_RANGE_ENTRY_VALID);
+	fixture_end(&fixture);
+}
+
+/* What the device lost can be had by nobody. */
+Test(range, lost_pages)
+{
+	struct block *block;
+
+	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
+	fixture_out(&fixture, 0, 20);
+	block = fixture_block(&fixture, 0);
+	block_set_state(block, 7, 8, HMM_PAGE_ERROR);
+	look(0, 20, HMM_RANGE_FLAGS_SNAPSHOT, 0, 0, -EFAULT, THERE);
+	look(0, 20, 0, HMM_RANGE_WANT_READ, 0, -EFAULT, THERE);
+	block_set_state(block, 7, 8, HMM_PAGE_DEVICE);
+	look(0, 20, 0, HMM_RANGE_WANT_READ, 0, 0, THERE);
+	fixture_end(&fixture);
+}
