@@ -39,7 +39,7 @@ static const char *const operation_names[OP_MAX] = {
 	[OP_IDLE] = "idle", [OP_LOAD] = "load", [OP_STORE] = "store",
 	[OP_SYSCALL_READ] = "write(2) from it", [OP_SYSCALL_WRITE] = "read(2) into it",
 	[OP_DEVICE_READ] = "device read", [OP_DEVICE_WRITE] = "device write",
-	[OP_WINDOW_LOAD] = "window load", [OP_WINDOW_STORE] = "window store",
+	[OP_RANGE] = "range", [OP_WINDOW_LOAD] = "window load", [OP_WINDOW_STORE] = "window store",
 	[OP_OUT] = "migrate out", [OP_HOME] = "migrate home", [OP_PREFETCH] = "prefetch",
 	[OP_EXCLUDE] = "exclude", [OP_DONTNEED] = "DONTNEED", [OP_FREE] = "FREE",
 	[OP_REPLACE] = "mmap over it", [OP_UNMAP] = "munmap and mmap", [OP_MREMAP] = "mremap",

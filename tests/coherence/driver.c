@@ -5,6 +5,9 @@
  * to, through a window at the owner's own addresses.
  *
  * Odd drivers take invalidations in a callback, even ones do without.
+ *
+ * Each keeps a range that it looked at some time ago: once a page of it has been
+ * discarded, the range must not be valid any more.
  */
 #include "board.h"
 
@@ -17,12 +20,24 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#define RANGE_PAGES 24U
+
+/* What was seen of some pages, and how many discards had begun by then. */
+struct looked_at {
+	struct hmm_range range;
+	uint64_t pfns[RANGE_PAGES];
+	uint32_t page, pages;
+	uint32_t begun[RANGE_PAGES];
+	bool watched[RANGE_PAGES];	/* it has an entry: a change is to be heard of */
+};
+
 struct driver {
 	struct thread_context context;
 	struct hmm_mirror mirror;
 	struct hmm_window *window, *coherent;
 	int pipe[2];			/* what of the window is held */
 	_Atomic uint64_t invalidations;
+	struct looked_at looked_at;
 };
 
 static struct driver the_driver;
@@ -203,6 +218,72 @@ static void window_walk(struct driver *driver, uint32_t page)
 	drain(driver);
 }
 
+/* A page that was discarded since it was seen: what hmmd has read of that it has applied before it answers. */
+static bool has_lost_a_page(struct driver *driver, uint32_t *page)
+{
+	struct looked_at *looked_at = &driver->looked_at;
+	char byte;
+
+	for (uint32_t i = 0; i < looked_at->pages; i++) {
+		*page = looked_at->page + i;
+		if (looked_at->watched[i] && board_look(driver->context.board, *page * PAGE_CELLS).hard >
+						     looked_at->begun[i])
+			return hmm_device_read(&driver->mirror, looked_at->range.start, &byte, 1) == 1;
+	}
+	return false;
+}
+
+static void range_check(struct driver *driver)
+{
+	struct thread_context *me = &driver->context;
+	uint32_t page;
+
+	if (!driver->looked_at.range.priv)
+		return;
+	if (has_lost_a_page(driver, &page) && hmm_range_valid(&driver->looked_at.range))
+		board_fail(me->board, me->who,
+			   "a range from page %u on is valid, though page %u was discarded after it was seen",
+			   driver->looked_at.page, page);
+	hmm_range_unregister(&driver->looked_at.range);
+}
+
+static void range_look(struct driver *driver, uint32_t page)
+{
+	static const uint64_t flags[HMM_PFN_FLAG_MAX] = { 1, 2, 4 }, values[HMM_PFN_VALUE_MAX] = { 8, 0, 16 };
+	struct looked_at *looked_at = &driver->looked_at;
+	struct thread_context *me = &driver->context;
+	struct area *area = board_area(me->board, page);
+	uint32_t left = area->first_page + area->pages - page;
+	unsigned long start;
+	long result;
+
+	looked_at->page = page;
+	looked_at->pages = 1 + draw_below(&me->random, left < RANGE_PAGES ? left : RANGE_PAGES);
+	start = (unsigned long)board_enter(me->board, page);
+	board_begin(me->board, me->who, OP_RANGE, page, looked_at->pages, 0, start);
+	looked_at->range = (struct hmm_range){ .pfns = looked_at->pfns, .flags = flags, .values = values,
+					       .pfn_shift = 12, .default_flags = 1 };
+	if (draw_below(&me->random, 8) == 0)
+		looked_at->range.default_flags |= 4;
+	result = hmm_range_register(&looked_at->range, &driver->mirror, start,
+				    start + looked_at->pages * PAGE_BYTES, 12);
+	for (int tries = 0; tries < 100 && (result == 0 || result == -EBUSY); tries++) {
+		hmm_range_wait_until_valid(&looked_at->range, 100);
+		result = hmm_range_fault(&looked_at->range, true);
+	}
+	if (result < 0 && result != -EBUSY)
+		board_excused(me->board, me->who, "hmm_range_fault", result);
+	for (uint32_t i = 0; i < looked_at->pages; i++) {
+		looked_at->begun[i] = board_stroke(me->board, page + i).begun;
+		looked_at->watched[i] = result > 0 && looked_at->pfns[i] & 1 &&
+					hmm_mirror_lookup(&driver->mirror, start + i * PAGE_BYTES) & HMM_ENTRY_VALID;
+	}
+	board_done(me->board, me->who, OP_RANGE, result > 0);
+	board_leave(me->board, page);
+	if (result < 0)
+		hmm_range_unregister(&looked_at->range);
+}
+
 static void access_at_random(struct driver *driver)
 {
 	struct thread_context *me = &driver->context;
@@ -211,6 +292,11 @@ static void access_at_random(struct driver *driver)
 	uint32_t kind = board_area(board, page)->kind;
 	bool mine = kind != AREA_PINNED;
 	uint32_t choice = draw_below(&me->random, 100);
+
+	if (kind == AREA_ORDINARY && !draw_below(&me->random, 8)) {
+		range_check(driver);
+		range_look(driver, page);
+	}
 
 	/*
 	 * What I/O pins for long cannot be had through a window: SIGBUS says so. Nor can the
@@ -317,6 +403,7 @@ int driver_main(int board_fd, int socket_fd, unsigned int index)
 	/* The owner checks everything once more while its drivers are still there. */
 	while (read(socket_fd, &(char){ 0 }, 1) < 0 && errno == EINTR)
 		;
+	hmm_range_unregister(&driver->looked_at.range);
 	hmm_window_unmap(driver->window);
 	hmm_window_unmap(driver->coherent);
 	hmm_mirror_unregister(&driver->mirror);
