@@ -221,6 +221,8 @@ static void bad_arrays(void)
 	test_close();
 }
 
+static void wants_invalid(struct hmm_range *range);
+
 /* ---- what is there ------------------------------------------------------------------ */
 
 static void untouched(void)
@@ -502,7 +504,7 @@ static void hugetlb(void)
 	test_fill(memory, 1024, 8);
 	test_device_check(memory, 1024, 8);
 	CHECK_EQ(munmap(memory, 2 * BLOCK), 0);
-	CHECK(!hmm_range_valid(&range));
+	wants_invalid(&range);
 	end(&range);
 	test_close();
 }
@@ -750,6 +752,15 @@ static void invalidated(void)
 	CHECK_EQ(again(&range, false), -EFAULT);
 	end(&range);
 	fault(moved, 4, VALID, VALID | WRITE);
+
+	/* A mapping that watching has split. */
+	range = seen(memory + 44 * PAGE, 4);
+	moved = mremap(memory + 40 * PAGE, 16 * PAGE, 32 * PAGE, MREMAP_MAYMOVE);
+	CHECK(moved != MAP_FAILED);
+	wants_invalid(&range);
+	for (size_t i = 0; i < 16; i++)
+		CHECK_EQ(*(volatile uint64_t *)(moved + i * PAGE), test_word(40 + i, 0, 13));
+	end(&range);
 
 	/* Mapped over. */
 	range = seen(memory + 24 * PAGE, 4);
