@@ -39,6 +39,8 @@ _Static_assert(
 		offsetof(struct hmm_msg_advise, owner) == offsetof(struct hmm_msg_drain, owner) &&
 		offsetof(struct hmm_msg_export, owner) == offsetof(struct hmm_msg_drain, owner) &&
 		offsetof(struct hmm_msg_layout, owner) == offsetof(struct hmm_msg_drain, owner) &&
+		offsetof(struct hmm_msg_notices_open, owner) == offsetof(struct hmm_msg_drain, owner) &&
+		offsetof(struct hmm_msg_notices_close, owner) == offsetof(struct hmm_msg_drain, owner) &&
 		offsetof(struct hmm_msg_prepare_fork, owner) ==
 			offsetof(struct hmm_msg_drain, owner),
 	"hmmc_prepare_owner() is for all of them");
@@ -428,6 +430,8 @@ void hmm_close(struct hmm *hmm)
 	for (uint32_t running;
 	     (running = __atomic_load_n(&hmm->prefetching, __ATOMIC_ACQUIRE)) != 0;)
 		futex_wait(&hmm->prefetching, running, NULL);
+	while (hmm->events)
+		hmm_event_close(hmm->events);
 	while (hmm->windows)
 		hmm_window_unmap(hmm->windows);
 	while (hmm->mirrors)
@@ -470,9 +474,13 @@ void hmmc_space_event(struct hmm *hmm, struct hmm_frame *frame)
 	case HMM_OP_WINDOW_REVOKED:
 		hmmc_window_revoked(hmm, event);
 		break;
+	case HMM_OP_NOTICES:
+		hmmc_event_signal(hmm, ((const struct hmm_msg_notices *)event)->notices);
+		break;
 	case HMM_OP_OWNER_GONE:
 		if (!hmm->owner) {
 			__atomic_store_n(&hmm->lost, 1, __ATOMIC_RELEASE);
+			hmmc_event_signal(hmm, 0);
 			hmmc_dispatch_release(hmm);
 		}
 		break;
@@ -507,6 +515,8 @@ static int restore_owner(struct hmm *hmm, bool anew)
 		error = hmmc_device_restore(hmm);
 	if (!error)
 		error = hmmc_mirror_restore(hmm, !anew);
+	if (!error)
+		error = hmmc_event_restore(hmm);
 	/* What must not move is known before a driver can come by the key and ask for it. */
 	if (!error)
 		error = hmmc_statement_restore(hmm);
@@ -525,6 +535,8 @@ static int restore_peer(struct hmm *hmm)
 		error = hmmc_device_restore(hmm);
 	if (!error)
 		error = hmmc_mirror_restore(hmm, false);
+	if (!error)
+		error = hmmc_event_restore(hmm);
 	if (!error)
 		error = hmmc_window_restore(hmm);
 	return error;
@@ -573,5 +585,6 @@ void hmmc_space_lost(struct hmm *hmm)
 	hmmc_window_abandon(hmm);
 	if (hmm->owner && hmm->owner->orders)
 		hmmc_rescuer_call(&hmm->owner->rescuer);
+	hmmc_event_signal(hmm, 0);
 	hmmc_dispatch_release(hmm);
 }

@@ -59,6 +59,7 @@ struct hmm {
 	struct hmm_window *windows;
 	struct key *keys;
 	struct statement *statements;
+	struct hmm_events *events;
 	struct dispatch *dispatch;	/* NULL: nobody wants callbacks */
 
 	uint32_t prefetching;		/* futex: hmm_prefetch() calls that have not ended */
@@ -84,6 +85,10 @@ void hmmc_device_reference(struct hmm_device *device);
 int hmmc_mirror_check(const struct hmm_mirror *mirror);
 /* mirror.c: registers every mirror again, under its old id where @same. */
 int hmmc_mirror_restore(struct hmm *hmm, bool same);
+
+/* event.c, in the receiver. */
+void hmmc_event_signal(struct hmm *hmm, uint32_t notices);	/* 0: all, for nothing more will come */
+int hmmc_event_restore(struct hmm *hmm);
 
 /* alloc.c: coherent memory outlives its handle as ordinary shared memory. */
 void hmmc_alloc_forget(struct hmm *hmm);

@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "engine/notice.h"
 #include "engine/owner.h"
 #include "engine/worker.h"
 #include "log.h"
@@ -266,6 +267,16 @@ static void note_armed_mapping(struct owner *owner, struct block *block, uint64_
 	block_note_armed(block, page_index(start), page_index(end - 1) + 1);
 }
 
+/* The page that was touched, and how many come or change with it. */
+static void note_fault(const struct block *block, uint64_t page, int reason, const struct pages *pages)
+{
+	const struct mirror *mirror = block_mirror(block);
+
+	notice(block->owner, (struct hmm_notice){
+		.kind = HMM_EVENT_KIND_CPU_FAULT, .reason = (uint32_t)reason, .mirror = mirror ? mirror->id : 0,
+		.start = page, .end = page + HMM_PAGE_SIZE, .pages = pages_count(pages) });
+}
+
 void fault_serve(struct owner *owner, uint64_t addr, uint64_t flags, uint32_t tid)
 {
 	uint64_t page = addr & ~(HMM_PAGE_SIZE - 1);
@@ -303,6 +314,7 @@ void fault_serve(struct owner *owner, uint64_t addr, uint64_t flags, uint32_t ti
 		if (flags & UFFD_PAGEFAULT_FLAG_WP) {
 			owner_count(owner, COUNTER_WRITE_FAULTS, 1);
 			pages = walk_pages(owner, block, page, HMM_PAGE_SHARED);
+			note_fault(block, page, HMM_REASON_CPU_WRITE, &pages);
 			unshare_begin(block, &pages, HMM_REASON_CPU_WRITE, NULL);
 			break;
 		}
@@ -314,6 +326,7 @@ void fault_serve(struct owner *owner, uint64_t addr, uint64_t flags, uint32_t ti
 		break;
 	case HMM_PAGE_DEVICE:
 		pages = walk_pages(owner, block, page, HMM_PAGE_DEVICE);
+		note_fault(block, page, HMM_REASON_CPU_FAULT, &pages);
 		if (walk_whole(owner, block, &pages, addr, flags))
 			break;
 		owner_count(owner, COUNTER_FAULT_PAGES_HOME, pages_count(&pages));

@@ -250,6 +250,8 @@ struct owner {
 	struct mirror *mirror[MIRRORS_MAX];
 	struct window_list windows;
 	uint32_t next_window;
+	TAILQ_HEAD(, listener) listeners;	/* who wants notices */
+	uint32_t next_listener;
 
 	struct block_order order[HMM_ORDERS_RING];
 	uint32_t produced, reaped;	/* ring indices */
@@ -320,6 +322,7 @@ struct owner *owner_new(struct worker *worker, const struct letter *letter);
 int owner_handshake(struct owner *owner, uint64_t open_flags);
 int owner_map_shared(struct owner *owner);
 int owner_watch(struct owner *owner);
+int owner_read_only(int fd);	/* another descriptor of it, which can't write; or -errno */
 int owner_check_proc(const struct owner *owner);
 bool owner_is_userfaultfd(int fd);
 bool owner_mm_is_gone(struct owner *owner);

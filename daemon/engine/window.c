@@ -27,6 +27,7 @@
 #include <unistd.h>
 
 #include "engine/breakage.h"
+#include "engine/notice.h"
 #include "engine/owner.h"
 #include "engine/worker.h"
 #include "log.h"
@@ -186,6 +187,9 @@ static void poison(struct window *window, uint64_t addr, int error)
 	if (r && r != -ESRCH)
 		log_error("window %u: %#lx can't be had (%s) nor poisoned (%s): the driver waits",
 			  window->id, page, strerror(-error), strerror(-r));
+	notice(window->mirror->owner, (struct hmm_notice){
+		.kind = HMM_EVENT_KIND_POISON, .error = error, .mirror = window->mirror->id,
+		.start = page, .end = page + HMM_PAGE_SIZE, .pages = 1 });
 	message = malloc(sizeof(*message));
 	if (!message)
 		return;
@@ -474,6 +478,9 @@ static void window_ready(struct source *source)
 		touch->next = window->touches;
 		window->touches = touch;
 		owner_count(owner, COUNTER_WINDOW_FAULTS, 1);
+		notice(owner, (struct hmm_notice){
+			.kind = HMM_EVENT_KIND_WINDOW_FAULT, .mirror = window->mirror->id,
+			.start = touch_page(touch), .end = touch_page(touch) + HMM_PAGE_SIZE, .pages = 1 });
 		touch_serve(touch);
 		window = window_by_id(owner, id);
 	}
@@ -760,6 +767,10 @@ void window_revoke(struct owner *owner, uint64_t peer, uint64_t start, uint64_t 
 			continue;
 		window->revoked = true;
 		owner_count(owner, COUNTER_REVOKED_WINDOWS, 1);
+		notice(owner, (struct hmm_notice){
+			.kind = HMM_EVENT_KIND_REVOKED, .error = error, .mirror = window->mirror->id,
+			.start = window->start, .end = window->end,
+			.pages = (window->end - window->start) >> HMM_PAGE_SHIFT });
 		message = malloc(sizeof(*message));
 		if (!message)
 			continue;
