@@ -40,6 +40,7 @@ _Static_assert(
 		offsetof(struct hmm_msg_export, owner) == offsetof(struct hmm_msg_drain, owner) &&
 		offsetof(struct hmm_msg_layout, owner) == offsetof(struct hmm_msg_drain, owner) &&
 		offsetof(struct hmm_msg_notices_open, owner) == offsetof(struct hmm_msg_drain, owner) &&
+		offsetof(struct hmm_msg_protect, owner) == offsetof(struct hmm_msg_drain, owner) &&
 		offsetof(struct hmm_msg_notices_close, owner) == offsetof(struct hmm_msg_drain, owner) &&
 		offsetof(struct hmm_msg_prepare_fork, owner) ==
 			offsetof(struct hmm_msg_drain, owner),
@@ -74,6 +75,29 @@ struct hmm *hmmc_space_lock_own(void)
 void hmmc_space_unlock_own(void)
 {
 	futex_unlock(&process.lock);
+}
+
+struct hmm *hmmc_space_enter_own(void)
+{
+	struct hmm *hmm = __atomic_load_n(&process.own, __ATOMIC_ACQUIRE);
+
+	/* Not even the lock, where nothing is mirrored. */
+	if (!hmm)
+		return NULL;
+	futex_lock(&process.lock);
+	hmm = process.own;
+	if (hmm && __atomic_load_n(&hmm->lost, __ATOMIC_ACQUIRE))
+		hmm = NULL;
+	if (hmm)
+		__atomic_add_fetch(&hmm->prefetching, 1, __ATOMIC_ACQ_REL);
+	futex_unlock(&process.lock);
+	return hmm;
+}
+
+void hmmc_space_leave(struct hmm *hmm)
+{
+	__atomic_sub_fetch(&hmm->prefetching, 1, __ATOMIC_ACQ_REL);
+	futex_wake(&hmm->prefetching, INT32_MAX);
 }
 
 void hmmc_space_forget(void)

@@ -62,7 +62,7 @@ struct hmm {
 	struct hmm_events *events;
 	struct dispatch *dispatch;	/* NULL: nobody wants callbacks */
 
-	uint32_t prefetching;		/* futex: hmm_prefetch() calls that have not ended */
+	uint32_t prefetching;		/* futex: what holds it open without a reference: prefetches, mprotect() */
 	struct alloc *allocs;		/* coherent memory */
 };
 
@@ -73,6 +73,9 @@ int hmmc_prepare_owner(struct request *request);
 /* This process's, or NULL; nobody opens or closes until the unlock. */
 struct hmm *hmmc_space_lock_own(void);
 void hmmc_space_unlock_own(void);
+/* This process's, or NULL when there is none that works; it is not closed until it is left. */
+struct hmm *hmmc_space_enter_own(void);
+void hmmc_space_leave(struct hmm *hmm);
 /* After fork, in the child. */
 void hmmc_space_forget(void);
 

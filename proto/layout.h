@@ -210,7 +210,8 @@ struct hmm_orders {
 	uint32_t consumed;	/* ring index of the next order the agent takes */
 	uint64_t slots_addr;	/* staging slots: slots_count blocks of the owner's addresses */
 	uint32_t slots_count;
-	uint32_t reserved[15];
+	uint32_t refused;	/* not 0: some window was refused a page; every mprotect() may change that */
+	uint32_t reserved[14];
 	_Alignas(4096) struct hmm_order ring[HMM_ORDERS_RING];
 };
 #define HMM_ORDERS_SIZE		sizeof(struct hmm_orders)

@@ -106,6 +106,7 @@ static const struct verb verbs[] = {
 	[HMM_OP_CELLS] = { ABOUT(OWNER, cells, owner, LOOK) },
 	[HMM_OP_DOCTOR] = { .answer = answer_list },
 	[HMM_OP_NOTICES_OPEN] = { ABOUT(OWNER, notices_open, owner, LOOK), .keeps_fds = 2, .grows = true },
+	[HMM_OP_PROTECT] = { ABOUT(OWNER, protect, owner, OWN) },
 	[HMM_OP_NOTICES_CLOSE] = { ABOUT(OWNER, notices_close, owner, LOOK) },
 };
 

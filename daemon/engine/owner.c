@@ -25,6 +25,7 @@
 
 #include "engine/notice.h"
 #include "engine/owner.h"
+#include "engine/protect.h"
 #include "engine/worker.h"
 #include "log.h"
 #include "uapi.h"
@@ -440,9 +441,10 @@ static void exclude(struct owner *owner, struct letter *letter)
 
 	if (note_exclusion(owner, letter))
 		worker_reply(owner->worker, letter);
-	else if (message->include)
+	else if (message->include) {
+		window_reopen(owner, message->addr, message->addr + message->length);
 		exclude_done(owner, letter, 0);
-	else
+	} else
 		migrate_home(owner, message->addr, message->addr + message->length, NULL, exclude_done,
 			     letter);
 }
@@ -507,6 +509,9 @@ void owner_request(struct owner *owner, struct letter *letter)
 	case HMM_OP_WINDOW_ARMED:
 	case HMM_OP_WINDOW_UNMAP:
 		window_request(owner, letter);
+		return;
+	case HMM_OP_PROTECT:
+		protect_request(owner, letter);
 		return;
 	case HMM_OP_NOTICES_OPEN:
 	case HMM_OP_NOTICES_CLOSE:

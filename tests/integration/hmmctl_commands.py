@@ -194,6 +194,15 @@ class Moving(harness.Test):
         self.assertEqual(stats["pid"], self.owner["pid"])
         self.assertGreater(stats["stats"]["faults"], 0)
 
+    def test_mprotect_is_followed(self):
+        """Of a program that knows nothing of it: what it may not write, and no device reads, is at home when the call returns."""
+        self.hmmctl("migrate", "--to", "device", self.range)
+        self.assertEqual(self.device_pages(), self.SIZE // PAGE)
+        self.run_process.send("readonly")
+        self.run_process.expect("^mprotect 0$")
+        self.assertEqual(self.device_pages(), 0)
+        self.check()
+
     def test_watch(self):
         watch = self.spawn("hmmctl", "watch", "--pid", self.owner["pid"])
         objects = self.spawn("hmmctl", "-j", "watch", "--owner", self.owner["id"])
