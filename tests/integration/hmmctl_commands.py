@@ -200,7 +200,7 @@ class Moving(harness.Test):
         self.assertEqual(self.device_pages(), self.SIZE // PAGE)
         self.run_process.send("readonly")
         self.run_process.expect("^mprotect 0$")
-        self.assertEqual(self.device_pages(), 0)
+        self.assertEqual(self.hmmctl_json("mirrors", "--owner", self.owner["id"])["mirrors"][0]["device_bytes"], 0)
         self.check()
 
     def test_watch(self):

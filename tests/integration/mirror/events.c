@@ -272,6 +272,42 @@ static void two_readers(void)
 	test_close();
 }
 
+/* Who reads only when the descriptor says so misses nothing, however close the next record is. */
+static void *read_when_told(void *data)
+{
+	uint64_t *left = data;
+	struct hmm_event seen[4];
+	int n;
+
+	while (*left) {
+		wait_readable();
+		n = hmm_event_read(events, seen, 4);
+		CHECK(n >= 0);
+		*left -= (uint64_t)n;
+	}
+	return NULL;
+}
+
+static void wake_ups(void)
+{
+	uint64_t left = 2 * 3000;
+	pthread_t thread;
+	char *memory;
+
+	test_open(0, DEVICE_MEMORY);
+	open_events(MASK(HMM_EVENT_MIGRATE_OUT) | MASK(HMM_EVENT_MIGRATE_HOME), 65536);
+	memory = test_map(1);
+	test_fill(memory, 1, 6);
+	CHECK_EQ(pthread_create(&thread, NULL, read_when_told, &left), 0);
+	for (int i = 0; i < 3000; i++) {
+		test_out(memory, 1);
+		test_home(memory, 1);
+	}
+	CHECK_EQ(pthread_join(thread, NULL), 0);
+	hmm_event_close(events);
+	test_close();
+}
+
 /* The records are read into memory that is on the device itself, and its fault is among them. */
 static void into_migrated_memory(void)
 {
@@ -565,7 +601,7 @@ static void orphaned(void)
 static const struct test_case cases[] = {
 	{ "story", story, false }, { "story-of-a-huge-page", story_of_a_huge_page, false },
 	{ "story-of-a-copy", story_of_a_copy, false }, { "overflow", overflow, false },
-	{ "descriptor", descriptor, false }, { "two-readers", two_readers, false },
+	{ "descriptor", descriptor, false }, { "two-readers", two_readers, false }, { "wake-ups", wake_ups, false },
 	{ "into-migrated-memory", into_migrated_memory, false }, { "arguments", arguments, false },
 	{ "too-many", too_many, false }, { "forked", forked, false }, { "window", window, false },
 	{ "revoked", revoked, false }, { "orphaned", orphaned, false }, { NULL, NULL, false },
