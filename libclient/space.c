@@ -77,6 +77,17 @@ void hmmc_space_unlock_own(void)
 	futex_unlock(&process.lock);
 }
 
+/* hmm_close() holds the lock while it waits for callbacks: one that comes here does not wait for it. */
+static bool lock_in_callback(void)
+{
+	for (unsigned int tries = 0; tries < 100; tries++) {
+		if (futex_trylock(&process.lock))
+			return true;
+		nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
+	}
+	return false;
+}
+
 struct hmm *hmmc_space_enter_own(void)
 {
 	struct hmm *hmm = __atomic_load_n(&process.own, __ATOMIC_ACQUIRE);
@@ -84,7 +95,10 @@ struct hmm *hmmc_space_enter_own(void)
 	/* Not even the lock, where nothing is mirrored. */
 	if (!hmm)
 		return NULL;
-	futex_lock(&process.lock);
+	if (!hmmc_dispatch_is_current())
+		futex_lock(&process.lock);
+	else if (!lock_in_callback())
+		return NULL;
 	hmm = process.own;
 	if (hmm && __atomic_load_n(&hmm->lost, __ATOMIC_ACQUIRE))
 		hmm = NULL;

@@ -305,6 +305,7 @@ class Ids(wire.Test):
             wire.DRAIN: struct.pack("<II", owner, 1),
             wire.NOTICES_OPEN: struct.pack("<IIQ", owner, 64, 0),
             wire.NOTICES_CLOSE: struct.pack("<II", owner, 1),
+            wire.PROTECT: pair + memory,
             wire.STATS: pair,
             wire.MIRROR_REGISTER: struct.pack("<IIQ", owner, 1, 0),
             wire.MIRROR_UNREGISTER: struct.pack("<II", mirror, 0),

@@ -80,6 +80,36 @@ class Outage(harness.Test):
         self.ask(owner, "close", "^closed$")
         owner.finish()
 
+    def test_mprotect_waits_for_the_new_one(self):
+        """Devices follow before it returns; so it waits for who can see to that, and asks once more."""
+        self.start_daemon()
+        owner = self.owner("huge")
+        for _ in range(3):
+            self.out(owner)
+            self.daemon.kill9()
+            owner.send("protect")
+            time.sleep(self.random.uniform(0, 0.2))
+            self.daemon.start()
+            owner.expect("^protected$")
+            self.ask(owner, "device", "^checked$")
+            self.assertEqual(self.where(owner), 0)
+            self.ask(owner, "change", "^changed$")
+        owner.send("protect")
+        self.daemon.restart()
+        owner.expect("^protected$")
+        self.ask(owner, "close", "^closed$")
+        owner.finish()
+
+    def test_mprotect_after_a_rescue(self):
+        self.start_daemon("--grace", "300ms")
+        owner = self.owner()
+        self.out(owner)
+        self.daemon.kill9()
+        self.ask(owner, "protect", "^protected$")
+        self.ask(owner, "check", "^checked$")
+        self.ask(owner, "protect", "^protected$")
+        owner.finish()
+
     def test_events_over_a_restart(self):
         """What was not read yet is kept, then it says that something may be missing, then it goes on."""
         self.start_daemon()

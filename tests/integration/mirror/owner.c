@@ -12,6 +12,7 @@
  *   touch       one word of every page, written             "touched"
  *   where       how many pages the device has               "where N"
  *   fork        a child compares everything and ends        "forked"
+ *   protect     memory read-only, and back                  "protected"
  *   listen      to what becomes of its pages                "listening"
  *   heard       what it heard, and how much it missed       "heard DROPPED KIND..."
  *   close       gives the mirror up                         "closed"
@@ -141,6 +142,10 @@ static void obey(const char *line)
 	} else if (!strcmp(line, "fork")) {
 		check_in_child();
 		printf("forked\n");
+	} else if (!strcmp(line, "protect")) {
+		CHECK_EQ(mprotect(memory, pages * PAGE, PROT_READ), 0);
+		CHECK_EQ(mprotect(memory, pages * PAGE, PROT_READ | PROT_WRITE), 0);
+		printf("protected\n");
 	} else if (!strcmp(line, "listen")) {
 		CHECK_EQ(hmm_event_open(hmm, NULL, &events), 0);
 		printf("listening\n");

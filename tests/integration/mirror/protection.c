@@ -409,7 +409,7 @@ static void closed_then_mapped_anew(void)
 	test_close();
 }
 
-/* A thread writes and protects, the driver writes: what it has written when the call returns stays, and no more comes. */
+/* Again and again: what the driver has written when the call returns stays, and no more comes. */
 static void storm(void)
 {
 	char *memory = begin("window", 10);
@@ -495,6 +495,25 @@ static void inside_a_callback(void)
 	test_close();
 }
 
+/* One that hmm_close() waits for, with its lock held. */
+static void inside_a_callback_at_the_end(void)
+{
+	char *memory;
+
+	test_open(0, DEVICE_MEMORY);
+	CHECK_EQ(hmm_mirror_unregister(&mirror), 0);
+	mirror.ops = &protecting;
+	CHECK_EQ(hmm_mirror_register(&mirror, hmm), 0);
+	memory = test_map(16);
+	test_fill(memory, 16, 13);
+	test_out(memory, 16);
+	from_inside = memory;
+	hmm_close(hmm);
+	from_inside = NULL;
+	CHECK_EQ(mprotect(memory, 16 * PAGE, BOTH), 0);
+	test_check(memory, 16, 13);
+}
+
 /* Many threads at once, while the handle is opened and closed: each call is done, none hangs. */
 static _Atomic int ended;
 
@@ -541,6 +560,7 @@ static const struct test_case cases[] = {
 	{ "unannounced", unannounced, false }, { "unannounced-on-the-device", unannounced_on_the_device, false },
 	{ "closed-then-mapped-anew", closed_then_mapped_anew, false }, { "storm", storm, false },
 	{ "access-in-the-middle", access_in_the_middle, false }, { "inside-a-callback", inside_a_callback, false },
+	{ "inside-a-callback-at-the-end", inside_a_callback_at_the_end, false },
 	{ "while-it-opens-and-closes", while_it_opens_and_closes, false }, { NULL, NULL, false },
 };
 
