@@ -5,6 +5,7 @@
  */
 #include "driver.h"
 
+#include <poll.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -22,9 +23,17 @@ static volatile uint64_t *word_of(char *memory, size_t page)
 	return (volatile uint64_t *)(memory + page * PAGE);
 }
 
+static uint64_t draw(uint64_t *seed)
+{
+	*seed ^= *seed << 13;
+	*seed ^= *seed >> 7;
+	*seed ^= *seed << 17;
+	return *seed;
+}
+
 /* ---- the driver: does what it is told, one word at a time ---------------------------------- */
 
-enum { LOAD, STORE, MIGRATE, WHERE, ENTRY, QUIT };
+enum { LOAD, STORE, MIGRATE, WHERE, ENTRY, RUN, STORED, QUIT };
 #define FAULTED 0xfa017edfa017edUL
 
 static sigjmp_buf escape;
@@ -45,8 +54,45 @@ static int note_reason(struct hmm_mirror *me, const struct hmm_update *update)
 static const struct hmm_mirror_ops operations = { .sync_cpu_device_pagetables = note_reason };
 static const struct hmm_mirror_ops no_callbacks = { 0 };
 
+/* ---- and writes on its own, until it is told something else */
+
+static uint64_t stored[PAGES];	/* what it knows to have written last */
+
+static bool is_told(void)
+{
+	struct pollfd poll_fd = { .fd = TEST_DRIVER_SOCKET, .events = POLLIN };
+
+	return poll(&poll_fd, 1, 0) == 1;
+}
+
+static uint64_t run(char *memory, uint64_t first)
+{
+	static uint64_t seed;
+	volatile uint64_t faults = 0;
+
+	seed = first;
+
+	while (!is_told()) {
+		if (sigsetjmp(escape, 1)) {
+			faults++;
+			continue;
+		}
+		for (int i = 0; i < 32; i++) {
+			size_t page = draw(&seed) % PAGES;
+
+			*word_of(memory, page) = stored[page] + 1;
+			__atomic_store_n(&stored[page], stored[page] + 1, __ATOMIC_RELAXED);
+		}
+	}
+	return faults;
+}
+
 static uint64_t obey(char *memory, uint64_t order, size_t page)
 {
+	if (order == RUN)
+		return run(memory, page);
+	if (order == STORED)
+		return stored[page];
 	if (sigsetjmp(escape, 1))
 		return FAULTED;
 	if (order == LOAD)
@@ -432,6 +478,64 @@ static void storm(void)
 	test_close();
 }
 
+/*
+ * A driver writes all the time, while rights come and go: when mprotect() has returned not one
+ * write more arrives, and in the end every write that was done is there.
+ */
+static void race(const char *name)
+{
+	char *memory = begin(name, 14);
+	const char *given = getenv("HMM_TEST_SEED");
+	uint64_t seed = given ? strtoull(given, NULL, 0) | 1 : (uint64_t)getpid() << 20 | 1;
+	uint64_t before[PAGES], faults, writes;
+
+	printf("HMM_TEST_SEED=%lu\n", seed);
+	for (size_t i = 0; i < PAGES; i++)
+		*word_of(memory, i) = 0;
+	test_tell(it.socket, RUN | (1 + draw(&seed) % 1000) * 8, -1);
+	for (int round = 0; round < 300; round++) {
+		size_t first = draw(&seed) % PAGES, n = 1 + draw(&seed) % (PAGES - first);
+		char *start = memory + first * PAGE;
+
+		usleep(draw(&seed) % 2000);
+		if (draw(&seed) % 3 == 0)
+			CHECK_EQ(mprotect(start, n * PAGE, PROT_NONE), 0);
+		CHECK_EQ(mprotect(start, n * PAGE, READ), 0);
+		for (size_t i = first; i < first + n; i++)
+			before[i] = *word_of(memory, i);
+		usleep(draw(&seed) % 300);
+		for (size_t i = first; i < first + n; i++)
+			if (*word_of(memory, i) != before[i])
+				FAIL("round %d: page %zu was written after mprotect", round, i);
+		CHECK_EQ(mprotect(start, n * PAGE, BOTH), 0);
+	}
+	/* Told something else it first says how it was. */
+	test_tell(it.socket, WHERE, -1);
+	CHECK(test_hear(it.socket, &faults, NULL));
+	CHECK(test_hear(it.socket, &writes, NULL));
+	writes = 0;
+	for (size_t i = 0; i < PAGES; i++) {
+		uint64_t last = ask(STORED, i);
+
+		CHECK_EQ(*word_of(memory, i), last);
+		writes += last;
+	}
+	printf("%lu writes, %lu faults\n", writes, faults);
+	CHECK(writes > 1000);
+	end();
+	test_close();
+}
+
+static void while_it_writes(void)
+{
+	race("without-callbacks");
+}
+
+static void while_it_writes_and_answers(void)
+{
+	race("window");
+}
+
 /* ---- without a window ---------------------------------------------------------------------- */
 
 static void access_in_the_middle(void)
@@ -559,6 +663,8 @@ static const struct test_case cases[] = {
 	{ "protected-first", protected_first, false }, { "refused", refused, false },
 	{ "unannounced", unannounced, false }, { "unannounced-on-the-device", unannounced_on_the_device, false },
 	{ "closed-then-mapped-anew", closed_then_mapped_anew, false }, { "storm", storm, false },
+	{ "while-it-writes", while_it_writes, false },
+	{ "while-it-writes-and-answers", while_it_writes_and_answers, false },
 	{ "access-in-the-middle", access_in_the_middle, false }, { "inside-a-callback", inside_a_callback, false },
 	{ "inside-a-callback-at-the-end", inside_a_callback_at_the_end, false },
 	{ "while-it-opens-and-closes", while_it_opens_and_closes, false }, { NULL, NULL, false },
