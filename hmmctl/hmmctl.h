@@ -72,6 +72,7 @@ int command_pools(struct context *context);
 int command_stats(struct context *context);
 int command_migrate(struct context *context);
 int command_drain(struct context *context);
+int command_watch(struct context *context);
 int command_run(struct context *context);
 
 /* Says what the link could not do and what to try next. Return: the exit status that fits. */

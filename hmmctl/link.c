@@ -131,6 +131,20 @@ static int receive(struct link *link, uint32_t serial)
 	return 0;
 }
 
+const void *link_event(struct link *link)
+{
+	/* Events are the messages that answer nothing. */
+	if (!receive(link, 0))
+		return link->frame.data;
+	link_close(link);
+	return NULL;
+}
+
+int link_take_fd(struct link *link, unsigned int index)
+{
+	return hmm_frame_take_fd(&link->frame, index);
+}
+
 const void *link_request(struct link *link, void *message)
 {
 	struct hmm_wire_header *header = message;

@@ -38,6 +38,14 @@ int link_fail(struct link *link, int error, const char *format, ...)
 const void *link_request(struct link *link, void *message);
 
 /*
+ * Waits for what hmmd says by itself. Return: the event, valid until the next call; NULL: see
+ * link->error.
+ */
+const void *link_event(struct link *link);
+/* Takes descriptor @index out of the last reply. */
+int link_take_fd(struct link *link, unsigned int index);
+
+/*
  * Asks for a list until nothing more comes. @message: a request that has a
  * cursor; its reply's tail are records of @record_size.
  * Return: how many, in *records (free() it); or a negative errno.

@@ -47,6 +47,10 @@ static const struct command commands[] = {
 	  TAKES_OWNERS | TAKES_MIRRORS | TAKES_RANGES | TAKES_TARGET, command_migrate },
 	{ "drain", "[SELECTORS]", "bring everything home",
 	  NULL, TAKES_OWNERS | TAKES_MIRRORS, command_drain },
+	{ "watch", "[--pid PID | --owner ID]", "what becomes of pages, as it happens",
+	  "One line for each event, until interrupted or until the owners are gone. What comes faster\n"
+	  "than it can be printed is counted, and the count said, at the end.\n",
+	  TAKES_OWNERS, command_watch },
 	{ "run", "[OPTIONS] -- PROGRAM [ARG...]", "run a program with its memory mirrored",
 	  "The program needs no change: a library is loaded before it. hmmctl ends as it ends.\n"
 	  "  --churn SEED          send blocks to the device and home at random meanwhile\n"

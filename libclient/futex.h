@@ -53,6 +53,14 @@ static inline void futex_lock(struct futex_lock *lock)
 		futex_wait(&lock->word, 2, NULL);
 }
 
+static inline bool futex_trylock(struct futex_lock *lock)
+{
+	uint32_t seen = 0;
+
+	return __atomic_compare_exchange_n(&lock->word, &seen, 1, false, __ATOMIC_ACQUIRE,
+					   __ATOMIC_RELAXED);
+}
+
 static inline void futex_unlock(struct futex_lock *lock)
 {
 	if (__atomic_exchange_n(&lock->word, 0, __ATOMIC_RELEASE) == 2)

@@ -17,6 +17,7 @@
 #include <stddef.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "arena.h"
@@ -61,7 +62,8 @@ void *hmmc_map(void *at, size_t size, int protection, int flags, int fd, uint64_
 	/* A name shows whose it is and keeps the kernel from merging it with the program's. */
 	if (flags & MAP_ANONYMOUS)
 		prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME, (unsigned long)map, size, "libhmmclient");
-	if (mprotect(map, size, protection))
+	/* Not the library's own mprotect(), which is the program's. */
+	if (syscall(SYS_mprotect, map, size, protection))
 		moved = MAP_FAILED;
 	else if (at)
 		moved = mremap(map, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, at);

@@ -39,6 +39,9 @@ _Static_assert(
 		offsetof(struct hmm_msg_advise, owner) == offsetof(struct hmm_msg_drain, owner) &&
 		offsetof(struct hmm_msg_export, owner) == offsetof(struct hmm_msg_drain, owner) &&
 		offsetof(struct hmm_msg_layout, owner) == offsetof(struct hmm_msg_drain, owner) &&
+		offsetof(struct hmm_msg_notices_open, owner) == offsetof(struct hmm_msg_drain, owner) &&
+		offsetof(struct hmm_msg_protect, owner) == offsetof(struct hmm_msg_drain, owner) &&
+		offsetof(struct hmm_msg_notices_close, owner) == offsetof(struct hmm_msg_drain, owner) &&
 		offsetof(struct hmm_msg_prepare_fork, owner) ==
 			offsetof(struct hmm_msg_drain, owner),
 	"hmmc_prepare_owner() is for all of them");
@@ -72,6 +75,43 @@ struct hmm *hmmc_space_lock_own(void)
 void hmmc_space_unlock_own(void)
 {
 	futex_unlock(&process.lock);
+}
+
+/* hmm_close() holds the lock while it waits for callbacks: one that comes here does not wait for it. */
+static bool lock_in_callback(void)
+{
+	for (unsigned int tries = 0; tries < 100; tries++) {
+		if (futex_trylock(&process.lock))
+			return true;
+		nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
+	}
+	return false;
+}
+
+struct hmm *hmmc_space_enter_own(void)
+{
+	struct hmm *hmm = __atomic_load_n(&process.own, __ATOMIC_ACQUIRE);
+
+	/* Not even the lock, where nothing is mirrored. */
+	if (!hmm)
+		return NULL;
+	if (!hmmc_dispatch_is_current())
+		futex_lock(&process.lock);
+	else if (!lock_in_callback())
+		return NULL;
+	hmm = process.own;
+	if (hmm && __atomic_load_n(&hmm->lost, __ATOMIC_ACQUIRE))
+		hmm = NULL;
+	if (hmm)
+		__atomic_add_fetch(&hmm->prefetching, 1, __ATOMIC_ACQ_REL);
+	futex_unlock(&process.lock);
+	return hmm;
+}
+
+void hmmc_space_leave(struct hmm *hmm)
+{
+	__atomic_sub_fetch(&hmm->prefetching, 1, __ATOMIC_ACQ_REL);
+	futex_wake(&hmm->prefetching, INT32_MAX);
 }
 
 void hmmc_space_forget(void)
@@ -430,6 +470,8 @@ void hmm_close(struct hmm *hmm)
 	for (uint32_t running;
 	     (running = __atomic_load_n(&hmm->prefetching, __ATOMIC_ACQUIRE)) != 0;)
 		futex_wait(&hmm->prefetching, running, NULL);
+	while (hmm->events)
+		hmm_event_close(hmm->events);
 	while (hmm->windows)
 		hmm_window_unmap(hmm->windows);
 	while (hmm->mirrors)
@@ -472,9 +514,13 @@ void hmmc_space_event(struct hmm *hmm, struct hmm_frame *frame)
 	case HMM_OP_WINDOW_REVOKED:
 		hmmc_window_revoked(hmm, event);
 		break;
+	case HMM_OP_NOTICES:
+		hmmc_event_signal(hmm, ((const struct hmm_msg_notices *)event)->notices);
+		break;
 	case HMM_OP_OWNER_GONE:
 		if (!hmm->owner) {
 			__atomic_store_n(&hmm->lost, 1, __ATOMIC_RELEASE);
+			hmmc_event_signal(hmm, 0);
 			hmmc_dispatch_release(hmm);
 		}
 		break;
@@ -509,6 +555,8 @@ static int restore_owner(struct hmm *hmm, bool anew)
 		error = hmmc_device_restore(hmm);
 	if (!error)
 		error = hmmc_mirror_restore(hmm, !anew);
+	if (!error)
+		error = hmmc_event_restore(hmm);
 	/* What must not move is known before a driver can come by the key and ask for it. */
 	if (!error)
 		error = hmmc_statement_restore(hmm);
@@ -527,6 +575,8 @@ static int restore_peer(struct hmm *hmm)
 		error = hmmc_device_restore(hmm);
 	if (!error)
 		error = hmmc_mirror_restore(hmm, false);
+	if (!error)
+		error = hmmc_event_restore(hmm);
 	if (!error)
 		error = hmmc_window_restore(hmm);
 	return error;
@@ -575,5 +625,6 @@ void hmmc_space_lost(struct hmm *hmm)
 	hmmc_window_abandon(hmm);
 	if (hmm->owner && hmm->owner->orders)
 		hmmc_rescuer_call(&hmm->owner->rescuer);
+	hmmc_event_signal(hmm, 0);
 	hmmc_dispatch_release(hmm);
 }

@@ -62,9 +62,10 @@ struct hmm {
 	struct hmm_window *windows;
 	struct key *keys;
 	struct statement *statements;
+	struct hmm_events *events;
 	struct dispatch *dispatch;	/* NULL: nobody wants callbacks */
 
-	uint32_t prefetching;		/* futex: hmm_prefetch() calls that have not ended */
+	uint32_t prefetching;		/* futex: what holds it open without a reference: prefetches, mprotect() */
 	struct alloc *allocs;		/* coherent memory */
 };
 
@@ -75,6 +76,9 @@ int hmmc_prepare_owner(struct request *request);
 /* This process's, or NULL; nobody opens or closes until the unlock. */
 struct hmm *hmmc_space_lock_own(void);
 void hmmc_space_unlock_own(void);
+/* This process's, or NULL when there is none that works; it is not closed until it is left. */
+struct hmm *hmmc_space_enter_own(void);
+void hmmc_space_leave(struct hmm *hmm);
 /* After fork, in the child. */
 void hmmc_space_forget(void);
 
@@ -90,6 +94,9 @@ int hmmc_mirror_restore(struct hmm *hmm, bool same);
 
 /* range.c: the mirror goes; what looked through it is invalid for good. */
 void hmmc_range_orphan(struct hmm_mirror_private *mirror);
+/* event.c, in the receiver. */
+void hmmc_event_signal(struct hmm *hmm, uint32_t notices);	/* 0: all, for nothing more will come */
+int hmmc_event_restore(struct hmm *hmm);
 
 /* alloc.c: coherent memory outlives its handle as ordinary shared memory. */
 void hmmc_alloc_forget(struct hmm *hmm);

@@ -527,6 +527,21 @@ void hmmc_window_region(struct hmm *hmm, const struct hmm_msg_region *event, int
 	close(fd);
 }
 
+/* What is opened again is let go of first, with the poison that hmmd has put there. */
+static void close_or_open(struct part *part, const struct hmm_msg_window_revoked *event)
+{
+	char *at = part->at + (event->start - part->addr);
+	size_t length = event->end - event->start;
+
+	if (event->error) {
+		mprotect(at, length, PROT_NONE);
+		return;
+	}
+	madvise(at, length, MADV_DONTNEED);
+	if (!part->window->frozen)
+		mprotect(at, length, PROT_READ | PROT_WRITE);
+}
+
 void hmmc_window_revoked(struct hmm *hmm, const struct hmm_msg_window_revoked *event)
 {
 	struct part *part;
@@ -535,9 +550,10 @@ void hmmc_window_revoked(struct hmm *hmm, const struct hmm_msg_window_revoked *e
 	part = find_part(hmm, event->window, event->start);
 	if (part && event->start < event->end && event->start >= part->addr &&
 	    event->end <= part->addr + part->length)
-		mprotect(part->at + (event->start - part->addr), event->end - event->start,
-			 PROT_NONE);
+		close_or_open(part, event);
 	futex_unlock(&hmm->lock);
+	if (!event->error)
+		return;
 	hmmc_log(HMMC_LOG_WARNING, "hmmd revoked the window over 0x%llx-0x%llx: %s",
 		 (unsigned long long)event->start, (unsigned long long)event->end,
 		 strerror(-event->error));

@@ -12,6 +12,9 @@
  *   orders   a ring of work for the owner's agent. Both sides write it; hmmd
  *            trusts nothing that it reads back from it.
  *   pulse    one page: "this mirror is dead", written by the owner.
+ *   notices  a ring of what became of an owner's pages, for one listener. hmmd
+ *            writes it, the listener maps it read-only and says in a page of
+ *            its own how far it has read; hmmd trusts nothing it reads there.
  *
  * All are sparse memfds: the kernel's own page tables are the radix tree.
  */
@@ -207,7 +210,8 @@ struct hmm_orders {
 	uint32_t consumed;	/* ring index of the next order the agent takes */
 	uint64_t slots_addr;	/* staging slots: slots_count blocks of the owner's addresses */
 	uint32_t slots_count;
-	uint32_t reserved[15];
+	uint32_t refused;	/* not 0: some window was refused a page; every mprotect() may change that */
+	uint32_t reserved[14];
 	_Alignas(4096) struct hmm_order ring[HMM_ORDERS_RING];
 };
 #define HMM_ORDERS_SIZE		sizeof(struct hmm_orders)
@@ -218,6 +222,41 @@ struct hmm_orders {
 struct hmm_pulse {
 	uint32_t dead;		/* not 0: nobody keeps this mirror; ranges are invalid */
 	uint32_t reserved[1023];
+};
+
+/* ---- notices: hmmd to whoever listens ------------------------------------ */
+
+struct hmm_notice {
+	uint64_t time;		/* CLOCK_MONOTONIC, ns */
+	uint32_t kind;		/* enum hmm_event_kind */
+	uint32_t reason;	/* enum hmm_reason, or 0 */
+	int32_t error;		/* why something can't be had, or 0 */
+	uint32_t mirror;	/* the mirror's id, or 0 */
+	uint64_t start, end;	/* the owner's addresses */
+	uint64_t pages;
+	uint64_t reserved[2];
+};
+_Static_assert(sizeof(struct hmm_notice) == 64, "fixed size");
+
+#define HMM_NOTICES_MAGIC	0x6e6d6d68U	/* "hmmn" */
+#define HMM_NOTICES_MIN		64U
+#define HMM_NOTICES_MAX		65536U
+
+struct hmm_notices {
+	uint32_t magic;
+	uint32_t version;
+	uint32_t entries;	/* of the ring: a power of two */
+	uint32_t closed;	/* nothing more will come: the owner is gone */
+	uint64_t produced;	/* records so far; the next lies at produced % entries */
+	uint64_t dropped;	/* there was no room for */
+	_Alignas(4096) struct hmm_notice ring[];
+};
+#define HMM_NOTICES_SIZE(entries) \
+	(sizeof(struct hmm_notices) + (uint64_t)(entries) * sizeof(struct hmm_notice))
+
+struct hmm_notices_reader {
+	uint64_t consumed;	/* records that were read; never more than produced */
+	uint64_t reserved[511];
 };
 
 #endif

@@ -48,7 +48,7 @@ struct peer {
 	uint32_t mirrors;		/* registered by it */
 	uint32_t windows;		/* mapped by it; a descriptor each */
 	uint64_t acks;			/* invalidate events that it has not answered */
-	uint64_t fds;			/* charged to uid: socket, pidfd, windows */
+	uint64_t fds;			/* charged to uid: socket, pidfd, windows, rings of notices */
 	struct letter *farewell; /* PEER_GONE, made in time: saying it must not need memory */
 
 	uv_poll_t poll;

@@ -107,6 +107,9 @@ static const struct verb verbs[] = {
 	[HMM_OP_DOCTOR] = { .answer = answer_list },
 	[HMM_OP_RANGE_FAULT] = { ABOUT(MIRROR, range_fault, mirror, DRIVE) },
 	[HMM_OP_RANGE_RELEASE] = { ABOUT(MIRROR, range_release, mirror, DRIVE) },
+	[HMM_OP_NOTICES_OPEN] = { ABOUT(OWNER, notices_open, owner, LOOK), .keeps_fds = 2, .grows = true },
+	[HMM_OP_PROTECT] = { ABOUT(OWNER, protect, owner, OWN) },
+	[HMM_OP_NOTICES_CLOSE] = { ABOUT(OWNER, notices_close, owner, LOOK) },
 };
 
 static const struct verb *verb_of(const struct letter *letter)
@@ -536,6 +539,17 @@ static int adopt_owner(struct server *server, struct peer *peer, struct letter *
 	return peer ? peer_grant(peer, letter->owner, RIGHT_OWN) : 0;
 }
 
+/* A ring is closed, for its listener or with its owner. */
+static void release_notices(struct server *server, struct peer *peer)
+{
+	const uint64_t fds = verbs[HMM_OP_NOTICES_OPEN].keeps_fds;
+
+	if (!peer || peer->fds < fds)
+		return;
+	peer->fds -= fds;
+	quota_release(&server->quota, peer->uid, QUOTA_FDS, fds);
+}
+
 /* A request succeeded: what control keeps of it. The peer may be gone. */
 static void settle_success(struct server *server, struct peer *peer, struct letter *letter)
 {
@@ -576,6 +590,15 @@ static void settle_success(struct server *server, struct peer *peer, struct lett
 			quota_release(&server->quota, peer->uid, QUOTA_FDS, 1);
 		}
 		break;
+	case HMM_OP_NOTICES_OPEN:
+		if (peer)
+			peer->fds += verb_of(letter)->keeps_fds;
+		else
+			release_kept(server, letter);
+		break;
+	case HMM_OP_NOTICES_CLOSE:
+		release_notices(server, peer);
+		break;
 	case HMM_OP_MIRROR_REGISTER:
 		if (peer)
 			peer->mirrors++;
@@ -610,6 +633,7 @@ static void take_event(struct server *server, struct letter *letter)
 	struct peer *peer = peer_find(server, letter->peer);
 	const struct hmm_msg_region *region = (const void *)letter->message;
 	const struct hmm_msg_invalidate *invalidate = (const void *)letter->message;
+	const struct hmm_msg_notices *notices = (const void *)letter->message;
 	struct rights_owner *owner;
 	struct hmm_wire_header *message;
 	const char *why;
@@ -638,6 +662,8 @@ static void take_event(struct server *server, struct letter *letter)
 	}
 	if (letter->message->opcode == HMM_OP_INVALIDATE && invalidate->cookie)
 		peer->acks++;
+	if (letter->message->opcode == HMM_OP_NOTICES && notices->closed)
+		release_notices(server, peer);
 	for (i = 0; i < letter->nfds; i++)
 		fds[i] = letter_take_fd(letter, i);
 	message = letter->message;

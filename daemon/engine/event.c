@@ -90,6 +90,7 @@ static void lose_range(struct owner *owner, uint64_t start, uint64_t end, int re
 	struct lost_range lost = { .start = start, .end = end, .reason = reason };
 
 	block_for_each(owner, start, end, lose, &lost);
+	window_reopen(owner, start, end);
 	/* Whoever waits there waits for nothing: unmapped, or to be asked again. */
 	fault_wake(owner, start, end - start);
 }
@@ -107,6 +108,7 @@ static void apply(struct owner *owner, const struct uffd_msg *message)
 		break;
 	case UFFD_EVENT_REMAP:
 		remap_move(owner, message->arg.remap.from, message->arg.remap.to, message->arg.remap.len);
+		window_reopen(owner, message->arg.remap.to, message->arg.remap.to + message->arg.remap.len);
 		lose_range(owner, message->arg.remap.from,
 			   message->arg.remap.from + message->arg.remap.len, HMM_REASON_REMAP);
 		break;

@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "engine/notice.h"
 #include "engine/owner.h"
 #include "engine/worker.h"
 #include "log.h"
@@ -191,7 +192,7 @@ static void serve_agent(struct owner *owner, struct block *block, uint64_t page)
  * While ksmd runs nothing becomes S: it merges protected pages, drops the
  * protection, and a write would go unseen. Looked up ten times a second at most.
  */
-static bool may_share(struct owner *owner)
+bool fault_may_share(struct owner *owner)
 {
 	struct worker *worker = owner->worker;
 
@@ -268,6 +269,16 @@ static void note_armed_mapping(struct owner *owner, struct block *block, uint64_
 	block_note_armed(block, page_index(start), page_index(end - 1) + 1);
 }
 
+/* The page that was touched, and how many come or change with it. */
+static void note_fault(const struct block *block, uint64_t page, int reason, const struct pages *pages)
+{
+	const struct mirror *mirror = block_mirror(block);
+
+	notice(block->owner, (struct hmm_notice){
+		.kind = HMM_EVENT_KIND_CPU_FAULT, .reason = (uint32_t)reason, .mirror = mirror ? mirror->id : 0,
+		.start = page, .end = page + HMM_PAGE_SIZE, .pages = pages_count(pages) });
+}
+
 void fault_serve(struct owner *owner, uint64_t addr, uint64_t flags, uint32_t tid)
 {
 	uint64_t page = addr & ~(HMM_PAGE_SIZE - 1);
@@ -305,6 +316,7 @@ void fault_serve(struct owner *owner, uint64_t addr, uint64_t flags, uint32_t ti
 		if (flags & UFFD_PAGEFAULT_FLAG_WP) {
 			owner_count(owner, COUNTER_WRITE_FAULTS, 1);
 			pages = walk_pages(owner, block, page, HMM_PAGE_SHARED);
+			note_fault(block, page, HMM_REASON_CPU_WRITE, &pages);
 			unshare_begin(block, &pages, HMM_REASON_CPU_WRITE, NULL);
 			break;
 		}
@@ -316,12 +328,13 @@ void fault_serve(struct owner *owner, uint64_t addr, uint64_t flags, uint32_t ti
 		break;
 	case HMM_PAGE_DEVICE:
 		pages = walk_pages(owner, block, page, HMM_PAGE_DEVICE);
+		note_fault(block, page, HMM_REASON_CPU_FAULT, &pages);
 		if (walk_whole(owner, block, &pages, addr, flags))
 			break;
 		owner_count(owner, COUNTER_FAULT_PAGES_HOME, pages_count(&pages));
 		home_begin(block, &pages, page_index(addr),
 			   !(flags & UFFD_PAGEFAULT_FLAG_WRITE) && block_device_reads(block) &&
-				   may_share(owner),
+				   fault_may_share(owner),
 			   HMM_REASON_CPU_FAULT, flags, NULL);
 		break;
 	case HMM_PAGE_COHERENT:

@@ -19,6 +19,7 @@
 #include <string.h>
 
 #include "engine/breakage.h"
+#include "engine/notice.h"
 #include "engine/owner.h"
 #include "engine/worker.h"
 #include "log.h"
@@ -215,6 +216,8 @@ static void home_proceed(struct block *block)
 			block_set_state(block, i, i + 1, state_after(block, i, &done));
 	block->touched = true;
 	block->record->flags &= ~HMM_BLOCK_HUGE;
+	notice_pages(block, block->move.reason == HMM_REASON_EVICT ? HMM_EVENT_KIND_EVICT :
+								     HMM_EVENT_KIND_MIGRATE_HOME, &done);
 	if (windows) {
 		block_punch_stale(block);
 		if (!share)
@@ -266,6 +269,8 @@ static void unshare_proceed(struct block *block)
 	/* The copy goes before the CPU may write: windows are emptied first. */
 	for (; pages_run(want, &first, &end); first = end)
 		block_set_state(block, first, end, HMM_PAGE_INVALID);
+	if (block->move.reason == HMM_REASON_EVICT)
+		notice_pages(block, HMM_EVENT_KIND_EVICT, want);
 	if (block_has_window(block))
 		block_punch_stale(block);
 	for (first = 0; pages_run(want, &first, &end); first = end) {

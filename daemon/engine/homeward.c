@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "engine/job.h"
+#include "engine/notice.h"
 #include "engine/worker.h"
 #include "log.h"
 
@@ -63,6 +64,7 @@ void home_slot_done(struct block *block, struct block_order *order, struct hmm_o
 {
 	struct owner *owner = block->owner;
 	struct job *job = block->move.job;
+	struct pages came = { 0 };
 	unsigned int moved = 0;
 
 	/*
@@ -73,6 +75,8 @@ void home_slot_done(struct block *block, struct block_order *order, struct hmm_o
 		bool home = shared->state == HMM_ORDER_DONE && shared->moved[i / 64] >> (i % 64) & 1;
 
 		moved += home;
+		if (home)
+			pages_set(&came, i);
 		block_set_state(block, i, i + 1, home || pages_test(&block->dead, i) ?
 				HMM_PAGE_INVALID : HMM_PAGE_DEVICE);
 	}
@@ -87,6 +91,7 @@ void home_slot_done(struct block *block, struct block_order *order, struct hmm_o
 	}
 	block->record->flags &= ~HMM_BLOCK_HUGE;
 	owner_count(owner, COUNTER_PAGES_HOME, moved);
+	notice_pages(block, HMM_EVENT_KIND_MIGRATE_HOME, &came);
 	slot_release(owner, order->slot);
 	fault_wake(owner, block->addr, HMM_BLOCK_SIZE);
 	transit_end(block);

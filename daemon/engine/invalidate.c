@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "engine/notice.h"
 #include "engine/owner.h"
 #include "engine/worker.h"
 #include "log.h"
@@ -45,9 +46,13 @@ static struct ack *ack_new(struct owner *owner, struct mirror *mirror, struct bl
 
 unsigned int invalidate_send(struct block *block, uint64_t start, uint64_t end, int reason, bool wait)
 {
+	const struct mirror *holder = block_mirror(block);
 	struct owner *owner = block->owner;
 	unsigned int waiting = 0;
 
+	notice(owner, (struct hmm_notice){
+		.kind = HMM_EVENT_KIND_INVALIDATE, .reason = (uint32_t)reason, .mirror = holder ? holder->id : 0,
+		.start = start, .end = end, .pages = (end - start) >> HMM_PAGE_SHIFT });
 	for (unsigned int i = 0; i < MIRRORS_MAX; i++) {
 		struct mirror *mirror = owner->mirror[i];
 		struct hmm_msg_invalidate *message;

@@ -18,6 +18,7 @@
 
 #include "engine/breakage.h"
 #include "engine/job.h"
+#include "engine/notice.h"
 #include "engine/worker.h"
 #include "log.h"
 #include "uapi.h"
@@ -79,6 +80,7 @@ static void drop_done(struct block *block, const struct block_order *order,
 		      const struct hmm_order *shared)
 {
 	struct job *job = block->move.job;
+	struct pages gone = { 0 };
 	unsigned int moved = 0;
 
 	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++) {
@@ -94,6 +96,7 @@ static void drop_done(struct block *block, const struct block_order *order,
 			block_set_state(block, i, i + 1, HMM_PAGE_DEVICE);
 			window_protect(block, i, i + 1, false);
 			result_set(job, i, HMM_PAGE_RESULT_MOVED);
+			pages_set(&gone, i);
 			moved++;
 		} else {
 			block_set_state(block, i, i + 1, HMM_PAGE_SHARED);
@@ -102,6 +105,7 @@ static void drop_done(struct block *block, const struct block_order *order,
 	}
 	block->touched = true;
 	owner_count(block->owner, COUNTER_PAGES_TO_DEVICE, moved);
+	notice_pages(block, HMM_EVENT_KIND_MIGRATE_OUT, &gone);
 	slot_release(block->owner, order->slot);
 	transit_end(block);
 	if (block_has_window(block)) {
@@ -156,6 +160,7 @@ void migrate_out_done(struct block *block, struct block_order *order, struct hmm
 		     shared->state == HMM_ORDER_DONE;
 	bool zap = order->kind == HMM_ORDER_OUT_ZAP;
 	unsigned int moved = 0, kept = 0;
+	struct pages gone = { 0 };
 	struct mirror *mirror = block_mirror(block);
 
 	if (shared->error)
@@ -181,6 +186,7 @@ void migrate_out_done(struct block *block, struct block_order *order, struct hmm
 		} else if (here || populate(job, block, shared, i)) {
 			block_set_state(block, i, i + 1, HMM_PAGE_DEVICE);
 			result_set(job, i, HMM_PAGE_RESULT_MOVED);
+			pages_set(&gone, i);
 			moved++;
 		} else {
 			block_set_state(block, i, i + 1, HMM_PAGE_INVALID);
@@ -204,6 +210,7 @@ void migrate_out_done(struct block *block, struct block_order *order, struct hmm
 	}
 	block->touched = false;
 	owner_count(owner, COUNTER_PAGES_TO_DEVICE, moved);
+	notice_pages(block, HMM_EVENT_KIND_MIGRATE_OUT, &gone);
 	/* Without MOVE it was only a permit. */
 	if (zap)
 		slot_put(owner, order->slot);

@@ -23,7 +23,9 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include "engine/notice.h"
 #include "engine/owner.h"
+#include "engine/protect.h"
 #include "engine/worker.h"
 #include "log.h"
 #include "uapi.h"
@@ -110,6 +112,7 @@ struct owner *owner_new(struct worker *worker, const struct letter *letter)
 	memcpy(owner->name, letter->name, sizeof(owner->name));
 	owner->pidfd = (int)syscall(SYS_pidfd_open, letter->pid, 0);
 	TAILQ_INIT(&owner->windows);
+	TAILQ_INIT(&owner->listeners);
 	TAILQ_INIT(&owner->slot_waiters);
 	TAILQ_INIT(&owner->runnable);
 	TAILQ_INIT(&owner->acks);
@@ -221,7 +224,7 @@ int owner_watch(struct owner *owner)
 	return r;
 }
 
-static int read_only_copy(int fd)
+int owner_read_only(int fd)
 {
 	char path[32];
 	int copy;
@@ -238,8 +241,8 @@ static int reply_open(struct owner *owner, struct letter *letter)
 
 	if (!reply)
 		return -ENOMEM;
-	fds[0] = read_only_copy(owner->table_fd);
-	fds[1] = read_only_copy(owner->ledger_fd);
+	fds[0] = owner_read_only(owner->table_fd);
+	fds[1] = owner_read_only(owner->ledger_fd);
 	fds[2] = fcntl(owner->orders_fd, F_DUPFD_CLOEXEC, 3);
 	fds[3] = fcntl(owner->pulse_fd, F_DUPFD_CLOEXEC, 3);
 	fds[4] = fcntl(owner->done.fd, F_DUPFD_CLOEXEC, 3);
@@ -374,8 +377,8 @@ static int open_peer(struct owner *owner, struct letter *letter)
 
 	if (!reply)
 		return letter_fail(letter, -ENOMEM, "out of memory for the answer");
-	letter->reply_fds[0] = read_only_copy(owner->table_fd);
-	letter->reply_fds[1] = read_only_copy(owner->pulse_fd);
+	letter->reply_fds[0] = owner_read_only(owner->table_fd);
+	letter->reply_fds[1] = owner_read_only(owner->pulse_fd);
 	letter->n_reply_fds = 2;
 	if (letter->reply_fds[0] < 0 || letter->reply_fds[1] < 0)
 		return letter_fail(letter, -EMFILE, "out of descriptors");
@@ -440,9 +443,10 @@ static void exclude(struct owner *owner, struct letter *letter)
 
 	if (note_exclusion(owner, letter))
 		worker_reply(owner->worker, letter);
-	else if (message->include)
+	else if (message->include) {
+		window_reopen(owner, message->addr, message->addr + message->length);
 		exclude_done(owner, letter, 0);
-	else
+	} else
 		migrate_home(owner, message->addr, message->addr + message->length, NULL, exclude_done,
 			     letter);
 }
@@ -508,6 +512,13 @@ void owner_request(struct owner *owner, struct letter *letter)
 	case HMM_OP_WINDOW_UNMAP:
 		window_request(owner, letter);
 		return;
+	case HMM_OP_PROTECT:
+		protect_request(owner, letter);
+		return;
+	case HMM_OP_NOTICES_OPEN:
+	case HMM_OP_NOTICES_CLOSE:
+		notice_request(owner, letter);
+		return;
 	case HMM_OP_LAYOUT:
 	case HMM_OP_RANGES:
 	case HMM_OP_CELLS:
@@ -547,6 +558,7 @@ void owner_peer_gone(struct owner *owner, uint64_t peer)
 	window_peer_gone(owner, peer);
 	mirror_peer_gone(owner, peer);
 	range_peer_gone(owner, peer);
+	notice_peer_gone(owner, peer);
 	if (owner->peer != peer)
 		return;
 	owner->peer = 0;
@@ -651,6 +663,7 @@ void owner_free(struct owner *owner)
 		block_for_each(owner, 0, HMM_VA_END, owner->abandoned ? leave_block : drop_block, NULL);
 	invalidate_deinit(owner);
 	range_deinit(owner);
+	notice_deinit(owner);
 	for (unsigned int i = 0; i < MIRRORS_MAX; i++)
 		if (owner->mirror[i])
 			mirror_free(owner->mirror[i]);

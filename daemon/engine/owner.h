@@ -131,6 +131,19 @@ struct block_order {
 
 enum slot_state { SLOT_FREE, SLOT_BUSY, SLOT_RELEASING };
 
+/* ---- ranges the owner spoke of ------------------------------------------------- */
+
+struct span_set {
+	struct { uint64_t start, end; } *list;
+	unsigned int count;
+};
+int span_set_add(struct span_set *set, uint64_t start, uint64_t end);
+int span_set_remove(struct span_set *set, uint64_t start, uint64_t end);
+bool span_set_overlaps(const struct span_set *set, uint64_t start, uint64_t end);
+/* Whether all of [start, end) is in the set. */
+bool span_set_covers(const struct span_set *set, uint64_t start, uint64_t end);
+void span_set_deinit(struct span_set *set);
+
 /* ---- mirrors and windows ------------------------------------------------------ */
 
 struct mirror {
@@ -167,22 +180,10 @@ struct window {
 	struct touch *touches;		/* that are being served: one for each page */
 	uint64_t refused[WINDOW_REFUSALS];	/* pages refused lately, to be poisoned if asked for again */
 	unsigned int refusals;
+	struct span_set closed;		/* poisoned, as far as it is remembered */
 	bool *guarded;			/* per block: hmmd decides on every page that is not mapped */
 };
 TAILQ_HEAD(window_list, window);
-
-/* ---- ranges the owner spoke of ------------------------------------------------- */
-
-struct span_set {
-	struct { uint64_t start, end; } *list;
-	unsigned int count;
-};
-int span_set_add(struct span_set *set, uint64_t start, uint64_t end);
-int span_set_remove(struct span_set *set, uint64_t start, uint64_t end);
-bool span_set_overlaps(const struct span_set *set, uint64_t start, uint64_t end);
-/* Whether all of [start, end) is in the set. */
-bool span_set_covers(const struct span_set *set, uint64_t start, uint64_t end);
-void span_set_deinit(struct span_set *set);
 
 /* ---- counters ------------------------------------------------------------------- */
 
@@ -252,6 +253,8 @@ struct owner {
 	struct mirror *mirror[MIRRORS_MAX];
 	struct window_list windows;
 	uint32_t next_window;
+	TAILQ_HEAD(, listener) listeners;	/* who wants notices */
+	uint32_t next_listener;
 
 	struct block_order order[HMM_ORDERS_RING];
 	uint32_t produced, reaped;	/* ring indices */
@@ -325,6 +328,7 @@ struct owner *owner_new(struct worker *worker, const struct letter *letter);
 int owner_handshake(struct owner *owner, uint64_t open_flags);
 int owner_map_shared(struct owner *owner);
 int owner_watch(struct owner *owner);
+int owner_read_only(int fd);	/* another descriptor of it, which can't write; or -errno */
 int owner_check_proc(const struct owner *owner);
 bool owner_is_userfaultfd(int fd);
 bool owner_mm_is_gone(struct owner *owner);
@@ -476,6 +480,7 @@ void fault_serve(struct owner *owner, uint64_t addr, uint64_t flags, uint32_t ti
 bool fault_task_addr(const struct task *task, uint64_t *addr);
 void fault_later(struct owner *owner, uint64_t addr, uint64_t flags);
 void fault_retry(struct owner *owner);
+bool fault_may_share(struct owner *owner);	/* not while ksmd could drop protections */
 void fault_wake(struct owner *owner, uint64_t addr, uint64_t length);
 
 /* home.c: pages on their way back */
@@ -511,14 +516,27 @@ void migrate_for_window(struct block *block, struct mirror *mirror, uint64_t add
 void window_request(struct owner *owner, struct letter *letter);	/* WINDOW_MAP, _ARMED, _UNMAP */
 void window_peer_gone(struct owner *owner, uint64_t peer);
 void window_close_all(struct owner *owner, struct mirror *mirror);
+/* Where the owner's address is in the driver. */
+static inline uint64_t driver_addr(const struct window *window, uint64_t addr)
+{
+	return window->at + (addr - window->start);
+}
+
 /* From now on no window maps a page of this block that it has not mapped, unless hmmd does it. */
 void window_guard(struct block *block);
 /* Freezes writes to these pages in every window: guards and write-protects. 0 or -errno. */
 int window_protect(struct block *block, unsigned int first, unsigned int end, bool protect);
 /* Whoever waits for these pages in a window asks again. */
 void window_wake(struct block *block, unsigned int first, unsigned int end);
+/* closure.c: what a window may not show */
+/* The page can't be had, for this error: the driver gets SIGBUS there. */
+void window_close_page(struct window *window, uint64_t addr, int error);
 /* A driver that did not answer: everything it maps of the range is taken away. */
 void window_revoke(struct owner *owner, uint64_t peer, uint64_t start, uint64_t end, int error);
+/* Every driver's. */
+void window_revoke_range(struct owner *owner, uint64_t start, uint64_t end, int error);
+/* What was refused there may be had by now: it is asked for and judged anew. */
+void window_reopen(struct owner *owner, uint64_t start, uint64_t end);
 
 /* access.c */
 void access_request(struct owner *owner, struct letter *letter);	/* DEVICE_READ, _WRITE, ALLOC, FREE */

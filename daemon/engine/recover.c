@@ -258,6 +258,9 @@ static int reopen_region(struct owner *owner, struct letter *letter)
 bool recover_serves(const struct owner *owner, uint16_t opcode)
 {
 	switch (opcode) {
+	case HMM_OP_NOTICES_OPEN:
+	case HMM_OP_NOTICES_CLOSE:
+		return true;	/* so that a listener sees what is settled */
 	case HMM_OP_OPEN_PEER:
 	case HMM_OP_MIRROR_REGISTER:
 	case HMM_OP_WINDOW_MAP:

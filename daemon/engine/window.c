@@ -18,7 +18,7 @@
  * shadow and is not mapped. That splits the mapping into 4K for good, which
  * blocks that nobody contends for are spared.
  *
- * What can't be had (a file, a stack) is poisoned: SIGBUS, and an event.
+ * What can't be had (a file, a stack) is closed (closure.c): SIGBUS, and an event.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -27,7 +27,9 @@
 #include <unistd.h>
 
 #include "engine/breakage.h"
+#include "engine/notice.h"
 #include "engine/owner.h"
+#include "engine/protect.h"
 #include "engine/worker.h"
 #include "log.h"
 #include "uapi.h"
@@ -55,11 +57,6 @@ static struct window *window_by_id(struct owner *owner, uint32_t id)
 		if (window->id == id)
 			return window;
 	return NULL;
-}
-
-static uint64_t driver_addr(const struct window *window, uint64_t addr)
-{
-	return window->at + (addr - window->start);
 }
 
 /* [first, end) of the block as far as the window has it; false: not at all. */
@@ -168,36 +165,6 @@ void window_wake(struct block *block, unsigned int first, unsigned int end)
 
 /* ---- touches ------------------------------------------------------------------ */
 
-static void poison(struct window *window, uint64_t addr, int error)
-{
-	uint64_t page = addr & ~(HMM_PAGE_SIZE - 1);
-	struct hmm_msg_window_revoked *message;
-	size_t done;
-	int r;
-
-	/* Poison is refused where a write-protect marker stands. */
-	kernel->uffd_protect(window->uffd, driver_addr(window, page), HMM_PAGE_SIZE, false);
-	r = kernel->uffd_poison(window->uffd, driver_addr(window, page), HMM_PAGE_SIZE, &done);
-	if (r == -EEXIST || r == -EAGAIN) {
-		/* Something is there after all: the driver asks again. */
-		kernel->uffd_wake(window->uffd, driver_addr(window, page), HMM_PAGE_SIZE);
-		return;
-	}
-	if (r && r != -ESRCH)
-		log_error("window %u: %#lx can't be had (%s) nor poisoned (%s): the driver waits",
-			  window->id, page, strerror(-error), strerror(-r));
-	message = malloc(sizeof(*message));
-	if (!message)
-		return;
-	HMM_MSG_INIT(*message, HMM_OP_WINDOW_REVOKED, 0);
-	message->window = window->id;
-	message->error = error;
-	message->start = page;
-	message->end = page + HMM_PAGE_SIZE;
-	worker_event(window->mirror->owner->worker, window->peer, message, -1);
-	owner_count(window->mirror->owner, COUNTER_REVOKED_WINDOWS, 1);
-}
-
 static int touch_error(uint8_t result)
 {
 	switch (result) {
@@ -230,7 +197,7 @@ static uint64_t touch_page(const struct touch *touch)
 static void touch_refuse(struct window *window, const struct touch *touch, int error)
 {
 	if (touch->again) {
-		poison(window, touch->addr, error);
+		window_close_page(window, touch->addr, error);
 		return;
 	}
 	window->refused[window->refusals++ % WINDOW_REFUSALS] = touch_page(touch);
@@ -333,7 +300,7 @@ static bool touch_present(struct window *window, struct block *block, struct tou
 		kernel->uffd_wake(window->uffd, page, HMM_PAGE_SIZE);
 		return true;
 	case HMM_PAGE_ERROR:
-		poison(window, touch->addr, -EIO);
+		window_close_page(window, touch->addr, -EIO);
 		return true;
 	case HMM_PAGE_INVALID:
 	case HMM_PAGE_REMOTE:
@@ -378,13 +345,25 @@ static void touch_serve(struct touch *touch)
 	if (owner->recovering)
 		goto later;
 	if (window->revoked) {
-		poison(window, touch->addr, -ETIMEDOUT);
+		window_close_page(window, touch->addr, -ETIMEDOUT);
 		goto out;
 	}
 	block = block_get(owner, touch->addr);
 	if (!block)
 		goto later;
 	if (!block_at_rest(block)) {
+		block_park(block, &touch->task);
+		return;
+	}
+	/* The program may have asked the kernel itself to protect it. */
+	if (protect_is_due(block, touch->addr)) {
+		if (owner->worker->now - touch->since > TOUCH_NS) {
+			touch_refuse(window, touch, -EPERM);
+			goto out;
+		}
+		protect_follow(block, 0, HMM_BLOCK_PAGES);
+		if (block_at_rest(block))
+			goto later;
 		block_park(block, &touch->task);
 		return;
 	}
@@ -474,6 +453,9 @@ static void window_ready(struct source *source)
 		touch->next = window->touches;
 		window->touches = touch;
 		owner_count(owner, COUNTER_WINDOW_FAULTS, 1);
+		notice(owner, (struct hmm_notice){
+			.kind = HMM_EVENT_KIND_WINDOW_FAULT, .mirror = window->mirror->id,
+			.start = touch_page(touch), .end = touch_page(touch) + HMM_PAGE_SIZE, .pages = 1 });
 		touch_serve(touch);
 		window = window_by_id(owner, id);
 	}
@@ -517,6 +499,7 @@ static void window_free(struct window *window)
 	window->mirror->windows--;
 	reactor_remove(owner->worker->reactor, &window->source);
 	close(window->uffd);
+	span_set_deinit(&window->closed);
 	free(window->guarded);
 	free(window);
 }
@@ -745,29 +728,5 @@ void window_close_all(struct owner *owner, struct mirror *mirror)
 			/* The driver holds its userfaultfd: it waits, and never sees zeros. */
 			window_free(window);
 		}
-	}
-}
-
-void window_revoke(struct owner *owner, uint64_t peer, uint64_t start, uint64_t end, int error)
-{
-	struct window *window;
-
-	TAILQ_FOREACH(window, &owner->windows, link) {
-		struct hmm_msg_window_revoked *message;
-
-		if (window->peer != peer || window->start >= end || window->end <= start ||
-		    window->revoked)
-			continue;
-		window->revoked = true;
-		owner_count(owner, COUNTER_REVOKED_WINDOWS, 1);
-		message = malloc(sizeof(*message));
-		if (!message)
-			continue;
-		HMM_MSG_INIT(*message, HMM_OP_WINDOW_REVOKED, 0);
-		message->window = window->id;
-		message->error = error;
-		message->start = window->start;
-		message->end = window->end;
-		worker_event(owner->worker, peer, message, -1);
 	}
 }

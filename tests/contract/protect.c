@@ -211,6 +211,35 @@ Test(protect, mprotect_keeps_it)
 	cr_assert(pagemap(mem) & PM_UFFD_WP);
 }
 
+/* What may not be read, or not be written, takes a copy all the same, and keeps it protected. */
+Test(protect, a_copy_under_lesser_rights_is_there_when_they_come_back)
+{
+	static const int rights[] = { PROT_NONE, PROT_READ };
+
+	for (int i = 0; i < 2; i++) {
+		int fd = uffd_open(UFFD_FEATURE_PAGEFAULT_FLAG_WP), null = memfd_new("null", 0, 0);
+		char *mem = map_pages(2);
+		struct call call;
+
+		cr_assert_eq(uffd_register(fd, mem, 2 * PAGE, MISSING | WP), 0);
+		cr_assert_eq(mprotect(mem, 2 * PAGE, rights[i]), 0);
+		cr_assert_eq(uffd_copy(fd, mem, filled(7), PAGE, UFFDIO_COPY_MODE_WP), 0);
+		cr_assert_eq(uffd_copy(fd, mem + PAGE, filled(8), PAGE, 0), 0);
+		cr_assert(pagemap(mem) & PM_UFFD_WP);
+		cr_assert_eq(write(null, mem, 1), rights[i] == PROT_NONE ? -1 : 1);
+		cr_assert_eq(mprotect(mem, 2 * PAGE, PROT_READ | PROT_WRITE), 0);
+		cr_assert_eq(mem[0], 7);
+		cr_assert_eq(mem[PAGE], 8);
+		mem[PAGE] = 9;
+		cr_assert(no_event(fd));
+		store_start(&call, mem, 9);
+		expect_fault(fd, mem, FAULT_WRITE | FAULT_WP);
+		cr_assert_eq(uffd_wp(fd, mem, PAGE, false), 0);
+		call_end(&call);
+		close(fd);
+	}
+}
+
 Test(protect, unregister_loses_it)
 {
 	int fd;

@@ -279,6 +279,45 @@ Test(window, held_huge_page_is_zeroed_and_not_freed)
 	cr_assert_not(file_has(shadow, AT + 4 * PAGE));
 }
 
+/*
+ * A page that was closed by POISON opens again by a DONTNEED of the driver's, who need
+ * not be able to touch it meanwhile: the next touch asks. Nothing else does that.
+ */
+Test(window, dontneed_takes_poison_away)
+{
+	static const uint64_t modes[] = { MISSING, MISSING | WP | MINOR };
+
+	for (int i = 0; i < 2; i++) {
+		int fd = uffd_open(FEATURES | UFFD_FEATURE_POISON | UFFD_FEATURE_MINOR_SHMEM);
+		int shadow = memfd_new("shadow", SPARSE, 0), null = memfd_new("null", 0, 0);
+		char *mem = map_memfd_aligned(shadow, BLOCK, AT);
+		struct call call;
+
+		cr_assert_eq(uffd_register(fd, mem, BLOCK, modes[i]), 0);
+		load_start(&call, mem + PAGE);
+		expect_fault(fd, mem + PAGE, 0);
+		cr_assert_eq(uffd_copy(fd, mem + PAGE, filled(7), PAGE, 0), 0);
+		call_end(&call);
+		cr_assert_eq(uffd_poison(fd, mem, PAGE), 0);
+		cr_assert_eq(write(null, mem, 1), -1);
+		cr_assert_eq(punch(shadow, AT, PAGE), 0);
+		cr_assert_eq(mprotect(mem, PAGE, PROT_NONE), 0);
+		cr_assert_eq(mprotect(mem, PAGE, PROT_READ | PROT_WRITE), 0);
+		cr_assert_eq(write(null, mem, 1), -1, "it is still closed");
+		cr_assert_eq(mprotect(mem, PAGE, PROT_NONE), 0);
+		cr_assert_eq(madvise(mem, PAGE, MADV_DONTNEED), 0);
+		cr_assert_eq(mprotect(mem, PAGE, PROT_READ | PROT_WRITE), 0);
+		cr_assert(no_event(fd));
+		load_start(&call, mem);
+		expect_fault(fd, mem, 0);
+		cr_assert_eq(uffd_copy(fd, mem, filled(8), PAGE, 0), 0);
+		cr_assert_eq(call_end(&call), 8);
+		load_start(&call, mem + PAGE);
+		cr_assert_eq(call_end(&call), 7);
+		close(fd);
+	}
+}
+
 static void *splice_in(void *argument)
 {
 	struct iovec iov = { .iov_len = PAGE };

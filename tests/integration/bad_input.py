@@ -303,6 +303,9 @@ class Ids(wire.Test):
             wire.EXCLUDE: pair + memory,
             wire.ADVISE: struct.pack("<II", owner, 1) + memory,
             wire.DRAIN: struct.pack("<II", owner, 1),
+            wire.NOTICES_OPEN: struct.pack("<IIQ", owner, 64, 0),
+            wire.NOTICES_CLOSE: struct.pack("<II", owner, 1),
+            wire.PROTECT: pair + memory,
             wire.STATS: pair,
             wire.MIRROR_REGISTER: struct.pack("<IIQ", owner, 1, 0),
             wire.MIRROR_UNREGISTER: struct.pack("<II", mirror, 0),
@@ -352,9 +355,10 @@ class Ids(wire.Test):
         self.start_daemon()
         owner = self.connect().open_owner()
         tool = self.connect(role=wire.TOOL)
-        looks = (wire.LAYOUT, wire.RANGES, wire.CELLS, wire.STATS, wire.DRAIN, wire.MIGRATE)
+        looks = (wire.LAYOUT, wire.RANGES, wire.CELLS, wire.STATS, wire.DRAIN, wire.MIGRATE, wire.NOTICES_OPEN,
+                 wire.NOTICES_CLOSE)
         self.expect_refusals(tool, owner, leave_out=looks)
-        for opcode in (wire.RANGES, wire.CELLS, wire.STATS, wire.DRAIN):
+        for opcode in (wire.RANGES, wire.CELLS, wire.STATS, wire.DRAIN, wire.NOTICES_OPEN):
             answer = tool.ask(opcode, self.requests_about(owner)[opcode])
             self.assertFalse(answer.is_error and answer.error == errno.EPERM, (opcode, answer.is_error and answer.text))
         self.expect_healthy()
@@ -380,7 +384,7 @@ class Ids(wire.Test):
                 os.setresuid(65534, 65534, 65534)
                 tool = wire.Client(path, role=wire.TOOL, name="other")
                 assert tool.uid == 65534
-                for opcode in (wire.RANGES, wire.CELLS, wire.STATS, wire.DRAIN, wire.MIGRATE):
+                for opcode in (wire.RANGES, wire.CELLS, wire.STATS, wire.DRAIN, wire.MIGRATE, wire.NOTICES_OPEN):
                     answer = tool.ask(opcode, self.requests_about(owner)[opcode])
                     assert answer.is_error and answer.error == errno.EPERM, opcode
                 answer = tool.ask(wire.DRAIN, bytes(8))
@@ -403,6 +407,34 @@ class Ids(wire.Test):
         tool = self.connect(role=wire.TOOL)
         self.assertFalse(tool.ask(wire.DRAIN, bytes(8)).is_error)
         self.expect_healthy()
+
+    def test_rings_are_charged_for(self):
+        """Two descriptors each, as long as they are open; a bad position harms who wrote it."""
+        config = os.path.join(self.folder, "h.conf")
+        with open(config, "w") as file:
+            file.write("[limits]\nfds = 24\n")
+        self.start_daemon("--config", config)
+        client = self.connect()
+        owner = client.open_owner()
+        body = struct.pack("<IIQ", owner, 64, 0)
+        rings = []
+        while not (answer := client.ask(wire.NOTICES_OPEN, body)).is_error:
+            rings.append(answer.unpack("II"))
+            os.pwrite(answer.fds[1], struct.pack("<Q", 1 << 63), 0)
+            answer.close()
+        self.expect_error(answer, errno.EDQUOT)
+        self.assertGreater(len(rings), 0)
+        self.assertLess(len(rings), 8)
+        self.assertEqual({entries for _, entries in rings}, {64})
+        for ring, _ in rings:
+            self.assertFalse(client.ask(wire.NOTICES_CLOSE, struct.pack("<II", owner, ring)).is_error)
+            self.expect_error(client.ask(wire.NOTICES_CLOSE, struct.pack("<II", owner, ring)), errno.ENOENT)
+        for _ in rings:
+            answer = client.ask(wire.NOTICES_OPEN, body)
+            self.assertFalse(answer.is_error)
+            answer.close()
+        client.close()
+        self.expect_descriptors_back()
 
     def test_acks_that_nobody_asked_for(self):
         self.start_daemon("--log", "debug")

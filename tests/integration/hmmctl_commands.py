@@ -9,7 +9,8 @@ import unittest
 import harness
 
 OK, FAILED, USAGE, NO_DAEMON, NOT_PERMITTED, NOTHING, PARTIAL = range(7)
-COMMANDS = ["status", "features", "doctor", "clients", "mirrors", "map", "pools", "stats", "migrate", "drain", "run"]
+COMMANDS = ["status", "features", "doctor", "clients", "mirrors", "map", "pools", "stats", "migrate", "drain", "watch",
+            "run"]
 PAGE = 4096
 MIB = 1 << 20
 
@@ -192,6 +193,48 @@ class Moving(harness.Test):
         stats = self.hmmctl_json("stats", "--owner", self.owner["id"])["owners"][0]
         self.assertEqual(stats["pid"], self.owner["pid"])
         self.assertGreater(stats["stats"]["faults"], 0)
+
+    def test_mprotect_is_followed(self):
+        """Of a program that knows nothing of it: what it may not write, and no device reads, is at home when the call returns."""
+        self.hmmctl("migrate", "--to", "device", self.range)
+        self.assertEqual(self.device_pages(), self.SIZE // PAGE)
+        self.run_process.send("readonly")
+        self.run_process.expect("^mprotect 0$")
+        self.assertEqual(self.hmmctl_json("mirrors", "--owner", self.owner["id"])["mirrors"][0]["device_bytes"], 0)
+        self.check()
+
+    def test_watch(self):
+        watch = self.spawn("hmmctl", "watch", "--pid", self.owner["pid"])
+        objects = self.spawn("hmmctl", "-j", "watch", "--owner", self.owner["id"])
+        # A tool has a socket and a pidfd; and two descriptors for each ring.
+        harness.wait_until(lambda: sum(client["fds"] == 4 for client in self.hmmctl_json("clients")["clients"]
+                                       if client["role"] == "tool") == 2, 10, "both to listen")
+        self.hmmctl("migrate", "--to", "device", self.range)
+        first = rf"{self.address:#x}-{self.address + 2 * MIB:#x} "
+        watch.expect(rf"^\d+\.\d{{6}}  {self.owner['pid']} +migrate_out  {first} +512 pages  mirror "
+                     rf"{self.mirror['id']}  migrate$")
+        self.check()
+        watch.expect(r" (cpu_fault) .* cpu_fault$")
+        watch.expect(r" (migrate_home) .* (cpu_fault|migrate)$")
+        self.run_process.close_input()
+        self.run_process.finish()
+        watch.finish()
+        objects.finish()
+        seen = [json.loads(line) for line in objects.output.splitlines()]
+        out = [event for event in seen if event["kind"] == "migrate_out"]
+        self.assertEqual({event["pid"] for event in seen}, {self.owner["pid"]})
+        self.assertEqual(sum(event["pages"] for event in out), self.SIZE // PAGE)
+        self.assertEqual({(event["reason"], event["error"], event["mirror"]) for event in out},
+                         {("migrate", 0, self.mirror["id"])})
+        self.assertEqual([event["time"] for event in seen], sorted(event["time"] for event in seen))
+
+    def test_watch_ends_with_hmmd(self):
+        watch = self.spawn("hmmctl", "watch")
+        harness.wait_until(lambda: any(client["fds"] == 4 for client in self.hmmctl_json("clients")["clients"]
+                                       if client["role"] == "tool"), 10, "it to listen")
+        self.daemon.kill9()
+        watch.finish(status=NO_DAEMON)
+        self.assertNotEqual(watch.errors, "")
 
     def test_drain(self):
         self.hmmctl("migrate", "--to", "device", self.range)

@@ -80,6 +80,75 @@ class Outage(harness.Test):
         self.ask(owner, "close", "^closed$")
         owner.finish()
 
+    def test_mprotect_waits_for_the_new_one(self):
+        """Devices follow before it returns; so it waits for who can see to that, and asks once more."""
+        self.start_daemon()
+        owner = self.owner("huge")
+        for _ in range(3):
+            self.out(owner)
+            self.daemon.kill9()
+            owner.send("protect")
+            time.sleep(self.random.uniform(0, 0.2))
+            self.daemon.start()
+            owner.expect("^protected$")
+            self.ask(owner, "device", "^checked$")
+            self.assertEqual(self.where(owner), 0)
+            self.ask(owner, "change", "^changed$")
+        owner.send("protect")
+        self.daemon.restart()
+        owner.expect("^protected$")
+        self.ask(owner, "close", "^closed$")
+        owner.finish()
+
+    def test_mprotect_after_a_rescue(self):
+        self.start_daemon("--grace", "300ms")
+        owner = self.owner()
+        self.out(owner)
+        self.daemon.kill9()
+        self.ask(owner, "protect", "^protected$")
+        self.ask(owner, "check", "^checked$")
+        self.ask(owner, "protect", "^protected$")
+        owner.finish()
+
+    def test_events_over_a_restart(self):
+        """What was not read yet is kept, then it says that something may be missing, then it goes on."""
+        self.start_daemon()
+        owner = self.owner(pages=4)
+        self.ask(owner, "listen", "^listening$")
+        for round in range(3):
+            self.out(owner, 4)
+            if round % 2:
+                self.daemon.stop()
+                self.daemon.start()
+            else:
+                self.daemon.restart()
+            self.ask(owner, "device", "^checked$")
+            # Sent home in good order: that is heard, too.
+            home = " 5 3" if round % 2 else ""
+            self.ask(owner, "heard", f"^heard {round + 1} 5 2{home} 10$")
+            self.ask(owner, "home", "^home 4$")
+            self.ask(owner, "heard", f"^heard {round + 1}{'' if round % 2 else ' 5 3'}$")
+        # Three that nobody reads between: the first ring's are kept, of the others it is said how many there were.
+        for _ in range(3):
+            self.out(owner, 4)
+            self.ask(owner, "home", "^home 4$")
+            self.daemon.restart()
+            self.ask(owner, "device", "^checked$")
+        self.ask(owner, "heard", "^heard 14 5 2 5 3 10$")
+        self.ask(owner, "close", "^closed$")
+        owner.finish()
+
+    def test_events_after_a_rescue(self):
+        self.start_daemon("--grace", "1s")
+        owner = self.owner(pages=4)
+        self.ask(owner, "listen", "^listening$")
+        self.out(owner, 4)
+        self.daemon.kill9()
+        self.ask(owner, "check", "^checked$")
+        self.ask(owner, "heard", "^heard 0 5 2$")
+        self.ask(owner, "heard", "^heard 0$")
+        owner.finish()
+
     def test_kill_and_restart_with_shared_pages(self):
         self.start_daemon()
         owner = self.owner()

@@ -7,6 +7,7 @@
  */
 #include <hmm/hmm.h>
 #include <hmm/device.h>
+#include <hmm/event.h>
 #include <hmm/migrate.h>
 #include <hmm/mirror.h>
 #include <hmm/mm.h>
@@ -46,6 +47,17 @@ SAME(PUBLIC_MIGRATE, HMM_REASON_MIGRATE);
 SAME(PUBLIC_EXCLUSIVE, HMM_REASON_EXCLUSIVE);
 SAME(PUBLIC_EVICT, HMM_REASON_EVICT);
 SAME(PUBLIC_RELEASE, HMM_REASON_RELEASE);
+
+SAME(HMM_EVENT_CPU_FAULT, HMM_EVENT_KIND_CPU_FAULT);
+SAME(HMM_EVENT_MIGRATE_OUT, HMM_EVENT_KIND_MIGRATE_OUT);
+SAME(HMM_EVENT_MIGRATE_HOME, HMM_EVENT_KIND_MIGRATE_HOME);
+SAME(HMM_EVENT_EVICT, HMM_EVENT_KIND_EVICT);
+SAME(HMM_EVENT_INVALIDATE, HMM_EVENT_KIND_INVALIDATE);
+SAME(HMM_EVENT_WINDOW_FAULT, HMM_EVENT_KIND_WINDOW_FAULT);
+SAME(HMM_EVENT_REVOKED, HMM_EVENT_KIND_REVOKED);
+SAME(HMM_EVENT_POISON, HMM_EVENT_KIND_POISON);
+SAME(HMM_EVENT_PIN_BROKEN, HMM_EVENT_KIND_PIN_BROKEN);
+SAME(HMM_EVENT_LOST, HMM_EVENT_KIND_LOST);
 
 SAME(HMM_SYSTEM, HMM_TARGET_SYSTEM);
 SAME(HMM_DEVICE, HMM_TARGET_DEVICE);
@@ -111,6 +123,7 @@ LEAKCHECKED_SUITE(proto_public);
 Test(proto_public, nothing_is_missing)
 {
 	cr_assert_eq(count_of(hmm_reason_names), 11);
+	cr_assert_eq(count_of(hmm_event_kind_names), 10);
 	cr_assert_eq(count_of(hmm_target_names), 2);
 	cr_assert_eq(count_of(hmm_page_result_names), 15);
 	cr_assert_eq(count_of(hmm_migrate_flags_names), 1);

@@ -12,6 +12,9 @@
  *   touch       one word of every page, written             "touched"
  *   where       how many pages the device has               "where N"
  *   fork        a child compares everything and ends        "forked"
+ *   protect     memory read-only, and back                  "protected"
+ *   listen      to what becomes of its pages                "listening"
+ *   heard       what it heard, and how much it missed       "heard DROPPED KIND..."
  *   close       gives the mirror up                         "closed"
  *   crash       as a bug would                              (core)
  *   read        one word by the device; "error -E"          "read N"
@@ -30,6 +33,7 @@
 static char *memory;
 static size_t pages;
 static uint64_t seed = 1, flags, device_memory;
+static struct hmm_events *events;
 
 static void report(void *data, int level, const char *text)
 {
@@ -121,6 +125,18 @@ static long fault_range(void)
 	return result;
 }
 
+static void hear(void)
+{
+	struct hmm_event seen[16];
+	int n;
+
+	printf("heard %lu", hmm_event_dropped(events));
+	while ((n = hmm_event_read(events, seen, 16)) > 0)
+		for (int i = 0; i < n; i++)
+			printf(" %u", seen[i].kind);
+	printf("\n");
+}
+
 static void obey(const char *line)
 {
 	size_t n = pages;
@@ -148,6 +164,15 @@ static void obey(const char *line)
 	} else if (!strcmp(line, "fork")) {
 		check_in_child();
 		printf("forked\n");
+	} else if (!strcmp(line, "protect")) {
+		CHECK_EQ(mprotect(memory, pages * PAGE, PROT_READ), 0);
+		CHECK_EQ(mprotect(memory, pages * PAGE, PROT_READ | PROT_WRITE), 0);
+		printf("protected\n");
+	} else if (!strcmp(line, "listen")) {
+		CHECK_EQ(hmm_event_open(hmm, NULL, &events), 0);
+		printf("listening\n");
+	} else if (!strcmp(line, "heard")) {
+		hear();
 	} else if (!strcmp(line, "close")) {
 		test_close();
 		printf("closed\n");

@@ -1,0 +1,125 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * closure.c - what a window may not show: pages that can't be had, the whole window of
+ * a driver that did not answer, and pages that may be had again. Runs on the
+ * owner's worker.
+ *
+ * Happy path: a page is poisoned, so that the driver gets SIGBUS instead of waiting, and its
+ * library is told. What was closed is remembered; when the owner's rights there
+ * have changed the library is told to let go of the poison, and the next touch asks anew.
+ *
+ * What is not remembered (too many ranges, another hmmd) stays closed.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/notice.h"
+#include "engine/owner.h"
+#include "engine/worker.h"
+#include "log.h"
+
+/* Ranges of closed pages that a window remembers. */
+#define CLOSED_MAX	4096U
+
+static void send_revoked(const struct window *window, uint64_t start, uint64_t end, int error)
+{
+	struct hmm_msg_window_revoked *message = malloc(sizeof(*message));
+
+	if (!message)
+		return;
+	HMM_MSG_INIT(*message, HMM_OP_WINDOW_REVOKED, 0);
+	message->window = window->id;
+	message->error = error;
+	message->start = start;
+	message->end = end;
+	worker_event(window->mirror->owner->worker, window->peer, message, -1);
+}
+
+/* From now on the owner's library tells of every mprotect(): one may open the page. */
+static void note_closed(struct window *window, uint64_t page)
+{
+	if (window->closed.count < CLOSED_MAX)
+		span_set_add(&window->closed, page, page + HMM_PAGE_SIZE);
+	__atomic_store_n(&window->mirror->owner->orders->refused, 1, __ATOMIC_SEQ_CST);
+}
+
+void window_close_page(struct window *window, uint64_t addr, int error)
+{
+	uint64_t page = addr & ~(HMM_PAGE_SIZE - 1);
+	size_t done;
+	int r;
+
+	/* Poison is refused where a write-protect marker stands. */
+	kernel->uffd_protect(window->uffd, driver_addr(window, page), HMM_PAGE_SIZE, false);
+	r = kernel->uffd_poison(window->uffd, driver_addr(window, page), HMM_PAGE_SIZE, &done);
+	if (r == -EEXIST || r == -EAGAIN) {
+		/* Something is there after all: the driver asks again. */
+		kernel->uffd_wake(window->uffd, driver_addr(window, page), HMM_PAGE_SIZE);
+		return;
+	}
+	if (r && r != -ESRCH)
+		log_error("window %u: %#lx can't be had (%s) nor poisoned (%s): the driver waits",
+			  window->id, page, strerror(-error), strerror(-r));
+	notice(window->mirror->owner, (struct hmm_notice){
+		.kind = HMM_EVENT_KIND_POISON, .error = error, .mirror = window->mirror->id,
+		.start = page, .end = page + HMM_PAGE_SIZE, .pages = 1 });
+	note_closed(window, page);
+	send_revoked(window, page, page + HMM_PAGE_SIZE, error);
+	owner_count(window->mirror->owner, COUNTER_REVOKED_WINDOWS, 1);
+}
+
+static void close_all(struct window *window, int error)
+{
+	struct owner *owner = window->mirror->owner;
+
+	window->revoked = true;
+	owner_count(owner, COUNTER_REVOKED_WINDOWS, 1);
+	notice(owner, (struct hmm_notice){
+		.kind = HMM_EVENT_KIND_REVOKED, .error = error, .mirror = window->mirror->id,
+		.start = window->start, .end = window->end,
+		.pages = (window->end - window->start) >> HMM_PAGE_SHIFT });
+	send_revoked(window, window->start, window->end, error);
+}
+
+void window_revoke(struct owner *owner, uint64_t peer, uint64_t start, uint64_t end, int error)
+{
+	struct window *window;
+
+	TAILQ_FOREACH(window, &owner->windows, link)
+		if (window->peer == peer && window->start < end && window->end > start && !window->revoked)
+			close_all(window, error);
+}
+
+void window_revoke_range(struct owner *owner, uint64_t start, uint64_t end, int error)
+{
+	struct window *window;
+
+	TAILQ_FOREACH(window, &owner->windows, link)
+		if (window->start < end && window->end > start && !window->revoked)
+			close_all(window, error);
+}
+
+/*
+ * Poison stays in the driver's page table until the driver itself lets go of it: its
+ * library does. What it cannot touch meanwhile it cannot be refused once more.
+ */
+static void reopen(struct window *window, uint64_t start, uint64_t end)
+{
+	for (unsigned int i = 0; i < window->closed.count; i++) {
+		uint64_t from = window->closed.list[i].start, to = window->closed.list[i].end;
+
+		if (from < end && to > start)
+			send_revoked(window, from > start ? from : start, to < end ? to : end, 0);
+	}
+	span_set_remove(&window->closed, start, end);
+}
+
+void window_reopen(struct owner *owner, uint64_t start, uint64_t end)
+{
+	struct window *window;
+
+	TAILQ_FOREACH(window, &owner->windows, link)
+		if (!window->revoked && span_set_overlaps(&window->closed, start, end))
+			reopen(window, start, end);
+}

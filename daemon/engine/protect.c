@@ -1,0 +1,182 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * protect.c - devices follow mprotect(). Runs on the owner's worker.
+ *
+ * The kernel raises no event for it. The library stands before the call, lets it
+ * happen, and asks hmmd to follow before the program goes on: so the mappings are as
+ * they are now, whichever rights came or went, and nothing has to be taken back where
+ * the kernel refused.
+ *
+ * Happy path: block by block; drivers are told (HMM_REASON_PROTECT). What may not be
+ * read comes home, COPY works there too. What may not be written becomes S where the
+ * device reads: the windows' writes are frozen, and one that is tried all the same finds a page that
+ * the CPU does not give up. A block in transit parks the task. At the end what
+ * windows were refused in the range is opened again, to be judged anew.
+ *
+ * Who calls the kernel directly is found out about when a window next asks for the page.
+ *
+ * What can fail: memory, or a map that keeps changing. After 5 s windows that could
+ * still show what they should not are revoked.
+ */
+#include "engine/protect.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "engine/worker.h"
+
+#define FOLLOW_NS	(5000 * NS_PER_MS)
+/* Transits of one block before it waits a moment: S home, D home, D shared, and one more. */
+#define TRANSITS	4U
+
+struct protection {
+	struct task task;
+	struct owner *owner;
+	struct letter *letter;
+	uint64_t at, end;
+	int64_t since;		/* when it came to the block that it is at */
+	unsigned int transits;	/* of that block, since it last waited */
+};
+
+/* What has to change; in the order in which it is done. */
+struct surplus {
+	struct pages unshare, home, share;
+};
+
+static void judge(struct block *block, unsigned int i, const struct kernel_vma *vma, bool can_share,
+		  struct surplus *surplus)
+{
+	enum hmm_page_state state = page_state(block, i);
+
+	if (vma->write)
+		return;
+	if (state == HMM_PAGE_SHARED && !vma->read)
+		pages_set(&surplus->unshare, i);
+	else if (state == HMM_PAGE_DEVICE && vma->read && can_share)
+		pages_set(&surplus->share, i);
+	else if (state == HMM_PAGE_DEVICE)
+		pages_set(&surplus->home, i);
+}
+
+/* Mapping by mapping. Gaps are the unmapping events' business. */
+static void look(struct block *block, unsigned int first, unsigned int end, struct surplus *surplus)
+{
+	uint64_t at = page_addr(block, first), stop = block->addr + (uint64_t)end * HMM_PAGE_SIZE;
+	bool can_share = block_device_reads(block) && fault_may_share(block->owner);
+	struct kernel_vma vma;
+
+	*surplus = (struct surplus){ 0 };
+	while (at < stop && kernel->vma_at(block->owner->maps, at, &vma) == 0 && vma.start < stop) {
+		if (at < vma.start)
+			at = vma.start;
+		for (; at < stop && at < vma.end; at += HMM_PAGE_SIZE)
+			judge(block, page_index(at), &vma, can_share, surplus);
+	}
+}
+
+bool protect_follow(struct block *block, unsigned int first, unsigned int end)
+{
+	struct surplus surplus;
+
+	look(block, first, end, &surplus);
+	if (!pages_empty(&surplus.unshare))
+		unshare_begin(block, &surplus.unshare, HMM_REASON_PROTECT, NULL);
+	else if (!pages_empty(&surplus.home))
+		home_begin(block, &surplus.home, HMM_BLOCK_PAGES, false, HMM_REASON_PROTECT, 0, NULL);
+	else if (!pages_empty(&surplus.share))
+		home_begin(block, &surplus.share, HMM_BLOCK_PAGES, true, HMM_REASON_PROTECT, 0, NULL);
+	else
+		return false;
+	return true;
+}
+
+bool protect_is_due(struct block *block, uint64_t addr)
+{
+	enum hmm_page_state state = page_state(block, page_index(addr));
+	struct kernel_vma vma;
+
+	if (state != HMM_PAGE_DEVICE && state != HMM_PAGE_SHARED)
+		return false;
+	return kernel->vma_at(block->owner->maps, addr, &vma) == 0 && vma.start <= addr && !vma.write &&
+	       (state == HMM_PAGE_DEVICE || !vma.read);
+}
+
+static void finish(struct protection *protection)
+{
+	struct owner *owner = protection->owner;
+	struct letter *letter = protection->letter;
+	const struct hmm_msg_protect *message = (const void *)letter->message;
+
+	if (owner->gone)
+		letter_fail(letter, -ESTALE, "the owner is gone");
+	else if (!letter_reply(letter, HMM_OP_PROTECT_REPLY, sizeof(struct hmm_msg_protect_reply)))
+		letter_fail(letter, -ENOMEM, "out of memory for the answer");
+	window_reopen(owner, message->addr, message->addr + message->length);
+	worker_reply(owner->worker, letter);
+	free(protection);
+}
+
+static void next_block(struct protection *protection, uint64_t at)
+{
+	protection->at = at;
+	protection->since = protection->owner->worker->now;
+	protection->transits = 0;
+}
+
+/* Return: false when the task waits, and will be run again. */
+static bool step(struct protection *protection, struct block *block)
+{
+	struct owner *owner = protection->owner;
+	uint64_t start = protection->at > block->addr ? protection->at : block->addr;
+	uint64_t end = block->addr + HMM_BLOCK_SIZE;
+
+	if (protection->end < end)
+		end = protection->end;
+	if (!block_at_rest(block)) {
+		block_park(block, &protection->task);
+		return false;
+	}
+	if (owner->worker->now - protection->since > FOLLOW_NS) {
+		window_revoke_range(owner, start, end, -ETIMEDOUT);
+		next_block(protection, end);
+	} else if (protection->transits++ == TRANSITS) {
+		protection->transits = 0;
+		TAILQ_INSERT_TAIL(&owner->retry, &protection->task, link);
+		worker_alarm(owner->worker, owner->worker->now + NS_PER_MS);
+		return false;
+	} else if (!protect_follow(block, page_index(start), page_index(end - 1) + 1)) {
+		next_block(protection, end);
+	}
+	return true;
+}
+
+static void protection_run(struct task *task)
+{
+	struct protection *protection = (struct protection *)task;
+	struct owner *owner = protection->owner;
+	struct block *block;
+
+	while (!owner->gone && protection->at < protection->end &&
+	       (block = block_next(owner, protection->at, protection->end)))
+		if (!step(protection, block))
+			return;
+	finish(protection);
+}
+
+void protect_request(struct owner *owner, struct letter *letter)
+{
+	const struct hmm_msg_protect *message = (const void *)letter->message;
+	struct protection *protection = calloc(1, sizeof(*protection));
+
+	if (!protection) {
+		letter_fail(letter, -ENOMEM, "out of memory");
+		worker_reply(owner->worker, letter);
+		return;
+	}
+	protection->task.run = protection_run;
+	protection->owner = owner;
+	protection->letter = letter;
+	protection->end = message->addr + message->length;
+	next_block(protection, message->addr);
+	owner_queue(owner, &protection->task);
+}

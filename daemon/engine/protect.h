@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* protect.h - what the owner may do less with, its devices may do less with too. */
+#ifndef HMMD_PROTECT_H
+#define HMMD_PROTECT_H
+
+#include "engine/owner.h"
+
+void protect_request(struct owner *owner, struct letter *letter);	/* PROTECT */
+/* Whether the page that a window touches has lost rights since it went to the device. */
+bool protect_is_due(struct block *block, uint64_t addr);
+/*
+ * Takes from the device what it may not have any more of pages [first, end): one
+ * transit, the block being at rest. Return: false when there was nothing to do.
+ */
+bool protect_follow(struct block *block, unsigned int first, unsigned int end);
+
+#endif
