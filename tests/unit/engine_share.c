@@ -186,6 +186,38 @@ Test(share, a_fault_in_between_waits)
 	fixture_end(&fixture);
 }
 
+/* The last page leaves while a fault waits for another one: that must not come home in between. */
+Test(share, what_waits_for_the_move_runs_behind_the_exchange)
+{
+	struct hmm_order *order;
+
+	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
+	fixture.owner->peer = 1;
+	fixture_out(&fixture, 0, 5);
+	fixture_out(&fixture, 6, HMM_BLOCK_PAGES);
+	ask(HMM_OP_SHARE);
+	order = last_order(HMM_ORDER_OUT_MOVE);
+	cr_expect(eq(u64, order->want[0], 1 << 5));
+	fault_serve(fixture.owner, ROOM_START + 6 * HMM_PAGE_SIZE, 0, 0);
+	/* It was never written: zeros of the device. */
+	order->hole[0] = 1 << 5;
+	order->state = HMM_ORDER_DONE;
+	order_reap(fixture.owner);
+	owner_run(fixture.owner);
+	order = last_order(HMM_ORDER_COHERE);
+	cr_expect(eq(uint, count(HMM_PAGE_DEVICE), HMM_BLOCK_PAGES));
+	for (unsigned int i = 0; i < HMM_ORDERS_RING; i++)
+		if (fixture.owner->orders->ring[i].kind == HMM_ORDER_RELEASE)
+			fixture.owner->orders->ring[i].state = HMM_ORDER_DONE;
+	finish(order, 0);
+	order_reap(fixture.owner);
+	owner_run(fixture.owner);
+	cr_expect(eq(uint, count(HMM_PAGE_COHERENT), HMM_BLOCK_PAGES));
+	cr_expect(eq(int, answer(), 0));
+	fixture_check(&fixture);
+	fixture_end(&fixture);
+}
+
 Test(share, unmapped_before_the_exchange_it_is_taken_back)
 {
 	struct hmm_order *order;
@@ -319,6 +351,36 @@ Test(share, unmapped_right_after)
 	cr_expect(eq(uint, count(HMM_PAGE_DEVICE), HMM_BLOCK_PAGES - 100));
 	cr_expect(eq(uint, count(HMM_PAGE_COHERENT), 0));
 	cr_expect(eq(int, answer(), 0));
+	fixture_check(&fixture);
+	fixture_end(&fixture);
+}
+
+/* Moved by the program as soon as it was ordinary again: its bytes go along. */
+Test(share, moved_right_after)
+{
+	struct uffd_msg message = {
+		.event = UFFD_EVENT_REMAP,
+		.arg.remap = { ROOM_START, ROOM_START + 2 * HMM_BLOCK_SIZE, HMM_BLOCK_SIZE },
+	};
+	char expected[HMM_PAGE_SIZE];
+	struct block *there;
+
+	begin_coherent();
+	ask(HMM_OP_UNSHARE);
+	finish(last_order(HMM_ORDER_UNCOHERE), 0);
+	cr_assert(eq(int, (int)write(fixture.events, &message, sizeof(message)), (int)sizeof(message)));
+	event_read(fixture.owner);
+	order_reap(fixture.owner);
+	owner_run(fixture.owner);
+	cr_expect(eq(uint, count(HMM_PAGE_INVALID), HMM_BLOCK_PAGES));
+	there = fixture_block(&fixture, 2);
+	cr_assert(ne(ptr, there, NULL));
+	cr_expect(eq(uint, block_count(there, HMM_PAGE_DEVICE), HMM_BLOCK_PAGES));
+	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++) {
+		fixture_bytes(i, expected);
+		cr_assert(eq(int, memcmp(shadow_at(block_shadow(there), page_addr(there, i)), expected,
+					 HMM_PAGE_SIZE), 0));
+	}
 	fixture_check(&fixture);
 	fixture_end(&fixture);
 }

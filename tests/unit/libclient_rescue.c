@@ -330,12 +330,22 @@ static void *move_here(void *argument)
 		      home + 2 * HMM_BLOCK_SIZE);
 }
 
+static void *touch_what_moved(void *argument)
+{
+	/* Not before it has been exchanged. */
+	while (home[2 * HMM_BLOCK_SIZE + 11] == golden[2 * HMM_BLOCK_SIZE + 11] &&
+	       !__atomic_load_n((bool *)argument, __ATOMIC_ACQUIRE))
+		usleep(1000);
+	return (void *)(intptr_t)(home[2 * HMM_BLOCK_SIZE + 11] != golden[2 * HMM_BLOCK_SIZE + 11]);
+}
+
 /* Block 0: not yet there. 1: there. 2: back, its event unread. 3: not yet back. */
 Test(rescue, whatever_was_exchanged)
 {
+	pthread_t mover, toucher;
+	bool rescued = false;
+	void *moved, *wrong;
 	char *empty;
-	pthread_t mover;
-	void *moved;
 
 	begin();
 	exchanging(0, HMM_PAGE_DEVICE, HMM_ORDER_COHERE);
@@ -347,12 +357,16 @@ Test(rescue, whatever_was_exchanged)
 	empty = map_blocks(HOME + 32 * HMM_BLOCK_SIZE, 1);
 	arm(empty, HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
 	pthread_create(&mover, NULL, move_here, empty);
+	pthread_create(&toucher, NULL, touch_what_moved, &rescued);
 	exchanging(3, HMM_PAGE_COHERENT, HMM_ORDER_UNCOHERE);
 	map_shadow(3);
 	usleep(20000);
 	rescue();
 	pthread_join(mover, &moved);
 	cr_assert_eq(moved, home + 2 * HMM_BLOCK_SIZE);
+	__atomic_store_n(&rescued, true, __ATOMIC_RELEASE);
+	pthread_join(toucher, &wrong);
+	cr_assert_null(wrong);
 	cr_assert_eq(memcmp(home, golden, BLOCKS * HMM_BLOCK_SIZE), 0);
 	cr_assert_eq(owner->rescuer.pages, 2 * HMM_BLOCK_PAGES);
 	memset(home, 9, BLOCKS * HMM_BLOCK_SIZE);

@@ -9,6 +9,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 
 #define DEVICE_MEMORY (256UL << 20)
@@ -583,6 +584,33 @@ static void no_room(void)
 	test_check(memory, 6 * BLOCK_PAGES, 8);
 }
 
+/* The process can have no more address space: refused there, and on the way back. */
+static void no_mappings(void)
+{
+	struct rlimit all, none;
+	char *memory;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = test_map_huge(2);
+	test_fill(memory, 2 * BLOCK_PAGES, 19);
+	/* So that the shadow and the library's own memory are there. */
+	make_coherent(memory, 2);
+	take_back(memory + BLOCK, 1);
+	CHECK_EQ(getrlimit(RLIMIT_AS, &all), 0);
+	none = (struct rlimit){ .rlim_cur = PAGE, .rlim_max = all.rlim_max };
+	CHECK_EQ(setrlimit(RLIMIT_AS, &none), 0);
+	refused(memory + BLOCK, BLOCK, -ENOMEM);
+	CHECK_EQ(hmm_unshare(&mirror, memory, BLOCK), -ENOMEM);
+	CHECK(strstr(hmm_last_error(), "mapping"));
+	CHECK_EQ(setrlimit(RLIMIT_AS, &all), 0);
+	CHECK_EQ(coherent_pages(memory, 2 * BLOCK_PAGES), BLOCK_PAGES);
+	test_check(memory, 2 * BLOCK_PAGES, 19);
+	take_back(memory, 1);
+	make_coherent(memory, 2);
+	test_check(memory, 2 * BLOCK_PAGES, 19);
+	test_close();
+}
+
 /* Without UFFDIO_MOVE only what is declared to be unpinned. */
 static void base_engine(void)
 {
@@ -747,7 +775,7 @@ static const struct test_case cases[] = {
 	{ "running", running, false }, { "device-running", device_running, false },
 	{ "arguments", arguments, false }, { "hole", hole, false }, { "file", file, false },
 	{ "shared-memory", shared_memory, false }, { "readonly", readonly, false }, { "locked", locked, false },
-	{ "excluded", excluded, false }, { "pinned", pinned, false }, { "no-room", no_room, false },
+	{ "excluded", excluded, false }, { "pinned", pinned, false }, { "no-room", no_room, false }, { "no-mappings", no_mappings, false },
 	{ "base-engine", base_engine, false }, { "two-devices", two_devices, false }, { "stays", stays, false },
 	{ "discarded", discarded, false }, { "forked", forked, false }, { "outlives", outlives, false },
 	{ "mapped-anew", mapped_anew, false }, { "hammered", hammered, true },
