@@ -106,21 +106,33 @@ static void exchange_begin(struct block *block, const struct pages *all, struct 
 	transit_begin(block, HMM_TRANSIT_COHERING, all, HMM_REASON_MIGRATE, exchange_proceed);
 }
 
+/*
+ * What the agent says stopped it. That the map is changing, or the block is not armed any more,
+ * is seen to by asking again; the rest is only told, so it has to look like an error.
+ */
+static int reported_error(const struct hmm_order *shared)
+{
+	if (!shared->error || shared->error == -EAGAIN || shared->error == -ENOENT)
+		return 0;
+	return shared->error < 0 && shared->error > -4096 ? shared->error : -EIO;
+}
+
 void share_order_done(struct block *block, const struct block_order *order, const struct hmm_order *shared)
 {
 	bool ended = shared->state == HMM_ORDER_DONE;
 	struct job *job = block->move.job;
 
-	block->move.error = ended ? shared->error : 0;
+	block->move.error = ended ? reported_error(shared) : 0;
 	if (block->move.error)
 		log_debug("owner %u: block %#lx: its mapping could not be exchanged: %s", block->owner->id,
 			  block->addr, strerror(-block->move.error));
-	exchange_end(block, ended && !shared->error && !memcmp(shared->moved, order->want.word, sizeof(shared->moved)));
+	ended = ended && !shared->error && !memcmp(shared->moved, order->want.word, sizeof(shared->moved));
+	exchange_end(block, ended);
 	if (!job)
 		return;
-	if (block->move.error && block->move.error != -EAGAIN)
+	if (block->move.error)
 		job->migration->share->error = block->move.error;
-	job_block_done(job, ended && !block->move.error ? 0 : -ENOMEM);
+	job_block_done(job, ended ? 0 : -ENOMEM);
 }
 
 /* ---- SHARE --------------------------------------------------------------------------- */
@@ -205,10 +217,12 @@ static bool page_is_coherent(struct owner *owner, const struct migration *migrat
 	       page_state(block, page_index(addr)) == HMM_PAGE_COHERENT;
 }
 
-/* The first page that is not coherent and for which a reason is known, and one that lasts at best. */
+#define NO_PAGE	UINT64_MAX
+
+/* The first page that is not coherent, and why: better a reason that lasts than one that may pass. */
 static uint64_t first_refused(struct owner *owner, const struct migration *migration, uint8_t *result)
 {
-	uint64_t found = 0;
+	uint64_t found = NO_PAGE;
 
 	*result = HMM_PAGE_RESULT_MOVED;
 	for (uint64_t at = migration->start; at < migration->end; at += HMM_PAGE_SIZE) {
@@ -220,7 +234,7 @@ static uint64_t first_refused(struct owner *owner, const struct migration *migra
 			*result = now;
 			return at;
 		}
-		if (!found || (*result == HMM_PAGE_RESULT_MOVED && now != HMM_PAGE_RESULT_MOVED)) {
+		if (found == NO_PAGE || (*result == HMM_PAGE_RESULT_MOVED && now != HMM_PAGE_RESULT_MOVED)) {
 			found = at;
 			*result = now;
 		}
@@ -235,19 +249,21 @@ static void answer(struct owner *owner, struct share *share)
 	uint8_t result;
 	uint64_t at = first_refused(owner, migration, &result);
 
-	if (at && owner->closing) {
-		letter_fail(share->letter, -EAGAIN, "hmmd is going away; try again");
-	} else if (at && share->error) {
-		letter_fail(share->letter, share->error, "%#lx: its mapping can't be exchanged: %s", at,
-			    strerror(-share->error));
-	} else if (at) {
-		refuse(share, at, result);
-	} else {
+	if (at == NO_PAGE) {
 		reply = letter_reply(share->letter, HMM_OP_SHARE_REPLY, sizeof(*reply));
 		if (reply)
 			reply->pages = (migration->end - migration->start) >> HMM_PAGE_SHIFT;
 		else
 			letter_fail(share->letter, -ENOMEM, "out of memory for the answer");
+	} else if (owner->closing) {
+		letter_fail(share->letter, -EAGAIN, "hmmd is going away; try again");
+	} else if (migration->mirror->leaving) {
+		letter_fail(share->letter, -ENOENT, "no mirror %u", migration->mirror->id);
+	} else if (share->error) {
+		letter_fail(share->letter, share->error, "%#lx: its mapping can't be exchanged: %s", at,
+			    strerror(-share->error));
+	} else {
+		refuse(share, at, result);
 	}
 }
 
@@ -335,7 +351,7 @@ static int unshare_block(struct unsharing *unsharing, struct block *block)
 	}
 	if (!block_pages_in(block, HMM_PAGE_COHERENT, 0, HMM_BLOCK_PAGES, &coherent))
 		return 0;
-	if (unsharing->tries && block->move.error && block->move.error != -EAGAIN)
+	if (unsharing->tries && block->move.error)
 		return block->move.error;
 	if (unsharing->tries++ == TRIES_MAX)
 		return -EBUSY;

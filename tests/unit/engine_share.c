@@ -283,6 +283,13 @@ Test(share, half_an_exchange_is_none)
 	fixture.owner->orders->consumed = fixture.owner->produced;
 	order_reap(fixture.owner);
 	cr_expect(eq(uint, count(HMM_PAGE_COHERENT), 0));
+	/* It is asked once more, and says what is no error. */
+	fixture_later(&fixture, 2 * NS_PER_MS);
+	finish(last_order(HMM_ORDER_COHERE), 5);
+	order_reap(fixture.owner);
+	owner_run(fixture.owner);
+	fixture_later(&fixture, 2 * NS_PER_MS);
+	cr_expect(eq(int, answer(), -EIO));
 	fixture_end(&fixture);
 }
 

@@ -410,6 +410,7 @@ static void arguments(void)
 	refused((void *)(1UL << 47), BLOCK, -EINVAL);
 	refused((void *)((1UL << 47) - BLOCK), 2 * BLOCK, -EINVAL);
 	refused(memory, ~BLOCK + 1, -EINVAL);
+	refused(NULL, BLOCK, -EFAULT);
 	CHECK_EQ(hmm_unshare(&mirror, memory + PAGE, BLOCK), -EINVAL);
 	CHECK_EQ(hmm_unshare(&mirror, memory, 0), -EINVAL);
 	/* Not shared; shared already; another call's memory. */
