@@ -101,21 +101,31 @@ static unsigned int count(enum hmm_page_state state)
 	return block_count(fixture_block(&fixture, 0), state);
 }
 
-/* Another hmmd takes over what the ledger and the ring say. */
+/* Whatever it was about is over: the mm is gone, as far as hmmd can tell. */
+static void end_all(void)
+{
+	owner_gone(fixture.owner);
+	answer();
+}
+
+/* Another hmmd takes over what the ledger and the ring say at this moment. */
 static void die_and_succeed(void)
 {
+	static struct hmm_order ring[HMM_ORDERS_RING];
 	struct owner *owner = fixture.owner;
 	struct block *block = fixture_block(&fixture, 0);
-	struct task *task;
+	struct hmm_ledger_block record = *block->record;
 
+	memcpy(ring, owner->orders->ring, sizeof(ring));
+	end_all();
+	owner->gone = owner->closing = false;
+	memcpy(owner->orders->ring, ring, sizeof(ring));
+	*block->record = record;
 	for (unsigned int i = 0; i < HMM_ORDERS_RING; i++)
-		if (owner->orders->ring[i].state == HMM_ORDER_QUEUED)
+		if (ring[i].state == HMM_ORDER_QUEUED)
 			owner->orders->ring[i].state = HMM_ORDER_CANCELLED;
 	owner->orders->consumed = owner->produced;
-	while ((task = TAILQ_FIRST(&block->parked)))
-		TAILQ_REMOVE(&block->parked, task, link);
-	if (block->record->flags & HMM_BLOCK_ARMED)
-		atomic_fetch_sub(&owner->registered_bytes, HMM_BLOCK_SIZE);
+	owner->registered_bytes = 0;
 	device_uncharge(fixture.device, (uint64_t)block->charged << HMM_PAGE_SHIFT);
 	block_free(block);
 	fixture.mirror->device_pages = fixture.mirror->shared_pages = 0;
@@ -267,6 +277,7 @@ Test(share, an_agent_that_is_stopped)
 	cr_expect(eq(u64, fixture.owner->counter[COUNTER_ORDERS_CANCELLED] > 0, 1));
 	fixture.owner->orders->consumed = fixture.owner->produced;
 	fixture_check(&fixture);
+	end_all();
 	fixture_end(&fixture);
 }
 
