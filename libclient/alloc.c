@@ -256,6 +256,18 @@ int hmm_free(struct hmm_mirror *mirror, void *addr, size_t length)
 	return error;
 }
 
+bool hmmc_alloc_has(struct hmm *hmm, uint64_t start, uint64_t end)
+{
+	const struct alloc *alloc;
+
+	futex_lock(&hmm->lock);
+	for (alloc = hmm->allocs; alloc; alloc = alloc->next)
+		if (alloc->start < end && alloc->start + block_up(alloc->length) > start)
+			break;
+	futex_unlock(&hmm->lock);
+	return alloc;
+}
+
 void hmmc_alloc_forget(struct hmm *hmm)
 {
 	while (hmm->allocs) {

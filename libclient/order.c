@@ -579,6 +579,93 @@ static bool order_release(struct agent *agent, struct hmm_order *order)
 	return true;
 }
 
+/* ---- the exchange of a mapping -------------------------------------------------- */
+
+/*
+ * @map takes the place of the order's block, at once, and is in it afterwards or gone. Only
+ * where it is armed if @armed: what the program mapped there meanwhile is not. Returns
+ * when hmmd has read the event. Return: false when the order was taken back.
+ */
+static bool exchange(struct agent *agent, struct hmm_order *order, char *map, bool armed)
+{
+	struct uffdio_writeprotect look = { .range = { order->addr, HMM_BLOCK_SIZE } };
+	struct uffdio_range watched = { (uintptr_t)map, HMM_BLOCK_SIZE };
+	bool committed = commit(agent, order);
+
+	while (committed && armed && ioctl(agent->uffd, UFFDIO_WRITEPROTECT, &look)) {
+		if (errno != EAGAIN) {
+			order->error = -errno;
+			break;
+		}
+		step_back(agent, order);
+		committed = commit(agent, order);
+	}
+	if (committed && !order->error) {
+		if (mremap(map, HMM_BLOCK_SIZE, HMM_BLOCK_SIZE, MREMAP_MAYMOVE | MREMAP_FIXED,
+			   (void *)order->addr) != MAP_FAILED) {
+			memcpy(order->moved, order->want, sizeof(order->moved));
+			return true;
+		}
+		order->error = -errno;
+	}
+	/* No event of what nobody knows. */
+	ioctl(agent->uffd, UFFDIO_UNREGISTER, &watched);
+	munmap(map, HMM_BLOCK_SIZE);
+	return committed;
+}
+
+static bool order_cohere(struct agent *agent, struct hmm_order *order)
+{
+	struct region *region = wait_for_region(agent, order);
+	char *map;
+
+	if (!region)
+		return false;
+	map = hmmc_map(NULL, HMM_BLOCK_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, region->fd,
+		       region->offset + (order->addr - region->base));
+	if (!map) {
+		order->error = -errno;
+		return true;
+	}
+	if (region->kind == HMM_POOL_KIND_MEMFD_HUGE)
+		madvise(map, HMM_BLOCK_SIZE, MADV_HUGEPAGE);
+	return exchange(agent, order, map, true);
+}
+
+/* Ordinary memory, as the program would have mapped it, and watched. */
+static char *map_armed(struct agent *agent)
+{
+	char *map = mmap(NULL, HMM_BLOCK_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct uffdio_register arg = {
+		.range = { .start = (uintptr_t)map, .len = HMM_BLOCK_SIZE },
+		.mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP,
+	};
+	int error;
+
+	if (map == MAP_FAILED)
+		return NULL;
+	/* A program that locks all that it maps would fill it at once. */
+	munlock(map, HMM_BLOCK_SIZE);
+	if (!mprotect(map, HMM_BLOCK_SIZE, PROT_READ | PROT_WRITE) &&
+	    !ioctl(agent->uffd, UFFDIO_REGISTER, &arg))
+		return map;
+	error = errno;
+	munmap(map, HMM_BLOCK_SIZE);
+	errno = error;
+	return NULL;
+}
+
+static bool order_uncohere(struct agent *agent, struct hmm_order *order)
+{
+	char *map = map_armed(agent);
+
+	if (!map) {
+		order->error = -errno;
+		return true;
+	}
+	return exchange(agent, order, map, false);
+}
+
 bool hmmc_order_run(struct agent *agent, struct hmm_order *order)
 {
 	order->error = 0;
@@ -597,8 +684,14 @@ bool hmmc_order_run(struct agent *agent, struct hmm_order *order)
 			return order_release(agent, order);
 		}
 	}
-	if (order->kind == HMM_ORDER_OUT_ZAP)
+	switch (order->kind) {
+	case HMM_ORDER_OUT_ZAP:
 		return order_out_zap(agent, order);
+	case HMM_ORDER_COHERE:
+		return order_cohere(agent, order);
+	case HMM_ORDER_UNCOHERE:
+		return order_uncohere(agent, order);
+	}
 	order->error = -EINVAL;
 	return true;
 }

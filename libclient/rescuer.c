@@ -90,6 +90,27 @@ static bool is_agents(struct rescuer *rescuer, uint64_t start, uint64_t end)
 	       start >= order->addr && end <= order->addr + HMM_BLOCK_SIZE;
 }
 
+/*
+ * Armed, empty memory in the place of a shadow: what comes there lies under that very address.
+ * The block's epoch tells it from a later change.
+ */
+static bool is_exchange(struct rescuer *rescuer, const struct uffd_msg *message)
+{
+	const struct hmm_orders *orders = rescuer->owner->orders;
+	uint64_t block = message->arg.remap.to, epoch = 0;
+
+	if (message->arg.remap.len != HMM_BLOCK_SIZE || block % HMM_BLOCK_SIZE ||
+	    pread(rescuer->owner->ledger_fd, &epoch, sizeof(epoch),
+		  (off_t)((block >> HMM_BLOCK_SHIFT) * sizeof(struct hmm_ledger_block) +
+			  offsetof(struct hmm_ledger_block, epoch))) != sizeof(epoch))
+		return false;
+	for (unsigned int i = 0; i < HMM_ORDERS_RING; i++)
+		if (orders->ring[i].kind == HMM_ORDER_UNCOHERE && orders->ring[i].addr == block &&
+		    orders->ring[i].epoch == epoch)
+			return true;
+	return false;
+}
+
 static void note_event(struct rescuer *rescuer, const struct uffd_msg *message)
 {
 	switch (message->event) {
@@ -106,8 +127,9 @@ static void note_event(struct rescuer *rescuer, const struct uffd_msg *message)
 				    message->arg.remove.end - message->arg.remove.start, 0);
 		break;
 	case UFFD_EVENT_REMAP:
-		note_change(rescuer, message->arg.remap.from, message->arg.remap.len,
-			    message->arg.remap.to);
+		if (!is_exchange(rescuer, message))
+			note_change(rescuer, message->arg.remap.from, message->arg.remap.len,
+				    message->arg.remap.to);
 		break;
 	case UFFD_EVENT_FORK:
 		if (rescuer->children_count < RESCUER_CHILDREN)
@@ -293,7 +315,9 @@ static const char *source(struct rescuer *rescuer, uint64_t block, unsigned int 
 		complete = true;
 	away = (byte & HMM_PAGE_STATE_MASK) == HMM_PAGE_DEVICE ||
 	       (byte & HMM_PAGE_STATE_MASK) == HMM_PAGE_SHARED ||
-	       record->transit == HMM_TRANSIT_OUT_MOVE || record->transit == HMM_TRANSIT_OUT_ZAP;
+	       record->transit == HMM_TRANSIT_OUT_MOVE || record->transit == HMM_TRANSIT_OUT_ZAP ||
+	       /* Where the shadow is mapped COPY does nothing. */
+	       record->transit == HMM_TRANSIT_COHERING;
 	return complete && away && region ? region_at(region, address) : NULL;
 }
 

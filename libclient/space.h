@@ -100,6 +100,8 @@ int hmmc_event_restore(struct hmm *hmm);
 
 /* alloc.c: coherent memory outlives its handle as ordinary shared memory. */
 void hmmc_alloc_forget(struct hmm *hmm);
+/* Whether some of [start, end) is from hmm_alloc(). */
+bool hmmc_alloc_has(struct hmm *hmm, uint64_t start, uint64_t end);
 
 /* window.c, in the receiver. */
 void hmmc_window_region(struct hmm *hmm, const struct hmm_msg_region *event, int fd);

@@ -79,6 +79,7 @@ enum hmm_transit {
 	HMM_TRANSIT_HOME_SLOT = 4,	/* home by filling a slot and UFFDIO_MOVE */
 	HMM_TRANSIT_SHARING = 5,	/* D -> S */
 	HMM_TRANSIT_UNSHARING = 6,	/* leaving S, or revoking */
+	HMM_TRANSIT_COHERING = 7,	/* D <-> C: the owner's mapping is exchanged */
 	HMM_TRANSIT_MAX
 };
 
@@ -154,6 +155,8 @@ enum hmm_order_kind {
 	HMM_ORDER_HOME_SLOT = 3,/* fill the slot from the shadow, MOVE it home whole */
 	HMM_ORDER_DROP = 4,	/* MOVE wanted pages to the slot and forget them (S -> D) */
 	HMM_ORDER_RELEASE = 5,	/* empty the slot: UNREGISTER, DONTNEED, REGISTER */
+	HMM_ORDER_COHERE = 6,	/* map the shadow in the block's place (D -> C) */
+	HMM_ORDER_UNCOHERE = 7,	/* map armed, empty memory in the shadow's place (C -> D) */
 };
 
 /*

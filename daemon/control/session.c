@@ -94,6 +94,8 @@ static const struct verb verbs[] = {
 	[HMM_OP_ADVISE] = { ABOUT(OWNER, advise, owner, OWN) },
 	[HMM_OP_ALLOC] = { ABOUT(MIRROR, alloc, mirror, OWN), .grows = true },
 	[HMM_OP_FREE] = { ABOUT(MIRROR, free, mirror, OWN) },
+	[HMM_OP_SHARE] = { ABOUT(MIRROR, share, mirror, OWN), .grows = true },
+	[HMM_OP_UNSHARE] = { ABOUT(MIRROR, unshare, mirror, OWN) },
 	[HMM_OP_DRAIN] = { .answer = forward_drain },
 	[HMM_OP_PREPARE_FORK] = { ABOUT(OWNER, prepare_fork, owner, OWN) },
 	[HMM_OP_STATUS] = { .answer = answer_status },

@@ -121,16 +121,16 @@ static int access_step(struct access *access)
 
 	if (n > access->length - access->done)
 		n = access->length - access->done;
+	/* First: while its mapping is exchanged the map may seem to have nothing there. */
+	if (block && !block_at_rest(block)) {
+		block_park(block, &access->task);
+		return 1;
+	}
 	r = check_mapping(access, addr);
 	if (r)
 		return (int)r;
-	if (block) {
-		if (!block_at_rest(block)) {
-			block_park(block, &access->task);
-			return 1;
-		}
+	if (block)
 		state = page_state(block, page_index(addr));
-	}
 	switch (state) {
 	case HMM_PAGE_SHARED:
 		if (access->write) {

@@ -363,6 +363,15 @@ void block_note_unmapped(struct block *block, unsigned int first, unsigned int e
 		pages_clear(&block->armed, i);
 }
 
+void block_note_disarmed(struct block *block)
+{
+	block->armed = (struct pages){ 0 };
+	if (!(block->record->flags & HMM_BLOCK_ARMED))
+		return;
+	block->record->flags &= ~HMM_BLOCK_ARMED;
+	atomic_fetch_sub(&block->owner->registered_bytes, HMM_BLOCK_SIZE);
+}
+
 int block_arm(struct block *block, uint64_t start, uint64_t end)
 {
 	const uint64_t modes = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP;
@@ -461,8 +470,7 @@ bool block_disarm(struct block *block)
 		return true;
 	if (!disarm(block, &armed))
 		return false;
-	block->record->flags &= ~HMM_BLOCK_ARMED;
-	atomic_fetch_sub(&block->owner->registered_bytes, HMM_BLOCK_SIZE);
+	block_note_disarmed(block);
 	return true;
 }
 

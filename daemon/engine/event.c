@@ -75,6 +75,9 @@ static void lose(struct block *block, void *data)
 
 	if (lost->reason == HMM_REASON_DISCARD && own_zap(block, first, last))
 		return;
+	/* It is not armed: the event is of what was mapped there before, and read late. */
+	if (block_at_rest(block) && block_count(block, HMM_PAGE_COHERENT))
+		return;
 	/* Voided first; only then is an order taken back, so that what it moved is not believed. */
 	block_discard(block, first, last, lost->reason);
 	if (lost->reason != HMM_REASON_DISCARD)

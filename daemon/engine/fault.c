@@ -291,7 +291,9 @@ void fault_serve(struct owner *owner, uint64_t addr, uint64_t flags, uint32_t ti
 		fault_later(owner, addr, flags);
 		return;
 	}
-	if (!pages_test(&block->armed, page_index(addr)))
+	/* Not of coherent memory: that fault was before its mapping was exchanged. */
+	if (!pages_test(&block->armed, page_index(addr)) && block_at_rest(block) &&
+	    page_state(block, page_index(addr)) != HMM_PAGE_COHERENT)
 		note_armed_mapping(owner, block, addr);
 	if (!block_at_rest(block)) {
 		if (tid && tid == owner->orders->agent_tid && !(flags & UFFD_PAGEFAULT_FLAG_WP) &&

@@ -202,7 +202,7 @@ static void copy_block(struct block *block, void *data)
 		const void *bytes;
 		unsigned int n;
 
-		if (page_state(block, i) == HMM_PAGE_COHERENT)
+		if (page_state(block, i) == HMM_PAGE_COHERENT && block_at_rest(block))
 			continue;	/* the CPU has it: the child has, too */
 		/* An S page, too, unless it is on its way out: EEXIST then says that the child has it. */
 		if (page_state(block, i) == HMM_PAGE_SHARED && !(block->order && block->order->kind == HMM_ORDER_DROP))

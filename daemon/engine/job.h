@@ -15,6 +15,7 @@
 struct migration {
 	struct owner *owner;
 	struct letter *letter;		/* to answer, or NULL */
+	struct share *share;		/* what has left becomes coherent, or NULL */
 	struct mirror *mirror;		/* to the device; NULL: home from any */
 	const struct device *only;	/* home: pages of this device only; NULL: all */
 	uint64_t start, end, next;	/* next: where no job has been yet */
@@ -39,11 +40,15 @@ struct job {
 	unsigned int begin;		/* where it began */
 	bool again;			/* from the beginning: pages without a result are left */
 	bool no_slot;			/* going home by slot failed: copy */
+	int64_t since;			/* share: a page could not leave, or its mapping not be exchanged; 0 */
 	uint32_t order_flags;
 	struct pages reported;		/* have their result */
 	struct pages was_out;		/* home: pages that were on the device when it began */
 };
 
+/* @results: one is kept for each page. NULL: out of memory. */
+struct migration *migration_new(struct owner *owner, uint64_t start, uint64_t end, bool results);
+void migration_begin(struct migration *migration);
 /* A page's result, once. */
 void result_set(struct job *job, unsigned int i, enum hmm_page_result result);
 void result_range(struct job *job, unsigned int first, unsigned int end, enum hmm_page_result result);
@@ -54,5 +59,10 @@ void job_finish(struct job *job);
 
 void job_run_out(struct job *job);
 void job_run_home(struct job *job);
+/*
+ * share.c: every page of the block has its result. True: more is to be done to it, the job
+ * will be run again.
+ */
+bool share_block(struct job *job, struct block *block);
 
 #endif

@@ -50,6 +50,23 @@ void result_range(struct job *job, unsigned int first, unsigned int end,
 		result_set(job, i, result);
 }
 
+int migrate_error(uint8_t result)
+{
+	switch (result) {
+	case HMM_PAGE_RESULT_HOLE:
+		return -EFAULT;
+	case HMM_PAGE_RESULT_FULL:
+		return -ENOSPC;
+	case HMM_PAGE_RESULT_READONLY:
+		return -EPERM;
+	case HMM_PAGE_RESULT_PINNED:
+	case HMM_PAGE_RESULT_CHANGED:
+		return -EBUSY;
+	default:
+		return -EOPNOTSUPP;
+	}
+}
+
 /* ---- the migration --------------------------------------------------------------- */
 
 static void migration_start_jobs(struct migration *migration);
@@ -112,7 +129,11 @@ void job_finish(struct job *job)
 
 void job_again(struct job *job)
 {
-	owner_queue(job->migration->owner, &job->task);
+	/* Before the faults that waited for it: they would bring home what is to stay. */
+	if (job->migration->share)
+		TAILQ_INSERT_HEAD(&job->migration->owner->runnable, &job->task, link);
+	else
+		owner_queue(job->migration->owner, &job->task);
 }
 
 static void job_run(struct task *task)
@@ -187,7 +208,7 @@ static void migration_start_jobs(struct migration *migration)
 	}
 }
 
-static struct migration *migration_new(struct owner *owner, uint64_t start, uint64_t end, bool results)
+struct migration *migration_new(struct owner *owner, uint64_t start, uint64_t end, bool results)
 {
 	struct migration *migration = calloc(1, sizeof(*migration));
 
@@ -209,13 +230,13 @@ static struct migration *migration_new(struct owner *owner, uint64_t start, uint
 	return migration;
 }
 
-static void migration_begin(struct migration *migration)
+void migration_begin(struct migration *migration)
 {
 	migration->owner->jobs++;
 	if (migration->to_device)
 		migration->mirror->migrations++;
 	if (migration->to_device)
-		vma_refresh_threads(migration->owner, migration->letter ? 0 : NS_PER_MS);
+		vma_refresh_threads(migration->owner, migration->letter || migration->share ? 0 : NS_PER_MS);
 	migration_start_jobs(migration);
 	migration_check(migration);
 }

@@ -144,6 +144,8 @@ static void finish(struct owner *owner, struct block_order *order)
 	block->order = NULL;
 	if (order->kind == HMM_ORDER_HOME_SLOT)
 		home_slot_done(block, order, &shared);
+	else if (order->kind == HMM_ORDER_COHERE || order->kind == HMM_ORDER_UNCOHERE)
+		share_order_done(block, order, &shared);
 	else
 		migrate_out_done(block, order, &shared);
 }
@@ -171,7 +173,16 @@ bool order_cancel(struct owner *owner, struct block_order *order)
 	return true;
 }
 
-static void reap(struct owner *owner, bool zaps)
+/*
+ * Its critical call returns when its own event has been read: the reader must not
+ * wait for it, and it counts after that event.
+ */
+static bool waits_for_reader(uint32_t kind)
+{
+	return kind == HMM_ORDER_OUT_ZAP || kind == HMM_ORDER_COHERE || kind == HMM_ORDER_UNCOHERE;
+}
+
+static void reap(struct owner *owner, bool read)
 {
 	while (owner->reaped != owner->produced) {
 		struct block_order *order = &owner->order[owner->reaped % HMM_ORDERS_RING];
@@ -184,7 +195,7 @@ static void reap(struct owner *owner, bool zaps)
 
 			if ((int32_t)(consumed - order->ring) <= 0)
 				return;
-		} else if (state != HMM_ORDER_DONE || (copy.kind == HMM_ORDER_OUT_ZAP && !zaps)) {
+		} else if (state != HMM_ORDER_DONE || (waits_for_reader(copy.kind) && !read)) {
 			return;
 		}
 		owner->reaped++;
@@ -214,8 +225,7 @@ bool order_hold(struct owner *owner)
 	for (uint32_t at = owner->reaped; at != owner->produced; at++) {
 		const struct block_order *order = &owner->order[at % HMM_ORDERS_RING];
 
-		/* The zap of the base engine waits for this very reader: it must not be waited for. */
-		if (order->kind == HMM_ORDER_OUT_ZAP || order->kind == HMM_ORDER_NONE)
+		if (waits_for_reader(order->kind) || order->kind == HMM_ORDER_NONE)
 			continue;
 		for (int spins = 0; shared_state(owner, order) == HMM_ORDER_COMMIT; spins++) {
 			if (spins == HOLD_SPINS)
@@ -236,10 +246,15 @@ void order_release_hold(struct owner *owner)
 	futex_wake(&orders->hold);
 }
 
-int slot_take(struct owner *owner)
+bool order_has_room(const struct owner *owner)
 {
 	/* Each slot may still ask for an order and its RELEASE; cancelled ones keep their place for a while. */
-	if (owner->produced - owner->reaped >= HMM_ORDERS_RING - 2 * owner->slots)
+	return owner->produced - owner->reaped < HMM_ORDERS_RING - 2 * owner->slots;
+}
+
+int slot_take(struct owner *owner)
+{
+	if (!order_has_room(owner))
 		return -EAGAIN;
 	for (unsigned int i = 0; i < owner->slots; i++) {
 		if (owner->slot[i] != SLOT_FREE)

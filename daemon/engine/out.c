@@ -441,6 +441,8 @@ void job_run_out(struct job *job)
 			if (leave_other(job, block) || out_step(job, block))
 				return;
 		giving_up = HMM_PAGE_RESULT_CHANGED;
+		if (migration->share && share_block(job, block))
+			return;
 	}
 	result_range(job, job->first, job->end, giving_up);
 	if (block)

@@ -507,6 +507,10 @@ void owner_request(struct owner *owner, struct letter *letter)
 	case HMM_OP_FREE:
 		access_request(owner, letter);
 		return;
+	case HMM_OP_SHARE:
+	case HMM_OP_UNSHARE:
+		share_request(owner, letter);
+		return;
 	case HMM_OP_WINDOW_MAP:
 	case HMM_OP_WINDOW_ARMED:
 	case HMM_OP_WINDOW_UNMAP:

@@ -110,6 +110,7 @@ struct block {
 		unsigned int first;		/* the faulting page: before the rest; or HMM_BLOCK_PAGES */
 		uint64_t fault_flags;		/* of that fault */
 		bool share;			/* come home as S */
+		int error;			/* why the mapping was not exchanged */
 		int reason;			/* enum hmm_reason */
 		struct job *job;
 	} move;
@@ -387,6 +388,8 @@ int block_arm(struct block *block, uint64_t start, uint64_t end);
 int block_watch(struct owner *owner, uint64_t start, uint64_t end);
 void block_note_armed(struct block *block, unsigned int first, unsigned int end);
 void block_note_unmapped(struct block *block, unsigned int first, unsigned int end);
+/* Nothing of it is registered: its mapping has been exchanged. */
+void block_note_disarmed(struct block *block);
 bool block_disarm(struct block *block);		/* false: the map is changing; later */
 int block_charge(struct block *block, struct device *device, unsigned int pages);
 /* Gives back what is charged for more than the shadow of a 4K pool holds. */
@@ -451,11 +454,13 @@ struct block_order *order_issue(struct owner *owner, uint32_t kind, struct block
 /* Takes it back if the agent has not begun to change anything. */
 bool order_cancel(struct owner *owner, struct block_order *order);
 void order_reap(struct owner *owner);
-/* The same, but for zaps, whose own events are among those that are about to be applied. */
+/* The same, but for those whose own events are among what is about to be applied. */
 void order_reap_before_events(struct owner *owner);
 /* Raises the hold: true when no order can be inside its critical call. */
 bool order_hold(struct owner *owner);
 void order_release_hold(struct owner *owner);
+/* Whether the ring has room for an order that needs no slot. */
+bool order_has_room(const struct owner *owner);
 int slot_take(struct owner *owner);		/* -EAGAIN: none is free */
 void slot_release(struct owner *owner, unsigned int slot);
 void slot_put(struct owner *owner, unsigned int slot);	/* nothing was put into it */
@@ -508,6 +513,8 @@ void migrate_home(struct owner *owner, uint64_t start, uint64_t end, const struc
 		  migrate_done done, void *data);
 void migrate_out_done(struct block *block, struct block_order *order, struct hmm_order *shared);
 void job_block_done(struct job *job, int result);
+/* What a caller is told whose page got this result. */
+int migrate_error(uint8_t result);
 /* A window touched @addr: @pages from there on (all: the block) go to the device, then @task runs. */
 void migrate_for_window(struct block *block, struct mirror *mirror, uint64_t addr, unsigned int pages,
 			struct task *task, uint8_t *result);
@@ -563,6 +570,11 @@ void mirror_free(struct mirror *mirror);
 int mirror_shadow(struct mirror *mirror, uint64_t addr, struct shadow **result);
 void mirror_send_region(struct mirror *mirror, const struct shadow *shadow, uint64_t peer,
 			uint32_t window, uint32_t index, uint64_t base, uint64_t length);
+
+/* share.c: ordinary memory becomes coherent in place, and back */
+void share_request(struct owner *owner, struct letter *letter);	/* SHARE, UNSHARE */
+/* The agent exchanged the mapping (or refused). */
+void share_order_done(struct block *block, const struct block_order *order, const struct hmm_order *shared);
 
 /* residency.c: what hmmctl looks at */
 void residency_request(struct owner *owner, struct letter *letter);	/* LAYOUT, RANGES, CELLS */

@@ -339,6 +339,9 @@ static enum hmm_page_state settled_state(struct block *block, unsigned int i, bo
 {
 	enum hmm_page_state was = page_state(block, i);
 
+	/* Its own event may have voided what it took away. */
+	if (block->record->transit == HMM_TRANSIT_COHERING && was == HMM_PAGE_DEVICE && went_out(order, i))
+		return HMM_PAGE_COHERENT;
 	if (block->record->page[i] & HMM_PAGE_SERVED)
 		return HMM_PAGE_INVALID;
 	switch (block->record->transit) {
@@ -352,6 +355,8 @@ static enum hmm_page_state settled_state(struct block *block, unsigned int i, bo
 	case HMM_TRANSIT_HOME_SLOT:
 	case HMM_TRANSIT_SHARING:
 		return owner_has ? HMM_PAGE_INVALID : HMM_PAGE_DEVICE;
+	case HMM_TRANSIT_COHERING:
+		return went_out(order, i) ? HMM_PAGE_DEVICE : was;
 	default:
 		return HMM_PAGE_INVALID;
 	}
@@ -429,6 +434,8 @@ static void settle_block(struct owner *owner, uint64_t addr, uint64_t *settled)
 	}
 	block->touched = true;
 	block->record->flags &= ~HMM_BLOCK_HUGE;
+	if (block_count(block, HMM_PAGE_COHERENT))
+		block_note_disarmed(block);
 	/* What was settled may have left nothing on it. */
 	mirror = block_mirror(block);
 	if (mirror) {

@@ -134,7 +134,7 @@ static void move_block(struct block *block, void *data)
 			kernel->uffd_protect(owner->uffd, to, HMM_PAGE_SIZE, false);
 			continue;
 		}
-		if (state == HMM_PAGE_COHERENT)
+		if (state == HMM_PAGE_COHERENT && block_at_rest(block))
 			continue;
 		bytes = page_bytes(block, i, move->bounce);
 		if (bytes)

@@ -69,6 +69,13 @@ const struct transit_rule transit_rules[HMM_TRANSIT_MAX] = {
 		.from = I | S | D | C | E,
 		.to = I | S | D,
 	},
+	[HMM_TRANSIT_COHERING] = {
+		.name = "cohering",
+		.owner_has = "the order is done: D is C, C is D; else as it was",
+		.owner_has_not = "the same; voided: I",
+		.from = D | C,
+		.to = D | C | I,
+	},
 };
 
 const char *transit_name(uint32_t transit)

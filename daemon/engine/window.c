@@ -165,23 +165,6 @@ void window_wake(struct block *block, unsigned int first, unsigned int end)
 
 /* ---- touches ------------------------------------------------------------------ */
 
-static int touch_error(uint8_t result)
-{
-	switch (result) {
-	case HMM_PAGE_RESULT_HOLE:
-		return -EFAULT;
-	case HMM_PAGE_RESULT_FULL:
-		return -ENOSPC;
-	case HMM_PAGE_RESULT_READONLY:
-		return -EPERM;
-	case HMM_PAGE_RESULT_PINNED:
-	case HMM_PAGE_RESULT_CHANGED:
-		return -EBUSY;
-	default:
-		return -EOPNOTSUPP;
-	}
-}
-
 static void touch_serve(struct touch *touch);
 
 static uint64_t touch_page(const struct touch *touch)
@@ -280,10 +263,9 @@ static bool touch_present(struct window *window, struct block *block, struct tou
 		return false;
 	switch (page_state(block, i)) {
 	case HMM_PAGE_DEVICE:
+	case HMM_PAGE_COHERENT:
 		if (touch->flags & UFFD_PAGEFAULT_FLAG_WP)
 			kernel->uffd_protect(window->uffd, page, HMM_PAGE_SIZE, false);
-		/* fall through */
-	case HMM_PAGE_COHERENT:
 		if (*guard_of(window, block) && show(window, block, i, 0))
 			return true;
 		/* A hole in the shadow is zeros, in the one page that all map. */
@@ -389,7 +371,7 @@ static void touch_serve(struct touch *touch)
 			unshare_begin(block, &page, HMM_REASON_CPU_WRITE, NULL);
 			return;
 		}
-		touch_refuse(window, touch, touch_error(touch->result));
+		touch_refuse(window, touch, migrate_error(touch->result));
 		block_settle_later(block);
 		goto out;
 	}
@@ -398,7 +380,7 @@ static void touch_serve(struct touch *touch)
 	if (pages_test(&block->zapping, page_index(touch->addr)) && !window->mirror->leaving)
 		goto later;
 	if (owner->worker->now - touch->since > TOUCH_NS || owner->gone || window->mirror->leaving) {
-		touch_refuse(window, touch, touch_error(touch->result));
+		touch_refuse(window, touch, migrate_error(touch->result));
 		goto out;
 	}
 	if (touch->tries++ > 2) {

@@ -2,7 +2,7 @@
 /*
  * mover.c - the owner's thread that sends random ranges to the device and
  * home, in the foreground and by prefetch, and now and then excludes a range
- * and includes it again.
+ * and includes it again, or makes it coherent and ordinary again.
  *
  * It takes no lock: a range may be unmapped or moved under its call, and then
  * its pages are reported as holes or as changed, never damaged.
@@ -136,6 +136,43 @@ static void exclude(struct thread_context *me)
 	board_done(board, me->who, OP_EXCLUDE, !error);
 }
 
+/*
+ * Some blocks become coherent under everybody's hands, and ordinary again. Not where the
+ * address space changes: coherent memory is not to be discarded, moved or forked.
+ */
+static void share(struct thread_context *me)
+{
+	struct board *board = me->board;
+	struct area *area = board_area(board, board_pick_page(board, &me->random));
+	uint64_t base = atomic_load(&area->base), end = base + area->pages * PAGE_BYTES;
+	uint64_t start = (base + BLOCK_BYTES - 1) & ~(BLOCK_BYTES - 1), length;
+	uint32_t blocks = end > start ? (uint32_t)((end - start) / BLOCK_BYTES) : 0, first;
+	int error;
+
+	if (area->kind != AREA_ORDINARY || !blocks || board->settings.events || board->settings.fork)
+		return;
+	first = draw_below(&me->random, blocks);
+	start += first * BLOCK_BYTES;
+	length = (1 + draw_below(&me->random, blocks - first)) * BLOCK_BYTES;
+	board_begin(board, me->who, OP_SHARE, area->first_page + (uint32_t)((start - base) / PAGE_BYTES),
+		    (uint32_t)(length / PAGE_BYTES), 0, 0);
+	error = hmm_share(me->mirror, (void *)start, length);
+	if (error) {
+		/* Wanted elsewhere without a pause: that is an answer. */
+		if (error != -EBUSY)
+			board_excused(board, me->who, "hmm_share", error);
+		board_done(board, me->who, OP_SHARE, false);
+		return;
+	}
+	pause_us(draw_below(&me->random, 5000));
+	do {
+		error = hmm_unshare(me->mirror, (void *)start, length);
+		if (error)
+			board_excused(board, me->who, "hmm_unshare", error);
+	} while (error && error != -EINVAL && !board_stopped(board));
+	board_done(board, me->who, OP_SHARE, !error);
+}
+
 void *mover_thread(void *context)
 {
 	struct thread_context *me = context;
@@ -150,8 +187,10 @@ void *mover_thread(void *context)
 			migrate(me, HMM_DEVICE, results);
 		else if (choice < 75)
 			migrate(me, HMM_SYSTEM, results);
-		else if (choice < 97)
+		else if (choice < 92)
 			prefetch(me, completion);
+		else if (choice < 97)
+			share(me);
 		else
 			exclude(me);
 		if (!draw_below(&me->random, 50))

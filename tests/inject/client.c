@@ -109,6 +109,31 @@ static void travel(void)
 	check_and_rewrite(small, 700, 2);
 }
 
+/* All of it or nothing; in words if nothing. Whatever is refused, the bytes are there to be read and written. */
+static void share(void)
+{
+	size_t pages = 3 * 512;
+	char *memory = test_map_huge(3);
+
+	test_fill(memory, pages, 1);
+	if (!open_or_refused()) {
+		test_check(memory, pages, 1);
+		_exit(REFUSED);
+	}
+	for (int round = 0; round < 2; round++) {
+		int r = hmm_share(&mirror, memory, pages * PAGE);
+
+		CHECK(!r || *hmm_last_error());
+		test_check(memory, pages, 1);
+		test_fill(memory, pages, 1);
+		r = hmm_unshare(&mirror, memory, pages * PAGE);
+		CHECK(!r || *hmm_last_error());
+		test_check(memory, pages, 1);
+	}
+	close_all();
+	check_and_rewrite(memory, pages, 1);
+}
+
 static void touch(void)
 {
 	size_t pages = 1200;
@@ -505,6 +530,7 @@ static void farewell(void)
 
 static const struct test_case cases[] = {
 	{"travel", travel, false},
+	{"share", share, false},
 	{"touch", touch, false},
 	{"ranges", ranges, false},
 	{"upheaval", upheaval, false},

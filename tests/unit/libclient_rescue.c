@@ -299,3 +299,82 @@ Test(rescue, a_zap_that_hmmd_did_not_live_to_note)
 	cr_assert_eq(memcmp(home, golden, HMM_BLOCK_SIZE), 0);
 	end();
 }
+
+/* ---- a mapping that was being exchanged ------------------------------------------ */
+
+static void exchanging(unsigned int block, enum hmm_page_state before, uint32_t kind)
+{
+	struct hmm_ledger_block cohering = { .transit = HMM_TRANSIT_COHERING, .slot = HMM_NO_SLOT };
+	struct hmm_order *order = &owner->orders->ring[block];
+
+	memset(cohering.page, (int)before | HMM_PAGE_COMPLETE, sizeof(cohering.page));
+	record(block, &cohering);
+	cr_assert_eq(pwrite(shadow, golden + block * HMM_BLOCK_SIZE, HMM_BLOCK_SIZE,
+			    (off_t)(block * HMM_BLOCK_SIZE)),
+		     (ssize_t)HMM_BLOCK_SIZE);
+	order->kind = kind;
+	order->addr = HOME + block * HMM_BLOCK_SIZE;
+	order->epoch = 1;
+}
+
+static void map_shadow(unsigned int block)
+{
+	cr_assert_eq(mmap(home + block * HMM_BLOCK_SIZE, HMM_BLOCK_SIZE, PROT_READ | PROT_WRITE,
+			  MAP_SHARED | MAP_FIXED, shadow, (off_t)(block * HMM_BLOCK_SIZE)),
+		     home + block * HMM_BLOCK_SIZE);
+}
+
+static void *move_here(void *argument)
+{
+	return mremap(argument, HMM_BLOCK_SIZE, HMM_BLOCK_SIZE, MREMAP_MAYMOVE | MREMAP_FIXED,
+		      home + 2 * HMM_BLOCK_SIZE);
+}
+
+static void *touch_what_moved(void *argument)
+{
+	/* Not before it has been exchanged. */
+	while (home[2 * HMM_BLOCK_SIZE + 11] == golden[2 * HMM_BLOCK_SIZE + 11] &&
+	       !__atomic_load_n((bool *)argument, __ATOMIC_ACQUIRE))
+		usleep(1000);
+	return (void *)(intptr_t)(home[2 * HMM_BLOCK_SIZE + 11] != golden[2 * HMM_BLOCK_SIZE + 11]);
+}
+
+/* Block 0: not yet there. 1: there. 2: back, its event unread. 3: not yet back. */
+Test(rescue, whatever_was_exchanged)
+{
+	pthread_t mover, toucher;
+	bool rescued = false;
+	void *moved, *wrong;
+	char *empty;
+
+	begin();
+	exchanging(0, HMM_PAGE_DEVICE, HMM_ORDER_COHERE);
+	arm(home, HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
+	exchanging(1, HMM_PAGE_DEVICE, HMM_ORDER_COHERE);
+	map_shadow(1);
+	exchanging(2, HMM_PAGE_COHERENT, HMM_ORDER_UNCOHERE);
+	map_shadow(2);
+	empty = map_blocks(HOME + 32 * HMM_BLOCK_SIZE, 1);
+	arm(empty, HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
+	pthread_create(&mover, NULL, move_here, empty);
+	pthread_create(&toucher, NULL, touch_what_moved, &rescued);
+	exchanging(3, HMM_PAGE_COHERENT, HMM_ORDER_UNCOHERE);
+	map_shadow(3);
+	usleep(20000);
+	rescue();
+	pthread_join(mover, &moved);
+	cr_assert_eq(moved, home + 2 * HMM_BLOCK_SIZE);
+	__atomic_store_n(&rescued, true, __ATOMIC_RELEASE);
+	pthread_join(toucher, &wrong);
+	cr_assert_null(wrong);
+	cr_assert_eq(memcmp(home, golden, BLOCKS * HMM_BLOCK_SIZE), 0);
+	cr_assert_eq(owner->rescuer.pages, 2 * HMM_BLOCK_PAGES);
+	memset(home, 9, BLOCKS * HMM_BLOCK_SIZE);
+	for (unsigned int i = 0; i < BLOCKS; i++) {
+		char byte;
+
+		cr_assert_eq(pread(shadow, &byte, 1, (off_t)(i * HMM_BLOCK_SIZE + 77)), 1);
+		cr_assert_eq(byte == 9, i % 2 == 1, "block %u", i);
+	}
+	end();
+}

@@ -10,6 +10,7 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stdatomic.h>
@@ -680,19 +681,112 @@ static void two_owners(void)
 	test_close();
 }
 
+/* ---- a window over memory that becomes coherent and ordinary again ----------------------- */
+
+#define SHARED_BLOCKS 2UL
+#define SHARED_PAGES (SHARED_BLOCKS * BLOCK / PAGE)
+
+/* Adds one to its word of each page and wants to find what it wrote. Return: rounds. */
+static uint64_t count_until(char *memory, size_t which, bool (*enough)(void))
+{
+	uint64_t rounds = 0;
+
+	for (; !enough(); rounds++)
+		for (size_t i = 0; i < SHARED_PAGES; i++) {
+			volatile uint64_t *word = (volatile uint64_t *)(memory + i * PAGE) + which;
+
+			if (*word != rounds)
+				FAIL("word %zu of page %zu is %lu, not %lu", which, i, *word, rounds);
+			*word = rounds + 1;
+		}
+	return rounds;
+}
+
+static bool is_told(void)
+{
+	struct pollfd wait = { .fd = DRIVER_SOCKET, .events = POLLIN };
+
+	return poll(&wait, 1, 0) != 0;
+}
+
+static void windowed_driver(void)
+{
+	unsigned long address = driver_open(&answering);
+	struct hmm_window *window = NULL;
+	char *view;
+
+	/* An owner's memory is its own to exchange. */
+	CHECK_EQ(hmm_share(&mirror, (void *)address, BLOCK), -EPERM);
+	CHECK_EQ(hmm_unshare(&mirror, (void *)address, BLOCK), -EPERM);
+	CHECK_EQ(hmm_window_map(&mirror, address, SHARED_BLOCKS * BLOCK, HMM_WINDOW_OFFSET, &window), 0);
+	view = hmm_window_ptr(window, address);
+	tell(DRIVER_SOCKET, 1, -1);
+	tell(DRIVER_SOCKET, count_until(view, 1, is_told), -1);
+	CHECK_EQ(hmm_window_unmap(window), 0);
+	CHECK_EQ(hmm_mirror_unregister(&mirror), 0);
+	hmm_device_put(mirror.device);
+	hmm_close(hmm);
+}
+
+static _Atomic bool owner_enough;
+
+static bool is_enough(void)
+{
+	return atomic_load(&owner_enough);
+}
+
+static void *owner_counts(void *memory)
+{
+	return (void *)count_until(memory, 0, is_enough);
+}
+
+static void windowed(void)
+{
+	void *rounds;
+	uint64_t word;
+	char *memory;
+	pthread_t thread;
+	int socket;
+	pid_t driver = start_driver("windowed", &socket);
+
+	test_open(0, DEVICE_MEMORY);
+	/* A thread's stack beside it would keep it at home. */
+	memory = test_map_huge(SHARED_BLOCKS + 2) + BLOCK;
+	invite(socket, memory);
+	CHECK(hear(socket, &word, NULL));
+	CHECK_EQ(pthread_create(&thread, NULL, owner_counts, memory), 0);
+	for (int round = 0; round < 25; round++) {
+		CHECK_EQ(hmm_share(&mirror, memory, SHARED_BLOCKS * BLOCK), 0);
+		/* CPU and driver now write side by side. */
+		usleep(2000);
+		CHECK_EQ(hmm_unshare(&mirror, memory, SHARED_BLOCKS * BLOCK), 0);
+		usleep(2000);
+	}
+	atomic_store(&owner_enough, true);
+	pthread_join(thread, &rounds);
+	tell(socket, 2, -1);
+	CHECK(hear(socket, &word, NULL));
+	for (size_t i = 0; i < SHARED_PAGES; i++) {
+		CHECK_EQ(((uint64_t *)(memory + i * PAGE))[0], (uint64_t)rounds);
+		CHECK_EQ(((uint64_t *)(memory + i * PAGE))[1], word);
+	}
+	test_reap(driver, 0);
+	test_close();
+}
+
 static const struct test_case cases[] = {
 	{ "two-mirrors", two_mirrors, false }, { "mirrors-in-turn", mirrors_in_turn, false },
 	{ "many-mirrors", many_mirrors, false }, { "names-and-arguments", names_and_arguments, false },
 	{ "no-memory", no_memory, false }, { "callback", callback, false }, { "peer", peer, false }, { "ranges", ranges, false }, { "silent", silent, false },
 	{ "dying", dying, false }, { "orphaned", orphaned, false },
 	{ "executed", executed, false }, { "stale-key", stale_key, false },
-	{ "two-owners", two_owners, false }, { NULL, NULL, false },
+	{ "two-owners", two_owners, false }, { "windowed", windowed, false }, { NULL, NULL, false },
 };
 
 static const struct test_case drivers[] = {
 	{ "peer", peer_driver, false }, { "ranges", ranges_driver, false }, { "silent", silent_driver, false }, { "dying", dying_driver, false },
 	{ "orphaned", orphaned_driver, false }, { "executed", executed_driver, false },
-	{ "stale-key", stale_key_driver, false }, { NULL, NULL, false },
+	{ "stale-key", stale_key_driver, false }, { "windowed", windowed_driver, false }, { NULL, NULL, false },
 };
 
 int main(int argc, char **argv)
