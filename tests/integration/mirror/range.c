@@ -330,7 +330,8 @@ static void not_readable(void)
 	check_entries(&range, 0, 8, NONE);
 	end(&range);
 	CHECK_EQ(mprotect(memory + 3 * PAGE, 2 * PAGE, PROT_READ | PROT_WRITE), 0);
-	CHECK_EQ(test_device_pages(memory, 8), 4);
+	/* mprotect() had what may not be read come home. */
+	CHECK_EQ(test_device_pages(memory, 8), 3);
 	test_check(memory, 8, 3);
 	test_close();
 }
@@ -1064,7 +1065,8 @@ static void compat(void)
 	range.pfns[1] = 0;
 	CHECK_EQ(hmm_vma_fault(&mirror, &range, true), -EPERM);
 	CHECK(!range.priv);
-	range.pfns[0] = VALID | PRIVATE;
+	range.pfns[0] = 0;
+	range.pfns[1] = VALID | PRIVATE;
 	CHECK_EQ(hmm_vma_fault(&mirror, &range, false), -EBUSY);
 	CHECK(!range.priv && !hmm_vma_range_done(&range));
 	range.end = range.start;
