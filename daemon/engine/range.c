@@ -37,6 +37,8 @@
 #define TRIES_MAX	1000U
 /* From here on not at once: its pages can't come home, or the map does not stop changing. */
 #define TRIES_AT_ONCE	4U
+/* A page that can't be faulted in so often, some of them a millisecond apart, can't be had. */
+#define FAILURES_MAX	16U
 
 struct hold {
 	TAILQ_ENTRY(hold) link;
@@ -57,6 +59,7 @@ struct look {
 	bool block;
 	uint32_t page_shift;
 	unsigned int tries;		/* at this block */
+	unsigned int failures;		/* ... to fault a page in */
 	bool touched;			/* pages were faulted in */
 	struct hmm_msg_range_fault_reply *reply;
 };
@@ -206,8 +209,8 @@ static int touch_page(struct look *look, const struct block *block, uint64_t add
 	if (entry & PM_GUARD)
 		return stop_at(look, addr, HMM_RANGE_STOP_ERROR);
 	r = access_in_place(look->owner, block, addr, &byte, 1, false);
-	/* What failed may have been thrown away in the middle of it: looked at afresh a few times. */
-	if (r == -EAGAIN || (r != 1 && look->block && look->tries < TRIES_AT_ONCE))
+	/* It may have been thrown away in the middle of this: looked at afresh a few times. */
+	if (r == -EAGAIN || (r != 1 && look->block && ++look->failures < FAILURES_MAX))
 		return -EAGAIN;
 	if (r != 1)
 		return stop_at(look, addr, HMM_RANGE_STOP_ERROR);
@@ -377,7 +380,7 @@ static int look_at_block(struct look *look)
 		return r;
 	look->reply->sequence += block_sequence(look->owner, look->at);
 	look->at = end;
-	look->tries = 0;
+	look->tries = look->failures = 0;
 	return 0;
 }
 

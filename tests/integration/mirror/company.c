@@ -426,6 +426,8 @@ static void ranges(void)
 	invite(socket, memory);
 	CHECK(hear(socket, &word, NULL));
 	CHECK_EQ(munmap(memory + 40 * PAGE, PAGE), 0);
+	/* So that it is applied, and not only read, before the driver hears of it elsewhere. */
+	CHECK_EQ(hmm_device_read(&mirror, (unsigned long)memory + 40 * PAGE, &word, 8), -EFAULT);
 	tell(socket, 2, -1);
 	CHECK(hear(socket, &word, NULL));
 	test_close();
