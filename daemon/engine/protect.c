@@ -58,27 +58,31 @@ static void judge(struct block *block, unsigned int i, const struct kernel_vma *
 		pages_set(&surplus->home, i);
 }
 
-/* Mapping by mapping. Gaps are the unmapping events' business. */
-static void look(struct block *block, unsigned int first, unsigned int end, struct surplus *surplus)
+/* Mapping by mapping. Gaps are the unmapping events' business. Return: 0 or -errno. */
+static int look(struct block *block, unsigned int first, unsigned int end, struct surplus *surplus)
 {
 	uint64_t at = page_addr(block, first), stop = block->addr + (uint64_t)end * HMM_PAGE_SIZE;
 	bool can_share = block_device_reads(block) && fault_may_share(block->owner);
 	struct kernel_vma vma;
+	int r = 0;
 
 	*surplus = (struct surplus){ 0 };
-	while (at < stop && kernel->vma_at(block->owner->maps, at, &vma) == 0 && vma.start < stop) {
+	while (at < stop && (r = kernel->vma_at(block->owner->maps, at, &vma)) == 0 && vma.start < stop) {
 		if (at < vma.start)
 			at = vma.start;
 		for (; at < stop && at < vma.end; at += HMM_PAGE_SIZE)
 			judge(block, page_index(at), &vma, can_share, surplus);
 	}
+	return r == -ENOENT ? 0 : r;
 }
 
-bool protect_follow(struct block *block, unsigned int first, unsigned int end)
+int protect_follow(struct block *block, unsigned int first, unsigned int end)
 {
 	struct surplus surplus;
+	int r = look(block, first, end, &surplus);
 
-	look(block, first, end, &surplus);
+	if (r)
+		return r;
 	if (!pages_empty(&surplus.unshare))
 		unshare_begin(block, &surplus.unshare, HMM_REASON_PROTECT, NULL);
 	else if (!pages_empty(&surplus.home))
@@ -86,19 +90,23 @@ bool protect_follow(struct block *block, unsigned int first, unsigned int end)
 	else if (!pages_empty(&surplus.share))
 		home_begin(block, &surplus.share, HMM_BLOCK_PAGES, true, HMM_REASON_PROTECT, 0, NULL);
 	else
-		return false;
-	return true;
+		return 0;
+	return 1;
 }
 
+/* What cannot be found out at present is found out by following. */
 bool protect_is_due(struct block *block, uint64_t addr)
 {
 	enum hmm_page_state state = page_state(block, page_index(addr));
 	struct kernel_vma vma;
+	int r;
 
 	if (state != HMM_PAGE_DEVICE && state != HMM_PAGE_SHARED)
 		return false;
-	return kernel->vma_at(block->owner->maps, addr, &vma) == 0 && vma.start <= addr && !vma.write &&
-	       (state == HMM_PAGE_DEVICE || !vma.read);
+	r = kernel->vma_at(block->owner->maps, addr, &vma);
+	if (r)
+		return r != -ENOENT;
+	return vma.start <= addr && !vma.write && (state == HMM_PAGE_DEVICE || !vma.read);
 }
 
 static void finish(struct protection *protection)
@@ -123,12 +131,22 @@ static void next_block(struct protection *protection, uint64_t at)
 	protection->transits = 0;
 }
 
+static void wait_a_moment(struct protection *protection)
+{
+	struct owner *owner = protection->owner;
+
+	protection->transits = 0;
+	TAILQ_INSERT_TAIL(&owner->retry, &protection->task, link);
+	worker_alarm(owner->worker, owner->worker->now + NS_PER_MS);
+}
+
 /* Return: false when the task waits, and will be run again. */
 static bool step(struct protection *protection, struct block *block)
 {
 	struct owner *owner = protection->owner;
 	uint64_t start = protection->at > block->addr ? protection->at : block->addr;
 	uint64_t end = block->addr + HMM_BLOCK_SIZE;
+	int r;
 
 	if (protection->end < end)
 		end = protection->end;
@@ -139,14 +157,16 @@ static bool step(struct protection *protection, struct block *block)
 	if (owner->worker->now - protection->since > FOLLOW_NS) {
 		window_revoke_range(owner, start, end, -ETIMEDOUT);
 		next_block(protection, end);
-	} else if (protection->transits++ == TRANSITS) {
-		protection->transits = 0;
-		TAILQ_INSERT_TAIL(&owner->retry, &protection->task, link);
-		worker_alarm(owner->worker, owner->worker->now + NS_PER_MS);
-		return false;
-	} else if (!protect_follow(block, page_index(start), page_index(end - 1) + 1)) {
-		next_block(protection, end);
+		return true;
 	}
+	r = protection->transits++ == TRANSITS ? -EAGAIN :
+		protect_follow(block, page_index(start), page_index(end - 1) + 1);
+	if (r < 0) {
+		wait_a_moment(protection);
+		return false;
+	}
+	if (r == 0)
+		next_block(protection, end);
 	return true;
 }
 

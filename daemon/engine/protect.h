@@ -10,8 +10,9 @@ void protect_request(struct owner *owner, struct letter *letter);	/* PROTECT */
 bool protect_is_due(struct block *block, uint64_t addr);
 /*
  * Takes from the device what it may not have any more of pages [first, end): one
- * transit, the block being at rest. Return: false when there was nothing to do.
+ * transit, the block being at rest. Return: 1; 0 when there was nothing to do; or a
+ * negative errno when the mappings could not be looked at.
  */
-bool protect_follow(struct block *block, unsigned int first, unsigned int end);
+int protect_follow(struct block *block, unsigned int first, unsigned int end);
 
 #endif

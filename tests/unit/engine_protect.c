@@ -234,6 +234,35 @@ Test(protect, windows_are_revoked_where_it_never_ends)
 	finish();
 }
 
+static int failing_look(int maps, uint64_t addr, struct kernel_vma *vma)
+{
+	return failures && failures-- > 0 ? -ENOMEM : kernel_real.vma_at(maps, addr, vma);
+}
+
+/* What could not be looked at is not taken for unchanged. */
+Test(protect, mappings_that_can_t_be_looked_at)
+{
+	struct block *block;
+
+	begin(20);
+	block = fixture_block(&fixture, 0);
+	mprotect(page_at(0), 10 * HMM_PAGE_SIZE, PROT_NONE);
+	ops = kernel_real;
+	ops.vma_at = failing_look;
+	kernel = &ops;
+	failures = 1;
+	cr_assert(protect_is_due(block, ROOM_START + 15 * HMM_PAGE_SIZE));
+	failures = 1;
+	cr_assert(eq(int, protect_follow(block, 0, HMM_BLOCK_PAGES), -ENOMEM));
+	failures = 1;
+	tell(0, 20);
+	cr_assert(eq(int, answered(), 0));
+	fixture_later(&fixture, NS_PER_MS);
+	cr_assert(eq(int, answered(), 1));
+	cr_assert(eq(uint, count(0, HMM_PAGE_DEVICE), 10));
+	finish();
+}
+
 Test(protect, a_page_that_is_asked_for)
 {
 	struct block *block;
@@ -245,9 +274,9 @@ Test(protect, a_page_that_is_asked_for)
 	cr_assert(protect_is_due(block, ROOM_START));
 	cr_assert(not(protect_is_due(block, ROOM_START + 10 * HMM_PAGE_SIZE)));
 	cr_assert(not(protect_is_due(block, ROOM_START + 30 * HMM_PAGE_SIZE)));
-	cr_assert(protect_follow(block, 0, HMM_BLOCK_PAGES));
+	cr_assert(eq(int, protect_follow(block, 0, HMM_BLOCK_PAGES), 1));
 	cr_assert(not(protect_is_due(block, ROOM_START)));
-	cr_assert(not(protect_follow(block, 0, HMM_BLOCK_PAGES)));
+	cr_assert(eq(int, protect_follow(block, 0, HMM_BLOCK_PAGES), 0));
 	cr_assert(eq(uint, count(0, HMM_PAGE_DEVICE), 10));
 	finish();
 }

@@ -89,7 +89,7 @@ static void story(void)
 
 	test_open(0, DEVICE_MEMORY);
 	CHECK_EQ(hmm_event_open(hmm, NULL, &events), 0);
-	memory = test_map(64);
+	memory = test_map_in_block(64);
 	test_fill(memory, 64, 1);
 	expect_none();
 	test_out(memory, 64);
@@ -155,7 +155,7 @@ static void story_of_a_copy(void)
 	mirror.ops = &patient;
 	CHECK_EQ(hmm_mirror_register(&mirror, hmm), 0);
 	CHECK_EQ(hmm_event_open(hmm, NULL, &events), 0);
-	memory = test_map(16);
+	memory = test_map_in_block(16);
 	test_fill(memory, 16, 3);
 	test_out(memory, 16);
 	expect(HMM_EVENT_INVALIDATE, HMM_REASON_MIGRATE, 0, memory, 16, 16);
@@ -181,7 +181,7 @@ static void overflow(void)
 
 	test_open(0, DEVICE_MEMORY);
 	open_events(MASK(HMM_EVENT_MIGRATE_OUT), 64);
-	memory = test_map(100);
+	memory = test_map_in_block(100);
 	test_fill(memory, 100, 4);
 	for (size_t i = 0; i < 90; i++)
 		test_out(memory + i * PAGE, 1);
@@ -211,7 +211,7 @@ static void descriptor(void)
 	open_events(MASK(HMM_EVENT_MIGRATE_OUT), 64);
 	fd = hmm_event_fd(events);
 	CHECK(!is_readable());
-	memory = test_map(300);
+	memory = test_map_in_block(300);
 	test_fill(memory, 300, 5);
 	for (size_t round = 0; round < 100; round++) {
 		for (size_t i = 0; i < 3; i++)
@@ -256,7 +256,7 @@ static void two_readers(void)
 
 	test_open(0, DEVICE_MEMORY);
 	open_events(MASK(HMM_EVENT_MIGRATE_OUT) | MASK(HMM_EVENT_MIGRATE_HOME), 65536);
-	memory = test_map(64);
+	memory = test_map_in_block(64);
 	test_fill(memory, 64, 6);
 	for (int i = 0; i < 2; i++)
 		CHECK_EQ(pthread_create(&threads[i], NULL, read_along, &sums[i]), 0);
@@ -267,6 +267,8 @@ static void two_readers(void)
 	__atomic_store_n(&ended, true, __ATOMIC_RELEASE);
 	for (int i = 0; i < 2; i++)
 		CHECK_EQ(pthread_join(threads[i], NULL), 0);
+	/* What came between their last look and the end. */
+	read_along(&sums[0]);
 	CHECK_EQ(sums[0] + sums[1], 200 * 2 * 64);
 	hmm_event_close(events);
 	test_close();
@@ -296,7 +298,7 @@ static void wake_ups(void)
 
 	test_open(0, DEVICE_MEMORY);
 	open_events(MASK(HMM_EVENT_MIGRATE_OUT) | MASK(HMM_EVENT_MIGRATE_HOME), 65536);
-	memory = test_map(1);
+	memory = test_map_in_block(1);
 	test_fill(memory, 1, 6);
 	CHECK_EQ(pthread_create(&thread, NULL, read_when_told, &left), 0);
 	for (int i = 0; i < 3000; i++) {
@@ -316,7 +318,7 @@ static void into_migrated_memory(void)
 
 	test_open(0, DEVICE_MEMORY);
 	open_events(MASK(HMM_EVENT_MIGRATE_OUT) | MASK(HMM_EVENT_CPU_FAULT), 64);
-	memory = test_map(8);
+	memory = test_map_in_block(8);
 	test_fill(memory, 8, 7);
 	test_out(memory, 8);
 	out = (struct hmm_event *)memory;
@@ -485,7 +487,7 @@ static void window(void)
 	pid_t driver = test_driver_start("window", &socket);
 
 	test_open(0, DEVICE_MEMORY);
-	memory = test_map(64);
+	memory = test_map_in_block(64);
 	test_fill(memory, 64, 8);
 	test_invite(socket, memory);
 	CHECK(test_hear(socket, &word, NULL));
@@ -533,7 +535,7 @@ static void revoked(void)
 	pid_t driver = test_driver_start("revoked", &socket);
 
 	test_open(0, DEVICE_MEMORY);
-	memory = test_map(16);
+	memory = test_map_in_block(16);
 	test_fill(memory, 16, 9);
 	test_invite(socket, memory);
 	CHECK(test_hear(socket, &word, NULL));
@@ -586,7 +588,7 @@ static void orphaned(void)
 		char *memory;
 
 		test_open(0, DEVICE_MEMORY);
-		memory = test_map(4);
+		memory = test_map_in_block(4);
 		test_fill(memory, 4, 10);
 		test_invite(socket, memory);
 		CHECK(test_hear(socket, &word, NULL));

@@ -113,6 +113,17 @@ char *test_map_huge(size_t blocks)
 	return memory;
 }
 
+char *test_map_in_block(size_t pages)
+{
+	char *room = mmap(NULL, 2 * BLOCK, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *memory = (char *)(((uintptr_t)room + BLOCK - 1) & ~(BLOCK - 1)) + GAP * PAGE;
+
+	CHECK(room != MAP_FAILED && pages <= 480);
+	CHECK_EQ(mprotect(memory, pages * PAGE, PROT_READ | PROT_WRITE), 0);
+	madvise(memory, pages * PAGE, MADV_NOHUGEPAGE);
+	return memory;
+}
+
 uint64_t test_word(size_t page, size_t word, uint64_t seed)
 {
 	uint64_t z = (page * 512 + word + 1) * 0x9e3779b97f4a7c15ULL ^ seed * 0xbf58476d1ce4e5b9ULL;

@@ -146,7 +146,7 @@ static char *begin(const char *name, uint64_t seed)
 
 	it.pid = test_driver_start(name, &it.socket);
 	test_open(0, DEVICE_MEMORY);
-	it.memory = test_map(PAGES);
+	it.memory = test_map_in_block(PAGES);
 	test_fill(it.memory, PAGES, seed);
 	test_invite(it.socket, it.memory);
 	CHECK(test_hear(it.socket, &word, NULL));
@@ -543,7 +543,7 @@ static void access_in_the_middle(void)
 	char bytes[4 * PAGE], *memory;
 
 	test_open(0, DEVICE_MEMORY);
-	memory = test_map(8);
+	memory = test_map_in_block(8);
 	test_fill(memory, 8, 11);
 	test_out(memory, 8);
 	CHECK_EQ(mprotect(memory + 2 * PAGE, 2 * PAGE, READ), 0);
@@ -588,7 +588,7 @@ static void inside_a_callback(void)
 	CHECK_EQ(hmm_mirror_unregister(&mirror), 0);
 	mirror.ops = &protecting;
 	CHECK_EQ(hmm_mirror_register(&mirror, hmm), 0);
-	memory = test_map(16);
+	memory = test_map_in_block(16);
 	test_fill(memory, 16, 12);
 	test_out(memory, 16);
 	from_inside = memory;
@@ -608,7 +608,7 @@ static void inside_a_callback_at_the_end(void)
 	CHECK_EQ(hmm_mirror_unregister(&mirror), 0);
 	mirror.ops = &protecting;
 	CHECK_EQ(hmm_mirror_register(&mirror, hmm), 0);
-	memory = test_map(16);
+	memory = test_map_in_block(16);
 	test_fill(memory, 16, 13);
 	test_out(memory, 16);
 	from_inside = memory;
@@ -636,7 +636,7 @@ static void *protect_on(void *data)
 static void while_it_opens_and_closes(void)
 {
 	pthread_t threads[4];
-	char *memory = test_map(16 + 4 * 4);
+	char *memory = test_map_in_block(16 + 4 * 4);
 
 	for (int i = 0; i < 4; i++)
 		CHECK_EQ(pthread_create(&threads[i], NULL, protect_on, memory + (16 + 4 * (size_t)i) * PAGE), 0);
