@@ -91,7 +91,7 @@ static const struct verb verbs[] = {
 	[HMM_OP_WINDOW_UNMAP] = { ABOUT(WINDOW, window_unmap, window, DRIVE) },
 	[HMM_OP_ACK] = { .answer = forward_ack, ABOUT(COOKIE, ack, cookie, DRIVE) },
 	[HMM_OP_EXCLUDE] = { ABOUT(OWNER, exclude, owner, OWN) },
-	[HMM_OP_ADVISE] = { ABOUT(OWNER, advise, owner, OWN) },
+	[HMM_OP_ADVISE] = { ABOUT(OWNER, advise, owner, DRIVE), .grows = true },
 	[HMM_OP_ALLOC] = { ABOUT(MIRROR, alloc, mirror, OWN), .grows = true },
 	[HMM_OP_FREE] = { ABOUT(MIRROR, free, mirror, OWN) },
 	[HMM_OP_DRAIN] = { .answer = forward_drain },
@@ -105,6 +105,9 @@ static const struct verb verbs[] = {
 	[HMM_OP_RANGES] = { ABOUT(OWNER, ranges, owner, LOOK) },
 	[HMM_OP_CELLS] = { ABOUT(OWNER, cells, owner, LOOK) },
 	[HMM_OP_DOCTOR] = { .answer = answer_list },
+	[HMM_OP_ATTRIBUTE] = { ABOUT(OWNER, attribute, owner, LOOK) },
+	[HMM_OP_ATTRIBUTES] = { ABOUT(OWNER, attributes, owner, LOOK) },
+	[HMM_OP_RESTATE] = { ABOUT(OWNER, restate, owner, OWN) },
 };
 
 static const struct verb *verb_of(const struct letter *letter)

@@ -53,6 +53,7 @@ const char *const counter_names[COUNTER_MAX] = {
 	[COUNTER_INVALIDATIONS] = "invalidations",
 	[COUNTER_LATE_DRIVERS] = "late_drivers",
 	[COUNTER_REVOKED_WINDOWS] = "revoked_windows",
+	[COUNTER_PINS_BROKEN] = "pins_broken",
 	[COUNTER_ERRORS] = "errors",
 };
 
@@ -114,6 +115,7 @@ struct owner *owner_new(struct worker *worker, const struct letter *letter)
 	TAILQ_INIT(&owner->acks);
 	TAILQ_INIT(&owner->retry);
 	TAILQ_INIT(&owner->settling);
+	TAILQ_INIT(&owner->pinnings);
 	TAILQ_INSERT_TAIL(&worker->owners, owner, link);
 	pthread_mutex_lock(&worker->engine->lock);
 	TAILQ_INSERT_TAIL(&worker->engine->owners, owner, registry);
@@ -182,9 +184,13 @@ int owner_map_shared(struct owner *owner)
 		r = map_all(owner->orders_fd, HMM_ORDERS_SIZE, &owner->orders);
 	if (!r)
 		r = map_all(owner->pulse_fd, sizeof(struct hmm_pulse), &owner->pulse);
-	if (!r)
-		owner->journal = (struct hmm_journal *)((char *)owner->ledger + HMM_JOURNAL_OFFSET);
-	return r;
+	if (r)
+		return r;
+	owner->journal = (struct hmm_journal *)((char *)owner->ledger + HMM_JOURNAL_OFFSET);
+	if (!attribute_map_open(&owner->attributes,
+				(struct hmm_attributes *)((char *)owner->ledger + HMM_ATTRIBUTES_OFFSET)))
+		log_error("owner %u: what was said of its ranges is damaged, and forgotten", owner->id);
+	return 0;
 }
 
 static void owner_ready(struct source *source)
@@ -445,25 +451,10 @@ static void exclude(struct owner *owner, struct letter *letter)
 			     letter);
 }
 
-static int advise(struct owner *owner, struct letter *letter)
-{
-	const struct hmm_msg_advise *message = (const void *)letter->message;
-	uint64_t end = message->addr + message->length;
-	int r = message->advice == HMM_ADVICE_UNPINNED ?
-		span_set_add(&owner->unpinned, message->addr, end) :
-		span_set_remove(&owner->unpinned, message->addr, end);
-
-	if (!r && !letter_reply(letter, HMM_OP_ADVISE_REPLY, sizeof(struct hmm_msg_advise_reply)))
-		r = -ENOMEM;
-	return r ? letter_fail(letter, r, "out of memory for another range") : 0;
-}
-
 /* Of excluded memory nothing is out: that was seen to when it was said first. */
 void owner_restate(struct owner *owner, struct letter *letter)
 {
-	if (letter->message->opcode == HMM_OP_ADVISE)
-		advise(owner, letter);
-	else if (!note_exclusion(owner, letter))
+	if (!note_exclusion(owner, letter))
 		reply_exclude(letter);
 }
 
@@ -490,6 +481,12 @@ void owner_request(struct owner *owner, struct letter *letter)
 		return;
 	case HMM_OP_EXCLUDE:
 		exclude(owner, letter);
+		return;
+	case HMM_OP_ADVISE:
+	case HMM_OP_ATTRIBUTE:
+	case HMM_OP_ATTRIBUTES:
+	case HMM_OP_RESTATE:
+		advise_request(owner, letter);
 		return;
 	case HMM_OP_MIRROR_REGISTER:
 	case HMM_OP_MIRROR_UNREGISTER:
@@ -522,9 +519,6 @@ void owner_request(struct owner *owner, struct letter *letter)
 		return;
 	case HMM_OP_OPEN_PEER:
 		open_peer(owner, letter);
-		break;
-	case HMM_OP_ADVISE:
-		advise(owner, letter);
 		break;
 	default:
 		letter_fail(letter, -EOPNOTSUPP, "%s is not for an owner",
@@ -657,7 +651,6 @@ void owner_free(struct owner *owner)
 		if (fds[i] >= 0)
 			close(fds[i]);
 	span_set_deinit(&owner->excluded);
-	span_set_deinit(&owner->unpinned);
 	span_set_deinit(&owner->threads);
 	free(owner->spans);
 

@@ -292,7 +292,6 @@ void recover_request(struct owner *owner, struct letter *letter)
 		reply_empty(letter, HMM_OP_REOPEN_DONE_REPLY, sizeof(struct hmm_msg_reopen_done_reply));
 		break;
 	case HMM_OP_EXCLUDE:
-	case HMM_OP_ADVISE:
 		/* What it said before is known before a driver can ask for anything. */
 		owner_restate(owner, letter);
 		break;

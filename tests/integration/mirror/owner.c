@@ -158,7 +158,7 @@ int main(int argc, char **argv)
 	test_open(flags, device_memory);
 	memory = huge ? test_map_huge((pages + 511) / 512) : test_map(pages);
 	if (flags)
-		CHECK_EQ(hmm_advise(hmm, (unsigned long)memory, pages * PAGE, HMM_ADVISE_UNPINNED), 0);
+		CHECK_EQ(hmm_advise(hmm, (unsigned long)memory, pages * PAGE, HMM_ADVISE_UNPINNED, NULL), 0);
 	test_fill(memory, pages, seed);
 	printf("ready %d %#lx %#lx\n", getpid(), (unsigned long)memory, test_word(0, 0, seed));
 	while (fgets(line, sizeof(line), stdin)) {
