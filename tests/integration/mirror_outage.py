@@ -80,6 +80,63 @@ class Outage(harness.Test):
         self.ask(owner, "close", "^closed$")
         owner.finish()
 
+    ALL_ADVICE = [(1, 0), (3, 0), (5, 0), (18, 64), (19, 0), (22, 80), (20, 0)]
+    POLICY = r"^policy said (\S+) in force (\S+) granularity (\d+) priority (\d+) there (\d+) named (\d)$"
+
+    def advise_all(self, owner):
+        """All advice at once, and the policy that is the answer."""
+        for advice, value in self.ALL_ADVICE:
+            self.ask(owner, f"advise {advice} {value}", "^advised 0$")
+        policy = self.ask(owner, "policy", self.POLICY).groups()
+        self.assertEqual(policy, ("0xfb", "0xfb", "64", "80", str(PAGES), "3"))
+        return policy
+
+    def test_advice_survives_a_kill(self):
+        self.start_daemon()
+        owner = self.owner()
+        policy = self.advise_all(owner)
+        self.daemon.restart()
+        self.assertEqual(self.ask(owner, "policy", self.POLICY).groups(), policy)
+        # What is shared is shared still, for the advice that says so.
+        self.ask(owner, "check", "^checked$")
+        self.assertEqual(self.where(owner), PAGES)
+        self.daemon.restart()
+        self.assertEqual(self.ask(owner, "policy", self.POLICY).groups(), policy)
+        self.ask(owner, "change", "^changed$")
+        self.ask(owner, "device", "^checked$")
+        self.ask(owner, "close", "^closed$")
+        owner.finish()
+
+    def test_advice_is_said_again_after_a_stop(self):
+        self.start_daemon()
+        owner = self.owner()
+        policy = self.advise_all(owner)
+        for _ in range(2):
+            self.daemon.stop()
+            self.daemon.start()
+            # The stop brought all home: that broke the pin, and the answer says so.
+            after = self.ask(owner, "policy", self.POLICY).groups()
+            self.assertEqual(after, (policy[0], "0xbb", *policy[2:4], "0", policy[5]))
+            self.out(owner)
+            self.assertEqual(self.ask(owner, "policy", self.POLICY).groups(), policy)
+        self.ask(owner, "check", "^checked$")
+        self.ask(owner, "close", "^closed$")
+        owner.finish()
+
+    def test_broken_pins_are_counted_and_logged(self):
+        self.start_daemon()
+        owner = self.owner()
+        self.ask(owner, "advise 20", "^advised 0$")
+        self.ask(owner, "check", "^checked$")
+        self.assertEqual(self.pins_broken(), 0)
+        self.ask(owner, "touch", "^touched$")
+        self.assertEqual(self.pins_broken(), PAGES)
+        self.assertIn("pinned pages", self.daemon.log)
+        owner.finish()
+
+    def pins_broken(self):
+        return self.hmmctl_json("stats")["owners"][0]["stats"]["pins_broken"]
+
     def test_kill_and_restart_with_shared_pages(self):
         self.start_daemon()
         owner = self.owner()

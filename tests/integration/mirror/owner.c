@@ -99,9 +99,22 @@ static void check_in_child(void)
 	test_reap(child, 0);
 }
 
+static void print_policy(void)
+{
+	struct hmm_policy policy = { .size = sizeof(policy) };
+
+	CHECK_EQ(hmm_range_get_attribute(hmm, (unsigned long)memory, pages * PAGE, &policy), 0);
+	printf("policy said %#lx in force %#lx granularity %u priority %u there %lu named %d\n", policy.said,
+	       policy.in_force, policy.granularity, policy.evict_priority, policy.on_device,
+	       (policy.preferred == &mirror) + (policy.pinned == &mirror) +
+		       (policy.accessed_by_count == 1 && policy.accessed_by[0] == &mirror));
+}
+
 static void obey(const char *line)
 {
+	struct hmm_advise_options options = { .size = sizeof(options), .mirror = &mirror };
 	size_t n = pages;
+	int advice;
 	uint64_t word = 0;
 	ssize_t got;
 
@@ -126,6 +139,11 @@ static void obey(const char *line)
 	} else if (!strcmp(line, "fork")) {
 		check_in_child();
 		printf("forked\n");
+	} else if (sscanf(line, "advise %d %u", &advice, &options.value) >= 1) {
+		printf("advised %d\n", hmm_advise(hmm, (unsigned long)memory, pages * PAGE,
+						  (enum hmm_advice)advice, &options));
+	} else if (!strcmp(line, "policy")) {
+		print_policy();
 	} else if (!strcmp(line, "close")) {
 		test_close();
 		printf("closed\n");
