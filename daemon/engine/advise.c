@@ -12,7 +12,7 @@
  * evicted for its last.
  *
  * ACCESSED_BY sends what may go to the device and has copies of it sent home, so
- * that both have it. Best effort.
+ * that both have it. Best effort, and no more than the device's size.
  *
  * DISCARD drops what is on a device, without copying: the next touch, from
  * either side, finds zeros. Pages at the CPU keep their bytes, as those of
@@ -367,22 +367,26 @@ static int errand_begin(struct owner *owner, struct letter *letter, struct mirro
 			const struct change *change)
 {
 	const struct hmm_msg_advise *message = (const void *)letter->message;
-	uint64_t pages = message->length >> HMM_PAGE_SHIFT;
 	bool pins = change->advice == HMM_ADVICE_PIN;
+	uint64_t length = message->length, pages;
 	struct errand *errand;
 
-	/* Before anything is moved; and no more results than a device has pages. */
-	if (pins && message->length > mirror->device->size)
+	/* Before anything is moved. */
+	if (pins && length > mirror->device->size)
 		return letter_fail(letter, -ENOSPC,
 				   "a range of %lu bytes can't be pinned: device %s has %lu, %lu of them in use",
 				   message->length, mirror->device->name, mirror->device->size,
 				   atomic_load(&mirror->device->used));
+	/* Of a larger range the beginning: whatever is touched later follows. */
+	if (length > mirror->device->size)
+		length = mirror->device->size & ~(HMM_PAGE_SIZE - 1);
+	pages = length >> HMM_PAGE_SHIFT;
 	errand = calloc(1, sizeof(*errand));
 	if (errand)
 		errand->results = malloc(pages);
 	if (!errand || !errand->results) {
 		free(errand);
-		return letter_fail(letter, -ENOMEM, "out of memory for a range of %lu bytes", message->length);
+		return letter_fail(letter, -ENOMEM, "out of memory for a range of %lu bytes", length);
 	}
 	memset(errand->results, HMM_PAGE_RESULT_ERROR, pages);
 	errand->owner = owner;
@@ -390,7 +394,7 @@ static int errand_begin(struct owner *owner, struct letter *letter, struct mirro
 	errand->mirror = mirror;
 	errand->change = *change;
 	errand->start = errand->pinning.start = message->addr;
-	errand->end = errand->pinning.end = message->addr + message->length;
+	errand->end = errand->pinning.end = message->addr + length;
 	if (migrate_to(mirror, errand->start, errand->end, pins, errand->results, first_way, errand)) {
 		free(errand->results);
 		free(errand);
