@@ -107,6 +107,22 @@ class Outage(harness.Test):
         self.ask(owner, "close", "^closed$")
         owner.finish()
 
+    def test_advice_is_listed(self):
+        self.start_daemon()
+        owner = self.owner()
+        self.advise_all(owner)
+        ranges = self.hmmctl_json("advice")["ranges"]
+        self.assertEqual([entry["bytes"] for entry in ranges], [PAGES * 4096])
+        self.assertEqual(set(ranges[0]["said"]), {"read_mostly", "preferred_device", "accessed_by", "granularity",
+                                                  "no_prefetch", "pin", "evict_priority"})
+        self.assertEqual((ranges[0]["granularity"], ranges[0]["priority"]), (64, 80))
+        self.assertEqual(ranges[0]["mirrors"], [mirror["id"] for mirror in self.hmmctl_json("mirrors")["mirrors"]])
+        self.assertIn("pin", self.hmmctl("advice").stdout)
+        # More than one answer holds, and each once.
+        self.ask(owner, "stripe", "^striped$")
+        self.assertEqual(len(self.hmmctl_json("advice")["ranges"]), PAGES)
+        owner.finish()
+
     def test_advice_is_said_again_after_a_stop(self):
         self.start_daemon()
         owner = self.owner()

@@ -142,6 +142,14 @@ static void obey(const char *line)
 	} else if (sscanf(line, "advise %d %u", &advice, &options.value) >= 1) {
 		printf("advised %d\n", hmm_advise(hmm, (unsigned long)memory, pages * PAGE,
 						  (enum hmm_advice)advice, &options));
+	} else if (!strcmp(line, "stripe")) {
+		/* Each page has its own. */
+		for (size_t i = 0; i < pages; i++) {
+			options.value = (unsigned int)i % 101;
+			CHECK_EQ(hmm_advise(hmm, (unsigned long)memory + i * PAGE, PAGE, HMM_ADVISE_EVICT_PRIORITY,
+					    &options), 0);
+		}
+		printf("striped\n");
 	} else if (!strcmp(line, "policy")) {
 		print_policy();
 	} else if (!strcmp(line, "close")) {
