@@ -184,13 +184,17 @@ int owner_map_shared(struct owner *owner)
 		r = map_all(owner->orders_fd, HMM_ORDERS_SIZE, &owner->orders);
 	if (!r)
 		r = map_all(owner->pulse_fd, sizeof(struct hmm_pulse), &owner->pulse);
-	if (r)
-		return r;
-	owner->journal = (struct hmm_journal *)((char *)owner->ledger + HMM_JOURNAL_OFFSET);
-	if (!attribute_map_open(&owner->attributes,
-				(struct hmm_attributes *)((char *)owner->ledger + HMM_ATTRIBUTES_OFFSET)))
+	if (!r)
+		owner->journal = (struct hmm_journal *)((char *)owner->ledger + HMM_JOURNAL_OFFSET);
+	return r;
+}
+
+void owner_open_attributes(struct owner *owner)
+{
+	void *shared = (char *)owner->ledger + HMM_ATTRIBUTES_OFFSET;
+
+	if (!attribute_map_open(&owner->attributes, shared))
 		log_error("owner %u: what was said of its ranges is damaged, and forgotten", owner->id);
-	return 0;
 }
 
 static void owner_ready(struct source *source)
@@ -343,6 +347,7 @@ static int owner_begin(struct owner *owner, struct letter *letter)
 	owner->journal->incarnation = owner->worker->engine->incarnation;
 	owner->journal->features = owner->features;
 	owner->journal->open_flags = message->flags;
+	owner_open_attributes(owner);
 	r = owner_watch(owner);
 	if (!r)
 		r = reply_open(owner, letter);

@@ -322,6 +322,7 @@ void owner_tick(struct owner *owner, int64_t now);
 struct owner *owner_new(struct worker *worker, const struct letter *letter);
 int owner_handshake(struct owner *owner, uint64_t open_flags);
 int owner_map_shared(struct owner *owner);
+void owner_open_attributes(struct owner *owner);	/* of a ledger that is ours */
 int owner_watch(struct owner *owner);
 int owner_check_proc(const struct owner *owner);
 bool owner_is_userfaultfd(int fd);

@@ -113,6 +113,7 @@ static int take_over(struct owner *owner, struct letter *letter)
 	owner->features = (owner->worker->engine->features & ~(HMM_FEATURE_MOVE | HMM_FEATURE_EVENT_FORK)) |
 			  (owner->journal->features & (HMM_FEATURE_MOVE | HMM_FEATURE_EVENT_FORK));
 	owner->open_flags = owner->journal->open_flags;
+	owner_open_attributes(owner);
 	journal_take_over(owner);
 	owner->orders->agent_tid = message->agent_tid;
 	__atomic_store_n(&owner->orders->hold, 1, __ATOMIC_SEQ_CST);
