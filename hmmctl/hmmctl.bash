@@ -36,11 +36,11 @@ _hmmctl() {
 	--churn | --interval | --device-memory) return ;;
 	*)
 		case $command in
-		'') options='status features doctor clients mirrors map pools stats migrate drain watch run help
+		'') options='status features doctor clients mirrors map advice pools stats migrate drain watch run help
 			--socket --json --help --version' ;;
-		help) options='status features doctor clients mirrors map pools stats migrate drain watch run' ;;
+		help) options='status features doctor clients mirrors map advice pools stats migrate drain watch run' ;;
 		clients | watch) options='--pid --owner --json' ;;
-		mirrors | map | stats | drain) options='--pid --owner --mirror --device --json' ;;
+		mirrors | map | advice | stats | drain) options='--pid --owner --mirror --device --json' ;;
 		migrate) options='--to --populate --pid --owner --mirror --device --json' ;;
 		run) options='--churn --interval --device-memory --private --verbose --' ;;
 		*) options='--json' ;;

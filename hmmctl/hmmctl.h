@@ -68,6 +68,7 @@ int command_doctor(struct context *context);
 int command_clients(struct context *context);
 int command_mirrors(struct context *context);
 int command_map(struct context *context);
+int command_advice(struct context *context);
 int command_pools(struct context *context);
 int command_stats(struct context *context);
 int command_migrate(struct context *context);

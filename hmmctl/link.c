@@ -198,6 +198,10 @@ static void move_cursor(void *message, const void *last, size_t n)
 		((struct hmm_msg_ranges *)message)->cursor =
 			((const struct hmm_record_range_info *)last)->end;
 		break;
+	case HMM_OP_ATTRIBUTES:
+		((struct hmm_msg_attributes *)message)->cursor =
+			((const struct hmm_record_attribute_info *)last)->end;
+		break;
 	case HMM_OP_STATS:
 		((struct hmm_msg_stats *)message)->cursor = (uint32_t)n;
 		break;

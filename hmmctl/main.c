@@ -36,6 +36,8 @@ static const struct command commands[] = {
 	  "     (a space) nothing was ever written\n"
 	  "With -j also every run of pages that are not simply at home, exactly.\n",
 	  TAKES_OWNERS | TAKES_MIRRORS | TAKES_RANGES, command_map },
+	{ "advice", "[SELECTORS]", "what programs have said of their memory",
+	  NULL, TAKES_OWNERS | TAKES_MIRRORS, command_advice },
 	{ "pools", "", "where device memory comes from, and how full it is",
 	  NULL, 0, command_pools },
 	{ "stats", "[--pid PID | --owner ID]", "counters, of all or of some owners",

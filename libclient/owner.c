@@ -226,6 +226,14 @@ static int detach(void *argument)
 	return 0;
 }
 
+static int release(void *argument)
+{
+	struct owner *owner = argument;
+
+	close_fd(&owner->former_fd);
+	return detach(owner);
+}
+
 /* ---- the first time --------------------------------------------------------- */
 
 static int prepare_request(struct request *request)
@@ -273,7 +281,7 @@ int hmmc_owner_new(struct hmm *hmm, uint64_t flags, uint32_t slots, struct owner
 	owner->flags = flags;
 	owner->slots_count = slots ? slots : SLOTS_DEFAULT;
 	owner->uffd = owner->mem = owner->pagemap = owner->maps = owner->smaps = -1;
-	owner->pipe[0] = owner->pipe[1] = -1;
+	owner->pipe[0] = owner->pipe[1] = owner->former_fd = -1;
 	owner->table_fd = owner->ledger_fd = owner->orders_fd = owner->pulse_fd = owner->eventfd =
 		-1;
 	/* Region events may come before the reply does. */
@@ -298,7 +306,7 @@ void hmmc_owner_free(struct owner *owner)
 {
 	if (!owner)
 		return;
-	hmmc_clerk_call(detach, owner);
+	hmmc_clerk_call(release, owner);
 	if (owner->table)
 		munmap((void *)(uintptr_t)owner->table, HMM_TABLE_SIZE);
 	if (owner->orders)
@@ -389,6 +397,12 @@ int hmmc_owner_open_anew(struct owner *owner)
 	struct hmm_msg_open message;
 	int fds[5], error;
 
+	if (owner->former_fd < 0) {
+		owner->former_fd = owner->ledger_fd;
+		owner->ledger_fd = -1;
+		for (struct hmm_mirror_private *mirror = owner->hmm->mirrors; mirror; mirror = mirror->next)
+			mirror->former = mirror->id;
+	}
 	detach(owner);
 	error = prepare(owner, connection->text, sizeof(connection->text));
 	if (error)

@@ -19,6 +19,7 @@ struct owner {
 	int uffd, mem, pagemap, maps, smaps;
 	int pipe[2];
 	int table_fd, ledger_fd, orders_fd, pulse_fd, eventfd;
+	int former_fd;			/* the ledger of an hmmd that has gone away, until its advice is said again */
 	char *slots;
 	uint32_t slots_count;
 	const uint64_t *table;

@@ -37,6 +37,7 @@ static struct {
 _Static_assert(
 	offsetof(struct hmm_msg_exclude, owner) == offsetof(struct hmm_msg_drain, owner) &&
 		offsetof(struct hmm_msg_advise, owner) == offsetof(struct hmm_msg_drain, owner) &&
+		offsetof(struct hmm_msg_attribute, owner) == offsetof(struct hmm_msg_drain, owner) &&
 		offsetof(struct hmm_msg_export, owner) == offsetof(struct hmm_msg_drain, owner) &&
 		offsetof(struct hmm_msg_layout, owner) == offsetof(struct hmm_msg_drain, owner) &&
 		offsetof(struct hmm_msg_notices_open, owner) == offsetof(struct hmm_msg_drain, owner) &&
@@ -448,7 +449,7 @@ static void drain_all(struct hmm *hmm)
 {
 	struct request *request;
 
-	hmmc_state(hmm, STATEMENT_EXCLUDED, 0, HMM_VA_END, true);
+	hmmc_state(hmm, 0, HMM_VA_END, true);
 	request = hmmc_request_new(hmm->connection, HMM_OP_DRAIN, sizeof(struct hmm_msg_drain));
 	if (!request)
 		return;
@@ -557,6 +558,8 @@ static int restore_owner(struct hmm *hmm, bool anew)
 		error = hmmc_mirror_restore(hmm, !anew);
 	if (!error)
 		error = hmmc_event_restore(hmm);
+	if (!error && anew)
+		error = hmmc_advice_restate(hmm);
 	/* What must not move is known before a driver can come by the key and ask for it. */
 	if (!error)
 		error = hmmc_statement_restore(hmm);

@@ -31,6 +31,7 @@ struct hmm_mirror_private {
 	struct hmm_device *device;	/* referenced */
 	uint32_t id;			/* owner << 8 | index */
 	uint64_t flags;
+	uint32_t former;		/* its id before hmmd went away in good order */
 	uint32_t gone;			/* its owner is: release() was called */
 	uint32_t callbacks;		/* futex: running or queued */
 	struct hmm_range_private *ranges;
@@ -112,16 +113,18 @@ void hmmc_window_freeze(struct hmm *hmm, bool frozen);
 /* For good, after it was frozen. */
 void hmmc_window_abandon(struct hmm *hmm);
 
-/* statement.c: what was said of ranges. */
-enum statement_kind { STATEMENT_EXCLUDED, STATEMENT_UNPINNED };
+/* advice.c: what an hmmd that has gone away in good order was told. In the receiver, with the mirrors. */
+int hmmc_advice_restate(struct hmm *hmm);
+
+/* statement.c: ranges that are never mirrored. */
 struct statement {
 	struct statement *next;
-	enum statement_kind kind;
 	uint64_t start, end;
 };
 /* Tells hmmd, and remembers it for the next one. */
-int hmmc_state(struct hmm *hmm, enum statement_kind kind, uint64_t start, uint64_t length,
-	       bool holds);
+int hmmc_state(struct hmm *hmm, uint64_t start, uint64_t length, bool excluded);
+/* -EINVAL, -ESTALE or 0, with the text. */
+int hmmc_range_check(struct hmm *hmm, unsigned long addr, size_t length);
 int hmmc_statement_restore(struct hmm *hmm);
 /*
  * What is there comes home and is watched no more, until it is taken back: nothing is

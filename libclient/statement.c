@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * statement.c - what was said of ranges: never mirror this, nothing pins that.
+ * statement.c - ranges that are never to be mirrored. (Advice is advice.c's.)
  *
  * hmmd has no state on disk, so the library remembers and tells a new hmmd. What
  * is said later replaces what was said of the same addresses before.
@@ -22,14 +22,14 @@
 /* ---- remembering ------------------------------------------------------------- */
 
 /* Takes [start, end) out of the list. With the lock held. */
-static int subtract(struct hmm *hmm, enum statement_kind kind, uint64_t start, uint64_t end)
+static int subtract(struct hmm *hmm, uint64_t start, uint64_t end)
 {
 	struct statement **at = &hmm->statements;
 
 	while (*at) {
 		struct statement *statement = *at, *rest;
 
-		if (statement->kind != kind || statement->end <= start || statement->start >= end) {
+		if (statement->end <= start || statement->start >= end) {
 			at = &statement->next;
 		} else if (statement->start < start && statement->end > end) {
 			rest = hmmc_arena_alloc(sizeof(*rest));
@@ -54,8 +54,7 @@ static int subtract(struct hmm *hmm, enum statement_kind kind, uint64_t start, u
 	return 0;
 }
 
-static int remember(struct hmm *hmm, enum statement_kind kind, uint64_t start, uint64_t end,
-		    bool holds)
+static int remember(struct hmm *hmm, uint64_t start, uint64_t end, bool holds)
 {
 	struct statement *statement = NULL;
 	int error;
@@ -64,12 +63,11 @@ static int remember(struct hmm *hmm, enum statement_kind kind, uint64_t start, u
 		statement = hmmc_arena_alloc(sizeof(*statement));
 		if (!statement)
 			return -ENOMEM;
-		statement->kind = kind;
 		statement->start = start;
 		statement->end = end;
 	}
 	futex_lock(&hmm->lock);
-	error = subtract(hmm, kind, start, end);
+	error = subtract(hmm, start, end);
 	if (!error && statement) {
 		statement->next = hmm->statements;
 		hmm->statements = statement;
@@ -92,47 +90,39 @@ void hmmc_statement_free(struct hmm *hmm)
 
 /* ---- telling ------------------------------------------------------------------- */
 
-union message {
-	struct hmm_wire_header header;
-	struct hmm_msg_exclude exclude;
-	struct hmm_msg_advise advise;
-};
-
-static size_t fill(union message *message, uint32_t owner, enum statement_kind kind, uint64_t start,
-		   uint64_t length, bool holds)
+static void fill(struct hmm_msg_exclude *message, uint32_t owner, uint64_t start, uint64_t length,
+		 bool excluded)
 {
-	if (kind == STATEMENT_EXCLUDED) {
-		HMM_MSG_INIT(message->exclude, HMM_OP_EXCLUDE, 0);
-		message->exclude.owner = owner;
-		message->exclude.include = !holds;
-		message->exclude.addr = start;
-		message->exclude.length = length;
-		return sizeof(message->exclude);
-	}
-	HMM_MSG_INIT(message->advise, HMM_OP_ADVISE, 0);
-	message->advise.owner = owner;
-	message->advise.advice = holds ? HMM_ADVISE_UNPINNED : HMM_ADVISE_PINNED;
-	message->advise.addr = start;
-	message->advise.length = length;
-	return sizeof(message->advise);
+	HMM_MSG_INIT(*message, HMM_OP_EXCLUDE, 0);
+	message->owner = owner;
+	message->include = !excluded;
+	message->addr = start;
+	message->length = length;
 }
 
-int hmmc_state(struct hmm *hmm, enum statement_kind kind, uint64_t start, uint64_t length,
-	       bool holds)
+static struct request *new_request(struct hmm *hmm, uint64_t start, uint64_t length, bool excluded)
 {
+	struct hmm_msg_exclude message;
 	struct request *request;
-	union message message;
-	size_t size;
+
+	fill(&message, hmm->id, start, length, excluded);
+	request = hmmc_request_new(hmm->connection, HMM_OP_EXCLUDE, sizeof(message));
+	if (!request)
+		return NULL;
+	memcpy(request->message, &message, sizeof(message));
+	request->prepare = hmmc_prepare_owner;
+	return request;
+}
+
+int hmmc_state(struct hmm *hmm, uint64_t start, uint64_t length, bool excluded)
+{
+	struct request *request = new_request(hmm, start, length, excluded);
 	int error;
 
-	size = fill(&message, hmm->id, kind, start, length, holds);
-	request = hmmc_request_new(hmm->connection, message.header.opcode, size);
-	if (!request || remember(hmm, kind, start, start + length, holds)) {
+	if (!request || remember(hmm, start, start + length, excluded)) {
 		hmmc_request_free(request);
 		return hmmc_fail(-ENOMEM, "the library's memory is used up");
 	}
-	memcpy(request->message, &message, size);
-	request->prepare = hmmc_prepare_owner;
 	error = hmmc_request_call(request);
 	hmmc_request_free(request);
 	return error;
@@ -140,16 +130,11 @@ int hmmc_state(struct hmm *hmm, enum statement_kind kind, uint64_t start, uint64
 
 static int tell(struct hmm *hmm, uint64_t start, uint64_t length, bool excluded)
 {
-	struct request *request;
-	union message message;
-	size_t size = fill(&message, hmm->id, STATEMENT_EXCLUDED, start, length, excluded);
+	struct request *request = new_request(hmm, start, length, excluded);
 	int error;
 
-	request = hmmc_request_new(hmm->connection, message.header.opcode, size);
 	if (!request)
 		return -ENOMEM;
-	memcpy(request->message, &message, size);
-	request->prepare = hmmc_prepare_owner;
 	error = hmmc_request_call(request);
 	hmmc_request_free(request);
 	return error;
@@ -162,8 +147,7 @@ static bool is_excluded(struct hmm *hmm, uint64_t start, uint64_t end)
 	futex_lock(&hmm->lock);
 	for (struct statement *statement = hmm->statements; statement && !any;
 	     statement = statement->next)
-		any = statement->kind == STATEMENT_EXCLUDED && statement->start < end &&
-		      statement->end > start;
+		any = statement->start < end && statement->end > start;
 	futex_unlock(&hmm->lock);
 	return any;
 }
@@ -184,7 +168,7 @@ int hmmc_statement_restore(struct hmm *hmm)
 {
 	struct statement *copies;
 	unsigned int count = 0, room;
-	union message message;
+	struct hmm_msg_exclude message;
 	int error = 0;
 
 	futex_lock(&hmm->lock);
@@ -200,22 +184,19 @@ int hmmc_statement_restore(struct hmm *hmm)
 	if (room && !copies)
 		return -ENOMEM;
 	for (unsigned int i = 0; i < count && !error; i++) {
-		fill(&message, hmm->id, copies[i].kind, copies[i].start,
-		     copies[i].end - copies[i].start, true);
+		fill(&message, hmm->id, copies[i].start, copies[i].end - copies[i].start, true);
 		error = hmmc_connection_exchange(hmm->connection, &message, NULL, 0);
 	}
 	hmmc_arena_free(copies, room * sizeof(*copies));
 	return error;
 }
 
-static int check_range(struct hmm *hmm, unsigned long addr, size_t length)
+int hmmc_range_check(struct hmm *hmm, unsigned long addr, size_t length)
 {
 	int error = hmmc_space_check(hmm);
 
 	if (error)
 		return error;
-	if (!hmm->owner)
-		return hmmc_fail(-EPERM, "only the owner itself can say this of its memory");
 	if (!length || addr % HMM_PAGE_SIZE || length % HMM_PAGE_SIZE || addr + length < addr ||
 	    addr + length > HMM_VA_END)
 		return hmmc_fail(-EINVAL,
@@ -223,29 +204,27 @@ static int check_range(struct hmm *hmm, unsigned long addr, size_t length)
 	return 0;
 }
 
+static int check_own_range(struct hmm *hmm, unsigned long addr, size_t length)
+{
+	int error = hmmc_range_check(hmm, addr, length);
+
+	if (!error && !hmm->owner)
+		error = hmmc_fail(-EPERM, "only the owner itself can say this of its memory");
+	return error;
+}
+
 int hmm_exclude(struct hmm *hmm, unsigned long addr, size_t length)
 {
-	int error = check_range(hmm, addr, length);
+	int error = check_own_range(hmm, addr, length);
 
-	return error ? error : hmmc_state(hmm, STATEMENT_EXCLUDED, addr, length, true);
+	return error ? error : hmmc_state(hmm, addr, length, true);
 }
 
 int hmm_include(struct hmm *hmm, unsigned long addr, size_t length)
 {
-	int error = check_range(hmm, addr, length);
+	int error = check_own_range(hmm, addr, length);
 
-	return error ? error : hmmc_state(hmm, STATEMENT_EXCLUDED, addr, length, false);
-}
-
-int hmm_advise(struct hmm *hmm, unsigned long addr, size_t length, enum hmm_advice advice)
-{
-	int error = check_range(hmm, addr, length);
-
-	if (error)
-		return error;
-	if (advice != HMM_ADVISE_UNPINNED && advice != HMM_ADVISE_PINNED)
-		return hmmc_fail(-EINVAL, "there is no advice %d", advice);
-	return hmmc_state(hmm, STATEMENT_UNPINNED, addr, length, advice == HMM_ADVISE_UNPINNED);
+	return error ? error : hmmc_state(hmm, addr, length, false);
 }
 
 /* ---- the library's own ------------------------------------------------------------ */
@@ -298,10 +277,10 @@ int hmmc_exclude_library(struct hmm *hmm)
 	int error = 0;
 
 	if (hmmc_arena_range(&start, &length))
-		error = hmmc_state(hmm, STATEMENT_EXCLUDED, start, length, true);
+		error = hmmc_state(hmm, start, length, true);
 	dl_iterate_phdr(note_object, &objects);
 	for (unsigned int i = 0; i < objects.count && !error; i++)
-		error = hmmc_state(hmm, STATEMENT_EXCLUDED, objects.start[i],
+		error = hmmc_state(hmm, objects.start[i],
 				   objects.end[i] - objects.start[i], true);
 	return error;
 }
@@ -330,13 +309,13 @@ int hmmc_exclude_thread(struct hmm *hmm)
 	dl_iterate_phdr(add_thread_data, &below);
 	start = (self - below) & ~(HMM_PAGE_SIZE - 1);
 	end = (self + CONTROL_BLOCK_SIZE + HMM_PAGE_SIZE - 1) & ~(HMM_PAGE_SIZE - 1);
-	error = hmmc_state(hmm, STATEMENT_EXCLUDED, start, end - start, true);
+	error = hmmc_state(hmm, start, end - start, true);
 	if (error || pthread_getattr_np(pthread_self(), &attr))
 		return error;
 	if (pthread_attr_getstack(&attr, &stack, &size) == 0 && size) {
 		start = (uint64_t)stack & ~(HMM_PAGE_SIZE - 1);
 		end = ((uint64_t)stack + size + HMM_PAGE_SIZE - 1) & ~(HMM_PAGE_SIZE - 1);
-		error = hmmc_state(hmm, STATEMENT_EXCLUDED, start, end - start, true);
+		error = hmmc_state(hmm, start, end - start, true);
 	}
 	pthread_attr_destroy(&attr);
 	return error;

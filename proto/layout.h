@@ -115,7 +115,7 @@ _Static_assert(sizeof(struct hmm_ledger_block) == 1024, "one record per KiB");
  * read and perhaps not applied.
  */
 #define HMM_LEDGER_MAGIC	0x6c6d6d68U	/* "hmml" */
-#define HMM_LEDGER_VERSION	2U
+#define HMM_LEDGER_VERSION	3U
 #define HMM_JOURNAL_SLOTS	1024U
 #define HMM_JOURNAL_SLOT_SIZE	32U
 
@@ -144,7 +144,49 @@ struct hmm_journal {
 	struct hmm_journal_mirror mirror[HMM_JOURNAL_MIRRORS];	/* by index */
 	_Alignas(64) uint8_t slot[HMM_JOURNAL_SLOTS][HMM_JOURNAL_SLOT_SIZE];
 };
-#define HMM_LEDGER_SIZE		(HMM_JOURNAL_OFFSET + ((sizeof(struct hmm_journal) + 4095) & ~4095UL))
+#define HMM_JOURNAL_SIZE	((sizeof(struct hmm_journal) + 4095) & ~4095UL)
+
+/*
+ * ---- attributes: behind the journal, in the same memfd -------------------
+ *
+ * What was said of ranges (hmm_advise): sorted, disjoint, merged where they
+ * touch. A change is written to the list that is not active, which then becomes
+ * active in one store, so that a crash leaves either the old or the new one. All
+ * zero but for the addresses says nothing; such an interval is not in the list.
+ */
+struct hmm_attribute {
+	uint64_t start, end;
+	uint32_t flags;		/* HMM_ATTRIBUTE_* */
+	uint16_t accessed_by;	/* a bit for each mirror's index */
+	uint16_t granularity;	/* pages; 0: not said */
+	uint8_t preferred;	/* mirror's index, with PREFER_DEVICE */
+	uint8_t pinned;		/* mirror's index, with PIN */
+	uint8_t priority;	/* 0 to 100, with PRIORITY */
+	uint8_t reserved[5];
+};
+_Static_assert(sizeof(struct hmm_attribute) == 32, "no hidden padding: they are compared as bytes");
+
+#define HMM_ATTRIBUTE_UNPINNED		(1U << 0)
+#define HMM_ATTRIBUTE_READ_MOSTLY	(1U << 1)
+#define HMM_ATTRIBUTE_PREFER_SYSTEM	(1U << 2)
+#define HMM_ATTRIBUTE_PREFER_DEVICE	(1U << 3)
+#define HMM_ATTRIBUTE_PIN		(1U << 4)
+#define HMM_ATTRIBUTE_NO_PREFETCH	(1U << 5)
+#define HMM_ATTRIBUTE_PRIORITY		(1U << 6)
+#define HMM_ATTRIBUTE_FLAGS		((1U << 7) - 1)
+
+#define HMM_ATTRIBUTES_MAX	4096U	/* intervals that may be asked for */
+/* ... and room for those that unmapping and remapping cut in two. */
+#define HMM_ATTRIBUTES_ROOM	(HMM_ATTRIBUTES_MAX + 1024U)
+
+struct hmm_attributes {
+	uint32_t active;	/* 0 or 1 */
+	uint32_t count[2];
+	uint32_t reserved[5];
+	struct hmm_attribute list[2][HMM_ATTRIBUTES_ROOM];
+};
+#define HMM_ATTRIBUTES_OFFSET	(HMM_JOURNAL_OFFSET + HMM_JOURNAL_SIZE)
+#define HMM_LEDGER_SIZE		(HMM_ATTRIBUTES_OFFSET + ((sizeof(struct hmm_attributes) + 4095) & ~4095UL))
 
 /* ---- orders: hmmd to the owner's agent --------------------------------- */
 

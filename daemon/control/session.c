@@ -91,7 +91,7 @@ static const struct verb verbs[] = {
 	[HMM_OP_WINDOW_UNMAP] = { ABOUT(WINDOW, window_unmap, window, DRIVE) },
 	[HMM_OP_ACK] = { .answer = forward_ack, ABOUT(COOKIE, ack, cookie, DRIVE) },
 	[HMM_OP_EXCLUDE] = { ABOUT(OWNER, exclude, owner, OWN) },
-	[HMM_OP_ADVISE] = { ABOUT(OWNER, advise, owner, OWN) },
+	[HMM_OP_ADVISE] = { ABOUT(OWNER, advise, owner, DRIVE), .grows = true },
 	[HMM_OP_ALLOC] = { ABOUT(MIRROR, alloc, mirror, OWN), .grows = true },
 	[HMM_OP_FREE] = { ABOUT(MIRROR, free, mirror, OWN) },
 	[HMM_OP_SHARE] = { ABOUT(MIRROR, share, mirror, OWN), .grows = true },
@@ -112,6 +112,9 @@ static const struct verb verbs[] = {
 	[HMM_OP_NOTICES_OPEN] = { ABOUT(OWNER, notices_open, owner, LOOK), .keeps_fds = 2, .grows = true },
 	[HMM_OP_PROTECT] = { ABOUT(OWNER, protect, owner, OWN) },
 	[HMM_OP_NOTICES_CLOSE] = { ABOUT(OWNER, notices_close, owner, LOOK) },
+	[HMM_OP_ATTRIBUTE] = { ABOUT(OWNER, attribute, owner, LOOK) },
+	[HMM_OP_ATTRIBUTES] = { ABOUT(OWNER, attributes, owner, LOOK) },
+	[HMM_OP_RESTATE] = { ABOUT(OWNER, restate, owner, OWN) },
 };
 
 static const struct verb *verb_of(const struct letter *letter)

@@ -669,7 +669,7 @@ void block_settle(struct block *block)
 	    block_count(block, HMM_PAGE_ERROR))
 		return;
 	if (block_pages_in(block, HMM_PAGE_SHARED, 0, HMM_BLOCK_PAGES, &shared)) {
-		if (block_device_reads(block))
+		if (block_device_reads(block) || attribute_keeps_copies(block))
 			return;
 		unshare_begin(block, &shared, HMM_REASON_EVICT, NULL);
 		return;		/* looked at again when it has ended */

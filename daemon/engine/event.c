@@ -104,6 +104,7 @@ static void apply(struct owner *owner, const struct uffd_msg *message)
 	switch (message->event) {
 	case UFFD_EVENT_UNMAP:
 		lose_range(owner, message->arg.remove.start, message->arg.remove.end, HMM_REASON_UNMAP);
+		attribute_forget(&owner->attributes, message->arg.remove.start, message->arg.remove.end);
 		break;
 	case UFFD_EVENT_REMOVE:
 		lose_range(owner, message->arg.remove.start, message->arg.remove.end,
@@ -114,6 +115,8 @@ static void apply(struct owner *owner, const struct uffd_msg *message)
 		window_reopen(owner, message->arg.remap.to, message->arg.remap.to + message->arg.remap.len);
 		lose_range(owner, message->arg.remap.from,
 			   message->arg.remap.from + message->arg.remap.len, HMM_REASON_REMAP);
+		attribute_move(&owner->attributes, message->arg.remap.from, message->arg.remap.to,
+			       message->arg.remap.len);
 		break;
 	case UFFD_EVENT_FORK:
 		owner_count(owner, COUNTER_FORKS, 1);

@@ -82,28 +82,24 @@ void fault_retry(struct owner *owner)
 	TAILQ_CONCAT(&owner->runnable, &owner->retry, link);
 }
 
-/* The run of pages in @state from @first on, at most @max long. */
-static void run_from(const struct block *block, unsigned int first, unsigned int max,
-		     enum hmm_page_state state, struct pages *pages)
-{
-	*pages = (struct pages){ 0 };
-	for (unsigned int i = first; i < HMM_BLOCK_PAGES && i - first < max; i++) {
-		if (page_state(block, i) != state)
-			return;
-		pages_set(pages, i);
-	}
-}
-
+/*
+ * Pages in @state to bring for a touch of @addr: its group, if one was said, and
+ * the run behind it as long as a walk wants it.
+ */
 static struct pages walk_pages(struct owner *owner, struct block *block, uint64_t addr,
-			       enum hmm_page_state state)
+			       enum hmm_page_state state, const struct prefetch_hint *hint)
 {
-	unsigned int first = page_index(addr), asked;
-	struct pages pages;
+	uint64_t page = addr >> HMM_PAGE_SHIFT, base = block->addr >> HMM_PAGE_SHIFT;
+	unsigned int asked = prefetch_ask(&owner->prefetch, page, HMM_BLOCK_PAGES), next;
+	struct prefetch_span span = prefetch_span(page, asked, hint, base, base + HMM_BLOCK_PAGES);
+	struct pages pages = { 0 };
 
-	asked = prefetch_ask(&owner->prefetch, addr >> HMM_PAGE_SHIFT, HMM_BLOCK_PAGES);
-	run_from(block, first, asked, state, &pages);
-	prefetch_brought(&owner->prefetch, addr >> HMM_PAGE_SHIFT,
-			 (addr >> HMM_PAGE_SHIFT) + pages_count(&pages), asked);
+	for (next = page_index(addr); base + next < span.end && page_state(block, next) == state; next++)
+		pages_set(&pages, next);
+	for (unsigned int i = (unsigned int)(span.start - base); i < page_index(addr); i++)
+		if (page_state(block, i) == state)
+			pages_set(&pages, i);
+	prefetch_brought(&owner->prefetch, page, base + next, asked);
 	return pages;
 }
 
@@ -188,11 +184,8 @@ static void serve_agent(struct owner *owner, struct block *block, uint64_t page)
 		block_bury(block, page_index(page));
 }
 
-/*
- * While ksmd runs nothing becomes S: it merges protected pages, drops the
- * protection, and a write would go unseen. Looked up ten times a second at most.
- */
-bool fault_may_share(struct owner *owner)
+/* Looked up ten times a second at most. */
+bool owner_may_share(struct owner *owner)
 {
 	struct worker *worker = owner->worker;
 
@@ -214,7 +207,8 @@ static void bring_whole(struct owner *owner, uint64_t start, uint64_t next, uint
 	for (; end < limit; end += HMM_BLOCK_SIZE) {
 		const struct block *block = block_find(owner, end);
 
-		if (!block || !block_at_rest(block) || !migrate_can_slot(block))
+		if (!block || !block_at_rest(block) || !migrate_can_slot(block) ||
+		    !attribute_is_uniform(&owner->attributes, start, end + HMM_BLOCK_SIZE))
 			break;
 	}
 	if (end == start)
@@ -230,8 +224,9 @@ static void bring_whole(struct owner *owner, uint64_t start, uint64_t next, uint
  * were, by the agent, and the next ones with them; the fault waits for its own.
  */
 static bool walk_whole(struct owner *owner, struct block *block, const struct pages *pages, uint64_t addr,
-		       uint64_t flags)
+		       uint64_t flags, const struct prefetch_hint *hint)
 {
+	unsigned int blocks = hint->off ? 1 : WALK_AHEAD;
 	struct fault *fault;
 
 	if (pages_count(pages) != HMM_BLOCK_PAGES || !migrate_can_slot(block))
@@ -240,7 +235,7 @@ static bool walk_whole(struct owner *owner, struct block *block, const struct pa
 	if (!fault)
 		return true;
 	bring_whole(owner, block->addr, block->addr + HMM_BLOCK_SIZE,
-		    block->addr + WALK_AHEAD * HMM_BLOCK_SIZE);
+		    block->addr + blocks * HMM_BLOCK_SIZE);
 	owner_queue(owner, &fault->task);	/* behind the job, whose transit it will meet */
 	return true;
 }
@@ -277,6 +272,34 @@ static void note_fault(const struct block *block, uint64_t page, int reason, con
 	notice(block->owner, (struct hmm_notice){
 		.kind = HMM_EVENT_KIND_CPU_FAULT, .reason = (uint32_t)reason, .mirror = mirror ? mirror->id : 0,
 		.start = page, .end = page + HMM_PAGE_SIZE, .pages = pages_count(pages) });
+}
+
+/* A CPU touch of a page that is on the device only. */
+static void serve_device(struct owner *owner, struct block *block, uint64_t addr, uint64_t flags)
+{
+	bool copies = attribute_leaves_copy(block, addr);
+	bool share = !(flags & UFFD_PAGEFAULT_FLAG_WRITE) && (copies || block_device_reads(block)) &&
+		     owner_may_share(owner);
+	struct prefetch_hint hint = attribute_hint(owner, addr, share);
+	struct pages pages = walk_pages(owner, block, addr & ~(HMM_PAGE_SIZE - 1), HMM_PAGE_DEVICE, &hint);
+
+	note_fault(block, addr & ~(HMM_PAGE_SIZE - 1), HMM_REASON_CPU_FAULT, &pages);
+	/* What comes home whole leaves nothing on the device. */
+	if (!copies && walk_whole(owner, block, &pages, addr, flags, &hint))
+		return;
+	owner_count(owner, COUNTER_FAULT_PAGES_HOME, pages_count(&pages));
+	home_begin(block, &pages, page_index(addr), share, HMM_REASON_CPU_FAULT, flags, NULL);
+}
+
+/* A write to a page that the device has a copy of. */
+static void serve_shared_write(struct owner *owner, struct block *block, uint64_t addr)
+{
+	struct prefetch_hint hint = attribute_hint(owner, addr, false);
+	struct pages pages = walk_pages(owner, block, addr & ~(HMM_PAGE_SIZE - 1), HMM_PAGE_SHARED, &hint);
+
+	owner_count(owner, COUNTER_WRITE_FAULTS, 1);
+	note_fault(block, addr & ~(HMM_PAGE_SIZE - 1), HMM_REASON_CPU_WRITE, &pages);
+	unshare_begin(block, &pages, HMM_REASON_CPU_WRITE, NULL);
 }
 
 void fault_serve(struct owner *owner, uint64_t addr, uint64_t flags, uint32_t tid)
@@ -316,10 +339,7 @@ void fault_serve(struct owner *owner, uint64_t addr, uint64_t flags, uint32_t ti
 		break;
 	case HMM_PAGE_SHARED:
 		if (flags & UFFD_PAGEFAULT_FLAG_WP) {
-			owner_count(owner, COUNTER_WRITE_FAULTS, 1);
-			pages = walk_pages(owner, block, page, HMM_PAGE_SHARED);
-			note_fault(block, page, HMM_REASON_CPU_WRITE, &pages);
-			unshare_begin(block, &pages, HMM_REASON_CPU_WRITE, NULL);
+			serve_shared_write(owner, block, addr);
 			break;
 		}
 		/* The CPU lost its page (MADV_DONTNEED's event is on its way, or it was cut off). */
@@ -329,15 +349,7 @@ void fault_serve(struct owner *owner, uint64_t addr, uint64_t flags, uint32_t ti
 		home_begin(block, &pages, page_index(addr), true, HMM_REASON_CPU_FAULT, flags, NULL);
 		break;
 	case HMM_PAGE_DEVICE:
-		pages = walk_pages(owner, block, page, HMM_PAGE_DEVICE);
-		note_fault(block, page, HMM_REASON_CPU_FAULT, &pages);
-		if (walk_whole(owner, block, &pages, addr, flags))
-			break;
-		owner_count(owner, COUNTER_FAULT_PAGES_HOME, pages_count(&pages));
-		home_begin(block, &pages, page_index(addr),
-			   !(flags & UFFD_PAGEFAULT_FLAG_WRITE) && block_device_reads(block) &&
-				   fault_may_share(owner),
-			   HMM_REASON_CPU_FAULT, flags, NULL);
+		serve_device(owner, block, addr, flags);
 		break;
 	case HMM_PAGE_COHERENT:
 		fault_wake(owner, page, HMM_PAGE_SIZE);

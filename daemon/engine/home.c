@@ -228,6 +228,7 @@ static void home_proceed(struct block *block)
 		}
 	}
 	owner_count(owner, COUNTER_PAGES_HOME, pages_count(&done));
+	attribute_note_left(block, &done);
 	if (r == -EAGAIN)
 		owner_count(owner, COUNTER_RETRIES, 1);
 	if (r == -ESRCH)
@@ -285,6 +286,7 @@ static void unshare_proceed(struct block *block)
 		if (block_has_window(block))
 			window_wake(block, first, end);
 	}
+	attribute_note_left(block, want);
 	transit_end(block);
 	block_settle_later(block);
 	if (job)

@@ -92,11 +92,24 @@ void home_slot_done(struct block *block, struct block_order *order, struct hmm_o
 	block->record->flags &= ~HMM_BLOCK_HUGE;
 	owner_count(owner, COUNTER_PAGES_HOME, moved);
 	notice_pages(block, HMM_EVENT_KIND_MIGRATE_HOME, &came);
+	attribute_note_left(block, &block->move.want);
 	slot_release(owner, order->slot);
 	fault_wake(owner, block->addr, HMM_BLOCK_SIZE);
 	transit_end(block);
 	block_settle_later(block);
 	job_block_done(job, 0);
+}
+
+/* Copies of what is on the device come home; it keeps its own. */
+static bool copies_step(struct job *job, struct block *block)
+{
+	struct pages pages;
+
+	if (!owner_may_share(block->owner) ||
+	    !block_pages_in(block, HMM_PAGE_DEVICE, job->first, job->end, &pages))
+		return false;
+	home_begin(block, &pages, HMM_BLOCK_PAGES, true, HMM_REASON_MIGRATE, 0, job);
+	return true;
 }
 
 /* Does the next thing. True: it is under way and the job will be run again. */
@@ -107,6 +120,8 @@ static bool home_step(struct job *job, struct block *block)
 
 	if (!wanted_home(job, block))
 		return false;
+	if (job->migration->copies)
+		return copies_step(job, block);
 	if (block_pages_in(block, HMM_PAGE_SHARED, job->first, job->end, &pages)) {
 		unshare_begin(block, &pages, HMM_REASON_MIGRATE, job);
 		return true;

@@ -20,6 +20,7 @@ struct migration {
 	const struct device *only;	/* home: pages of this device only; NULL: all */
 	uint64_t start, end, next;	/* next: where no job has been yet */
 	bool to_device, populate;
+	bool copies;			/* home as S: the device keeps its copy */
 	unsigned int running;
 	bool finishing;
 	uint8_t *results;		/* one per page, or NULL */

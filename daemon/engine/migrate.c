@@ -50,7 +50,7 @@ void result_range(struct job *job, unsigned int first, unsigned int end,
 		result_set(job, i, result);
 }
 
-int migrate_error(uint8_t result)
+int page_result_error(uint8_t result)
 {
 	switch (result) {
 	case HMM_PAGE_RESULT_HOLE:
@@ -104,7 +104,8 @@ static void migration_finish(struct task *task)
 		answer(migration);
 	if (migration->done)
 		migration->done(owner, migration->data, migration->moved);
-	free(migration->results);
+	if (migration->letter)
+		free(migration->results);
 	free(migration);
 }
 
@@ -283,25 +284,51 @@ void migrate_home(struct owner *owner, uint64_t start, uint64_t end, const struc
 	migration_begin(migration);
 }
 
+int migrate_to(struct mirror *mirror, uint64_t start, uint64_t end, bool populate, uint8_t *results,
+	       migrate_done done, void *data)
+{
+	struct migration *migration = migration_new(mirror->owner, start, end, false);
+
+	if (!migration)
+		return -ENOMEM;
+	migration->to_device = true;
+	migration->populate = populate;
+	migration->mirror = mirror;
+	migration->results = results;
+	migration->done = done;
+	migration->data = data;
+	migration_begin(migration);
+	return 0;
+}
+
+int migrate_copies(struct mirror *mirror, uint64_t start, uint64_t end, migrate_done done, void *data)
+{
+	struct migration *migration = migration_new(mirror->owner, start, end, false);
+
+	if (!migration)
+		return -ENOMEM;
+	migration->copies = true;
+	migration->only = mirror->device;
+	migration->done = done;
+	migration->data = data;
+	migration_begin(migration);
+	return 0;
+}
+
 static void window_migrated(struct owner *owner, void *data, uint64_t pages)
 {
 	(void)pages;
 	owner_queue(owner, data);
 }
 
-void migrate_for_window(struct block *block, struct mirror *mirror, uint64_t addr, unsigned int pages,
+void migrate_for_window(struct mirror *mirror, uint64_t addr, struct prefetch_span span,
 			struct task *task, uint8_t *result)
 {
-	uint64_t start = addr & ~(HMM_PAGE_SIZE - 1), end = block->addr + HMM_BLOCK_SIZE;
-	struct owner *owner = block->owner;
+	struct owner *owner = mirror->owner;
 	struct migration *migration;
 
 	*result = HMM_PAGE_RESULT_ERROR;
-	if (pages == HMM_BLOCK_PAGES)
-		start = block->addr;
-	else if (end - start > (uint64_t)pages << HMM_PAGE_SHIFT)
-		end = start + ((uint64_t)pages << HMM_PAGE_SHIFT);
-	migration = migration_new(owner, start, end, false);
+	migration = migration_new(owner, span.start << HMM_PAGE_SHIFT, span.end << HMM_PAGE_SHIFT, false);
 	if (!migration) {
 		owner_queue(owner, task);
 		return;

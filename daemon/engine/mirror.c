@@ -255,6 +255,7 @@ static void unregister_done(struct owner *owner, void *data, uint64_t pages)
 	}
 	if (mirror) {
 		block_for_each(owner, 0, HMM_VA_END, leave_block, mirror);
+		attribute_forget_mirror(&owner->attributes, mirror->index);
 		mirror_free(mirror);
 	}
 	if (!letter_reply(letter, HMM_OP_MIRROR_UNREGISTER_REPLY,

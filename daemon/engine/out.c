@@ -274,7 +274,8 @@ static int out_begin(struct job *job, struct block *block, const struct segment 
 	struct shadow *shadow;
 	int r, slot;
 
-	if (!move && !span_set_covers(&owner->unpinned, segment->start, segment->end))
+	if (!move && !attribute_covers(&owner->attributes, segment->start, segment->end,
+				       HMM_ATTRIBUTE_UNPINNED))
 		return -ENOTSUP;
 	if (block_mirror(block) && block_mirror(block) != mirror && !block_punch_stale(block))
 		return -EAGAIN;

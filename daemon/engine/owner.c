@@ -55,6 +55,7 @@ const char *const counter_names[COUNTER_MAX] = {
 	[COUNTER_INVALIDATIONS] = "invalidations",
 	[COUNTER_LATE_DRIVERS] = "late_drivers",
 	[COUNTER_REVOKED_WINDOWS] = "revoked_windows",
+	[COUNTER_PINS_BROKEN] = "pins_broken",
 	[COUNTER_ERRORS] = "errors",
 	[COUNTER_RANGE_LOOKS] = "range_looks",
 };
@@ -119,6 +120,7 @@ struct owner *owner_new(struct worker *worker, const struct letter *letter)
 	TAILQ_INIT(&owner->retry);
 	TAILQ_INIT(&owner->settling);
 	TAILQ_INIT(&owner->holds);
+	TAILQ_INIT(&owner->pinnings);
 	TAILQ_INSERT_TAIL(&worker->owners, owner, link);
 	pthread_mutex_lock(&worker->engine->lock);
 	TAILQ_INSERT_TAIL(&worker->engine->owners, owner, registry);
@@ -190,6 +192,14 @@ int owner_map_shared(struct owner *owner)
 	if (!r)
 		owner->journal = (struct hmm_journal *)((char *)owner->ledger + HMM_JOURNAL_OFFSET);
 	return r;
+}
+
+void owner_open_attributes(struct owner *owner)
+{
+	void *shared = (char *)owner->ledger + HMM_ATTRIBUTES_OFFSET;
+
+	if (!attribute_map_open(&owner->attributes, shared))
+		log_error("owner %u: what was said of its ranges is damaged, and forgotten", owner->id);
 }
 
 static void owner_ready(struct source *source)
@@ -342,6 +352,7 @@ static int owner_begin(struct owner *owner, struct letter *letter)
 	owner->journal->incarnation = owner->worker->engine->incarnation;
 	owner->journal->features = owner->features;
 	owner->journal->open_flags = message->flags;
+	owner_open_attributes(owner);
 	r = owner_watch(owner);
 	if (!r)
 		r = reply_open(owner, letter);
@@ -451,25 +462,10 @@ static void exclude(struct owner *owner, struct letter *letter)
 			     letter);
 }
 
-static int advise(struct owner *owner, struct letter *letter)
-{
-	const struct hmm_msg_advise *message = (const void *)letter->message;
-	uint64_t end = message->addr + message->length;
-	int r = message->advice == HMM_ADVICE_UNPINNED ?
-		span_set_add(&owner->unpinned, message->addr, end) :
-		span_set_remove(&owner->unpinned, message->addr, end);
-
-	if (!r && !letter_reply(letter, HMM_OP_ADVISE_REPLY, sizeof(struct hmm_msg_advise_reply)))
-		r = -ENOMEM;
-	return r ? letter_fail(letter, r, "out of memory for another range") : 0;
-}
-
 /* Of excluded memory nothing is out: that was seen to when it was said first. */
 void owner_restate(struct owner *owner, struct letter *letter)
 {
-	if (letter->message->opcode == HMM_OP_ADVISE)
-		advise(owner, letter);
-	else if (!note_exclusion(owner, letter))
+	if (!note_exclusion(owner, letter))
 		reply_exclude(letter);
 }
 
@@ -496,6 +492,12 @@ void owner_request(struct owner *owner, struct letter *letter)
 		return;
 	case HMM_OP_EXCLUDE:
 		exclude(owner, letter);
+		return;
+	case HMM_OP_ADVISE:
+	case HMM_OP_ATTRIBUTE:
+	case HMM_OP_ATTRIBUTES:
+	case HMM_OP_RESTATE:
+		advise_request(owner, letter);
 		return;
 	case HMM_OP_MIRROR_REGISTER:
 	case HMM_OP_MIRROR_UNREGISTER:
@@ -543,9 +545,6 @@ void owner_request(struct owner *owner, struct letter *letter)
 		return;
 	case HMM_OP_OPEN_PEER:
 		open_peer(owner, letter);
-		break;
-	case HMM_OP_ADVISE:
-		advise(owner, letter);
 		break;
 	default:
 		letter_fail(letter, -EOPNOTSUPP, "%s is not for an owner",
@@ -683,7 +682,6 @@ void owner_free(struct owner *owner)
 		if (fds[i] >= 0)
 			close(fds[i]);
 	span_set_deinit(&owner->excluded);
-	span_set_deinit(&owner->unpinned);
 	span_set_deinit(&owner->threads);
 	free(owner->spans);
 

@@ -15,6 +15,7 @@
 #include <stdint.h>
 #include <sys/queue.h>
 
+#include "engine/attribute.h"
 #include "engine/reactor.h"
 #include "hmm_protocol.h"
 #include "kernel/kernel.h"
@@ -141,8 +142,6 @@ struct span_set {
 int span_set_add(struct span_set *set, uint64_t start, uint64_t end);
 int span_set_remove(struct span_set *set, uint64_t start, uint64_t end);
 bool span_set_overlaps(const struct span_set *set, uint64_t start, uint64_t end);
-/* Whether all of [start, end) is in the set. */
-bool span_set_covers(const struct span_set *set, uint64_t start, uint64_t end);
 void span_set_deinit(struct span_set *set);
 
 /* ---- mirrors and windows ------------------------------------------------------ */
@@ -206,6 +205,7 @@ enum counter {
 	COUNTER_INVALIDATIONS,
 	COUNTER_LATE_DRIVERS,		/* acknowledgements that came too late */
 	COUNTER_REVOKED_WINDOWS,
+	COUNTER_PINS_BROKEN,		/* pinned pages that the CPU (or who asked for them) took */
 	COUNTER_ERRORS,			/* pages lost: state E */
 	COUNTER_RANGE_LOOKS,		/* messages that asked for pages of ranges */
 	COUNTER_MAX
@@ -275,7 +275,10 @@ struct owner {
 
 	struct task_list retry;		/* the map was changing */
 	TAILQ_HEAD(, block) settling;
-	struct span_set excluded, unpinned;
+	struct span_set excluded;
+	struct attribute_map attributes;
+	struct pinning_list pinnings;
+	int64_t broken_told;		/* when the log was told of broken pins last */
 	struct span_set threads;	/* stacks and control blocks, as found last */
 	int64_t threads_found;
 	struct prefetch prefetch;
@@ -328,6 +331,7 @@ void owner_tick(struct owner *owner, int64_t now);
 struct owner *owner_new(struct worker *worker, const struct letter *letter);
 int owner_handshake(struct owner *owner, uint64_t open_flags);
 int owner_map_shared(struct owner *owner);
+void owner_open_attributes(struct owner *owner);	/* of a ledger that is ours */
 int owner_watch(struct owner *owner);
 int owner_read_only(int fd);	/* another descriptor of it, which can't write; or -errno */
 int owner_check_proc(const struct owner *owner);
@@ -480,12 +484,16 @@ void journal_replay(struct owner *owner);
 void journal_read_only(struct owner *owner);
 
 /* fault.c */
+/*
+ * While ksmd runs nothing becomes S: it merges protected pages, drops the
+ * protection, and a write would go unseen.
+ */
+bool owner_may_share(struct owner *owner);
 void fault_serve(struct owner *owner, uint64_t addr, uint64_t flags, uint32_t tid);
 /* The address that a parked task waits for, if it is a fault. */
 bool fault_task_addr(const struct task *task, uint64_t *addr);
 void fault_later(struct owner *owner, uint64_t addr, uint64_t flags);
 void fault_retry(struct owner *owner);
-bool fault_may_share(struct owner *owner);	/* not while ksmd could drop protections */
 void fault_wake(struct owner *owner, uint64_t addr, uint64_t length);
 
 /* home.c: pages on their way back */
@@ -513,11 +521,16 @@ void migrate_home(struct owner *owner, uint64_t start, uint64_t end, const struc
 		  migrate_done done, void *data);
 void migrate_out_done(struct block *block, struct block_order *order, struct hmm_order *shared);
 void job_block_done(struct job *job, int result);
-/* What a caller is told whose page got this result. */
-int migrate_error(uint8_t result);
-/* A window touched @addr: @pages from there on (all: the block) go to the device, then @task runs. */
-void migrate_for_window(struct block *block, struct mirror *mirror, uint64_t addr, unsigned int pages,
+/* A window touched @addr: the pages of @span go to the device, then @task runs. */
+void migrate_for_window(struct mirror *mirror, uint64_t addr, struct prefetch_span span,
 			struct task *task, uint8_t *result);
+/* [start, end) to the device; @results: a byte per page, the caller's. Then done(data). 0 or -ENOMEM. */
+int migrate_to(struct mirror *mirror, uint64_t start, uint64_t end, bool populate, uint8_t *results,
+	       migrate_done done, void *data);
+/* What is D in [start, end) comes home and stays on the device, as S. */
+int migrate_copies(struct mirror *mirror, uint64_t start, uint64_t end, migrate_done done, void *data);
+/* What a page's result is as an error number. */
+int page_result_error(uint8_t result);
 
 /* window.c */
 void window_request(struct owner *owner, struct letter *letter);	/* WINDOW_MAP, _ARMED, _UNMAP */
@@ -579,10 +592,13 @@ void share_order_done(struct block *block, const struct block_order *order, cons
 /* residency.c: what hmmctl looks at */
 void residency_request(struct owner *owner, struct letter *letter);	/* LAYOUT, RANGES, CELLS */
 
+/* advise.c */
+void advise_request(struct owner *owner, struct letter *letter);	/* ADVISE, ATTRIBUTE, ATTRIBUTES, RESTATE */
+
 /* recover.c */
 void recover_reopen(struct worker *worker, struct letter *letter);
 void recover_request(struct owner *owner, struct letter *letter);	/* REOPEN_REGION, _MIRROR, _DONE */
-void owner_restate(struct owner *owner, struct letter *letter);	/* EXCLUDE and ADVISE, while it is recovered */
+void owner_restate(struct owner *owner, struct letter *letter);	/* EXCLUDE, while it is recovered */
 bool recover_serves(const struct owner *owner, uint16_t opcode);	/* while owner->recovering */
 bool recover_tick(struct owner *owner, int64_t now);	/* false: given up */
 

@@ -62,7 +62,7 @@ static void judge(struct block *block, unsigned int i, const struct kernel_vma *
 static int look(struct block *block, unsigned int first, unsigned int end, struct surplus *surplus)
 {
 	uint64_t at = page_addr(block, first), stop = block->addr + (uint64_t)end * HMM_PAGE_SIZE;
-	bool can_share = block_device_reads(block) && fault_may_share(block->owner);
+	bool can_share = block_device_reads(block) && owner_may_share(block->owner);
 	struct kernel_vma vma;
 	int r = 0;
 

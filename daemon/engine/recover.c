@@ -113,6 +113,7 @@ static int take_over(struct owner *owner, struct letter *letter)
 	owner->features = (owner->worker->engine->features & ~(HMM_FEATURE_MOVE | HMM_FEATURE_EVENT_FORK)) |
 			  (owner->journal->features & (HMM_FEATURE_MOVE | HMM_FEATURE_EVENT_FORK));
 	owner->open_flags = owner->journal->open_flags;
+	owner_open_attributes(owner);
 	journal_take_over(owner);
 	owner->orders->agent_tid = message->agent_tid;
 	__atomic_store_n(&owner->orders->hold, 1, __ATOMIC_SEQ_CST);
@@ -295,7 +296,6 @@ void recover_request(struct owner *owner, struct letter *letter)
 		reply_empty(letter, HMM_OP_REOPEN_DONE_REPLY, sizeof(struct hmm_msg_reopen_done_reply));
 		break;
 	case HMM_OP_EXCLUDE:
-	case HMM_OP_ADVISE:
 		/* What it said before is known before a driver can ask for anything. */
 		owner_restate(owner, letter);
 		break;

@@ -205,7 +205,7 @@ static void refuse(struct share *share, uint64_t addr, uint8_t result)
 		letter_fail(share->letter, -ENOSPC, "page %#lx: device %s has %lu of %lu bytes in use", addr,
 			    device->name, atomic_load(&device->used), device->size);
 	else
-		letter_fail(share->letter, migrate_error(result), "page %#lx can't be shared: %s", addr,
+		letter_fail(share->letter, page_result_error(result), "page %#lx can't be shared: %s", addr,
 			    hmm_page_result_name(result));
 }
 

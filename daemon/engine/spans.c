@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * spans.c - sets of address ranges that an owner spoke of: excluded, unpinned.
- * Sorted, disjoint, merged where they touch. Runs on the owner's worker.
+ * spans.c - sets of address ranges: excluded, threads' stacks. Sorted, disjoint, merged where they touch. Runs on the owner's worker.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -95,13 +94,6 @@ bool span_set_overlaps(const struct span_set *set, uint64_t start, uint64_t end)
 	unsigned int at = find(set, start + 1);
 
 	return at < set->count && set->list[at].start < end;
-}
-
-bool span_set_covers(const struct span_set *set, uint64_t start, uint64_t end)
-{
-	unsigned int at = find(set, start + 1);
-
-	return at < set->count && set->list[at].start <= start && set->list[at].end >= end;
 }
 
 void span_set_deinit(struct span_set *set)

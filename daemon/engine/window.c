@@ -46,6 +46,8 @@ struct touch {
 	unsigned int tries;
 	int64_t since;			/* asked first */
 	bool again;			/* it was refused before: somebody does wait for it */
+	bool copied;			/* a copy was sent home, or tried to */
+	struct prefetch_span span;	/* what was sent to the device for it */
 	uint8_t result;			/* enum hmm_page_result of the migration */
 };
 
@@ -301,19 +303,49 @@ static bool may_change(uint8_t result)
 /*
  * A block that the CPU has to itself comes whole. One that both are using comes
  * page by page, or as far as the touches look like a walk: to pull all of it
- * away from the CPU each time would only make both wait.
+ * away from the CPU each time would only make both wait. What was said of the
+ * memory comes first.
  */
-static unsigned int touch_pages(struct window *window, const struct block *block, uint64_t addr)
+static struct prefetch_span touch_span(struct window *window, const struct block *block, uint64_t addr)
 {
-	uint64_t page = addr >> HMM_PAGE_SHIFT;
+	uint64_t page = addr >> HMM_PAGE_SHIFT, base = block->addr >> HMM_PAGE_SHIFT;
+	uint64_t end = base + HMM_BLOCK_PAGES;
+	struct prefetch_hint hint = attribute_hint(block->owner, addr, true);
+	struct prefetch_span span;
 	unsigned int asked;
 
-	if (!block_count(block, HMM_PAGE_DEVICE) && !block_count(block, HMM_PAGE_SHARED) &&
-	    !block->touched)
-		return HMM_BLOCK_PAGES;
+	if (!hint.off && !hint.granularity && !block_count(block, HMM_PAGE_DEVICE) &&
+	    !block_count(block, HMM_PAGE_SHARED) && !block->touched)
+		return (struct prefetch_span){ base, end };
 	asked = prefetch_ask(&window->prefetch, page, HMM_BLOCK_PAGES / 2);
-	prefetch_brought(&window->prefetch, page, page + asked, asked);
-	return asked;
+	span = prefetch_span(page, asked, &hint, base, end);
+	prefetch_brought(&window->prefetch, page, span.end, asked);
+	return span;
+}
+
+/* It came for a read, and both sides are to have it. True: a copy is on its way home. */
+static bool touch_leaves_copy(struct window *window, struct block *block, struct touch *touch)
+{
+	const struct mirror *mirror = window->mirror;
+	struct pages pages = { 0 };
+
+	if (touch->copied || !touch->tries || touch->result != HMM_PAGE_RESULT_MOVED ||
+	    touch->flags & (UFFD_PAGEFAULT_FLAG_WP | UFFD_PAGEFAULT_FLAG_WRITE) ||
+	    block_mirror(block) != mirror || mirror->leaving ||
+	    !attribute_wants_copy(block->owner, mirror, touch->addr) || !owner_may_share(block->owner))
+		return false;
+	touch->copied = true;
+	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++)
+		if (page_state(block, i) == HMM_PAGE_DEVICE &&
+		    page_addr(block, i) >= touch->span.start << HMM_PAGE_SHIFT &&
+		    page_addr(block, i) < touch->span.end << HMM_PAGE_SHIFT &&
+		    attribute_wants_copy(block->owner, mirror, page_addr(block, i)))
+			pages_set(&pages, i);
+	if (!pages_test(&pages, page_index(touch->addr)))
+		return false;
+	owner_queue(block->owner, &touch->task);
+	home_begin(block, &pages, HMM_BLOCK_PAGES, true, HMM_REASON_MIGRATE, 0, NULL);
+	return true;
 }
 
 static void touch_serve(struct touch *touch)
@@ -349,6 +381,8 @@ static void touch_serve(struct touch *touch)
 		block_park(block, &touch->task);
 		return;
 	}
+	if (touch_leaves_copy(window, block, touch))
+		return;
 	if (touch_present(window, block, touch))
 		goto out;
 	if (touch->tries && (touch->result == HMM_PAGE_RESULT_MOVED ||
@@ -371,7 +405,7 @@ static void touch_serve(struct touch *touch)
 			unshare_begin(block, &page, HMM_REASON_CPU_WRITE, NULL);
 			return;
 		}
-		touch_refuse(window, touch, migrate_error(touch->result));
+		touch_refuse(window, touch, page_result_error(touch->result));
 		block_settle_later(block);
 		goto out;
 	}
@@ -380,7 +414,7 @@ static void touch_serve(struct touch *touch)
 	if (pages_test(&block->zapping, page_index(touch->addr)) && !window->mirror->leaving)
 		goto later;
 	if (owner->worker->now - touch->since > TOUCH_NS || owner->gone || window->mirror->leaving) {
-		touch_refuse(window, touch, migrate_error(touch->result));
+		touch_refuse(window, touch, page_result_error(touch->result));
 		goto out;
 	}
 	if (touch->tries++ > 2) {
@@ -389,8 +423,8 @@ static void touch_serve(struct touch *touch)
 		if (touch->tries % 2)
 			goto later;
 	}
-	migrate_for_window(block, window->mirror, touch->addr, touch_pages(window, block, touch->addr),
-			   &touch->task, &touch->result);
+	touch->span = touch_span(window, block, touch->addr);
+	migrate_for_window(window->mirror, touch->addr, touch->span, &touch->task, &touch->result);
 	return;
 later:
 	TAILQ_INSERT_TAIL(&owner->retry, &touch->task, link);

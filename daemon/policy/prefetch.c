@@ -20,6 +20,26 @@ unsigned int prefetch_ask(struct prefetch *prefetch, uint64_t page, unsigned int
 	return 1;
 }
 
+struct prefetch_span prefetch_span(uint64_t page, unsigned int asked, const struct prefetch_hint *hint,
+				   uint64_t start, uint64_t end)
+{
+	uint64_t group = hint->granularity ? hint->granularity : 1;
+	struct prefetch_span span = { .start = page & ~(group - 1) };
+
+	span.end = span.start + group;
+	if (!hint->off && span.end < page + asked)
+		span.end = page + asked;
+	if (start < hint->start)
+		start = hint->start;
+	if (end > hint->end)
+		end = hint->end;
+	if (span.start < start)
+		span.start = start;
+	if (span.end > end)
+		span.end = end;
+	return span;
+}
+
 void prefetch_brought(struct prefetch *prefetch, uint64_t page, uint64_t next, unsigned int asked)
 {
 	unsigned int oldest = 0, at = PREFETCH_WALKS;

@@ -243,7 +243,7 @@ static void map_area(struct area *area, uint32_t index)
 		board_fail(test.board, test.who, "mmap at %p: %m", wanted);
 	madvise(got, bytes, index % 2 ? MADV_NOHUGEPAGE : MADV_HUGEPAGE);
 	if (test.board->settings.base_engine)
-		must("hmm_advise", hmm_advise(test.hmm, (unsigned long)got, bytes, HMM_ADVISE_UNPINNED));
+		must("hmm_advise", hmm_advise(test.hmm, (unsigned long)got, bytes, HMM_ADVISE_UNPINNED, NULL));
 }
 
 static void open_mirror(void)

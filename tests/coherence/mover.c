@@ -2,7 +2,9 @@
 /*
  * mover.c - the owner's thread that sends random ranges to the device and
  * home, in the foreground and by prefetch, and now and then excludes a range
- * and includes it again, or makes it coherent and ordinary again.
+ * and includes it again, makes one coherent and ordinary again, or says
+ * something of one. (Not DISCARD, whose bytes
+ * would be anybody's guess, nor UNPINNED, which one engine depends on.)
  *
  * It takes no lock: a range may be unmapped or moved under its call, and then
  * its pages are reported as holes or as changed, never damaged.
@@ -173,6 +175,41 @@ static void share(struct thread_context *me)
 	board_done(board, me->who, OP_SHARE, !error);
 }
 
+/* A pin may find no room, or pages that can't be on a device. */
+static bool may_refuse(long error)
+{
+	return error == -ENOSPC || error == -EBUSY || error == -EFAULT || error == -EPERM || error == -EOPNOTSUPP;
+}
+
+static void advise(struct thread_context *me)
+{
+	static const enum hmm_advice advices[] = {
+		HMM_ADVISE_SET_READ_MOSTLY, HMM_ADVISE_SET_PREFERRED_LOCATION, HMM_ADVISE_SET_ACCESSED_BY,
+		HMM_ADVISE_GRANULARITY, HMM_ADVISE_PREFETCH, HMM_ADVISE_PIN, HMM_ADVISE_EVICT_PRIORITY,
+	};
+	enum hmm_advice advice = advices[draw_below(&me->random, sizeof(advices) / sizeof(advices[0]))];
+	struct hmm_advise_options options = { .size = sizeof(options), .mirror = me->mirror };
+	struct journey journey = pick_journey(me);
+	size_t length = journey.pages * PAGE_BYTES;
+	struct board *board = me->board;
+	int error;
+
+	if (advice == HMM_ADVISE_SET_PREFERRED_LOCATION && draw_below(&me->random, 2))
+		options.mirror = NULL;
+	if (advice == HMM_ADVISE_GRANULARITY)
+		options.value = 1U << draw_below(&me->random, 10);
+	if (advice == HMM_ADVISE_EVICT_PRIORITY)
+		options.value = draw_below(&me->random, 101);
+	board_begin(board, me->who, OP_ADVISE, journey.page, journey.pages, 0, advice);
+	if (draw_below(&me->random, 3))
+		error = hmm_advise(me->hmm, journey.address, length, advice, &options);
+	else
+		error = hmm_unadvise(me->hmm, journey.address, length, advice, &options);
+	if (error && !may_refuse(error))
+		board_excused(board, me->who, "hmm_advise", error);
+	board_done(board, me->who, OP_ADVISE, !error);
+}
+
 void *mover_thread(void *context)
 {
 	struct thread_context *me = context;
@@ -189,8 +226,10 @@ void *mover_thread(void *context)
 			migrate(me, HMM_SYSTEM, results);
 		else if (choice < 92)
 			prefetch(me, completion);
-		else if (choice < 97)
+		else if (choice < 95)
 			share(me);
+		else if (choice < 97)
+			advise(me);
 		else
 			exclude(me);
 		if (!draw_below(&me->random, 50))

@@ -142,12 +142,14 @@ class Messages(wire.Test):
 
     def test_other_requests_with_ranges(self):
         client = self.connect()
-        for opcode in (wire.EXCLUDE, wire.ADVISE, wire.ALLOC, wire.FREE, wire.CELLS):
+        for opcode in (wire.EXCLUDE, wire.ADVISE, wire.ALLOC, wire.FREE, wire.CELLS, wire.ATTRIBUTE):
             for start, length in ((1, PAGE), (PAGE, 0), (KERNEL_HALF, PAGE), (0xFFFFFFFFFFFFF000, 2 * PAGE)):
                 with self.subTest(opcode=opcode, start=start):
                     body = struct.pack("<IIQQ", 1, 1, start, length)
-                    if opcode in (wire.ALLOC, wire.FREE):
+                    if opcode in (wire.ALLOC, wire.FREE, wire.ATTRIBUTE):
                         body = struct.pack("<IIQQ", 1, 0, start, length)
+                    if opcode == wire.ADVISE:
+                        body += bytes(16)
                     self.expect_error(client.ask(opcode, body), errno.EINVAL)
         client.status()
 
@@ -301,7 +303,10 @@ class Ids(wire.Test):
             wire.RANGES: pair + struct.pack("<QQ", 0, 1 << 40),
             wire.CELLS: struct.pack("<II", owner, 1) + memory,
             wire.EXCLUDE: pair + memory,
-            wire.ADVISE: struct.pack("<II", owner, 1) + memory,
+            wire.ADVISE: struct.pack("<II", owner, 1) + memory + bytes(16),
+            wire.ATTRIBUTE: pair + memory,
+            wire.ATTRIBUTES: pair + bytes(8),
+            wire.RESTATE: pair,
             wire.DRAIN: struct.pack("<II", owner, 1),
             wire.NOTICES_OPEN: struct.pack("<IIQ", owner, 64, 0),
             wire.NOTICES_CLOSE: struct.pack("<II", owner, 1),
@@ -356,11 +361,44 @@ class Ids(wire.Test):
         owner = self.connect().open_owner()
         tool = self.connect(role=wire.TOOL)
         looks = (wire.LAYOUT, wire.RANGES, wire.CELLS, wire.STATS, wire.DRAIN, wire.MIGRATE, wire.NOTICES_OPEN,
-                 wire.NOTICES_CLOSE)
+                 wire.NOTICES_CLOSE, wire.ATTRIBUTE, wire.ATTRIBUTES)
         self.expect_refusals(tool, owner, leave_out=looks)
-        for opcode in (wire.RANGES, wire.CELLS, wire.STATS, wire.DRAIN, wire.NOTICES_OPEN):
+        for opcode in (wire.RANGES, wire.CELLS, wire.STATS, wire.DRAIN, wire.NOTICES_OPEN, wire.ATTRIBUTE,
+                       wire.ATTRIBUTES):
             answer = tool.ask(opcode, self.requests_about(owner)[opcode])
             self.assertFalse(answer.is_error and answer.error == errno.EPERM, (opcode, answer.is_error and answer.text))
+        self.expect_healthy()
+
+    def test_advice_that_makes_no_sense(self):
+        """What the library would not send: each is refused, and nothing of it is noted."""
+        self.start_daemon()
+        client = self.connect()
+        owner = client.open_owner()
+
+        def advise(advice, mirror=0, value=0, back=0):
+            return client.ask(wire.ADVISE, struct.pack("<IIQQIIII", owner, advice, PAGE, PAGE, mirror, value, back, 0))
+
+        def restate(start, end, said=1, accessed_by=0, granularity=0, preferred=-1, pinned=-1, priority=50):
+            item = struct.pack("<QQQIIiiII", start, end, said, accessed_by, granularity, preferred, pinned, priority, 0)
+            return client.ask(wire.RESTATE, struct.pack("<II", owner, 1) + item)
+
+        for advice in (3, 5, 20):
+            self.expect_error(advise(advice, mirror=owner << 8), errno.ENOENT)
+            self.expect_error(advise(advice, mirror=0xFFFFFFFF), errno.ENOENT)
+        for value in (0, 3, 513, 1024, 0xFFFFFFFF):
+            self.expect_error(advise(18, value=value), errno.EINVAL, "granularity")
+        self.expect_error(advise(19, value=2), errno.EINVAL)
+        self.expect_error(advise(22, value=101), errno.EINVAL, "priority")
+        for opposite in (2, 4, 6, 17, 21):
+            self.expect_error(advise(opposite, back=1), errno.EINVAL, "taken back")
+        for start, end in ((1, PAGE), (PAGE, PAGE), (2 * PAGE, PAGE), (PAGE, 1 << 47 | PAGE)):
+            self.expect_error(restate(start, end), errno.EINVAL)
+        for wrong in ({"granularity": 3}, {"granularity": 1024}, {"priority": 101}):
+            self.expect_error(restate(PAGE, 2 * PAGE, **wrong), errno.EINVAL)
+        # A mirror that is not there is left out; what remains says nothing.
+        self.assertFalse(restate(PAGE, 2 * PAGE, said=0x4A, accessed_by=0xFFFFFFFF, preferred=5, pinned=100).is_error)
+        count, _more = struct.unpack_from("<II", client.ask(wire.ATTRIBUTES, struct.pack("<IIQ", owner, 0, 0)).body)
+        self.assertEqual(count, 0)
         self.expect_healthy()
 
     @unittest.skipUnless(os.getuid() == 0, "only root can become somebody else")

@@ -9,8 +9,8 @@ import unittest
 import harness
 
 OK, FAILED, USAGE, NO_DAEMON, NOT_PERMITTED, NOTHING, PARTIAL = range(7)
-COMMANDS = ["status", "features", "doctor", "clients", "mirrors", "map", "pools", "stats", "migrate", "drain", "watch",
-            "run"]
+COMMANDS = ["status", "features", "doctor", "clients", "mirrors", "map", "advice", "pools", "stats", "migrate", "drain",
+            "watch", "run"]
 PAGE = 4096
 MIB = 1 << 20
 
@@ -121,11 +121,13 @@ class Looking(harness.Test):
         self.assertEqual(self.hmmctl_json("mirrors"), {"owners": [], "mirrors": []})
         self.assertEqual(self.hmmctl("map").stdout, "no process is mirrored\n")
         self.assertEqual(self.hmmctl_json("map"), {"owners": []})
+        self.assertEqual(self.hmmctl("advice").stdout, "nothing was said\n")
+        self.assertEqual(self.hmmctl_json("advice"), {"ranges": []})
         self.assertEqual(self.hmmctl("drain").stdout, "0 pages came home\n")
         self.hmmctl("migrate", "--to", "device", status=NOTHING)
 
     def test_a_selection_that_fits_nothing(self):
-        for words in (["mirrors"], ["map"], ["stats"], ["drain"], ["migrate", "--to", "device"]):
+        for words in (["mirrors"], ["map"], ["advice"], ["stats"], ["drain"], ["migrate", "--to", "device"]):
             for selector in (["--pid", "1"], ["--owner", "60000"], ["--device", "none"], ["--mirror", "15000000"]):
                 done = self.hmmctl(*words, *selector, status=NOTHING)
                 self.assertIn("hmmctl mirrors", done.stderr)

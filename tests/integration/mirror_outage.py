@@ -149,6 +149,79 @@ class Outage(harness.Test):
         self.ask(owner, "heard", "^heard 0$")
         owner.finish()
 
+    ALL_ADVICE = [(1, 0), (3, 0), (5, 0), (18, 64), (19, 0), (22, 80), (20, 0)]
+    POLICY = r"^policy said (\S+) in force (\S+) granularity (\d+) priority (\d+) there (\d+) named (\d)$"
+
+    def advise_all(self, owner):
+        """All advice at once, and the policy that is the answer."""
+        for advice, value in self.ALL_ADVICE:
+            self.ask(owner, f"advise {advice} {value}", "^advised 0$")
+        policy = self.ask(owner, "policy", self.POLICY).groups()
+        self.assertEqual(policy, ("0xfb", "0xfb", "64", "80", str(PAGES), "3"))
+        return policy
+
+    def test_advice_survives_a_kill(self):
+        self.start_daemon()
+        owner = self.owner()
+        policy = self.advise_all(owner)
+        self.daemon.restart()
+        self.assertEqual(self.ask(owner, "policy", self.POLICY).groups(), policy)
+        # What is shared is shared still, for the advice that says so.
+        self.ask(owner, "check", "^checked$")
+        self.assertEqual(self.where(owner), PAGES)
+        self.daemon.restart()
+        self.assertEqual(self.ask(owner, "policy", self.POLICY).groups(), policy)
+        self.ask(owner, "change", "^changed$")
+        self.ask(owner, "device", "^checked$")
+        self.ask(owner, "close", "^closed$")
+        owner.finish()
+
+    def test_advice_is_listed(self):
+        self.start_daemon()
+        owner = self.owner()
+        self.advise_all(owner)
+        ranges = self.hmmctl_json("advice")["ranges"]
+        self.assertEqual([entry["bytes"] for entry in ranges], [PAGES * 4096])
+        self.assertEqual(set(ranges[0]["said"]), {"read_mostly", "preferred_device", "accessed_by", "granularity",
+                                                  "no_prefetch", "pin", "evict_priority"})
+        self.assertEqual((ranges[0]["granularity"], ranges[0]["priority"]), (64, 80))
+        self.assertEqual(ranges[0]["mirrors"], [mirror["id"] for mirror in self.hmmctl_json("mirrors")["mirrors"]])
+        self.assertIn("pin", self.hmmctl("advice").stdout)
+        # More than one answer holds, and each once.
+        self.ask(owner, "stripe", "^striped$")
+        self.assertEqual(len(self.hmmctl_json("advice")["ranges"]), PAGES)
+        owner.finish()
+
+    def test_advice_is_said_again_after_a_stop(self):
+        self.start_daemon()
+        owner = self.owner()
+        policy = self.advise_all(owner)
+        for _ in range(2):
+            self.daemon.stop()
+            self.daemon.start()
+            # The stop brought all home: that broke the pin, and the answer says so.
+            after = self.ask(owner, "policy", self.POLICY).groups()
+            self.assertEqual(after, (policy[0], "0xbb", *policy[2:4], "0", policy[5]))
+            self.out(owner)
+            self.assertEqual(self.ask(owner, "policy", self.POLICY).groups(), policy)
+        self.ask(owner, "check", "^checked$")
+        self.ask(owner, "close", "^closed$")
+        owner.finish()
+
+    def test_broken_pins_are_counted_and_logged(self):
+        self.start_daemon()
+        owner = self.owner()
+        self.ask(owner, "advise 20", "^advised 0$")
+        self.ask(owner, "check", "^checked$")
+        self.assertEqual(self.pins_broken(), 0)
+        self.ask(owner, "touch", "^touched$")
+        self.assertEqual(self.pins_broken(), PAGES)
+        self.assertIn("pinned pages", self.daemon.log)
+        owner.finish()
+
+    def pins_broken(self):
+        return self.hmmctl_json("stats")["owners"][0]["stats"]["pins_broken"]
+
     def test_kill_and_restart_with_shared_pages(self):
         self.start_daemon()
         owner = self.owner()

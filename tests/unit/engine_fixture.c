@@ -60,6 +60,7 @@ static void begin_owner(struct fixture *fixture)
 	fixture->owner->maps = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
 	fixture->owner->done.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	cr_assert(eq(int, owner_map_shared(fixture->owner), 0));
+	owner_open_attributes(fixture->owner);
 }
 
 static void begin_mirror(struct fixture *fixture, enum hmm_pool_kind kind, uint64_t size)

@@ -146,3 +146,67 @@ Test(prefetch, the_clock_may_wrap)
 	}
 	cr_expect(eq(uint, asked, 128), "a walk was lost when the clock wrapped");
 }
+
+/* ---- what was said of the memory --------------------------------------------------- */
+
+static void expect_span(uint64_t page, unsigned int asked, struct prefetch_hint hint, uint64_t start, uint64_t end)
+{
+	struct prefetch_span span = prefetch_span(page, asked, &hint, PAGE, PAGE + HMM_BLOCK_PAGES);
+
+	cr_expect(eq(u64, span.start, start), "page %lu, asked %u", page - PAGE, asked);
+	cr_expect(eq(u64, span.end, end), "page %lu, asked %u", page - PAGE, asked);
+}
+
+Test(prefetch, a_span_without_a_hint_is_what_was_asked)
+{
+	expect_span(PAGE, 1, PREFETCH_NO_HINT, PAGE, PAGE + 1);
+	expect_span(PAGE + 10, 64, PREFETCH_NO_HINT, PAGE + 10, PAGE + 74);
+	expect_span(PAGE + 500, 64, PREFETCH_NO_HINT, PAGE + 500, PAGE + 512);
+}
+
+Test(prefetch, a_group_comes_whole_and_a_walk_goes_on_behind_it)
+{
+	struct prefetch_hint hint = PREFETCH_NO_HINT;
+
+	hint.granularity = 16;
+	expect_span(PAGE + 20, 1, hint, PAGE + 16, PAGE + 32);
+	expect_span(PAGE + 31, 1, hint, PAGE + 16, PAGE + 32);
+	expect_span(PAGE + 16, 64, hint, PAGE + 16, PAGE + 80);
+	hint.off = true;
+	expect_span(PAGE + 16, 64, hint, PAGE + 16, PAGE + 32);
+	hint.granularity = 512;
+	expect_span(PAGE + 16, 1, hint, PAGE, PAGE + 512);
+	hint.granularity = 0;
+	expect_span(PAGE + 16, 64, hint, PAGE + 16, PAGE + 17);
+}
+
+Test(prefetch, no_further_than_the_hint_holds)
+{
+	struct prefetch_hint hint = { .granularity = 32, .start = PAGE + 10, .end = PAGE + 20 };
+
+	expect_span(PAGE + 15, 1, hint, PAGE + 10, PAGE + 20);
+	expect_span(PAGE + 15, 100, hint, PAGE + 10, PAGE + 20);
+	hint.granularity = 0;
+	expect_span(PAGE + 15, 100, hint, PAGE + 15, PAGE + 20);
+}
+
+Test(prefetch, a_span_has_its_page_whatever_is_said)
+{
+	struct random random = random_begin("span");
+
+	for (int i = 0; i < 100000; i++) {
+		uint64_t page = PAGE + random_below(&random, HMM_BLOCK_PAGES), start = page, end = page + 1;
+		struct prefetch_hint hint = { .off = random_below(&random, 2) };
+		struct prefetch_span span;
+
+		if (random_below(&random, 3))
+			hint.granularity = 1U << random_below(&random, 10);
+		hint.start = start -= random_below(&random, 700);
+		hint.end = end += random_below(&random, 700);
+		span = prefetch_span(page, 1 + random_below(&random, HMM_BLOCK_PAGES), &hint, PAGE,
+				     PAGE + HMM_BLOCK_PAGES);
+		cr_assert(span.start <= page && span.end > page);
+		cr_assert(span.start >= PAGE && span.end <= PAGE + HMM_BLOCK_PAGES);
+		cr_assert(span.start >= start && span.end <= end);
+	}
+}

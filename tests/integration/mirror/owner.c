@@ -137,9 +137,22 @@ static void hear(void)
 	printf("\n");
 }
 
+static void print_policy(void)
+{
+	struct hmm_policy policy = { .size = sizeof(policy) };
+
+	CHECK_EQ(hmm_range_get_attribute(hmm, (unsigned long)memory, pages * PAGE, &policy), 0);
+	printf("policy said %#lx in force %#lx granularity %u priority %u there %lu named %d\n", policy.said,
+	       policy.in_force, policy.granularity, policy.evict_priority, policy.on_device,
+	       (policy.preferred == &mirror) + (policy.pinned == &mirror) +
+		       (policy.accessed_by_count == 1 && policy.accessed_by[0] == &mirror));
+}
+
 static void obey(const char *line)
 {
+	struct hmm_advise_options options = { .size = sizeof(options), .mirror = &mirror };
 	size_t n = pages;
+	int advice;
 	uint64_t word = 0;
 	ssize_t got;
 
@@ -173,6 +186,19 @@ static void obey(const char *line)
 		printf("listening\n");
 	} else if (!strcmp(line, "heard")) {
 		hear();
+	} else if (sscanf(line, "advise %d %u", &advice, &options.value) >= 1) {
+		printf("advised %d\n", hmm_advise(hmm, (unsigned long)memory, pages * PAGE,
+						  (enum hmm_advice)advice, &options));
+	} else if (!strcmp(line, "stripe")) {
+		/* Each page has its own. */
+		for (size_t i = 0; i < pages; i++) {
+			options.value = (unsigned int)i % 101;
+			CHECK_EQ(hmm_advise(hmm, (unsigned long)memory + i * PAGE, PAGE, HMM_ADVISE_EVICT_PRIORITY,
+					    &options), 0);
+		}
+		printf("striped\n");
+	} else if (!strcmp(line, "policy")) {
+		print_policy();
 	} else if (!strcmp(line, "close")) {
 		test_close();
 		printf("closed\n");
@@ -213,7 +239,7 @@ int main(int argc, char **argv)
 	test_open(flags, device_memory);
 	memory = huge ? test_map_huge((pages + 511) / 512) : test_map(pages);
 	if (flags)
-		CHECK_EQ(hmm_advise(hmm, (unsigned long)memory, pages * PAGE, HMM_ADVISE_UNPINNED), 0);
+		CHECK_EQ(hmm_advise(hmm, (unsigned long)memory, pages * PAGE, HMM_ADVISE_UNPINNED, NULL), 0);
 	test_fill(memory, pages, seed);
 	printf("ready %d %#lx %#lx\n", getpid(), (unsigned long)memory, test_word(0, 0, seed));
 	while (fgets(line, sizeof(line), stdin)) {

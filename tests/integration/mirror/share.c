@@ -621,7 +621,7 @@ static void base_engine(void)
 	memory = test_map_huge(2);
 	test_fill(memory, 2 * BLOCK_PAGES, 9);
 	refused(memory, 2 * BLOCK, -EOPNOTSUPP);
-	CHECK_EQ(hmm_advise(hmm, (unsigned long)memory, 2 * BLOCK, HMM_ADVISE_UNPINNED), 0);
+	CHECK_EQ(hmm_advise(hmm, (unsigned long)memory, 2 * BLOCK, HMM_ADVISE_UNPINNED, NULL), 0);
 	make_coherent(memory, 2);
 	test_check(memory, 2 * BLOCK_PAGES, 9);
 	test_device_check(memory, 2 * BLOCK_PAGES, 9);

@@ -502,11 +502,11 @@ static void base_undeclared(void)
 	memory = test_map(64);
 	test_fill(memory, 64, 30);
 	test_refused(memory, 64, HMM_UNDECLARED);
-	CHECK_EQ(hmm_advise(hmm, (unsigned long)memory, 64 * PAGE, HMM_ADVISE_UNPINNED), 0);
+	CHECK_EQ(hmm_advise(hmm, (unsigned long)memory, 64 * PAGE, HMM_ADVISE_UNPINNED, NULL), 0);
 	test_out(memory, 64);
 	test_device_check(memory, 64, 30);
 	test_check(memory, 64, 30);
-	CHECK_EQ(hmm_advise(hmm, (unsigned long)memory, 64 * PAGE, HMM_ADVISE_PINNED), 0);
+	CHECK_EQ(hmm_advise(hmm, (unsigned long)memory, 64 * PAGE, HMM_ADVISE_PINNED, NULL), 0);
 	test_home(memory, 64);
 	test_refused(memory, 64, HMM_UNDECLARED);
 	test_check(memory, 64, 30);
@@ -521,7 +521,7 @@ static void base_blocks(void)
 	test_open(HMM_OPEN_BASE_ENGINE, DEVICE_MEMORY);
 	memory = test_map_huge(4);
 	test_fill(memory, pages, 31);
-	CHECK_EQ(hmm_advise(hmm, (unsigned long)memory, pages * PAGE, HMM_ADVISE_UNPINNED), 0);
+	CHECK_EQ(hmm_advise(hmm, (unsigned long)memory, pages * PAGE, HMM_ADVISE_UNPINNED, NULL), 0);
 	test_out(memory + 5 * PAGE, pages - 9);
 	test_device_check(memory, pages, 31);
 	test_fill(memory, pages, 32);

@@ -1,0 +1,681 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * advise.c - advice of ranges: taking it, acting on it, and saying what holds.
+ * Runs on the owner's worker.
+ *
+ * Most advice is only noted (attribute.c) and answered with the policy that
+ * holds then. Three do something first:
+ *
+ * PIN sends every page to the device. Only when all are there it is noted; else
+ * what it has moved comes home again, and the answer names the page that can't be
+ * there and why. Meanwhile the range counts as pinned, or its first pages could be
+ * evicted for its last.
+ *
+ * ACCESSED_BY sends what may go to the device and has copies of it sent home, so
+ * that both have it. Best effort, and no more than the device's size.
+ *
+ * DISCARD drops what is on a device, without copying: the next touch, from
+ * either side, finds zeros. Pages at the CPU keep their bytes, as those of
+ * MADV_FREE do when nobody needs memory. Nothing is noted: it is done.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/owner.h"
+#include "engine/worker.h"
+#include "log.h"
+#include "policy/advice.h"
+
+#define ANSWER_MAX 1024U	/* ranges in one answer */
+
+_Static_assert(sizeof(struct hmm_msg_advise_reply) == sizeof(struct hmm_msg_attribute_reply) &&
+	       offsetof(struct hmm_msg_advise_reply, why) == offsetof(struct hmm_msg_attribute_reply, why),
+	       "both answers are a policy");
+
+/* ---- what holds ----------------------------------------------------------------- */
+
+static uint64_t policy_of(const struct hmm_attribute *attribute)
+{
+	static const struct { uint32_t flag; uint64_t policy; } same[] = {
+		{ HMM_ATTRIBUTE_UNPINNED, HMM_ADVISED_UNPINNED },
+		{ HMM_ATTRIBUTE_READ_MOSTLY, HMM_ADVISED_READ_MOSTLY },
+		{ HMM_ATTRIBUTE_PREFER_SYSTEM, HMM_ADVISED_PREFERRED_SYSTEM },
+		{ HMM_ATTRIBUTE_PREFER_DEVICE, HMM_ADVISED_PREFERRED_DEVICE },
+		{ HMM_ATTRIBUTE_PIN, HMM_ADVISED_PIN },
+		{ HMM_ATTRIBUTE_NO_PREFETCH, HMM_ADVISED_NO_PREFETCH },
+		{ HMM_ATTRIBUTE_PRIORITY, HMM_ADVISED_EVICT_PRIORITY },
+	};
+	uint64_t policy = 0;
+
+	for (unsigned int i = 0; i < sizeof(same) / sizeof(same[0]); i++)
+		if (attribute->flags & same[i].flag)
+			policy |= same[i].policy;
+	if (attribute->accessed_by)
+		policy |= HMM_ADVISED_ACCESSED_BY;
+	if (attribute->granularity)
+		policy |= HMM_ADVISED_GRANULARITY;
+	return policy;
+}
+
+/* What is said of two ranges, but not the same. */
+static uint64_t difference(const struct hmm_attribute *a, const struct hmm_attribute *b)
+{
+	uint64_t differs = policy_of(a) ^ policy_of(b);
+
+	if (a->preferred != b->preferred)
+		differs |= HMM_ADVISED_PREFERRED_DEVICE;
+	if (a->pinned != b->pinned)
+		differs |= HMM_ADVISED_PIN;
+	if (a->granularity != b->granularity)
+		differs |= HMM_ADVISED_GRANULARITY;
+	if (a->priority != b->priority)
+		differs |= HMM_ADVISED_EVICT_PRIORITY;
+	if (a->accessed_by != b->accessed_by)
+		differs |= HMM_ADVISED_ACCESSED_BY;
+	return differs & (policy_of(a) | policy_of(b));
+}
+
+struct tally {
+	uint64_t start, end;
+	const struct mirror *only;	/* on its device; NULL: on any */
+	uint64_t on_device;
+};
+
+static void tally_block(struct block *block, void *data)
+{
+	struct tally *tally = data;
+
+	if (tally->only && block_mirror(block) != tally->only)
+		return;
+	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++) {
+		enum hmm_page_state state = page_state(block, i);
+
+		if (page_addr(block, i) >= tally->start && page_addr(block, i) < tally->end &&
+		    (state == HMM_PAGE_DEVICE || state == HMM_PAGE_SHARED || state == HMM_PAGE_COHERENT))
+			tally->on_device++;
+	}
+}
+
+static uint64_t pages_on_device(struct owner *owner, uint64_t start, uint64_t end, const struct mirror *only)
+{
+	struct tally tally = { .start = start, .end = end, .only = only };
+
+	block_for_each(owner, start, end, tally_block, &tally);
+	return tally.on_device;
+}
+
+static bool lacks_memory(const struct owner *owner, unsigned int index)
+{
+	return owner->mirror[index] && !owner->mirror[index]->device->size;
+}
+
+static bool names_device_without_memory(const struct owner *owner, const struct hmm_attribute *attribute)
+{
+	for (unsigned int i = 0; i < MIRRORS_MAX; i++)
+		if ((attribute->accessed_by >> i & 1 ||
+		     (attribute->flags & HMM_ATTRIBUTE_PREFER_DEVICE && attribute->preferred == i)) &&
+		    lacks_memory(owner, i))
+			return true;
+	return false;
+}
+
+static void describe(struct owner *owner, uint64_t start, uint64_t end, struct hmm_msg_advise_reply *reply)
+{
+	struct hmm_attribute first = attribute_at(&owner->attributes, start);
+	const struct mirror *pinned = first.flags & HMM_ATTRIBUTE_PIN ? owner->mirror[first.pinned] : NULL;
+	struct advice_facts facts = { 0 };
+
+	reply->said = policy_of(&first);
+	for (uint64_t at = first.end; at < end;) {
+		struct hmm_attribute here = attribute_at(&owner->attributes, at);
+
+		reply->mixed |= difference(&first, &here);
+		at = here.end;
+	}
+	reply->said &= ~reply->mixed;
+	facts.said = reply->said;
+	facts.move = owner->features & HMM_FEATURE_MOVE;
+	facts.merging = !owner_may_share(owner);
+	facts.protects = owner->features & HMM_FEATURE_WP_SHMEM;
+	facts.windows = !TAILQ_EMPTY(&owner->windows);
+	facts.no_memory = names_device_without_memory(owner, &first);
+	facts.pages = (end - start) >> HMM_PAGE_SHIFT;
+	facts.on_device = pages_on_device(owner, start, end, pinned);
+	reply->in_force = advice_in_force(&facts, reply->why, sizeof(reply->why));
+	reply->pages = facts.pages;
+	reply->on_device = facts.on_device;
+	reply->granularity = first.granularity;
+	reply->priority = first.flags & HMM_ATTRIBUTE_PRIORITY ? first.priority : EVICT_PRIORITY_DEFAULT;
+	reply->accessed_by = first.accessed_by;
+	reply->preferred = first.flags & HMM_ATTRIBUTE_PREFER_DEVICE ? first.preferred : -1;
+	reply->pinned = first.flags & HMM_ATTRIBUTE_PIN ? first.pinned : -1;
+}
+
+static void answer_policy(struct owner *owner, struct letter *letter, uint16_t op, uint64_t start,
+			  uint64_t end)
+{
+	struct hmm_msg_advise_reply *reply = letter_reply(letter, op, sizeof(*reply));
+
+	if (reply)
+		describe(owner, start, end, reply);
+	else
+		letter_fail(letter, -ENOMEM, "out of memory for the answer");
+	worker_reply(owner->worker, letter);
+}
+
+static void answer_advice(struct owner *owner, struct letter *letter)
+{
+	const struct hmm_msg_advise *message = (const void *)letter->message;
+
+	answer_policy(owner, letter, HMM_OP_ADVISE_REPLY, message->addr, message->addr + message->length);
+}
+
+/* ---- noting ------------------------------------------------------------------------ */
+
+struct change {
+	uint32_t advice;	/* without its opposites: those have back */
+	bool back;
+	uint32_t value;
+	const struct mirror *mirror;	/* NULL: the system */
+};
+
+static void set_flag(struct hmm_attribute *attribute, uint32_t flag, bool on)
+{
+	attribute->flags = on ? attribute->flags | flag : attribute->flags & ~flag;
+}
+
+static void change_preferred(struct hmm_attribute *attribute, const struct change *change)
+{
+	set_flag(attribute, HMM_ATTRIBUTE_PREFER_SYSTEM, !change->back && !change->mirror);
+	set_flag(attribute, HMM_ATTRIBUTE_PREFER_DEVICE, !change->back && change->mirror);
+	attribute->preferred = !change->back && change->mirror ? (uint8_t)change->mirror->index : 0;
+}
+
+static void change_one(struct hmm_attribute *attribute, const void *data)
+{
+	const struct change *change = data;
+
+	switch (change->advice) {
+	case HMM_ADVICE_SET_READ_MOSTLY:
+		set_flag(attribute, HMM_ATTRIBUTE_READ_MOSTLY, !change->back);
+		break;
+	case HMM_ADVICE_SET_PREFERRED_LOCATION:
+		change_preferred(attribute, change);
+		break;
+	case HMM_ADVICE_SET_ACCESSED_BY:
+		attribute->accessed_by &= (uint16_t)~(1U << change->mirror->index);
+		if (!change->back)
+			attribute->accessed_by |= (uint16_t)(1U << change->mirror->index);
+		break;
+	case HMM_ADVICE_UNPINNED:
+		set_flag(attribute, HMM_ATTRIBUTE_UNPINNED, !change->back);
+		break;
+	case HMM_ADVICE_GRANULARITY:
+		attribute->granularity = change->back ? 0 : (uint16_t)change->value;
+		break;
+	case HMM_ADVICE_PREFETCH:
+		set_flag(attribute, HMM_ATTRIBUTE_NO_PREFETCH, !change->back && !change->value);
+		break;
+	case HMM_ADVICE_PIN:
+		set_flag(attribute, HMM_ATTRIBUTE_PIN, !change->back);
+		attribute->pinned = change->back ? 0 : (uint8_t)change->mirror->index;
+		break;
+	case HMM_ADVICE_EVICT_PRIORITY:
+		set_flag(attribute, HMM_ATTRIBUTE_PRIORITY, !change->back);
+		attribute->priority = change->back ? 0 : (uint8_t)change->value;
+		break;
+	}
+}
+
+static void settle_block(struct block *block, void *data)
+{
+	(void)data;
+	block_settle_later(block);
+}
+
+static int note(struct owner *owner, struct letter *letter, const struct change *change)
+{
+	const struct hmm_msg_advise *message = (const void *)letter->message;
+	uint64_t end = message->addr + message->length;
+	int r = attribute_edit(&owner->attributes, message->addr, end, change_one, change);
+
+	if (r)
+		return letter_fail(letter, r,
+				   "owner %u has said different things of %u ranges: no more than %u can be told apart",
+				   owner->id, owner->attributes.count, HMM_ATTRIBUTES_MAX);
+	/* Copies that were kept for it may have no use any more. */
+	if (change->back)
+		block_for_each(owner, message->addr, end, settle_block, NULL);
+	return 0;
+}
+
+/* ---- pages that are to be on the device: PIN, ACCESSED_BY ----------------------------- */
+
+struct errand {
+	struct pinning pinning;		/* of a PIN: in the owner's list */
+	struct owner *owner;
+	struct letter *letter;
+	struct mirror *mirror;
+	struct change change;
+	uint64_t start, end, next;	/* next: where on the second way */
+	uint8_t *results;		/* of the way out, one per page */
+};
+
+static void errand_end(struct errand *errand)
+{
+	struct owner *owner = errand->owner;
+
+	if (errand->change.advice == HMM_ADVICE_PIN)
+		TAILQ_REMOVE(&owner->pinnings, &errand->pinning, link);
+	errand->mirror->migrations--;
+	owner->jobs--;
+	if (errand->letter->error)
+		worker_reply(owner->worker, errand->letter);
+	else
+		answer_advice(owner, errand->letter);
+	free(errand->results);
+	free(errand);
+}
+
+/* The next run of pages that went out for this, at or after errand->next. */
+static bool moved_run(struct errand *errand, uint64_t *start)
+{
+	uint64_t pages = (errand->end - errand->start) >> HMM_PAGE_SHIFT;
+	uint64_t i = (errand->next - errand->start) >> HMM_PAGE_SHIFT;
+
+	while (i < pages && errand->results[i] != HMM_PAGE_RESULT_MOVED)
+		i++;
+	if (i == pages)
+		return false;
+	*start = errand->start + (i << HMM_PAGE_SHIFT);
+	while (i < pages && errand->results[i] == HMM_PAGE_RESULT_MOVED)
+		i++;
+	errand->next = errand->start + (i << HMM_PAGE_SHIFT);
+	return true;
+}
+
+/* What went out comes home: for good where the pin failed, else a copy of it. Then it is over. */
+static void second_way(struct owner *owner, void *data, uint64_t pages)
+{
+	struct errand *errand = data;
+	uint64_t start;
+
+	(void)pages;
+	if (!moved_run(errand, &start)) {
+		errand_end(errand);
+	} else if (errand->change.advice == HMM_ADVICE_PIN) {
+		migrate_home(owner, start, errand->next, errand->mirror->device, second_way, errand);
+	} else if (migrate_copies(errand->mirror, start, errand->next, second_way, errand)) {
+		log_warn("owner %u: out of memory: its device has pages to itself that both should have",
+			 owner->id);
+		errand_end(errand);
+	}
+}
+
+/* Why not every page is on the device. */
+static void explain(struct errand *errand)
+{
+	const struct device *device = errand->mirror->device;
+	uint64_t pages = (errand->end - errand->start) >> HMM_PAGE_SHIFT, failed = 0, first = 0;
+	uint8_t why = HMM_PAGE_RESULT_CHANGED;
+
+	for (uint64_t i = 0; i < pages; i++) {
+		if (errand->results[i] == HMM_PAGE_RESULT_MOVED ||
+		    errand->results[i] == HMM_PAGE_RESULT_ALREADY)
+			continue;
+		if (!failed++) {
+			first = i;
+			why = errand->results[i];
+		}
+	}
+	if (!failed)
+		letter_fail(errand->letter, -EBUSY,
+			    "the CPU took pages of the range while it was being pinned; nothing is pinned");
+	else if (why == HMM_PAGE_RESULT_FULL)
+		letter_fail(errand->letter, -ENOSPC,
+			    "%lu of %lu pages find no room: device %s has %lu of %lu bytes in use; nothing is pinned",
+			    failed, pages, device->name, atomic_load(&device->used), device->size);
+	else
+		letter_fail(errand->letter, page_result_error(why),
+			    "%lu of %lu pages can't be on device %s; page %#lx: %s; nothing is pinned", failed,
+			    pages, device->name, errand->start + (first << HMM_PAGE_SHIFT),
+			    hmm_page_result_name(why));
+}
+
+static void first_way(struct owner *owner, void *data, uint64_t pages)
+{
+	struct errand *errand = data;
+
+	(void)pages;
+	if (errand->change.advice == HMM_ADVICE_PIN) {
+		if (pages_on_device(owner, errand->start, errand->end, errand->mirror) !=
+		    (errand->end - errand->start) >> HMM_PAGE_SHIFT)
+			explain(errand);
+		else
+			note(owner, errand->letter, &errand->change);
+		if (!errand->letter->error) {
+			errand_end(errand);
+			return;
+		}
+	}
+	errand->next = errand->start;
+	second_way(owner, errand, 0);
+}
+
+static int errand_begin(struct owner *owner, struct letter *letter, struct mirror *mirror,
+			const struct change *change)
+{
+	const struct hmm_msg_advise *message = (const void *)letter->message;
+	bool pins = change->advice == HMM_ADVICE_PIN;
+	uint64_t length = message->length, pages;
+	struct errand *errand;
+
+	/* Before anything is moved. */
+	if (pins && length > mirror->device->size)
+		return letter_fail(letter, -ENOSPC,
+				   "a range of %lu bytes can't be pinned: device %s has %lu, %lu of them in use",
+				   message->length, mirror->device->name, mirror->device->size,
+				   atomic_load(&mirror->device->used));
+	/* Of a larger range the beginning: whatever is touched later follows. */
+	if (length > mirror->device->size)
+		length = mirror->device->size & ~(HMM_PAGE_SIZE - 1);
+	pages = length >> HMM_PAGE_SHIFT;
+	errand = calloc(1, sizeof(*errand));
+	if (errand)
+		errand->results = malloc(pages);
+	if (!errand || !errand->results) {
+		free(errand);
+		return letter_fail(letter, -ENOMEM, "out of memory for a range of %lu bytes", length);
+	}
+	memset(errand->results, HMM_PAGE_RESULT_ERROR, pages);
+	errand->owner = owner;
+	errand->letter = letter;
+	errand->mirror = mirror;
+	errand->change = *change;
+	errand->start = errand->pinning.start = message->addr;
+	errand->end = errand->pinning.end = message->addr + length;
+	if (migrate_to(mirror, errand->start, errand->end, pins, errand->results, first_way, errand)) {
+		free(errand->results);
+		free(errand);
+		return letter_fail(letter, -ENOMEM, "out of memory for a migration");
+	}
+	if (pins)
+		TAILQ_INSERT_TAIL(&owner->pinnings, &errand->pinning, link);
+	mirror->migrations++;
+	owner->jobs++;
+	return 0;
+}
+
+/* ---- DISCARD -------------------------------------------------------------------------- */
+
+struct discard {
+	struct task task;
+	struct owner *owner;
+	struct letter *letter;
+	uint64_t next, end;
+};
+
+/* One block's worth. True: it waits for the block. */
+static bool discard_block(struct discard *discard, struct block *block)
+{
+	unsigned int first = discard->next > block->addr ? page_index(discard->next) : 0, run = 0, end;
+	unsigned int stop = discard->end < block->addr + HMM_BLOCK_SIZE ? page_index(discard->end) :
+									  HMM_BLOCK_PAGES;
+	struct pages pages;
+
+	if (!block_at_rest(block)) {
+		block_park(block, &discard->task);
+		return true;
+	}
+	if (block_pages_in(block, HMM_PAGE_SHARED, first, stop, &pages)) {
+		/* Looked at again: the CPU's page stays, the copy goes. */
+		owner_queue(discard->owner, &discard->task);
+		unshare_begin(block, &pages, HMM_REASON_DISCARD, NULL);
+		return true;
+	}
+	if (block_pages_in(block, HMM_PAGE_DEVICE, first, stop, &pages) && pages_run(&pages, &run, &end)) {
+		owner_queue(discard->owner, &discard->task);
+		block_discard(block, run, end, HMM_REASON_DISCARD);
+		return true;
+	}
+	discard->next = block->addr + HMM_BLOCK_SIZE;
+	return false;
+}
+
+static void discard_run(struct task *task)
+{
+	struct discard *discard = (struct discard *)task;
+	struct owner *owner = discard->owner;
+	struct block *block;
+
+	while (!owner->gone && discard->next < discard->end &&
+	       (block = block_next(owner, discard->next, discard->end)))
+		if (discard_block(discard, block))
+			return;
+	owner->jobs--;
+	answer_advice(owner, discard->letter);
+	free(discard);
+}
+
+static int discard_begin(struct owner *owner, struct letter *letter)
+{
+	const struct hmm_msg_advise *message = (const void *)letter->message;
+	struct discard *discard = calloc(1, sizeof(*discard));
+
+	if (!discard)
+		return letter_fail(letter, -ENOMEM, "out of memory");
+	discard->task.run = discard_run;
+	discard->owner = owner;
+	discard->letter = letter;
+	discard->next = message->addr;
+	discard->end = message->addr + message->length;
+	owner->jobs++;
+	owner_queue(owner, &discard->task);
+	return 0;
+}
+
+/* ---- requests --------------------------------------------------------------------------- */
+
+/* The opposites of CUDA's, and of UNPINNED, are the same advice taken back. */
+static void change_of(const struct hmm_msg_advise *message, struct change *change)
+{
+	change->advice = message->advice;
+	change->back = message->back;
+	change->value = message->value;
+	switch (message->advice) {
+	case HMM_ADVICE_UNSET_READ_MOSTLY:
+	case HMM_ADVICE_UNSET_PREFERRED_LOCATION:
+	case HMM_ADVICE_UNSET_ACCESSED_BY:
+	case HMM_ADVICE_PINNED:
+		change->advice--;
+		change->back = true;
+		break;
+	}
+}
+
+static int check_advice(struct owner *owner, struct letter *letter, const struct change *change)
+{
+	const struct hmm_msg_advise *message = (const void *)letter->message;
+	bool wants_mirror = change->advice == HMM_ADVICE_SET_ACCESSED_BY ||
+			    (change->advice == HMM_ADVICE_PIN && !change->back);
+
+	if (owner->gone || owner->closing)
+		return letter_fail(letter, -ESTALE, "owner %u is gone", owner->id);
+	if (message->back && (message->advice != change->advice || message->advice == HMM_ADVICE_DISCARD))
+		return letter_fail(letter, -EINVAL, "%s can't be taken back",
+				   hmm_advice_name(message->advice));
+	if (change->advice == HMM_ADVICE_UNPINNED && letter->peer != owner->peer)
+		return letter_fail(letter, -EPERM,
+				   "only the owner itself can know that nothing pins its pages");
+	if (message->mirror && (!change->mirror || change->mirror->leaving))
+		return letter_fail(letter, -ENOENT, "no mirror %u", message->mirror);
+	if (wants_mirror && !change->mirror)
+		return letter_fail(letter, -EINVAL, "%s is about a device: no mirror was named",
+				   hmm_advice_name(message->advice));
+	if (change->back)
+		return 0;
+	if (change->advice == HMM_ADVICE_GRANULARITY &&
+	    (!change->value || change->value > HMM_BLOCK_PAGES || change->value & (change->value - 1)))
+		return letter_fail(letter, -EINVAL, "a granularity of %u pages: a power of two from 1 to %u is possible",
+				   change->value, (unsigned int)HMM_BLOCK_PAGES);
+	if (change->advice == HMM_ADVICE_EVICT_PRIORITY && change->value > EVICT_PRIORITY_MAX)
+		return letter_fail(letter, -EINVAL, "a priority of %u: 0 to %u are possible", change->value,
+				   EVICT_PRIORITY_MAX);
+	if (change->advice == HMM_ADVICE_PREFETCH && change->value > 1)
+		return letter_fail(letter, -EINVAL, "prefetching is on (1) or off (0), not %u", change->value);
+	return 0;
+}
+
+static void advise(struct owner *owner, struct letter *letter)
+{
+	const struct hmm_msg_advise *message = (const void *)letter->message;
+	struct mirror *mirror = message->mirror ? mirror_by_id(owner, message->mirror) : NULL;
+	struct change change = { .mirror = mirror };
+	bool errand, pins;
+	int r;
+
+	change_of(message, &change);
+	pins = change.advice == HMM_ADVICE_PIN && !change.back;
+	errand = pins || (change.advice == HMM_ADVICE_SET_ACCESSED_BY && !change.back);
+	r = check_advice(owner, letter, &change);
+	if (!r && change.advice == HMM_ADVICE_DISCARD) {
+		r = discard_begin(owner, letter);
+		if (!r)
+			return;
+	}
+	/* A pin holds when all of it is there, and is noted then. */
+	if (!r && !pins)
+		r = note(owner, letter, &change);
+	/* Without memory there is nothing to send there: the answer says so. */
+	if (!r && errand && (pins || mirror->device->size)) {
+		r = errand_begin(owner, letter, mirror, &change);
+		if (!r)
+			return;
+	}
+	if (r)
+		worker_reply(owner->worker, letter);
+	else
+		answer_advice(owner, letter);
+}
+
+static void list(struct owner *owner, struct letter *letter)
+{
+	const struct hmm_msg_attributes *message = (const void *)letter->message;
+	struct hmm_msg_attributes_reply *reply =
+		letter_reply(letter, HMM_OP_ATTRIBUTES_REPLY,
+			     sizeof(*reply) + ANSWER_MAX * sizeof(reply->items[0]));
+	uint64_t at = message->cursor;
+	uint32_t n = 0;
+
+	if (!reply) {
+		letter_fail(letter, -ENOMEM, "out of memory for the answer");
+		worker_reply(owner->worker, letter);
+		return;
+	}
+	while (at < HMM_VA_END && n < ANSWER_MAX) {
+		struct hmm_attribute here = attribute_at(&owner->attributes, at);
+		struct hmm_record_attribute_info *item = &reply->items[n];
+
+		at = here.end;
+		item->said = policy_of(&here);
+		if (!item->said)
+			continue;
+		item->start = here.start;
+		item->end = here.end;
+		item->accessed_by = here.accessed_by;
+		item->granularity = here.granularity;
+		item->preferred = here.flags & HMM_ATTRIBUTE_PREFER_DEVICE ? here.preferred : -1;
+		item->pinned = here.flags & HMM_ATTRIBUTE_PIN ? here.pinned : -1;
+		item->priority = here.flags & HMM_ATTRIBUTE_PRIORITY ? here.priority : EVICT_PRIORITY_DEFAULT;
+		n++;
+	}
+	reply->count = n;
+	reply->more = at < HMM_VA_END;
+	reply->header.size = (uint32_t)(sizeof(*reply) + n * sizeof(reply->items[0]));
+	worker_reply(owner->worker, letter);
+}
+
+static bool is_mirror(const struct owner *owner, int32_t index)
+{
+	return index >= 0 && index < (int32_t)MIRRORS_MAX && owner->mirror[index];
+}
+
+struct restatement {
+	const struct owner *owner;
+	const struct hmm_record_attribute_info *item;
+};
+
+static void restate_one(struct hmm_attribute *attribute, const void *data)
+{
+	const struct restatement *restatement = data;
+	const struct hmm_record_attribute_info *item = restatement->item;
+	bool device = item->said & HMM_ADVISED_PREFERRED_DEVICE && is_mirror(restatement->owner, item->preferred);
+	bool pin = item->said & HMM_ADVISED_PIN && is_mirror(restatement->owner, item->pinned);
+
+	attribute->flags = 0;
+	set_flag(attribute, HMM_ATTRIBUTE_UNPINNED, item->said & HMM_ADVISED_UNPINNED);
+	set_flag(attribute, HMM_ATTRIBUTE_READ_MOSTLY, item->said & HMM_ADVISED_READ_MOSTLY);
+	set_flag(attribute, HMM_ATTRIBUTE_PREFER_SYSTEM, item->said & HMM_ADVISED_PREFERRED_SYSTEM);
+	set_flag(attribute, HMM_ATTRIBUTE_PREFER_DEVICE, device);
+	set_flag(attribute, HMM_ATTRIBUTE_PIN, pin);
+	set_flag(attribute, HMM_ATTRIBUTE_NO_PREFETCH, item->said & HMM_ADVISED_NO_PREFETCH);
+	set_flag(attribute, HMM_ATTRIBUTE_PRIORITY, item->said & HMM_ADVISED_EVICT_PRIORITY);
+	attribute->preferred = device ? (uint8_t)item->preferred : 0;
+	attribute->pinned = pin ? (uint8_t)item->pinned : 0;
+	attribute->priority = item->said & HMM_ADVISED_EVICT_PRIORITY ? (uint8_t)item->priority : 0;
+	attribute->granularity = item->said & HMM_ADVISED_GRANULARITY ? (uint16_t)item->granularity : 0;
+	attribute->accessed_by = 0;
+	for (int i = 0; i < (int)MIRRORS_MAX; i++)
+		if (item->accessed_by >> i & 1 && is_mirror(restatement->owner, i))
+			attribute->accessed_by |= (uint16_t)(1U << i);
+}
+
+static int check_restatement(const struct hmm_record_attribute_info *item)
+{
+	if ((item->start | item->end) % HMM_PAGE_SIZE || item->start >= item->end || item->end > HMM_VA_END ||
+	    item->priority > EVICT_PRIORITY_MAX || item->granularity > HMM_BLOCK_PAGES ||
+	    item->granularity & (item->granularity - 1))
+		return -EINVAL;
+	return 0;
+}
+
+static void restate(struct owner *owner, struct letter *letter)
+{
+	const struct hmm_msg_restate *message = (const void *)letter->message;
+	int r = 0;
+
+	for (uint32_t i = 0; !r && i < message->count; i++) {
+		struct restatement restatement = { owner, &message->items[i] };
+
+		r = check_restatement(&message->items[i]);
+		if (!r)
+			r = attribute_edit(&owner->attributes, message->items[i].start, message->items[i].end,
+					   restate_one, &restatement);
+	}
+	if (!r && !letter_reply(letter, HMM_OP_RESTATE_REPLY, sizeof(struct hmm_msg_restate_reply)))
+		r = -ENOMEM;
+	if (r)
+		letter_fail(letter, r, "what was said before can't be said again: %s", strerror(-r));
+	worker_reply(owner->worker, letter);
+}
+
+void advise_request(struct owner *owner, struct letter *letter)
+{
+	const struct hmm_msg_attribute *attribute = (const void *)letter->message;
+
+	switch (letter->message->opcode) {
+	case HMM_OP_ADVISE:
+		advise(owner, letter);
+		break;
+	case HMM_OP_ATTRIBUTE:
+		answer_policy(owner, letter, HMM_OP_ATTRIBUTE_REPLY, attribute->addr,
+			      attribute->addr + attribute->length);
+		break;
+	case HMM_OP_ATTRIBUTES:
+		list(owner, letter);
+		break;
+	default:
+		restate(owner, letter);
+	}
+}
