@@ -25,21 +25,21 @@
 #include "mapping.h"
 #include "space.h"
 
-#define PART_MAX	(64UL << 20)
+#define PART_MAX	 (64UL << 20)
 #define GENERATION_SHIFT 48
-#define FEW_PAGES	1024UL		/* whose answers fit on the stack */
+#define FEW_PAGES	 1024UL /* whose answers fit on the stack */
 
 /* A page in the table or in an answer: HMM_RANGE_ENTRY_* and the holder's index above. */
-#define HOLDER_SHIFT	4
+#define HOLDER_SHIFT 4
 
 struct hmm_range_private {
-	struct hmm_range_private *next, *previous;	/* of the mirror */
-	struct hmm_mirror_private *mirror;	/* NULL: it has been unregistered */
+	struct hmm_range_private *next, *previous; /* of the mirror */
+	struct hmm_mirror_private *mirror;	   /* NULL: it has been unregistered */
 	struct hmm *hmm;
-	uint64_t numbers;		/* the sum that it was valid at */
-	bool stable;			/* nothing was changing then */
-	uint32_t hold;			/* hmmd's name of it; 0: hmmd has not been told */
-	uint32_t round;			/* the connection on which it was told */
+	uint64_t numbers; /* the sum that it was valid at */
+	bool stable;	  /* nothing was changing then */
+	uint32_t hold;	  /* hmmd's name of it; 0: hmmd has not been told */
+	uint32_t round;	  /* the connection on which it was told */
 };
 
 /* ---- numbers ---------------------------------------------------------------- */
@@ -116,7 +116,7 @@ static void sleep_a_little(unsigned int tries)
 {
 	const long us = tries < 6 ? 10L << tries : 1000;
 
-	nanosleep(&(struct timespec){ .tv_nsec = us * 1000 }, NULL);
+	nanosleep(&(struct timespec){.tv_nsec = us * 1000}, NULL);
 }
 
 bool hmm_range_wait_until_valid(struct hmm_range *range, unsigned long timeout)
@@ -161,14 +161,17 @@ int hmm_range_register(struct hmm_range *range, struct hmm_mirror *mirror, unsig
 	unsigned long page;
 
 	if (!range || !mirror || !mirror->priv)
-		return hmmc_fail(-EINVAL, "the range or the mirror is NULL, or the mirror is not registered");
+		return hmmc_fail(
+			-EINVAL,
+			"the range or the mirror is NULL, or the mirror is not registered");
 	if (page_shift < HMM_PAGE_SHIFT || page_shift > HMM_REGION_SHIFT)
 		return hmmc_fail(-EINVAL, "there are no pages of 1 << %u bytes", page_shift);
 	page = 1UL << page_shift;
 	if (start >= end || end > HMM_VA_END || start % page || end % page)
-		return hmmc_fail(-EINVAL,
-				 "the range is empty, ends above user space or is not of whole pages of %lu bytes",
-				 page);
+		return hmmc_fail(
+			-EINVAL,
+			"the range is empty, ends above user space or is not of whole pages of %lu bytes",
+			page);
 	if (hmmc_mirror_check(mirror))
 		return hmmc_fail(-EFAULT, "the mirror's owner is gone");
 	private = hmmc_arena_alloc(sizeof(*private));
@@ -184,7 +187,7 @@ int hmm_range_register(struct hmm_range *range, struct hmm_mirror *mirror, unsig
 	futex_lock(&private->hmm->lock);
 	private->next = private->mirror->ranges;
 	if (private->next)
-		private->next->previous = private;
+	private->next->previous = private;
 	private->mirror->ranges = private;
 	futex_unlock(&private->hmm->lock);
 	begin_anew(range);
@@ -195,7 +198,7 @@ void hmmc_range_orphan(struct hmm_mirror_private *mirror)
 {
 	futex_lock(&mirror->hmm->lock);
 	for (struct hmm_range_private *private = mirror->ranges; private; private = private->next)
-		private->mirror = NULL;
+	private->mirror = NULL;
 	mirror->ranges = NULL;
 	futex_unlock(&mirror->hmm->lock);
 }
@@ -252,11 +255,10 @@ void hmm_range_unregister(struct hmm_range *range)
 	if (private->mirror) {
 		futex_lock(&private->hmm->lock);
 		if (private->previous)
-			private->previous->next = private->next;
-		else
-			private->mirror->ranges = private->next;
+		private->previous->next = private->next;
+		else private->mirror->ranges = private->next;
 		if (private->next)
-			private->next->previous = private->previous;
+		private->next->previous = private->previous;
 		futex_unlock(&private->hmm->lock);
 	}
 	hmmc_arena_free(private, sizeof(*private));
@@ -272,14 +274,16 @@ static int check_arrays(const struct hmm_range *range)
 	if (!range->pfns || !flags || !values)
 		return hmmc_fail(-EINVAL, "pfns, flags or values is NULL");
 	if (range->pfn_shift > HMM_PAGE_SHIFT)
-		return hmmc_fail(-EINVAL, "pfn_shift is %u, more than %u", range->pfn_shift, HMM_PAGE_SHIFT);
+		return hmmc_fail(-EINVAL, "pfn_shift is %u, more than %u", range->pfn_shift,
+				 HMM_PAGE_SHIFT);
 	number = ((1UL << 40) - 1) << range->pfn_shift;
 	if ((flags[HMM_PFN_VALID] | flags[HMM_PFN_WRITE] | flags[HMM_PFN_DEVICE_PRIVATE]) & number)
 		return hmmc_fail(-EINVAL, "a flag lies in the bits of the page's number");
 	if (!flags[HMM_PFN_VALID] || values[HMM_PFN_NONE] & flags[HMM_PFN_VALID] ||
 	    values[HMM_PFN_NONE] == values[HMM_PFN_ERROR] ||
 	    values[HMM_PFN_NONE] == values[HMM_PFN_SPECIAL])
-		return hmmc_fail(-EINVAL, "the value of NONE cannot be told from a page, ERROR or SPECIAL");
+		return hmmc_fail(-EINVAL,
+				 "the value of NONE cannot be told from a page, ERROR or SPECIAL");
 	return 0;
 }
 
@@ -309,7 +313,8 @@ static uint8_t entry_of(uint64_t entry)
 	result = HMM_RANGE_ENTRY_VALID | (entry & HMM_TABLE_WRITE ? HMM_RANGE_ENTRY_WRITE : 0);
 	if (entry & HMM_TABLE_DEVICE)
 		result |= HMM_RANGE_ENTRY_DEVICE |
-			  (uint8_t)(((entry >> HMM_TABLE_PFN_SHIFT) / HMM_TABLE_DEVICE_PFN - 1) << HOLDER_SHIFT);
+			  (uint8_t)(((entry >> HMM_TABLE_PFN_SHIFT) / HMM_TABLE_DEVICE_PFN - 1)
+				    << HOLDER_SHIFT);
 	if (entry & HMM_TABLE_COHERENT)
 		result |= HMM_RANGE_ENTRY_COHERENT;
 	return result;
@@ -332,7 +337,8 @@ static bool is_as_wanted(const struct hmm_range_private *private, uint8_t entry,
 		return false;
 	if (want & HMM_RANGE_WANT_WRITE && !(entry & HMM_RANGE_ENTRY_WRITE))
 		return false;
-	return !want || !is_private(entry) || (is_own(private, entry) && !(want & HMM_RANGE_WANT_HOME));
+	return !want || !is_private(entry) ||
+	       (is_own(private, entry) && !(want & HMM_RANGE_WANT_HOME));
 }
 
 /* The driver's entry. */
@@ -358,9 +364,9 @@ static uint64_t encode(const struct hmm_range *range, uint64_t addr, uint8_t ent
 struct look {
 	struct hmm_range *range;
 	bool snapshot, block;
-	uint8_t *entries;		/* what was found, one for each page */
-	uint64_t numbers;		/* the sum that they belong to, so far */
-	size_t done;			/* pages */
+	uint8_t *entries; /* what was found, one for each page */
+	uint64_t numbers; /* the sum that they belong to, so far */
+	size_t done;	  /* pages */
 	enum hmm_range_stop stop;
 };
 
@@ -414,7 +420,8 @@ static struct request *new_request(const struct look *look, uint64_t start, uint
 {
 	struct hmm_range *range = look->range;
 	struct hmm_range_private *private = range->priv;
-	size_t pages = (end - start) >> HMM_PAGE_SHIFT, first = (start - range->start) >> HMM_PAGE_SHIFT;
+	size_t pages = (end - start) >> HMM_PAGE_SHIFT,
+	       first = (start - range->start) >> HMM_PAGE_SHIFT;
 	struct hmm_msg_range_fault *message;
 	struct request *request;
 	bool alike = true;
@@ -427,7 +434,7 @@ static struct request *new_request(const struct look *look, uint64_t start, uint
 		return NULL;
 	message = (struct hmm_msg_range_fault *)request->message;
 	if (!private->hold)
-		private->hold = new_hold(private->hmm);
+	private->hold = new_hold(private->hmm);
 	message->hold = private->hold;
 	message->hold_start = range->start;
 	message->hold_end = range->end;
@@ -444,8 +451,8 @@ static struct request *new_request(const struct look *look, uint64_t start, uint
 	return request;
 }
 
-static int take_answer(struct look *look, const struct hmm_msg_range_fault_reply *reply, uint64_t start,
-		       uint64_t end)
+static int take_answer(struct look *look, const struct hmm_msg_range_fault_reply *reply,
+		       uint64_t start, uint64_t end)
 {
 	size_t pages = (end - start) >> HMM_PAGE_SHIFT;
 	size_t first = (start - look->range->start) >> HMM_PAGE_SHIFT;
@@ -508,12 +515,14 @@ static int explain(const struct look *look, int error)
 				 look->range->page_shift);
 	case -EFAULT:
 		if (look->stop != HMM_RANGE_STOP_END)
-			return hmmc_fail(error, "%#lx: nothing is mapped, it is not memory, or it is lost", at);
+			return hmmc_fail(error,
+					 "%#lx: nothing is mapped, it is not memory, or it is lost",
+					 at);
 		return hmmc_fail(error, "the owner is gone");
 	case -ENOMEM:
 		return hmmc_fail(error, "there is no memory to look at the pages");
 	case -EPROTO:
-		return error;	/* said where it was found */
+		return error; /* said where it was found */
 	default:
 		return hmmc_fail(error, "hmmd cannot look at the pages: %s", strerror(-error));
 	}
@@ -526,7 +535,8 @@ static void fill(const struct look *look, int error)
 	size_t found = error == -EPERM ? 0 : look->done, i;
 
 	for (i = 0; i < found; i++)
-		range->pfns[i] = encode(range, range->start + (i << HMM_PAGE_SHIFT), look->entries[i]);
+		range->pfns[i] =
+			encode(range, range->start + (i << HMM_PAGE_SHIFT), look->entries[i]);
 	if (i < pages && error == -EFAULT && look->stop == HMM_RANGE_STOP_ERROR)
 		range->pfns[i++] = range->values[HMM_PFN_ERROR];
 	else if (i < pages && error == -EFAULT && look->stop == HMM_RANGE_STOP_SPECIAL)
@@ -546,7 +556,8 @@ static long look_at(struct look *look, int invalid)
 		range->priv->numbers = look->numbers + tables;
 		range->priv->stable = true;
 		if (!hmm_range_valid(range))
-			return hmmc_fail(invalid, "something changed in the range meanwhile; ask again");
+			return hmmc_fail(invalid,
+					 "something changed in the range meanwhile; ask again");
 	}
 	if (!error || error == -EFAULT || error == -EPERM)
 		fill(look, error);
@@ -555,7 +566,7 @@ static long look_at(struct look *look, int invalid)
 
 static long look(struct hmm_range *range, bool snapshot, bool block)
 {
-	struct look look = { .range = range, .snapshot = snapshot, .block = block };
+	struct look look = {.range = range, .snapshot = snapshot, .block = block};
 	const int invalid = snapshot ? -EAGAIN : -EBUSY;
 	uint8_t few[FEW_PAGES];
 	size_t pages;
@@ -576,7 +587,8 @@ static long look(struct hmm_range *range, bool snapshot, bool block)
 	if (!hmm_range_valid(range))
 		return hmmc_fail(invalid, "the range is not valid: wait until it is");
 	if (pages > FEW_PAGES)
-		look.entries = hmmc_map(NULL, pages, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		look.entries = hmmc_map(NULL, pages, PROT_READ | PROT_WRITE,
+					MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (!look.entries)
 		return hmmc_fail(-ENOMEM, "no memory to look at %zu pages", pages);
 	result = look_at(&look, invalid);
@@ -601,13 +613,15 @@ static int check_dma(const struct hmm_range *range, const struct hmm_device *dev
 		     const uint64_t *daddrs)
 {
 	if (!range || !range->priv || !range->pfns || !device || !daddrs)
-		return hmmc_fail(-EINVAL, "range, device or daddrs is NULL, or the range is not registered");
+		return hmmc_fail(-EINVAL,
+				 "range, device or daddrs is NULL, or the range is not registered");
 	if (range->priv->mirror && range->priv->mirror->device != device)
 		return hmmc_fail(-EINVAL, "the range is of another device's mirror");
 	return 0;
 }
 
-long hmm_range_dma_map(struct hmm_range *range, struct hmm_device *device, uint64_t *daddrs, bool block)
+long hmm_range_dma_map(struct hmm_range *range, struct hmm_device *device, uint64_t *daddrs,
+		       bool block)
 {
 	int error = check_dma(range, device, daddrs);
 	long pages = error ? error : hmm_range_fault(range, block), mapped = 0;
@@ -622,26 +636,30 @@ long hmm_range_dma_map(struct hmm_range *range, struct hmm_device *device, uint6
 			continue;
 		/* Another device's, seen because nothing was asked of it, has none either. */
 		if (pfn / HMM_PFN_DEVICE_FIRST != (range->priv->mirror->id & 0xff) + 1) {
-			error = hmmc_fail(-EFAULT, "%#lx is not in the device's memory, and there is no IOMMU",
-					  range->start + ((unsigned long)i << HMM_PAGE_SHIFT));
+			error = hmmc_fail(
+				-EFAULT,
+				"%#lx is not in the device's memory, and there is no IOMMU",
+				range->start + ((unsigned long)i << HMM_PAGE_SHIFT));
 		} else {
 			daddrs[i] = (uint64_t)pfn << HMM_PAGE_SHIFT;
 			mapped++;
 		}
 	}
 	if (!error && (!mapped || !hmm_range_valid(range)))
-		error = hmmc_fail(-EBUSY, "there is no page in the range, or something changed meanwhile");
+		error = hmmc_fail(-EBUSY,
+				  "there is no page in the range, or something changed meanwhile");
 	if (error)
 		memset(daddrs, 0, (size_t)pages * sizeof(*daddrs));
 	return error ? error : mapped;
 }
 
-long hmm_range_dma_unmap(struct hmm_range *range, struct hmm_device *device, uint64_t *daddrs, bool dirty)
+long hmm_range_dma_unmap(struct hmm_range *range, struct hmm_device *device, uint64_t *daddrs,
+			 bool dirty)
 {
 	int error = check_dma(range, device, daddrs);
 	long unmapped = 0;
 
-	(void)dirty;		/* the device's memory is the page: there is no copy to write back */
+	(void)dirty; /* the device's memory is the page: there is no copy to write back */
 	if (!error)
 		error = check_arrays(range);
 	if (error)
