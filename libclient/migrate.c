@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "arena.h"
+#include "dispatch.h"
 #include "fork.h"
 #include "log.h"
 #include "space.h"
@@ -123,6 +124,8 @@ long hmm_migrate(struct hmm_mirror *mirror, unsigned long addr, size_t length,
 	struct rest rest;
 	int error = check(mirror, addr, length, target), failed;
 
+	if (!error)
+		error = hmmc_dispatch_check();
 	if (error)
 		return error;
 	if (flags & ~HMM_MIGRATE_POPULATE)

@@ -49,7 +49,7 @@ int hmmc_prepare_owner(struct request *request)
 	return 0;
 }
 
-int hmmc_space_check(const struct hmm *hmm)
+int hmmc_space_check_handle(const struct hmm *hmm)
 {
 	if (!hmm)
 		return hmmc_fail(-EINVAL, "the handle is NULL");
@@ -57,6 +57,15 @@ int hmmc_space_check(const struct hmm *hmm)
 		return hmmc_fail(
 			-ESTALE,
 			"the handle belongs to the process that forked this one; open anew");
+	return 0;
+}
+
+int hmmc_space_check(const struct hmm *hmm)
+{
+	int error = hmmc_space_check_handle(hmm);
+
+	if (error)
+		return error;
 	if (__atomic_load_n(&hmm->lost, __ATOMIC_ACQUIRE))
 		return hmmc_fail(-ESTALE,
 				 "the owner or its hmmd is gone; close the handle and open anew");
@@ -421,6 +430,10 @@ void hmm_close(struct hmm *hmm)
 	if (!hmm || hmm->generation != process.generation)
 		return;
 	futex_lock(&process.lock);
+	if (hmm->references == 1 && hmmc_dispatch_check()) {
+		futex_unlock(&process.lock);
+		return;
+	}
 	if (--hmm->references) {
 		futex_unlock(&process.lock);
 		return;

@@ -32,6 +32,7 @@ struct hmm_mirror_private {
 	uint32_t id;			/* owner << 8 | index */
 	uint64_t flags;
 	uint32_t gone;			/* its owner is: release() was called */
+	uint32_t leaving;		/* under hmm->lock: nothing is queued any more */
 	uint32_t callbacks;		/* futex: running or queued */
 };
 
@@ -67,6 +68,8 @@ struct hmm {
 
 /* The text for a missing or dead handle. Return: 0, -EINVAL or -ESTALE. */
 int hmmc_space_check(const struct hmm *hmm);
+/* The same, but for one whose owner or hmmd is gone. */
+int hmmc_space_check_handle(const struct hmm *hmm);
 /* request->prepare for messages whose first field is the owner: a restart may change its id. */
 int hmmc_prepare_owner(struct request *request);
 /* This process's, or NULL; nobody opens or closes until the unlock. */
@@ -96,6 +99,8 @@ int hmmc_window_restore(struct hmm *hmm);
 void hmmc_window_freeze(struct hmm *hmm, bool frozen);
 /* For good, after it was frozen. */
 void hmmc_window_abandon(struct hmm *hmm);
+/* Both, for the windows of one mirror: its owner is gone. In any thread. */
+void hmmc_window_shut(struct hmm_mirror_private *mirror);
 
 /* statement.c: what was said of ranges. */
 enum statement_kind { STATEMENT_EXCLUDED, STATEMENT_UNPINNED };
