@@ -88,6 +88,13 @@ int hmmc_mirror_check(const struct hmm_mirror *mirror);
 /* mirror.c: registers every mirror again, under its old id where @same. */
 int hmmc_mirror_restore(struct hmm *hmm, bool same);
 
+/* migrate.c: 0, or what is wrong with a range of a mirror, with the text. */
+int hmmc_migrate_check(const struct hmm_mirror *mirror, unsigned long addr, size_t length);
+/* hmm_migrate() with the protocol's flags. */
+long hmmc_migrate(struct hmm_mirror *mirror, unsigned long addr, size_t length,
+		  enum hmm_target target, uint64_t flags, uint8_t *results,
+		  struct hmm_migrate_report *report);
+
 /* alloc.c: coherent memory outlives its handle as ordinary shared memory. */
 void hmmc_alloc_forget(struct hmm *hmm);
 

@@ -40,6 +40,7 @@
 #define HMM_TABLE_DEVICE	(1ULL << 2)	/* it lies in device memory */
 #define HMM_TABLE_COHERENT	(1ULL << 3)	/* CPU and device map the same page */
 #define HMM_TABLE_ERROR		(1ULL << 4)	/* the device lost it */
+#define HMM_TABLE_EXCLUSIVE	(1ULL << 5)	/* the device has it to itself */
 #define HMM_TABLE_FLAGS		0xfffULL
 #define HMM_TABLE_PFN_SHIFT	12
 /* Device pages are numbered above every system page: mirror index 0 starts here. */

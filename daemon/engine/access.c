@@ -145,6 +145,11 @@ static int access_step(struct access *access)
 		/* fall through */
 	case HMM_PAGE_DEVICE:
 	case HMM_PAGE_COHERENT:
+		if (block_mirror(block) != access->mirror && exclusive_page(block, page_index(addr))) {
+			owner_queue(access->owner, &access->task);
+			exclusive_take_back(block, page_index(addr), HMM_BLOCK_PAGES, 0);
+			return 1;
+		}
 		shadow = block_shadow(block);
 		if (!shadow)
 			return -EIO;

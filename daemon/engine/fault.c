@@ -81,13 +81,13 @@ void fault_retry(struct owner *owner)
 	TAILQ_CONCAT(&owner->runnable, &owner->retry, link);
 }
 
-/* The run of pages in @state from @first on, at most @max long. */
+/* The run of pages in @state from @first on, at most @max long; none that a device has to itself. */
 static void run_from(const struct block *block, unsigned int first, unsigned int max,
 		     enum hmm_page_state state, struct pages *pages)
 {
 	*pages = (struct pages){ 0 };
 	for (unsigned int i = first; i < HMM_BLOCK_PAGES && i - first < max; i++) {
-		if (page_state(block, i) != state)
+		if (page_state(block, i) != state || exclusive_page(block, i))
 			return;
 		pages_set(pages, i);
 	}
@@ -211,7 +211,7 @@ static void bring_whole(struct owner *owner, uint64_t start, uint64_t next, uint
 	for (; end < limit; end += HMM_BLOCK_SIZE) {
 		const struct block *block = block_find(owner, end);
 
-		if (!block || !block_at_rest(block) || !migrate_can_slot(block))
+		if (!block || !block_at_rest(block) || !migrate_can_slot(block) || exclusive_any(block))
 			break;
 	}
 	if (end == start)
@@ -313,6 +313,11 @@ void fault_serve(struct owner *owner, uint64_t addr, uint64_t flags, uint32_t ti
 		home_begin(block, &pages, page_index(addr), true, HMM_REASON_CPU_FAULT, flags, NULL);
 		break;
 	case HMM_PAGE_DEVICE:
+		if (exclusive_page(block, page_index(addr))) {
+			owner_count(owner, COUNTER_FAULT_PAGES_HOME, 1);
+			exclusive_take_back(block, page_index(addr), page_index(addr), flags);
+			break;
+		}
 		pages = walk_pages(owner, block, page, HMM_PAGE_DEVICE);
 		if (walk_whole(owner, block, &pages, addr, flags))
 			break;

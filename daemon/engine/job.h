@@ -19,6 +19,7 @@ struct migration {
 	const struct device *only;	/* home: pages of this device only; NULL: all */
 	uint64_t start, end, next;	/* next: where no job has been yet */
 	bool to_device, populate;
+	bool exclusive;			/* what gets there is marked */
 	unsigned int running;
 	bool finishing;
 	uint8_t *results;		/* one per page, or NULL */
@@ -51,6 +52,9 @@ void result_range(struct job *job, unsigned int first, unsigned int end, enum hm
 void job_again(struct job *job);
 /* Every page has its result: the migration goes on, the job is gone. */
 void job_finish(struct job *job);
+
+/* exclusive.c: marks what is on the device now; what can't be has its reason as result. */
+void exclusive_grant(struct migration *migration);
 
 void job_run_out(struct job *job);
 void job_run_home(struct job *job);

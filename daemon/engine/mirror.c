@@ -299,5 +299,6 @@ void mirror_peer_gone(struct owner *owner, uint64_t peer)
 		/* The pages stay where they are: the owner's touch brings them home. */
 		mirror->peer = 0;
 		mirror->flags &= ~HMM_MIRROR_FLAGS_CALLBACKS;
+		exclusive_forget(mirror);
 	}
 }

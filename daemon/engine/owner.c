@@ -526,6 +526,9 @@ void owner_request(struct owner *owner, struct letter *letter)
 	case HMM_OP_ADVISE:
 		advise(owner, letter);
 		break;
+	case HMM_OP_EXCLUSIVE_END:
+		exclusive_end(owner, letter);
+		break;
 	default:
 		letter_fail(letter, -EOPNOTSUPP, "%s is not for an owner",
 			    hmm_opcode_name(letter->message->opcode));

@@ -504,6 +504,15 @@ void window_wake(struct block *block, unsigned int first, unsigned int end);
 /* A driver that did not answer: everything it maps of the range is taken away. */
 void window_revoke(struct owner *owner, uint64_t peer, uint64_t start, uint64_t end, int error);
 
+/* exclusive.c: pages that a device has to itself */
+bool exclusive_page(const struct block *block, unsigned int i);
+bool exclusive_any(const struct block *block);
+/* The page goes home, alone and never as S. @first: as in home_begin(). The block must be at rest. */
+void exclusive_take_back(struct block *block, unsigned int i, unsigned int first, uint64_t fault_flags);
+void exclusive_end(struct owner *owner, struct letter *letter);
+/* Its driver is gone. */
+void exclusive_forget(struct mirror *mirror);
+
 /* access.c */
 void access_request(struct owner *owner, struct letter *letter);	/* DEVICE_READ, _WRITE, ALLOC, FREE */
 

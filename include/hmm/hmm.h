@@ -116,6 +116,7 @@ void hmm_set_log(hmm_log_fn fn, void *data);
 
 #include <hmm/device.h>
 #include <hmm/dispatch.h>
+#include <hmm/exclusive.h>
 #include <hmm/mirror.h>
 #include <hmm/migrate.h>
 #include <hmm/mm.h>

@@ -106,6 +106,7 @@ ssize_t hmm_device_write(struct hmm_mirror *mirror, unsigned long addr, const vo
 #define HMM_ENTRY_DEVICE	(1ULL << 2)
 #define HMM_ENTRY_COHERENT	(1ULL << 3)
 #define HMM_ENTRY_ERROR		(1ULL << 4)
+#define HMM_ENTRY_EXCLUSIVE	(1ULL << 5)	/* see hmm_device_exclusive_begin() */
 uint64_t hmm_mirror_lookup(const struct hmm_mirror *mirror, unsigned long addr);
 
 #ifdef __cplusplus
