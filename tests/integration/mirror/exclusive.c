@@ -521,6 +521,16 @@ static void driver_close(struct hmm_window *window, unsigned int lost)
 	hmm_close(hmm);
 }
 
+/* Long enough for the CPU to get in between, if it could. */
+static void add_slowly(volatile uint64_t *counter)
+{
+	uint64_t seen = *counter;
+
+	for (volatile int i = 0; i < 1000; i++)
+		;
+	*counter = seen + 1;
+}
+
 /*
  * The device's increments are a load and a store, with nothing but the protocol to keep
  * the CPU out: the page that it has to itself is not taken while it holds the lock.
@@ -541,7 +551,7 @@ static void counted_plainly_driver(void)
 		for (unsigned int i = 0; i < BURST && done < INCREMENTS; i++) {
 			pthread_mutex_lock(&device_lock);
 			if (hmm_device_exclusive_check(&mirror, address, PAGE)) {
-				counter[0] = counter[0] + 1;
+				add_slowly(counter);
 				done++;
 			} else {
 				i = BURST;
@@ -584,7 +594,7 @@ static void count_together(const char *name)
 		__atomic_fetch_add(counter, 1, __ATOMIC_SEQ_CST);
 		/* So that the driver is in the middle of something most times. */
 		if (i % BURST == BURST - 1)
-			usleep(20);
+			usleep(400);
 	}
 	CHECK(test_hear(socket, &word, NULL));
 	test_reap(driver, 0);
