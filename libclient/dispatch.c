@@ -33,6 +33,8 @@ struct item {
 	struct hmm_update update;
 	uint64_t cookie;
 	uint32_t life;			/* of the connection that asked */
+	bool anew;			/* after a restart: the answer is that the mirror is ready */
+	uint32_t id;			/* ... whose number is this */
 };
 
 struct dispatch {
@@ -65,11 +67,40 @@ int hmmc_dispatch_check(void)
 			 "do it in another thread or later");
 }
 
-static void acknowledge(struct hmm *hmm, const struct item *item, int status)
+/* The hmmd that waits for it is not there any more: the next waits for another. */
+static int check_life(struct request *request)
+{
+	struct connection *connection = request->connection;
+	uint32_t life;
+
+	futex_lock(&connection->lock);
+	life = connection->life;
+	futex_unlock(&connection->lock);
+	return request->life == life ? 0 : -ESTALE;
+}
+
+static void say_ready(struct hmm *hmm, const struct item *item)
+{
+	struct request *request;
+
+	request = hmmc_request_new(hmm->connection, HMM_OP_MIRROR_READY,
+				   sizeof(struct hmm_msg_mirror_ready));
+	if (!request)
+		return;		/* hmmd waits for as long as for a driver that stays away */
+	((struct hmm_msg_mirror_ready *)request->message)->mirror = item->id;
+	request->life = item->life;
+	request->prepare = check_life;
+	request->complete = hmmc_request_free;
+	hmmc_request_post(request);
+}
+
+static void answer(struct hmm *hmm, const struct item *item, int status)
 {
 	struct request *request;
 	struct hmm_msg_ack *ack;
 
+	if (item->anew)
+		say_ready(hmm, item);
 	if (!item->cookie)
 		return;
 	request = hmmc_request_new(hmm->connection, HMM_OP_ACK, sizeof(*ack));
@@ -150,7 +181,7 @@ void hmmc_dispatch_drop(struct hmm *hmm, struct hmm_mirror_private *mirror)
 	futex_unlock(&dispatch->lock);
 	while ((item = dropped)) {
 		dropped = item->next;
-		acknowledge(hmm, item, 0);
+		answer(hmm, item, 0);
 		done(item);
 	}
 }
@@ -205,7 +236,7 @@ static void call(struct hmm *hmm, struct item *item)
 	current = false;
 	if (item->release)
 		hmmc_window_shut(item->mirror);
-	acknowledge(hmm, item, status > 0 ? 0 : status);
+	answer(hmm, item, status > 0 ? 0 : status);
 	done(item);
 }
 
@@ -426,7 +457,29 @@ void hmmc_dispatch_invalidate(struct hmm *hmm, const struct hmm_msg_invalidate *
 		queued = queue(hmm->dispatch, mirror, &item);
 	futex_unlock(&hmm->lock);
 	if (!queued)
-		acknowledge(hmm, &item, 0);
+		answer(hmm, &item, 0);
+}
+
+void hmmc_dispatch_anew(struct hmm *hmm)
+{
+	struct item item = {
+		.update = {
+			.end = HMM_VA_END, .event = HMM_UPDATE_INVALIDATE,
+			.reason = HMM_REASON_MIGRATE, .blockable = true,
+		},
+		.life = hmm->connection->life,
+		.anew = true,
+	};
+
+	futex_lock(&hmm->lock);
+	for (struct hmm_mirror_private *mirror = hmm->mirrors; mirror; mirror = mirror->next) {
+		if (!(mirror->flags & HMM_MIRROR_FLAGS_CALLBACKS))
+			continue;
+		item.id = mirror->id;
+		if (mirror->leaving || !queue(hmm->dispatch, mirror, &item))
+			answer(hmm, &item, 0);
+	}
+	futex_unlock(&hmm->lock);
 }
 
 /* Return: one that has no release() to be run first, with a callback counted. */

@@ -36,5 +36,10 @@ void hmmc_dispatch_drop(struct hmm *hmm, struct hmm_mirror_private *mirror);
  */
 void hmmc_dispatch_invalidate(struct hmm *hmm, const struct hmm_msg_invalidate *event);
 void hmmc_dispatch_release(struct hmm *hmm);
+/*
+ * After a restart: the last hmmd may have died between a change and telling of it, so every
+ * mirror lets go of everything. The next one waits until they have.
+ */
+void hmmc_dispatch_anew(struct hmm *hmm);
 
 #endif

@@ -520,6 +520,8 @@ static int restore_owner(struct hmm *hmm, bool anew)
 		error = hmmc_device_restore(hmm);
 	if (!error)
 		error = hmmc_mirror_restore(hmm, !anew);
+	if (!error)
+		hmmc_dispatch_anew(hmm);
 	/* What must not move is known before a driver can come by the key and ask for it. */
 	if (!error)
 		error = hmmc_statement_restore(hmm);
@@ -538,6 +540,8 @@ static int restore_peer(struct hmm *hmm)
 		error = hmmc_device_restore(hmm);
 	if (!error)
 		error = hmmc_mirror_restore(hmm, false);
+	if (!error)
+		hmmc_dispatch_anew(hmm);
 	if (!error)
 		error = hmmc_window_restore(hmm);
 	return error;

@@ -124,8 +124,8 @@ struct hmm_journal_mirror {
 	uint32_t windows;	/* that serve: the successor waits for them */
 	uint64_t size;		/* of the device */
 	uint64_t caps;
-	int32_t driver;		/* the pid that has these windows */
-	uint32_t reserved;
+	int32_t driver;		/* the pid that has these windows, or is called back */
+	uint32_t callbacks;	/* it is called back: the successor waits until it has let go of all */
 	char device[64];
 };
 #define HMM_JOURNAL_MIRRORS	16

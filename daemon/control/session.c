@@ -105,6 +105,7 @@ static const struct verb verbs[] = {
 	[HMM_OP_RANGES] = { ABOUT(OWNER, ranges, owner, LOOK) },
 	[HMM_OP_CELLS] = { ABOUT(OWNER, cells, owner, LOOK) },
 	[HMM_OP_DOCTOR] = { .answer = answer_list },
+	[HMM_OP_MIRROR_READY] = { ABOUT(MIRROR, mirror_ready, mirror, DRIVE) },
 	[HMM_OP_EXCLUSIVE_END] = { ABOUT(MIRROR, exclusive_end, mirror, DRIVE) },
 };
 

@@ -526,6 +526,9 @@ void owner_request(struct owner *owner, struct letter *letter)
 	case HMM_OP_ADVISE:
 		advise(owner, letter);
 		break;
+	case HMM_OP_MIRROR_READY:
+		mirror_ready(owner, letter);
+		break;
 	case HMM_OP_EXCLUSIVE_END:
 		exclusive_end(owner, letter);
 		break;

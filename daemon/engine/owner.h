@@ -144,6 +144,7 @@ struct mirror {
 	bool leaving;
 	unsigned int migrations;	/* that go out to it */
 	unsigned int awaited;		/* windows of before a restart that are not back yet */
+	bool unready;			/* its driver may act on what it was told before a restart */
 	bool strayed;			/* some never came: they show what is not punched */
 	_Atomic uint64_t device_pages, shared_pages;
 	_Atomic unsigned int windows;
@@ -522,6 +523,9 @@ struct mirror *mirror_new(struct owner *owner, unsigned int index, struct device
 struct mirror *mirror_by_id(struct owner *owner, uint32_t id);
 void mirror_peer_gone(struct owner *owner, uint64_t peer);
 void mirror_free(struct mirror *mirror);
+/* Its driver is @pid, who says what it wants: so that a successor knows for whom to wait. */
+void mirror_note_driver(struct mirror *mirror, uint64_t peer, uint64_t flags, pid_t pid);
+void mirror_ready(struct owner *owner, struct letter *letter);
 /* The mirror's shadow of @addr; the owner is told of a new one. */
 int mirror_shadow(struct mirror *mirror, uint64_t addr, struct shadow **result);
 void mirror_send_region(struct mirror *mirror, const struct shadow *shadow, uint64_t peer,

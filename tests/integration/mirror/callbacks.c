@@ -356,6 +356,7 @@ static int ask_for_much(struct hmm_mirror *me, const struct hmm_update *update)
 	CHECK_EQ(hmm_migrate(me, page, PAGE, HMM_DEVICE, 0, NULL, NULL), -EDEADLK);
 	CHECK_EQ(hmm_migrate(me, page, PAGE, HMM_SYSTEM, 0, NULL, NULL), -EDEADLK);
 	CHECK_EQ(hmm_exclude(hmm, page, PAGE), -EDEADLK);
+	CHECK_EQ(hmm_drain(me), -EDEADLK);
 	CHECK_EQ(hmm_dispatch(hmm, 0, 0), -EDEADLK);
 	CHECK(strstr(hmm_last_error(), "callback"));
 	/* The last reference stays: its end would wait for this very callback. */
