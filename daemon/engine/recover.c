@@ -14,8 +14,9 @@
  * write. The ledger says how many there were and whose; a driver that has died is
  * not waited for, nor one that stays away for longer than its library keeps
  * windows open. A driver that is called back was perhaps not told of the last
- * change, so its library has it let go of everything, and says so (MIRROR_READY). Last, everything armed is woken, since faults that the dead hmmd
- * had read are not delivered again.
+ * change, so its library has it let go of everything, and says so (MIRROR_READY).
+ * Last, everything armed is woken, since faults that the dead hmmd had read are
+ * not delivered again.
  *
  * A ledger of a version that this hmmd does not know is refused: the library
  * brings everything home by itself.
