@@ -16,6 +16,9 @@
 #include "engine/worker.h"
 #include "log.h"
 
+/* An access finds what it filled zapped again, or something that is never there: how often it asks. */
+#define ZAPPED_TRIES	20U
+
 struct access {
 	struct task task;
 	struct owner *owner;
@@ -107,6 +110,9 @@ static ssize_t access_remote(struct access *access, struct block *block, uint64_
 		if (filled == -EAGAIN || lifted == -EAGAIN)
 			return -EAGAIN;
 	}
+	/* What was just filled may have been zapped, by a discard whose event was read before. */
+	if (block && block->record->flags & HMM_BLOCK_ARMED && access->tries++ < ZAPPED_TRIES)
+		return -EAGAIN;
 	return r < 0 ? (r == -EIO ? -EFAULT : r) : -EFAULT;
 }
 

@@ -555,7 +555,7 @@ static bool drivers_are_awaited(struct owner *owner, int64_t now)
 		if (driver && !is_alive(driver)) {
 			stop_waiting(mirror);
 		} else if (now >= owner->windows_deadline) {
-			log_warn("owner %u: the driver with pid %d did not come back: it is not waited for any longer",
+			log_warn("owner %u: the driver with pid %d did not come back to its windows or callbacks: it is not waited for any longer",
 				 owner->id, driver);
 			mirror->strayed |= mirror->awaited > 0;
 			stop_waiting(mirror);
