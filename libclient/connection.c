@@ -239,6 +239,9 @@ static void part(struct connection *connection)
 	futex_lock(&connection->send_lock);
 	close(connection->fd);
 	connection->fd = -1;
+	futex_lock(&connection->lock);
+	connection->life++;
+	futex_unlock(&connection->lock);
 	futex_unlock(&connection->send_lock);
 }
 

@@ -28,6 +28,7 @@ struct request {
 	unsigned int nfds;
 	bool borrowed;			/* the descriptors stay when the request goes */
 	uint32_t round;			/* of the connection it was last sent on; 0: not yet */
+	uint32_t life;			/* noreply: of the connection it is for */
 	uint32_t done;			/* latch */
 	uint32_t sending; /* the clerk is reading the message, though the answer may be here */
 	int error;
@@ -84,6 +85,7 @@ struct connection {
 	struct futex_lock lock;		/* what follows */
 	uint32_t state;
 	uint32_t round;			/* how many times it was up, from 1 */
+	uint32_t life;			/* how many times it ended: whom events came from */
 	uint32_t serial;
 	struct request *first, *last;	/* in flight, oldest first */
 	uint32_t closing;		/* futex: reconnection sleeps on it */

@@ -2,18 +2,28 @@
 /*
  * dispatch.c - invalidations and releases, one after the other, to the driver.
  *
- * The happy path: the receiver queues an event, this thread calls the mirror's
- * sync_cpu_device_pagetables() without holding anything and sends the answer
- * with the event's cookie. It has the program's descriptors, not the library's,
- * since callbacks are the program's code, and runs on arena memory.
+ * The happy path: the receiver queues an event; a thread takes it, calls the mirror's
+ * sync_cpu_device_pagetables() without holding anything and sends the answer with the
+ * event's cookie. Either it is the library's thread, which has the program's descriptors,
+ * since callbacks are the program's code, and runs on arena memory; or the driver asked
+ * for a descriptor (hmm_dispatch_fd()), which is readable while something is queued, and
+ * calls hmm_dispatch(). Whichever comes first for a handle stays. A thread that dispatches
+ * and waits for hmmd in another call runs callbacks there, since hmmd may be waiting for them.
  *
  * A callback that does not return keeps those after it waiting; hmmd's deadline
- * then revokes the windows. A mirror that is unregistered waits for its callbacks.
+ * then revokes the windows. A mirror that is unregistered waits for its callbacks that
+ * run; those that are queued are answered without being run. An answer is sent only on the
+ * connection that asked: the cookies of the next hmmd begin anew. When release() has
+ * returned the mirror's windows lead nowhere.
  */
+#include <errno.h>
+#include <limits.h>
 #include <string.h>
+#include <sys/eventfd.h>
 
 #include "arena.h"
 #include "dispatch.h"
+#include "log.h"
 #include "space.h"
 
 struct item {
@@ -22,39 +32,107 @@ struct item {
 	bool release;
 	struct hmm_update update;
 	uint64_t cookie;
+	uint32_t life;			/* of the connection that asked */
+	bool anew;			/* after a restart: the answer is that the mirror is ready */
+	uint32_t id;			/* ... whose number is this */
 };
 
 struct dispatch {
-	struct thread thread;
+	struct thread thread;		/* not started where the driver dispatches */
 	struct hmm *hmm;
-	struct futex_lock lock;
+	struct futex_lock lock;		/* the queue, and that fd agrees with it */
 	struct item *head, *tail;
+	unsigned int queued;
 	uint32_t posted;		/* futex */
 	uint32_t stop;
+	int fd;				/* an eventfd of the program, or -1 */
+	int signal;			/* the same in the private table */
 };
 
 static __thread bool current __attribute__((tls_model("initial-exec")));
+/* This thread dispatches: nobody else may be there to run what it waits for. */
+static __thread bool dispatches __attribute__((tls_model("initial-exec")));
 
 bool hmmc_dispatch_is_current(void)
 {
 	return current;
 }
 
-static void acknowledge(struct hmm *hmm, uint64_t cookie, int status)
+int hmmc_dispatch_check(void)
+{
+	if (!current)
+		return 0;
+	return hmmc_fail(-EDEADLK,
+			 "a callback cannot wait for pages, which may be waiting for it; "
+			 "do it in another thread or later");
+}
+
+/* The hmmd that waits for it is not there any more: the next waits for another. */
+static int check_life(struct request *request)
+{
+	struct connection *connection = request->connection;
+	uint32_t life;
+
+	futex_lock(&connection->lock);
+	life = connection->life;
+	futex_unlock(&connection->lock);
+	return request->life == life ? 0 : -ESTALE;
+}
+
+static void say_ready(struct hmm *hmm, const struct item *item)
+{
+	struct request *request;
+
+	request = hmmc_request_new(hmm->connection, HMM_OP_MIRROR_READY,
+				   sizeof(struct hmm_msg_mirror_ready));
+	if (!request)
+		return;		/* hmmd waits for as long as for a driver that stays away */
+	((struct hmm_msg_mirror_ready *)request->message)->mirror = item->id;
+	request->life = item->life;
+	request->prepare = check_life;
+	request->complete = hmmc_request_free;
+	hmmc_request_post(request);
+}
+
+static void answer(struct hmm *hmm, const struct item *item, int status)
 {
 	struct request *request;
 	struct hmm_msg_ack *ack;
 
-	if (!cookie)
+	if (item->anew)
+		say_ready(hmm, item);
+	if (!item->cookie)
 		return;
 	request = hmmc_request_new(hmm->connection, HMM_OP_ACK, sizeof(*ack));
 	if (!request)
 		return;		/* hmmd's deadline decides */
 	ack = (struct hmm_msg_ack *)request->message;
-	ack->cookie = cookie;
+	ack->cookie = item->cookie;
 	ack->status = status;
+	request->life = item->life;
 	request->complete = hmmc_request_free;
 	hmmc_request_post(request);
+}
+
+/* ---- the queue ------------------------------------------------------------------ */
+
+/* With the lock held, where the program's descriptors are. */
+static void unlink_after(struct dispatch *dispatch, struct item *previous)
+{
+	struct item *item = previous ? previous->next : dispatch->head;
+	uint64_t value;
+
+	if (previous)
+		previous->next = item->next;
+	else
+		dispatch->head = item->next;
+	if (dispatch->tail == item)
+		dispatch->tail = previous;
+	dispatch->queued--;
+	/* It cannot wait: it was signalled, and is read here alone. */
+	if (!dispatch->head && dispatch->fd >= 0 &&
+	    read(dispatch->fd, &value, sizeof(value)) < 0)
+		return;		/* the program closed it */
 }
 
 static struct item *take(struct dispatch *dispatch)
@@ -63,92 +141,64 @@ static struct item *take(struct dispatch *dispatch)
 
 	futex_lock(&dispatch->lock);
 	item = dispatch->head;
-	if (item) {
-		dispatch->head = item->next;
-		if (!dispatch->head)
-			dispatch->tail = NULL;
-	}
+	if (item)
+		unlink_after(dispatch, NULL);
 	futex_unlock(&dispatch->lock);
 	return item;
 }
 
-static void call(struct hmm *hmm, struct item *item)
+/* Whoever unregisters it may go on. */
+static void let_go(struct hmm_mirror_private *mirror)
 {
-	const struct hmm_mirror_ops *ops = item->mirror->mirror->ops;
-	int status = 0;
-
-	current = true;
-	if (item->release) {
-		if (ops->release)
-			ops->release(item->mirror->mirror);
-	} else if (ops->sync_cpu_device_pagetables) {
-		status = ops->sync_cpu_device_pagetables(item->mirror->mirror, &item->update);
-	}
-	current = false;
-	acknowledge(hmm, item->cookie, status > 0 ? 0 : status);
-	__atomic_sub_fetch(&item->mirror->callbacks, 1, __ATOMIC_ACQ_REL);
-	futex_wake(&item->mirror->callbacks, INT32_MAX);
+	/* The mirror may be freed at once: its address alone is used for the wake-up. */
+	__atomic_sub_fetch(&mirror->callbacks, 1, __ATOMIC_ACQ_REL);
+	futex_wake(&mirror->callbacks, INT32_MAX);
 }
 
-static void dispatch_main(void *argument)
+static void done(struct item *item)
 {
-	struct dispatch *dispatch = argument;
-
-	for (;;) {
-		uint32_t posted = __atomic_load_n(&dispatch->posted, __ATOMIC_ACQUIRE);
-		struct item *item = take(dispatch);
-
-		if (item) {
-			call(dispatch->hmm, item);
-			hmmc_arena_free(item, sizeof(*item));
-		} else if (__atomic_load_n(&dispatch->stop, __ATOMIC_ACQUIRE)) {
-			return;
-		} else {
-			futex_wait(&dispatch->posted, posted, NULL);
-		}
-	}
+	let_go(item->mirror);
+	hmmc_arena_free(item, sizeof(*item));
 }
 
-int hmmc_dispatch_start(struct hmm *hmm)
+void hmmc_dispatch_drop(struct hmm *hmm, struct hmm_mirror_private *mirror)
 {
-	struct dispatch *dispatch;
-	int error;
+	struct dispatch *dispatch = __atomic_load_n(&hmm->dispatch, __ATOMIC_ACQUIRE);
+	struct item *item, *previous = NULL, *dropped = NULL;
 
-	if (__atomic_load_n(&hmm->dispatch, __ATOMIC_ACQUIRE))
-		return 0;
-	dispatch = hmmc_arena_alloc(sizeof(*dispatch));
 	if (!dispatch)
-		return -ENOMEM;
-	dispatch->hmm = hmm;
-	error = hmmc_thread_start(&dispatch->thread, "hmm-dispatch", dispatch_main, dispatch);
-	if (error) {
-		hmmc_arena_free(dispatch, sizeof(*dispatch));
-		return error;
+		return;
+	futex_lock(&dispatch->lock);
+	for (item = dispatch->head; item; item = previous ? previous->next : dispatch->head) {
+		if (item->mirror != mirror) {
+			previous = item;
+			continue;
+		}
+		unlink_after(dispatch, previous);
+		item->next = dropped;
+		dropped = item;
 	}
-	__atomic_store_n(&hmm->dispatch, dispatch, __ATOMIC_RELEASE);
-	return 0;
+	futex_unlock(&dispatch->lock);
+	while ((item = dropped)) {
+		dropped = item->next;
+		answer(hmm, item, 0);
+		done(item);
+	}
 }
 
 static void post(struct dispatch *dispatch)
 {
 	__atomic_add_fetch(&dispatch->posted, 1, __ATOMIC_RELEASE);
-	futex_wake(&dispatch->posted, 1);
+	futex_wake(&dispatch->posted, INT32_MAX);
 }
 
-void hmmc_dispatch_free(struct dispatch *dispatch)
-{
-	if (!dispatch)
-		return;
-	__atomic_store_n(&dispatch->stop, 1, __ATOMIC_RELEASE);
-	post(dispatch);
-	hmmc_thread_join(&dispatch->thread);
-	hmmc_arena_free(dispatch, sizeof(*dispatch));
-}
-
+/* In the receiver, which has the private descriptors. */
 static bool queue(struct dispatch *dispatch, struct hmm_mirror_private *mirror,
 		  const struct item *what)
 {
 	struct item *item = dispatch ? hmmc_arena_alloc(sizeof(*item)) : NULL;
+	bool signalled = true;
+	uint64_t one = 1;
 
 	if (!item)
 		return false;
@@ -162,10 +212,231 @@ static bool queue(struct dispatch *dispatch, struct hmm_mirror_private *mirror,
 	else
 		dispatch->head = item;
 	dispatch->tail = item;
+	if (dispatch->queued++ == 0 && dispatch->signal >= 0)
+		signalled = write(dispatch->signal, &one, sizeof(one)) == sizeof(one);
 	futex_unlock(&dispatch->lock);
 	post(dispatch);
+	if (!signalled)
+		hmmc_log(HMMC_LOG_ERROR, "the descriptor for callbacks takes no signal");
 	return true;
 }
+
+/* ---- calling --------------------------------------------------------------------- */
+
+static void call(struct hmm *hmm, struct item *item)
+{
+	struct hmm_mirror *mirror = item->mirror->mirror;
+	int status = 0;
+
+	current = true;
+	if (item->release)
+		mirror->ops->release(mirror);
+	else if (mirror->ops->sync_cpu_device_pagetables)
+		status = mirror->ops->sync_cpu_device_pagetables(mirror, &item->update);
+	current = false;
+	if (item->release)
+		hmmc_window_shut(item->mirror);
+	answer(hmm, item, status > 0 ? 0 : status);
+	done(item);
+}
+
+static void dispatch_main(void *argument)
+{
+	struct dispatch *dispatch = argument;
+
+	for (;;) {
+		uint32_t posted = __atomic_load_n(&dispatch->posted, __ATOMIC_ACQUIRE);
+		struct item *item = take(dispatch);
+
+		if (item)
+			call(dispatch->hmm, item);
+		else if (__atomic_load_n(&dispatch->stop, __ATOMIC_ACQUIRE))
+			return;
+		else
+			futex_wait(&dispatch->posted, posted, NULL);
+	}
+}
+
+static void wait_for_item(struct dispatch *dispatch, int timeout_ms)
+{
+	uint64_t now = clock_ms(), end = now + (uint64_t)timeout_ms;
+	struct timespec rest;
+
+	for (;;) {
+		uint32_t posted = __atomic_load_n(&dispatch->posted, __ATOMIC_ACQUIRE);
+
+		if (__atomic_load_n(&dispatch->queued, __ATOMIC_ACQUIRE) ||
+		    (timeout_ms >= 0 && now >= end))
+			return;
+		rest = (struct timespec){ .tv_sec = (time_t)((end - now) / 1000),
+					  .tv_nsec = (long)((end - now) % 1000) * 1000000 };
+		futex_wait(&dispatch->posted, posted, timeout_ms < 0 ? NULL : &rest);
+		now = clock_ms();
+	}
+}
+
+void hmmc_dispatch_wait(struct hmm *hmm, uint32_t *latch)
+{
+	struct dispatch *dispatch = NULL;
+
+	if (dispatches && !current)
+		dispatch = __atomic_load_n(&hmm->dispatch, __ATOMIC_ACQUIRE);
+	if (!dispatch || dispatch->fd < 0) {
+		futex_latch_wait(latch);
+		return;
+	}
+	for (;;) {
+		uint32_t posted = __atomic_load_n(&dispatch->posted, __ATOMIC_ACQUIRE);
+		struct item *item;
+
+		if (__atomic_load_n(latch, __ATOMIC_ACQUIRE))
+			return;
+		item = take(dispatch);
+		if (item)
+			call(hmm, item);
+		else
+			futex_wait_either(latch, 0, &dispatch->posted, posted);
+	}
+}
+
+int hmm_dispatch(struct hmm *hmm, unsigned int max, int timeout_ms)
+{
+	struct dispatch *dispatch;
+	struct item *item;
+	unsigned int ran = 0, waiting;
+	int error = hmmc_space_check_handle(hmm);
+
+	if (!error)
+		error = hmmc_dispatch_check();
+	if (error)
+		return error;
+	dispatch = __atomic_load_n(&hmm->dispatch, __ATOMIC_ACQUIRE);
+	if (!dispatch || dispatch->fd < 0)
+		return hmmc_fail(
+			-EINVAL,
+			"callbacks of this handle do not come this way; call hmm_dispatch_fd() before the first mirror");
+	dispatches = true;
+	if (timeout_ms)
+		wait_for_item(dispatch, timeout_ms);
+	/* No more than wait now: others may come as fast as they are run. */
+	waiting = __atomic_load_n(&dispatch->queued, __ATOMIC_ACQUIRE);
+	if (!max || max > waiting)
+		max = waiting;
+	if (max > INT_MAX)
+		max = INT_MAX;
+	for (; ran < max && (item = take(dispatch)); ran++)
+		call(hmm, item);
+	return (int)ran;
+}
+
+/* ---- beginning and end --------------------------------------------------------------- */
+
+static struct dispatch *dispatch_new(struct hmm *hmm)
+{
+	struct dispatch *dispatch = hmmc_arena_alloc(sizeof(*dispatch));
+
+	if (!dispatch)
+		return NULL;
+	dispatch->hmm = hmm;
+	dispatch->fd = dispatch->signal = -1;
+	return dispatch;
+}
+
+/* Makes it the handle's, unless another thread was faster. Return: the handle's. */
+static struct dispatch *publish(struct dispatch *dispatch)
+{
+	struct dispatch *first = NULL;
+
+	if (__atomic_compare_exchange_n(&dispatch->hmm->dispatch, &first, dispatch, false,
+					__ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+		return dispatch;
+	hmmc_dispatch_free(dispatch);
+	return first;
+}
+
+int hmmc_dispatch_start(struct hmm *hmm)
+{
+	struct dispatch *dispatch;
+	int error;
+
+	if (__atomic_load_n(&hmm->dispatch, __ATOMIC_ACQUIRE))
+		return 0;
+	dispatch = dispatch_new(hmm);
+	if (!dispatch)
+		return -ENOMEM;
+	error = hmmc_thread_start(&dispatch->thread, "hmm-dispatch", dispatch_main, dispatch);
+	if (error) {
+		hmmc_arena_free(dispatch, sizeof(*dispatch));
+		return error;
+	}
+	publish(dispatch);
+	return 0;
+}
+
+static int take_signal(void *argument)
+{
+	struct dispatch *dispatch = argument;
+
+	dispatch->signal = hmmc_clerk_take_fd(dispatch->fd);
+	return dispatch->signal < 0 ? dispatch->signal : 0;
+}
+
+static int close_signal(void *argument)
+{
+	struct dispatch *dispatch = argument;
+
+	return close(dispatch->signal);
+}
+
+static int open_fd(struct dispatch *dispatch)
+{
+	dispatch->fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (dispatch->fd < 0)
+		return -errno;
+	return hmmc_clerk_call(take_signal, dispatch);
+}
+
+int hmm_dispatch_fd(struct hmm *hmm)
+{
+	struct dispatch *dispatch;
+	int error = hmmc_space_check(hmm);
+
+	if (error)
+		return error;
+	dispatch = __atomic_load_n(&hmm->dispatch, __ATOMIC_ACQUIRE);
+	if (!dispatch) {
+		dispatch = dispatch_new(hmm);
+		error = dispatch ? open_fd(dispatch) : -ENOMEM;
+		if (error) {
+			hmmc_dispatch_free(dispatch);
+			return hmmc_fail(error, "no descriptor for callbacks: %s",
+					 strerror(-error));
+		}
+		dispatch = publish(dispatch);
+	}
+	if (dispatch->fd < 0)
+		return hmmc_fail(
+			-EBUSY,
+			"a mirror with callbacks is registered: the library's thread runs them");
+	dispatches = true;
+	return dispatch->fd;
+}
+
+void hmmc_dispatch_free(struct dispatch *dispatch)
+{
+	if (!dispatch)
+		return;
+	__atomic_store_n(&dispatch->stop, 1, __ATOMIC_RELEASE);
+	post(dispatch);
+	hmmc_thread_join(&dispatch->thread);
+	if (dispatch->signal >= 0)
+		hmmc_clerk_call(close_signal, dispatch);
+	if (dispatch->fd >= 0)
+		close(dispatch->fd);
+	hmmc_arena_free(dispatch, sizeof(*dispatch));
+}
+
+/* ---- what hmmd says: in the receiver ---------------------------------------------------- */
 
 void hmmc_dispatch_invalidate(struct hmm *hmm, const struct hmm_msg_invalidate *event)
 {
@@ -175,26 +446,68 @@ void hmmc_dispatch_invalidate(struct hmm *hmm, const struct hmm_msg_invalidate *
 			.reason = event->reason, .blockable = event->blockable,
 		},
 		.cookie = event->cookie,
+		.life = hmm->connection->life,
 	};
 	struct hmm_mirror_private *mirror;
 	bool queued = false;
 
 	futex_lock(&hmm->lock);
 	mirror = hmmc_mirror_find(hmm, event->mirror);
-	if (mirror)
+	if (mirror && !mirror->leaving)
 		queued = queue(hmm->dispatch, mirror, &item);
 	futex_unlock(&hmm->lock);
 	if (!queued)
-		acknowledge(hmm, event->cookie, 0);
+		answer(hmm, &item, 0);
+}
+
+void hmmc_dispatch_anew(struct hmm *hmm)
+{
+	struct item item = {
+		.update = {
+			.end = HMM_VA_END, .event = HMM_UPDATE_INVALIDATE,
+			.reason = HMM_REASON_MIGRATE, .blockable = true,
+		},
+		.life = hmm->connection->life,
+		.anew = true,
+	};
+
+	futex_lock(&hmm->lock);
+	for (struct hmm_mirror_private *mirror = hmm->mirrors; mirror; mirror = mirror->next) {
+		if (!(mirror->flags & HMM_MIRROR_FLAGS_CALLBACKS))
+			continue;
+		item.id = mirror->id;
+		if (mirror->leaving || !queue(hmm->dispatch, mirror, &item))
+			answer(hmm, &item, 0);
+	}
+	futex_unlock(&hmm->lock);
+}
+
+/* Return: one that has no release() to be run first, with a callback counted. */
+static struct hmm_mirror_private *release_next(struct hmm *hmm)
+{
+	struct hmm_mirror_private *mirror;
+	struct item item = { .release = true };
+
+	futex_lock(&hmm->lock);
+	for (mirror = hmm->mirrors; mirror; mirror = mirror->next) {
+		if (__atomic_exchange_n(&mirror->gone, 1, __ATOMIC_ACQ_REL))
+			continue;
+		if (!mirror->leaving && mirror->mirror->ops->release &&
+		    queue(hmm->dispatch, mirror, &item))
+			continue;
+		__atomic_add_fetch(&mirror->callbacks, 1, __ATOMIC_ACQ_REL);
+		break;
+	}
+	futex_unlock(&hmm->lock);
+	return mirror;
 }
 
 void hmmc_dispatch_release(struct hmm *hmm)
 {
-	struct item item = { .release = true };
+	struct hmm_mirror_private *mirror;
 
-	futex_lock(&hmm->lock);
-	for (struct hmm_mirror_private *mirror = hmm->mirrors; mirror; mirror = mirror->next)
-		if (!__atomic_exchange_n(&mirror->gone, 1, __ATOMIC_ACQ_REL))
-			queue(hmm->dispatch, mirror, &item);
-	futex_unlock(&hmm->lock);
+	while ((mirror = release_next(hmm))) {
+		hmmc_window_shut(mirror);
+		let_go(mirror);
+	}
 }

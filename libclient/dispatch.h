@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* dispatch.h - the thread that calls the driver back. */
+/* dispatch.h - calling the driver back: in a thread, or when the driver says so. */
 #ifndef HMMC_DISPATCH_H
 #define HMMC_DISPATCH_H
 
@@ -7,17 +7,39 @@
 
 struct dispatch;
 
+struct hmm_mirror_private;
+
 /*
- * Starts it if there is none. From a thread of the program, whose descriptors callbacks
- * will see.
+ * Starts the thread, unless the driver dispatches or there is one. From a thread of the
+ * program, whose descriptors callbacks will see.
  */
 int hmmc_dispatch_start(struct hmm *hmm);
 void hmmc_dispatch_free(struct dispatch *dispatch);
 /* Is this a callback? */
 bool hmmc_dispatch_is_current(void);
+/*
+ * For calls that wait until a page is at rest. Return: 0, or -EDEADLK with the text where
+ * this is a callback, for which the page may be waiting.
+ */
+int hmmc_dispatch_check(void);
+/*
+ * Waits for a latch. Where the driver dispatches, and this is a thread that does, it runs the
+ * callbacks that come meanwhile: what is waited for may wait for them.
+ */
+void hmmc_dispatch_wait(struct hmm *hmm, uint32_t *latch);
+/* Callbacks of this mirror that have not begun are answered, and never run. */
+void hmmc_dispatch_drop(struct hmm *hmm, struct hmm_mirror_private *mirror);
 
-/* In the receiver: queue a callback. Without a mirror or a thread the answer is given at once. */
+/*
+ * In the receiver: queue a callback. Without a mirror, or with one that leaves, the answer is
+ * given at once.
+ */
 void hmmc_dispatch_invalidate(struct hmm *hmm, const struct hmm_msg_invalidate *event);
 void hmmc_dispatch_release(struct hmm *hmm);
+/*
+ * After a restart: the last hmmd may have died between a change and telling of it, so every
+ * mirror lets go of everything. The next one waits until they have.
+ */
+void hmmc_dispatch_anew(struct hmm *hmm);
 
 #endif

@@ -37,6 +37,23 @@ static inline void futex_wake_shared(const uint32_t *word, int waiters)
 	syscall(SYS_futex, word, FUTEX_WAKE, waiters, NULL, NULL, 0);
 }
 
+/* Until one of the words has another value than it had, or a little longer. */
+static inline void futex_wait_either(const uint32_t *first, uint32_t first_value,
+				     const uint32_t *second, uint32_t second_value)
+{
+	struct futex_waitv words[] = {
+		{ .val = first_value, .uaddr = (uintptr_t)first,
+		  .flags = FUTEX_32 | FUTEX_PRIVATE_FLAG },
+		{ .val = second_value, .uaddr = (uintptr_t)second,
+		  .flags = FUTEX_32 | FUTEX_PRIVATE_FLAG },
+	};
+
+	/* Where a filter of system calls does not know it. */
+	if (syscall(SYS_futex_waitv, words, 2, 0, NULL, CLOCK_MONOTONIC) < 0 && errno != EAGAIN &&
+	    errno != EINTR)
+		futex_wait(first, first_value, &(struct timespec){ .tv_nsec = 1000000 });
+}
+
 /* A mutex: 0 free, 1 held, 2 held and waited for. */
 struct futex_lock {
 	uint32_t word;

@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "arena.h"
+#include "dispatch.h"
 #include "fork.h"
 #include "log.h"
 #include "space.h"
@@ -32,8 +33,7 @@ const char *hmm_migrate_result_name(enum hmm_migrate_result result)
 	return hmm_page_result_name(result);
 }
 
-static int check(const struct hmm_mirror *mirror, unsigned long addr, size_t length,
-		 enum hmm_target target)
+int hmmc_migrate_check(const struct hmm_mirror *mirror, unsigned long addr, size_t length)
 {
 	int error = hmmc_mirror_check(mirror);
 
@@ -43,9 +43,17 @@ static int check(const struct hmm_mirror *mirror, unsigned long addr, size_t len
 	    addr + length > HMM_VA_END)
 		return hmmc_fail(-EINVAL,
 				 "the range is empty, unaligned, wraps or ends above user space");
-	if (target != HMM_SYSTEM && target != HMM_DEVICE)
-		return hmmc_fail(-EINVAL, "there is no target %d", target);
 	return 0;
+}
+
+static int check(const struct hmm_mirror *mirror, unsigned long addr, size_t length,
+		 enum hmm_target target)
+{
+	int error = hmmc_migrate_check(mirror, addr, length);
+
+	if (!error && target != HMM_SYSTEM && target != HMM_DEVICE)
+		return hmmc_fail(-EINVAL, "there is no target %d", target);
+	return error;
 }
 
 /* What is left of a range. */
@@ -113,9 +121,9 @@ static int collect(struct request *request, enum hmm_target target, uint64_t fir
 	return error;
 }
 
-long hmm_migrate(struct hmm_mirror *mirror, unsigned long addr, size_t length,
-		 enum hmm_target target, uint64_t flags, uint8_t *results,
-		 struct hmm_migrate_report *out)
+long hmmc_migrate(struct hmm_mirror *mirror, unsigned long addr, size_t length,
+		  enum hmm_target target, uint64_t flags, uint8_t *results,
+		  struct hmm_migrate_report *out)
 {
 	struct hmm_migrate_report report = { .pages = length >> HMM_PAGE_SHIFT };
 	struct request *flying[IN_FLIGHT];
@@ -123,10 +131,10 @@ long hmm_migrate(struct hmm_mirror *mirror, unsigned long addr, size_t length,
 	struct rest rest;
 	int error = check(mirror, addr, length, target), failed;
 
+	if (!error)
+		error = hmmc_dispatch_check();
 	if (error)
 		return error;
-	if (flags & ~HMM_MIGRATE_POPULATE)
-		return hmmc_fail(-EINVAL, "flags has unknown bits");
 	rest = (struct rest){ mirror->priv, addr, addr + length, target, flags };
 	if (results)
 		memset(results, HMM_MIGRATE_ERROR, report.pages);
@@ -155,6 +163,19 @@ long hmm_migrate(struct hmm_mirror *mirror, unsigned long addr, size_t length,
 							 : (long)(report.moved + report.already);
 }
 
+long hmm_migrate(struct hmm_mirror *mirror, unsigned long addr, size_t length,
+		 enum hmm_target target, uint64_t flags, uint8_t *results,
+		 struct hmm_migrate_report *report)
+{
+	int error = check(mirror, addr, length, target);
+
+	if (error)
+		return error;
+	if (flags & ~HMM_MIGRATE_POPULATE)
+		return hmmc_fail(-EINVAL, "flags has unknown bits");
+	return hmmc_migrate(mirror, addr, length, target, flags, results, report);
+}
+
 static int prepare_drain(struct request *request)
 {
 	const struct hmm_mirror_private *mirror = request->data;
@@ -170,6 +191,8 @@ long hmm_drain(struct hmm_mirror *mirror)
 	struct request *request;
 	long done = hmmc_mirror_check(mirror);
 
+	if (!done)
+		done = hmmc_dispatch_check();
 	if (done)
 		return done;
 	request = hmmc_request_new(mirror->priv->hmm->connection, HMM_OP_DRAIN,

@@ -153,6 +153,16 @@ static int finish_unregister(struct request *request, struct hmm_frame *frame)
 	return 0;
 }
 
+/* What waits for an answer gets it; a driver that leaves has let go of everything. */
+static void stop_callbacks(struct hmm_mirror_private *mirror, bool stop)
+{
+	futex_lock(&mirror->hmm->lock);
+	mirror->leaving = stop;
+	futex_unlock(&mirror->hmm->lock);
+	if (stop)
+		hmmc_dispatch_drop(mirror->hmm, mirror);
+}
+
 int hmm_mirror_unregister(struct hmm_mirror *mirror)
 {
 	struct hmm_mirror_private *private;
@@ -163,12 +173,11 @@ int hmm_mirror_unregister(struct hmm_mirror *mirror)
 
 	if (!mirror || !mirror->priv)
 		return hmmc_fail(-EINVAL, "the mirror is NULL or not registered");
-	if (hmmc_dispatch_is_current())
-		return hmmc_fail(
-			-EDEADLK,
-			"a callback cannot wait for itself; unregister from another thread");
+	if (hmmc_dispatch_check())
+		return -EDEADLK;
 	private = mirror->priv;
 	hmm = private->hmm;
+	stop_callbacks(private, true);
 	if (hmmc_mirror_check(mirror) == 0) {
 		request = hmmc_request_new(hmm->connection, HMM_OP_MIRROR_UNREGISTER,
 					   sizeof(struct hmm_msg_mirror_unregister));
@@ -180,8 +189,11 @@ int hmm_mirror_unregister(struct hmm_mirror *mirror)
 			error = hmmc_request_call(request);
 			hmmc_request_free(request);
 		}
-		if (error == -EBUSY)
-			return error;	/* pages that cannot come home yet */
+		if (error == -EBUSY) {
+			/* Pages that cannot come home yet. */
+			stop_callbacks(private, false);
+			return error;
+		}
 		if (error == -ESTALE)
 			error = 0;	/* gone is gone */
 	}
@@ -309,6 +321,8 @@ static ssize_t access_pieces(struct hmm_mirror *mirror, unsigned long addr, void
 	size_t total = 0;
 	int error = hmmc_mirror_check(mirror);
 
+	if (!error)
+		error = hmmc_dispatch_check();
 	if (error)
 		return error;
 	if (!length)

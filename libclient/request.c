@@ -18,6 +18,7 @@
 
 #include "arena.h"
 #include "connection.h"
+#include "dispatch.h"
 
 #define RETRY_MS	10
 #define ROUND_LATER UINT32_MAX /* request->round: to be sent when the connection is up again */
@@ -120,15 +121,18 @@ static void send_now(struct request *request)
 	struct connection *connection = request->connection;
 	bool noreply = request->message->serial == 0;
 	enum connection_state state;
+	bool stale;
 	int error;
 
 	futex_lock(&connection->lock);
 	state = connection->state;
+	/* What another hmmd asked is not this one's to hear. */
+	stale = noreply && request->life != connection->life;
 	request->round = state == CONNECTION_UP ? connection->round : ROUND_LATER;
 	futex_unlock(&connection->lock);
-	if (state == CONNECTION_DOWN && !noreply)
+	if (state == CONNECTION_DOWN && !stale)
 		return;
-	if (state != CONNECTION_UP) {
+	if (state != CONNECTION_UP || stale) {
 		fail(request, -ESTALE, "hmmd is gone and did not come back in time");
 		return;
 	}
@@ -181,7 +185,7 @@ void hmmc_request_post(struct request *request)
 
 int hmmc_request_wait(struct request *request)
 {
-	futex_latch_wait(&request->done);
+	hmmc_dispatch_wait(request->connection->hmm, &request->done);
 	/* After a restart, while hmmd settles what was in transit. */
 	while (request->error == -EAGAIN) {
 		nanosleep(&(struct timespec){ .tv_nsec = RETRY_MS * 1000000L }, NULL);
@@ -189,7 +193,7 @@ int hmmc_request_wait(struct request *request)
 		request->done = request->round = 0;
 		request->error = 0;
 		hmmc_request_post(request);
-		futex_latch_wait(&request->done);
+		hmmc_dispatch_wait(request->connection->hmm, &request->done);
 	}
 	if (request->error)
 		return hmmc_fail(request->error, "%s", request->text);

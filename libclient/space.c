@@ -53,7 +53,7 @@ int hmmc_prepare_owner(struct request *request)
 	return 0;
 }
 
-int hmmc_space_check(const struct hmm *hmm)
+int hmmc_space_check_handle(const struct hmm *hmm)
 {
 	if (!hmm)
 		return hmmc_fail(-EINVAL, "the handle is NULL");
@@ -61,6 +61,15 @@ int hmmc_space_check(const struct hmm *hmm)
 		return hmmc_fail(
 			-ESTALE,
 			"the handle belongs to the process that forked this one; open anew");
+	return 0;
+}
+
+int hmmc_space_check(const struct hmm *hmm)
+{
+	int error = hmmc_space_check_handle(hmm);
+
+	if (error)
+		return error;
 	if (__atomic_load_n(&hmm->lost, __ATOMIC_ACQUIRE))
 		return hmmc_fail(-ESTALE,
 				 "the owner or its hmmd is gone; close the handle and open anew");
@@ -464,6 +473,10 @@ void hmm_close(struct hmm *hmm)
 	if (!hmm || hmm->generation != process.generation)
 		return;
 	futex_lock(&process.lock);
+	if (hmm->references == 1 && hmmc_dispatch_check()) {
+		futex_unlock(&process.lock);
+		return;
+	}
 	if (--hmm->references) {
 		futex_unlock(&process.lock);
 		return;
@@ -560,6 +573,8 @@ static int restore_owner(struct hmm *hmm, bool anew)
 		error = hmmc_event_restore(hmm);
 	if (!error && anew)
 		error = hmmc_advice_restate(hmm);
+	if (!error)
+		hmmc_dispatch_anew(hmm);
 	/* What must not move is known before a driver can come by the key and ask for it. */
 	if (!error)
 		error = hmmc_statement_restore(hmm);
@@ -580,6 +595,8 @@ static int restore_peer(struct hmm *hmm)
 		error = hmmc_mirror_restore(hmm, false);
 	if (!error)
 		error = hmmc_event_restore(hmm);
+	if (!error)
+		hmmc_dispatch_anew(hmm);
 	if (!error)
 		error = hmmc_window_restore(hmm);
 	return error;

@@ -33,6 +33,7 @@ struct hmm_mirror_private {
 	uint64_t flags;
 	uint32_t former;		/* its id before hmmd went away in good order */
 	uint32_t gone;			/* its owner is: release() was called */
+	uint32_t leaving;		/* under hmm->lock: nothing is queued any more */
 	uint32_t callbacks;		/* futex: running or queued */
 	struct hmm_range_private *ranges;
 };
@@ -72,6 +73,8 @@ struct hmm {
 
 /* The text for a missing or dead handle. Return: 0, -EINVAL or -ESTALE. */
 int hmmc_space_check(const struct hmm *hmm);
+/* The same, but for one whose owner or hmmd is gone. */
+int hmmc_space_check_handle(const struct hmm *hmm);
 /* request->prepare for messages whose first field is the owner: a restart may change its id. */
 int hmmc_prepare_owner(struct request *request);
 /* This process's, or NULL; nobody opens or closes until the unlock. */
@@ -98,6 +101,12 @@ void hmmc_range_orphan(struct hmm_mirror_private *mirror);
 /* event.c, in the receiver. */
 void hmmc_event_signal(struct hmm *hmm, uint32_t notices);	/* 0: all, for nothing more will come */
 int hmmc_event_restore(struct hmm *hmm);
+/* migrate.c: 0, or what is wrong with a range of a mirror, with the text. */
+int hmmc_migrate_check(const struct hmm_mirror *mirror, unsigned long addr, size_t length);
+/* hmm_migrate() with the protocol's flags. */
+long hmmc_migrate(struct hmm_mirror *mirror, unsigned long addr, size_t length,
+		  enum hmm_target target, uint64_t flags, uint8_t *results,
+		  struct hmm_migrate_report *report);
 
 /* alloc.c: coherent memory outlives its handle as ordinary shared memory. */
 void hmmc_alloc_forget(struct hmm *hmm);
@@ -112,6 +121,8 @@ int hmmc_window_restore(struct hmm *hmm);
 void hmmc_window_freeze(struct hmm *hmm, bool frozen);
 /* For good, after it was frozen. */
 void hmmc_window_abandon(struct hmm *hmm);
+/* Both, for the windows of one mirror: its owner is gone. In any thread. */
+void hmmc_window_shut(struct hmm_mirror_private *mirror);
 
 /* advice.c: what an hmmd that has gone away in good order was told. In the receiver, with the mirrors. */
 int hmmc_advice_restate(struct hmm *hmm);

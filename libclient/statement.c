@@ -217,6 +217,8 @@ int hmm_exclude(struct hmm *hmm, unsigned long addr, size_t length)
 {
 	int error = check_own_range(hmm, addr, length);
 
+	if (!error)
+		error = hmmc_dispatch_check();
 	return error ? error : hmmc_state(hmm, addr, length, true);
 }
 

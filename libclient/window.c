@@ -569,23 +569,50 @@ void hmmc_window_abandon(struct hmm *hmm)
 	futex_unlock(&hmm->lock);
 }
 
+static void freeze(struct hmm_window *window, bool frozen)
+{
+	window->frozen = frozen;
+	for (uint32_t i = 0; i < window->count; i++)
+		for (uint32_t k = 0; k < window->parts[i].pieces_room; k++) {
+			const struct piece *piece = &window->parts[i].pieces[k];
+
+			if (piece->length)
+				mprotect(window->parts[i].at +
+						 (piece->base - window->parts[i].addr),
+					 piece->length,
+					 frozen ? PROT_NONE : PROT_READ | PROT_WRITE);
+		}
+}
+
 void hmmc_window_freeze(struct hmm *hmm, bool frozen)
 {
 	futex_lock(&hmm->lock);
-	for (struct hmm_window *window = hmm->windows; window; window = window->next) {
-		window->frozen = frozen;
-		for (uint32_t i = 0; i < window->count; i++)
-			for (uint32_t k = 0; k < window->parts[i].pieces_room; k++) {
-				const struct piece *piece = &window->parts[i].pieces[k];
+	for (struct hmm_window *window = hmm->windows; window; window = window->next)
+		freeze(window, frozen);
+	futex_unlock(&hmm->lock);
+}
 
-				if (piece->length)
-					mprotect(window->parts[i].at +
-							 (piece->base - window->parts[i].addr),
-						 piece->length,
-						 frozen ? PROT_NONE : PROT_READ | PROT_WRITE);
-			}
+/* In the clerk or the receiver. */
+static int shut(void *argument)
+{
+	struct hmm_mirror_private *mirror = argument;
+	struct hmm *hmm = mirror->hmm;
+
+	futex_lock(&hmm->lock);
+	for (struct hmm_window *window = hmm->windows; window; window = window->next) {
+		if (window->mirror != mirror)
+			continue;
+		freeze(window, true);
+		for (uint32_t i = 0; i < window->count; i++)
+			close_uffd(&window->parts[i]);
 	}
 	futex_unlock(&hmm->lock);
+	return 0;
+}
+
+void hmmc_window_shut(struct hmm_mirror_private *mirror)
+{
+	hmmc_clerk_call(shut, mirror);
 }
 
 static int restore_part(struct hmm *hmm, struct part *part)

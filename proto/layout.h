@@ -43,6 +43,7 @@
 #define HMM_TABLE_DEVICE	(1ULL << 2)	/* it lies in device memory */
 #define HMM_TABLE_COHERENT	(1ULL << 3)	/* CPU and device map the same page */
 #define HMM_TABLE_ERROR		(1ULL << 4)	/* the device lost it */
+#define HMM_TABLE_EXCLUSIVE	(1ULL << 5)	/* the device has it to itself */
 #define HMM_TABLE_FLAGS		0xfffULL
 #define HMM_TABLE_PFN_SHIFT	12
 /* Device pages are numbered above every system page: mirror index 0 starts here. */
@@ -127,8 +128,8 @@ struct hmm_journal_mirror {
 	uint32_t windows;	/* that serve: the successor waits for them */
 	uint64_t size;		/* of the device */
 	uint64_t caps;
-	int32_t driver;		/* the pid that has these windows */
-	uint32_t reserved;
+	int32_t driver;		/* the pid that has these windows, or is called back */
+	uint32_t callbacks;	/* it is called back: the successor waits until it has let go of all */
 	char device[64];
 };
 #define HMM_JOURNAL_MIRRORS	16

@@ -115,6 +115,8 @@ static const struct verb verbs[] = {
 	[HMM_OP_ATTRIBUTE] = { ABOUT(OWNER, attribute, owner, LOOK) },
 	[HMM_OP_ATTRIBUTES] = { ABOUT(OWNER, attributes, owner, LOOK) },
 	[HMM_OP_RESTATE] = { ABOUT(OWNER, restate, owner, OWN) },
+	[HMM_OP_MIRROR_READY] = { ABOUT(MIRROR, mirror_ready, mirror, DRIVE) },
+	[HMM_OP_EXCLUSIVE_END] = { ABOUT(MIRROR, exclusive_end, mirror, DRIVE) },
 };
 
 static const struct verb *verb_of(const struct letter *letter)

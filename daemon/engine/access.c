@@ -16,6 +16,9 @@
 #include "engine/worker.h"
 #include "log.h"
 
+/* An access finds what it filled zapped again, or something that is never there: how often it asks. */
+#define ZAPPED_TRIES	20U
+
 struct access {
 	struct task task;
 	struct owner *owner;
@@ -143,6 +146,11 @@ static int access_step(struct access *access)
 		/* fall through */
 	case HMM_PAGE_DEVICE:
 	case HMM_PAGE_COHERENT:
+		if (block_mirror(block) != access->mirror && exclusive_page(block, page_index(addr))) {
+			owner_queue(access->owner, &access->task);
+			exclusive_take_back(block, page_index(addr), HMM_BLOCK_PAGES, 0);
+			return 1;
+		}
 		shadow = block_shadow(block);
 		if (!shadow)
 			return -EIO;
@@ -157,6 +165,10 @@ static int access_step(struct access *access)
 	case HMM_PAGE_REMOTE:
 		r = access_in_place(access->owner, block, addr, access->buffer + access->done, n,
 				    access->write);
+		/* What was just filled may have been zapped, by a discard whose event was read before. */
+		if (r == -EFAULT && block && block->record->flags & HMM_BLOCK_ARMED &&
+		    access->tries++ < ZAPPED_TRIES)
+			r = -EAGAIN;
 		if (r == -EAGAIN) {
 			/* The map is changing: when its event has been read. */
 			TAILQ_INSERT_TAIL(&access->owner->retry, &access->task, link);

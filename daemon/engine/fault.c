@@ -82,6 +82,12 @@ void fault_retry(struct owner *owner)
 	TAILQ_CONCAT(&owner->runnable, &owner->retry, link);
 }
 
+/* Not what a device has to itself. */
+static bool comes_along(const struct block *block, unsigned int i, enum hmm_page_state state)
+{
+	return page_state(block, i) == state && !exclusive_page(block, i);
+}
+
 /*
  * Pages in @state to bring for a touch of @addr: its group, if one was said, and
  * the run behind it as long as a walk wants it.
@@ -94,10 +100,10 @@ static struct pages walk_pages(struct owner *owner, struct block *block, uint64_
 	struct prefetch_span span = prefetch_span(page, asked, hint, base, base + HMM_BLOCK_PAGES);
 	struct pages pages = { 0 };
 
-	for (next = page_index(addr); base + next < span.end && page_state(block, next) == state; next++)
+	for (next = page_index(addr); base + next < span.end && comes_along(block, next, state); next++)
 		pages_set(&pages, next);
 	for (unsigned int i = (unsigned int)(span.start - base); i < page_index(addr); i++)
-		if (page_state(block, i) == state)
+		if (comes_along(block, i, state))
 			pages_set(&pages, i);
 	prefetch_brought(&owner->prefetch, page, base + next, asked);
 	return pages;
@@ -207,7 +213,7 @@ static void bring_whole(struct owner *owner, uint64_t start, uint64_t next, uint
 	for (; end < limit; end += HMM_BLOCK_SIZE) {
 		const struct block *block = block_find(owner, end);
 
-		if (!block || !block_at_rest(block) || !migrate_can_slot(block) ||
+		if (!block || !block_at_rest(block) || !migrate_can_slot(block) || exclusive_any(block) ||
 		    !attribute_is_uniform(&owner->attributes, start, end + HMM_BLOCK_SIZE))
 			break;
 	}
@@ -281,8 +287,16 @@ static void serve_device(struct owner *owner, struct block *block, uint64_t addr
 	bool share = !(flags & UFFD_PAGEFAULT_FLAG_WRITE) && (copies || block_device_reads(block)) &&
 		     owner_may_share(owner);
 	struct prefetch_hint hint = attribute_hint(owner, addr, share);
-	struct pages pages = walk_pages(owner, block, addr & ~(HMM_PAGE_SIZE - 1), HMM_PAGE_DEVICE, &hint);
+	struct pages pages = { 0 };
 
+	if (exclusive_page(block, page_index(addr))) {
+		pages_set(&pages, page_index(addr));
+		note_fault(block, addr & ~(HMM_PAGE_SIZE - 1), HMM_REASON_EXCLUSIVE, &pages);
+		owner_count(owner, COUNTER_FAULT_PAGES_HOME, 1);
+		exclusive_take_back(block, page_index(addr), page_index(addr), flags);
+		return;
+	}
+	pages = walk_pages(owner, block, addr & ~(HMM_PAGE_SIZE - 1), HMM_PAGE_DEVICE, &hint);
 	note_fault(block, addr & ~(HMM_PAGE_SIZE - 1), HMM_REASON_CPU_FAULT, &pages);
 	/* What comes home whole leaves nothing on the device. */
 	if (!copies && walk_whole(owner, block, &pages, addr, flags, &hint))

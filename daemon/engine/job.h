@@ -21,6 +21,7 @@ struct migration {
 	uint64_t start, end, next;	/* next: where no job has been yet */
 	bool to_device, populate;
 	bool copies;			/* home as S: the device keeps its copy */
+	bool exclusive;			/* what gets there is marked */
 	unsigned int running;
 	bool finishing;
 	uint8_t *results;		/* one per page, or NULL */
@@ -57,6 +58,9 @@ void result_range(struct job *job, unsigned int first, unsigned int end, enum hm
 void job_again(struct job *job);
 /* Every page has its result: the migration goes on, the job is gone. */
 void job_finish(struct job *job);
+
+/* exclusive.c: marks what is on the device now; what can't be has its reason as result. */
+void exclusive_grant(struct migration *migration);
 
 void job_run_out(struct job *job);
 void job_run_home(struct job *job);

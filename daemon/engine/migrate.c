@@ -100,6 +100,8 @@ static void migration_finish(struct task *task)
 	owner->jobs--;
 	if (migration->to_device)
 		migration->mirror->migrations--;
+	if (migration->exclusive && !owner->gone)
+		exclusive_grant(migration);
 	if (migration->letter)
 		answer(migration);
 	if (migration->done)
@@ -263,6 +265,7 @@ void migrate_request(struct owner *owner, struct letter *letter)
 	migration->letter = letter;
 	migration->to_device = message->target == HMM_TARGET_DEVICE;
 	migration->populate = message->flags & HMM_MIGRATE_FLAGS_POPULATE;
+	migration->exclusive = migration->to_device && message->flags & HMM_MIGRATE_FLAGS_EXCLUSIVE;
 	migration->mirror = mirror;
 	migration_begin(migration);
 }

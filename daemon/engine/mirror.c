@@ -112,8 +112,46 @@ void mirror_free(struct mirror *mirror)
 	free(mirror);
 }
 
+void mirror_note_driver(struct mirror *mirror, uint64_t peer, uint64_t flags, pid_t pid)
+{
+	struct hmm_journal_mirror *note = &mirror->owner->journal->mirror[mirror->index];
+
+	mirror->peer = peer;
+	mirror->flags = flags;
+	note->callbacks = flags & HMM_MIRROR_FLAGS_CALLBACKS ? 1 : 0;
+	if (note->callbacks)
+		note->driver = pid;
+	else
+		mirror->unready = false;
+}
+
+void mirror_ready(struct owner *owner, struct letter *letter)
+{
+	const struct hmm_msg_mirror_ready *message = (const void *)letter->message;
+	struct mirror *mirror = mirror_by_id(owner, message->mirror);
+
+	if (!mirror || mirror->peer != letter->peer) {
+		letter_fail(letter, -ENOENT, "no mirror %u", message->mirror);
+		return;
+	}
+	mirror->unready = false;
+	if (!letter_reply(letter, HMM_OP_MIRROR_READY_REPLY, sizeof(struct hmm_msg_mirror_ready_reply)))
+		letter_fail(letter, -ENOMEM, "out of memory for the answer");
+}
+
+/* The driver may come back once more while this hmmd takes over; else there is nobody to wait for. */
+static void note_gone(struct mirror *mirror)
+{
+	struct hmm_journal_mirror *note = &mirror->owner->journal->mirror[mirror->index];
+
+	if (mirror->owner->recovering)
+		mirror->unready = note->callbacks;
+	else if (!mirror->owner->abandoned)
+		note->callbacks = 0;
+}
+
 /* Of several, the one that this driver had: another one's windows are still waited for. */
-static struct mirror *find_orphan(struct owner *owner, uint32_t device, pid_t driver)
+static struct mirror *find_orphan(struct owner *owner, uint32_t device, const struct letter *letter)
 {
 	struct mirror *found = NULL;
 
@@ -123,7 +161,8 @@ static struct mirror *find_orphan(struct owner *owner, uint32_t device, pid_t dr
 		if (!mirror || mirror->leaving || mirror->device->id != device)
 			continue;
 		/* After a restart even if the end of an earlier connection was not heard of yet. */
-		if (owner->journal->mirror[i].driver == driver && (!mirror->peer || owner->recovering))
+		if (owner->journal->mirror[i].driver == letter->pid &&
+		    (!mirror->peer || (owner->recovering && mirror->peer != letter->peer)))
 			return mirror;
 		if (mirror->peer)
 			continue;
@@ -144,14 +183,13 @@ static int mirror_register(struct owner *owner, struct letter *letter)
 
 	if (owner->gone || owner->closing)
 		return letter_fail(letter, -ESTALE, "owner %u is gone", owner->id);
-	mirror = find_orphan(owner, message->device, letter->pid);
+	mirror = find_orphan(owner, message->device, letter);
 	if (mirror) {
 		/* Its driver died, or hmmd did: the pages are there still. */
 		reply = letter_reply(letter, HMM_OP_MIRROR_REGISTER_REPLY, sizeof(*reply));
 		if (!reply)
 			return letter_fail(letter, -ENOMEM, "out of memory for the answer");
-		mirror->peer = letter->peer;
-		mirror->flags = message->flags;
+		mirror_note_driver(mirror, letter->peer, message->flags, letter->pid);
 		reply->mirror = mirror->id;
 		reply->index = mirror->index;
 		return 0;
@@ -173,8 +211,7 @@ static int mirror_register(struct owner *owner, struct letter *letter)
 			device_unuse(devices, device);
 		return letter_fail(letter, -ENOMEM, "out of memory for a mirror");
 	}
-	mirror->flags = message->flags;
-	mirror->peer = letter->peer;
+	mirror_note_driver(mirror, letter->peer, message->flags, letter->pid);
 	reply->mirror = mirror->id;
 	reply->index = mirror->index;
 	return 0;
@@ -301,5 +338,7 @@ void mirror_peer_gone(struct owner *owner, uint64_t peer)
 		/* The pages stay where they are: the owner's touch brings them home. */
 		mirror->peer = 0;
 		mirror->flags &= ~HMM_MIRROR_FLAGS_CALLBACKS;
+		exclusive_forget(mirror);
+		note_gone(mirror);
 	}
 }

@@ -546,6 +546,12 @@ void owner_request(struct owner *owner, struct letter *letter)
 	case HMM_OP_OPEN_PEER:
 		open_peer(owner, letter);
 		break;
+	case HMM_OP_MIRROR_READY:
+		mirror_ready(owner, letter);
+		break;
+	case HMM_OP_EXCLUSIVE_END:
+		exclusive_end(owner, letter);
+		break;
 	default:
 		letter_fail(letter, -EOPNOTSUPP, "%s is not for an owner",
 			    hmm_opcode_name(letter->message->opcode));

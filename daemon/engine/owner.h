@@ -158,6 +158,7 @@ struct mirror {
 	bool leaving;
 	unsigned int migrations;	/* that go out to it */
 	unsigned int awaited;		/* windows of before a restart that are not back yet */
+	bool unready;			/* its driver may act on what it was told before a restart */
 	bool strayed;			/* some never came: they show what is not punched */
 	_Atomic uint64_t device_pages, shared_pages;
 	_Atomic unsigned int windows;
@@ -558,6 +559,15 @@ void window_revoke_range(struct owner *owner, uint64_t start, uint64_t end, int 
 /* What was refused there may be had by now: it is asked for and judged anew. */
 void window_reopen(struct owner *owner, uint64_t start, uint64_t end);
 
+/* exclusive.c: pages that a device has to itself */
+bool exclusive_page(const struct block *block, unsigned int i);
+bool exclusive_any(const struct block *block);
+/* The page goes home, alone and never as S. @first: as in home_begin(). The block must be at rest. */
+void exclusive_take_back(struct block *block, unsigned int i, unsigned int first, uint64_t fault_flags);
+void exclusive_end(struct owner *owner, struct letter *letter);
+/* Its driver is gone. */
+void exclusive_forget(struct mirror *mirror);
+
 /* access.c */
 void access_request(struct owner *owner, struct letter *letter);	/* DEVICE_READ, _WRITE, ALLOC, FREE */
 
@@ -579,6 +589,9 @@ struct mirror *mirror_new(struct owner *owner, unsigned int index, struct device
 struct mirror *mirror_by_id(struct owner *owner, uint32_t id);
 void mirror_peer_gone(struct owner *owner, uint64_t peer);
 void mirror_free(struct mirror *mirror);
+/* Its driver is @pid, who says what it wants: so that a successor knows for whom to wait. */
+void mirror_note_driver(struct mirror *mirror, uint64_t peer, uint64_t flags, pid_t pid);
+void mirror_ready(struct owner *owner, struct letter *letter);
 /* The mirror's shadow of @addr; the owner is told of a new one. */
 int mirror_shadow(struct mirror *mirror, uint64_t addr, struct shadow **result);
 void mirror_send_region(struct mirror *mirror, const struct shadow *shadow, uint64_t peer,

@@ -13,8 +13,10 @@
  * go on meanwhile, and a page that came home unprotected would lose what they
  * write. The ledger says how many there were and whose; a driver that has died is
  * not waited for, nor one that stays away for longer than its library keeps
- * windows open. Last, everything armed is woken, since faults that the dead hmmd
- * had read are not delivered again.
+ * windows open. A driver that is called back was perhaps not told of the last
+ * change, so its library has it let go of everything, and says so (MIRROR_READY).
+ * Last, everything armed is woken, since faults that the dead hmmd had read are
+ * not delivered again.
  *
  * A ledger of a version that this hmmd does not know is refused: the library
  * brings everything home by itself.
@@ -152,8 +154,10 @@ static struct mirror *remake_mirror(struct owner *owner, unsigned int index)
 		return NULL;
 	device = device_use(devices, device->id);
 	mirror = device ? mirror_new(owner, index, device) : NULL;
-	if (mirror)
+	if (mirror) {
 		mirror->awaited = note->windows;
+		mirror->unready = note->callbacks;
+	}
 	return mirror;
 }
 
@@ -221,8 +225,7 @@ static int reopen_mirror(struct owner *owner, struct letter *letter)
 	reply = letter_reply(letter, HMM_OP_REOPEN_MIRROR_REPLY, sizeof(*reply));
 	if (!reply)
 		return letter_fail(letter, -ENOMEM, "out of memory for the answer");
-	mirror->peer = letter->peer;
-	mirror->flags = message->flags;
+	mirror_note_driver(mirror, letter->peer, message->flags, letter->pid);
 	reply->mirror = mirror->id;
 	return 0;
 }
@@ -294,6 +297,9 @@ void recover_request(struct owner *owner, struct letter *letter)
 			return;		/* answered when everything is settled */
 		}
 		reply_empty(letter, HMM_OP_REOPEN_DONE_REPLY, sizeof(struct hmm_msg_reopen_done_reply));
+		break;
+	case HMM_OP_MIRROR_READY:
+		mirror_ready(owner, letter);
 		break;
 	case HMM_OP_EXCLUDE:
 		/* What it said before is known before a driver can ask for anything. */
@@ -541,9 +547,10 @@ static void stop_waiting(struct mirror *mirror)
 
 	note->windows -= mirror->awaited < note->windows ? mirror->awaited : note->windows;
 	mirror->awaited = 0;
+	mirror->unready = false;
 }
 
-static bool windows_are_awaited(struct owner *owner, int64_t now)
+static bool drivers_are_awaited(struct owner *owner, int64_t now)
 {
 	bool any = false;
 
@@ -551,16 +558,16 @@ static bool windows_are_awaited(struct owner *owner, int64_t now)
 		struct mirror *mirror = owner->mirror[i];
 		pid_t driver;
 
-		if (!mirror || !mirror->awaited)
+		if (!mirror || (!mirror->awaited && !mirror->unready))
 			continue;
 		driver = owner->journal->mirror[i].driver;
 		/* 0: it lives where hmmd can't see pids. */
 		if (driver && !is_alive(driver)) {
 			stop_waiting(mirror);
 		} else if (now >= owner->windows_deadline) {
-			log_warn("owner %u: the driver with pid %d did not come back to its windows: they are not waited for any longer",
+			log_warn("owner %u: the driver with pid %d did not come back to its windows or callbacks: it is not waited for any longer",
 				 owner->id, driver);
-			mirror->strayed = true;
+			mirror->strayed |= mirror->awaited > 0;
 			stop_waiting(mirror);
 		} else {
 			any = true;
@@ -641,7 +648,7 @@ bool recover_tick(struct owner *owner, int64_t now)
 			worker_reply(owner->worker, owner->reopen_done);
 			owner->reopen_done = NULL;
 		}
-	} else if (windows_are_awaited(owner, now)) {
+	} else if (drivers_are_awaited(owner, now)) {
 		worker_alarm(owner->worker, now + WINDOWS_LOOK_NS);
 	} else {
 		go_on(owner);

@@ -87,7 +87,8 @@ int hmm_open_peer(int key, const struct hmm_open_options *options, struct hmm **
 
 /*
  * hmm_close() - give the handle back. On the last reference of the owner
- * every page comes home first. NULL is allowed. Never fails.
+ * every page comes home first. NULL is allowed. The last reference cannot be given
+ * back from inside a callback: nothing happens then, but for hmm_last_error().
  */
 void hmm_close(struct hmm *hmm);
 
@@ -115,6 +116,8 @@ void hmm_set_log(hmm_log_fn fn, void *data);
 
 #include <hmm/device.h>
 #include <hmm/event.h>
+#include <hmm/dispatch.h>
+#include <hmm/exclusive.h>
 #include <hmm/mirror.h>
 #include <hmm/migrate.h>
 #include <hmm/mm.h>

@@ -50,7 +50,8 @@ struct hmm_migrate_report {
  * @results: one byte per page (enum hmm_migrate_result), or NULL.
  * @report: totals, or NULL.
  * Return: pages now at the target (moved + already); -EINVAL: unaligned,
- *	empty or wrapping range; -ESTALE: the owner is gone.
+ *	empty or wrapping range; -ESTALE: the owner is gone; -EDEADLK: called
+ *	from inside a callback.
  */
 long hmm_migrate(struct hmm_mirror *mirror, unsigned long addr, size_t length,
 		 enum hmm_target target, uint64_t flags, uint8_t *results,

@@ -46,12 +46,17 @@ struct hmm_update {
 struct hmm_mirror_ops {
 	/*
 	 * The owner is gone (exit, exec). When it returns no access to pages
-	 * of this mirror goes on; later ones fault.
+	 * of this mirror goes on; later ones fail with -ESTALE, and those
+	 * through a window raise SIGSEGV. It must not wait for a thread that
+	 * may be waiting in a window for a page.
 	 */
 	void (*release)(struct hmm_mirror *mirror);
 	/*
 	 * Let go of [start, end). Returning means that the device's TLB is
-	 * flushed. Runs in the library's dispatch thread. -EAGAIN is allowed
+	 * flushed. Runs in the library's dispatch thread, or where the driver
+	 * calls hmm_dispatch(). What waits for pages (hmm_device_read(),
+	 * hmm_migrate(), hmm_mirror_unregister()...) answers -EDEADLK to a
+	 * callback, since the page may be waiting for it. -EAGAIN is allowed
 	 * when update->blockable is false. Past hmmd's deadline (1000 ms) the
 	 * mirror's windows are revoked and the owner goes on.
 	 */
@@ -74,8 +79,10 @@ struct hmm_mirror {
 int hmm_mirror_register(struct hmm_mirror *mirror, struct hmm *hmm);
 
 /*
- * hmm_mirror_unregister() - its pages come home, running callbacks are waited
- * for. Return: 0; -EDEADLK: called from inside a callback.
+ * hmm_mirror_unregister() - its pages come home. Callbacks that run are waited
+ * for, those that have not begun never will: the device must have let go of
+ * everything before. Return: 0; -EDEADLK: called from inside a callback; -EBUSY:
+ * pages cannot come home yet, try again.
  */
 int hmm_mirror_unregister(struct hmm_mirror *mirror);
 
@@ -84,7 +91,7 @@ int hmm_mirror_unregister(struct hmm_mirror *mirror);
  * place wherever the page is; honours the mapping's protection. Any alignment.
  * Return: bytes done (short only before a page that fails); -EFAULT: nothing
  * mapped there, or not readable; -EPERM: a write to a read-only mapping;
- * -EIO: the page is lost (state E).
+ * -EIO: the page is lost (state E); -EDEADLK: called from inside a callback.
  */
 ssize_t hmm_device_read(struct hmm_mirror *mirror, unsigned long addr, void *buffer, size_t length);
 ssize_t hmm_device_write(struct hmm_mirror *mirror, unsigned long addr, const void *buffer,
@@ -100,6 +107,7 @@ ssize_t hmm_device_write(struct hmm_mirror *mirror, unsigned long addr, const vo
 #define HMM_ENTRY_DEVICE	(1ULL << 2)
 #define HMM_ENTRY_COHERENT	(1ULL << 3)
 #define HMM_ENTRY_ERROR		(1ULL << 4)
+#define HMM_ENTRY_EXCLUSIVE	(1ULL << 5)	/* see hmm_device_exclusive_begin() */
 uint64_t hmm_mirror_lookup(const struct hmm_mirror *mirror, unsigned long addr);
 
 #ifdef __cplusplus

@@ -42,6 +42,7 @@ static const char *const operation_names[OP_MAX] = {
 	[OP_RANGE] = "range", [OP_WINDOW_LOAD] = "window load", [OP_WINDOW_STORE] = "window store",
 	[OP_OUT] = "migrate out", [OP_HOME] = "migrate home", [OP_PREFETCH] = "prefetch",
 	[OP_EXCLUDE] = "exclude", [OP_SHARE] = "share", [OP_ADVISE] = "advise", [OP_DONTNEED] = "DONTNEED", [OP_FREE] = "FREE",
+	[OP_EXCLUSIVE] = "exclusive",
 	[OP_REPLACE] = "mmap over it", [OP_UNMAP] = "munmap and mmap", [OP_MREMAP] = "mremap",
 	[OP_PROTECT] = "mprotect", [OP_COLLAPSE] = "COLLAPSE", [OP_MLOCK] = "mlock",
 	[OP_POPULATE] = "POPULATE_WRITE", [OP_PAGEOUT] = "PAGEOUT", [OP_FORK] = "fork",

@@ -84,6 +84,33 @@ static void migrate(struct thread_context *me, enum hmm_target target, uint8_t *
 	board_done(board, me->who, operation, report.moved > 0);
 }
 
+/* To the device, for itself: whoever touches a page takes it back. */
+static void exclude_cpu(struct thread_context *me, uint8_t *results)
+{
+	struct journey journey = pick_journey(me);
+	struct board *board = me->board;
+	uint32_t marked = 0;
+	long there, ended;
+
+	board_begin(board, me->who, OP_EXCLUSIVE, journey.page, journey.pages, 0, 0);
+	there = hmm_device_exclusive_begin(me->mirror, journey.address, journey.pages * PAGE_BYTES, results);
+	if (there < 0) {
+		board_excused(board, me->who, "hmm_device_exclusive_begin", there);
+		board_done(board, me->who, OP_EXCLUSIVE, false);
+		return;
+	}
+	for (uint32_t i = 0; i < journey.pages; i++)
+		marked += results[i] == HMM_MIGRATED || results[i] == HMM_ALREADY;
+	if (marked != there)
+		board_fail(board, me->who, "hmm_device_exclusive_begin gave %ld and says so of %u pages", there, marked);
+	if (draw_below(&me->random, 2)) {
+		ended = hmm_device_exclusive_end(me->mirror, journey.address, journey.pages * PAGE_BYTES);
+		if (ended < 0)
+			board_excused(board, me->who, "hmm_device_exclusive_end", ended);
+	}
+	board_done(board, me->who, OP_EXCLUSIVE, there > 0);
+}
+
 static void prefetch(struct thread_context *me, int completion)
 {
 	struct journey journey = pick_journey(me);
@@ -220,8 +247,10 @@ void *mover_thread(void *context)
 	while (!board_stopped(board)) {
 		uint32_t choice = draw_below(&me->random, 100);
 
-		if (choice < 55)
+		if (choice < 45)
 			migrate(me, HMM_DEVICE, results);
+		else if (choice < 55)
+			exclude_cpu(me, results);
 		else if (choice < 75)
 			migrate(me, HMM_SYSTEM, results);
 		else if (choice < 92)

@@ -49,6 +49,7 @@ PLACES = {
     "hmmd": "daemon/hmmd",
     "hmmctl": "hmmctl/hmmctl",
     "demo": "examples/demo",
+    "loop": "examples/loop",
     "libhmmclient.so": "libclient/libhmmclient.so",
     "libhmmpreload.so": "libclient/libhmmpreload.so",
 }

@@ -222,6 +222,22 @@ class Outage(harness.Test):
     def pins_broken(self):
         return self.hmmctl_json("stats")["owners"][0]["stats"]["pins_broken"]
 
+    def test_kill_and_restart_of_exclusive_pages(self):
+        """The pages stay on the device; that it had them for itself nobody knows any more."""
+        self.start_daemon()
+        owner = self.owner()
+        self.ask(owner, "exclusive", f"^exclusive {PAGES}$")
+        self.ask(owner, "marked", f"^marked {PAGES}$")
+        self.daemon.restart()
+        self.ask(owner, "device", "^checked$")
+        self.ask(owner, "marked", "^marked 0$")
+        self.assertEqual(self.where(owner), PAGES)
+        self.ask(owner, "exclusive", f"^exclusive {PAGES}$")
+        self.ask(owner, "check", "^checked$")
+        self.ask(owner, "marked", "^marked 0$")
+        self.ask(owner, "close", "^closed$")
+        owner.finish()
+
     def test_kill_and_restart_with_shared_pages(self):
         self.start_daemon()
         owner = self.owner()

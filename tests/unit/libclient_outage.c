@@ -49,6 +49,7 @@ struct script {
 	int32_t ack_status;
 	uint64_t ack_cookie;
 	uint32_t reads;
+	uint32_t ready;			/* mirrors that have let go of everything: at any time, so no note */
 };
 
 static struct script *script;
@@ -105,7 +106,8 @@ static bool serve(int fd, struct hmm_frame *frame)
 	unsigned int nfds = 0;
 	void *reply = NULL;
 
-	script->note[script->notes++ % NOTES] = frame->header.opcode;
+	if (frame->header.opcode != HMM_OP_MIRROR_READY)
+		script->note[script->notes++ % NOTES] = frame->header.opcode;
 	if (script->garbage) {
 		uint32_t junk[8] = { sizeof(junk), 0x7777, 0, 9 };
 
@@ -188,6 +190,10 @@ static bool serve(int fd, struct hmm_frame *frame)
 	case HMM_OP_DEVICE_PUT:
 		reply = answer(frame, sizeof(struct hmm_msg_device_put_reply));
 		break;
+	case HMM_OP_MIRROR_READY:
+		script->ready++;
+		reply = answer(frame, sizeof(struct hmm_msg_mirror_ready_reply));
+		break;
 	case HMM_OP_MIRROR_UNREGISTER:
 		reply = answer(frame, sizeof(struct hmm_msg_mirror_unregister_reply));
 		break;
@@ -259,10 +265,16 @@ static struct hmm *hmm;
 static struct hmm_device *device;
 static struct hmm_mirror mirror;
 static int updates, unregistered;
+static _Atomic int let_go_of_all;
 
 static int let_go(struct hmm_mirror *of, const struct hmm_update *update)
 {
 	cr_assert_eq(of, &mirror);
+	if (update->end == HMM_VA_END) {
+		cr_assert_eq(update->start, 0);
+		let_go_of_all++;
+		return 0;
+	}
 	cr_assert_eq(update->start, 0x10000);
 	cr_assert_eq(update->end, 0x12000);
 	cr_assert_eq(update->reason, HMM_REASON_CPU_WRITE);
@@ -333,7 +345,12 @@ Test(outage, what_was_asked_is_asked_again)
 	check_read();
 	check_read();
 	check_notes(wanted, sizeof(wanted) / sizeof(*wanted));
+	/* The first hmmd may have died before it told of a change: the second waits for this. */
+	while (!*(volatile uint32_t *)&script->ready)
+		usleep(1000);
+	cr_assert_eq(let_go_of_all, 1);
 	stop_being_driver();
+	cr_assert_eq(script->ready, 1);
 	end();
 }
 

@@ -6,23 +6,19 @@
  * A driver is this program again, started with the case's name, "driver" and
  * a socket on which it gets the owner's key.
  */
-#include "mirror.h"
+#include "driver.h"
 
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
-#include <spawn.h>
 #include <stdatomic.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
 
 #define DEVICE_MEMORY (64UL << 20)
-#define DRIVER_SOCKET 100
 #define MANY 12U
-
-extern char **environ;
 
 /* ---- one process ------------------------------------------------------------ */
 
@@ -225,65 +221,6 @@ static void callback(void)
 
 /* ---- drivers of their own ---------------------------------------------------- */
 
-static pid_t start_driver(const char *name, int *socket)
-{
-	char program[] = "/proc/self/exe", driver[] = "driver", *arguments[4];
-	posix_spawn_file_actions_t actions;
-	char *copy = strdup(name);
-	int pair[2];
-	pid_t child;
-
-	arguments[0] = program;
-	arguments[1] = copy;
-	arguments[2] = driver;
-	arguments[3] = NULL;
-	CHECK_EQ(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
-	posix_spawn_file_actions_init(&actions);
-	posix_spawn_file_actions_adddup2(&actions, pair[1], DRIVER_SOCKET);
-	CHECK_EQ(posix_spawn(&child, program, &actions, NULL, arguments, environ), 0);
-	posix_spawn_file_actions_destroy(&actions);
-	close(pair[1]);
-	free(copy);
-	*socket = pair[0];
-	return child;
-}
-
-/* A message of one word, with the key or without. */
-static void tell(int socket, uint64_t word, int key)
-{
-	char control[CMSG_SPACE(sizeof(int))] = { 0 };
-	struct iovec data = { &word, sizeof(word) };
-	struct msghdr message = { .msg_iov = &data, .msg_iovlen = 1 };
-
-	if (key >= 0) {
-		struct cmsghdr *header = (struct cmsghdr *)control;
-
-		message.msg_control = control;
-		message.msg_controllen = sizeof(control);
-		header->cmsg_level = SOL_SOCKET;
-		header->cmsg_type = SCM_RIGHTS;
-		header->cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(header), &key, sizeof(key));
-	}
-	CHECK_EQ(sendmsg(socket, &message, MSG_NOSIGNAL), 8);
-}
-
-static bool hear(int socket, uint64_t *word, int *key)
-{
-	char control[CMSG_SPACE(sizeof(int))];
-	struct iovec data = { word, sizeof(*word) };
-	struct msghdr message = { .msg_iov = &data, .msg_iovlen = 1, .msg_control = control,
-				  .msg_controllen = sizeof(control) };
-
-	if (key)
-		*key = -1;
-	if (recvmsg(socket, &message, MSG_CMSG_CLOEXEC) != 8)
-		return false;
-	if (key && CMSG_FIRSTHDR(&message))
-		memcpy(key, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(*key));
-	return true;
-}
-
 static _Atomic int driver_silent;
 
 static int maybe_answer(struct hmm_mirror *me, const struct hmm_update *update)
@@ -296,39 +233,9 @@ static int maybe_answer(struct hmm_mirror *me, const struct hmm_update *update)
 static const struct hmm_mirror_ops answering = { .sync_cpu_device_pagetables = maybe_answer };
 static const struct hmm_mirror_ops quiet = { 0 };
 
-/* In the driver: its mirror of the owner whose key comes, on the owner's device. */
-static unsigned long driver_open(const struct hmm_mirror_ops *operations)
-{
-	uint64_t address, device;
-	char name[32];
-	int key;
-
-	CHECK(hear(DRIVER_SOCKET, &address, &key));
-	CHECK(key >= 0);
-	CHECK(hear(DRIVER_SOCKET, &device, NULL));
-	CHECK_EQ(hmm_open_peer(key, NULL, &hmm), 0);
-	close(key);
-	snprintf(name, sizeof(name), "device-%lu", device);
-	CHECK_EQ(hmm_device_open(hmm, name, &mirror.device), 0);
-	mirror.ops = operations;
-	CHECK_EQ(hmm_mirror_register(&mirror, hmm), 0);
-	return address;
-}
-
-/* In the owner: what driver_open() waits for. */
-static void invite(int socket, void *memory)
-{
-	int key = hmm_export(hmm);
-
-	CHECK(key >= 0);
-	tell(socket, (uint64_t)memory, key);
-	tell(socket, (uint64_t)getpid(), -1);
-	close(key);
-}
-
 static void peer_driver(void)
 {
-	void *address = (void *)driver_open(&quiet);
+	void *address = (void *)test_driver_open(&quiet);
 	uint64_t words[512], word;
 
 	test_device_check(address, 64, 7);
@@ -339,8 +246,8 @@ static void peer_driver(void)
 	}
 	test_device_check(address, 64, 8);
 	CHECK_EQ(hmm_migrate(&mirror, (unsigned long)address, 64 * PAGE, HMM_DEVICE, 0, NULL, NULL), 64);
-	tell(DRIVER_SOCKET, 1, -1);
-	CHECK(hear(DRIVER_SOCKET, &word, NULL));
+	test_tell(TEST_DRIVER_SOCKET, 1, -1);
+	CHECK(test_hear(TEST_DRIVER_SOCKET, &word, NULL));
 	test_device_check(address, 64, 9);
 	CHECK_EQ(hmm_mirror_unregister(&mirror), 0);
 	hmm_device_put(mirror.device);
@@ -352,18 +259,18 @@ static void peer(void)
 	uint64_t word;
 	char *memory;
 	int socket;
-	pid_t driver = start_driver("peer", &socket);
+	pid_t driver = test_driver_start("peer", &socket);
 
 	test_open(0, DEVICE_MEMORY);
 	memory = test_map(64);
 	test_fill(memory, 64, 7);
 	test_out(memory, 32);
-	invite(socket, memory);
-	CHECK(hear(socket, &word, NULL));
+	test_invite(socket, memory);
+	CHECK(test_hear(socket, &word, NULL));
 	test_check(memory, 64, 8);
 	test_fill(memory, 64, 9);
 	test_out(memory, 20);
-	tell(socket, 2, -1);
+	test_tell(socket, 2, -1);
 	test_reap(driver, 0);
 	test_check(memory, 64, 9);
 	test_close();
@@ -373,7 +280,7 @@ static void peer(void)
 static void ranges_driver(void)
 {
 	static const uint64_t flags[HMM_PFN_FLAG_MAX] = { 1, 2, 4 }, values[HMM_PFN_VALUE_MAX] = { 8, 0, 16 };
-	unsigned long address = driver_open(&answering);
+	unsigned long address = test_driver_open(&answering);
 	struct hmm_range range = { .flags = flags, .values = values, .pfn_shift = 12, .default_flags = 1 };
 	uint64_t pfns[64], word;
 	long result;
@@ -389,8 +296,8 @@ static void ranges_driver(void)
 	for (size_t i = 0; i < 64; i++)
 		CHECK_EQ(pfns[i] & 7, i < 16 ? 7 : 3);
 	CHECK(hmm_range_valid(&range));
-	tell(DRIVER_SOCKET, 1, -1);
-	CHECK(hear(DRIVER_SOCKET, &word, NULL));
+	test_tell(TEST_DRIVER_SOCKET, 1, -1);
+	CHECK(test_hear(TEST_DRIVER_SOCKET, &word, NULL));
 	do {
 		CHECK(hmm_range_wait_until_valid(&range, 10000));
 		result = hmm_range_fault(&range, true);
@@ -398,7 +305,7 @@ static void ranges_driver(void)
 	CHECK_EQ(result, -EFAULT);
 	for (size_t i = 0; i < 64; i++)
 		CHECK_EQ(pfns[i] & 31, i < 40 ? i < 16 ? 7 : 3 : i == 40 ? 8 : 0);
-	tell(DRIVER_SOCKET, 2, -1);
+	test_tell(TEST_DRIVER_SOCKET, 2, -1);
 	while (hmm_range_wait_until_valid(&range, 0))
 		usleep(1000);
 	CHECK(!hmm_range_valid(&range));
@@ -418,18 +325,18 @@ static void ranges(void)
 	uint64_t word;
 	char *memory;
 	int socket;
-	pid_t driver = start_driver("ranges", &socket);
+	pid_t driver = test_driver_start("ranges", &socket);
 
 	test_open(0, DEVICE_MEMORY);
 	memory = test_map(64);
 	test_fill(memory, 64, 7);
-	invite(socket, memory);
-	CHECK(hear(socket, &word, NULL));
+	test_invite(socket, memory);
+	CHECK(test_hear(socket, &word, NULL));
 	CHECK_EQ(munmap(memory + 40 * PAGE, PAGE), 0);
 	/* So that it is applied, and not only read, before the driver hears of it elsewhere. */
 	CHECK_EQ(hmm_device_read(&mirror, (unsigned long)memory + 40 * PAGE, &word, 8), -EFAULT);
-	tell(socket, 2, -1);
-	CHECK(hear(socket, &word, NULL));
+	test_tell(socket, 2, -1);
+	CHECK(test_hear(socket, &word, NULL));
 	test_close();
 	test_check(memory, 40, 7);
 	test_reap(driver, 0);
@@ -438,14 +345,14 @@ static void ranges(void)
 /* A driver never answers: past the deadline the owner goes on. */
 static void silent_driver(void)
 {
-	void *address = (void *)driver_open(&answering);
+	void *address = (void *)test_driver_open(&answering);
 	uint64_t word;
 
 	test_device_check(address, 64, 10);
 	CHECK_EQ(hmm_migrate(&mirror, (unsigned long)address, 64 * PAGE, HMM_DEVICE, 0, NULL, NULL), 64);
 	atomic_store(&driver_silent, 1);
-	tell(DRIVER_SOCKET, 1, -1);
-	hear(DRIVER_SOCKET, &word, NULL);
+	test_tell(TEST_DRIVER_SOCKET, 1, -1);
+	test_hear(TEST_DRIVER_SOCKET, &word, NULL);
 	_exit(0);
 }
 
@@ -454,31 +361,31 @@ static void silent(void)
 	uint64_t word;
 	char *memory;
 	int socket;
-	pid_t driver = start_driver("silent", &socket);
+	pid_t driver = test_driver_start("silent", &socket);
 
 	test_open(0, DEVICE_MEMORY);
 	memory = test_map(64);
 	test_fill(memory, 64, 10);
-	invite(socket, memory);
-	CHECK(hear(socket, &word, NULL));
+	test_invite(socket, memory);
+	CHECK(test_hear(socket, &word, NULL));
 	test_fill(memory, 64, 11);
 	test_check(memory, 64, 11);
 	test_home(memory, 64);
 	test_check(memory, 64, 11);
-	tell(socket, 2, -1);
+	test_tell(socket, 2, -1);
 	test_reap(driver, 0);
 	test_close();
 }
 
 static void dying_driver(void)
 {
-	void *address = (void *)driver_open(&answering);
+	void *address = (void *)test_driver_open(&answering);
 	uint64_t word;
 
 	CHECK_EQ(hmm_migrate(&mirror, (unsigned long)address, 64 * PAGE, HMM_DEVICE, 0, NULL, NULL), 64);
 	word = test_word(0, 0, 12) + 1;
 	CHECK_EQ(hmm_device_write(&mirror, (unsigned long)address, &word, 8), 8);
-	tell(DRIVER_SOCKET, 1, -1);
+	test_tell(TEST_DRIVER_SOCKET, 1, -1);
 	raise(SIGKILL);
 }
 
@@ -488,13 +395,13 @@ static void dying(void)
 	uint64_t word;
 	char *memory;
 	int socket;
-	pid_t driver = start_driver("dying", &socket);
+	pid_t driver = test_driver_start("dying", &socket);
 
 	test_open(0, DEVICE_MEMORY);
 	memory = test_map(64);
 	test_fill(memory, 64, 12);
-	invite(socket, memory);
-	CHECK(hear(socket, &word, NULL));
+	test_invite(socket, memory);
+	CHECK(test_hear(socket, &word, NULL));
 	test_reap(driver, SIGKILL);
 	CHECK_EQ(*(volatile uint64_t *)memory, test_word(0, 0, 12) + 1);
 	*(volatile uint64_t *)memory = test_word(0, 0, 12);
@@ -516,11 +423,11 @@ static const struct hmm_mirror_ops releasing = { .release = note_release };
 /* The owner is killed under its driver: told by release, and every access fails. */
 static void orphaned_driver(void)
 {
-	unsigned long address = driver_open(&releasing);
+	unsigned long address = test_driver_open(&releasing);
 	char byte;
 
 	CHECK_EQ(hmm_device_read(&mirror, address, &byte, 1), 1);
-	tell(DRIVER_SOCKET, 1, -1);
+	test_tell(TEST_DRIVER_SOCKET, 1, -1);
 	for (int i = 0; i < 2000 && !atomic_load(&released); i++)
 		usleep(10000);
 	CHECK(atomic_load(&released));
@@ -534,7 +441,7 @@ static void orphaned_driver(void)
 static void orphaned(void)
 {
 	int socket;
-	pid_t driver = start_driver("orphaned", &socket), owner;
+	pid_t driver = test_driver_start("orphaned", &socket), owner;
 	uint64_t word;
 
 	owner = fork();
@@ -545,8 +452,8 @@ static void orphaned(void)
 		memory = test_map(4);
 		test_fill(memory, 4, 13);
 		test_out(memory, 4);
-		invite(socket, memory);
-		CHECK(hear(socket, &word, NULL));
+		test_invite(socket, memory);
+		CHECK(test_hear(socket, &word, NULL));
 		raise(SIGKILL);
 	}
 	close(socket);
@@ -557,11 +464,11 @@ static void orphaned(void)
 /* An owner executes another program: its old addresses lead nowhere, least of all into the new one. */
 static void executed_driver(void)
 {
-	unsigned long address = driver_open(&releasing);
+	unsigned long address = test_driver_open(&releasing);
 	char byte;
 
 	CHECK_EQ(hmm_device_read(&mirror, address, &byte, 1), 1);
-	tell(DRIVER_SOCKET, 1, -1);
+	test_tell(TEST_DRIVER_SOCKET, 1, -1);
 	for (int i = 0; i < 2000 && !atomic_load(&released); i++)
 		usleep(10000);
 	CHECK(atomic_load(&released));
@@ -576,7 +483,7 @@ static void executed_driver(void)
 static void executed(void)
 {
 	int socket;
-	pid_t driver = start_driver("executed", &socket), owner;
+	pid_t driver = test_driver_start("executed", &socket), owner;
 	uint64_t word;
 
 	owner = fork();
@@ -587,8 +494,8 @@ static void executed(void)
 		memory = test_map(4);
 		test_fill(memory, 4, 14);
 		test_out(memory, 4);
-		invite(socket, memory);
-		CHECK(hear(socket, &word, NULL));
+		test_invite(socket, memory);
+		CHECK(test_hear(socket, &word, NULL));
 		execlp("sleep", "sleep", "1000", NULL);
 		FAIL("execlp: %m");
 	}
@@ -604,8 +511,8 @@ static void stale_key_driver(void)
 	uint64_t word;
 	int key;
 
-	CHECK(hear(DRIVER_SOCKET, &word, &key));
-	CHECK(hear(DRIVER_SOCKET, &word, NULL));
+	CHECK(test_hear(TEST_DRIVER_SOCKET, &word, &key));
+	CHECK(test_hear(TEST_DRIVER_SOCKET, &word, NULL));
 	/* hmmd takes note of a closed connection a moment later. */
 	for (int tries = 0; tries < 500 && !hmm_open_peer(key, NULL, &gone); tries++) {
 		hmm_close(gone);
@@ -613,7 +520,7 @@ static void stale_key_driver(void)
 	}
 	CHECK_EQ(hmm_open_peer(key, NULL, &gone), -ESTALE);
 	CHECK(strlen(hmm_last_error()) > 0);
-	tell(DRIVER_SOCKET, 1, -1);
+	test_tell(TEST_DRIVER_SOCKET, 1, -1);
 }
 
 /* The key of an owner that has closed leads nowhere. */
@@ -621,15 +528,15 @@ static void stale_key(void)
 {
 	uint64_t word;
 	int socket, key;
-	pid_t driver = start_driver("stale-key", &socket);
+	pid_t driver = test_driver_start("stale-key", &socket);
 
 	test_open(0, DEVICE_MEMORY);
 	key = hmm_export(hmm);
 	CHECK(key >= 0);
-	tell(socket, 0, key);
+	test_tell(socket, 0, key);
 	test_close();
-	tell(socket, 0, -1);
-	CHECK(hear(socket, &word, NULL));
+	test_tell(socket, 0, -1);
+	CHECK(test_hear(socket, &word, NULL));
 	test_reap(driver, 0);
 	close(key);
 }
@@ -706,14 +613,14 @@ static uint64_t count_until(char *memory, size_t which, bool (*enough)(void))
 
 static bool is_told(void)
 {
-	struct pollfd wait = { .fd = DRIVER_SOCKET, .events = POLLIN };
+	struct pollfd wait = { .fd = TEST_DRIVER_SOCKET, .events = POLLIN };
 
 	return poll(&wait, 1, 0) != 0;
 }
 
 static void windowed_driver(void)
 {
-	unsigned long address = driver_open(&answering);
+	unsigned long address = test_driver_open(&answering);
 	struct hmm_window *window = NULL;
 	char *view;
 
@@ -722,8 +629,8 @@ static void windowed_driver(void)
 	CHECK_EQ(hmm_unshare(&mirror, (void *)address, BLOCK), -EPERM);
 	CHECK_EQ(hmm_window_map(&mirror, address, SHARED_BLOCKS * BLOCK, HMM_WINDOW_OFFSET, &window), 0);
 	view = hmm_window_ptr(window, address);
-	tell(DRIVER_SOCKET, 1, -1);
-	tell(DRIVER_SOCKET, count_until(view, 1, is_told), -1);
+	test_tell(TEST_DRIVER_SOCKET, 1, -1);
+	test_tell(TEST_DRIVER_SOCKET, count_until(view, 1, is_told), -1);
 	CHECK_EQ(hmm_window_unmap(window), 0);
 	CHECK_EQ(hmm_mirror_unregister(&mirror), 0);
 	hmm_device_put(mirror.device);
@@ -749,13 +656,13 @@ static void windowed(void)
 	char *memory;
 	pthread_t thread;
 	int socket;
-	pid_t driver = start_driver("windowed", &socket);
+	pid_t driver = test_driver_start("windowed", &socket);
 
 	test_open(0, DEVICE_MEMORY);
 	/* A thread's stack beside it would keep it at home. */
 	memory = test_map_huge(SHARED_BLOCKS + 2) + BLOCK;
-	invite(socket, memory);
-	CHECK(hear(socket, &word, NULL));
+	test_invite(socket, memory);
+	CHECK(test_hear(socket, &word, NULL));
 	CHECK_EQ(pthread_create(&thread, NULL, owner_counts, memory), 0);
 	for (int round = 0; round < 25; round++) {
 		CHECK_EQ(hmm_share(&mirror, memory, SHARED_BLOCKS * BLOCK), 0);
@@ -766,8 +673,8 @@ static void windowed(void)
 	}
 	atomic_store(&owner_enough, true);
 	pthread_join(thread, &rounds);
-	tell(socket, 2, -1);
-	CHECK(hear(socket, &word, NULL));
+	test_tell(socket, 2, -1);
+	CHECK(test_hear(socket, &word, NULL));
 	for (size_t i = 0; i < SHARED_PAGES; i++) {
 		CHECK_EQ(((uint64_t *)(memory + i * PAGE))[0], (uint64_t)rounds);
 		CHECK_EQ(((uint64_t *)(memory + i * PAGE))[1], word);
@@ -812,7 +719,7 @@ static size_t driver_pages(const char *memory, size_t pages, bool copies)
 /* Three blocks: READ_MOSTLY, GRANULARITY, PREFERRED_LOCATION of the system. */
 static void advised_driver(void)
 {
-	const char *memory = (const char *)driver_open(&quiet);
+	const char *memory = (const char *)test_driver_open(&quiet);
 	struct hmm_advise_options options = { .size = sizeof(options), .mirror = &mirror };
 	struct hmm_window *window = NULL;
 	struct hmm_policy policy;
@@ -859,7 +766,7 @@ static void advised_driver(void)
 	CHECK_EQ(hmm_advise(own, (unsigned long)memory, PAGE, HMM_ADVISE_SET_ACCESSED_BY, &options), -EINVAL);
 	CHECK(strstr(hmm_last_error(), "another address space"));
 	hmm_close(own);
-	tell(DRIVER_SOCKET, 1, -1);
+	test_tell(TEST_DRIVER_SOCKET, 1, -1);
 	raise(SIGKILL);
 }
 
@@ -869,7 +776,7 @@ static void advised(void)
 	uint64_t word;
 	char *memory;
 	int socket;
-	pid_t driver = start_driver("advised", &socket);
+	pid_t driver = test_driver_start("advised", &socket);
 
 	test_open(0, DEVICE_MEMORY);
 	memory = test_map_huge(3);
@@ -878,8 +785,8 @@ static void advised(void)
 	CHECK_EQ(advise(memory, 512, HMM_ADVISE_SET_READ_MOSTLY, 0), 0);
 	CHECK_EQ(advise(memory + BLOCK, 512, HMM_ADVISE_GRANULARITY, 8), 0);
 	CHECK_EQ(advise(memory + 2 * BLOCK, 512, HMM_ADVISE_SET_PREFERRED_LOCATION, 0), 0);
-	invite(socket, memory);
-	CHECK(hear(socket, &word, NULL));
+	test_invite(socket, memory);
+	CHECK(test_hear(socket, &word, NULL));
 	test_reap(driver, SIGKILL);
 	test_check(memory, 3 * 512, 15);
 	/* It was said of this address space: it stays, whoever said it. */
@@ -914,7 +821,5 @@ static const struct test_case drivers[] = {
 
 int main(int argc, char **argv)
 {
-	if (argc == 3 && !strcmp(argv[2], "driver"))
-		return test_main(2, argv, drivers);
-	return test_main(argc, argv, cases);
+	return test_driver_main(argc, argv, cases, drivers);
 }

@@ -10,6 +10,8 @@
  *   device      the device does                             "checked"
  *   change      the CPU writes everything anew              "changed"
  *   touch       one word of every page, written             "touched"
+ *   exclusive   all to the device, for itself               "exclusive N"
+ *   marked      how many it has for itself                  "marked N"
  *   where       how many pages the device has               "where N"
  *   fork        a child compares everything and ends        "forked"
  *   protect     memory read-only, and back                  "protected"
@@ -172,6 +174,13 @@ static void obey(const char *line)
 	} else if (!strcmp(line, "touch")) {
 		touch();
 		printf("touched\n");
+	} else if (!strcmp(line, "exclusive")) {
+		printf("exclusive %ld\n",
+		       hmm_device_exclusive_begin(&mirror, (unsigned long)memory, pages * PAGE, NULL));
+	} else if (!strcmp(line, "marked")) {
+		for (n = 0; word < pages; word++)
+			n += hmm_device_exclusive_check(&mirror, (unsigned long)memory + word * PAGE, PAGE);
+		printf("marked %zu\n", n);
 	} else if (!strcmp(line, "where")) {
 		printf("where %zu\n", test_device_pages(memory, pages));
 	} else if (!strcmp(line, "fork")) {
