@@ -7,18 +7,24 @@
 #ifndef HMMD_JOB_H
 #define HMMD_JOB_H
 
+#include "engine/evict.h"
 #include "engine/owner.h"
 
 /* Rounds that a job may take before it is given up: a map that never stops changing. */
 #define ROUNDS_MAX	64
 
 struct migration {
+	TAILQ_ENTRY(migration) link;	/* to a device: owner->outgoing */
 	struct owner *owner;
 	struct letter *letter;		/* to answer, or NULL */
 	struct mirror *mirror;		/* to the device; NULL: home from any */
 	const struct device *only;	/* home: pages of this device only; NULL: all */
 	uint64_t start, end, next;	/* next: where no job has been yet */
 	bool to_device, populate;
+	int reason;			/* enum hmm_reason: why pages leave the device */
+	bool cheap;			/* where drivers need not wait: they may refuse */
+	uint64_t journey;		/* to a device: requests that go on from each other have one together */
+	bool full;			/* the device was found to have no room for more of it */
 	unsigned int running;
 	bool finishing;
 	uint8_t *results;		/* one per page, or NULL */
@@ -39,6 +45,8 @@ struct job {
 	unsigned int begin;		/* where it began */
 	bool again;			/* from the beginning: pages without a result are left */
 	bool no_slot;			/* going home by slot failed: copy */
+	bool refused;			/* by a driver: the block stays */
+	struct room_wait room;
 	uint32_t order_flags;
 	struct pages reported;		/* have their result */
 	struct pages was_out;		/* home: pages that were on the device when it began */

@@ -308,6 +308,8 @@ static bool touch_present(struct window *window, struct block *block, struct tou
 	/* It was guarded before hmmd started anew. */
 	if (touch->flags & UFFD_PAGEFAULT_FLAG_MINOR)
 		*guard_of(window, block) = true;
+	if (block_mirror(block) == window->mirror)
+		block_touch(block);
 	/* Another device's: this window's shadow has nothing of it. */
 	if (block_mirror(block) != window->mirror && page_state(block, i) != HMM_PAGE_ERROR)
 		return false;
