@@ -11,7 +11,6 @@
  */
 #include <assert.h>
 
-#include "engine/evict.h"
 #include "engine/owner.h"
 #include "engine/worker.h"
 
@@ -47,7 +46,6 @@ int block_charge(struct block *block, struct device *device, unsigned int pages)
 		enlist(block, mirror);
 	else
 		block_touch(block);
-	evict_if_high(mirror->owner->worker, device);
 	return 0;
 }
 

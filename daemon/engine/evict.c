@@ -99,6 +99,39 @@ static void unlock(struct worker *worker)
 	pthread_mutex_unlock(&worker->engine->devices.lock);
 }
 
+/* ---- rounds --------------------------------------------------------------------------- */
+
+static struct evict_marks marks_of(const struct worker *worker)
+{
+	const struct engine_options *options = &worker->engine->options;
+
+	return (struct evict_marks){ .high = options->evict_high, .low = options->evict_low };
+}
+
+/* Under the lock. Return: whose bells have to be rung. */
+static uint64_t round_begin(struct worker *worker, struct device *device, uint64_t wanted)
+{
+	struct evict_marks marks = marks_of(worker);
+	struct room *room = &device->room;
+
+	room->round++;
+	room->wanted = evict_amount(&marks, device->size, atomic_load(&device->used), wanted);
+	/* Some room came in this moment; it may be somebody else's in the next. */
+	if (!room->wanted)
+		room->wanted = wanted;
+	room->freed = 0;
+	room->seen = (struct obstacles){ 0 };
+	room->asked = everybody(worker->engine);
+	return room->asked;
+}
+
+static bool is_high(const struct worker *worker, const struct device *device)
+{
+	struct evict_marks marks = marks_of(worker);
+
+	return evict_is_high(&marks, device->size, atomic_load(&device->used));
+}
+
 /* ---- a worker's part: choosing -------------------------------------------------------- */
 
 static unsigned int shadow_pages(const struct block *block)
@@ -323,7 +356,7 @@ static void end(struct worker *worker, struct device *device, uint64_t freed, co
 {
 	struct engine *engine = worker->engine;
 	struct room *room = &device->room;
-	uint64_t waiting = 0;
+	uint64_t bells = 0;
 
 	lock(worker);
 	room->busy &= ~bit_of(worker);
@@ -331,11 +364,13 @@ static void end(struct worker *worker, struct device *device, uint64_t freed, co
 	merge(&room->seen, seen);
 	if (!round_runs(room)) {
 		room->ended = room->round;
-		waiting = room->waiting;
+		bells = room->waiting;
 		room->waiting = 0;
+		if (room->freed && is_high(worker, device))
+			bells |= round_begin(worker, device, 0);
 	}
 	unlock(worker);
-	ring(engine, waiting);
+	ring(engine, bells);
 	device_unuse(&engine->devices, device);
 }
 
@@ -392,46 +427,16 @@ static struct device *asked(struct worker *worker)
 	return device;
 }
 
-/* ---- rounds ------------------------------------------------------------------------------------ */
-
-static struct evict_marks marks_of(const struct worker *worker)
-{
-	const struct engine_options *options = &worker->engine->options;
-
-	return (struct evict_marks){ .high = options->evict_high, .low = options->evict_low };
-}
-
-/* Under the lock. Return: whose bells have to be rung. */
-static uint64_t round_begin(struct worker *worker, struct device *device, uint64_t wanted)
-{
-	struct evict_marks marks = marks_of(worker);
-	struct room *room = &device->room;
-
-	room->round++;
-	room->wanted = evict_amount(&marks, device->size, atomic_load(&device->used), wanted);
-	/* Some room came in this moment; it may be somebody else's in the next. */
-	if (!room->wanted)
-		room->wanted = wanted;
-	room->freed = 0;
-	room->seen = (struct obstacles){ 0 };
-	room->asked = everybody(worker->engine);
-	return room->asked;
-}
-
 void evict_if_high(struct worker *worker, struct device *device)
 {
-	struct evict_marks marks = marks_of(worker);
-	struct room *room = &device->room;
 	uint64_t bells = 0;
 
-	if (!evict_is_high(&marks, device->size, atomic_load(&device->used)))
+	if (!is_high(worker, device))
 		return;
 	lock(worker);
-	/* Not again and again where the last one found nothing. */
-	if (!round_runs(room) && (room->freed || room->used_then != atomic_load(&device->used))) {
-		room->used_then = atomic_load(&device->used);
+	/* One that runs ends by looking again. */
+	if (!round_runs(&device->room))
 		bells = round_begin(worker, device, 0);
-	}
 	unlock(worker);
 	ring(worker->engine, bells);
 }

@@ -30,7 +30,7 @@ int evict_wait(struct owner *owner, struct device *device, uint64_t bytes, uint6
 	       struct task *task, struct room_wait *wait);
 /* The same in words, for people: what the device has, and why no more. */
 void evict_explain(struct worker *worker, struct device *device, uint64_t wanted, char *text, size_t size);
-/* A charge was made: if that brought the device above its high mark, it is brought below. */
+/* Something has come to the device: if that brought it above its high mark, it is brought below. */
 void evict_if_high(struct worker *worker, struct device *device);
 
 /* The worker's bell rang: its part in rounds that began, and what waited for those that ended. */

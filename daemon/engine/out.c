@@ -273,7 +273,7 @@ static int wait_for_room(struct job *job, uint64_t bytes)
 		return r;
 	if (!migration->full) {
 		evict_explain(owner->worker, migration->mirror->device, bytes, text, sizeof(text));
-		log_info("owner %u: nothing more can make way: %s", owner->id, text);
+		log_debug("owner %u: nothing more can make way: %s", owner->id, text);
 	}
 	migration->full = true;
 	return -ENOSPC;

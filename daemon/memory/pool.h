@@ -44,7 +44,6 @@ struct room {
 	uint64_t waiting;		/* workers that have tasks waiting for the end */
 	uint64_t wanted;		/* bytes that no victim was found for yet */
 	uint64_t freed;			/* in this round, or the last */
-	uint64_t used_then;		/* in use when it was above its high mark */
 	struct obstacles seen;		/* in this round, or the last */
 };
 
