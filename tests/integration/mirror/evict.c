@@ -449,6 +449,41 @@ static void idle_neighbour(void)
 	test_close();
 }
 
+/* Nor is one that is stopped: its blocks go home without it. */
+static void stopped_neighbour(void)
+{
+	int go[2], status;
+	pid_t child;
+
+	CHECK_EQ(pipe2(go, O_CLOEXEC), 0);
+	child = fork();
+	if (!child) {
+		struct hmm_open_options options = { .size = sizeof(options), .timeout_ms = 5000 };
+
+		CHECK_EQ(read(go[0], &(char){ 0 }, 1), 1);
+		CHECK_EQ(hmm_open(&options, &hmm), 0);
+		CHECK_EQ(hmm_device_open(hmm, "crowded", &mirror.device), 0);
+		mirror.ops = &quiet;
+		CHECK_EQ(hmm_mirror_register(&mirror, hmm), 0);
+		map_blocks(27);
+		test_out(blocks, ROOM / PAGE);
+		raise(SIGSTOP);
+		test_check(blocks, BLOCKS * BLOCK_PAGES, 27);
+		test_close();
+		_exit(0);
+	}
+	open_crowded();
+	map_blocks(28);
+	CHECK_EQ(write(go[1], "x", 1), 1);
+	CHECK_EQ(waitpid(child, &status, WUNTRACED), child);
+	CHECK(WIFSTOPPED(status));
+	test_out(blocks, ROOM / PAGE);
+	CHECK_EQ(kill(child, SIGCONT), 0);
+	test_reap(child, 0);
+	test_check(blocks, BLOCKS * BLOCK_PAGES, 28);
+	test_close();
+}
+
 /* One of them is killed while its blocks go home for the other. */
 static void killed_neighbour(void)
 {
@@ -533,7 +568,7 @@ static const struct test_case cases[] = {
 	{ "refused-one", refused_one, false }, { "refused-all", refused_all, false },
 	{ "refused-by-one-of-two", refused_by_one_of_two, false }, { "refused-shared", refused_shared, false },
 	{ "coherent", coherent, false }, { "three-owners", three_owners, false },
-	{ "idle-neighbour", idle_neighbour, false }, { "killed-neighbour", killed_neighbour, false },
+	{ "idle-neighbour", idle_neighbour, false }, { "stopped-neighbour", stopped_neighbour, false }, { "killed-neighbour", killed_neighbour, false },
 	{ "window", window, false }, { NULL, NULL, false },
 };
 
