@@ -52,7 +52,9 @@ struct hmm_mirror_ops {
 	/*
 	 * Let go of [start, end). Returning means that the device's TLB is
 	 * flushed. Runs in the library's dispatch thread. -EAGAIN is allowed
-	 * when update->blockable is false. Past hmmd's deadline (1000 ms) the
+	 * when update->blockable is false, as it is when eviction looks for a
+	 * cheap victim: the range stays as it was, for every mirror, and
+	 * another one is taken. Elsewhere what it returns is ignored. Past hmmd's deadline (1000 ms) the
 	 * mirror's windows are revoked and the owner goes on.
 	 */
 	int (*sync_cpu_device_pagetables)(struct hmm_mirror *mirror,
