@@ -319,7 +319,7 @@ static void coherent_run(struct task *task)
 			    strerror(-r));
 	}
 	mirror->migrations--;
-	evict_if_high(owner->worker, mirror->device);
+	evict_released(owner->worker, mirror->device);
 	worker_reply(owner->worker, coherent->letter);
 	free(coherent);
 }

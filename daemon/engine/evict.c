@@ -18,8 +18,9 @@
  * is about lies in struct room, under the registry's lock. A task that waits has
  * neither a slot nor a block in transit, so two owners that make room for each other can't
  * hold each other up. A migration never evicts what it has brought itself: blocks of
- * journeys that are under way stay, and so does what is in transit; where only
- * such are left the waiter tries again a few times, a little later. Everything is bounded: rounds, delays.
+ * journeys that are under way stay, and so does what is in transit. Where only
+ * such are left the waiter comes back when a migration has ended, or a little later.
+ * It does not come back for ever: what waits has its answer in the end.
  *
  * What can fail: memory for a part, which then counts as one that found nothing.
  */
@@ -427,16 +428,18 @@ static struct device *asked(struct worker *worker)
 	return device;
 }
 
-void evict_if_high(struct worker *worker, struct device *device)
+void evict_released(struct worker *worker, struct device *device)
 {
-	uint64_t bells = 0;
+	struct room *room = &device->room;
+	uint64_t bells;
 
-	if (!is_high(worker, device))
-		return;
 	lock(worker);
-	/* One that runs ends by looking again. */
-	if (!round_runs(&device->room))
-		bells = round_begin(worker, device, 0);
+	room->released++;
+	bells = room->later;
+	room->later = 0;
+	/* A round that runs ends by looking again. */
+	if (!round_runs(room) && is_high(worker, device))
+		bells |= round_begin(worker, device, 0);
 	unlock(worker);
 	ring(worker->engine, bells);
 }
@@ -481,6 +484,9 @@ int evict_wait(struct owner *owner, struct device *device, uint64_t bytes, uint6
 			room->wanted += bytes;
 		room->waiting |= bit_of(worker);
 		wait->round = room->round;
+	} else if (passing && wait->delays < DELAYS_MAX) {
+		room->later |= bit_of(worker);
+		wait->released = room->released;
 	}
 	unlock(worker);
 	if (fruitless && !passing)
@@ -500,14 +506,18 @@ static void go(struct owner *owner, struct room_wait *wait)
 	owner_queue(owner, wait->task);
 }
 
-static bool has_ended(struct worker *worker, const struct room_wait *wait)
+/* What it waits for has come, without its delay being over. */
+static bool has_come(struct worker *worker, struct room_wait *wait)
 {
-	bool ended;
+	const struct room *room = &wait->device->room;
+	bool come;
 
 	lock(worker);
-	ended = wait->round && wait->device->room.ended >= wait->round;
+	come = wait->round ? room->ended >= wait->round : room->released != wait->released;
 	unlock(worker);
-	return ended;
+	if (come && !wait->round)
+		wait->delays--;
+	return come;
 }
 
 static void wake(struct owner *owner)
@@ -516,7 +526,7 @@ static void wake(struct owner *owner)
 
 	for (wait = TAILQ_FIRST(&owner->room_waiters); wait; wait = next) {
 		next = TAILQ_NEXT(wait, link);
-		if (has_ended(owner->worker, wait))
+		if (has_come(owner->worker, wait))
 			go(owner, wait);
 	}
 }

@@ -14,8 +14,9 @@ struct room_wait {
 	TAILQ_ENTRY(room_wait) link;	/* owner->room_waiters */
 	struct task *task;
 	struct device *device;
-	uint64_t round;			/* whose end it waits for; 0: for @due */
-	int64_t due;			/* or for this moment */
+	uint64_t round;			/* whose end it waits for; 0: for what is busy */
+	uint64_t released;		/* to come free, counted in struct room, */
+	int64_t due;			/* but not longer than this */
 	unsigned int tries, delays;
 };
 
@@ -30,8 +31,8 @@ int evict_wait(struct owner *owner, struct device *device, uint64_t bytes, uint6
 	       struct task *task, struct room_wait *wait);
 /* The same in words, for people: what the device has, and why no more. */
 void evict_explain(struct worker *worker, struct device *device, uint64_t wanted, char *text, size_t size);
-/* Something has come to the device: if that brought it above its high mark, it is brought below. */
-void evict_if_high(struct worker *worker, struct device *device);
+/* A migration to the device has ended: what it brought may make way, and does above the high mark. */
+void evict_released(struct worker *worker, struct device *device);
 
 /* The worker's bell rang: its part in rounds that began, and what waited for those that ended. */
 void evict_look(struct worker *worker);

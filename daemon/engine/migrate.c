@@ -84,7 +84,7 @@ static void migration_finish(struct task *task)
 	if (migration->to_device) {
 		migration->mirror->migrations--;
 		TAILQ_REMOVE(&owner->outgoing, migration, link);
-		evict_if_high(owner->worker, migration->mirror->device);
+		evict_released(owner->worker, migration->mirror->device);
 	}
 	if (migration->letter)
 		answer(migration);

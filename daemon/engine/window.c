@@ -230,6 +230,8 @@ static uint64_t touch_page(const struct touch *touch)
 static void touch_refuse(struct window *window, const struct touch *touch, int error)
 {
 	if (touch->again) {
+		log_info("window %u: page %#lx can't be had: %s", window->id, touch_page(touch),
+			 hmm_page_result_name(touch->result));
 		poison(window, touch->addr, error);
 		return;
 	}

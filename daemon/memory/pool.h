@@ -42,6 +42,8 @@ struct room {
 	uint64_t round, ended;		/* rounds that began, and that have ended */
 	uint64_t asked, busy;		/* workers that have yet to begin, or end, their part: a bit each */
 	uint64_t waiting;		/* workers that have tasks waiting for the end */
+	uint64_t later;			/* ... or for what was busy */
+	uint64_t released;		/* how often what was busy came free: a migration has ended */
 	uint64_t wanted;		/* bytes that no victim was found for yet */
 	uint64_t freed;			/* in this round, or the last */
 	struct obstacles seen;		/* in this round, or the last */

@@ -462,12 +462,12 @@ Test(room, between_the_marks)
 	fixture.engine.options.evict_low = 25;
 	for (unsigned int n = 0; n < 3; n++)
 		fixture_out(&fixture, n * HMM_BLOCK_PAGES, (n + 1) * HMM_BLOCK_PAGES);
-	evict_if_high(&fixture.worker, fixture.device);
+	evict_released(&fixture.worker, fixture.device);
 	work();
 	cr_expect(eq(u64, fixture.device->used, 3 * HMM_BLOCK_SIZE));
 	cr_expect(eq(u64, fixture.device->room.round, 0));
 	fixture_out(&fixture, 3 * HMM_BLOCK_PAGES, 3 * HMM_BLOCK_PAGES + 1);
-	evict_if_high(&fixture.worker, fixture.device);
+	evict_released(&fixture.worker, fixture.device);
 	work();
 	cr_expect(eq(u64, fixture.device->room.round, 1));
 	cr_expect(eq(u64, fixture.device->used, HMM_PAGE_SIZE));
