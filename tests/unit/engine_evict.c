@@ -435,6 +435,30 @@ Test(room, what_is_busy_is_come_back_for)
 	fixture_end(&fixture);
 }
 
+/* Not only after its delay: a migration that ends leaves behind what may make way. */
+Test(room, what_comes_free_is_heard_of)
+{
+	struct pages all = pages_from(0, HMM_BLOCK_PAGES);
+	struct wanting wanting = { 0 };
+
+	begin_full(1);
+	fixture_callbacks(&fixture);
+	home_begin(fixture_block(&fixture, 0), &all, HMM_BLOCK_PAGES, false, HMM_REASON_MIGRATE, 0, NULL);
+	cr_assert(eq(int, want(&wanting, HMM_BLOCK_SIZE), 0));
+	work();
+	cr_assert(eq(int, want(&wanting, HMM_BLOCK_SIZE), 0));
+	work();
+	evict_tick(fixture.owner, fixture.worker.now);
+	owner_run(fixture.owner);
+	cr_expect(eq(uint, wanting.runs, 1));
+	evict_released(&fixture.worker, fixture.device);
+	work();
+	cr_expect(eq(uint, wanting.runs, 2));
+	cr_expect(eq(uint, wanting.room.delays, 0), "a delay that was not needed is not counted");
+	fixture_answer(&fixture);
+	fixture_end(&fixture);
+}
+
 /* All drivers refuse: then they are told, the coldest first. */
 Test(room, refused_by_all_it_is_an_order)
 {
