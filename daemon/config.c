@@ -95,6 +95,8 @@ static const struct key keys[] = {
 	{ "pool", "kind", VALUE_WORD, AT(pool_kind), .words = pool_words },
 	{ "pool", "size", VALUE_SIZE, AT(pool_size), 2 * MiB, 64 * TiB, "auto" },
 	{ "pool", "node", VALUE_NODE, AT(pool_node), 0, 1023 },
+	{ "pool", "evict_high", VALUE_NUMBER, AT(evict_high), 1, 100 },
+	{ "pool", "evict_low", VALUE_NUMBER, AT(evict_low), 1, 100, "auto" },
 	{ "limits", "connections", VALUE_NUMBER, AT(connections), 1, 65536, .live = true },
 	{ "limits", "owners", VALUE_NUMBER, AT(owners), 1, 65535, .live = true },
 	{ "limits", "fds", VALUE_NUMBER, AT(fds), 16, 1048576, .live = true },
@@ -144,6 +146,7 @@ void config_defaults(struct config *config)
 		.ack_timeout_ms = 1000,
 		.grace_ms = 10000,
 		.pool_kind = HMM_POOL_KIND_MEMFD_HUGE,
+		.evict_high = 100,
 		.connections = 512,
 		.owners = 256,
 		.fds = 16384,
@@ -637,6 +640,11 @@ int config_load(struct config *config, const struct config_source *source, FILE 
 		struct place place = { .file = override->option };
 
 		set_key(&reading, &place, override->section, override->key, override->value);
+	}
+	if (fresh.evict_low > fresh.evict_high) {
+		fprintf(errors, "evict_low is %llu and evict_high %llu: devices can't be emptied to more than what is too much\n",
+			(unsigned long long)fresh.evict_low, (unsigned long long)fresh.evict_high);
+		reading.n_errors++;
 	}
 	if (reading.n_errors)
 		return -EINVAL;

@@ -34,6 +34,8 @@ struct config {
 	uint64_t pool_kind;		/* enum hmm_pool_kind */
 	uint64_t pool_size;		/* 0: half of the machine's memory */
 	uint64_t pool_node;		/* number + 1; 0: any */
+	uint64_t evict_high;		/* percent of a device */
+	uint64_t evict_low;		/* percent; 0: as far as need be */
 
 	/* [limits], for each uid */
 	uint64_t connections;

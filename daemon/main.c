@@ -49,6 +49,8 @@ static const struct {
 	{ "--pool", "pool", "kind", NULL },
 	{ "--pool-size", "pool", "size", NULL },
 	{ "--pool-node", "pool", "node", NULL },
+	{ "--evict-high", "pool", "evict_high", NULL },
+	{ "--evict-low", "pool", "evict_low", NULL },
 };
 #define N_SETTINGS (sizeof(settings) / sizeof(settings[0]))
 
@@ -82,6 +84,8 @@ static const char help[] =
 	"  --pool KIND          device memory: memfd, memfd-huge or hugetlb\n"
 	"  --pool-size SIZE     for all devices together, such as 4G (half of the memory)\n"
 	"  --pool-node NODE     on that memory node, or any\n"
+	"  --evict-high N       above so many percent of a device its coldest blocks go home (100: at need)\n"
+	"  --evict-low N        down to so many percent (auto: as far as need be, and some blocks)\n"
 	"  --workers N          engine threads (by the number of processors)\n"
 	"  --no-io-uring        run the engine on epoll\n"
 	"  --no-move            do without UFFDIO_MOVE, as on kernels before 6.8\n"

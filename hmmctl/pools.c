@@ -14,6 +14,7 @@ static const struct column columns[] = {
 	{ "devices", "DEVICES", COLUMN_NUMBER },
 	{ "used", "USED", COLUMN_BYTES },
 	{ "peak", "PEAK", COLUMN_BYTES },
+	{ "evicted", "EVICTED", COLUMN_BYTES },
 	{ "capacity", "CAPACITY", COLUMN_BYTES },
 	{ NULL },
 };

@@ -92,6 +92,7 @@ static struct request *next_piece(struct rest *rest)
 	message->addr = rest->addr;
 	message->length = end - rest->addr;
 	message->flags = rest->flags;
+	rest->flags |= HMM_MIGRATE_FLAGS_ONWARD;
 	request->data = rest->mirror;
 	request->prepare = prepare_migrate;
 	rest->addr = end;

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/evict.h"
 #include "engine/owner.h"
 #include "engine/worker.h"
 #include "log.h"
@@ -154,6 +155,7 @@ static int access_step(struct access *access)
 		shadow = block_shadow(block);
 		if (!shadow)
 			return -EIO;
+		block_touch(block);
 		if (access->write)
 			memcpy(shadow_at(shadow, addr), access->buffer + access->done, n);
 		else
@@ -248,54 +250,110 @@ static int access_begin(struct owner *owner, struct letter *letter)
 
 /* ---- coherent memory --------------------------------------------------------------- */
 
+struct coherent {
+	struct task task;
+	struct owner *owner;
+	struct letter *letter;
+	struct mirror *mirror;
+	struct room_wait room;
+};
+
+static int make_coherent(struct owner *owner, struct mirror *mirror, uint64_t addr)
+{
+	struct shadow *shadow;
+	int r = mirror_shadow(mirror, addr, &shadow);
+	struct block *block = r ? NULL : block_get(owner, addr);
+
+	if (!block)
+		return r ? r : -ENOMEM;
+	block->record->mirror = (uint16_t)mirror->index;
+	r = block_charge(block, mirror->device, HMM_BLOCK_PAGES);
+	if (r) {
+		block_forget(block);
+		return r;
+	}
+	block_keep(block);
+	block_set_state(block, 0, HMM_BLOCK_PAGES, HMM_PAGE_COHERENT);
+	return 0;
+}
+
+static void unmake_coherent(struct owner *owner, uint64_t start, uint64_t end)
+{
+	for (; start < end; start += HMM_BLOCK_SIZE) {
+		struct block *block = block_find(owner, start);
+
+		block_set_state(block, 0, HMM_BLOCK_PAGES, HMM_PAGE_INVALID);
+		block_settle(block);
+	}
+}
+
+/* All of it, or none. */
+static int coherent_try(struct owner *owner, struct mirror *mirror, struct letter *letter)
+{
+	const struct hmm_msg_alloc *message = (const void *)letter->message;
+	uint64_t end = message->addr + message->length, at;
+	struct hmm_msg_alloc_reply *reply;
+	int r = 0;
+
+	if (mirror->leaving || owner->closing || owner->gone)
+		return letter_fail(letter, -ENOENT, "no mirror %u", message->mirror);
+	for (at = message->addr; at < end; at += HMM_BLOCK_SIZE)
+		if (block_find(owner, at))
+			return letter_fail(letter, -EEXIST, "block %#lx is in use", at);
+	for (at = message->addr; at < end && !r; at += r ? 0 : HMM_BLOCK_SIZE)
+		r = make_coherent(owner, mirror, at);
+	reply = r ? NULL : letter_reply(letter, HMM_OP_ALLOC_REPLY, sizeof(*reply));
+	if (!reply) {
+		unmake_coherent(owner, message->addr, at);
+		return r ? r : letter_fail(letter, -ENOMEM, "out of memory for the answer");
+	}
+	reply->regions = (uint32_t)((end - 1) / HMM_REGION_SIZE - message->addr / HMM_REGION_SIZE + 1);
+	return 0;
+}
+
+static void coherent_run(struct task *task)
+{
+	struct coherent *coherent = (struct coherent *)task;
+	const struct hmm_msg_alloc *message = (const void *)coherent->letter->message;
+	struct mirror *mirror = coherent->mirror;
+	struct owner *owner = coherent->owner;
+	int r = coherent_try(owner, mirror, coherent->letter);
+	char text[200];
+
+	if (r == -ENOSPC && !evict_wait(owner, mirror->device, message->length, 0, task, &coherent->room))
+		return;
+	if (r == -ENOSPC) {
+		evict_explain(owner->worker, mirror->device, message->length, text, sizeof(text));
+		letter_fail(coherent->letter, r, "nothing more can make way: %s", text);
+	} else if (r && !coherent->letter->error) {
+		letter_fail(coherent->letter, r, "%lu bytes of coherent memory: %s", message->length,
+			    strerror(-r));
+	}
+	mirror->migrations--;
+	evict_released(owner->worker, mirror->device);
+	worker_reply(owner->worker, coherent->letter);
+	free(coherent);
+}
+
 static int coherent_alloc(struct owner *owner, struct letter *letter)
 {
 	const struct hmm_msg_alloc *message = (const void *)letter->message;
 	struct mirror *mirror = mirror_by_id(owner, message->mirror);
-	uint64_t end = message->addr + message->length, at;
-	struct hmm_msg_alloc_reply *reply;
-	struct shadow *shadow;
-	int r = 0;
+	struct coherent *coherent;
 
 	if (!mirror || mirror->leaving || owner->closing)
 		return letter_fail(letter, -ENOENT, "no mirror %u", message->mirror);
 	if ((message->addr | message->length) % HMM_BLOCK_SIZE)
 		return letter_fail(letter, -EINVAL, "coherent memory comes in blocks of 2 MiB");
-	for (at = message->addr; at < end; at += HMM_BLOCK_SIZE)
-		if (block_find(owner, at))
-			return letter_fail(letter, -EEXIST, "block %#lx is in use", at);
-	for (at = message->addr; at < end && !r; at += HMM_BLOCK_SIZE) {
-		struct block *block;
-
-		r = mirror_shadow(mirror, at, &shadow);
-		block = r ? NULL : block_get(owner, at);
-		if (!block) {
-			r = r ? r : -ENOMEM;
-			break;
-		}
-		block->record->mirror = (uint16_t)mirror->index;
-		r = block_charge(block, mirror->device, HMM_BLOCK_PAGES);
-		if (r)
-			block_forget(block);
-		else
-			block_set_state(block, 0, HMM_BLOCK_PAGES, HMM_PAGE_COHERENT);
-	}
-	reply = r ? NULL : letter_reply(letter, HMM_OP_ALLOC_REPLY, sizeof(*reply));
-	if (!reply) {
-		for (uint64_t back = message->addr; back < end; back += HMM_BLOCK_SIZE) {
-			struct block *block = block_find(owner, back);
-
-			if (!block)
-				continue;
-			block_set_state(block, 0, HMM_BLOCK_PAGES, HMM_PAGE_INVALID);
-			block_settle(block);
-		}
-		return letter_fail(letter, r ? r : -ENOMEM, "%lu bytes of coherent memory: device %s has %lu of %lu in use: %s",
-				   message->length, mirror->device->name,
-				   atomic_load(&mirror->device->used), mirror->device->size,
-				   strerror(r ? -r : ENOMEM));
-	}
-	reply->regions = (uint32_t)((end - 1) / HMM_REGION_SIZE - message->addr / HMM_REGION_SIZE + 1);
+	coherent = calloc(1, sizeof(*coherent));
+	if (!coherent)
+		return letter_fail(letter, -ENOMEM, "out of memory");
+	coherent->task.run = coherent_run;
+	coherent->owner = owner;
+	coherent->letter = letter;
+	coherent->mirror = mirror;
+	mirror->migrations++;	/* the mirror stays while it waits for room */
+	owner_queue(owner, &coherent->task);
 	return 0;
 }
 
@@ -326,7 +384,8 @@ void access_request(struct owner *owner, struct letter *letter)
 
 	switch (letter->message->opcode) {
 	case HMM_OP_ALLOC:
-		coherent_alloc(owner, letter);
+		if (!coherent_alloc(owner, letter))
+			return;
 		break;
 	case HMM_OP_FREE:
 		coherent_free(owner, letter);

@@ -497,28 +497,7 @@ static bool disarm_excluded(struct block *block)
 
 /* ---- shadow pages ------------------------------------------------------------------- */
 
-int block_charge(struct block *block, struct device *device, unsigned int pages)
-{
-	int r;
-
-	if (block->charged + pages > HMM_BLOCK_PAGES)
-		pages = HMM_BLOCK_PAGES - block->charged;
-	r = device_charge(device, (uint64_t)pages << HMM_PAGE_SHIFT);
-	if (!r)
-		block->charged += pages;
-	return r;
-}
-
-static void uncharge_all(struct block *block)
-{
-	struct mirror *mirror = block_mirror(block);
-
-	if (block->charged && mirror)
-		device_uncharge(mirror->device, (uint64_t)block->charged << HMM_PAGE_SHIFT);
-	block->charged = 0;
-}
-
-static bool holds_pages(const struct block *block)
+bool block_holds_pages(const struct block *block)
 {
 	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++)
 		if (in_shadow(page_state(block, i)))
@@ -555,8 +534,7 @@ void block_recharge(struct block *block)
 		held += in_shadow(page_state(block, i)) || pages_test(&block->stale, i);
 	if (block->charged <= held)
 		return;
-	device_uncharge(mirror->device, (uint64_t)(block->charged - held) << HMM_PAGE_SHIFT);
-	block->charged = held;
+	block_uncharge(block, block->charged - held);
 }
 
 bool block_punch_stale(struct block *block)
@@ -571,17 +549,17 @@ bool block_punch_stale(struct block *block)
 		return false;
 	if (!shadow) {
 		block->stale = (struct pages){ 0 };
-		uncharge_all(block);
+		block_uncharge(block, block->charged);
 		return true;
 	}
-	if (!holds_pages(block)) {
+	if (!block_holds_pages(block)) {
 		kernel->punch(shadow->fd, block->addr - shadow->base, HMM_BLOCK_SIZE);
 		/* hugetlbfs frees a whole page for certain, and has no holes to look for. */
 		if (block_has_window(block) && shadow->kind != HMM_POOL_KIND_HUGETLB)
 			clean = !shadow_has_data(shadow, block->addr, HMM_BLOCK_SIZE);
 		if (clean) {
 			block->stale = (struct pages){ 0 };
-			uncharge_all(block);
+			block_uncharge(block, block->charged);
 			block->record->mirror = HMM_NO_MIRROR;
 		}
 		return clean;
@@ -638,6 +616,9 @@ void block_settle_later(struct block *block)
 	block->queued = true;
 	block->settle_at = owner->worker->now + SETTLE_NS;
 	TAILQ_INSERT_TAIL(&owner->settling, block, settle);
+	/* Who needs room takes it first. */
+	if (!block_holds_pages(block))
+		block_cool(block);
 	worker_alarm(owner->worker, block->settle_at);
 }
 
@@ -721,7 +702,7 @@ void block_look_for_zap(struct block *block)
 
 void block_forget_mirror(struct block *block)
 {
-	uncharge_all(block);
+	block_uncharge(block, block->charged);
 	block->stale = (struct pages){ 0 };
 	block->record->mirror = HMM_NO_MIRROR;
 }
@@ -738,7 +719,7 @@ void block_let_go_coherent(struct block *block)
 		block_set_state(block, first, end, HMM_PAGE_INVALID);
 	/* The owner maps those very pages: nothing may be punched. */
 	block->stale = (struct pages){ 0 };
-	uncharge_all(block);
+	block_uncharge(block, block->charged);
 	block_forget(block);
 }
 

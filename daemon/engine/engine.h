@@ -26,6 +26,8 @@ struct engine_options {
 	enum hmm_pool_kind pool_kind;	/* what HMM_POOL_DEFAULT means */
 	uint64_t pool_size;		/* bytes for all devices together */
 	int pool_node;			/* NUMA node, -1: any */
+	unsigned int evict_high;	/* percent of a device: above it is evicted from; 0, 100: only at need */
+	unsigned int evict_low;		/* down to; 0: as far as need be, and some blocks */
 	unsigned int ack_timeout_ms;	/* a driver that answers later loses its windows */
 	unsigned int spin_us;		/* how long a worker polls before it sleeps */
 	unsigned int grace_ms;		/* told to clients: when their rescuer takes over */

@@ -256,8 +256,11 @@ void home_begin(struct block *block, const struct pages *pages, unsigned int fir
 	block->move.share = share;
 	block->move.fault_flags = fault_flags;
 	block->move.job = job;
-	transit_begin(block, share ? HMM_TRANSIT_SHARING : HMM_TRANSIT_HOME_COPY, pages, reason,
-		      home_proceed);
+	if (job && job_is_cheap(job))
+		transit_ask(block, HMM_TRANSIT_HOME_COPY, pages, reason, home_proceed, job_refused);
+	else
+		transit_begin(block, share ? HMM_TRANSIT_SHARING : HMM_TRANSIT_HOME_COPY, pages, reason,
+			      home_proceed);
 }
 
 static void unshare_proceed(struct block *block)
@@ -297,5 +300,8 @@ void unshare_begin(struct block *block, const struct pages *pages, int reason, s
 {
 	block->move.want = *pages;
 	block->move.job = job;
-	transit_begin(block, HMM_TRANSIT_UNSHARING, pages, reason, unshare_proceed);
+	if (job && job_is_cheap(job))
+		transit_ask(block, HMM_TRANSIT_UNSHARING, pages, reason, unshare_proceed, job_refused);
+	else
+		transit_begin(block, HMM_TRANSIT_UNSHARING, pages, reason, unshare_proceed);
 }

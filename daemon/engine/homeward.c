@@ -47,12 +47,8 @@ static void home_slot_proceed(struct block *block)
 		/* While drivers answered part of it went away, or a window came: page by page. */
 		struct job *job = block->move.job;
 
-		for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++)
-			block_set_state(block, i, i + 1, pages_test(&block->dead, i) ?
-					HMM_PAGE_INVALID : HMM_PAGE_DEVICE);
-		slot_put(owner, block->record->slot);
 		job->no_slot = true;
-		transit_end(block);
+		transit_restore(block);
 		job_again(job);
 		return;
 	}
@@ -123,7 +119,7 @@ static bool home_step(struct job *job, struct block *block)
 	if (job->migration->copies)
 		return copies_step(job, block);
 	if (block_pages_in(block, HMM_PAGE_SHARED, job->first, job->end, &pages)) {
-		unshare_begin(block, &pages, HMM_REASON_MIGRATE, job);
+		unshare_begin(block, &pages, job->migration->reason, job);
 		return true;
 	}
 	if (!block_pages_in(block, HMM_PAGE_DEVICE, job->first, job->end, &pages))
@@ -138,11 +134,15 @@ static bool home_step(struct job *job, struct block *block)
 		block->move.want = pages;
 		block->move.job = job;
 		block->record->slot = (uint16_t)slot;
-		transit_begin(block, HMM_TRANSIT_HOME_SLOT, &pages, HMM_REASON_MIGRATE,
-			      home_slot_proceed);
+		if (job_is_cheap(job))
+			transit_ask(block, HMM_TRANSIT_HOME_SLOT, &pages, job->migration->reason,
+				    home_slot_proceed, job_refused);
+		else
+			transit_begin(block, HMM_TRANSIT_HOME_SLOT, &pages, job->migration->reason,
+				      home_slot_proceed);
 		return true;
 	}
-	home_begin(block, &pages, HMM_BLOCK_PAGES, false, HMM_REASON_MIGRATE, 0, job);
+	home_begin(block, &pages, HMM_BLOCK_PAGES, false, job->migration->reason, 0, job);
 	return true;
 }
 
@@ -173,7 +173,7 @@ void job_run_home(struct job *job)
 		}
 		if (job->rounds == 0 && wanted_home(job, block))
 			block_pages_in(block, HMM_PAGE_DEVICE, job->first, job->end, &job->was_out);
-		if (job->rounds++ < ROUNDS_MAX && home_step(job, block))
+		if (!job->refused && job->rounds++ < ROUNDS_MAX && home_step(job, block))
 			return;
 	}
 	home_results(job, block);

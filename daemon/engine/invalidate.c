@@ -4,7 +4,9 @@
  * answers without ever making anybody else wait for them.
  *
  * A transit asks every mirror with callbacks, parks in its block, and goes on
- * when the last answer is in. A driver that does not answer in time loses what
+ * when the last answer is in. Where the transit can do without (an eviction that
+ * may take another block) drivers need not wait for their devices: they may answer
+ * -EAGAIN, and one such answer undoes it for all. A driver that does not answer in time loses what
  * its windows map of the range; the transit goes on as if it had answered.
  */
 #include <errno.h>
@@ -74,7 +76,7 @@ unsigned int invalidate_send(struct block *block, uint64_t start, uint64_t end, 
 		message->start = start;
 		message->end = end;
 		message->cookie = ack->cookie;
-		message->blockable = 1;
+		message->blockable = !(wait && block->refused);
 		worker_event(owner->worker, mirror->peer, message, -1);
 		owner_count(owner, COUNTER_INVALIDATIONS, 1);
 		waiting += wait;
@@ -82,24 +84,24 @@ unsigned int invalidate_send(struct block *block, uint64_t start, uint64_t end, 
 	return waiting;
 }
 
-static void answered(struct owner *owner, struct ack *ack)
+static void answered(struct owner *owner, struct ack *ack, bool refusal)
 {
 	struct block *block = ack->block;
 
 	TAILQ_REMOVE(&owner->acks, ack, link);
 	free(ack);
-	if (block && --block->acks == 0)
-		block->proceed(block);
+	if (block)
+		transit_answered(block, refusal);
 }
 
-void invalidate_ack(struct owner *owner, uint64_t cookie)
+void invalidate_ack(struct owner *owner, uint64_t cookie, int status)
 {
 	struct ack *ack;
 
 	TAILQ_FOREACH(ack, &owner->acks, link) {
 		if (ack->cookie != cookie)
 			continue;
-		answered(owner, ack);
+		answered(owner, ack, status == -EAGAIN);
 		return;
 	}
 	/* Too late (already revoked), or made up: nothing waits for it. */
@@ -108,7 +110,7 @@ void invalidate_ack(struct owner *owner, uint64_t cookie)
 static void give_up(struct owner *owner, struct ack *ack, int error)
 {
 	window_revoke(owner, ack->peer, ack->start, ack->end, error);
-	answered(owner, ack);
+	answered(owner, ack, false);
 }
 
 void invalidate_expire(struct owner *owner, int64_t now)
@@ -143,7 +145,7 @@ void invalidate_peer_gone(struct owner *owner, uint64_t peer)
 			if (ack->peer != peer)
 				continue;
 			/* answered() may send and answer others: start over. */
-			answered(owner, ack);
+			answered(owner, ack, false);
 			again = true;
 			break;
 		}
@@ -155,7 +157,7 @@ void invalidate_answer_all(struct owner *owner)
 	struct ack *ack;
 
 	while ((ack = TAILQ_FIRST(&owner->acks)))
-		answered(owner, ack);
+		answered(owner, ack, false);
 }
 
 void invalidate_deinit(struct owner *owner)

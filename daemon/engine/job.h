@@ -7,12 +7,14 @@
 #ifndef HMMD_JOB_H
 #define HMMD_JOB_H
 
+#include "engine/evict.h"
 #include "engine/owner.h"
 
 /* Rounds that a job may take before it is given up: a map that never stops changing. */
 #define ROUNDS_MAX	64
 
 struct migration {
+	TAILQ_ENTRY(migration) link;	/* to a device: owner->outgoing */
 	struct owner *owner;
 	struct letter *letter;		/* to answer, or NULL */
 	struct share *share;		/* what has left becomes coherent, or NULL */
@@ -22,6 +24,10 @@ struct migration {
 	bool to_device, populate;
 	bool copies;			/* home as S: the device keeps its copy */
 	bool exclusive;			/* what gets there is marked */
+	int reason;			/* enum hmm_reason: why pages leave the device */
+	bool cheap;			/* where drivers need not wait: they may refuse */
+	uint64_t journey;		/* to a device: requests that go on from each other have one together */
+	bool full;			/* the device was found to have no room for more of it */
 	unsigned int running;
 	bool finishing;
 	uint8_t *results;		/* one per page, or NULL */
@@ -43,6 +49,8 @@ struct job {
 	bool again;			/* from the beginning: pages without a result are left */
 	bool no_slot;			/* going home by slot failed: copy */
 	int64_t since;			/* share: a page could not leave, or its mapping not be exchanged; 0 */
+	bool refused;			/* by a driver: the block stays */
+	struct room_wait room;
 	uint32_t order_flags;
 	struct pages reported;		/* have their result */
 	struct pages was_out;		/* home: pages that were on the device when it began */

@@ -98,8 +98,11 @@ static void migration_finish(struct task *task)
 	struct owner *owner = migration->owner;
 
 	owner->jobs--;
-	if (migration->to_device)
+	if (migration->to_device) {
 		migration->mirror->migrations--;
+		TAILQ_REMOVE(&owner->outgoing, migration, link);
+		evict_released(owner->worker, migration->mirror->device);
+	}
 	if (migration->exclusive && !owner->gone)
 		exclusive_grant(migration);
 	if (migration->letter)
@@ -147,6 +150,18 @@ static void job_run(struct task *task)
 		job_run_out(job);
 	else
 		job_run_home(job);
+}
+
+bool job_is_cheap(const struct job *job)
+{
+	return job->migration->cheap;
+}
+
+void job_refused(struct block *block)
+{
+	block->move.job->refused = true;
+	owner_count(block->owner, COUNTER_EVICTIONS_REFUSED, 1);
+	job_again(block->move.job);
 }
 
 void job_block_done(struct job *job, int result)
@@ -211,6 +226,11 @@ static void migration_start_jobs(struct migration *migration)
 	}
 }
 
+static uint64_t new_journey(struct owner *owner)
+{
+	return (uint64_t)owner->id << 32 | ++owner->next_journey;
+}
+
 struct migration *migration_new(struct owner *owner, uint64_t start, uint64_t end, bool results)
 {
 	struct migration *migration = calloc(1, sizeof(*migration));
@@ -220,6 +240,7 @@ struct migration *migration_new(struct owner *owner, uint64_t start, uint64_t en
 	migration->owner = owner;
 	migration->start = migration->next = start;
 	migration->end = end;
+	migration->reason = HMM_REASON_MIGRATE;
 	if (results) {
 		size_t pages = (end - start) >> HMM_PAGE_SHIFT;
 
@@ -236,12 +257,43 @@ struct migration *migration_new(struct owner *owner, uint64_t start, uint64_t en
 void migration_begin(struct migration *migration)
 {
 	migration->owner->jobs++;
-	if (migration->to_device)
+	if (migration->to_device) {
 		migration->mirror->migrations++;
+		TAILQ_INSERT_TAIL(&migration->owner->outgoing, migration, link);
+		if (!migration->journey)
+			migration->journey = new_journey(migration->owner);
+	}
 	if (migration->to_device)
 		vma_refresh_threads(migration->owner, migration->letter || migration->share ? 0 : NS_PER_MS);
 	migration_start_jobs(migration);
 	migration_check(migration);
+}
+
+bool migrate_is_under_way(const struct owner *owner, uint64_t journey)
+{
+	const struct migration *migration;
+
+	TAILQ_FOREACH(migration, &owner->outgoing, link)
+		if (migration->journey == journey)
+			return true;
+	return false;
+}
+
+/* That of the request that this one goes on from, if it is remembered; else a new one. */
+static uint64_t journey_of(struct mirror *mirror, const struct hmm_msg_migrate *message)
+{
+	struct journey *journey = mirror->journeys;
+	unsigned int i = 0;
+
+	while (i < JOURNEYS && (!(message->flags & HMM_MIGRATE_FLAGS_ONWARD) || !journey[i].number ||
+				journey[i].next != message->addr))
+		i++;
+	if (i == JOURNEYS) {
+		i = mirror->next_journey++ % JOURNEYS;
+		journey[i].number = new_journey(mirror->owner);
+	}
+	journey[i].next = message->addr + message->length;
+	return journey[i].number;
 }
 
 void migrate_request(struct owner *owner, struct letter *letter)
@@ -267,6 +319,8 @@ void migrate_request(struct owner *owner, struct letter *letter)
 	migration->populate = message->flags & HMM_MIGRATE_FLAGS_POPULATE;
 	migration->exclusive = migration->to_device && message->flags & HMM_MIGRATE_FLAGS_EXCLUSIVE;
 	migration->mirror = mirror;
+	if (migration->to_device)
+		migration->journey = journey_of(mirror, message);
 	migration_begin(migration);
 }
 
@@ -312,6 +366,22 @@ int migrate_copies(struct mirror *mirror, uint64_t start, uint64_t end, migrate_
 		return -ENOMEM;
 	migration->copies = true;
 	migration->only = mirror->device;
+	migration->done = done;
+	migration->data = data;
+	migration_begin(migration);
+	return 0;
+}
+
+int migrate_evict(struct owner *owner, uint64_t addr, const struct device *device, bool cheap,
+		  migrate_done done, void *data)
+{
+	struct migration *migration = migration_new(owner, addr, addr + HMM_BLOCK_SIZE, false);
+
+	if (!migration)
+		return -ENOMEM;
+	migration->only = device;
+	migration->reason = HMM_REASON_EVICT;
+	migration->cheap = cheap;
 	migration->done = done;
 	migration->data = data;
 	migration_begin(migration);

@@ -252,17 +252,26 @@ bool order_has_room(const struct owner *owner)
 	return owner->produced - owner->reaped < HMM_ORDERS_RING - 2 * owner->slots;
 }
 
-int slot_take(struct owner *owner)
+static int free_slot(const struct owner *owner)
 {
 	if (!order_has_room(owner))
 		return -EAGAIN;
 	for (unsigned int i = 0; i < owner->slots; i++) {
-		if (owner->slot[i] != SLOT_FREE)
-			continue;
-		owner->slot[i] = SLOT_BUSY;
-		return (int)i;
+		if (owner->slot[i] == SLOT_FREE)
+			return (int)i;
 	}
 	return -EAGAIN;
+}
+
+int slot_take(struct owner *owner)
+{
+	int slot = free_slot(owner);
+
+	if (slot >= 0)
+		owner->slot[slot] = SLOT_BUSY;
+	else	/* Should none come: order_unstick() sees to who could do without. */
+		worker_alarm(owner->worker, owner->worker->now + STUCK_NS);
+	return slot;
 }
 
 void slot_put(struct owner *owner, unsigned int slot)
@@ -324,14 +333,29 @@ static void serve_from_slot(struct block *block)
 	}
 }
 
+/* A slot that is to be released and is waited for: who is on the way home can do without it. */
+static void miss_slot(struct owner *owner, const struct block_order *order, int64_t now)
+{
+	if (owner->agent_stuck || TAILQ_EMPTY(&owner->slot_waiters))
+		return;
+	if (now - order->issued < 5 * STUCK_NS) {
+		worker_alarm(owner->worker, order->issued + 5 * STUCK_NS);
+		return;
+	}
+	owner->agent_stuck = true;
+	TAILQ_CONCAT(&owner->runnable, &owner->slot_waiters, link);
+}
+
 void order_unstick(struct owner *owner, int64_t now)
 {
 	for (uint32_t at = owner->reaped; at != owner->produced; at++) {
 		struct block_order *order = &owner->order[at % HMM_ORDERS_RING];
 		struct block *block = order->block;
 
-		if (!block)
+		if (!block) {
+			miss_slot(owner, order, now);
 			continue;
+		}
 		if (now - order->issued < STUCK_NS) {
 			worker_alarm(owner->worker, order->issued + STUCK_NS);
 			continue;

@@ -104,6 +104,7 @@ static void drop_done(struct block *block, const struct block_order *order,
 		}
 	}
 	block->touched = true;
+	block_touch(block);
 	owner_count(block->owner, COUNTER_PAGES_TO_DEVICE, moved);
 	notice_pages(block, HMM_EVENT_KIND_MIGRATE_OUT, &gone);
 	slot_release(block->owner, order->slot);
@@ -199,16 +200,15 @@ void migrate_out_done(struct block *block, struct block_order *order, struct hmm
 		}
 	}
 	/* What was charged and not used goes back, unless a huge page was filled. */
-	if (kept && !pool_is_huge(mirror->device->pool->kind)) {
-		device_uncharge(mirror->device, (uint64_t)kept << HMM_PAGE_SHIFT);
-		block->charged -= kept;
-	}
+	if (kept && !pool_is_huge(mirror->device->pool->kind))
+		block_uncharge(block, kept);
 	if (shared->flags & HMM_ORDER_HUGE_MOVED && moved == HMM_BLOCK_PAGES) {
 		block->record->flags |= HMM_BLOCK_HUGE;
 		block->went_huge = true;
 		owner_count(owner, COUNTER_HUGE_TO_DEVICE, 1);
 	}
 	block->touched = false;
+	block_touch(block);
 	owner_count(owner, COUNTER_PAGES_TO_DEVICE, moved);
 	notice_pages(block, HMM_EVENT_KIND_MIGRATE_OUT, &gone);
 	/* Without MOVE it was only a permit. */
@@ -262,6 +262,30 @@ static int drop_begin(struct job *job, struct block *block, const struct pages *
 	return 0;
 }
 
+/*
+ * Its charge failed. -EINPROGRESS: it waits for room. -ENOSPC: there will be none.
+ * -EAGAIN: there may be; a touch of a window can't do without and comes again.
+ */
+static int wait_for_room(struct job *job, uint64_t bytes)
+{
+	struct migration *migration = job->migration;
+	struct owner *owner = migration->owner;
+	char text[200];
+	int r = migration->full ? -ENOSPC : evict_wait(owner, migration->mirror->device, bytes,
+						       migration->journey, &job->task, &job->room);
+
+	if (!r)
+		return -EINPROGRESS;
+	if (r == -EAGAIN && migration->one_result)
+		return r;
+	if (!migration->full) {
+		evict_explain(owner->worker, migration->mirror->device, bytes, text, sizeof(text));
+		log_debug("owner %u: nothing more can make way: %s", owner->id, text);
+	}
+	migration->full = true;
+	return -ENOSPC;
+}
+
 static int out_begin(struct job *job, struct block *block, const struct segment *segment,
 		     const struct pages *want)
 {
@@ -270,7 +294,7 @@ static int out_begin(struct job *job, struct block *block, const struct segment 
 	struct mirror *mirror = migration->mirror;
 	bool move = owner->features & HMM_FEATURE_MOVE;
 	bool whole = move && pages_count(want) == HMM_BLOCK_PAGES;
-	bool huge = pool_is_huge(mirror->device->pool->kind);
+	unsigned int charge = pool_is_huge(mirror->device->pool->kind) ? HMM_BLOCK_PAGES : pages_count(want);
 	struct shadow *shadow;
 	int r, slot;
 
@@ -292,8 +316,15 @@ static int out_begin(struct job *job, struct block *block, const struct segment 
 	if (slot < 0)
 		return -EBUSY;
 	block->record->mirror = (uint16_t)mirror->index;
-	r = block_charge(block, mirror->device, huge ? HMM_BLOCK_PAGES : pages_count(want));
-	if (!r && shadow->kind == HMM_POOL_KIND_HUGETLB &&
+	r = block_charge(block, mirror->device, charge);
+	if (r) {
+		slot_put(owner, (unsigned int)slot);
+		block_settle_later(block);
+		return wait_for_room(job, (uint64_t)charge << HMM_PAGE_SHIFT);
+	}
+	block->brought = migration->journey;
+	job->room = (struct room_wait){ 0 };
+	if (shadow->kind == HMM_POOL_KIND_HUGETLB &&
 	    fallocate(shadow->fd, 0, (off_t)(block->addr - shadow->base), HMM_BLOCK_SIZE) < 0)
 		r = -ENOSPC;
 	if (!r)
@@ -384,6 +415,8 @@ static bool out_step(struct job *job, struct block *block)
 			TAILQ_INSERT_TAIL(&owner->slot_waiters, &job->task, link);
 			return true;
 		}
+		if (r == -EINPROGRESS)
+			return true;
 	}
 	for (unsigned int i = first; i < stop; i++) {
 		enum hmm_page_result result = out_result(job, block, i);
@@ -438,6 +471,11 @@ void job_run_out(struct job *job)
 		job->again = false;
 	}
 	if (block && !owner->gone && !owner->closing && !migration->mirror->leaving) {
+		/* What is there already is its, too: it is no room for the rest. */
+		if (block->charged_to == migration->mirror) {
+			block->brought = migration->journey;
+			block_touch(block);
+		}
 		while (job->rounds++ < ROUNDS_MAX && job->first < job->end)
 			if (leave_other(job, block) || out_step(job, block))
 				return;

@@ -23,6 +23,7 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include "engine/evict.h"
 #include "engine/notice.h"
 #include "engine/owner.h"
 #include "engine/protect.h"
@@ -58,6 +59,9 @@ const char *const counter_names[COUNTER_MAX] = {
 	[COUNTER_PINS_BROKEN] = "pins_broken",
 	[COUNTER_ERRORS] = "errors",
 	[COUNTER_RANGE_LOOKS] = "range_looks",
+	[COUNTER_EVICTIONS] = "evictions",
+	[COUNTER_PAGES_EVICTED] = "pages_evicted",
+	[COUNTER_EVICTIONS_REFUSED] = "evictions_refused",
 };
 
 void owner_count(struct owner *owner, enum counter counter, uint64_t n)
@@ -121,6 +125,8 @@ struct owner *owner_new(struct worker *worker, const struct letter *letter)
 	TAILQ_INIT(&owner->settling);
 	TAILQ_INIT(&owner->holds);
 	TAILQ_INIT(&owner->pinnings);
+	TAILQ_INIT(&owner->outgoing);
+	TAILQ_INIT(&owner->room_waiters);
 	TAILQ_INSERT_TAIL(&worker->owners, owner, link);
 	pthread_mutex_lock(&worker->engine->lock);
 	TAILQ_INSERT_TAIL(&worker->engine->owners, owner, registry);
@@ -472,6 +478,7 @@ void owner_restate(struct owner *owner, struct letter *letter)
 void owner_request(struct owner *owner, struct letter *letter)
 {
 	const struct hmm_msg_drain *drain = (const void *)letter->message;
+	const struct hmm_msg_ack *ack = (const void *)letter->message;
 
 	if (owner->recovering && !recover_serves(owner, letter->message->opcode)) {
 		recover_request(owner, letter);
@@ -535,7 +542,7 @@ void owner_request(struct owner *owner, struct letter *letter)
 		range_request(owner, letter);
 		return;
 	case HMM_OP_ACK:
-		invalidate_ack(owner, ((const struct hmm_msg_ack *)(const void *)letter->message)->cookie);
+		invalidate_ack(owner, ack->cookie, ack->status);
 		letter_free(letter);
 		return;
 	case HMM_OP_REOPEN_MIRROR:
@@ -617,12 +624,8 @@ static void settle_now(struct block *block, void *data)
 /* Of an owner whose mm is gone: no call on it makes sense any more. */
 static void drop_block(struct block *block, void *data)
 {
-	struct mirror *mirror = block_mirror(block);
-
 	(void)data;
-	if (block->charged && mirror)
-		device_uncharge(mirror->device, (uint64_t)block->charged << HMM_PAGE_SHIFT);
-	block->charged = 0;
+	block_uncharge(block, block->charged);
 	block->remote = false;
 	block->record->transit = HMM_TRANSIT_REST;
 	block_forget(block);
@@ -631,11 +634,8 @@ static void drop_block(struct block *block, void *data)
 /* Of an owner that goes on without this hmmd: its ledger stays as it is. */
 static void leave_block(struct block *block, void *data)
 {
-	struct mirror *mirror = block_mirror(block);
-
 	(void)data;
-	if (block->charged && mirror)
-		device_uncharge(mirror->device, (uint64_t)block->charged << HMM_PAGE_SHIFT);
+	block_uncharge(block, block->charged);
 	block_free(block);
 }
 
@@ -648,6 +648,7 @@ void owner_gone(struct owner *owner)
 		invalidate_answer_all(owner);
 		TAILQ_CONCAT(&owner->runnable, &owner->retry, link);
 		TAILQ_CONCAT(&owner->runnable, &owner->slot_waiters, link);
+		evict_wait_no_more(owner);
 		owner_run(owner);
 	} while (!TAILQ_EMPTY(&owner->retry) || !owner_agent_idle(owner));
 }
@@ -754,6 +755,7 @@ void owner_tick(struct owner *owner, int64_t now)
 		block_settle(block);
 	}
 	fault_retry(owner);
+	evict_tick(owner, now);
 	owner_run(owner);
 	if (!TAILQ_EMPTY(&owner->retry))
 		worker_alarm(owner->worker, now + 50 * NS_PER_US);

@@ -95,8 +95,16 @@ struct block {
 	struct pages zapping;			/* a REMOVE was read, its zap may be yet to come */
 	int64_t zapping_until;
 	unsigned int charged;			/* pages charged to the holder's device */
+	struct mirror *charged_to;		/* the holder, while any are */
+	TAILQ_ENTRY(block) use;			/* in its list, the one used longest ago first */
+	uint64_t used;				/* when: the worker's count of uses */
+	bool kept;				/* never to be evicted: not in the list */
+	uint64_t brought;			/* by which journey; 0: none */
+	uint64_t passed;			/* the pass of an eviction that has asked it */
 	unsigned int acks;			/* drivers' answers outstanding */
 	block_proceed proceed;
+	block_proceed refused;			/* where drivers may refuse; or NULL */
+	bool refusal;				/* one did */
 	struct block_order *order;		/* in the agent's hands, or NULL */
 	bool went_huge;				/* was one huge page of the owner: collapse it at home */
 	bool touched;				/* came home page by page since it went out */
@@ -146,6 +154,13 @@ void span_set_deinit(struct span_set *set);
 
 /* ---- mirrors and windows ------------------------------------------------------ */
 
+/* A migration to a device, of one request or several that go on from each other. */
+#define JOURNEYS 8U
+struct journey {
+	uint64_t number;		/* 0: none */
+	uint64_t next;			/* where it would go on */
+};
+
 struct mirror {
 	uint32_t id;			/* owner << 8 | index */
 	unsigned int index;
@@ -160,6 +175,11 @@ struct mirror {
 	unsigned int awaited;		/* windows of before a restart that are not back yet */
 	bool unready;			/* its driver may act on what it was told before a restart */
 	bool strayed;			/* some never came: they show what is not punched */
+	TAILQ_HEAD(, block) use;	/* charged blocks that may be evicted, the coldest first */
+	unsigned int used_blocks;	/* in it */
+	unsigned int kept_blocks;	/* charged, and not in it */
+	struct journey journeys[JOURNEYS];	/* of late */
+	unsigned int next_journey;
 	_Atomic uint64_t device_pages, shared_pages;
 	_Atomic unsigned int windows;
 };
@@ -209,6 +229,9 @@ enum counter {
 	COUNTER_PINS_BROKEN,		/* pinned pages that the CPU (or who asked for them) took */
 	COUNTER_ERRORS,			/* pages lost: state E */
 	COUNTER_RANGE_LOOKS,		/* messages that asked for pages of ranges */
+	COUNTER_EVICTIONS,		/* blocks that came home to make room */
+	COUNTER_PAGES_EVICTED,		/* their pages */
+	COUNTER_EVICTIONS_REFUSED,	/* by a driver that did not want to wait for its device */
 	COUNTER_MAX
 };
 extern const char *const counter_names[COUNTER_MAX];
@@ -280,6 +303,9 @@ struct owner {
 	struct attribute_map attributes;
 	struct pinning_list pinnings;
 	int64_t broken_told;		/* when the log was told of broken pins last */
+	TAILQ_HEAD(, migration) outgoing;	/* migrations to devices that run */
+	TAILQ_HEAD(, room_wait) room_waiters;	/* what waits for room on a device */
+	uint32_t next_journey;
 	struct span_set threads;	/* stacks and control blocks, as found last */
 	int64_t threads_found;
 	struct prefetch prefetch;
@@ -396,7 +422,7 @@ void block_note_unmapped(struct block *block, unsigned int first, unsigned int e
 /* Nothing of it is registered: its mapping has been exchanged. */
 void block_note_disarmed(struct block *block);
 bool block_disarm(struct block *block);		/* false: the map is changing; later */
-int block_charge(struct block *block, struct device *device, unsigned int pages);
+bool block_holds_pages(const struct block *block);	/* in the shadow */
 /* Gives back what is charged for more than the shadow of a 4K pool holds. */
 void block_recharge(struct block *block);
 /* Frees shadow pages that are not complete. All of it when none is. */
@@ -419,6 +445,14 @@ void block_forget_mirror(struct block *block);
 /* Coherent memory stays the owner's, bytes and all; hmmd has no part in it any more. */
 void block_let_go_coherent(struct block *block);
 
+/* charge.c */
+/* Room for so many more of its pages on its mirror's @device, or -ENOSPC. It counts as a use. */
+int block_charge(struct block *block, struct device *device, unsigned int pages);
+void block_uncharge(struct block *block, unsigned int pages);
+void block_touch(struct block *block);		/* its device uses it */
+void block_cool(struct block *block);		/* as if it had not been used for longest */
+void block_keep(struct block *block);		/* it is never evicted, until it is cooled */
+
 /* transition.c */
 const char *transit_name(uint32_t transit);
 struct transit_rule {
@@ -436,6 +470,16 @@ extern const struct transit_rule transit_rules[HMM_TRANSIT_MAX];
  */
 void transit_begin(struct block *block, enum hmm_transit transit, const struct pages *pages,
 		   int reason, block_proceed proceed);
+/*
+ * The same, but drivers are asked and may refuse (blockable is false). Then
+ * everything is as it was, and @refused runs in place of @proceed.
+ */
+void transit_ask(struct block *block, enum hmm_transit transit, const struct pages *pages, int reason,
+		 block_proceed proceed, block_proceed refused);
+/* A driver has answered, by a refusal or not. The last answer decides. */
+void transit_answered(struct block *block, bool refusal);
+/* Ends it with pages as they were when it began, but for those that were lost meanwhile. */
+void transit_restore(struct block *block);
 /* Sequence number even, at rest, what was parked goes on at the next safe point. */
 void transit_end(struct block *block);
 /* Entries of pages that stay what they are go: whoever relied on them looks again. At rest. */
@@ -446,7 +490,7 @@ uint64_t block_sequence(const struct owner *owner, uint64_t addr);
 /* invalidate.c */
 /* Tells the mirrors' drivers. Return: answers that the block waits for (@wait), or 0. */
 unsigned int invalidate_send(struct block *block, uint64_t start, uint64_t end, int reason, bool wait);
-void invalidate_ack(struct owner *owner, uint64_t cookie);
+void invalidate_ack(struct owner *owner, uint64_t cookie, int status);
 void invalidate_expire(struct owner *owner, int64_t now);	/* drivers that are late lose their windows */
 void invalidate_peer_gone(struct owner *owner, uint64_t peer);
 void invalidate_answer_all(struct owner *owner);
@@ -520,8 +564,15 @@ typedef void (*migrate_done)(struct owner *owner, void *data, uint64_t pages);
 /* [start, end) of this owner home (device: of that device only, or NULL); then done(data, pages that came). */
 void migrate_home(struct owner *owner, uint64_t start, uint64_t end, const struct device *device,
 		  migrate_done done, void *data);
+/* The block of @addr leaves this device, to make room. @cheap: where no driver would have to wait. */
+int migrate_evict(struct owner *owner, uint64_t addr, const struct device *device, bool cheap,
+		  migrate_done done, void *data);		/* or -ENOMEM, and done() is not called */
+/* Whether that journey's migration is still running. */
+bool migrate_is_under_way(const struct owner *owner, uint64_t journey);
 void migrate_out_done(struct block *block, struct block_order *order, struct hmm_order *shared);
 void job_block_done(struct job *job, int result);
+bool job_is_cheap(const struct job *job);
+void job_refused(struct block *block);		/* a driver would have to wait */
 /* A window touched @addr: the pages of @span go to the device, then @task runs. */
 void migrate_for_window(struct mirror *mirror, uint64_t addr, struct prefetch_span span,
 			struct task *task, uint8_t *result);

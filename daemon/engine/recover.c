@@ -450,6 +450,8 @@ static void settle_block(struct owner *owner, uint64_t addr, uint64_t *settled)
 		if (pages && block_charge(block, mirror->device, pages))
 			log_warn("owner %u: device %s holds more than its size after the restart",
 				 owner->id, mirror->device->name);
+		if (block_count(block, HMM_PAGE_COHERENT))
+			block_keep(block);
 	}
 	/* Even, and another number than before: what was settled may have changed. */
 	__atomic_add_fetch(sequence, __atomic_load_n(sequence, __ATOMIC_RELAXED) & 1 ? 1 : 2,

@@ -195,6 +195,7 @@ unsigned int engine_list_pools(struct engine *engine, uint32_t cursor,
 		out[n].capacity = pool->promised;
 		out[n].used = atomic_load(&pool->used);
 		out[n].peak = atomic_load(&pool->peak);
+		out[n].evicted = atomic_load(&pool->evicted);
 		out[n].page_size = pool_is_huge(pool->kind) ? HMM_BLOCK_SIZE : HMM_PAGE_SIZE;
 		hmm_wire_textf(out[n].name, sizeof(out[n].name), pool->node < 0 ? "%s" : "%s:node%d",
 			       hmm_pool_kind_name(pool->kind), pool->node);

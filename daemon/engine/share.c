@@ -64,8 +64,14 @@ static void exchange_end(struct block *block, bool done)
 		}
 	block->touched = true;
 	block->record->flags &= ~HMM_BLOCK_HUGE;
-	if (block_count(block, HMM_PAGE_COHERENT))
+	if (block_count(block, HMM_PAGE_COHERENT)) {
 		block_note_disarmed(block);
+		block_keep(block);
+	} else if (block->kept) {
+		/* It may be evicted again, in its turn. */
+		block_cool(block);
+		block_touch(block);
+	}
 	transit_end(block);
 	block_settle_later(block);
 	if (lost && block_has_window(block)) {

@@ -111,8 +111,8 @@ static void check_pages(const struct block *block, const struct pages *pages, ui
 			assert(allowed & 1U << page_state(block, i));
 }
 
-void transit_begin(struct block *block, enum hmm_transit transit, const struct pages *pages,
-		   int reason, block_proceed proceed)
+static void begin(struct block *block, enum hmm_transit transit, const struct pages *pages, int reason,
+		  block_proceed proceed, block_proceed refused)
 {
 	struct hmm_ledger_block *record = block->record;
 	unsigned int first = 0, end = 0, last;
@@ -136,9 +136,57 @@ void transit_begin(struct block *block, enum hmm_transit transit, const struct p
 	for (unsigned int at = end; pages_run(pages, &at, &end); at = end)
 		last = end;
 	block->proceed = proceed;
+	block->refused = refused;
+	block->refusal = false;
 	block->acks = invalidate_send(block, page_addr(block, first), page_addr(block, last), reason, true);
 	if (!block->acks)
 		proceed(block);
+}
+
+void transit_begin(struct block *block, enum hmm_transit transit, const struct pages *pages,
+		   int reason, block_proceed proceed)
+{
+	begin(block, transit, pages, reason, proceed, NULL);
+}
+
+void transit_ask(struct block *block, enum hmm_transit transit, const struct pages *pages, int reason,
+		 block_proceed proceed, block_proceed refused)
+{
+	begin(block, transit, pages, reason, proceed, refused);
+}
+
+void transit_answered(struct block *block, bool refusal)
+{
+	if (refusal && block->refused)
+		block->refusal = true;
+	if (--block->acks)
+		return;
+	if (!block->refusal) {
+		block->proceed(block);
+		return;
+	}
+	transit_restore(block);
+	block->refused(block);
+}
+
+void transit_restore(struct block *block)
+{
+	struct hmm_ledger_block *record = block->record;
+	bool lost = !pages_empty(&block->dead);
+
+	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++)
+		if (record->pending[i / 64] >> (i % 64) & 1)
+			block_set_state(block, i, i + 1, pages_test(&block->dead, i) ? HMM_PAGE_INVALID :
+										      page_state(block, i));
+	if (record->slot != HMM_NO_SLOT)
+		slot_put(block->owner, record->slot);
+	if (lost && block_has_window(block)) {
+		block_punch_stale(block);
+		window_wake(block, 0, HMM_BLOCK_PAGES);
+	}
+	transit_end(block);
+	if (lost)
+		block_settle_later(block);
 }
 
 void transit_end(struct block *block)

@@ -182,6 +182,8 @@ static uint64_t touch_page(const struct touch *touch)
 static void touch_refuse(struct window *window, const struct touch *touch, int error)
 {
 	if (touch->again) {
+		log_info("window %u: page %#lx can't be had: %s", window->id, touch_page(touch),
+			 hmm_page_result_name(touch->result));
 		window_close_page(window, touch->addr, error);
 		return;
 	}
@@ -260,6 +262,8 @@ static bool touch_present(struct window *window, struct block *block, struct tou
 	/* It was guarded before hmmd started anew. */
 	if (touch->flags & UFFD_PAGEFAULT_FLAG_MINOR)
 		*guard_of(window, block) = true;
+	if (block_mirror(block) == window->mirror)
+		block_touch(block);
 	/* Another device's: this window's shadow has nothing of it. */
 	if (block_mirror(block) != window->mirror && page_state(block, i) != HMM_PAGE_ERROR)
 		return false;

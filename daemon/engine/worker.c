@@ -16,6 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "engine/evict.h"
 #include "log.h"
 #include "uapi.h"
 
@@ -237,6 +238,7 @@ static void inbox_ready(struct source *source)
 			letter_free(letter);
 		}
 	}
+	evict_look(worker);
 	TAILQ_FOREACH(owner, &worker->owners, link)
 		owner_run(owner);
 }

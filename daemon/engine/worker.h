@@ -20,6 +20,9 @@ struct worker {
 	int64_t alarm;		/* when to wake up at the latest; INT64_MAX: never */
 	int64_t merging_seen;	/* when it was looked whether ksmd runs */
 	bool merging;
+	uint64_t uses;		/* of blocks by their devices, counted */
+	uint64_t passes;	/* of evictions over its blocks */
+	atomic_bool rung;	/* evict_look() has something to see */
 	bool going;		/* SHUTDOWN: everything comes home */
 	bool stopped;		/* ... and that was answered */
 	bool stop;

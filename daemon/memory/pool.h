@@ -26,6 +26,27 @@ struct pool {
 	uint64_t promised;		/* to devices; under the registry's lock */
 	uint32_t devices;
 	_Atomic uint64_t used, peak;	/* bytes that hold pages now, and at most so far */
+	_Atomic uint64_t evicted;	/* bytes that went home to make room, so far */
+};
+
+/* What did not make way. */
+struct obstacles {
+	uint64_t pinned;		/* bytes that never do */
+	bool passing;			/* some may in a moment */
+	uint64_t journey;		/* some were brought by a migration that runs; 0: none */
+	bool many;			/* ... by several */
+};
+
+/* The making of room on a device, in rounds: engine/evict.c's. Under the registry's lock. */
+struct room {
+	uint64_t round, ended;		/* rounds that began, and that have ended */
+	uint64_t asked, busy;		/* workers that have yet to begin, or end, their part: a bit each */
+	uint64_t waiting;		/* workers that have tasks waiting for the end */
+	uint64_t later;			/* ... or for what was busy */
+	uint64_t released;		/* how often what was busy came free: a migration has ended */
+	uint64_t wanted;		/* bytes that no victim was found for yet */
+	uint64_t freed;			/* in this round, or the last */
+	struct obstacles seen;		/* in this round, or the last */
 };
 
 struct device {
@@ -38,6 +59,7 @@ struct device {
 	_Atomic uint64_t used;
 	uint64_t creator;		/* peer, 0: gone */
 	uint32_t mirrors;		/* registered on it; under the registry's lock */
+	struct room room;
 };
 
 struct devices {

@@ -57,7 +57,9 @@ struct hmm_mirror_ops {
 	 * calls hmm_dispatch(). What waits for pages (hmm_device_read(),
 	 * hmm_migrate(), hmm_mirror_unregister()...) answers -EDEADLK to a
 	 * callback, since the page may be waiting for it. -EAGAIN is allowed
-	 * when update->blockable is false. Past hmmd's deadline (1000 ms) the
+	 * when update->blockable is false, as it is when eviction looks for a
+	 * cheap victim: the range stays as it was, for every mirror, and
+	 * another one is taken. Elsewhere what it returns is ignored. Past hmmd's deadline (1000 ms) the
 	 * mirror's windows are revoked and the owner goes on.
 	 */
 	int (*sync_cpu_device_pagetables)(struct hmm_mirror *mirror,

@@ -14,7 +14,7 @@ struct hmm_mirror;
 /*
  * hmm_alloc() - coherent memory (state C): CPU and device map the very same
  * pages, nothing is ever copied. Owner only. Zeroed; a multiple of the page size.
- * Return: 0; -ENOSPC: the pool is full; -ENOMEM; -EINVAL; -EPERM: not the owner.
+ * Return: 0; -ENOSPC: the device is full, and nothing on it can make way; -ENOMEM; -EINVAL; -EPERM: not the owner.
  */
 int hmm_alloc(struct hmm_mirror *mirror, size_t length, void **result);
 

@@ -96,6 +96,7 @@ struct participant {
 struct settings {
 	uint64_t seed;
 	uint32_t seconds, threads, drivers, mib;
+	uint32_t device;	/* MiB that a device has */
 	bool events, fork, windows, pins, kill_daemon, base_engine;
 	uint32_t hang;		/* seconds after which an operation hangs */
 	uint32_t scale;

@@ -51,7 +51,7 @@ static const struct hmm_mirror_ops no_callbacks = { 0 };
 
 /* ---- settings --------------------------------------------------------------- */
 
-enum { OPTION_SEED = 256, OPTION_SECONDS, OPTION_THREADS, OPTION_DRIVERS, OPTION_MIB, OPTION_EVENTS,
+enum { OPTION_SEED = 256, OPTION_SECONDS, OPTION_THREADS, OPTION_DRIVERS, OPTION_MIB, OPTION_DEVICE, OPTION_EVENTS,
        OPTION_FORK, OPTION_WINDOWS, OPTION_PINS, OPTION_KILL, OPTION_BASE, OPTION_DIRECTORY,
        OPTION_HANG, OPTION_DRIVER };
 
@@ -61,6 +61,7 @@ static const struct option long_options[] = {
 	{ "threads", required_argument, NULL, OPTION_THREADS },
 	{ "drivers", required_argument, NULL, OPTION_DRIVERS },
 	{ "mib", required_argument, NULL, OPTION_MIB },
+	{ "device", required_argument, NULL, OPTION_DEVICE },
 	{ "events", no_argument, NULL, OPTION_EVENTS },
 	{ "fork", no_argument, NULL, OPTION_FORK },
 	{ "windows", no_argument, NULL, OPTION_WINDOWS },
@@ -77,6 +78,7 @@ static int usage(void)
 {
 	fprintf(stderr,
 		"usage: coherence [--seed N] [--seconds N] [--threads N] [--drivers 0..4] [--mib N]\n"
+		"                 [--device MIB]    so little that blocks have to make way (4 times --mib)\n"
 		"                 [--events] [--fork] [--windows] [--pins] [--base-engine] [--directory DIR]\n"
 		"                 [--kill-daemon]   hmmd may die at any time: failing calls are excused\n"
 		"                 [--hang N]        somebody who is in one operation for N seconds hangs (25)\n"
@@ -132,6 +134,10 @@ static bool parse(int argc, char **argv, struct settings *settings, int *driver)
 			good = number_in(optarg, 4, 240, &number);
 			settings->mib = (uint32_t)number;
 			break;
+		case OPTION_DEVICE:
+			good = number_in(optarg, 4, 1024, &number);
+			settings->device = (uint32_t)number;
+			break;
 		case OPTION_EVENTS: settings->events = true; break;
 		case OPTION_FORK: settings->fork = true; break;
 		case OPTION_WINDOWS: settings->windows = true; break;
@@ -154,6 +160,8 @@ static bool parse(int argc, char **argv, struct settings *settings, int *driver)
 		if (!good)
 			return false;
 	}
+	if (!settings->device)
+		settings->device = 4 * settings->mib;
 	if (settings->windows && !settings->drivers)
 		settings->drivers = 1;
 	return optind == argc;
@@ -218,7 +226,7 @@ static void explain(uint64_t address)
 static struct hmm_device *new_device(const char *name)
 {
 	struct hmm_device_options options = { .size = sizeof(options), .name = name, .node = -1,
-					      .memory = 4ULL * test.board->settings.mib << 20,
+					      .memory = (uint64_t)test.board->settings.device << 20,
 					      .caps = HMM_DEVICE_FAULTS };
 	struct hmm_device *device = NULL;
 
@@ -467,8 +475,8 @@ int main(int argc, char **argv)
 		return driver_main(DRIVER_BOARD_FD, DRIVER_SOCKET_FD, (unsigned int)driver);
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	signal(SIGPIPE, SIG_IGN);
-	printf("coherence: --seed %lu --seconds %u --threads %u --drivers %u --mib %u%s%s%s%s%s%s\n", settings.seed,
-	       settings.seconds, settings.threads, settings.drivers, settings.mib,
+	printf("coherence: --seed %lu --seconds %u --threads %u --drivers %u --mib %u --device %u%s%s%s%s%s%s\n",
+	       settings.seed, settings.seconds, settings.threads, settings.drivers, settings.mib, settings.device,
 	       settings.events ? " --events" : "", settings.fork ? " --fork" : "",
 	       settings.windows ? " --windows" : "", settings.pins ? " --pins" : "",
 	       settings.kill_daemon ? " --kill-daemon" : "", settings.base_engine ? " --base-engine" : "");

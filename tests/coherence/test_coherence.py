@@ -111,6 +111,22 @@ class Coherence(Base):
         self.run_coherence("--drivers", "2", "--windows")
 
 
+    def test_evict(self):
+        """A device of four blocks beside the coherent ones, where fourteen are wanted all the time."""
+        self.start_daemon()
+        self.run_coherence("--drivers", "2", "--mib", "32", "--device", "16", "--events")
+
+    def test_evict_windows(self):
+        self.start_daemon()
+        self.run_coherence("--drivers", "2", "--mib", "32", "--device", "16", "--windows")
+
+    def test_evict_kill(self):
+        self.start_daemon()
+        process = self.coherence("--drivers", "2", "--mib", "32", "--device", "16", "--kill-daemon")
+        self.kill_at_random(process, SECONDS)
+        self.verdict(process)
+
+
 class Everything(Base):
     """On demand: all at once, for longer."""
 

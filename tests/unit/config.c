@@ -162,6 +162,8 @@ Test(config, every_key)
 		"kind = hugetlb\n"
 		"size = 3G\n"
 		"node = 1\n"
+		"evict_high = 90\n"
+		"evict_low = 70\n"
 		"[limits]\n"
 		"connections = 1\n"
 		"owners = 2\n"
@@ -183,6 +185,8 @@ Test(config, every_key)
 	cr_expect(eq(u64, config.pool_kind, HMM_POOL_KIND_HUGETLB));
 	cr_expect(eq(u64, config.pool_size, 3ULL << 30));
 	cr_expect(eq(u64, config.pool_node, 2));
+	cr_expect(eq(u64, config.evict_high, 90));
+	cr_expect(eq(u64, config.evict_low, 70));
 	cr_expect(eq(u64, config.connections, 1));
 	cr_expect(eq(u64, config.owners, 2));
 	cr_expect(eq(u64, config.fds, 16));
@@ -194,11 +198,23 @@ Test(config, every_key)
 Test(config, automatic_words)
 {
 	struct config config =
-		config_of("[engine]\nworkers = auto\n[pool]\nsize = auto\nnode = any\n");
+		config_of("[engine]\nworkers = auto\n[pool]\nsize = auto\nnode = any\nevict_low = auto\n");
 
 	cr_expect(eq(u64, config.workers, 0));
 	cr_expect(eq(u64, config.pool_size, 0));
 	cr_expect(eq(u64, config.pool_node, 0));
+	cr_expect(eq(u64, config.evict_low, 0));
+}
+
+Test(config, marks_the_wrong_way_round)
+{
+	expect_error_of("[pool]\nevict_high = 60\nevict_low = 61\n",
+			"evict_low is 61 and evict_high 60: devices can't be emptied to more than what is too much\n");
+	expect_error_of("[pool]\nevict_high = 0\n",
+			"FILE:2: 'evict_high' is '0'; it must be a number from 1 to 100\n");
+	expect_error_of("[pool]\nevict_low = 101\n",
+			"FILE:2: 'evict_low' is '101'; it must be a number from 1 to 100, or auto\n");
+	cr_expect(eq(u64, config_of("[pool]\nevict_high = 60\nevict_low = 60\n").evict_low, 60));
 }
 
 Test(config, a_section_may_come_twice)
@@ -213,7 +229,7 @@ Test(config, a_section_may_come_twice)
 Test(config, unknown_key)
 {
 	expect_error_of("[pool]\nsize = 1G\nsise = 2G\n",
-			"FILE:3: unknown key 'sise' in [pool]; known are: kind, size, node\n");
+			"FILE:3: unknown key 'sise' in [pool]; known are: kind, size, node, evict_high, evict_low\n");
 }
 
 Test(config, key_of_another_section)
@@ -373,7 +389,7 @@ Test(config, all_errors_at_once)
 	expect_error_of(
 		"[pool]\nsize = 1\nsise = 2\n[limits]\nfds = x\n",
 		"FILE:2: 'size' is '1'; it must be a size from 2M to 64T in pages of 4K, such as 512M or 4G, or auto\n"
-		"FILE:3: unknown key 'sise' in [pool]; known are: kind, size, node\n"
+		"FILE:3: unknown key 'sise' in [pool]; known are: kind, size, node, evict_high, evict_low\n"
 		"FILE:5: 'fds' is 'x'; it must be a number from 16 to 1048576\n");
 }
 

@@ -40,6 +40,7 @@ static void begin_worker(struct fixture *fixture, uint64_t size)
 	worker->now = clock_now();
 	worker->alarm = INT64_MAX;
 	TAILQ_INIT(&worker->owners);
+	cr_assert(eq(int, mailbox_init(&worker->inbox), 0));
 	cr_assert(eq(int, reactor_new(false, &worker->reactor), 0));
 	reactor_start(worker->reactor);
 }
@@ -126,6 +127,7 @@ void fixture_end(struct fixture *fixture)
 	devices_deinit(&fixture->engine.devices);
 	pthread_mutex_destroy(&fixture->engine.lock);
 	mailbox_deinit(&fixture->outbox);
+	mailbox_deinit(&fixture->worker.inbox);
 	if (faked) {
 		close(fixture->events);
 	} else {
@@ -144,6 +146,11 @@ void fixture_callbacks(struct fixture *fixture)
 
 unsigned int fixture_answer(struct fixture *fixture)
 {
+	return fixture_answer_with(fixture, 0);
+}
+
+unsigned int fixture_answer_with(struct fixture *fixture, int status)
+{
 	struct letter *letter = mailbox_take(&fixture->outbox), *next;
 	unsigned int n = 0;
 
@@ -161,10 +168,10 @@ unsigned int fixture_answer(struct fixture *fixture)
 		cr_assert(eq(u64, cookie >> 48, fixture->owner->id),
 			  "control finds the owner by it");
 		letter_free(letter);
-		invalidate_ack(fixture->owner, cookie);
+		invalidate_ack(fixture->owner, cookie, status);
 		/* Twice, and made up: nobody waits for that. */
-		invalidate_ack(fixture->owner, cookie);
-		invalidate_ack(fixture->owner, ~cookie);
+		invalidate_ack(fixture->owner, cookie, 0);
+		invalidate_ack(fixture->owner, ~cookie, 0);
 		n++;
 	}
 	return n;

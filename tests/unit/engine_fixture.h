@@ -40,6 +40,8 @@ void fixture_end(struct fixture *fixture);
 void fixture_callbacks(struct fixture *fixture);
 /* The driver answers all that it was asked. Return: how many that were. */
 unsigned int fixture_answer(struct fixture *fixture);
+/* The same with this status: -EAGAIN where it would have to wait for its device. */
+unsigned int fixture_answer_with(struct fixture *fixture, int status);
 
 /* Bytes of page @page (of the room) as they were written. */
 void fixture_bytes(unsigned int page, void *bytes);

@@ -241,7 +241,7 @@ Test(range, waits_only_if_it_may)
 			letter_free(letter);
 		}
 		cr_assert(eq(int, done != NULL, ways[i] != HMM_RANGE_FLAGS_BLOCK));
-		invalidate_ack(fixture.owner, cookie);
+		invalidate_ack(fixture.owner, cookie, 0);
 		owner_run(fixture.owner);
 		if (!done)
 			done = answer();

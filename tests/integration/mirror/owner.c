@@ -5,6 +5,7 @@
  * or to the process in between.
  *
  *   out [N]     the first N pages (all) go to the device    "out N"
+ *   turn        all do, one block after the other            "turned N"
  *   home        everything comes home                       "home N"
  *   check       the CPU reads and compares everything       "checked"
  *   device      the device does                             "checked"
@@ -24,7 +25,7 @@
  *   valid       whether it is as it was then                "valid 0", "valid 1"
  *   discard     one page of it is thrown away               "discarded"
  *
- * usage: owner PAGES [huge] [base]
+ * usage: owner PAGES [huge] [base] [room=BLOCKS]   (of the device; else all fit)
  */
 #include "mirror.h"
 
@@ -55,12 +56,13 @@ static void open_anew(void)
 }
 
 /* hmmd may just be coming back: what is asked of it is asked again for a while. */
-static long migrate(size_t n, enum hmm_target target)
+static long migrate_from(size_t first, size_t n, enum hmm_target target)
 {
 	long there = -EAGAIN;
 
 	for (int tries = 0; tries < 500 && there < 0; tries++) {
-		there = hmm_migrate(&mirror, (unsigned long)memory, n * PAGE, target, 0, NULL, NULL);
+		there = hmm_migrate(&mirror, (unsigned long)memory + first * PAGE, n * PAGE, target, 0, NULL,
+				    NULL);
 		if (there == -ESTALE)
 			open_anew();
 		if (there < 0)
@@ -68,6 +70,20 @@ static long migrate(size_t n, enum hmm_target target)
 	}
 	if (there < 0)
 		FAIL("hmm_migrate: %s", strerror((int)-there));
+	return there;
+}
+
+static long migrate(size_t n, enum hmm_target target)
+{
+	return migrate_from(0, n, target);
+}
+
+static long turn(void)
+{
+	long there = 0;
+
+	for (size_t first = 0; first < pages; first += 512)
+		there += migrate_from(first, pages - first < 512 ? pages - first : 512, HMM_DEVICE);
 	return there;
 }
 
@@ -160,6 +176,8 @@ static void obey(const char *line)
 
 	if (sscanf(line, "out %zu", &n) == 1 || !strcmp(line, "out")) {
 		printf("out %ld\n", migrate(n, HMM_DEVICE));
+	} else if (!strcmp(line, "turn")) {
+		printf("turned %ld\n", turn());
 	} else if (!strcmp(line, "home")) {
 		printf("home %ld\n", migrate(pages, HMM_SYSTEM));
 	} else if (!strcmp(line, "check")) {
@@ -233,6 +251,7 @@ static void obey(const char *line)
 int main(int argc, char **argv)
 {
 	char line[128];
+	unsigned long room = 0;
 	bool huge = false;
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
@@ -242,9 +261,10 @@ int main(int argc, char **argv)
 	for (int i = 2; i < argc; i++) {
 		huge |= !strcmp(argv[i], "huge");
 		flags |= strcmp(argv[i], "base") ? 0 : HMM_OPEN_BASE_ENGINE;
+		sscanf(argv[i], "room=%lu", &room);
 	}
 	hmm_set_log(report, NULL);
-	device_memory = (pages * PAGE + 2 * BLOCK) & ~(BLOCK - 1);
+	device_memory = room ? room * BLOCK : (pages * PAGE + 2 * BLOCK) & ~(BLOCK - 1);
 	test_open(flags, device_memory);
 	memory = huge ? test_map_huge((pages + 511) / 512) : test_map(pages);
 	if (flags)
