@@ -501,6 +501,11 @@ void window_guard(struct block *block);
 int window_protect(struct block *block, unsigned int first, unsigned int end, bool protect);
 /* Whoever waits for these pages in a window asks again. */
 void window_wake(struct block *block, unsigned int first, unsigned int end);
+/*
+ * Pages have come to the block's holder: whoever of its windows waits for one gets
+ * it now. What is parked in the block may be about to take it away again.
+ */
+void window_arrived(struct block *block);
 /* A driver that did not answer: everything it maps of the range is taken away. */
 void window_revoke(struct owner *owner, uint64_t peer, uint64_t start, uint64_t end, int error);
 

@@ -342,6 +342,19 @@ static bool touch_present(struct window *window, struct block *block, struct tou
 	return false;
 }
 
+void window_arrived(struct block *block)
+{
+	struct window *window;
+
+	TAILQ_FOREACH(window, &block->owner->windows, link) {
+		if (!window->armed || window->mirror != block_mirror(block) || window->revoked)
+			continue;
+		for (struct touch *touch = window->touches; touch; touch = touch->next)
+			if (touch->addr - block->addr < HMM_BLOCK_SIZE)
+				touch_present(window, block, touch);
+	}
+}
+
 /* Reasons that may be gone in a moment: I/O ends, a map comes to rest, memory is found. */
 static bool may_change(uint8_t result)
 {

@@ -110,6 +110,11 @@ class Coherence(Base):
         self.start_daemon()
         self.run_coherence("--drivers", "2", "--windows")
 
+    def test_many_windows(self):
+        """Three on one device and one on another, all with windows: in a block that all want none waits for ever."""
+        self.start_daemon()
+        self.run_coherence("--drivers", "4", "--windows")
+
 
 class Everything(Base):
     """On demand: all at once, for longer."""
