@@ -189,7 +189,7 @@ static void serve_agent(struct owner *owner, struct block *block, uint64_t page)
  * While ksmd runs nothing becomes S: it merges protected pages, drops the
  * protection, and a write would go unseen. Looked up ten times a second at most.
  */
-static bool may_share(struct owner *owner)
+bool fault_may_share(struct owner *owner)
 {
 	struct worker *worker = owner->worker;
 
@@ -319,7 +319,7 @@ void fault_serve(struct owner *owner, uint64_t addr, uint64_t flags, uint32_t ti
 		owner_count(owner, COUNTER_FAULT_PAGES_HOME, pages_count(&pages));
 		home_begin(block, &pages, page_index(addr),
 			   !(flags & UFFD_PAGEFAULT_FLAG_WRITE) && block_device_reads(block) &&
-				   may_share(owner),
+				   fault_may_share(owner),
 			   HMM_REASON_CPU_FAULT, flags, NULL);
 		break;
 	case HMM_PAGE_COHERENT:

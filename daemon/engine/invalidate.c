@@ -84,7 +84,7 @@ static void answered(struct owner *owner, struct ack *ack)
 	TAILQ_REMOVE(&owner->acks, ack, link);
 	free(ack);
 	if (block && --block->acks == 0)
-		block->proceed(block);
+		transit_proceed(block);
 }
 
 void invalidate_ack(struct owner *owner, uint64_t cookie)

@@ -31,6 +31,7 @@
 struct worker;
 struct owner;
 struct block;
+struct copy;
 
 /* ---- tasks -------------------------------------------------------------- */
 
@@ -94,6 +95,7 @@ struct block {
 	struct pages zapping;			/* a REMOVE was read, its zap may be yet to come */
 	int64_t zapping_until;
 	unsigned int charged;			/* pages charged to the holder's device */
+	LIST_HEAD(, copy) copies;		/* of S pages, in other mirrors' shadows: copies.h */
 	unsigned int acks;			/* drivers' answers outstanding */
 	block_proceed proceed;
 	struct block_order *order;		/* in the agent's hands, or NULL */
@@ -145,6 +147,8 @@ struct mirror {
 	unsigned int migrations;	/* that go out to it */
 	unsigned int awaited;		/* windows of before a restart that are not back yet */
 	bool strayed;			/* some never came: they show what is not punched */
+	bool blind;			/* its windows can't map a copy (before Linux 6.4) */
+	LIST_HEAD(, copy) copies;	/* that it has of blocks which others hold */
 	_Atomic uint64_t device_pages, shared_pages;
 	_Atomic unsigned int windows;
 };
@@ -200,6 +204,8 @@ enum counter {
 	COUNTER_ORDERS,
 	COUNTER_ORDERS_CANCELLED,
 	COUNTER_WINDOW_FAULTS,
+	COUNTER_COPIES_MADE,		/* S pages that another mirror reads, too */
+	COUNTER_COPIES_DROPPED,
 	COUNTER_INVALIDATIONS,
 	COUNTER_LATE_DRIVERS,		/* acknowledgements that came too late */
 	COUNTER_REVOKED_WINDOWS,
@@ -412,6 +418,8 @@ extern const struct transit_rule transit_rules[HMM_TRANSIT_MAX];
  */
 void transit_begin(struct block *block, enum hmm_transit transit, const struct pages *pages,
 		   int reason, block_proceed proceed);
+/* All have answered. */
+void transit_proceed(struct block *block);
 /* Sequence number even, at rest, what was parked goes on at the next safe point. */
 void transit_end(struct block *block);
 
@@ -461,6 +469,8 @@ bool fault_task_addr(const struct task *task, uint64_t *addr);
 void fault_later(struct owner *owner, uint64_t addr, uint64_t flags);
 void fault_retry(struct owner *owner);
 void fault_wake(struct owner *owner, uint64_t addr, uint64_t length);
+/* Whether pages may become S at present. */
+bool fault_may_share(struct owner *owner);
 
 /* home.c: pages on their way back */
 /*
@@ -499,6 +509,9 @@ void window_close_all(struct owner *owner, struct mirror *mirror);
 void window_guard(struct block *block);
 /* Freezes writes to these pages in every window: guards and write-protects. 0 or -errno. */
 int window_protect(struct block *block, unsigned int first, unsigned int end, bool protect);
+/* The same in the windows of a mirror that does not hold the block. */
+int window_protect_for(struct block *block, const struct mirror *mirror, unsigned int first,
+		       unsigned int end, bool protect);
 /* Whoever waits for these pages in a window asks again. */
 void window_wake(struct block *block, unsigned int first, unsigned int end);
 /*

@@ -4,13 +4,13 @@
  * ends. hmmctl, logs and the manual print the names from here.
  *
  * The order, always: sequence number odd, entries out of the table, drivers
- * told and their answers in, the CPU side changes, sequence number even,
- * wake-ups. The ledger says {transit, pages, epoch, slot} before the first
+ * told and their answers in, copies punched, the CPU side changes, sequence
+ * number even, wake-ups. The ledger says {transit, pages, epoch, slot} before the first
  * side effect, so that a successor can settle what a crash left (recover.c).
  */
 #include <assert.h>
 
-#include "engine/owner.h"
+#include "engine/copies.h"
 
 #define I (1U << HMM_PAGE_INVALID)
 #define R (1U << HMM_PAGE_REMOTE)
@@ -112,6 +112,7 @@ void transit_begin(struct block *block, enum hmm_transit transit, const struct p
 	__atomic_store_n(&record->transit, (uint32_t)transit, __ATOMIC_RELEASE);
 
 	sequence_bump(block, true);
+	copies_hide(block, pages);
 	block_hide(block, pages);
 
 	pages_run(pages, &first, &end);
@@ -121,7 +122,17 @@ void transit_begin(struct block *block, enum hmm_transit transit, const struct p
 	block->proceed = proceed;
 	block->acks = invalidate_send(block, page_addr(block, first), page_addr(block, last), reason, true);
 	if (!block->acks)
-		proceed(block);
+		transit_proceed(block);
+}
+
+void transit_proceed(struct block *block)
+{
+	struct pages pages;
+
+	for (unsigned int w = 0; w < HMM_BITMAP_WORDS; w++)
+		pages.word[w] = block->record->pending[w];
+	copies_drop(block, &pages);
+	block->proceed(block);
 }
 
 void transit_end(struct block *block)

@@ -115,6 +115,13 @@ class Coherence(Base):
         self.start_daemon()
         self.run_coherence("--drivers", "4", "--windows")
 
+    def test_kill_two_windows(self):
+        """Copies are not in the ledger: what lies on the second device is nobody's after a restart."""
+        self.start_daemon()
+        process = self.coherence("--drivers", "2", "--windows", "--kill-daemon")
+        self.kill_at_random(process, SECONDS)
+        self.verdict(process)
+
 
 class Everything(Base):
     """On demand: all at once, for longer."""
