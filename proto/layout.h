@@ -4,8 +4,9 @@
  * driver map together. Messages are in protocol.hmm; this is everything else.
  *
  *   table    index = virtual page number, one 64-bit entry each, followed by
- *            one sequence word per block. hmmd writes it; owners and drivers
- *            map it read-only, and a lookup is one load.
+ *            one sequence word per block and, per page, a bit for each mirror
+ *            that has a copy. hmmd writes it; owners and drivers map it
+ *            read-only, and a lookup is one load, or two for a copy.
  *   ledger   one record per block: where each page is, which transit the block
  *            is in. hmmd writes it; the owner holds a read-only descriptor so
  *            that its rescuer knows what is where when there is no daemon.
@@ -52,7 +53,12 @@
 #define HMM_TABLE_ENTRIES	(1ULL << (HMM_VA_BITS - HMM_PAGE_SHIFT))
 #define HMM_TABLE_SEQ_OFFSET	(HMM_TABLE_ENTRIES * sizeof(uint64_t))
 #define HMM_TABLE_SEQ_COUNT	(1ULL << (HMM_VA_BITS - HMM_BLOCK_SHIFT))
-#define HMM_TABLE_SIZE		(HMM_TABLE_SEQ_OFFSET + HMM_TABLE_SEQ_COUNT * sizeof(uint64_t))
+/*
+ * Sharers: 16 bits per page, bit = mirror index. The entry names the block's
+ * holder; while it is VALID and not WRITE, each of these mirrors has a copy.
+ */
+#define HMM_TABLE_SHARERS_OFFSET (HMM_TABLE_SEQ_OFFSET + HMM_TABLE_SEQ_COUNT * sizeof(uint64_t))
+#define HMM_TABLE_SIZE		(HMM_TABLE_SHARERS_OFFSET + HMM_TABLE_ENTRIES * sizeof(uint16_t))
 
 /* ---- ledger ----------------------------------------------------------- */
 

@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "engine/owner.h"
+#include "engine/copies.h"
 #include "engine/worker.h"
 #include "log.h"
 #include "uapi.h"
@@ -146,6 +146,7 @@ void block_free(struct block *block)
 
 	if (block->queued)
 		TAILQ_REMOVE(&owner->settling, block, settle);
+	copies_forget(block);
 	*span_slot(span, block->addr) = NULL;
 	free(block);
 	if (--span->used)
@@ -550,13 +551,14 @@ bool block_punch_stale(struct block *block)
 	if (!shadow) {
 		block->stale = (struct pages){ 0 };
 		block_uncharge(block, block->charged);
-		return true;
+		return copies_clear(block);
 	}
 	if (!block_holds_pages(block)) {
 		kernel->punch(shadow->fd, block->addr - shadow->base, HMM_BLOCK_SIZE);
 		/* hugetlbfs frees a whole page for certain, and has no holes to look for. */
 		if (block_has_window(block) && shadow->kind != HMM_POOL_KIND_HUGETLB)
 			clean = !shadow_has_data(shadow, block->addr, HMM_BLOCK_SIZE);
+		clean &= copies_clear(block);
 		if (clean) {
 			block->stale = (struct pages){ 0 };
 			block_uncharge(block, block->charged);
@@ -626,7 +628,8 @@ bool block_device_reads(const struct block *block)
 {
 	const struct mirror *mirror = block_mirror(block);
 
-	return mirror && (mirror->flags & HMM_MIRROR_FLAGS_CALLBACKS || block_has_window(block)) &&
+	return mirror && (mirror->flags & HMM_MIRROR_FLAGS_CALLBACKS || block_has_window(block) ||
+			  copies_are_read(block)) &&
 	       !block->owner->closing;
 }
 
@@ -736,6 +739,7 @@ static void discard_now(struct block *block, const struct pages *pages)
 {
 	unsigned int first = 0, end;
 
+	copies_drop(block, pages);
 	for (; pages_run(pages, &first, &end); first = end)
 		block_set_state(block, first, end, HMM_PAGE_INVALID);
 	if (!block_has_window(block))
@@ -780,6 +784,7 @@ void block_discard(struct block *block, unsigned int first, unsigned int end, in
 		return;
 	}
 	/* The block's number is odd already: nobody trusts these pages now. */
+	copies_hide(block, &gone);
 	block_hide(block, &gone);
 	invalidate_send(block, page_addr(block, first), page_addr(block, end), reason, false);
 	discard_now(block, &gone);

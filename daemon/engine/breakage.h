@@ -16,7 +16,8 @@
 /* HMMD_BREAK=skip-wp: S pages are not write-protected; swap-steps: the copy is
  * punched before it is home; drop-wake: a served fault's thread is not woken;
  * skip-dead: what was unmapped during a move is believed all the same;
- * skip-guard: windows map by themselves what can't be punched. */
+ * skip-guard: windows map by themselves what can't be punched; skip-copies: other
+ * mirrors' copies stay when the CPU may write. */
 static inline bool broken(const char *what)
 {
 	const char *chosen = getenv("HMMD_BREAK");

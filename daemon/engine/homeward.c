@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/copies.h"
 #include "engine/job.h"
 #include "engine/notice.h"
 #include "engine/worker.h"
@@ -114,8 +115,17 @@ static bool home_step(struct job *job, struct block *block)
 	struct owner *owner = block->owner;
 	struct pages pages;
 
-	if (!wanted_home(job, block))
-		return false;
+	if (!wanted_home(job, block)) {
+		/* Another device holds the block: this one's copies go, all the same. */
+		pages = copies_on(block, job->migration->only);
+		for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++)
+			if (i < job->first || i >= job->end)
+				pages_clear(&pages, i);
+		if (pages_empty(&pages))
+			return false;
+		copies_return(block, &pages, job->migration->reason, job);
+		return true;
+	}
 	if (job->migration->copies)
 		return copies_step(job, block);
 	if (block_pages_in(block, HMM_PAGE_SHARED, job->first, job->end, &pages)) {

@@ -8,7 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "engine/owner.h"
+#include "engine/copies.h"
 #include "engine/worker.h"
 #include "log.h"
 
@@ -294,6 +294,7 @@ static void unregister_done(struct owner *owner, void *data, uint64_t pages)
 	if (mirror) {
 		block_for_each(owner, 0, HMM_VA_END, leave_block, mirror);
 		attribute_forget_mirror(&owner->attributes, mirror->index);
+		copies_forget_mirror(mirror);
 		mirror_free(mirror);
 	}
 	if (!letter_reply(letter, HMM_OP_MIRROR_UNREGISTER_REPLY,

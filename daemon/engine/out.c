@@ -111,6 +111,7 @@ static void drop_done(struct block *block, const struct block_order *order,
 	transit_end(block);
 	if (block_has_window(block)) {
 		block_punch_stale(block);
+		window_arrived(block);
 		window_wake(block, 0, HMM_BLOCK_PAGES);
 	}
 	job_block_done(job, 0);
@@ -221,6 +222,7 @@ void migrate_out_done(struct block *block, struct block_order *order, struct hmm
 		block_settle_later(block);
 	if (block_has_window(block)) {
 		block_punch_stale(block);
+		window_arrived(block);
 		window_wake(block, 0, HMM_BLOCK_PAGES);
 	}
 	job_block_done(job, 0);

@@ -32,6 +32,7 @@
 struct worker;
 struct owner;
 struct block;
+struct copy;
 
 /* ---- tasks -------------------------------------------------------------- */
 
@@ -101,6 +102,7 @@ struct block {
 	bool kept;				/* never to be evicted: not in the list */
 	uint64_t brought;			/* by which journey; 0: none */
 	uint64_t passed;			/* the pass of an eviction that has asked it */
+	LIST_HEAD(, copy) copies;		/* of S pages, in other mirrors' shadows: copies.h */
 	unsigned int acks;			/* drivers' answers outstanding */
 	block_proceed proceed;
 	block_proceed refused;			/* where drivers may refuse; or NULL */
@@ -180,6 +182,8 @@ struct mirror {
 	unsigned int kept_blocks;	/* charged, and not in it */
 	struct journey journeys[JOURNEYS];	/* of late */
 	unsigned int next_journey;
+	bool blind;			/* its windows can't map a copy (before Linux 6.4) */
+	LIST_HEAD(, copy) copies;	/* that it has of blocks which others hold */
 	_Atomic uint64_t device_pages, shared_pages;
 	_Atomic unsigned int windows;
 };
@@ -223,6 +227,8 @@ enum counter {
 	COUNTER_ORDERS,
 	COUNTER_ORDERS_CANCELLED,
 	COUNTER_WINDOW_FAULTS,
+	COUNTER_COPIES_MADE,		/* S pages that another mirror reads, too */
+	COUNTER_COPIES_DROPPED,
 	COUNTER_INVALIDATIONS,
 	COUNTER_LATE_DRIVERS,		/* acknowledgements that came too late */
 	COUNTER_REVOKED_WINDOWS,
@@ -476,6 +482,8 @@ void transit_begin(struct block *block, enum hmm_transit transit, const struct p
  */
 void transit_ask(struct block *block, enum hmm_transit transit, const struct pages *pages, int reason,
 		 block_proceed proceed, block_proceed refused);
+/* All have answered. */
+void transit_proceed(struct block *block);
 /* A driver has answered, by a refusal or not. The last answer decides. */
 void transit_answered(struct block *block, bool refusal);
 /* Ends it with pages as they were when it began, but for those that were lost meanwhile. */
@@ -540,6 +548,8 @@ bool fault_task_addr(const struct task *task, uint64_t *addr);
 void fault_later(struct owner *owner, uint64_t addr, uint64_t flags);
 void fault_retry(struct owner *owner);
 void fault_wake(struct owner *owner, uint64_t addr, uint64_t length);
+/* Whether pages may become S at present. */
+bool fault_may_share(struct owner *owner);
 
 /* home.c: pages on their way back */
 /*
@@ -598,8 +608,17 @@ static inline uint64_t driver_addr(const struct window *window, uint64_t addr)
 void window_guard(struct block *block);
 /* Freezes writes to these pages in every window: guards and write-protects. 0 or -errno. */
 int window_protect(struct block *block, unsigned int first, unsigned int end, bool protect);
+/* The same in the windows of a mirror that does not hold the block. */
+int window_protect_for(struct block *block, const struct mirror *mirror, unsigned int first,
+		       unsigned int end, bool protect);
 /* Whoever waits for these pages in a window asks again. */
 void window_wake(struct block *block, unsigned int first, unsigned int end);
+/*
+ * Pages have come to the block's holder: whoever of its windows waits for one gets
+ * it now. What is parked in the block may be about to take it away again.
+ */
+void window_arrived(struct block *block);
+
 /* closure.c: what a window may not show */
 /* The page can't be had, for this error: the driver gets SIGBUS there. */
 void window_close_page(struct window *window, uint64_t addr, int error);

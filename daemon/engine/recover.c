@@ -30,7 +30,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "engine/owner.h"
+#include "engine/copies.h"
 #include "engine/worker.h"
 #include "log.h"
 #include "uapi.h"
@@ -428,6 +428,8 @@ static void settle_block(struct owner *owner, uint64_t addr, uint64_t *settled)
 		block->record->flags &= ~HMM_BLOCK_ARMED;
 		block_note_armed(block, 0, HMM_BLOCK_PAGES);
 	}
+	/* S pages are protected still: before that can end. */
+	copies_recover(block);
 	if (!block_at_rest(block))
 		*settled += settle_transit(block);
 	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++) {
@@ -519,6 +521,7 @@ static void settle(struct owner *owner)
 	owner->produced = owner->reaped = __atomic_load_n(&owner->orders->produced, __ATOMIC_SEQ_CST);
 	for (unsigned int i = 0; i < HMM_ORDERS_RING; i++)
 		note_order(owner, &owner->orders->ring[i]);
+	copies_recover_table(owner);
 	owner->pages_settled = settle_all(owner);
 	journal_replay(owner);
 }

@@ -4,13 +4,13 @@
  * ends. hmmctl, logs and the manual print the names from here.
  *
  * The order, always: sequence number odd, entries out of the table, drivers
- * told and their answers in, the CPU side changes, sequence number even,
- * wake-ups. The ledger says {transit, pages, epoch, slot} before the first
+ * told and their answers in, copies punched, the CPU side changes, sequence
+ * number even, wake-ups. The ledger says {transit, pages, epoch, slot} before the first
  * side effect, so that a successor can settle what a crash left (recover.c).
  */
 #include <assert.h>
 
-#include "engine/owner.h"
+#include "engine/copies.h"
 
 #define I (1U << HMM_PAGE_INVALID)
 #define R (1U << HMM_PAGE_REMOTE)
@@ -129,6 +129,7 @@ static void begin(struct block *block, enum hmm_transit transit, const struct pa
 	__atomic_store_n(&record->transit, (uint32_t)transit, __ATOMIC_RELEASE);
 
 	sequence_bump(block, true);
+	copies_hide(block, pages);
 	block_hide(block, pages);
 
 	pages_run(pages, &first, &end);
@@ -140,7 +141,17 @@ static void begin(struct block *block, enum hmm_transit transit, const struct pa
 	block->refusal = false;
 	block->acks = invalidate_send(block, page_addr(block, first), page_addr(block, last), reason, true);
 	if (!block->acks)
-		proceed(block);
+		transit_proceed(block);
+}
+
+void transit_proceed(struct block *block)
+{
+	struct pages pages;
+
+	for (unsigned int w = 0; w < HMM_BITMAP_WORDS; w++)
+		pages.word[w] = block->record->pending[w];
+	copies_drop(block, &pages);
+	block->proceed(block);
 }
 
 void transit_begin(struct block *block, enum hmm_transit transit, const struct pages *pages,
@@ -162,7 +173,7 @@ void transit_answered(struct block *block, bool refusal)
 	if (--block->acks)
 		return;
 	if (!block->refusal) {
-		block->proceed(block);
+		transit_proceed(block);
 		return;
 	}
 	transit_restore(block);
@@ -173,7 +184,12 @@ void transit_restore(struct block *block)
 {
 	struct hmm_ledger_block *record = block->record;
 	bool lost = !pages_empty(&block->dead);
+	struct pages kept;
 
+	for (unsigned int w = 0; w < HMM_BITMAP_WORDS; w++)
+		kept.word[w] = record->pending[w] & ~block->dead.word[w];
+	copies_drop(block, &block->dead);
+	copies_show(block, &kept);
 	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++)
 		if (record->pending[i / 64] >> (i % 64) & 1)
 			block_set_state(block, i, i + 1, pages_test(&block->dead, i) ? HMM_PAGE_INVALID :

@@ -18,6 +18,9 @@
  * shadow and is not mapped. That splits the mapping into 4K for good, which
  * blocks that nobody contends for are spared.
  *
+ * What another device holds is taken from it for a write; for a read the window
+ * gets a copy (copies.c), as long as there is room for one.
+ *
  * What can't be had (a file, a stack) is closed (closure.c): SIGBUS, and an event.
  */
 #include <errno.h>
@@ -27,6 +30,7 @@
 #include <unistd.h>
 
 #include "engine/breakage.h"
+#include "engine/copies.h"
 #include "engine/notice.h"
 #include "engine/owner.h"
 #include "engine/protect.h"
@@ -36,6 +40,8 @@
 
 /* How long a touch is tried again while its page is pinned or its mapping changes. */
 #define TOUCH_NS		(5000 * NS_PER_MS)
+/* Steps of a read on its way to a copy: to the holder, shared, copied; and somebody may interfere. */
+#define COPY_STEPS		6
 
 struct touch {
 	struct task task;
@@ -44,6 +50,7 @@ struct touch {
 	uint32_t window;
 	uint64_t addr, flags;		/* the owner's address */
 	unsigned int tries;
+	unsigned int steps;		/* towards a copy */
 	int64_t since;			/* asked first */
 	bool again;			/* it was refused before: somebody does wait for it */
 	bool copied;			/* a copy was sent home, or tried to */
@@ -131,6 +138,12 @@ void window_guard(struct block *block)
 
 int window_protect(struct block *block, unsigned int first, unsigned int end, bool protect)
 {
+	return window_protect_for(block, block_mirror(block), first, end, protect);
+}
+
+int window_protect_for(struct block *block, const struct mirror *mirror, unsigned int first,
+		       unsigned int end, bool protect)
+{
 	struct window *window;
 	uint64_t start, length;
 	int r = 0;
@@ -138,7 +151,7 @@ int window_protect(struct block *block, unsigned int first, unsigned int end, bo
 	TAILQ_FOREACH(window, &block->owner->windows, link) {
 		int error;
 
-		if (window->mirror != block_mirror(block) ||
+		if (window->mirror != mirror ||
 		    !overlap(window, block, first, end, &start, &length))
 			continue;
 		if (!protect && !*guard_of(window, block))
@@ -168,6 +181,11 @@ void window_wake(struct block *block, unsigned int first, unsigned int end)
 /* ---- touches ------------------------------------------------------------------ */
 
 static void touch_serve(struct touch *touch);
+
+static bool touch_writes(const struct touch *touch)
+{
+	return touch->flags & (UFFD_PAGEFAULT_FLAG_WP | UFFD_PAGEFAULT_FLAG_WRITE);
+}
 
 static uint64_t touch_page(const struct touch *touch)
 {
@@ -230,6 +248,12 @@ static void touch_run(struct task *task)
 	touch_serve((struct touch *)task);
 }
 
+/* In the window's own shadow. */
+static bool lies_there(const struct window *window, const struct block *block, unsigned int i)
+{
+	return block_mirror(block) == window->mirror || copies_have(block, window->mirror, i);
+}
+
 /* Maps what the shadow has, and the pages behind it that may be had alike. False: it has nothing. */
 static bool show(struct window *window, const struct block *block, unsigned int first, uint64_t mode)
 {
@@ -239,7 +263,7 @@ static bool show(struct window *window, const struct block *block, unsigned int 
 	size_t done;
 	int r;
 
-	while (end < HMM_BLOCK_PAGES && page_state(block, end) == state)
+	while (end < HMM_BLOCK_PAGES && page_state(block, end) == state && lies_there(window, block, end))
 		end++;
 	if (!overlap(window, block, first, end, &start, &length))
 		return false;
@@ -264,8 +288,9 @@ static bool touch_present(struct window *window, struct block *block, struct tou
 		*guard_of(window, block) = true;
 	if (block_mirror(block) == window->mirror)
 		block_touch(block);
-	/* Another device's: this window's shadow has nothing of it. */
-	if (block_mirror(block) != window->mirror && page_state(block, i) != HMM_PAGE_ERROR)
+	/* Another device's: this window's shadow has nothing of it, or a copy to be read. */
+	if (block_mirror(block) != window->mirror && page_state(block, i) != HMM_PAGE_ERROR &&
+	    (!copies_have(block, window->mirror, i) || touch_writes(touch)))
 		return false;
 	switch (page_state(block, i)) {
 	case HMM_PAGE_DEVICE:
@@ -280,7 +305,7 @@ static bool touch_present(struct window *window, struct block *block, struct tou
 		kernel->uffd_wake(window->uffd, page, HMM_PAGE_SIZE);
 		return true;
 	case HMM_PAGE_SHARED:
-		if (touch->flags & (UFFD_PAGEFAULT_FLAG_WP | UFFD_PAGEFAULT_FLAG_WRITE))
+		if (touch_writes(touch))
 			return false;
 		/* Without the mode (before Linux 6.4) it has to be D. */
 		if (*guard_of(window, block))
@@ -295,6 +320,19 @@ static bool touch_present(struct window *window, struct block *block, struct tou
 		break;
 	}
 	return false;
+}
+
+void window_arrived(struct block *block)
+{
+	struct window *window;
+
+	TAILQ_FOREACH(window, &block->owner->windows, link) {
+		if (!window->armed || window->mirror != block_mirror(block) || window->revoked)
+			continue;
+		for (struct touch *touch = window->touches; touch; touch = touch->next)
+			if (touch->addr - block->addr < HMM_BLOCK_SIZE)
+				touch_present(window, block, touch);
+	}
 }
 
 /* Reasons that may be gone in a moment: I/O ends, a map comes to rest, memory is found. */
@@ -352,8 +390,30 @@ static bool touch_leaves_copy(struct window *window, struct block *block, struct
 	return true;
 }
 
+/* Another device holds the block: a read may do with a copy. */
+static enum copies_answer touch_copy(struct window *window, struct block *block, struct touch *touch)
+{
+	struct mirror *mirror = window->mirror;
+	enum copies_answer answer;
+	struct prefetch_span span;
+
+	if (!block_mirror(block) || block_mirror(block) == mirror || touch_writes(touch) || touch->tries ||
+	    touch->steps++ >= COPY_STEPS)
+		return COPIES_NONE;
+	span = touch_span(window, block, touch->addr);
+	answer = copies_get(block, mirror, page_index(touch->addr),
+			    (unsigned int)(span.end - (touch->addr >> HMM_PAGE_SHIFT)), &touch->task,
+			    &touch->result);
+	if (answer != COPIES_MADE ||
+	    show(window, block, page_index(touch->addr), UFFDIO_CONTINUE_MODE_WP))
+		return answer;
+	mirror->blind = true;
+	return COPIES_NONE;
+}
+
 static void touch_serve(struct touch *touch)
 {
+	enum copies_answer copy;
 	struct owner *owner = touch->owner;
 	struct window *window = window_by_id(owner, touch->window);
 	struct block *block;
@@ -389,6 +449,11 @@ static void touch_serve(struct touch *touch)
 		return;
 	if (touch_present(window, block, touch))
 		goto out;
+	copy = touch_copy(window, block, touch);
+	if (copy == COPIES_MADE)
+		goto out;
+	if (copy == COPIES_COMING)
+		return;
 	if (touch->tries && (touch->result == HMM_PAGE_RESULT_MOVED ||
 			     touch->result == HMM_PAGE_RESULT_ALREADY)) {
 		/*
@@ -607,6 +672,11 @@ static void arm_block(struct block *block, void *data)
 	unsigned int first = 0, end;
 
 	(void)data;
+	/* Whatever else of the block is under way: these are equal to the CPU's, and stay so. */
+	block_pages_in(block, HMM_PAGE_SHARED, 0, HMM_BLOCK_PAGES, &shared);
+	for (; pages_run(&shared, &first, &end); first = end)
+		window_protect(block, first, end, true);
+	copies_protect(block);
 	if (!block_at_rest(block))
 		return;		/* its end looks at the window itself */
 	/* All that is not complete, wherever it came from: khugepaged fills gaps with zeros. */
@@ -614,9 +684,6 @@ static void arm_block(struct block *block, void *data)
 		if (!(block->record->page[i] & HMM_PAGE_COMPLETE))
 			pages_set(&block->stale, i);
 	block_punch_stale(block);
-	block_pages_in(block, HMM_PAGE_SHARED, 0, HMM_BLOCK_PAGES, &shared);
-	for (; pages_run(&shared, &first, &end); first = end)
-		window_protect(block, first, end, true);
 }
 
 struct arming {

@@ -66,6 +66,9 @@ class Broken(harness.Test):
     def test_guard_skipped(self):
         self.must_be_caught("skip-guard", "--drivers", "1", "--windows")
 
+    def test_copies_kept(self):
+        self.must_be_caught("skip-copies", "--drivers", "2", "--windows")
+
     def test_steps_swapped(self):
         self.must_be_caught("swap-steps", "--drivers", "1")
 

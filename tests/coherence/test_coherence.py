@@ -110,6 +110,18 @@ class Coherence(Base):
         self.start_daemon()
         self.run_coherence("--drivers", "2", "--windows")
 
+    def test_many_windows(self):
+        """Three on one device and one on another, all with windows: in a block that all want none waits for ever."""
+        self.start_daemon()
+        self.run_coherence("--drivers", "4", "--windows")
+
+    def test_kill_two_windows(self):
+        """Copies are not in the ledger: what lies on the second device is nobody's after a restart."""
+        self.start_daemon()
+        process = self.coherence("--drivers", "2", "--windows", "--kill-daemon")
+        self.kill_at_random(process, SECONDS)
+        self.verdict(process)
+
 
     def test_evict(self):
         """A device of four blocks beside the coherent ones, where fourteen are wanted all the time."""

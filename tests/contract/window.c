@@ -366,6 +366,45 @@ Test(window, spliced_page_appears_with_its_bytes)
 	cr_assert_eq(plain[PAGE], 4);
 }
 
+/*
+ * A copy for a guarded window may be written in any way: while its bytes are yet to
+ * come the window asks, and what it is given then it cannot write.
+ */
+Test(window, copy_behind_a_guard_is_asked_for)
+{
+	int shadow = memfd_new("shadow", SPARSE, 0), source_fd = uffd_open(0);
+	int fd = uffd_open(FEATURES | UFFD_FEATURE_MINOR_SHMEM);
+	char *mem = map_memfd_aligned(shadow, BLOCK, AT), *source = map_pages(1);
+	char *plain = map_memfd(shadow, PAGE, AT);
+	struct call call, load;
+	unsigned char there;
+
+	cr_assert_eq(uffd_register(fd, mem, BLOCK, MISSING | WP | MINOR), 0);
+	cr_assert_eq(uffd_wp(fd, mem, PAGE, true), 0);
+	load_start(&load, mem);
+	expect_fault(fd, mem, 0);
+	cr_assert_eq(uffd_register(source_fd, source, PAGE, MISSING), 0);
+	CALL(&call, SYS_pwrite64, shadow, (long)source, PAGE, AT);
+	expect_fault(source_fd, source, 0);
+	/* Woken too early it asks again, whether the page is there as zeros or is not. */
+	cr_assert_eq(uffd_wake(fd, mem, PAGE), 0);
+	cr_assert_eq(mincore(plain, PAGE, &there), 0);
+	expect_fault(fd, mem, there & 1 ? FAULT_MINOR : 0);
+	cr_assert_eq(uffd_copy(source_fd, source, filled(3), PAGE, 0), 0);
+	cr_assert_eq(call_end(&call), PAGE);
+	cr_assert(still_blocked(&load));
+	cr_assert_eq(uffd_continue(fd, mem, PAGE, UFFDIO_CONTINUE_MODE_WP), 0);
+	cr_assert_eq(call_end(&load), 3);
+	store_start(&call, mem, 9);
+	expect_fault(fd, mem, FAULT_WRITE | FAULT_WP);
+	/* Taken away again, the writer finds a hole. */
+	cr_assert_eq(punch(shadow, AT, PAGE), 0);
+	cr_assert_eq(uffd_wake(fd, mem, PAGE), 0);
+	expect_fault(fd, mem, FAULT_WRITE);
+	cr_assert_eq(uffd_zeropage(fd, mem, PAGE), 0);
+	call_end(&call);
+}
+
 /* Freezing stops the window, not a plain mapping of the same file (hmmd's, or DMA). */
 Test(window, protection_is_the_windows_own)
 {

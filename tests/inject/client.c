@@ -5,7 +5,8 @@
  * what it is asked, in words; a wrong byte, a signal or a hang is never right.
  *
  * Exit 0: every byte is right. 3: hmmd refused to serve at all, and every byte
- * is right. 1: a wrong byte. One thread, and a driver process for `window`.
+ * is right. 1: a wrong byte. One thread, and driver processes for `window` and
+ * `several`.
  */
 #include "tests/integration/mirror/mirror.h"
 
@@ -392,14 +393,12 @@ static void on_refused_access(int signal)
 	siglongjmp(refused_access, 1);
 }
 
-/* Reads each page and writes its word 0, in the window; tells how many it wrote. */
-static void drive(void)
+/* The driver of that device: its window, or NULL when something was refused. */
+static struct hmm_window *open_window(const char *device)
 {
 	struct sigaction action = { .sa_handler = on_refused_access };
 	static const struct hmm_mirror_ops ops = { 0 };
-	static volatile uint64_t written;
 	struct hmm_window *window = NULL;
-	uint64_t told;
 	int key = receive_key(DRIVER_SOCKET), r;
 
 	if (key < 0)
@@ -407,7 +406,7 @@ static void drive(void)
 	r = hmm_open_peer(key, NULL, &hmm);
 	close(key);
 	if (!r)
-		r = hmm_device_open(hmm, "inject", &mirror.device);
+		r = hmm_device_open(hmm, device, &mirror.device);
 	mirror.ops = &ops;
 	if (!r)
 		r = hmm_mirror_register(&mirror, hmm);
@@ -418,7 +417,17 @@ static void drive(void)
 		printf("driver: %s\n", hmm_last_error());
 	sigaction(SIGBUS, &action, NULL);
 	sigaction(SIGSEGV, &action, NULL);
-	if (!r && sigsetjmp(refused_access, 1) == 0) {
+	return r ? NULL : window;
+}
+
+/* Reads each page and writes its word 0, in the window; tells how many it wrote. */
+static void drive(void)
+{
+	struct hmm_window *window = open_window("inject");
+	static volatile uint64_t written;
+	uint64_t told;
+
+	if (window && sigsetjmp(refused_access, 1) == 0) {
 		for (; written < WINDOW_PAGES; written++) {
 			volatile uint64_t *words =
 				(volatile uint64_t *)((char *)WINDOW_ADDR + written * PAGE);
@@ -434,12 +443,35 @@ static void drive(void)
 	_exit(0);
 }
 
-static pid_t start_driver(int *socket)
+/* Reads all of it, again and again, on another device, until the owner has heard enough. */
+static void read_along(void)
 {
-	char program[] = "/proc/self/exe", name[] = "driver", *arguments[] = {program, name, NULL};
+	struct hmm_window *window = open_window("inject-other");
+	static volatile size_t page;
+	uint64_t rounds = 0;
+
+	if (window && sigsetjmp(refused_access, 1) == 0)
+		for (; rounds < 3; rounds++)
+			for (page = 0; page < WINDOW_PAGES; page++) {
+				volatile uint64_t *words =
+					(volatile uint64_t *)((char *)WINDOW_ADDR + page * PAGE);
+				uint64_t first = words[0];
+
+				CHECK(first == test_word(page, 0, 1) || first == test_word(page, 0, 2));
+				CHECK_EQ(words[1], test_word(page, 1, 1));
+				CHECK_EQ(words[511], test_word(page, 511, 1));
+			}
+	hmm_window_unmap(window);
+	_exit(0);
+}
+
+static pid_t start_driver(const char *what, int *socket)
+{
+	char program[] = "/proc/self/exe", name[16], *arguments[] = {program, name, NULL};
 	int ends[2];
 	pid_t driver;
 
+	snprintf(name, sizeof(name), "%s", what);
 	CHECK_EQ(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), 0);
 	driver = fork();
 	CHECK(driver >= 0);
@@ -453,29 +485,49 @@ static pid_t start_driver(int *socket)
 	return driver;
 }
 
-static void window(void)
+static bool has_ended(pid_t driver, int *status)
+{
+	if (driver && waitpid(driver, status, WNOHANG) == 0)
+		return false;
+	if (*status != 0 && *status != REFUSED << 8)
+		FAIL("a driver ended with status %#x", *status);
+	return true;
+}
+
+/* A driver writes through its window while the owner looks on, and perhaps another one. */
+static void with_windows(bool others)
 {
 	char *memory = mmap(WINDOW_ADDR, WINDOW_PAGES * PAGE, PROT_READ | PROT_WRITE,
 			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+	struct hmm_device_options options = {
+		.size = sizeof(options), .name = "inject-other", .memory = DEVICE_MEMORY, .node = -1,
+		.caps = HMM_DEVICE_FAULTS,
+	};
 	uint64_t written = 0;
-	int socket, key = -1, status = 0;
-	pid_t driver = start_driver(&socket);
-	bool opened;
+	int socket, other_socket, key = -1, status = 0, other_status = 0;
+	pid_t driver = start_driver("driver", &socket);
+	pid_t other = others ? start_driver("reader", &other_socket) : 0;
+	struct hmm_device *device = NULL;
+	bool opened, ended = false, other_ended = false;
 
 	CHECK(memory == WINDOW_ADDR);
 	madvise(memory, WINDOW_PAGES * PAGE, MADV_NOHUGEPAGE);
 	test_fill(memory, WINDOW_PAGES, 1);
 	opened = open_or_refused();
 	if (opened) {
+		if (others && hmm_device_new(hmm, &options, &device))
+			printf("hmm_device_new: %s\n", hmm_last_error());
 		key = hmm_export(hmm);
 		if (key < 0)
 			printf("hmm_export: %s\n", hmm_last_error());
 	}
 	send_key(socket, key);
+	if (others)
+		send_key(other_socket, key);
 	if (key >= 0)
 		close(key);
 	/* Meanwhile the owner reads, and takes pages away. */
-	for (unsigned int i = 0; waitpid(driver, &status, WNOHANG) == 0; i++) {
+	for (unsigned int i = 0; !ended || !other_ended; i++) {
 		size_t page = i * 37 % WINDOW_PAGES;
 		volatile uint64_t *words = (volatile uint64_t *)(memory + page * PAGE);
 
@@ -483,9 +535,9 @@ static void window(void)
 		if (i % 3 == 0)
 			words[3] = test_word(page, 3, 1);
 		usleep(200);
+		ended = ended || has_ended(driver, &status);
+		other_ended = other_ended || has_ended(other, &other_status);
 	}
-	if (status != 0 && status != REFUSED << 8)
-		FAIL("the driver ended with status %#x", status);
 	if (status == 0)
 		CHECK_EQ(read(socket, &written, sizeof(written)), sizeof(written));
 	printf("driver: %lu of %d pages written\n", written, WINDOW_PAGES);
@@ -496,11 +548,23 @@ static void window(void)
 		words[0] = test_word(page, 0, 1);
 	}
 	test_check(memory, WINDOW_PAGES, 1);
+	hmm_device_put(device);
 	if (opened)
 		close_all();
 	check_and_rewrite(memory, WINDOW_PAGES, 1);
 	if (!opened)
 		_exit(REFUSED);
+}
+
+static void window(void)
+{
+	with_windows(false);
+}
+
+/* And another driver, whose device has copies. */
+static void several(void)
+{
+	with_windows(true);
 }
 
 /* ---- hmmd ends before its owner ------------------------------------------------------ */
@@ -537,8 +601,10 @@ static const struct test_case cases[] = {
 	{"family", family, false},
 	{"access", access_memory, false},
 	{"window", window, false},
+	{"several", several, false},
 	{"farewell", farewell, true},
 	{"driver", drive, true},
+	{"reader", read_along, true},
 	{NULL, NULL, false},
 };
 

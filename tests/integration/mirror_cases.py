@@ -2,6 +2,7 @@
 """Each case of a program of mirror/ under an hmmd of its own: mirror_cases.py GROUP[:CASE] [hmmd's arguments...]
 
 GROUP is a program of that folder without its "mirror-". After each case nothing of it may be left:
+GROUP is transfer, reasons, changes, family, access, company or several. After each case nothing of it may be left:
 no descriptor in hmmd (the harness sees to that), no owner, no page of the pool in use.
 """
 

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""hmmd is killed while S pages lie on two devices, and comes back or does not: neither window shows old bytes."""
+
+import time
+
+import harness
+
+
+class Several(harness.Test):
+    daemon_args = ["--pool", "memfd-huge"]
+
+    def begin(self, *args):
+        self.start_daemon(*args)
+        owner = self.spawn("mirror-several", "outage")
+        owner.expect("^shared$")
+        return owner
+
+    def ask(self, owner, line):
+        owner.send(line)
+        owner.expect("^done$", 60)
+
+    def end(self, owner):
+        owner.send("end")
+        self.assertEqual(owner.wait(60), 0, owner.errors)
+
+    def test_killed_then_written(self):
+        owner = self.begin()
+        for _ in range(4):
+            self.daemon.restart()
+            self.ask(owner, "write")
+            self.ask(owner, "read")
+            self.daemon.restart()
+            self.ask(owner, "read")
+            self.ask(owner, "share")
+        self.end(owner)
+
+    def test_written_while_there_is_none(self):
+        """The write waits for the new one, the windows go on meanwhile."""
+        owner = self.begin()
+        for _ in range(4):
+            self.daemon.kill9()
+            owner.send("write")
+            time.sleep(self.random.uniform(0, 0.3))
+            self.daemon.start()
+            owner.expect("^done$", 60)
+            self.ask(owner, "read")
+            self.ask(owner, "share")
+        self.end(owner)
+
+    def test_killed_at_any_moment(self):
+        owner = self.begin()
+        for _ in range(12):
+            owner.send(self.random.choice(["share", "write", "read"]))
+            time.sleep(self.random.uniform(0, 0.02))
+            self.daemon.restart()
+            owner.expect("^done$", 60)
+            self.ask(owner, "read")
+        self.end(owner)
+
+    def test_rescued(self):
+        """Nobody comes back: the windows are closed before the owner may write."""
+        owner = self.begin("--grace", "400ms")
+        self.daemon.kill9()
+        self.ask(owner, "write")
+        self.ask(owner, "closed")
+        owner.kill9()
+
+    def test_read_while_there_is_none(self):
+        """What lies in a window is there without hmmd."""
+        owner = self.begin()
+        self.daemon.kill9()
+        self.ask(owner, "read")
+        self.daemon.start()
+        self.ask(owner, "write")
+        self.ask(owner, "read")
+        self.end(owner)
+
+
+if __name__ == "__main__":
+    harness.main()
