@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "arena.h"
+#include "devmem.h"
 #include "dispatch.h"
 #include "space.h"
 
@@ -22,6 +23,9 @@ struct item {
 	bool release;
 	struct hmm_update update;
 	uint64_t cookie;
+	hmmc_dispatch_fn run;		/* instead: something else to do for the mirror */
+	void *message;			/* a copy of what it is about */
+	size_t size;
 };
 
 struct dispatch {
@@ -78,9 +82,12 @@ static void call(struct hmm *hmm, struct item *item)
 	int status = 0;
 
 	current = true;
-	if (item->release) {
+	if (item->run) {
+		item->run(item->mirror, item->message);
+	} else if (item->release) {
 		if (ops->release)
 			ops->release(item->mirror->mirror);
+		hmmc_devmem_release(item->mirror);
 	} else if (ops->sync_cpu_device_pagetables) {
 		status = ops->sync_cpu_device_pagetables(item->mirror->mirror, &item->update);
 	}
@@ -100,6 +107,7 @@ static void dispatch_main(void *argument)
 
 		if (item) {
 			call(dispatch->hmm, item);
+			hmmc_arena_free(item->message, item->size);
 			hmmc_arena_free(item, sizeof(*item));
 		} else if (__atomic_load_n(&dispatch->stop, __ATOMIC_ACQUIRE)) {
 			return;
@@ -186,6 +194,23 @@ void hmmc_dispatch_invalidate(struct hmm *hmm, const struct hmm_msg_invalidate *
 	futex_unlock(&hmm->lock);
 	if (!queued)
 		acknowledge(hmm, event->cookie, 0);
+}
+
+bool hmmc_dispatch_post(struct hmm_mirror_private *mirror, hmmc_dispatch_fn run, const void *message,
+			size_t size)
+{
+	struct item item = { .run = run, .size = size };
+
+	if (size) {
+		item.message = hmmc_arena_alloc(size);
+		if (!item.message)
+			return false;
+		memcpy(item.message, message, size);
+	}
+	if (queue(mirror->hmm->dispatch, mirror, &item))
+		return true;
+	hmmc_arena_free(item.message, size);
+	return false;
 }
 
 void hmmc_dispatch_release(struct hmm *hmm)

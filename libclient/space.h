@@ -22,6 +22,7 @@ struct hmm_device {
 	int node;
 	uint64_t caps;
 	void *drvdata;
+	struct hmm_devmem_private *devmem;	/* added by this handle, or NULL */
 };
 
 struct hmm_mirror_private {
@@ -33,6 +34,8 @@ struct hmm_mirror_private {
 	uint64_t flags;
 	uint32_t gone;			/* its owner is: release() was called */
 	uint32_t callbacks;		/* futex: running or queued */
+	struct hmm_devmem_private *devmem;	/* of its device, or NULL */
+	struct hmm_mirror_private *devmem_next;
 };
 
 struct key {
@@ -60,6 +63,7 @@ struct hmm {
 	struct key *keys;
 	struct statement *statements;
 	struct dispatch *dispatch;	/* NULL: nobody wants callbacks */
+	struct regions *staging;	/* a driver's: what pages pass through; or NULL */
 
 	uint32_t prefetching;		/* futex: hmm_prefetch() calls that have not ended */
 	struct alloc *allocs;		/* coherent memory */

@@ -42,6 +42,7 @@ struct child {
 	struct change *change;	/* oldest first */
 	unsigned int changes;
 	uint64_t pages, lost;
+	uint64_t poisoned;	/* that only a driver reaches */
 	char bounce[HMM_PAGE_SIZE];
 };
 
@@ -146,6 +147,24 @@ static uint64_t address_in_child(const struct child *child, uint64_t addr)
 	return addr;
 }
 
+/* hmmd waits for no driver here: SIGBUS, and never zeros. */
+static void poison_page(struct child *child, uint64_t page)
+{
+	for (int tries = 0; tries < TRIES_MAX; tries++) {
+		uint64_t addr = address_in_child(child, page);
+		size_t done;
+
+		if (!addr)
+			return;
+		if (kernel->uffd_poison(child->uffd, addr, HMM_PAGE_SIZE, &done) != -EAGAIN) {
+			child->poisoned++;
+			return;
+		}
+		follow_child(child);
+		sched_yield();
+	}
+}
+
 static void copy_page(struct child *child, uint64_t page, const void *bytes)
 {
 	for (int tries = 0; tries < TRIES_MAX; tries++) {
@@ -182,7 +201,8 @@ static unsigned int copy_pages(struct child *child, struct block *block, unsigne
 	unsigned int end = first;
 	size_t done;
 
-	while (end < HMM_BLOCK_PAGES && page_state(block, end) == HMM_PAGE_DEVICE && block_at_rest(block))
+	while (end < HMM_BLOCK_PAGES && page_state(block, end) == HMM_PAGE_DEVICE && !page_is_far(block, end) &&
+	       block_at_rest(block))
 		end++;
 	if (!shadow || child->changes || end - first < 2)
 		return 0;
@@ -207,6 +227,10 @@ static void copy_block(struct block *block, void *data)
 		/* An S page, too, unless it is on its way out: EEXIST then says that the child has it. */
 		if (page_state(block, i) == HMM_PAGE_SHARED && !(block->order && block->order->kind == HMM_ORDER_DROP))
 			continue;
+		if (page_is_far(block, i)) {
+			poison_page(child, page_addr(block, i));
+			continue;
+		}
 		n = copy_pages(child, block, i);
 		if (n) {
 			i += n - 1;
@@ -223,6 +247,9 @@ static void copy_to_child(struct child *child)
 {
 	fcntl(child->uffd, F_SETFL, O_NONBLOCK);
 	block_for_each(child->owner, 0, HMM_VA_END, copy_block, child);
+	if (child->poisoned)
+		log_error("owner %u: a raw fork's child gets SIGBUS for %lu pages that only a driver reaches",
+			  child->owner->id, child->poisoned);
 	if (child->lost)
 		log_error("owner %u: a forked child could not be given %lu pages: they read zeros there",
 			  child->owner->id, child->lost);

@@ -106,6 +106,8 @@ void mirror_free(struct mirror *mirror)
 	pthread_mutex_unlock(&engine->lock);
 	if (!mirror->owner->abandoned)
 		mirror->owner->journal->mirror[mirror->index] = (struct hmm_journal_mirror){ 0 };
+	far_flush(mirror);
+	free(mirror->freed);
 	shadows_deinit(&mirror->shadows);
 	device_unuse(&engine->devices, mirror->device);
 	free(mirror);
@@ -143,8 +145,12 @@ static int mirror_register(struct owner *owner, struct letter *letter)
 
 	if (owner->gone || owner->closing)
 		return letter_fail(letter, -ESTALE, "owner %u is gone", owner->id);
+	device = device_by_id(devices, message->device);
+	if (device && far_check_driver(owner, device, letter))
+		return letter->error;
 	mirror = find_orphan(owner, message->device, letter->pid);
 	if (mirror) {
+		far_peer_gone(mirror);
 		/* Its driver died, or hmmd did: the pages are there still. */
 		reply = letter_reply(letter, HMM_OP_MIRROR_REGISTER_REPLY, sizeof(*reply));
 		if (!reply)
@@ -297,6 +303,7 @@ void mirror_peer_gone(struct owner *owner, uint64_t peer)
 		if (!mirror || mirror->peer != peer)
 			continue;
 		/* The pages stay where they are: the owner's touch brings them home. */
+		far_peer_gone(mirror);
 		mirror->peer = 0;
 		mirror->flags &= ~HMM_MIRROR_FLAGS_CALLBACKS;
 	}

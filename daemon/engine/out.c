@@ -157,6 +157,8 @@ void migrate_out_done(struct block *block, struct block_order *order, struct hmm
 	bool zap = order->kind == HMM_ORDER_OUT_ZAP;
 	unsigned int moved = 0, kept = 0;
 	struct mirror *mirror = block_mirror(block);
+	bool far = device_is_far(mirror->device);
+	struct pages here_now = { 0 };
 
 	if (shared->error)
 		log_debug("owner %u: block %#lx: order %u: %s", owner->id, block->addr, order->kind,
@@ -180,7 +182,11 @@ void migrate_out_done(struct block *block, struct block_order *order, struct hmm
 			result_set(job, i, HMM_PAGE_RESULT_CHANGED);
 		} else if (here || populate(job, block, shared, i)) {
 			block_set_state(block, i, i + 1, HMM_PAGE_DEVICE);
-			result_set(job, i, HMM_PAGE_RESULT_MOVED);
+			/* Half-way, where the bytes have to go on to the driver. */
+			if (far)
+				pages_set(&here_now, i);
+			else
+				result_set(job, i, HMM_PAGE_RESULT_MOVED);
 			moved++;
 		} else {
 			block_set_state(block, i, i + 1, HMM_PAGE_INVALID);
@@ -216,7 +222,10 @@ void migrate_out_done(struct block *block, struct block_order *order, struct hmm
 		block_punch_stale(block);
 		window_wake(block, 0, HMM_BLOCK_PAGES);
 	}
-	job_block_done(job, 0);
+	if (pages_empty(&here_now))
+		job_block_done(job, 0);
+	else
+		far_store(block, &here_now, job);
 }
 
 /* Why pages of this state stay, or MOVED when they may go. */
@@ -269,6 +278,8 @@ static int out_begin(struct job *job, struct block *block, const struct segment 
 
 	if (!move && !span_set_covers(&owner->unpinned, segment->start, segment->end))
 		return -ENOTSUP;
+	if (device_is_far(mirror->device) && !mirror->ready)
+		return -EAGAIN;		/* its driver is not there, or not there again */
 	if (block_mirror(block) && block_mirror(block) != mirror && !block_punch_stale(block))
 		return -EAGAIN;
 	if (block_mirror(block) && block_mirror(block) != mirror)
@@ -408,6 +419,8 @@ static bool leave_other(struct job *job, struct block *block)
 		return true;
 	}
 	if (block_pages_in(block, HMM_PAGE_DEVICE, 0, HMM_BLOCK_PAGES, &pages)) {
+		if (far_fetch(block, &pages, HMM_BLOCK_PAGES, 0, HMM_REASON_MIGRATE, &job->task))
+			return true;
 		home_begin(block, &pages, HMM_BLOCK_PAGES, false, HMM_REASON_MIGRATE, 0, job);
 		return true;
 	}
@@ -431,7 +444,7 @@ void job_run_out(struct job *job)
 	}
 	if (block && !owner->gone && !owner->closing && !migration->mirror->leaving) {
 		while (job->rounds++ < ROUNDS_MAX && job->first < job->end)
-			if (leave_other(job, block) || out_step(job, block))
+			if (leave_other(job, block) || far_settle(block, job) || out_step(job, block))
 				return;
 		giving_up = HMM_PAGE_RESULT_CHANGED;
 	}

@@ -69,6 +69,20 @@ const struct transit_rule transit_rules[HMM_TRANSIT_MAX] = {
 		.from = S | D | C | E,
 		.to = I | S | D,
 	},
+	[HMM_TRANSIT_STORE] = {
+		.name = "store",
+		.owner_has = "cannot be: D",
+		.owner_has_not = "far if it was noted, else still in the shadow: D",
+		.from = D,
+		.to = D | I,
+	},
+	[HMM_TRANSIT_FETCH] = {
+		.name = "fetch",
+		.owner_has = "cannot be: D",
+		.owner_has_not = "far still: D, redo",
+		.from = D,
+		.to = D | I | E,
+	},
 };
 
 const char *transit_name(uint32_t transit)
@@ -137,4 +151,12 @@ void transit_end(struct block *block)
 	__atomic_store_n(&block->record->transit, (uint32_t)HMM_TRANSIT_REST, __ATOMIC_RELEASE);
 
 	TAILQ_CONCAT(&block->owner->runnable, &block->parked, link);
+}
+
+void transit_note(struct block *block)
+{
+	if (!block_at_rest(block))
+		return;		/* odd as it is */
+	sequence_bump(block, true);
+	sequence_bump(block, false);
 }

@@ -114,6 +114,7 @@ void hmm_set_log(hmm_log_fn fn, void *data);
 #endif
 
 #include <hmm/device.h>
+#include <hmm/devmem.h>
 #include <hmm/mirror.h>
 #include <hmm/migrate.h>
 #include <hmm/mm.h>

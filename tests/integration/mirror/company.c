@@ -6,22 +6,19 @@
  * A driver is this program again, started with the case's name, "driver" and
  * a socket on which it gets the owner's key.
  */
+#include "driver.h"
 #include "mirror.h"
 
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
-#include <spawn.h>
 #include <stdatomic.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
 
 #define DEVICE_MEMORY (64UL << 20)
-#define DRIVER_SOCKET 100
 #define MANY 12U
-
-extern char **environ;
 
 /* ---- one process ------------------------------------------------------------ */
 
@@ -223,65 +220,6 @@ static void callback(void)
 }
 
 /* ---- drivers of their own ---------------------------------------------------- */
-
-static pid_t start_driver(const char *name, int *socket)
-{
-	char program[] = "/proc/self/exe", driver[] = "driver", *arguments[4];
-	posix_spawn_file_actions_t actions;
-	char *copy = strdup(name);
-	int pair[2];
-	pid_t child;
-
-	arguments[0] = program;
-	arguments[1] = copy;
-	arguments[2] = driver;
-	arguments[3] = NULL;
-	CHECK_EQ(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
-	posix_spawn_file_actions_init(&actions);
-	posix_spawn_file_actions_adddup2(&actions, pair[1], DRIVER_SOCKET);
-	CHECK_EQ(posix_spawn(&child, program, &actions, NULL, arguments, environ), 0);
-	posix_spawn_file_actions_destroy(&actions);
-	close(pair[1]);
-	free(copy);
-	*socket = pair[0];
-	return child;
-}
-
-/* A message of one word, with the key or without. */
-static void tell(int socket, uint64_t word, int key)
-{
-	char control[CMSG_SPACE(sizeof(int))] = { 0 };
-	struct iovec data = { &word, sizeof(word) };
-	struct msghdr message = { .msg_iov = &data, .msg_iovlen = 1 };
-
-	if (key >= 0) {
-		struct cmsghdr *header = (struct cmsghdr *)control;
-
-		message.msg_control = control;
-		message.msg_controllen = sizeof(control);
-		header->cmsg_level = SOL_SOCKET;
-		header->cmsg_type = SCM_RIGHTS;
-		header->cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(header), &key, sizeof(key));
-	}
-	CHECK_EQ(sendmsg(socket, &message, MSG_NOSIGNAL), 8);
-}
-
-static bool hear(int socket, uint64_t *word, int *key)
-{
-	char control[CMSG_SPACE(sizeof(int))];
-	struct iovec data = { word, sizeof(*word) };
-	struct msghdr message = { .msg_iov = &data, .msg_iovlen = 1, .msg_control = control,
-				  .msg_controllen = sizeof(control) };
-
-	if (key)
-		*key = -1;
-	if (recvmsg(socket, &message, MSG_CMSG_CLOEXEC) != 8)
-		return false;
-	if (key && CMSG_FIRSTHDR(&message))
-		memcpy(key, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(*key));
-	return true;
-}
 
 static _Atomic int driver_silent;
 
