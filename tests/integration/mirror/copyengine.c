@@ -145,6 +145,9 @@ static int fault(struct hmm_devmem *me, unsigned long addr, const struct hmm_pag
 	atomic_fetch_add(&board->faults, 1);
 	atomic_fetch_add(&board->writes, flags & HMM_FAULT_WRITE);
 	CHECK_EQ(hmm_devmem_page_get_drvdata(page) % PAGE, 0);
+	atomic_store(&board->in_fault, true);
+	while (atomic_load(&board->hold_fault))
+		usleep(1000);
 	if (addr == atomic_load(&board->sigbus)) {
 		hmm_vma_alloc_locked_page(me, addr);
 		return HMM_FAULT_SIGBUS;

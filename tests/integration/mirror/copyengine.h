@@ -45,6 +45,8 @@ struct board {
 	_Atomic unsigned int in_use;	/* pages of the driver's memory */
 	_Atomic bool hold_store;	/* alloc_and_copy() does not return */
 	_Atomic bool in_store;
+	_Atomic bool hold_fault;	/* fault() does not return */
+	_Atomic bool in_fault;
 	_Atomic bool choose_badly;	/* alloc_and_copy() chooses pages in use, and no pages at all */
 };
 

@@ -190,6 +190,10 @@ static void no_room(void)
 	until("pages in use", &board->in_use, 10);
 	until("pages refused", &board->refused, 54);
 	CHECK_EQ(board->moved, 10);
+	/* The others come home by themselves. */
+	for (int i = 0; i < 1000 && test_smaps(memory, 64 * PAGE, "Rss") != 54 * 4; i++)
+		usleep(5000);
+	CHECK_EQ(test_smaps(memory, 64 * PAGE, "Rss"), 54 * 4);
 	/* What had to stay goes with the next one. */
 	atomic_store(&board->room, DEVICE_PAGES);
 	out(memory, 64);
@@ -244,8 +248,8 @@ static void brings_all(void)
 	end();
 }
 
-static sigjmp_buf caught;
-static volatile unsigned long caught_at;
+static __thread sigjmp_buf caught;
+static __thread volatile unsigned long caught_at;
 
 static void on_sigbus(int number, siginfo_t *info, void *context)
 {
@@ -358,6 +362,65 @@ static void driver_dies(void)
 	usleep(2100000);	/* what was just discarded does not leave for 2 s */
 	out(memory, 600);
 	test_check(memory, 600, 2);
+	end();
+}
+
+static void *touch(void *page)
+{
+	return (void *)(uintptr_t)is_lost(page);
+}
+
+/* Whoever waits for a page finds that it is lost; one that was unmapped meanwhile is nobody's. */
+static void driver_dies_in_fetch(void)
+{
+	pthread_t helper;
+	char *memory;
+	void *gone;
+
+	begin("driver-dies-in-fetch");
+	memory = test_map(64);
+	test_fill(memory, 64, 1);
+	out(memory, 32);
+	atomic_store(&board->hold_fault, true);
+	CHECK_EQ(pthread_create(&helper, NULL, touch, memory + 7 * PAGE), 0);
+	while (!atomic_load(&board->in_fault))
+		usleep(1000);
+	CHECK_EQ(munmap(memory + 20 * PAGE, 12 * PAGE), 0);
+	kill(driver, SIGKILL);
+	test_reap(driver, SIGKILL);
+	CHECK_EQ(pthread_join(helper, &gone), 0);
+	CHECK(gone);
+	check_part(memory, 32, 64, 1);
+	for (int i = 0; i < 20; i++)
+		CHECK(is_lost(memory + i * PAGE));
+	close(engine);
+	test_close();
+}
+
+/* An answer that comes late: what was unmapped meanwhile is freed, the rest is there. */
+static void unmapped_in_fetch(void)
+{
+	pthread_t helper;
+	char *memory;
+	void *gone;
+
+	begin("unmapped-in-fetch");
+	memory = test_map_huge(1);
+	test_fill(memory, 64, 1);
+	out(memory, 64);
+	atomic_store(&board->hold_fault, true);
+	CHECK_EQ(pthread_create(&helper, NULL, touch, memory + 7 * PAGE), 0);
+	while (!atomic_load(&board->in_fault))
+		usleep(1000);
+	CHECK_EQ(munmap(memory + 20 * PAGE, 12 * PAGE), 0);
+	CHECK_EQ(madvise(memory + 8 * PAGE, 2 * PAGE, MADV_DONTNEED), 0);
+	atomic_store(&board->hold_fault, false);
+	CHECK_EQ(pthread_join(helper, &gone), 0);
+	CHECK(!gone);
+	check_part(memory, 0, 8, 1);
+	test_check_zero(memory + 8 * PAGE, 2);
+	check_part(memory, 10, 20, 1);
+	check_part(memory, 32, 64, 1);
 	end();
 }
 
@@ -862,6 +925,8 @@ static const struct test_case cases[] = {
 	{ "bad-choice", bad_choice, false }, { "no-memory", no_memory, false },
 	{ "brings-all", brings_all, false }, { "sigbus", sigbus, false }, { "liar", liar, false },
 	{ "lost-for-good", lost_for_good, false }, { "driver-dies", driver_dies, false },
+	{ "driver-dies-in-fetch", driver_dies_in_fetch, false },
+	{ "unmapped-in-fetch", unmapped_in_fetch, false },
 	{ "driver-dies-in-store", driver_dies_in_store, false },
 	{ "touched-in-store", touched_in_store, false }, { "accesses", accesses, false },
 	{ "refusals", refusals, false }, { "bad-resources", bad_resources, false },
