@@ -272,6 +272,7 @@ static void ask_finish(struct ask *ask)
 	block_punch_stale(block);
 	ask_free(ask);
 	transit_end(block);
+	block_recharge(block);
 	block_settle_later(block);
 	if (job)
 		job_block_done(job, 0);
