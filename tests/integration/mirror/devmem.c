@@ -755,26 +755,69 @@ static void forked(void)
 	end();
 }
 
-/* Its child gets SIGBUS there, and never zeros; the parent keeps its bytes. */
-static void cloned(void)
+/* A fork that no hook saw: the driver brings the pages, or (late) the child gets SIGBUS, and never zeros. */
+static void clone_raw(bool late)
 {
 	char *memory;
 	pid_t child;
 
-	begin("cloned");
 	if (!(hmm_features(hmm) & HMM_HAS_EVENT_FORK))
 		test_skip("raw forks are not seen here");
 	memory = test_map(64);
 	test_fill(memory, 64, 1);
 	out(memory, 32);
+	atomic_store(&board->hold_fault, late);
 	child = (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
 	if (!child) {
-		bool right = is_lost(memory) && is_lost(memory + 31 * PAGE) && !is_lost(memory + 32 * PAGE);
+		if (late && (!is_lost(memory) || !is_lost(memory + 31 * PAGE)))
+			_exit(1);
+		check_part(memory, late ? 32 : 0, 64, 1);
+		_exit(0);
+	}
+	if (!late)
+		test_fill(memory, 64, 2);
+	test_reap(child, 0);
+	atomic_store(&board->hold_fault, false);
+	test_check(memory, 64, late ? 1 : 2);
+}
 
-		_exit(right && *(uint64_t *)(void *)(memory + 40 * PAGE) == test_word(40, 0, 1) ? 0 : 1);
+static void cloned(void)
+{
+	begin("cloned");
+	clone_raw(false);
+	end();
+}
+
+/* What is lost just then is lost to both. */
+static void cloned_lost(void)
+{
+	char *memory;
+	pid_t child;
+
+	begin("cloned-lost");
+	if (!(hmm_features(hmm) & HMM_HAS_EVENT_FORK))
+		test_skip("raw forks are not seen here");
+	memory = test_map(64);
+	test_fill(memory, 64, 1);
+	out(memory, 32);
+	atomic_store(&board->sigbus, (unsigned long)memory + 5 * PAGE);
+	child = (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+	if (!child) {
+		check_part(memory, 0, 5, 1);
+		check_part(memory, 6, 64, 1);
+		_exit(is_lost(memory + 5 * PAGE) ? 0 : 1);
 	}
 	test_reap(child, 0);
-	test_check(memory, 64, 1);
+	check_part(memory, 0, 5, 1);
+	CHECK(is_lost(memory + 5 * PAGE));
+	check_part(memory, 6, 64, 1);
+	end();
+}
+
+static void cloned_late(void)
+{
+	begin("cloned-late");
+	clone_raw(true);
 	end();
 }
 
@@ -932,7 +975,8 @@ static const struct test_case cases[] = {
 	{ "refusals", refusals, false }, { "bad-resources", bad_resources, false },
 	{ "from-the-pool", from_the_pool, false }, { "unmapped", unmapped, false },
 	{ "remapped", remapped, false }, { "remapped-onto-another", remapped_onto_another, false },
-	{ "forked", forked, false }, { "cloned", cloned, false }, { "unregistered", unregistered, false },
+	{ "forked", forked, false }, { "cloned", cloned, false }, { "cloned-late", cloned_late, false },
+	{ "cloned-lost", cloned_lost, false }, { "unregistered", unregistered, false },
 	{ "device-put", device_put, false }, { "removed", removed, false }, { "owner-ends", owner_ends, false },
 	{ "told", told, true }, { NULL, NULL, false },
 };
