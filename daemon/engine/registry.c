@@ -40,6 +40,7 @@ static int device_make(struct engine *engine, struct letter *letter)
 				   message->size, message->name, devices->capacity, devices->promised);
 	if (r)
 		return letter_fail(letter, r, "no device: %s", strerror(-r));
+	device->uid = letter->uid;
 	reply = letter_reply(letter, HMM_OP_DEVICE_NEW_REPLY, sizeof(*reply));
 	if (!reply) {
 		device_let_go(devices, letter->peer, device->id);
@@ -68,16 +69,28 @@ static int device_look(struct engine *engine, struct letter *letter)
 	return 0;
 }
 
+/* Of a device that this user made, or (after a restart, when nobody knows) of any. */
+static struct device *own_device(struct engine *engine, struct letter *letter, uint32_t id)
+{
+	struct device *device = device_by_id(&engine->devices, id);
+
+	if (!device)
+		letter_fail(letter, -ENODEV, "no device %u", id);
+	else if (device->uid != (uid_t)-1 && device->uid != letter->uid && letter->uid)
+		letter_fail(letter, -EPERM, "%s is another user's device", device->name);
+	return letter->error ? NULL : device;
+}
+
 static int memory_add(struct engine *engine, struct letter *letter)
 {
 	const struct hmm_msg_devmem_add *message = (const void *)letter->message;
 	struct devices *devices = &engine->devices;
-	struct device *device = device_by_id(devices, message->device);
+	struct device *device = own_device(engine, letter, message->device);
 	struct hmm_msg_devmem_add_reply *reply;
 	int r = 0;
 
 	if (!device)
-		return letter_fail(letter, -ENODEV, "no device %u", message->device);
+		return letter->error;
 	if (device_is_far(device) != (message->pages != 0) || (message->pages && !message->token))
 		return letter_fail(letter, -EINVAL, "%s was made %s a copy engine", device->name,
 				   device_is_far(device) ? "with" : "without");
@@ -106,11 +119,11 @@ static int memory_add(struct engine *engine, struct letter *letter)
 static int memory_remove(struct engine *engine, struct letter *letter)
 {
 	const struct hmm_msg_devmem_remove *message = (const void *)letter->message;
-	struct device *device = device_by_id(&engine->devices, message->device);
+	struct device *device = own_device(engine, letter, message->device);
 	int r;
 
 	if (!device)
-		return letter_fail(letter, -ENODEV, "no device %u", message->device);
+		return letter->error;
 	if (device_is_far(device) && atomic_load(&device->driver) != letter->pid)
 		return letter_fail(letter, -EPERM, "%s has its memory from another driver", device->name);
 	r = message->pool < device->size ? device_resize(&engine->devices, message->device, message->pool) : 0;

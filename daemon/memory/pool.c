@@ -119,6 +119,7 @@ int device_new(struct devices *devices, const char *name, enum hmm_pool_kind kin
 	if (!r) {
 		(*result)->caps = caps;
 		(*result)->creator = creator;
+		(*result)->uid = (uid_t)-1;
 	}
 	pthread_mutex_unlock(&devices->lock);
 	return r;

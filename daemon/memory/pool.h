@@ -13,6 +13,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/queue.h>
+#include <sys/types.h>
 
 #include "hmm_protocol.h"
 #include "kernel/kernel.h"
@@ -41,6 +42,7 @@ struct device {
 	struct pool *pool;
 	_Atomic uint64_t used;
 	uint64_t creator;		/* peer, 0: gone */
+	uid_t uid;			/* the creator's: only such a peer adds memory or takes it; -1: not known after a restart */
 	uint32_t mirrors;		/* registered on it; under the registry's lock */
 };
 
