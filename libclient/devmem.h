@@ -30,7 +30,7 @@ struct hmm_devmem_private {
 	uint64_t free_count;
 };
 
-/* resource.c */
+/* resource.c: memory in something that exists */
 /* Maps it. Return: 0 or -EINVAL with the text. */
 int hmmc_resource_map(struct hmm_devmem_private *devmem, const struct hmm_resource *resource);
 void hmmc_resource_unmap(struct hmm_devmem_private *devmem);
@@ -45,9 +45,11 @@ struct hmm_devmem_private *hmmc_devmem_find(const char *device);
 int hmmc_devmem_join(struct hmm_mirror_private *mirror);
 /* ... and ends: nobody needs what its pages hold. Callbacks are over. */
 void hmmc_devmem_leave(struct hmm_mirror_private *mirror);
+
+/* far.c: what hmmd asks of the driver */
 /* Tells hmmd that what it asked before is over; frees what it does not need any more. */
 int hmmc_devmem_ready(struct hmm_mirror_private *mirror);
-/* The owner is gone, in the dispatch thread. */
+/* Whatever the mirror has is free: its owner is gone, or all is home. */
 void hmmc_devmem_release(struct hmm_mirror_private *mirror);
 
 /* In the receiver. */

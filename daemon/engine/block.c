@@ -340,20 +340,6 @@ void block_forget_far(struct block *block, unsigned int i)
 	set_state(block, i, i + 1, HMM_PAGE_INVALID, true);
 }
 
-unsigned int block_far_pages(const struct block *block, struct pages *pages)
-{
-	unsigned int n = 0;
-
-	*pages = (struct pages){ 0 };
-	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++) {
-		if (!page_is_far(block, i))
-			continue;
-		pages_set(pages, i);
-		n++;
-	}
-	return n;
-}
-
 unsigned int block_pages_in(const struct block *block, enum hmm_page_state state, unsigned int first,
 			    unsigned int end, struct pages *pages)
 {
@@ -761,24 +747,6 @@ void block_let_go_coherent(struct block *block)
 	block->stale = (struct pages){ 0 };
 	uncharge_all(block);
 	block_forget(block);
-}
-
-bool block_let_go_lost(struct block *block)
-{
-	struct pages lost;
-	size_t done;
-
-	if (!block_at_rest(block))
-		return false;
-	block_pages_in(block, HMM_PAGE_ERROR, 0, HMM_BLOCK_PAGES, &lost);
-	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++) {
-		if (!pages_test(&lost, i))
-			continue;
-		if (kernel->uffd_poison(block->owner->uffd, page_addr(block, i), HMM_PAGE_SIZE, &done) == -EAGAIN)
-			return false;
-		block_set_state(block, i, i + 1, HMM_PAGE_INVALID);
-	}
-	return true;
 }
 
 /* ---- pages that the owner gave up ---------------------------------------------------------- */

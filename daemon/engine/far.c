@@ -98,6 +98,20 @@ static unsigned int ask_order(const struct ask *ask, uint16_t *order)
 	return n;
 }
 
+unsigned int block_far_pages(const struct block *block, struct pages *pages)
+{
+	unsigned int n = 0;
+
+	*pages = (struct pages){ 0 };
+	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++) {
+		if (!page_is_far(block, i))
+			continue;
+		pages_set(pages, i);
+		n++;
+	}
+	return n;
+}
+
 /* ---- asking ---------------------------------------------------------------------- */
 
 static void *store_message(const struct ask *ask)
@@ -192,6 +206,24 @@ void far_lose(struct block *block, unsigned int i)
 	r = kernel->uffd_poison(owner->uffd, page_addr(block, i), HMM_PAGE_SIZE, &done);
 	if (r && r != -EAGAIN)
 		log_debug("owner %u: %#lx is not poisoned: %s", owner->id, page_addr(block, i), strerror(-r));
+}
+
+bool far_let_go_lost(struct block *block)
+{
+	struct pages lost;
+	size_t done;
+
+	if (!block_at_rest(block))
+		return false;
+	block_pages_in(block, HMM_PAGE_ERROR, 0, HMM_BLOCK_PAGES, &lost);
+	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++) {
+		if (!pages_test(&lost, i))
+			continue;
+		if (kernel->uffd_poison(block->owner->uffd, page_addr(block, i), HMM_PAGE_SIZE, &done) == -EAGAIN)
+			return false;
+		block_set_state(block, i, i + 1, HMM_PAGE_INVALID);
+	}
+	return true;
 }
 
 static bool is_pending(const struct block *block, unsigned int i)

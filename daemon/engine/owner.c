@@ -590,7 +590,7 @@ static void settle_now(struct block *block, void *data)
 		return;
 	if (block_count(block, HMM_PAGE_COHERENT))
 		block_let_go_coherent(block);
-	else if (block_let_go_lost(block))
+	else if (far_let_go_lost(block))
 		block_settle(block);
 }
 

@@ -417,8 +417,6 @@ void block_settle(struct block *block);
 bool block_device_reads(const struct block *block);	/* so that a copy on the device is worth keeping */
 /* Its mirror goes and none of its pages are out: what lingers in the shadow goes with that. */
 void block_forget_mirror(struct block *block);
-/* Lost pages stay poisoned, and hmmd has no part in them any more. False: the map is changing; later. */
-bool block_let_go_lost(struct block *block);
 /* Coherent memory stays the owner's, bytes and all; hmmd has no part in it any more. */
 void block_let_go_coherent(struct block *block);
 
@@ -468,6 +466,8 @@ void far_store(struct block *block, const struct pages *pages, struct job *job);
 bool far_settle(struct block *block, struct job *job);
 /* It becomes E: poisoned at the CPU, and counted. */
 void far_lose(struct block *block, unsigned int i);
+/* Lost pages stay poisoned, and hmmd has no part in them any more. False: the map is changing; later. */
+bool far_let_go_lost(struct block *block);
 /* Nobody needs this page of the driver's memory any more; it is told by far_flush(). */
 void far_release(struct mirror *mirror, uint32_t number);
 void far_flush(struct mirror *mirror);

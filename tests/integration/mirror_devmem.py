@@ -94,6 +94,16 @@ class Devmem(harness.Test):
         self.ask(owner, f"check {PAGES}", "^checked$")
         self.finish(owner)
 
+    def test_kill_under_a_crowd(self):
+        """Threads and a driver at work, and each page has what its thread wrote."""
+        self.start_daemon()
+        crowd = self.spawn("mirror-devmem", "crowd")
+        while crowd.running:
+            time.sleep(self.random.uniform(0.05, 0.3))
+            if crowd.running and self.daemon.starts < 20:
+                self.daemon.restart()
+        crowd.finish()
+
     def test_sigterm_brings_all_home(self):
         self.start_daemon()
         owner = self.owner()

@@ -3,7 +3,8 @@
 #include "copyengine.h"
 
 #include <fcntl.h>
-#include <sys/syscall.h>
+#include <setjmp.h>
+#include <signal.h>
 
 #include "driver.h"
 #include "mirror.h"
@@ -29,7 +30,7 @@ void board_make(void)
 
 pid_t copyengine_start(const char *name, int *socket)
 {
-	pid_t driver = start_driver(name, socket);
+	pid_t pid = start_driver(name, socket);
 	int key = hmm_export(hmm);
 	uint64_t word;
 
@@ -37,7 +38,7 @@ pid_t copyengine_start(const char *name, int *socket)
 	tell(*socket, (uint64_t)getpid(), key);
 	close(key);
 	CHECK(hear(*socket, &word, NULL));
-	return driver;
+	return pid;
 }
 
 uint64_t copyengine_ask(int socket, enum command command, const void *addr, size_t pages)
@@ -49,6 +50,82 @@ uint64_t copyengine_ask(int socket, enum command command, const void *addr, size
 	tell(socket, command, -1);
 	CHECK(hear(socket, &word, NULL));
 	return word;
+}
+
+int engine;
+pid_t driver;
+
+void engine_begin(const char *name)
+{
+	board_make();
+	test_open(0, DEVICE_MEMORY);
+	driver = copyengine_start(name, &engine);
+}
+
+void engine_until(const char *what, const _Atomic unsigned int *value, unsigned int expected)
+{
+	for (int i = 0; i < 2000 && atomic_load(value) != expected; i++)
+		usleep(5000);
+	if (atomic_load(value) != expected)
+		FAIL("%s: %u, not %u", what, atomic_load(value), expected);
+}
+
+/* Every page of the driver's memory came back, once. */
+void engine_unused(void)
+{
+	engine_until("pages in use", &board->in_use, 0);
+	CHECK_EQ(board->bad_free, 0);
+}
+
+void engine_end(void)
+{
+	engine_unused();
+	close(engine);
+	test_reap(driver, 0);
+	test_close();
+}
+
+void engine_out(void *memory, size_t pages)
+{
+	CHECK_EQ(copyengine_ask(engine, COMMAND_OUT, memory, pages), pages);
+	for (size_t i = 0; i < pages; i++)
+		CHECK(board->results[i] == HMM_MIGRATED || board->results[i] == HMM_ALREADY);
+}
+
+/* Pages [first, end) of what test_fill() wrote at @memory. */
+void test_part(const char *memory, size_t first, size_t end, uint64_t seed)
+{
+	for (size_t i = first; i < end; i++)
+		for (size_t w = 0; w < 512; w++)
+			CHECK_EQ(((const volatile uint64_t *)(const void *)(memory + i * PAGE))[w], test_word(i, w, seed));
+}
+
+uint64_t engine_entry(const void *page)
+{
+	return copyengine_ask(engine, COMMAND_ENTRY, page, 1);
+}
+
+static __thread sigjmp_buf caught;
+static __thread volatile unsigned long caught_at;
+
+static void on_sigbus(int number, siginfo_t *info, void *context)
+{
+	caught_at = (unsigned long)info->si_addr;
+	siglongjmp(caught, 1);
+}
+
+/* Whether a read of the page is SIGBUS. */
+bool test_lost(const char *page)
+{
+	struct sigaction action = { .sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO };
+
+	sigaction(SIGBUS, &action, NULL);
+	if (sigsetjmp(caught, 1)) {
+		CHECK_EQ(caught_at & ~(PAGE - 1), (unsigned long)page);
+		return true;
+	}
+	(void)*(volatile const char *)page;
+	return false;
 }
 
 /* ---- the driver's memory -------------------------------------------------------------- */

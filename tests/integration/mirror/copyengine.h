@@ -15,6 +15,7 @@
 #include <hmm/hmm.h>
 
 #define DEVICE_PAGES 4096U	/* of the driver's memory */
+#define DEVICE_MEMORY (64UL << 20)	/* of the owner's other devices */
 
 enum command {
 	COMMAND_OUT = 1,	/* board->addr, ->pages go to the device; the answer is hmm_migrate()'s */
@@ -57,6 +58,21 @@ void board_make(void);
 pid_t copyengine_start(const char *name, int *socket);
 /* The same, in steps: when nothing is answered yet. */
 uint64_t copyengine_ask(int socket, enum command command, const void *addr, size_t pages);
+
+/* An owner with such a driver: this process. And its end, with nothing of the driver's memory in use. */
+extern int engine;	/* the socket to the driver */
+extern pid_t driver;
+void engine_begin(const char *name);
+void engine_end(void);
+/* Every page of the driver's memory came back, once. */
+void engine_unused(void);
+void engine_out(void *memory, size_t pages);
+uint64_t engine_entry(const void *page);
+void engine_until(const char *what, const _Atomic unsigned int *value, unsigned int expected);
+/* Pages [first, end) of what test_fill() wrote at @memory. */
+void test_part(const char *memory, size_t first, size_t end, uint64_t seed);
+/* Whether a read of the page is SIGBUS. */
+bool test_lost(const char *page);
 
 /* The driver's main program; @resource: it keeps its pages in a memfd, by the library's defaults. */
 void copyengine_main(bool resource);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * devmem.c - memory that only the driver reaches: pages go there and come home by its
- * own copies, whatever the owner does meanwhile; and what becomes of them when the driver
- * has no room, no memory, has lost them, or dies.
+ * own copies, whatever the owner does meanwhile, and although the driver has no room or no
+ * memory. When it has lost them, or dies: loss.c.
  */
 #include "copyengine.h"
 #include "driver.h"
@@ -10,66 +10,7 @@
 
 #include <fcntl.h>
 #include <pthread.h>
-#include <sched.h>
-#include <setjmp.h>
-#include <signal.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
-
-#define DEVICE_MEMORY (64UL << 20)
-
-static int engine;		/* the socket to the driver */
-static pid_t driver;
-
-static void begin(const char *name)
-{
-	board_make();
-	test_open(0, DEVICE_MEMORY);
-	driver = copyengine_start(name, &engine);
-}
-
-static void until(const char *what, const _Atomic unsigned int *value, unsigned int expected)
-{
-	for (int i = 0; i < 2000 && atomic_load(value) != expected; i++)
-		usleep(5000);
-	if (atomic_load(value) != expected)
-		FAIL("%s: %u, not %u", what, atomic_load(value), expected);
-}
-
-/* Every page of the driver's memory came back, once. */
-static void nothing_in_use(void)
-{
-	until("pages in use", &board->in_use, 0);
-	CHECK_EQ(board->bad_free, 0);
-}
-
-static void end(void)
-{
-	nothing_in_use();
-	close(engine);
-	test_reap(driver, 0);
-	test_close();
-}
-
-static void out(void *memory, size_t pages)
-{
-	CHECK_EQ(copyengine_ask(engine, COMMAND_OUT, memory, pages), pages);
-	for (size_t i = 0; i < pages; i++)
-		CHECK(board->results[i] == HMM_MIGRATED || board->results[i] == HMM_ALREADY);
-}
-
-/* Pages [first, end) of what test_fill() wrote at @memory. */
-static void check_part(const char *memory, size_t first, size_t end, uint64_t seed)
-{
-	for (size_t i = first; i < end; i++)
-		for (size_t w = 0; w < 512; w++)
-			CHECK_EQ(((const volatile uint64_t *)(const void *)(memory + i * PAGE))[w], test_word(i, w, seed));
-}
-
-static uint64_t entry(const void *page)
-{
-	return copyengine_ask(engine, COMMAND_ENTRY, page, 1);
-}
 
 /* ---- there and back ------------------------------------------------------------------ */
 
@@ -78,30 +19,30 @@ static void round_trip(void)
 	size_t pages = 3 * 512 + 40;
 	char *memory;
 
-	begin("round-trip");
+	engine_begin("round-trip");
 	memory = test_map(pages);
 	test_fill(memory, pages, 1);
-	out(memory, pages);
+	engine_out(memory, pages);
 	CHECK_EQ(board->in_use, pages);
-	until("pages moved", &board->moved, (unsigned int)pages);
+	engine_until("pages moved", &board->moved, (unsigned int)pages);
 	CHECK_EQ(board->refused, 0);
 	for (size_t i = 0; i < pages; i += 100)
-		CHECK_EQ(entry(memory + i * PAGE), HMM_ENTRY_VALID | HMM_ENTRY_WRITE | HMM_ENTRY_DEVICE);
+		CHECK_EQ(engine_entry(memory + i * PAGE), HMM_ENTRY_VALID | HMM_ENTRY_WRITE | HMM_ENTRY_DEVICE);
 	/* Reads, writes, and by request. */
 	test_check(memory, 512, 1);
 	test_fill(memory + 512 * PAGE, 512, 2);
 	CHECK_EQ(copyengine_ask(engine, COMMAND_HOME, memory, pages), pages);
-	CHECK_EQ(entry(memory), 0);
+	CHECK_EQ(engine_entry(memory), 0);
 	test_check(memory, 512, 1);
 	test_check(memory + 512 * PAGE, 512, 2);
-	nothing_in_use();
+	engine_unused();
 	/* The second time is like the first. */
 	test_fill(memory, pages, 3);
-	out(memory, pages);
+	engine_out(memory, pages);
 	CHECK_EQ(board->in_use, pages);
 	test_check(memory, pages, 3);
 	CHECK(board->writes);
-	end();
+	engine_end();
 	test_check(memory, pages, 3);
 }
 
@@ -109,64 +50,64 @@ static void huge(void)
 {
 	char *memory;
 
-	begin("huge");
+	engine_begin("huge");
 	memory = test_map_huge(4);
 	test_fill(memory, 4 * 512, 1);
-	out(memory, 4 * 512);
+	engine_out(memory, 4 * 512);
 	CHECK_EQ(test_smaps(memory, 4 * BLOCK, "Rss"), 0);
-	check_part(memory, 512, 1212, 1);
+	test_part(memory, 512, 1212, 1);
 	CHECK_EQ(copyengine_ask(engine, COMMAND_HOME, memory, 4 * 512), 4 * 512);
 	test_check(memory, 4 * 512, 1);
-	end();
+	engine_end();
 }
 
 static void holes(void)
 {
 	char *memory;
 
-	begin("holes");
+	engine_begin("holes");
 	memory = test_map(64);
 	test_fill(memory + 10 * PAGE, 20, 1);
 	board->word = HMM_MIGRATE_POPULATE;
-	out(memory, 64);
+	engine_out(memory, 64);
 	CHECK_EQ(board->in_use, 64);
 	test_check_zero(memory, 10);
 	test_check(memory + 10 * PAGE, 20, 1);
 	test_check_zero(memory + 30 * PAGE, 34);
-	end();
+	engine_end();
 }
 
 static void already(void)
 {
 	char *memory;
 
-	begin("already");
+	engine_begin("already");
 	memory = test_map(32);
 	test_fill(memory, 32, 1);
-	out(memory, 32);
-	out(memory, 32);
+	engine_out(memory, 32);
+	engine_out(memory, 32);
 	for (int i = 0; i < 32; i++)
 		CHECK_EQ(board->results[i], HMM_ALREADY);
 	CHECK_EQ(board->in_use, 32);
 	test_check(memory, 32, 1);
-	end();
+	engine_end();
 }
 
 static void resource(void)
 {
 	char *memory;
 
-	begin("resource");
+	engine_begin("resource");
 	memory = test_map_huge(2);
 	for (uint64_t round = 1; round < 4; round++) {
 		test_fill(memory, 1024, round);
-		out(memory, 1024);
-		CHECK_EQ(entry(memory), HMM_ENTRY_VALID | HMM_ENTRY_WRITE | HMM_ENTRY_DEVICE);
-		check_part(memory, 100, 600, round);
+		engine_out(memory, 1024);
+		CHECK_EQ(engine_entry(memory), HMM_ENTRY_VALID | HMM_ENTRY_WRITE | HMM_ENTRY_DEVICE);
+		test_part(memory, 100, 600, round);
 		CHECK_EQ(copyengine_ask(engine, COMMAND_HOME, memory, 1024), 1024);
 		test_check(memory, 1024, round);
 	}
-	end();
+	engine_end();
 }
 
 /* ---- the driver's answers --------------------------------------------------------------- */
@@ -176,7 +117,7 @@ static void no_room(void)
 	unsigned int moved = 0, full = 0;
 	char *memory;
 
-	begin("no-room");
+	engine_begin("no-room");
 	memory = test_map(64);
 	test_fill(memory, 64, 1);
 	atomic_store(&board->room, 10);
@@ -187,8 +128,8 @@ static void no_room(void)
 	}
 	CHECK_EQ(moved, 10);
 	CHECK_EQ(full, 54);
-	until("pages in use", &board->in_use, 10);
-	until("pages refused", &board->refused, 54);
+	engine_until("pages in use", &board->in_use, 10);
+	engine_until("pages refused", &board->refused, 54);
 	CHECK_EQ(board->moved, 10);
 	/* The others come home by themselves. */
 	for (int i = 0; i < 1000 && test_smaps(memory, 64 * PAGE, "Rss") != 54 * 4; i++)
@@ -196,253 +137,56 @@ static void no_room(void)
 	CHECK_EQ(test_smaps(memory, 64 * PAGE, "Rss"), 54 * 4);
 	/* What had to stay goes with the next one. */
 	atomic_store(&board->room, DEVICE_PAGES);
-	out(memory, 64);
+	engine_out(memory, 64);
 	CHECK_EQ(board->in_use, 64);
 	test_check(memory, 64, 1);
-	end();
+	engine_end();
 }
 
 static void bad_choice(void)
 {
 	char *memory;
 
-	begin("bad-choice");
+	engine_begin("bad-choice");
 	memory = test_map(64);
 	test_fill(memory, 64, 1);
-	out(memory, 1);
+	engine_out(memory, 1);
 	atomic_store(&board->choose_badly, true);
 	CHECK_EQ(copyengine_ask(engine, COMMAND_OUT, memory, 64), 1);
 	for (int i = 1; i < 64; i++)
 		CHECK_EQ(board->results[i], HMM_POOL_FULL);
 	test_check(memory, 64, 1);
-	end();
+	engine_end();
 }
 
 static void no_memory(void)
 {
 	char *memory;
 
-	begin("no-memory");
+	engine_begin("no-memory");
 	memory = test_map(64);
 	test_fill(memory, 64, 1);
-	out(memory, 64);
+	engine_out(memory, 64);
 	atomic_store(&board->out_of_memory, 5);
 	test_check(memory, 64, 1);
 	CHECK_EQ(board->out_of_memory, 0);
 	CHECK(board->faults >= 6);
-	end();
+	engine_end();
 }
 
 static void brings_all(void)
 {
 	char *memory;
 
-	begin("brings-all");
+	engine_begin("brings-all");
 	memory = test_map_huge(1);
 	test_fill(memory, 64, 1);
-	out(memory, 64);
+	engine_out(memory, 64);
 	atomic_store(&board->whole, true);
 	CHECK_EQ(copyengine_ask(engine, COMMAND_HOME, memory, 64), 64);
 	CHECK_EQ(board->faults, 1);
 	test_check(memory, 64, 1);
-	end();
-}
-
-static __thread sigjmp_buf caught;
-static __thread volatile unsigned long caught_at;
-
-static void on_sigbus(int number, siginfo_t *info, void *context)
-{
-	caught_at = (unsigned long)info->si_addr;
-	siglongjmp(caught, 1);
-}
-
-/* Whether a read of the page is SIGBUS. */
-static bool is_lost(const char *page)
-{
-	struct sigaction action = { .sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO };
-
-	sigaction(SIGBUS, &action, NULL);
-	if (sigsetjmp(caught, 1)) {
-		CHECK_EQ(caught_at & ~(PAGE - 1), (unsigned long)page);
-		return true;
-	}
-	(void)*(volatile const char *)page;
-	return false;
-}
-
-static void lost(_Atomic unsigned long *how)
-{
-	char *memory;
-
-	memory = test_map(64);
-	test_fill(memory, 64, 1);
-	out(memory, 64);
-	atomic_store(how, (unsigned long)memory + 20 * PAGE);
-	CHECK(is_lost(memory + 20 * PAGE));
-	CHECK(is_lost(memory + 20 * PAGE));
-	test_check(memory, 20, 1);
-	check_part(memory, 21, 64, 1);
-	CHECK_EQ(entry(memory + 20 * PAGE), HMM_ENTRY_ERROR);
-	copyengine_ask(engine, COMMAND_READ, memory + 20 * PAGE, 1);
-	CHECK_EQ(board->result, -EIO);
-	/* It does not migrate, and nothing else minds. */
-	CHECK_EQ(copyengine_ask(engine, COMMAND_OUT, memory, 64), 63);
-	CHECK_EQ(board->results[20], HMM_MIGRATE_ERROR);
-	CHECK(is_lost(memory + 20 * PAGE));
-	/* A program that throws it away has memory again. */
-	CHECK_EQ(madvise(memory + 20 * PAGE, PAGE, MADV_DONTNEED), 0);
-	test_check_zero(memory + 20 * PAGE, 1);
-	test_fill(memory, 64, 2);
-	test_check(memory, 64, 2);
-}
-
-static void sigbus(void)
-{
-	begin("sigbus");
-	lost(&board->sigbus);
-	end();
-}
-
-static void liar(void)
-{
-	begin("liar");
-	lost(&board->liar);
-	end();
-}
-
-/* It stays lost when its owner has nothing to do with hmmd any more. */
-static void lost_for_good(void)
-{
-	char *memory;
-
-	begin("lost-for-good");
-	memory = test_map(8);
-	test_fill(memory, 8, 1);
-	out(memory, 8);
-	atomic_store(&board->sigbus, (unsigned long)memory + 3 * PAGE);
-	test_check(memory, 3, 1);
-	CHECK(is_lost(memory + 3 * PAGE));
-	check_part(memory, 4, 8, 1);
-	end();
-	CHECK(is_lost(memory + 3 * PAGE));
-	test_check(memory, 3, 1);
-	check_part(memory, 4, 8, 1);
-}
-
-static void driver_dies(void)
-{
-	char *memory;
-	unsigned int n = 0;
-
-	begin("driver-dies");
-	memory = test_map(600);
-	test_fill(memory, 600, 1);
-	out(memory + 100 * PAGE, 400);
-	test_check(memory, 150, 1);
-	kill(driver, SIGKILL);
-	test_reap(driver, SIGKILL);
-	for (int i = 0; i < 600; i++) {
-		bool gone = is_lost(memory + i * PAGE);
-
-		if (i < 150 || i >= 500)
-			CHECK(!gone);
-		n += gone;
-		if (!gone)
-			CHECK_EQ(*(uint64_t *)(void *)(memory + i * PAGE), test_word(i, 0, 1));
-	}
-	/* What a read had brought along was saved. */
-	CHECK(n > 0 && n <= 350);
-	close(engine);
-	/* Another driver begins with nothing. */
-	atomic_store(&board->in_use, 0);
-	driver = copyengine_start("driver-dies", &engine);
-	CHECK_EQ(madvise(memory, 600 * PAGE, MADV_DONTNEED), 0);
-	test_fill(memory, 600, 2);
-	usleep(2100000);	/* what was just discarded does not leave for 2 s */
-	out(memory, 600);
-	test_check(memory, 600, 2);
-	end();
-}
-
-static void *touch(void *page)
-{
-	return (void *)(uintptr_t)is_lost(page);
-}
-
-/* Whoever waits for a page finds that it is lost; one that was unmapped meanwhile is nobody's. */
-static void driver_dies_in_fetch(void)
-{
-	pthread_t helper;
-	char *memory;
-	void *gone;
-
-	begin("driver-dies-in-fetch");
-	memory = test_map(64);
-	test_fill(memory, 64, 1);
-	out(memory, 32);
-	atomic_store(&board->hold_fault, true);
-	CHECK_EQ(pthread_create(&helper, NULL, touch, memory + 7 * PAGE), 0);
-	while (!atomic_load(&board->in_fault))
-		usleep(1000);
-	CHECK_EQ(munmap(memory + 20 * PAGE, 12 * PAGE), 0);
-	kill(driver, SIGKILL);
-	test_reap(driver, SIGKILL);
-	CHECK_EQ(pthread_join(helper, &gone), 0);
-	CHECK(gone);
-	check_part(memory, 32, 64, 1);
-	for (int i = 0; i < 20; i++)
-		CHECK(is_lost(memory + i * PAGE));
-	close(engine);
-	test_close();
-}
-
-/* An answer that comes late: what was unmapped meanwhile is freed, the rest is there. */
-static void unmapped_in_fetch(void)
-{
-	pthread_t helper;
-	char *memory;
-	void *gone;
-
-	begin("unmapped-in-fetch");
-	memory = test_map_huge(1);
-	test_fill(memory, 64, 1);
-	out(memory, 64);
-	atomic_store(&board->hold_fault, true);
-	CHECK_EQ(pthread_create(&helper, NULL, touch, memory + 7 * PAGE), 0);
-	while (!atomic_load(&board->in_fault))
-		usleep(1000);
-	CHECK_EQ(munmap(memory + 20 * PAGE, 12 * PAGE), 0);
-	CHECK_EQ(madvise(memory + 8 * PAGE, 2 * PAGE, MADV_DONTNEED), 0);
-	atomic_store(&board->hold_fault, false);
-	CHECK_EQ(pthread_join(helper, &gone), 0);
-	CHECK(!gone);
-	check_part(memory, 0, 8, 1);
-	test_check_zero(memory + 8 * PAGE, 2);
-	check_part(memory, 10, 20, 1);
-	check_part(memory, 32, 64, 1);
-	end();
-}
-
-static void driver_dies_in_store(void)
-{
-	char *memory;
-
-	begin("driver-dies-in-store");
-	memory = test_map(64);
-	test_fill(memory, 64, 1);
-	atomic_store(&board->hold_store, true);
-	board->addr = (unsigned long)memory;
-	board->pages = 64;
-	tell(engine, COMMAND_OUT, -1);
-	while (!atomic_load(&board->in_store))
-		usleep(1000);
-	kill(driver, SIGKILL);
-	test_reap(driver, SIGKILL);
-	test_check(memory, 64, 1);
-	close(engine);
-	test_close();
-	test_check(memory, 64, 1);
+	engine_end();
 }
 
 static void *let_go_soon(void *data)
@@ -458,7 +202,7 @@ static void touched_in_store(void)
 	pthread_t helper;
 	char *memory;
 
-	begin("touched-in-store");
+	engine_begin("touched-in-store");
 	memory = test_map(64);
 	test_fill(memory, 64, 1);
 	atomic_store(&board->hold_store, true);
@@ -472,7 +216,7 @@ static void touched_in_store(void)
 	CHECK_EQ(pthread_join(helper, NULL), 0);
 	CHECK(hear(engine, &(uint64_t){ 0 }, NULL));
 	test_check(memory, 64, 1);
-	end();
+	engine_end();
 }
 
 /* ---- who else looks ---------------------------------------------------------------------- */
@@ -484,12 +228,12 @@ static void accesses(void)
 	uint64_t word = 0;
 	char *memory;
 
-	begin("accesses");
+	engine_begin("accesses");
 	device = test_device("the-other", DEVICE_MEMORY);
 	test_mirror(&other, device);
 	memory = test_map(64);
 	test_fill(memory, 64, 1);
-	out(memory, 64);
+	engine_out(memory, 64);
 	CHECK_EQ(copyengine_ask(engine, COMMAND_READ, memory + 3 * PAGE, 1), test_word(3, 0, 1));
 	CHECK_EQ(board->result, 8);
 	board->word = 77;
@@ -505,14 +249,14 @@ static void accesses(void)
 	*(volatile uint64_t *)(void *)(memory + 6 * PAGE) = test_word(6, 0, 1);
 	/* The other device takes what this one has, and back. */
 	board->word = 0;
-	out(memory, 64);
+	engine_out(memory, 64);
 	CHECK_EQ(hmm_migrate(&other, (unsigned long)memory, 64 * PAGE, HMM_DEVICE, 0, NULL, NULL), 64);
-	nothing_in_use();
-	out(memory, 64);
+	engine_unused();
+	engine_out(memory, 64);
 	test_check(memory, 64, 1);
 	CHECK_EQ(hmm_mirror_unregister(&other), 0);
 	hmm_device_put(device);
-	end();
+	engine_end();
 }
 
 static void refusals(void)
@@ -526,7 +270,7 @@ static void refusals(void)
 	struct hmm_device *device, *theirs;
 	char *memory, name[32];
 
-	begin("refusals");
+	engine_begin("refusals");
 	memory = test_map(64);
 	test_fill(memory, 64, 1);
 	CHECK_EQ((long)copyengine_ask(engine, COMMAND_WINDOW, memory, 64), -EOPNOTSUPP);
@@ -553,7 +297,7 @@ static void refusals(void)
 	CHECK(!hmm_devmem_page_address(NULL));
 	hmm_page_put(NULL);
 	test_check(memory, 64, 1);
-	end();
+	engine_end();
 }
 
 static void bad_resource(struct hmm_device *device, int fd, uint64_t offset, uint64_t length, const char *why)
@@ -673,66 +417,39 @@ static void unmapped(void)
 {
 	char *memory;
 
-	begin("unmapped");
+	engine_begin("unmapped");
 	memory = test_map(1024);
 	test_fill(memory, 1024, 1);
-	out(memory, 1024);
+	engine_out(memory, 1024);
 	CHECK_EQ(munmap(memory + 100 * PAGE, 600 * PAGE), 0);
-	until("pages in use", &board->in_use, 424);
+	engine_until("pages in use", &board->in_use, 424);
 	CHECK_EQ(madvise(memory, 50 * PAGE, MADV_DONTNEED), 0);
-	until("pages in use", &board->in_use, 374);
+	engine_until("pages in use", &board->in_use, 374);
 	test_check_zero(memory, 50);
 	CHECK_EQ(board->faults, 0);
-	check_part(memory, 700, 1024, 1);
+	test_part(memory, 700, 1024, 1);
 	CHECK_EQ(munmap(memory, 100 * PAGE), 0);
-	end();
+	engine_end();
 }
 
 static void remapped(void)
 {
 	char *memory, *room, *moved;
 
-	begin("remapped");
+	engine_begin("remapped");
 	memory = test_map(600);
 	room = test_map(1200);
 	test_fill(memory, 600, 1);
-	out(memory, 600);
+	engine_out(memory, 600);
 	/* Moved, to another place in its block; and shrunk. */
 	moved = mremap(memory, 600 * PAGE, 600 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, room + 37 * PAGE);
 	CHECK(moved == room + 37 * PAGE);
 	CHECK_EQ(board->in_use, 600);
-	CHECK_EQ(entry(moved + 20 * PAGE), HMM_ENTRY_VALID | HMM_ENTRY_WRITE | HMM_ENTRY_DEVICE);
+	CHECK_EQ(engine_entry(moved + 20 * PAGE), HMM_ENTRY_VALID | HMM_ENTRY_WRITE | HMM_ENTRY_DEVICE);
 	test_check(moved, 300, 1);
 	CHECK(mremap(moved, 600 * PAGE, 500 * PAGE, 0) == moved);
 	test_check(moved, 500, 1);
-	end();
-}
-
-/* Onto what another device has: a block has one holder, and hmmd can't ask the driver just then. */
-static void remapped_onto_another(void)
-{
-	struct hmm_mirror other = { 0 };
-	struct hmm_device *device;
-	char *memory, *room;
-
-	begin("remapped-onto-another");
-	device = test_device("the-other", DEVICE_MEMORY);
-	test_mirror(&other, device);
-	memory = test_map(8);
-	room = test_map_huge(1);
-	test_fill(memory, 8, 1);
-	test_fill(room, 512, 2);
-	out(memory, 8);
-	CHECK_EQ(hmm_migrate(&other, (unsigned long)room, 512 * PAGE, HMM_DEVICE, 0, NULL, NULL), 512);
-	CHECK(mremap(memory, 8 * PAGE, 8 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, room + 100 * PAGE) ==
-	      room + 100 * PAGE);
-	for (int i = 0; i < 8; i++)
-		CHECK(is_lost(room + (100 + i) * PAGE));
-	test_check(room, 100, 2);
-	nothing_in_use();
-	CHECK_EQ(hmm_mirror_unregister(&other), 0);
-	hmm_device_put(device);
-	end();
+	engine_end();
 }
 
 static void forked(void)
@@ -740,10 +457,10 @@ static void forked(void)
 	char *memory;
 	pid_t child;
 
-	begin("forked");
+	engine_begin("forked");
 	memory = test_map(64);
 	test_fill(memory, 64, 1);
-	out(memory, 64);
+	engine_out(memory, 64);
 	child = fork();
 	if (!child) {
 		test_check(memory, 64, 1);
@@ -752,73 +469,90 @@ static void forked(void)
 	test_fill(memory, 64, 2);
 	test_reap(child, 0);
 	test_check(memory, 64, 2);
-	end();
+	engine_end();
 }
 
-/* A fork that no hook saw: the driver brings the pages, or (late) the child gets SIGBUS, and never zeros. */
-static void clone_raw(bool late)
-{
+/* ---- all at once --------------------------------------------------------------------------- */
+
+#define CROWD_PAGES	1200U
+#define CROWD_THREADS	4U
+
+struct member {
+	pthread_t thread;
+	uint64_t random;
+	unsigned int number;
 	char *memory;
-	pid_t child;
+	_Atomic bool *stop;
+};
 
-	if (!(hmm_features(hmm) & HMM_HAS_EVENT_FORK))
-		test_skip("raw forks are not seen here");
-	memory = test_map(64);
-	test_fill(memory, 64, 1);
-	out(memory, 32);
-	atomic_store(&board->hold_fault, late);
-	child = (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
-	if (!child) {
-		if (late && (!is_lost(memory) || !is_lost(memory + 31 * PAGE)))
-			_exit(1);
-		check_part(memory, late ? 32 : 0, 64, 1);
-		_exit(0);
+static uint64_t next_random(uint64_t *state)
+{
+	*state ^= *state << 13;
+	*state ^= *state >> 7;
+	*state ^= *state << 17;
+	return *state;
+}
+
+/* Each has the pages whose number leaves its own: it alone writes them, and knows what is there. */
+static void *member_main(void *data)
+{
+	struct member *me = data;
+	static __thread uint64_t expected[CROWD_PAGES];
+
+	while (!atomic_load(me->stop)) {
+		uint64_t random = next_random(&me->random);
+		unsigned int page = (unsigned int)(random >> 16) % (CROWD_PAGES / CROWD_THREADS) * CROWD_THREADS + me->number;
+		volatile uint64_t *word = (volatile uint64_t *)(void *)(me->memory + page * PAGE) + random % 512;
+
+		if (random % 97 == 0) {
+			CHECK_EQ(madvise(me->memory + page * PAGE, PAGE, MADV_DONTNEED), 0);
+			expected[page] = 0;
+		} else if (random % 3) {
+			uint64_t seen = *word, first = *(volatile uint64_t *)(void *)(me->memory + page * PAGE);
+
+			if (first != expected[page] || (seen != 0 && seen >> 32 != page + 1UL))
+				FAIL("page %u has %#lx and %#lx, not %#lx", page, first, seen, expected[page]);
+		} else {
+			*word = (page + 1UL) << 32 | (uint32_t)random;
+			*(volatile uint64_t *)(void *)(me->memory + page * PAGE) = expected[page] = (page + 1UL) << 32 | (uint32_t)random;
+		}
 	}
-	if (!late)
-		test_fill(memory, 64, 2);
-	test_reap(child, 0);
-	atomic_store(&board->hold_fault, false);
-	test_check(memory, 64, late ? 1 : 2);
+	return NULL;
 }
 
-static void cloned(void)
+/* Threads read, write and discard while pages go out and come home, with every answer that a driver has but a loss. */
+static void crowd(void)
 {
-	begin("cloned");
-	clone_raw(false);
-	end();
-}
-
-/* What is lost just then is lost to both. */
-static void cloned_lost(void)
-{
+	const char *given = getenv("HMM_TEST_SEED");
+	uint64_t seed = given && *given ? strtoul(given, NULL, 0) : (uint64_t)getpid() * 2654435761UL, random = seed | 1;
+	struct member members[CROWD_THREADS];
+	_Atomic bool stop = false;
 	char *memory;
-	pid_t child;
 
-	begin("cloned-lost");
-	if (!(hmm_features(hmm) & HMM_HAS_EVENT_FORK))
-		test_skip("raw forks are not seen here");
-	memory = test_map(64);
-	test_fill(memory, 64, 1);
-	out(memory, 32);
-	atomic_store(&board->sigbus, (unsigned long)memory + 5 * PAGE);
-	child = (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
-	if (!child) {
-		check_part(memory, 0, 5, 1);
-		check_part(memory, 6, 64, 1);
-		_exit(is_lost(memory + 5 * PAGE) ? 0 : 1);
+	printf("HMM_TEST_SEED=%lu\n", seed);
+	engine_begin("crowd");
+	memory = test_map(CROWD_PAGES);
+	for (unsigned int i = 0; i < CROWD_THREADS; i++) {
+		members[i] = (struct member){ .random = next_random(&random), .number = i, .memory = memory,
+					      .stop = &stop };
+		CHECK_EQ(pthread_create(&members[i].thread, NULL, member_main, &members[i]), 0);
 	}
-	test_reap(child, 0);
-	check_part(memory, 0, 5, 1);
-	CHECK(is_lost(memory + 5 * PAGE));
-	check_part(memory, 6, 64, 1);
-	end();
-}
+	for (int round = 0; round < 300; round++) {
+		unsigned int first = (unsigned int)(next_random(&random) % CROWD_PAGES);
+		unsigned int count = 1 + (unsigned int)(next_random(&random) % (CROWD_PAGES - first));
 
-static void cloned_late(void)
-{
-	begin("cloned-late");
-	clone_raw(true);
-	end();
+		atomic_store(&board->room, (unsigned int)(next_random(&random) % 4 ? DEVICE_PAGES : 50));
+		atomic_store(&board->out_of_memory, next_random(&random) % 8 ? 0 : 3);
+		atomic_store(&board->whole, next_random(&random) % 3 == 0);
+		copyengine_ask(engine, round % 5 == 4 ? COMMAND_HOME : COMMAND_OUT, memory + first * PAGE, count);
+	}
+	atomic_store(&stop, true);
+	for (unsigned int i = 0; i < CROWD_THREADS; i++)
+		CHECK_EQ(pthread_join(members[i].thread, NULL), 0);
+	atomic_store(&board->out_of_memory, 0);
+	CHECK(board->stores && board->faults);
+	CHECK_EQ(munmap(memory, CROWD_PAGES * PAGE), 0);
+	engine_end();
 }
 
 /* ---- going ----------------------------------------------------------------------------------- */
@@ -827,53 +561,53 @@ static void unregistered(void)
 {
 	char *memory;
 
-	begin("unregistered");
+	engine_begin("unregistered");
 	memory = test_map(700);
 	test_fill(memory, 700, 1);
-	out(memory, 700);
+	engine_out(memory, 700);
 	CHECK_EQ((long)copyengine_ask(engine, COMMAND_UNREGISTER, NULL, 0), 0);
 	CHECK_EQ(board->in_use, 0);
 	test_check(memory, 700, 1);
-	end();
+	engine_end();
 }
 
 static void device_put(void)
 {
 	char *memory;
 
-	begin("device-put");
+	engine_begin("device-put");
 	memory = test_map(64);
 	test_fill(memory, 64, 1);
-	out(memory, 64);
+	engine_out(memory, 64);
 	copyengine_ask(engine, COMMAND_DEVICE_PUT, NULL, 0);
 	CHECK_EQ(board->in_use, 0);
 	test_check(memory, 64, 1);
-	end();
+	engine_end();
 }
 
 static void removed(void)
 {
 	char *memory;
 
-	begin("removed");
+	engine_begin("removed");
 	memory = test_map(64);
 	test_fill(memory, 64, 1);
-	out(memory, 64);
+	engine_out(memory, 64);
 	CHECK_EQ(copyengine_ask(engine, COMMAND_DRVDATA, memory + 9 * PAGE, 1), (unsigned long)memory + 9 * PAGE);
 	copyengine_ask(engine, COMMAND_GET, memory, 1);
 	board->word = 0;
 	CHECK_EQ((long)copyengine_ask(engine, COMMAND_REMOVE, NULL, 0), -EBUSY);
 	CHECK_EQ(board->in_use, 1);
 	copyengine_ask(engine, COMMAND_PUT, NULL, 0);
-	nothing_in_use();
+	engine_unused();
 	board->word = 0;
-	out(memory, 64);
+	engine_out(memory, 64);
 	board->word = 1;
 	CHECK_EQ((long)copyengine_ask(engine, COMMAND_REMOVE, NULL, 0), 0);
 	board->word = 0;
 	CHECK_EQ(copyengine_ask(engine, COMMAND_OUT, memory, 64), 0);
 	test_check(memory, 64, 1);
-	end();
+	engine_end();
 }
 
 /* The owner ends with pages on the device: they are the driver's again. */
@@ -889,12 +623,12 @@ static void owner_ends(void)
 		driver = copyengine_start("owner-ends", &engine);
 		memory = test_map(600);
 		test_fill(memory, 600, 1);
-		out(memory, 600);
+		engine_out(memory, 600);
 		CHECK_EQ(board->in_use, 600);
 		_exit(0);
 	}
 	test_reap(owner, 0);
-	until("pages in use", &board->in_use, 0);
+	engine_until("pages in use", &board->in_use, 0);
 	CHECK_EQ(board->bad_free, 0);
 }
 
@@ -910,7 +644,7 @@ static void told(void)
 	size_t pages = 700, n;
 	char line[64], *memory;
 
-	begin("told");
+	engine_begin("told");
 	memory = test_map(pages);
 	test_fill(memory, pages, 1);
 	puts("ready");
@@ -922,11 +656,11 @@ static void told(void)
 			test_check(memory, n, 1);
 			puts("checked");
 		} else if (sscanf(line, "rest %zu", &n) == 1) {
-			check_part(memory, n, pages, 1);
+			test_part(memory, n, pages, 1);
 			puts("checked");
 		} else if (sscanf(line, "lost %zu", &n) == 1) {
 			for (size_t i = 0; i < n; i++)
-				CHECK(is_lost(memory + i * PAGE));
+				CHECK(test_lost(memory + i * PAGE));
 			puts("lost");
 		} else if (!strcmp(line, "drvdata")) {
 			CHECK_EQ(copyengine_ask(engine, COMMAND_DRVDATA, memory + 5 * PAGE, 1),
@@ -954,7 +688,7 @@ static void told(void)
 			puts("unmapped");
 		} else if (!strcmp(line, "end")) {
 			test_check(memory, pages, 1);
-			end();
+			engine_end();
 			puts("ended");
 		} else {
 			FAIL("what is '%s'?", line);
@@ -966,19 +700,14 @@ static const struct test_case cases[] = {
 	{ "round-trip", round_trip, false }, { "huge", huge, false }, { "holes", holes, false },
 	{ "already", already, false }, { "resource", resource, false }, { "no-room", no_room, false },
 	{ "bad-choice", bad_choice, false }, { "no-memory", no_memory, false },
-	{ "brings-all", brings_all, false }, { "sigbus", sigbus, false }, { "liar", liar, false },
-	{ "lost-for-good", lost_for_good, false }, { "driver-dies", driver_dies, false },
-	{ "driver-dies-in-fetch", driver_dies_in_fetch, false },
-	{ "unmapped-in-fetch", unmapped_in_fetch, false },
-	{ "driver-dies-in-store", driver_dies_in_store, false },
-	{ "touched-in-store", touched_in_store, false }, { "accesses", accesses, false },
-	{ "refusals", refusals, false }, { "bad-resources", bad_resources, false },
-	{ "from-the-pool", from_the_pool, false }, { "unmapped", unmapped, false },
-	{ "remapped", remapped, false }, { "remapped-onto-another", remapped_onto_another, false },
-	{ "forked", forked, false }, { "cloned", cloned, false }, { "cloned-late", cloned_late, false },
-	{ "cloned-lost", cloned_lost, false }, { "unregistered", unregistered, false },
-	{ "device-put", device_put, false }, { "removed", removed, false }, { "owner-ends", owner_ends, false },
-	{ "told", told, true }, { NULL, NULL, false },
+	{ "brings-all", brings_all, false }, { "touched-in-store", touched_in_store, false },
+	{ "accesses", accesses, false }, { "refusals", refusals, false },
+	{ "bad-resources", bad_resources, false }, { "from-the-pool", from_the_pool, false },
+	{ "unmapped", unmapped, false }, { "remapped", remapped, false }, { "forked", forked, false },
+	{ "unregistered", unregistered, false }, { "device-put", device_put, false },
+	{ "removed", removed, false }, { "owner-ends", owner_ends, false }, { "crowd", crowd, false },
+	{ "told", told, true },
+	{ NULL, NULL, false },
 };
 
 int main(int argc, char **argv)
