@@ -336,36 +336,6 @@ int hmm_devmem_add_resource(const struct hmm_devmem_ops *ops, struct hmm_device 
 	return add(devmem, resource.length, result);
 }
 
-static int prepare_drain(struct request *request)
-{
-	const struct hmm_mirror_private *mirror = request->data;
-	struct hmm_msg_drain *message = (struct hmm_msg_drain *)request->message;
-
-	message->owner = mirror->hmm->id;
-	message->device = mirror->device->id;
-	return 0;
-}
-
-static void drain(struct hmm_mirror_private *mirror)
-{
-	struct request *request;
-
-	if (hmmc_space_check(mirror->hmm))
-		return;
-	request = hmmc_request_new(mirror->hmm->connection, HMM_OP_DRAIN, sizeof(struct hmm_msg_drain));
-	if (!request)
-		return;
-	request->data = mirror;
-	request->prepare = prepare_drain;
-	hmmc_request_call(request);
-	hmmc_request_free(request);
-}
-
-static int prepare_remove(struct request *request)
-{
-	return prepare_add(request);
-}
-
 static int tell_removed(struct hmm_devmem_private *devmem)
 {
 	struct hmm_device *device = devmem->devmem.device;
@@ -381,7 +351,7 @@ static int tell_removed(struct hmm_devmem_private *devmem)
 	message = (struct hmm_msg_devmem_remove *)request->message;
 	message->pool = devmem->base;
 	request->data = devmem;
-	request->prepare = prepare_remove;
+	request->prepare = prepare_add;
 	error = hmmc_request_call(request);
 	hmmc_request_free(request);
 	return error;
@@ -430,7 +400,7 @@ int hmm_devmem_remove(struct hmm_devmem *public, bool block)
 		return hmmc_fail(-EDEADLK, "a callback cannot wait for itself; remove it from another thread");
 	__atomic_store_n(&devmem->closing, 1, __ATOMIC_RELEASE);
 	for (mirror = devmem->mirrors; mirror; mirror = mirror->devmem_next)
-		drain(mirror);
+		hmm_drain(mirror->mirror);
 	/* hmmd has said which are free before it answered: let that be done. */
 	for (mirror = devmem->mirrors; mirror; mirror = mirror->devmem_next)
 		while ((running = __atomic_load_n(&mirror->callbacks, __ATOMIC_ACQUIRE)) != 0)
