@@ -396,6 +396,9 @@ int hmm_devmem_remove(struct hmm_devmem *public, bool block)
 
 	if (!devmem)
 		return hmmc_fail(-EINVAL, "devmem is NULL");
+	if (hmmc_space_check(public->device->hmm) == -ESTALE &&
+	    !__atomic_load_n(&public->device->hmm->lost, __ATOMIC_ACQUIRE))
+		return -ESTALE;	/* a fork's child has none of it */
 	if (hmmc_dispatch_is_current())
 		return hmmc_fail(-EDEADLK, "a callback cannot wait for itself; remove it from another thread");
 	__atomic_store_n(&devmem->closing, 1, __ATOMIC_RELEASE);

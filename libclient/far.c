@@ -33,7 +33,8 @@ enum held {
 
 void hmm_page_get(struct hmm_page *page)
 {
-	__atomic_add_fetch(&page->references, 1, __ATOMIC_ACQ_REL);
+	if (page)
+		__atomic_add_fetch(&page->references, 1, __ATOMIC_ACQ_REL);
 }
 
 void hmm_page_put(struct hmm_page *page)

@@ -161,9 +161,9 @@ static bool tell_region(struct ask *ask)
 
 	if (mirror_shadow(mirror, ask->block->addr, &shadow))
 		return false;
-	if (shadow->told != mirror->peer)
-		mirror_send_region(mirror, shadow, mirror->peer, HMM_REGION_STAGING, 0, shadow->base,
-				   HMM_REGION_SIZE);
+	if (shadow->told != mirror->peer &&
+	    !mirror_send_region(mirror, shadow, mirror->peer, HMM_REGION_STAGING, 0, shadow->base, HMM_REGION_SIZE))
+		return false;
 	shadow->told = mirror->peer;
 	return true;
 }
@@ -349,6 +349,12 @@ bool far_fetch(struct block *block, const struct pages *pages, unsigned int firs
 		far.word[w] &= pages->word[w];
 	if (pages_empty(&far))
 		return false;
+	/* After a restart that found no room for its device again. */
+	if (!block_mirror(block)) {
+		lose_block(block, &(struct loss){ .mirror = NULL });
+		owner_queue(owner, task);
+		return true;
+	}
 	ask = ask_new(block, &far);
 	if (!ask) {
 		TAILQ_INSERT_TAIL(&owner->retry, task, link);

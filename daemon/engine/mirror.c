@@ -20,7 +20,7 @@ struct mirror *mirror_by_id(struct owner *owner, uint32_t id)
 	return mirror && mirror->id == id ? mirror : NULL;
 }
 
-void mirror_send_region(struct mirror *mirror, const struct shadow *shadow, uint64_t peer,
+bool mirror_send_region(struct mirror *mirror, const struct shadow *shadow, uint64_t peer,
 			uint32_t window, uint32_t index, uint64_t base, uint64_t length)
 {
 	struct hmm_msg_region *message = malloc(sizeof(*message));
@@ -30,7 +30,7 @@ void mirror_send_region(struct mirror *mirror, const struct shadow *shadow, uint
 		log_error("owner %u: a shadow could not be announced: out of %s", mirror->owner->id,
 			  message ? "descriptors" : "memory");
 		free(message);
-		return;
+		return false;
 	}
 	HMM_MSG_INIT(*message, HMM_OP_REGION, 0);
 	message->owner = mirror->owner->id;
@@ -42,6 +42,7 @@ void mirror_send_region(struct mirror *mirror, const struct shadow *shadow, uint
 	message->offset = base - shadow->base;
 	message->kind = (uint32_t)shadow->kind;
 	worker_event(mirror->owner->worker, peer, message, fd);
+	return true;
 }
 
 int mirror_shadow(struct mirror *mirror, uint64_t addr, struct shadow **result)

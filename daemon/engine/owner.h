@@ -571,7 +571,8 @@ void mirror_peer_gone(struct owner *owner, uint64_t peer);
 void mirror_free(struct mirror *mirror);
 /* The mirror's shadow of @addr; the owner is told of a new one. */
 int mirror_shadow(struct mirror *mirror, uint64_t addr, struct shadow **result);
-void mirror_send_region(struct mirror *mirror, const struct shadow *shadow, uint64_t peer,
+/* Announces it to a peer. False: out of memory or descriptors. */
+bool mirror_send_region(struct mirror *mirror, const struct shadow *shadow, uint64_t peer,
 			uint32_t window, uint32_t index, uint64_t base, uint64_t length);
 
 /* residency.c: what hmmctl looks at */

@@ -71,6 +71,7 @@ static int install(struct owner *owner, uint64_t addr, unsigned int mirror_index
 /* A block has one holder: among another device's pages this one can't be known. */
 static void install_far(struct owner *owner, uint64_t addr, unsigned int mirror_index, uint32_t number)
 {
+	struct mirror *mirror = owner->mirror[mirror_index];
 	struct block *block = block_get(owner, addr);
 	unsigned int i = page_index(addr);
 
@@ -79,14 +80,15 @@ static void install_far(struct owner *owner, uint64_t addr, unsigned int mirror_
 	block_note_armed(block, i, i + 1);
 	if (block->record->mirror == HMM_NO_MIRROR)
 		block->record->mirror = (uint16_t)mirror_index;
-	if (block->record->mirror == mirror_index) {
+	if (mirror && block->record->mirror == mirror_index) {
 		block_set_far(block, i, number);
 		block->touched = true;
 		return;
 	}
 	log_error("owner %u: page %#lx lost in mremap: it is in memory that only a driver reaches, and its new block is another device's",
 		  owner->id, addr);
-	far_release(owner->mirror[mirror_index], number);
+	if (mirror)
+		far_release(mirror, number);
 	far_lose(block, i);
 }
 

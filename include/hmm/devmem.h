@@ -32,7 +32,7 @@ struct hmm_device;
 struct hmm_page {
 	struct hmm_devmem *devmem;
 	unsigned long drvdata;		/* hmm_devmem_page_set_drvdata() */
-	unsigned long addr;		/* the owner's address whose bytes it has */
+	unsigned long addr;		/* the owner's address whose bytes it got; mremap() may have moved them */
 	struct hmm_mirror_private *mirror;	/* whose page it is; NULL: nobody's */
 	uint32_t references;
 	uint32_t held;
@@ -131,7 +131,8 @@ int hmm_devmem_add_resource(const struct hmm_devmem_ops *ops, struct hmm_device 
  * hmm_devmem_remove() - brings every page of the device home, waits for the last
  * hmm_page_put(), and gives the memory back. The last hmm_device_put() does it too.
  * @block: false: does not wait for references.
- * Return: 0; -EBUSY: pages that are in use; -EDEADLK: called from inside a callback; -EINVAL.
+ * Return: 0; -EBUSY: pages that are in use; -EDEADLK: called from inside a callback; -EINVAL;
+ * -ESTALE: in a fork's child.
  */
 int hmm_devmem_remove(struct hmm_devmem *devmem, bool block);
 

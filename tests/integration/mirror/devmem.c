@@ -319,6 +319,7 @@ static void bad_resources(void)
 	struct hmm_resource resource = { .size = sizeof(resource) };
 	struct hmm_devmem *devmem = NULL, *twice = NULL;
 	int file, sealed, readonly, pair[2];
+	pid_t child;
 	struct hmm_device *device, *plain;
 	char path[32];
 
@@ -362,6 +363,13 @@ static void bad_resources(void)
 	CHECK(!hmm_devmem_pfn_to_page(devmem, 3));
 	hmm_devmem_page_set_drvdata(&devmem->pages[3], 99);
 	CHECK_EQ(hmm_devmem_page_get_drvdata(&devmem->pages[3]), 99);
+	child = fork();
+	if (!child) {
+		hmm_device_put(device);
+		_exit(hmm_devmem_remove(devmem, true) == -ESTALE ? 0 : 1);
+	}
+	test_reap(child, 0);
+	hmm_page_get(NULL);
 	CHECK_EQ(hmm_devmem_remove(devmem, false), 0);
 	CHECK_EQ(hmm_devmem_add_resource(NULL, device, &resource, &devmem), 0);
 	hmm_device_put(device);
