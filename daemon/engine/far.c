@@ -539,7 +539,7 @@ void far_flush(struct mirror *mirror)
 {
 	unsigned int done = 0;
 
-	if (!mirror->ready || !mirror->peer)
+	if (!mirror->ready || !mirror->peer || !mirror->freed_count)
 		return;
 	while (done < mirror->freed_count) {
 		unsigned int n = mirror->freed_count - done;
@@ -564,7 +564,7 @@ void far_flush(struct mirror *mirror)
 void far_flush_all(struct owner *owner)
 {
 	for (unsigned int i = 0; i < MIRRORS_MAX; i++)
-		if (owner->mirror[i] && owner->mirror[i]->freed_count)
+		if (owner->mirror[i])
 			far_flush(owner->mirror[i]);
 }
 
