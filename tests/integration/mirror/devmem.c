@@ -9,6 +9,7 @@
 #include "mirror.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sys/wait.h>
 
@@ -681,8 +682,13 @@ static void told(void)
 			board->addr = (unsigned long)memory;
 			board->pages = pages;
 			tell(engine, COMMAND_OUT, -1);
-			while (!atomic_load(&board->in_store))
-				usleep(1000);
+			/* Right after a restart nothing moves: the driver has yet to say that it is there again. */
+			while (!atomic_load(&board->in_store)) {
+				struct pollfd answer = { .fd = engine, .events = POLLIN };
+
+				if (poll(&answer, 1, 1) == 1 && hear(engine, &(uint64_t){ 0 }, NULL))
+					tell(engine, COMMAND_OUT, -1);
+			}
 			puts("holding");
 		} else if (!strcmp(line, "let go")) {
 			uint64_t moved;
