@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "arena.h"
+#include "devmem.h"
 #include "space.h"
 
 _Static_assert(HMM_DEVICE_FAULTS == HMM_DEVICE_CAPS_FAULTS &&
@@ -221,6 +222,8 @@ void hmm_device_put(struct hmm_device *device)
 	futex_unlock(&hmm->lock);
 	if (!last)
 		return;
+	if (device->devmem)
+		hmm_devmem_remove(&device->devmem->devmem, true);
 	if (hmmc_space_check(hmm) == 0) {
 		request = hmmc_request_new(hmm->connection, HMM_OP_DEVICE_PUT,
 					   sizeof(struct hmm_msg_device_put));
@@ -293,6 +296,8 @@ int hmmc_device_restore(struct hmm *hmm)
 			/* Its creator has not come back yet. */
 			nanosleep(&(struct timespec){ .tv_nsec = 20000000 }, NULL);
 		}
+		if (!error)
+			error = hmmc_devmem_restore(hmm, device);
 	}
 	return error;
 }

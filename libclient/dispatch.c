@@ -22,6 +22,7 @@
 #include <sys/eventfd.h>
 
 #include "arena.h"
+#include "devmem.h"
 #include "dispatch.h"
 #include "log.h"
 #include "space.h"
@@ -35,6 +36,9 @@ struct item {
 	uint32_t life;			/* of the connection that asked */
 	bool anew;			/* after a restart: the answer is that the mirror is ready */
 	uint32_t id;			/* ... whose number is this */
+	hmmc_dispatch_fn run;		/* instead: something else to do for the mirror */
+	void *message;			/* a copy of what it is about */
+	size_t size;
 };
 
 struct dispatch {
@@ -158,10 +162,11 @@ static void let_go(struct hmm_mirror_private *mirror)
 static void done(struct item *item)
 {
 	let_go(item->mirror);
+	hmmc_arena_free(item->message, item->size);
 	hmmc_arena_free(item, sizeof(*item));
 }
 
-void hmmc_dispatch_drop(struct hmm *hmm, struct hmm_mirror_private *mirror)
+void hmmc_dispatch_drop(struct hmm *hmm, struct hmm_mirror_private *mirror, bool all)
 {
 	struct dispatch *dispatch = __atomic_load_n(&hmm->dispatch, __ATOMIC_ACQUIRE);
 	struct item *item, *previous = NULL, *dropped = NULL;
@@ -170,7 +175,7 @@ void hmmc_dispatch_drop(struct hmm *hmm, struct hmm_mirror_private *mirror)
 		return;
 	futex_lock(&dispatch->lock);
 	for (item = dispatch->head; item; item = previous ? previous->next : dispatch->head) {
-		if (item->mirror != mirror) {
+		if (item->mirror != mirror || (item->run && !all)) {
 			previous = item;
 			continue;
 		}
@@ -229,10 +234,15 @@ static void call(struct hmm *hmm, struct item *item)
 	int status = 0;
 
 	current = true;
-	if (item->release)
-		mirror->ops->release(mirror);
-	else if (mirror->ops->sync_cpu_device_pagetables)
+	if (item->run) {
+		item->run(item->mirror, item->message);
+	} else if (item->release) {
+		if (mirror->ops->release)
+			mirror->ops->release(mirror);
+		hmmc_devmem_release(item->mirror);
+	} else if (mirror->ops->sync_cpu_device_pagetables) {
 		status = mirror->ops->sync_cpu_device_pagetables(mirror, &item->update);
+	}
 	current = false;
 	if (item->release)
 		hmmc_window_shut(item->mirror);
@@ -296,6 +306,23 @@ void hmmc_dispatch_wait(struct hmm *hmm, uint32_t *latch)
 			call(hmm, item);
 		else
 			futex_wait_either(latch, 0, &dispatch->posted, posted);
+	}
+}
+
+void hmmc_dispatch_finish(struct hmm_mirror_private *mirror)
+{
+	struct dispatch *dispatch = NULL;
+	uint32_t running;
+
+	if (dispatches && !current)
+		dispatch = __atomic_load_n(&mirror->hmm->dispatch, __ATOMIC_ACQUIRE);
+	while ((running = __atomic_load_n(&mirror->callbacks, __ATOMIC_ACQUIRE)) != 0) {
+		struct item *item = dispatch && dispatch->fd >= 0 ? take(dispatch) : NULL;
+
+		if (item)
+			call(mirror->hmm, item);
+		else
+			futex_wait(&mirror->callbacks, running, NULL);
 	}
 }
 
@@ -492,7 +519,7 @@ static struct hmm_mirror_private *release_next(struct hmm *hmm)
 	for (mirror = hmm->mirrors; mirror; mirror = mirror->next) {
 		if (__atomic_exchange_n(&mirror->gone, 1, __ATOMIC_ACQ_REL))
 			continue;
-		if (!mirror->leaving && mirror->mirror->ops->release &&
+		if (!mirror->leaving && (mirror->mirror->ops->release || mirror->devmem) &&
 		    queue(hmm->dispatch, mirror, &item))
 			continue;
 		__atomic_add_fetch(&mirror->callbacks, 1, __ATOMIC_ACQ_REL);
@@ -500,6 +527,23 @@ static struct hmm_mirror_private *release_next(struct hmm *hmm)
 	}
 	futex_unlock(&hmm->lock);
 	return mirror;
+}
+
+bool hmmc_dispatch_post(struct hmm_mirror_private *mirror, hmmc_dispatch_fn run, const void *message,
+			size_t size)
+{
+	struct item item = { .run = run, .size = size };
+
+	if (size) {
+		item.message = hmmc_arena_alloc(size);
+		if (!item.message)
+			return false;
+		memcpy(item.message, message, size);
+	}
+	if (queue(mirror->hmm->dispatch, mirror, &item))
+		return true;
+	hmmc_arena_free(item.message, size);
+	return false;
 }
 
 void hmmc_dispatch_release(struct hmm *hmm)

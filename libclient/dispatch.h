@@ -6,7 +6,6 @@
 #include "public.h"
 
 struct dispatch;
-
 struct hmm_mirror_private;
 
 /*
@@ -27,9 +26,18 @@ int hmmc_dispatch_check(void);
  * callbacks that come meanwhile: what is waited for may wait for them.
  */
 void hmmc_dispatch_wait(struct hmm *hmm, uint32_t *latch);
-/* Callbacks of this mirror that have not begun are answered, and never run. */
-void hmmc_dispatch_drop(struct hmm *hmm, struct hmm_mirror_private *mirror);
+/*
+ * Callbacks of this mirror that have not begun are answered, and never run. Not what was posted
+ * (hmmc_dispatch_post()), unless @all: hmmd waits for that while the mirror leaves.
+ */
+void hmmc_dispatch_drop(struct hmm *hmm, struct hmm_mirror_private *mirror, bool all);
+/* Returns when none of the mirror's callbacks is queued or runs; a thread that dispatches runs them. */
+void hmmc_dispatch_finish(struct hmm_mirror_private *mirror);
 
+/* Has run(mirror, a copy of message) called, behind what is queued. False: out of memory, or no callbacks. */
+typedef void (*hmmc_dispatch_fn)(struct hmm_mirror_private *mirror, const void *message);
+bool hmmc_dispatch_post(struct hmm_mirror_private *mirror, hmmc_dispatch_fn run, const void *message,
+			size_t size);
 /*
  * In the receiver: queue a callback. Without a mirror, or with one that leaves, the answer is
  * given at once.

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "arena.h"
+#include "devmem.h"
 #include "dispatch.h"
 #include "fork.h"
 #include "space.h"
@@ -89,7 +90,8 @@ int hmm_mirror_register(struct hmm_mirror *mirror, struct hmm *hmm)
 	request = hmmc_request_new(hmm->connection, HMM_OP_MIRROR_REGISTER,
 				   sizeof(struct hmm_msg_mirror_register));
 	error = private && request ? 0 : hmmc_fail(-ENOMEM, "the library's memory is used up");
-	if (!error && (mirror->ops->release || mirror->ops->sync_cpu_device_pagetables)) {
+	if (!error && (mirror->ops->release || mirror->ops->sync_cpu_device_pagetables ||
+		       mirror->device->caps & HMM_DEVICE_COPY_ENGINE)) {
 		error = hmmc_dispatch_start(hmm);
 		if (error)
 			hmmc_fail(error, "cannot start the thread for callbacks: %s",
@@ -107,15 +109,25 @@ int hmm_mirror_register(struct hmm_mirror *mirror, struct hmm *hmm)
 		request->data = private;
 		request->prepare = prepare_register;
 		request->finish = finish_register;
-		error = hmmc_request_call(request);
+		error = hmmc_devmem_join(private);
+		if (error)
+			hmmc_fail(error, "the library's memory is used up");
+		else
+			error = hmmc_request_call(request);
 		if (error) {
+			hmmc_devmem_leave(private);
 			mirror->priv = NULL;
 			hmm_device_put(private->device);
 		}
 	}
 	hmmc_request_free(request);
-	if (error)
+	if (error) {
 		hmmc_arena_free(private, sizeof(*private));
+		return error;
+	}
+	error = hmmc_devmem_ready(private);
+	if (error)
+		hmm_mirror_unregister(mirror);
 	return error;
 }
 
@@ -160,7 +172,7 @@ static void stop_callbacks(struct hmm_mirror_private *mirror, bool stop)
 	mirror->leaving = stop;
 	futex_unlock(&mirror->hmm->lock);
 	if (stop)
-		hmmc_dispatch_drop(mirror->hmm, mirror);
+		hmmc_dispatch_drop(mirror->hmm, mirror, false);
 }
 
 int hmm_mirror_unregister(struct hmm_mirror *mirror)
@@ -198,10 +210,12 @@ int hmm_mirror_unregister(struct hmm_mirror *mirror)
 			error = 0;	/* gone is gone */
 	}
 	forget(hmm, private);
+	hmmc_dispatch_drop(hmm, private, true);
 	while ((running = __atomic_load_n(&private->callbacks, __ATOMIC_ACQUIRE)) != 0)
 		futex_wait(&private->callbacks, running, NULL);
 	mirror->priv = NULL;
 	hmmc_range_orphan(private);
+	hmmc_devmem_leave(private);
 	hmm_device_put(private->device);
 	hmmc_arena_free(private, sizeof(*private));
 	return error;
@@ -236,8 +250,10 @@ int hmmc_mirror_restore(struct hmm *hmm, bool same)
 			anew.device = mirror->device->id;
 			anew.flags = mirror->flags;
 			error = hmmc_connection_exchange(hmm->connection, &anew, NULL, 0);
-			if (!error)
+			if (!error) {
 				mirror->id = reply->mirror;
+				hmmc_devmem_return(mirror);
+			}
 		}
 	}
 	return error;

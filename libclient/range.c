@@ -341,6 +341,17 @@ static bool is_as_wanted(const struct hmm_range_private *private, uint8_t entry,
 	       (is_own(private, entry) && !(want & HMM_RANGE_WANT_HOME));
 }
 
+/* On a device: as the table has it, for only that knows where a page is that its driver alone reaches. */
+static uint64_t device_pfn(const struct hmm_range *range, uint64_t addr, uint8_t entry)
+{
+	uint64_t now = __atomic_load_n(&range->priv->hmm->table[addr >> HMM_PAGE_SHIFT], __ATOMIC_ACQUIRE);
+
+	if (now & HMM_TABLE_VALID && now & HMM_TABLE_DEVICE)
+		return now >> HMM_TABLE_PFN_SHIFT;
+	/* It has changed: the range is not valid any more. */
+	return (addr >> HMM_PAGE_SHIFT) + ((uint64_t)(entry >> HOLDER_SHIFT) + 1) * HMM_TABLE_DEVICE_PFN;
+}
+
 /* The driver's entry. */
 static uint64_t encode(const struct hmm_range *range, uint64_t addr, uint8_t entry)
 {
@@ -350,7 +361,7 @@ static uint64_t encode(const struct hmm_range *range, uint64_t addr, uint8_t ent
 		return range->values[HMM_PFN_NONE];
 	/* Coherent memory of another's device is the owner's memory to this one. */
 	if (is_private(entry) || (entry & HMM_RANGE_ENTRY_DEVICE && is_own(range->priv, entry)))
-		pfn += ((uint64_t)(entry >> HOLDER_SHIFT) + 1) * HMM_TABLE_DEVICE_PFN;
+		pfn = device_pfn(range, addr, entry);
 	result = hmm_device_entry_from_pfn(range, pfn);
 	if (entry & HMM_RANGE_ENTRY_WRITE)
 		result |= range->flags[HMM_PFN_WRITE];

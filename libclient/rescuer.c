@@ -12,7 +12,8 @@
  * Where a page's bytes are is the ledger's word: complete in the shadow; in a
  * staging slot while its block was going out; the CPU's own page, which always
  * wins, since COPY onto a present page does nothing; or nowhere, then it reads zeros as
- * a discarded page does. What the device lost stays poisoned.
+ * a discarded page does. What the device lost stays poisoned, and what lies in
+ * memory that only a driver reaches is lost: no driver serves it without hmmd.
  *
  * It touches only arena memory, slots and shadows, and never waits for anybody
  * but the agent. What it cannot bring home (no memory for the page) it tries for
@@ -321,6 +322,27 @@ static const char *source(struct rescuer *rescuer, uint64_t block, unsigned int 
 	return complete && away && region ? region_at(region, address) : NULL;
 }
 
+/*
+ * What only its driver reaches, and no driver serves any more, and what was lost before: never
+ * zeros. Poison outlives the userfaultfd.
+ */
+static void poison_lost(struct rescuer *rescuer, int uffd, uint64_t block)
+{
+	for (unsigned int page = 0; page < HMM_BLOCK_PAGES; page++) {
+		uint8_t byte = rescuer->block.page[page];
+		struct uffdio_poison poison = { .range = { .len = HMM_PAGE_SIZE } };
+
+		if (byte & HMM_PAGE_SERVED || (!(byte & HMM_PAGE_FAR) && PAGE_STATE(byte) != HMM_PAGE_ERROR))
+			continue;
+		do {
+			poison.range.start = whereto(rescuer, block + ((uint64_t)page << HMM_PAGE_SHIFT));
+			if (!poison.range.start || ioctl(uffd, UFFDIO_POISON, &poison) == 0 || errno != EAGAIN)
+				break;
+			drain_events(rescuer);
+		} while (true);
+	}
+}
+
 /* The block's record must have been read. */
 static void settle_block(struct rescuer *rescuer, int uffd, uint64_t block)
 {
@@ -357,6 +379,7 @@ static void settle_block(struct rescuer *rescuer, int uffd, uint64_t block)
 		}
 		page += copy_home(rescuer, uffd, to, from, run);
 	}
+	poison_lost(rescuer, uffd, block);
 	/* ENOENT where nothing was ever protected. */
 	ioctl(uffd, UFFDIO_WRITEPROTECT, &writable);
 	wake(uffd, block, HMM_BLOCK_SIZE);
@@ -426,7 +449,8 @@ static void for_each_block(struct rescuer *rescuer, int uffd,
 static void bring_home(struct rescuer *rescuer, int uffd, uint64_t block)
 {
 	for (unsigned int page = 0; page < HMM_BLOCK_PAGES; page++)
-		if ((rescuer->block.page[page] & HMM_PAGE_STATE_MASK) == HMM_PAGE_ERROR)
+		if (PAGE_STATE(rescuer->block.page[page]) == HMM_PAGE_ERROR ||
+		    rescuer->block.page[page] & HMM_PAGE_FAR)
 			rescuer->lost++;
 	settle_block(rescuer, uffd, block);
 	serve(rescuer);

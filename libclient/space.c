@@ -22,6 +22,7 @@
 #include <sys/mman.h>
 
 #include "arena.h"
+#include "devmem.h"
 #include "dispatch.h"
 #include "fork.h"
 #include "log.h"
@@ -130,6 +131,7 @@ void hmmc_space_forget(void)
 
 	memset(&process, 0, sizeof(process));
 	process.generation = generation;
+	hmmc_devmem_forget();
 }
 
 /* A trailing part that this library does not know must be zero. */
@@ -187,10 +189,19 @@ static int close_key(void *argument)
 	return close(key->fd);
 }
 
+static int drop_staging(void *argument)
+{
+	hmmc_region_drop(argument, HMM_NO_MIRROR);
+	return 0;
+}
+
 static void free_space(struct hmm *hmm)
 {
 	hmmc_dispatch_free(hmm->dispatch);
 	hmmc_connection_free(hmm->connection);
+	if (hmm->staging)
+		hmmc_clerk_call(drop_staging, hmm->staging);
+	hmmc_arena_free(hmm->staging, sizeof(*hmm->staging));
 	if (hmm->owner) {
 		hmmc_owner_free(hmm->owner);
 	} else {
@@ -517,13 +528,20 @@ void hmmc_space_event(struct hmm *hmm, struct hmm_frame *frame)
 
 	switch (frame->header.opcode) {
 	case HMM_OP_REGION:
-		if (region->window)
+		if (region->window == HMM_REGION_STAGING)
+			hmmc_devmem_region(hmm, region, hmm_frame_take_fd(frame, 0));
+		else if (region->window)
 			hmmc_window_region(hmm, region, hmm_frame_take_fd(frame, 0));
 		else if (hmm->owner)
 			hmmc_region_add(&hmm->owner->regions, region, hmm_frame_take_fd(frame, 0));
 		break;
 	case HMM_OP_INVALIDATE:
 		hmmc_dispatch_invalidate(hmm, event);
+		break;
+	case HMM_OP_DEVMEM_STORE:
+	case HMM_OP_DEVMEM_FETCH:
+	case HMM_OP_DEVMEM_FREE:
+		hmmc_devmem_event(hmm, event);
 		break;
 	case HMM_OP_WINDOW_REVOKED:
 		hmmc_window_revoked(hmm, event);

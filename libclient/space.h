@@ -22,6 +22,7 @@ struct hmm_device {
 	int node;
 	uint64_t caps;
 	void *drvdata;
+	struct hmm_devmem_private *devmem;	/* added by this handle, or NULL */
 };
 
 struct hmm_mirror_private {
@@ -36,6 +37,8 @@ struct hmm_mirror_private {
 	uint32_t leaving;		/* under hmm->lock: nothing is queued any more */
 	uint32_t callbacks;		/* futex: running or queued */
 	struct hmm_range_private *ranges;
+	struct hmm_devmem_private *devmem;	/* of its device, or NULL */
+	struct hmm_mirror_private *devmem_next;
 };
 
 struct key {
@@ -66,6 +69,7 @@ struct hmm {
 	struct statement *statements;
 	struct hmm_events *events;
 	struct dispatch *dispatch;	/* NULL: nobody wants callbacks */
+	struct regions *staging;	/* a driver's: what pages pass through; or NULL */
 
 	uint32_t prefetching;		/* futex: what holds it open without a reference: prefetches, mprotect() */
 	struct alloc *allocs;		/* coherent memory */

@@ -47,8 +47,15 @@
 #define HMM_TABLE_EXCLUSIVE	(1ULL << 5)	/* the device has it to itself */
 #define HMM_TABLE_FLAGS		0xfffULL
 #define HMM_TABLE_PFN_SHIFT	12
-/* Device pages are numbered above every system page: mirror index 0 starts here. */
+/*
+ * Device pages are numbered above every system page: mirror index 0 starts here. Behind a
+ * mirror's start, the number is the page's own: of the address in the shadow, or of the
+ * driver's memory for a page that is far. Such an entry keeps its number while it is hidden.
+ */
 #define HMM_TABLE_DEVICE_PFN	(1ULL << (HMM_VA_BITS - HMM_PAGE_SHIFT))
+
+#define HMM_FAR_NONE		UINT32_MAX	/* no page of the driver's memory */
+#define HMM_REGION_STAGING	UINT32_MAX	/* a region event's window: the mirror's driver passes pages through it */
 
 #define HMM_TABLE_ENTRIES	(1ULL << (HMM_VA_BITS - HMM_PAGE_SHIFT))
 #define HMM_TABLE_SEQ_OFFSET	(HMM_TABLE_ENTRIES * sizeof(uint64_t))
@@ -73,6 +80,7 @@ enum hmm_page_state {
 #define HMM_PAGE_STATE_MASK	0x07
 #define HMM_PAGE_COMPLETE	0x08	/* the shadow holds the page's bytes */
 #define HMM_PAGE_SERVED		0x10	/* came home, or was discarded, while its block was in transit */
+#define HMM_PAGE_FAR		0x20	/* D, in memory that only the driver reaches: its number is in the table's entry */
 
 /*
  * A block's transit state; daemon/engine/transition.c has the table of edges
@@ -87,6 +95,8 @@ enum hmm_transit {
 	HMM_TRANSIT_SHARING = 5,	/* D -> S */
 	HMM_TRANSIT_UNSHARING = 6,	/* leaving S, or revoking */
 	HMM_TRANSIT_COHERING = 7,	/* D <-> C: the owner's mapping is exchanged */
+	HMM_TRANSIT_STORE = 8,		/* from the shadow to memory that only the driver reaches */
+	HMM_TRANSIT_FETCH = 9,		/* ... and back into the shadow */
 	HMM_TRANSIT_MAX
 };
 
@@ -122,7 +132,7 @@ _Static_assert(sizeof(struct hmm_ledger_block) == 1024, "one record per KiB");
  * read and perhaps not applied.
  */
 #define HMM_LEDGER_MAGIC	0x6c6d6d68U	/* "hmml" */
-#define HMM_LEDGER_VERSION	3U
+#define HMM_LEDGER_VERSION	4U
 #define HMM_JOURNAL_SLOTS	1024U
 #define HMM_JOURNAL_SLOT_SIZE	32U
 
@@ -134,8 +144,10 @@ struct hmm_journal_mirror {
 	uint32_t windows;	/* that serve: the successor waits for them */
 	uint64_t size;		/* of the device */
 	uint64_t caps;
-	int32_t driver;		/* the pid that has these windows, or is called back */
+	int32_t driver;		/* the pid that has these windows or the far pages, or is called back */
 	uint32_t callbacks;	/* it is called back: the successor waits until it has let go of all */
+	uint32_t token;		/* of the memory that the far pages are in; 0: none */
+	uint32_t reserved;
 	char device[64];
 };
 #define HMM_JOURNAL_MIRRORS	16

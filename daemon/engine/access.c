@@ -152,6 +152,9 @@ static int access_step(struct access *access)
 			exclusive_take_back(block, page_index(addr), HMM_BLOCK_PAGES, 0);
 			return 1;
 		}
+		pages_set(&pages, page_index(addr));
+		if (far_fetch(block, &pages, page_index(addr), 0, HMM_REASON_MIGRATE, &access->task))
+			return 1;
 		shadow = block_shadow(block);
 		if (!shadow)
 			return -EIO;
@@ -345,6 +348,9 @@ static int coherent_alloc(struct owner *owner, struct letter *letter)
 		return letter_fail(letter, -ENOENT, "no mirror %u", message->mirror);
 	if ((message->addr | message->length) % HMM_BLOCK_SIZE)
 		return letter_fail(letter, -EINVAL, "coherent memory comes in blocks of 2 MiB");
+	if (device_is_far(mirror->device))
+		return letter_fail(letter, -EOPNOTSUPP,
+				   "%s has memory that only its driver reaches: no CPU can share it", mirror->device->name);
 	coherent = calloc(1, sizeof(*coherent));
 	if (!coherent)
 		return letter_fail(letter, -ENOMEM, "out of memory");

@@ -372,6 +372,10 @@ static int errand_begin(struct owner *owner, struct letter *letter, struct mirro
 	struct errand *errand;
 
 	/* Before anything is moved. */
+	if (pins && device_is_far(mirror->device))
+		return letter_fail(letter, -EOPNOTSUPP,
+				   "nothing can be pinned in memory that only the driver of %s reaches: a touch of the CPU takes it home",
+				   mirror->device->name);
 	if (pins && length > mirror->device->size)
 		return letter_fail(letter, -ENOSPC,
 				   "a range of %lu bytes can't be pinned: device %s has %lu, %lu of them in use",
@@ -547,8 +551,8 @@ static void advise(struct owner *owner, struct letter *letter)
 	/* A pin holds when all of it is there, and is noted then. */
 	if (!r && !pins)
 		r = note(owner, letter, &change);
-	/* Without memory there is nothing to send there: the answer says so. */
-	if (!r && errand && (pins || mirror->device->size)) {
+	/* Without memory, or with none that a copy could lie in, there is nothing to send there: the answer says so. */
+	if (!r && errand && (pins || (mirror->device->size && !device_is_far(mirror->device)))) {
 		r = errand_begin(owner, letter, mirror, &change);
 		if (!r)
 			return;

@@ -227,12 +227,26 @@ static uint64_t *table_entries(const struct block *block)
 	return block->owner->table + (block->addr >> HMM_PAGE_SHIFT);
 }
 
+static bool in_shadow(enum hmm_page_state state)
+{
+	return state == HMM_PAGE_SHARED || state == HMM_PAGE_DEVICE || state == HMM_PAGE_COHERENT;
+}
+
+/* A device whose memory only its driver reaches. */
+static bool is_far(const struct mirror *mirror)
+{
+	return mirror && device_is_far(mirror->device);
+}
+
 static uint64_t entry_for(const struct block *block, unsigned int i, enum hmm_page_state state)
 {
 	uint64_t pfn = (block->record->mirror + 1ULL) * HMM_TABLE_DEVICE_PFN +
 		       (page_addr(block, i) >> HMM_PAGE_SHIFT);
 	uint64_t place = pfn << HMM_TABLE_PFN_SHIFT | HMM_TABLE_DEVICE | HMM_TABLE_VALID;
 
+	/* Only on its way through the shadow: no device can reach it there. */
+	if (is_far(block_mirror(block)) && in_shadow(state))
+		return 0;
 	switch (state) {
 	case HMM_PAGE_SHARED:
 		return place;
@@ -249,38 +263,83 @@ static uint64_t entry_for(const struct block *block, unsigned int i, enum hmm_pa
 	return 0;
 }
 
-static bool in_shadow(enum hmm_page_state state)
+/* The page of the driver's memory that a far page is in; the entry keeps it while it is hidden. */
+uint32_t block_far_number(const struct block *block, unsigned int i)
 {
-	return state == HMM_PAGE_SHARED || state == HMM_PAGE_DEVICE || state == HMM_PAGE_COHERENT;
+	return (uint32_t)((table_entries(block)[i] >> HMM_TABLE_PFN_SHIFT) % HMM_TABLE_DEVICE_PFN);
+}
+
+static bool lies_in_shadow(const struct block *block, unsigned int i)
+{
+	return in_shadow(page_state(block, i)) && !page_is_far(block, i);
+}
+
+static void count_pages(struct mirror *mirror, int64_t device, int64_t shared, int64_t far)
+{
+	if (!mirror)
+		return;
+	atomic_fetch_add_explicit(&mirror->device_pages, (uint64_t)device, memory_order_relaxed);
+	atomic_fetch_add_explicit(&mirror->shared_pages, (uint64_t)shared, memory_order_relaxed);
+	mirror->far_pages += (uint64_t)far;
+}
+
+/* @keep: the driver's page is not free, for its bytes go by another address now. */
+static void set_state(struct block *block, unsigned int first, unsigned int end, enum hmm_page_state state,
+		      bool keep)
+{
+	uint64_t *entry = table_entries(block);
+	struct mirror *mirror = block_mirror(block);
+	int64_t device = 0, shared = 0, far = 0;
+
+	for (unsigned int i = first; i < end; i++) {
+		enum hmm_page_state was = page_state(block, i);
+		bool was_far = page_is_far(block, i);
+		uint32_t number = block_far_number(block, i);
+
+		device += (state == HMM_PAGE_DEVICE || state == HMM_PAGE_COHERENT) -
+			  (was == HMM_PAGE_DEVICE || was == HMM_PAGE_COHERENT);
+		shared += (state == HMM_PAGE_SHARED) - (was == HMM_PAGE_SHARED);
+		far -= was_far;
+		if (in_shadow(state))
+			pages_clear(&block->stale, i);
+		else if (lies_in_shadow(block, i))
+			pages_set(&block->stale, i);
+		/* One store: state and COMPLETE can't be seen apart after a crash. */
+		__atomic_store_n(&block->record->page[i],
+				 (uint8_t)(state | (in_shadow(state) ? HMM_PAGE_COMPLETE : 0)),
+				 __ATOMIC_RELEASE);
+		__atomic_store_n(&entry[i], entry_for(block, i, state), __ATOMIC_RELEASE);
+		if (was_far && !keep && mirror)
+			far_release(mirror, number);
+	}
+	count_pages(mirror, device, shared, far);
 }
 
 void block_set_state(struct block *block, unsigned int first, unsigned int end,
 		     enum hmm_page_state state)
 {
-	uint64_t *entry = table_entries(block);
-	struct mirror *mirror = block_mirror(block);
-	int64_t device = 0, shared = 0;
+	set_state(block, first, end, state, false);
+}
 
-	for (unsigned int i = first; i < end; i++) {
-		enum hmm_page_state was = page_state(block, i);
+void block_set_far(struct block *block, unsigned int i, uint32_t number)
+{
+	uint64_t pfn = (block->record->mirror + 1ULL) * HMM_TABLE_DEVICE_PFN + number;
+	uint64_t *entry = &table_entries(block)[i];
+	bool was_out = page_state(block, i) == HMM_PAGE_DEVICE, was_far = page_is_far(block, i);
 
-		device += (state == HMM_PAGE_DEVICE || state == HMM_PAGE_COHERENT) -
-			  (was == HMM_PAGE_DEVICE || was == HMM_PAGE_COHERENT);
-		shared += (state == HMM_PAGE_SHARED) - (was == HMM_PAGE_SHARED);
-		if (in_shadow(state))
-			pages_clear(&block->stale, i);
-		else if (in_shadow(was))
-			pages_set(&block->stale, i);
-		/* One store: state and COMPLETE can't be seen apart after a crash. */
-		__atomic_store_n(&block->record->page[i],
-				 (uint8_t)(state | (in_shadow(state) ? HMM_PAGE_COMPLETE : 0)),
-				 __ATOMIC_RELAXED);
-		__atomic_store_n(&entry[i], entry_for(block, i, state), __ATOMIC_RELEASE);
-	}
-	if (mirror) {
-		atomic_fetch_add_explicit(&mirror->device_pages, (uint64_t)device, memory_order_relaxed);
-		atomic_fetch_add_explicit(&mirror->shared_pages, (uint64_t)shared, memory_order_relaxed);
-	}
+	if (lies_in_shadow(block, i))
+		pages_set(&block->stale, i);
+	/* The number first: with the ledger's word for it the entry is all that tells it. */
+	__atomic_store_n(entry, pfn << HMM_TABLE_PFN_SHIFT, __ATOMIC_RELEASE);
+	__atomic_store_n(&block->record->page[i], (uint8_t)(HMM_PAGE_DEVICE | HMM_PAGE_FAR), __ATOMIC_RELEASE);
+	__atomic_store_n(entry, pfn << HMM_TABLE_PFN_SHIFT | HMM_TABLE_VALID | HMM_TABLE_WRITE | HMM_TABLE_DEVICE,
+			 __ATOMIC_RELEASE);
+	count_pages(block_mirror(block), !was_out, 0, !was_far);
+}
+
+void block_forget_far(struct block *block, unsigned int i)
+{
+	set_state(block, i, i + 1, HMM_PAGE_INVALID, true);
 }
 
 unsigned int block_pages_in(const struct block *block, enum hmm_page_state state, unsigned int first,
@@ -315,7 +374,8 @@ void block_hide(struct block *block, const struct pages *pages)
 	for (; pages_run(pages, &first, &end); first = end)
 		for (unsigned int i = first; i < end; i++)
 			if (entry[i])
-				__atomic_store_n(&entry[i], 0, __ATOMIC_RELEASE);
+				__atomic_store_n(&entry[i], page_is_far(block, i) ? entry[i] & ~HMM_TABLE_FLAGS : 0,
+						 __ATOMIC_RELEASE);
 }
 
 bool block_is_remote(const struct block *block, unsigned int i)
@@ -501,7 +561,15 @@ static bool disarm_excluded(struct block *block)
 bool block_holds_pages(const struct block *block)
 {
 	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++)
-		if (in_shadow(page_state(block, i)))
+		if (lies_in_shadow(block, i))
+			return true;
+	return false;
+}
+
+static bool holds_far_pages(const struct block *block)
+{
+	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++)
+		if (page_is_far(block, i))
 			return true;
 	return false;
 }
@@ -532,7 +600,7 @@ void block_recharge(struct block *block)
 	if (!mirror || pool_is_huge(mirror->device->pool->kind) || !block_at_rest(block))
 		return;
 	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++)
-		held += in_shadow(page_state(block, i)) || pages_test(&block->stale, i);
+		held += lies_in_shadow(block, i) || pages_test(&block->stale, i);
 	if (block->charged <= held)
 		return;
 	block_uncharge(block, block->charged - held);
@@ -562,7 +630,8 @@ bool block_punch_stale(struct block *block)
 		if (clean) {
 			block->stale = (struct pages){ 0 };
 			block_uncharge(block, block->charged);
-			block->record->mirror = HMM_NO_MIRROR;
+			if (!holds_far_pages(block))
+				block->record->mirror = HMM_NO_MIRROR;
 		}
 		return clean;
 	}
@@ -628,8 +697,8 @@ bool block_device_reads(const struct block *block)
 {
 	const struct mirror *mirror = block_mirror(block);
 
-	return mirror && (mirror->flags & HMM_MIRROR_FLAGS_CALLBACKS || block_has_window(block) ||
-			  copies_are_read(block)) &&
+	return mirror && !is_far(mirror) &&
+	       (mirror->flags & HMM_MIRROR_FLAGS_CALLBACKS || block_has_window(block) || copies_are_read(block)) &&
 	       !block->owner->closing;
 }
 
@@ -649,6 +718,8 @@ void block_settle(struct block *block)
 		block_settle_later(block);
 		return;
 	}
+	if (far_settle(block, NULL))
+		return;
 	if (block_count(block, HMM_PAGE_DEVICE) || block_count(block, HMM_PAGE_COHERENT) ||
 	    block_count(block, HMM_PAGE_ERROR))
 		return;

@@ -230,7 +230,7 @@ enum copies_answer copies_get(struct block *block, struct mirror *mirror, unsign
 	struct owner *owner = block->owner;
 	struct pages pages;
 
-	if (!holder || holder == mirror || holder->leaving || mirror->leaving || mirror->blind || owner->closing ||
+	if (!holder || device_is_far(holder->device) || holder == mirror || holder->leaving || mirror->leaving || mirror->blind || owner->closing ||
 	    !block_shadow(block))
 		return COPIES_NONE;
 	copies_make_room(mirror, 1, block);

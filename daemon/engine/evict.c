@@ -130,7 +130,8 @@ static bool is_high(const struct worker *worker, const struct device *device)
 {
 	struct evict_marks marks = marks_of(worker);
 
-	return evict_is_high(&marks, device->size, atomic_load(&device->used));
+	/* What passes through a shadow to the driver's memory does not stay in the way. */
+	return !device_is_far(device) && evict_is_high(&marks, device->size, atomic_load(&device->used));
 }
 
 /* ---- a worker's part: choosing -------------------------------------------------------- */

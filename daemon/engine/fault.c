@@ -165,11 +165,16 @@ static void serve_invalid(struct owner *owner, struct block *block, uint64_t add
 	}
 }
 
-static void serve_error(struct owner *owner, uint64_t page)
+static void serve_error(struct owner *owner, uint64_t page, uint64_t flags)
 {
 	size_t done;
+	int r = kernel->uffd_poison(owner->uffd, page, HMM_PAGE_SIZE, &done);
 
-	if (kernel->uffd_poison(owner->uffd, page, HMM_PAGE_SIZE, &done))
+	if (r == -EAGAIN)
+		fault_later(owner, page, flags);
+	else if (r == -EEXIST)
+		fault_wake(owner, page, HMM_PAGE_SIZE);
+	else if (r && r != -ESRCH)
 		log_error("owner %u: page %#lx is lost and can't be poisoned on this kernel: the thread waits",
 			  owner->id, page);
 }
@@ -246,6 +251,20 @@ static bool walk_whole(struct owner *owner, struct block *block, const struct pa
 	return true;
 }
 
+/* Bytes that only the driver reaches are fetched first; the fault waits for them. */
+static bool wait_for_driver(struct owner *owner, struct block *block, const struct pages *pages, uint64_t addr,
+			    uint64_t flags)
+{
+	struct fault *fault;
+
+	if (!page_is_far(block, page_index(addr)))
+		return false;
+	fault = fault_new(owner, addr, flags);
+	if (fault)
+		far_fetch(block, pages, page_index(addr), flags, HMM_REASON_CPU_FAULT, &fault->task);
+	return true;
+}
+
 /* It has caught up with what comes home for it: as much again, so that the agent is never idle. */
 static void walk_on(struct owner *owner, const struct block *block)
 {
@@ -297,6 +316,8 @@ static void serve_device(struct owner *owner, struct block *block, uint64_t addr
 		return;
 	}
 	pages = walk_pages(owner, block, addr & ~(HMM_PAGE_SIZE - 1), HMM_PAGE_DEVICE, &hint);
+	if (wait_for_driver(owner, block, &pages, addr, flags))
+		return;
 	note_fault(block, addr & ~(HMM_PAGE_SIZE - 1), HMM_REASON_CPU_FAULT, &pages);
 	/* What comes home whole leaves nothing on the device. */
 	if (!copies && walk_whole(owner, block, &pages, addr, flags, &hint))
@@ -369,7 +390,7 @@ void fault_serve(struct owner *owner, uint64_t addr, uint64_t flags, uint32_t ti
 		fault_wake(owner, page, HMM_PAGE_SIZE);
 		break;
 	case HMM_PAGE_ERROR:
-		serve_error(owner, page);
+		serve_error(owner, page, flags);
 		break;
 	}
 }

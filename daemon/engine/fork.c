@@ -24,6 +24,7 @@
 #include <unistd.h>
 
 #include "engine/owner.h"
+#include "engine/worker.h"
 #include "log.h"
 #include "uapi.h"
 
@@ -42,6 +43,7 @@ struct child {
 	struct change *change;	/* oldest first */
 	unsigned int changes;
 	uint64_t pages, lost;
+	uint64_t poisoned;	/* that only a driver reaches */
 	char bounce[HMM_PAGE_SIZE];
 };
 
@@ -89,7 +91,7 @@ static void find_wiped(struct child *child)
 
 static bool may_hold_pages(const struct block *block)
 {
-	return block_count(block, HMM_PAGE_DEVICE) || !block_at_rest(block);
+	return block_count(block, HMM_PAGE_DEVICE) || block_count(block, HMM_PAGE_ERROR) || !block_at_rest(block);
 }
 
 static void note_pages(struct block *block, void *data)
@@ -146,6 +148,25 @@ static uint64_t address_in_child(const struct child *child, uint64_t addr)
 	return addr;
 }
 
+/* Its driver did not bring it in time, or has lost it: SIGBUS, and never zeros. */
+static void poison_page(struct child *child, uint64_t page)
+{
+	for (int tries = 0; tries < TRIES_MAX; tries++) {
+		uint64_t addr = address_in_child(child, page);
+		size_t done;
+		int r;
+
+		if (!addr)
+			return;
+		r = kernel->uffd_poison(child->uffd, addr, HMM_PAGE_SIZE, &done);
+		child->poisoned += r == 0;
+		if (r != -EAGAIN)
+			return;
+		follow_child(child);
+		sched_yield();
+	}
+}
+
 static void copy_page(struct child *child, uint64_t page, const void *bytes)
 {
 	for (int tries = 0; tries < TRIES_MAX; tries++) {
@@ -182,7 +203,8 @@ static unsigned int copy_pages(struct child *child, struct block *block, unsigne
 	unsigned int end = first;
 	size_t done;
 
-	while (end < HMM_BLOCK_PAGES && page_state(block, end) == HMM_PAGE_DEVICE && block_at_rest(block))
+	while (end < HMM_BLOCK_PAGES && page_state(block, end) == HMM_PAGE_DEVICE && !page_is_far(block, end) &&
+	       block_at_rest(block))
 		end++;
 	if (!shadow || child->changes || end - first < 2)
 		return 0;
@@ -207,6 +229,10 @@ static void copy_block(struct block *block, void *data)
 		/* An S page, too, unless it is on its way out: EEXIST then says that the child has it. */
 		if (page_state(block, i) == HMM_PAGE_SHARED && !(block->order && block->order->kind == HMM_ORDER_DROP))
 			continue;
+		if (page_is_far(block, i) || page_state(block, i) == HMM_PAGE_ERROR) {
+			poison_page(child, page_addr(block, i));
+			continue;
+		}
 		n = copy_pages(child, block, i);
 		if (n) {
 			i += n - 1;
@@ -223,6 +249,9 @@ static void copy_to_child(struct child *child)
 {
 	fcntl(child->uffd, F_SETFL, O_NONBLOCK);
 	block_for_each(child->owner, 0, HMM_VA_END, copy_block, child);
+	if (child->poisoned)
+		log_error("owner %u: a raw fork's child gets SIGBUS for %lu pages that their driver has lost, or did not bring in time",
+			  child->owner->id, child->poisoned);
 	if (child->lost)
 		log_error("owner %u: a forked child could not be given %lu pages: they read zeros there",
 			  child->owner->id, child->lost);
@@ -231,6 +260,43 @@ static void copy_to_child(struct child *child)
 			 child->pages);
 	free(child->change);
 	close(child->uffd);
+}
+
+/* ---- pages that only a driver reaches --------------------------------------------- */
+
+static void forget_task(struct task *task)
+{
+	free(task);
+}
+
+static void fetch_block(struct block *block, void *data)
+{
+	struct pages far;
+	struct task *task;
+
+	(void)data;
+	if (!block_at_rest(block) || !block_far_pages(block, &far))
+		return;
+	task = calloc(1, sizeof(*task));
+	if (!task)
+		return;
+	task->run = forget_task;
+	far_fetch(block, &far, HMM_BLOCK_PAGES, 0, HMM_REASON_FORK, task);
+}
+
+/*
+ * They are brought into the shadow first, for as long as a driver may take to answer anything. The
+ * child runs meanwhile, and waits where it touches one.
+ */
+static void fetch_all(struct child *child)
+{
+	struct owner *owner = child->owner;
+	struct worker *worker = owner->worker;
+	int64_t end = worker->now + worker->engine->options.ack_timeout_ms * NS_PER_MS;
+
+	block_for_each(owner, 0, HMM_VA_END, fetch_block, NULL);
+	while (!TAILQ_EMPTY(&owner->asks) && worker->now < end && worker_hear_drivers(owner))
+		follow_child(child);
 }
 
 void fork_child_consume_fd(struct owner *owner, int uffd)
@@ -244,5 +310,7 @@ void fork_child_consume_fd(struct owner *owner, int uffd)
 		return;
 	}
 	find_wiped(&child);
+	fcntl(child.uffd, F_SETFL, O_NONBLOCK);
+	fetch_all(&child);
 	copy_to_child(&child);
 }

@@ -38,6 +38,8 @@ const void *page_bytes(struct block *block, unsigned int i, void *bounce)
 		    (pending && block->record->transit == HMM_TRANSIT_UNSHARING))
 			return NULL;
 	}
+	if (page_is_far(block, i))
+		return NULL;
 	if (state == HMM_PAGE_DEVICE || state == HMM_PAGE_SHARED || state == HMM_PAGE_COHERENT) {
 		const struct shadow *shadow = block_shadow(block);
 
@@ -251,15 +253,21 @@ static void home_proceed(struct block *block)
 void home_begin(struct block *block, const struct pages *pages, unsigned int first, bool share,
 		int reason, uint64_t fault_flags, struct job *job)
 {
-	block->move.want = *pages;
+	struct pages here = *pages;
+
+	/* What is far was not fetched, for nobody waits for it. */
+	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++)
+		if (page_is_far(block, i))
+			pages_clear(&here, i);
+	block->move.want = here;
 	block->move.first = first;
 	block->move.share = share;
 	block->move.fault_flags = fault_flags;
 	block->move.job = job;
 	if (job && job_is_cheap(job))
-		transit_ask(block, HMM_TRANSIT_HOME_COPY, pages, reason, home_proceed, job_refused);
+		transit_ask(block, HMM_TRANSIT_HOME_COPY, &here, reason, home_proceed, job_refused);
 	else
-		transit_begin(block, share ? HMM_TRANSIT_SHARING : HMM_TRANSIT_HOME_COPY, pages, reason,
+		transit_begin(block, share ? HMM_TRANSIT_SHARING : HMM_TRANSIT_HOME_COPY, &here, reason,
 			      home_proceed);
 }
 

@@ -102,7 +102,8 @@ static bool copies_step(struct job *job, struct block *block)
 {
 	struct pages pages;
 
-	if (!owner_may_share(block->owner) ||
+	/* A far page has no bytes in the shadow that could be copied. */
+	if (!owner_may_share(block->owner) || device_is_far(job->migration->only) ||
 	    !block_pages_in(block, HMM_PAGE_DEVICE, job->first, job->end, &pages))
 		return false;
 	home_begin(block, &pages, HMM_BLOCK_PAGES, true, HMM_REASON_MIGRATE, 0, job);
@@ -134,6 +135,8 @@ static bool home_step(struct job *job, struct block *block)
 	}
 	if (!block_pages_in(block, HMM_PAGE_DEVICE, job->first, job->end, &pages))
 		return false;
+	if (far_fetch(block, &pages, HMM_BLOCK_PAGES, 0, HMM_REASON_MIGRATE, &job->task))
+		return true;
 	if (whole_and_huge(job, block, &pages)) {
 		int slot = slot_take(owner);
 
@@ -165,6 +168,8 @@ static void home_results(struct job *job, struct block *block)
 
 		if (out)
 			result_set(job, i, HMM_PAGE_RESULT_CHANGED);
+		else if (block && page_state(block, i) == HMM_PAGE_ERROR)
+			result_set(job, i, HMM_PAGE_RESULT_ERROR);
 		else
 			result_set(job, i, pages_test(&job->was_out, i) ? HMM_PAGE_RESULT_MOVED :
 					   HMM_PAGE_RESULT_ALREADY);

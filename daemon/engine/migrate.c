@@ -307,6 +307,14 @@ void migrate_request(struct owner *owner, struct letter *letter)
 		worker_reply(owner->worker, letter);
 		return;
 	}
+	if (message->target == HMM_TARGET_DEVICE && message->flags & HMM_MIGRATE_FLAGS_EXCLUSIVE &&
+	    device_is_far(mirror->device)) {
+		letter_fail(letter, -EOPNOTSUPP,
+			    "%s has memory that only its driver reaches: what lies there is its alone as it is",
+			    mirror->device->name);
+		worker_reply(owner->worker, letter);
+		return;
+	}
 	migration = migration_new(owner, message->addr, message->addr + message->length, true);
 	if (!migration) {
 		letter_fail(letter, -ENOMEM, "out of memory for a migration of %lu bytes",

@@ -20,7 +20,7 @@ struct mirror *mirror_by_id(struct owner *owner, uint32_t id)
 	return mirror && mirror->id == id ? mirror : NULL;
 }
 
-void mirror_send_region(struct mirror *mirror, const struct shadow *shadow, uint64_t peer,
+bool mirror_send_region(struct mirror *mirror, const struct shadow *shadow, uint64_t peer,
 			uint32_t window, uint32_t index, uint64_t base, uint64_t length)
 {
 	struct hmm_msg_region *message = malloc(sizeof(*message));
@@ -30,7 +30,7 @@ void mirror_send_region(struct mirror *mirror, const struct shadow *shadow, uint
 		log_error("owner %u: a shadow could not be announced: out of %s", mirror->owner->id,
 			  message ? "descriptors" : "memory");
 		free(message);
-		return;
+		return false;
 	}
 	HMM_MSG_INIT(*message, HMM_OP_REGION, 0);
 	message->owner = mirror->owner->id;
@@ -42,6 +42,7 @@ void mirror_send_region(struct mirror *mirror, const struct shadow *shadow, uint
 	message->offset = base - shadow->base;
 	message->kind = (uint32_t)shadow->kind;
 	worker_event(mirror->owner->worker, peer, message, fd);
+	return true;
 }
 
 int mirror_shadow(struct mirror *mirror, uint64_t addr, struct shadow **result)
@@ -108,6 +109,8 @@ void mirror_free(struct mirror *mirror)
 	pthread_mutex_unlock(&engine->lock);
 	if (!mirror->owner->abandoned)
 		mirror->owner->journal->mirror[mirror->index] = (struct hmm_journal_mirror){ 0 };
+	far_flush(mirror);
+	free(mirror->freed);
 	shadows_deinit(&mirror->shadows);
 	device_unuse(&engine->devices, mirror->device);
 	free(mirror);
@@ -184,8 +187,12 @@ static int mirror_register(struct owner *owner, struct letter *letter)
 
 	if (owner->gone || owner->closing)
 		return letter_fail(letter, -ESTALE, "owner %u is gone", owner->id);
+	device = device_by_id(devices, message->device);
+	if (device && far_check_driver(owner, device, letter))
+		return letter->error;
 	mirror = find_orphan(owner, message->device, letter);
 	if (mirror) {
+		far_peer_gone(mirror);
 		/* Its driver died, or hmmd did: the pages are there still. */
 		reply = letter_reply(letter, HMM_OP_MIRROR_REGISTER_REPLY, sizeof(*reply));
 		if (!reply)
@@ -338,6 +345,7 @@ void mirror_peer_gone(struct owner *owner, uint64_t peer)
 		if (!mirror || mirror->peer != peer)
 			continue;
 		/* The pages stay where they are: the owner's touch brings them home. */
+		far_peer_gone(mirror);
 		mirror->peer = 0;
 		mirror->flags &= ~HMM_MIRROR_FLAGS_CALLBACKS;
 		exclusive_forget(mirror);

@@ -164,6 +164,8 @@ void migrate_out_done(struct block *block, struct block_order *order, struct hmm
 	unsigned int moved = 0, kept = 0;
 	struct pages gone = { 0 };
 	struct mirror *mirror = block_mirror(block);
+	bool far = device_is_far(mirror->device);
+	struct pages here_now = { 0 };
 
 	if (shared->error)
 		log_debug("owner %u: block %#lx: order %u: %s", owner->id, block->addr, order->kind,
@@ -187,8 +189,13 @@ void migrate_out_done(struct block *block, struct block_order *order, struct hmm
 			result_set(job, i, HMM_PAGE_RESULT_CHANGED);
 		} else if (here || populate(job, block, shared, i)) {
 			block_set_state(block, i, i + 1, HMM_PAGE_DEVICE);
-			result_set(job, i, HMM_PAGE_RESULT_MOVED);
-			pages_set(&gone, i);
+			/* Half-way, where the bytes have to go on to the driver. */
+			if (far) {
+				pages_set(&here_now, i);
+			} else {
+				result_set(job, i, HMM_PAGE_RESULT_MOVED);
+				pages_set(&gone, i);
+			}
 			moved++;
 		} else {
 			block_set_state(block, i, i + 1, HMM_PAGE_INVALID);
@@ -225,7 +232,10 @@ void migrate_out_done(struct block *block, struct block_order *order, struct hmm
 		window_arrived(block);
 		window_wake(block, 0, HMM_BLOCK_PAGES);
 	}
-	job_block_done(job, 0);
+	if (pages_empty(&here_now))
+		job_block_done(job, 0);
+	else
+		far_store(block, &here_now, job);
 }
 
 /* Why pages of this state stay, or MOVED when they may go. */
@@ -273,7 +283,12 @@ static int wait_for_room(struct job *job, uint64_t bytes)
 	struct migration *migration = job->migration;
 	struct owner *owner = migration->owner;
 	char text[200];
-	int r = migration->full ? -ENOSPC : evict_wait(owner, migration->mirror->device, bytes,
+	int r;
+
+	/* Nothing is brought home from memory that only the driver reaches: it has a free() of its own. */
+	if (device_is_far(migration->mirror->device))
+		return -ENOSPC;
+	r = migration->full ? -ENOSPC : evict_wait(owner, migration->mirror->device, bytes,
 						       migration->journey, &job->task, &job->room);
 
 	if (!r)
@@ -303,6 +318,8 @@ static int out_begin(struct job *job, struct block *block, const struct segment 
 	if (!move && !attribute_covers(&owner->attributes, segment->start, segment->end,
 				       HMM_ATTRIBUTE_UNPINNED))
 		return -ENOTSUP;
+	if (device_is_far(mirror->device) && !mirror->ready)
+		return -EAGAIN;		/* its driver is not there, or not there again */
 	if (block_mirror(block) && block_mirror(block) != mirror && !block_punch_stale(block))
 		return -EAGAIN;
 	if (block_mirror(block) && block_mirror(block) != mirror)
@@ -451,6 +468,8 @@ static bool leave_other(struct job *job, struct block *block)
 		return true;
 	}
 	if (block_pages_in(block, HMM_PAGE_DEVICE, 0, HMM_BLOCK_PAGES, &pages)) {
+		if (far_fetch(block, &pages, HMM_BLOCK_PAGES, 0, HMM_REASON_MIGRATE, &job->task))
+			return true;
 		home_begin(block, &pages, HMM_BLOCK_PAGES, false, HMM_REASON_MIGRATE, 0, job);
 		return true;
 	}
@@ -479,7 +498,7 @@ void job_run_out(struct job *job)
 			block_touch(block);
 		}
 		while (job->rounds++ < ROUNDS_MAX && job->first < job->end)
-			if (leave_other(job, block) || out_step(job, block))
+			if (leave_other(job, block) || far_settle(block, job) || out_step(job, block))
 				return;
 		giving_up = HMM_PAGE_RESULT_CHANGED;
 		if (migration->share && share_block(job, block))

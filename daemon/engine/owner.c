@@ -123,6 +123,7 @@ struct owner *owner_new(struct worker *worker, const struct letter *letter)
 	TAILQ_INIT(&owner->slot_waiters);
 	TAILQ_INIT(&owner->runnable);
 	TAILQ_INIT(&owner->acks);
+	TAILQ_INIT(&owner->asks);
 	TAILQ_INIT(&owner->retry);
 	TAILQ_INIT(&owner->settling);
 	TAILQ_INIT(&owner->holds);
@@ -409,6 +410,8 @@ static int open_peer(struct owner *owner, struct letter *letter)
 
 static void reply_pages(struct owner *owner, struct letter *letter, uint64_t pages)
 {
+	/* Who asked may count the pages of its own memory next. */
+	far_flush_all(owner);
 	if (letter->message->opcode == HMM_OP_DRAIN) {
 		struct hmm_msg_drain_reply *reply =
 			letter_reply(letter, HMM_OP_DRAIN_REPLY, sizeof(*reply));
@@ -534,6 +537,11 @@ void owner_request(struct owner *owner, struct letter *letter)
 	case HMM_OP_NOTICES_CLOSE:
 		notice_request(owner, letter);
 		return;
+	case HMM_OP_DEVMEM_READY:
+	case HMM_OP_DEVMEM_STORED:
+	case HMM_OP_DEVMEM_FETCHED:
+		far_request(owner, letter);
+		return;
 	case HMM_OP_LAYOUT:
 	case HMM_OP_RANGES:
 	case HMM_OP_CELLS:
@@ -619,7 +627,7 @@ static void settle_now(struct block *block, void *data)
 		return;
 	if (block_count(block, HMM_PAGE_COHERENT))
 		block_let_go_coherent(block);
-	else
+	else if (far_let_go_lost(block))
 		block_settle(block);
 }
 
@@ -648,11 +656,12 @@ void owner_gone(struct owner *owner)
 	do {
 		order_abandon(owner);
 		invalidate_answer_all(owner);
+		far_abandon(owner);
 		TAILQ_CONCAT(&owner->runnable, &owner->retry, link);
 		TAILQ_CONCAT(&owner->runnable, &owner->slot_waiters, link);
 		evict_wait_no_more(owner);
 		owner_run(owner);
-	} while (!TAILQ_EMPTY(&owner->retry) || !owner_agent_idle(owner));
+	} while (!TAILQ_EMPTY(&owner->retry) || !owner_agent_idle(owner) || !TAILQ_EMPTY(&owner->asks));
 }
 
 static void unmap(void *map, uint64_t size)
@@ -671,6 +680,7 @@ void owner_free(struct owner *owner)
 	struct letter *gone;
 
 	window_close_all(owner, NULL);
+	far_deinit(owner);
 	if (owner->ledger)
 		block_for_each(owner, 0, HMM_VA_END, owner->abandoned ? leave_block : drop_block, NULL);
 	invalidate_deinit(owner);
@@ -756,6 +766,7 @@ void owner_tick(struct owner *owner, int64_t now)
 		}
 		block_settle(block);
 	}
+	far_tick(owner, now);
 	fault_retry(owner);
 	evict_tick(owner, now);
 	owner_run(owner);

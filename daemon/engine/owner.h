@@ -108,6 +108,7 @@ struct block {
 	block_proceed refused;			/* where drivers may refuse; or NULL */
 	bool refusal;				/* one did */
 	struct block_order *order;		/* in the agent's hands, or NULL */
+	struct ask *ask;			/* in the driver's, or NULL: far.c */
 	bool went_huge;				/* was one huge page of the owner: collapse it at home */
 	bool touched;				/* came home page by page since it went out */
 	bool remote;				/* some pages may have an entry as R */
@@ -184,6 +185,14 @@ struct mirror {
 	unsigned int next_journey;
 	bool blind;			/* its windows can't map a copy (before Linux 6.4) */
 	LIST_HEAD(, copy) copies;	/* that it has of blocks which others hold */
+
+	/* Of a device whose memory only its driver reaches. */
+	uint64_t far_pages;
+	bool ready;			/* its driver answers: nothing that it was asked before goes on */
+	int64_t far_deadline;		/* a driver that is gone comes back by then, or the pages are lost; 0: not set */
+	uint32_t *freed;		/* pages of the driver's memory to be given back */
+	unsigned int freed_count, freed_room;
+
 	_Atomic uint64_t device_pages, shared_pages;
 	_Atomic unsigned int windows;
 };
@@ -302,6 +311,8 @@ struct owner {
 
 	TAILQ_HEAD(, ack) acks;
 	uint32_t next_cookie;
+	TAILQ_HEAD(, ask) asks;
+	uint64_t next_ask;		/* never the same twice, not even over a restart */
 
 	struct task_list retry;		/* the map was changing */
 	TAILQ_HEAD(, block) settling;
@@ -370,6 +381,7 @@ int owner_read_only(int fd);	/* another descriptor of it, which can't write; or 
 int owner_check_proc(const struct owner *owner);
 bool owner_is_userfaultfd(int fd);
 bool owner_mm_is_gone(struct owner *owner);
+bool process_is_alive(pid_t pid);		/* in doubt it is */
 
 /* block.c */
 struct block *block_find(struct owner *owner, uint64_t addr);
@@ -398,6 +410,12 @@ static inline enum hmm_page_state page_state(const struct block *block, unsigned
 	return (enum hmm_page_state)(block->record->page[i] & HMM_PAGE_STATE_MASK);
 }
 
+/* D, in memory that only the driver reaches. */
+static inline bool page_is_far(const struct block *block, unsigned int i)
+{
+	return block->record->page[i] & HMM_PAGE_FAR;
+}
+
 static inline bool block_at_rest(const struct block *block)
 {
 	return block->record->transit == HMM_TRANSIT_REST;
@@ -408,6 +426,13 @@ struct shadow *block_shadow(const struct block *block);
 /* State of pages [first, end): ledger, table entry and the mirror's counts together. */
 void block_set_state(struct block *block, unsigned int first, unsigned int end,
 		     enum hmm_page_state state);
+/* Page @i lies in this page of the driver's memory, and nowhere else. */
+void block_set_far(struct block *block, unsigned int i, uint32_t number);
+uint32_t block_far_number(const struct block *block, unsigned int i);
+/* It goes by another address now, with its number: here it is I. */
+void block_forget_far(struct block *block, unsigned int i);
+/* Fills @pages with those that are far. Return: how many. */
+unsigned int block_far_pages(const struct block *block, struct pages *pages);
 /* Fills @pages with those in @state within [first, end). Return: how many. */
 unsigned int block_pages_in(const struct block *block, enum hmm_page_state state, unsigned int first,
 			    unsigned int end, struct pages *pages);
@@ -494,6 +519,8 @@ void transit_end(struct block *block);
 void transit_withdraw(struct block *block, const struct pages *pages);
 /* The number that entries of this block belong to. */
 uint64_t block_sequence(const struct owner *owner, uint64_t addr);
+/* Something changed that no living driver has an entry of: no reader may miss it. */
+void transit_note(struct block *block);
 
 /* invalidate.c */
 /* Tells the mirrors' drivers. Return: answers that the block waits for (@wait), or 0. */
@@ -504,6 +531,36 @@ void invalidate_peer_gone(struct owner *owner, uint64_t peer);
 void invalidate_answer_all(struct owner *owner);
 void invalidate_deinit(struct owner *owner);
 int64_t invalidate_deadline(const struct owner *owner);		/* INT64_MAX: none */
+
+/* far.c: memory that only the driver reaches */
+/*
+ * The one step before anybody looks for bytes in the shadow: those of @pages that are far are
+ * asked from the driver, @first before the others (HMM_BLOCK_PAGES: any). True: that is under
+ * way, and @task is run when they are there, or lost. The block must be at rest. Without
+ * @task the caller looks again by itself, soon if the block is at rest still.
+ */
+bool far_fetch(struct block *block, const struct pages *pages, unsigned int first, uint64_t fault_flags,
+	       int reason, struct task *task);
+/* Pages that came into the shadow go on to the driver; then the job. The block must be at rest. */
+void far_store(struct block *block, const struct pages *pages, struct job *job);
+/* What lies in the shadow of such a device goes home, then @job, or NULL, on. True: under way. */
+bool far_settle(struct block *block, struct job *job);
+/* It becomes E: poisoned at the CPU, and counted. */
+void far_lose(struct block *block, unsigned int i);
+/* Lost pages stay poisoned, and hmmd has no part in them any more. False: the map is changing; later. */
+bool far_let_go_lost(struct block *block);
+/* Nobody needs this page of the driver's memory any more; it is told by far_flush(). */
+void far_release(struct mirror *mirror, uint32_t number);
+void far_flush(struct mirror *mirror);
+void far_flush_all(struct owner *owner);
+/* Whether the peer of @letter may have a mirror on @device, or why not. */
+int far_check_driver(const struct owner *owner, const struct device *device, struct letter *letter);
+void far_request(struct owner *owner, struct letter *letter);	/* DEVMEM_READY, _STORED, _FETCHED */
+void far_peer_gone(struct mirror *mirror);
+/* Asks again for what could not be had; finds drivers that do not come back. */
+void far_tick(struct owner *owner, int64_t now);
+void far_abandon(struct owner *owner);		/* the owner's mm is gone */
+void far_deinit(struct owner *owner);
 
 /* order.c */
 struct block_order *order_issue(struct owner *owner, uint32_t kind, struct block *block,
@@ -664,7 +721,8 @@ void mirror_note_driver(struct mirror *mirror, uint64_t peer, uint64_t flags, pi
 void mirror_ready(struct owner *owner, struct letter *letter);
 /* The mirror's shadow of @addr; the owner is told of a new one. */
 int mirror_shadow(struct mirror *mirror, uint64_t addr, struct shadow **result);
-void mirror_send_region(struct mirror *mirror, const struct shadow *shadow, uint64_t peer,
+/* Announces it to a peer. False: out of memory or descriptors. */
+bool mirror_send_region(struct mirror *mirror, const struct shadow *shadow, uint64_t peer,
 			uint32_t window, uint32_t index, uint64_t base, uint64_t length);
 
 /* share.c: ordinary memory becomes coherent in place, and back */

@@ -85,6 +85,8 @@ int protect_follow(struct block *block, unsigned int first, unsigned int end)
 		return r;
 	if (!pages_empty(&surplus.unshare))
 		unshare_begin(block, &surplus.unshare, HMM_REASON_PROTECT, NULL);
+	else if (far_fetch(block, &surplus.home, HMM_BLOCK_PAGES, 0, HMM_REASON_PROTECT, NULL))
+		return 1;
 	else if (!pages_empty(&surplus.home))
 		home_begin(block, &surplus.home, HMM_BLOCK_PAGES, false, HMM_REASON_PROTECT, 0, NULL);
 	else if (!pages_empty(&surplus.share))

@@ -175,10 +175,23 @@ static void answer_page(struct look *look, uint64_t addr, uint8_t entry)
 	look->reply->entries[(addr - look->start) >> HMM_PAGE_SHIFT] = entry;
 }
 
-/* In a shadow: whose, and what may be done there. */
-static uint8_t device_entry(const struct block *block, enum hmm_page_state state)
+/* On the way to or from memory that only a driver reaches: no device can use it. */
+static bool is_half_way(const struct block *block, unsigned int i)
 {
-	uint8_t entry = HMM_RANGE_ENTRY_VALID | HMM_RANGE_ENTRY_DEVICE | (uint8_t)(block->record->mirror << 4);
+	const struct mirror *holder = block_mirror(block);
+
+	return holder && device_is_far(holder->device) && page_state(block, i) == HMM_PAGE_DEVICE &&
+	       !page_is_far(block, i);
+}
+
+/* On a device: whose, and what may be done there. */
+static uint8_t device_entry(const struct block *block, unsigned int i, enum hmm_page_state state)
+{
+	uint8_t entry;
+
+	if (is_half_way(block, i))
+		return 0;
+	entry = HMM_RANGE_ENTRY_VALID | HMM_RANGE_ENTRY_DEVICE | (uint8_t)(block->record->mirror << 4);
 
 	if (state != HMM_PAGE_SHARED)
 		entry |= HMM_RANGE_ENTRY_WRITE;
@@ -195,7 +208,7 @@ static bool wanted_home(const struct look *look, const struct block *block, uint
 
 	if (!want || (state != HMM_PAGE_DEVICE && state != HMM_PAGE_SHARED))
 		return false;
-	return block_mirror(block) != look->mirror || want & HMM_RANGE_WANT_HOME ||
+	return block_mirror(block) != look->mirror || is_half_way(block, page_index(addr)) || want & HMM_RANGE_WANT_HOME ||
 	       (state == HMM_PAGE_SHARED && want & HMM_RANGE_WANT_WRITE);
 }
 
@@ -273,7 +286,7 @@ static bool page_size_fits(const struct look *look, const struct block *block, c
 	if (look->page_shift == HMM_PAGE_SHIFT || view->page_size == 1UL << look->page_shift)
 		return true;
 	/* A huge page of the device: all of it is there. */
-	return mirror && look->page_shift == HMM_BLOCK_SHIFT && pool_is_huge(mirror->device->pool->kind) &&
+	return mirror && !device_is_far(mirror->device) && look->page_shift == HMM_BLOCK_SHIFT && pool_is_huge(mirror->device->pool->kind) &&
 	       block_count(block, HMM_PAGE_DEVICE) + block_count(block, HMM_PAGE_COHERENT) == HMM_BLOCK_PAGES;
 }
 
@@ -305,7 +318,7 @@ static int look_at_pages(struct look *look, uint64_t from, const struct view *vi
 		if (state == HMM_PAGE_ERROR)
 			return stop_at(look, addr, HMM_RANGE_STOP_ERROR);
 		if (state != HMM_PAGE_INVALID) {
-			answer_page(look, addr, device_entry(block, state));
+			answer_page(look, addr, device_entry(block, page_index(addr), state));
 			continue;
 		}
 		if (!present && want_of(look, addr)) {

@@ -152,6 +152,7 @@ static struct mirror *remake_mirror(struct owner *owner, unsigned int index)
 	if (!device && device_new(devices, name, (enum hmm_pool_kind)note->kind, note->node, note->size,
 				  note->caps, owner->peer, &device))
 		return NULL;
+	device_expect(devices, device->id, note->token, note->driver);
 	device = device_use(devices, device->id);
 	mirror = device ? mirror_new(owner, index, device) : NULL;
 	if (mirror) {
@@ -270,6 +271,7 @@ bool recover_serves(const struct owner *owner, uint16_t opcode)
 	case HMM_OP_WINDOW_MAP:
 	case HMM_OP_WINDOW_ARMED:
 	case HMM_OP_ACK:
+	case HMM_OP_DEVMEM_READY:
 		return owner->settled;
 	default:
 		return false;
@@ -363,9 +365,22 @@ static enum hmm_page_state settled_state(struct block *block, unsigned int i, bo
 		return owner_has ? HMM_PAGE_INVALID : HMM_PAGE_DEVICE;
 	case HMM_TRANSIT_COHERING:
 		return went_out(order, i) ? HMM_PAGE_DEVICE : was;
+	case HMM_TRANSIT_STORE:
+	case HMM_TRANSIT_FETCH:
+		/* Where its bytes are is noted before the other copy goes. */
+		return was;
 	default:
 		return HMM_PAGE_INVALID;
 	}
+}
+
+/* A far page stays where it is: its number is in the entry. */
+static void set_settled(struct block *block, unsigned int i, enum hmm_page_state state)
+{
+	if (state == HMM_PAGE_DEVICE && page_is_far(block, i))
+		block_set_far(block, i, block_far_number(block, i));
+	else
+		block_set_state(block, i, i + 1, state);
 }
 
 static uint64_t settle_transit(struct block *block)
@@ -387,7 +402,7 @@ static uint64_t settle_transit(struct block *block)
 		if (!(block->record->pending[i / 64] >> (i % 64) & 1))
 			continue;
 		state = settled_state(block, i, has, order);
-		block_set_state(block, i, i + 1, state);
+		set_settled(block, i, state);
 		if (state == HMM_PAGE_INVALID && has && entries[i] & PM_UFFD_WP)
 			pages_set(&protected, i);
 		pages++;
@@ -410,6 +425,7 @@ static void settle_block(struct owner *owner, uint64_t addr, uint64_t *settled)
 	struct block *block = block_get(owner, addr);
 	struct mirror *mirror;
 	unsigned int held = 0;
+	struct pages far;
 
 	if (!block) {
 		log_error("owner %u: out of memory: block %#lx waits", owner->id, addr);
@@ -421,6 +437,7 @@ static void settle_block(struct owner *owner, uint64_t addr, uint64_t *settled)
 		atomic_fetch_add(&mirror->device_pages, block_count(block, HMM_PAGE_DEVICE) +
 				 block_count(block, HMM_PAGE_COHERENT));
 		atomic_fetch_add(&mirror->shared_pages, block_count(block, HMM_PAGE_SHARED));
+		mirror->far_pages += block_far_pages(block, &far);
 	}
 	if (owner->next_epoch < block->record->epoch)
 		owner->next_epoch = block->record->epoch;
@@ -434,7 +451,7 @@ static void settle_block(struct owner *owner, uint64_t addr, uint64_t *settled)
 		*settled += settle_transit(block);
 	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++) {
 		/* The table follows the ledger, whatever was between them. */
-		block_set_state(block, i, i + 1, page_state(block, i));
+		set_settled(block, i, page_state(block, i));
 		if (block->record->page[i] & HMM_PAGE_COMPLETE)
 			held++;
 		else
@@ -449,6 +466,9 @@ static void settle_block(struct owner *owner, uint64_t addr, uint64_t *settled)
 	if (mirror) {
 		unsigned int pages = pool_is_huge(mirror->device->pool->kind) ? HMM_BLOCK_PAGES : held;
 
+		/* What only the driver reaches takes no room in the pool. */
+		if (!held && device_is_far(mirror->device))
+			pages = 0;
 		if (pages && block_charge(block, mirror->device, pages))
 			log_warn("owner %u: device %s holds more than its size after the restart",
 				 owner->id, mirror->device->name);
@@ -526,8 +546,7 @@ static void settle(struct owner *owner)
 	journal_replay(owner);
 }
 
-/* In doubt it lives. */
-static bool is_alive(pid_t pid)
+bool process_is_alive(pid_t pid)
 {
 	char path[32], line[128], state = 'R';
 	unsigned int threads = 2;
@@ -567,7 +586,7 @@ static bool drivers_are_awaited(struct owner *owner, int64_t now)
 			continue;
 		driver = owner->journal->mirror[i].driver;
 		/* 0: it lives where hmmd can't see pids. */
-		if (driver && !is_alive(driver)) {
+		if (driver && !process_is_alive(driver)) {
 			stop_waiting(mirror);
 		} else if (now >= owner->windows_deadline) {
 			log_warn("owner %u: the driver with pid %d did not come back to its windows or callbacks: it is not waited for any longer",

@@ -24,6 +24,9 @@ static int device_make(struct engine *engine, struct letter *letter)
 
 	if (kind == HMM_POOL_KIND_CONFIGURED)
 		kind = engine->options.pool_kind;
+	if (kind == HMM_POOL_KIND_HUGETLB && message->caps & HMM_DEVICE_CAPS_COPY_ENGINE)
+		return letter_fail(letter, -EOPNOTSUPP,
+				   "a copy engine's pages pass one by one: not through a hugetlb pool; use memfd-huge");
 	if (kind == HMM_POOL_KIND_HUGETLB && message->size && !engine->facts.hugetlb)
 		return letter_fail(letter, -ENOSPC,
 				   "no huge pages are reserved: write their number into /proc/sys/vm/nr_hugepages, or use pool memfd-huge");
@@ -37,6 +40,7 @@ static int device_make(struct engine *engine, struct letter *letter)
 				   message->size, message->name, devices->capacity, devices->promised);
 	if (r)
 		return letter_fail(letter, r, "no device: %s", strerror(-r));
+	device->uid = letter->uid;
 	reply = letter_reply(letter, HMM_OP_DEVICE_NEW_REPLY, sizeof(*reply));
 	if (!reply) {
 		device_let_go(devices, letter->peer, device->id);
@@ -65,6 +69,75 @@ static int device_look(struct engine *engine, struct letter *letter)
 	return 0;
 }
 
+/* Of a device that this user made, or (after a restart, when nobody knows) of any. */
+static struct device *own_device(struct engine *engine, struct letter *letter, uint32_t id)
+{
+	struct device *device = device_by_id(&engine->devices, id);
+
+	if (!device)
+		letter_fail(letter, -ENODEV, "no device %u", id);
+	else if (device->uid != (uid_t)-1 && device->uid != letter->uid && letter->uid)
+		letter_fail(letter, -EPERM, "%s is another user's device", device->name);
+	return letter->error ? NULL : device;
+}
+
+static int memory_add(struct engine *engine, struct letter *letter)
+{
+	const struct hmm_msg_devmem_add *message = (const void *)letter->message;
+	struct devices *devices = &engine->devices;
+	struct device *device = own_device(engine, letter, message->device);
+	struct hmm_msg_devmem_add_reply *reply;
+	int r = 0;
+
+	if (!device)
+		return letter->error;
+	if (device_is_far(device) != (message->pages != 0) || (message->pages && !message->token))
+		return letter_fail(letter, -EINVAL, "%s was made %s a copy engine", device->name,
+				   device_is_far(device) ? "with" : "without");
+	if (message->pages >= HMM_FAR_NONE)
+		return letter_fail(letter, -ENOSPC, "%lu pages: fewer than %u can be numbered", message->pages,
+				   HMM_FAR_NONE);
+	reply = letter_reply(letter, HMM_OP_DEVMEM_ADD_REPLY, sizeof(*reply));
+	if (!reply)
+		return letter_fail(letter, -ENOMEM, "out of memory for the answer");
+	/* Said again after a restart it changes nothing. */
+	if (message->pool > device->size)
+		r = device_resize(devices, message->device, message->pool);
+	if (r)
+		return letter_fail(letter, r, "%lu bytes for device %s: the pool has %lu, of which %lu are promised; see pool-size",
+				   message->pool, device->name, devices->capacity, devices->promised);
+	if (message->pages)
+		r = device_add_far(devices, message->device, message->pages, message->token, letter->pid,
+				   process_is_alive);
+	if (r)
+		return letter_fail(letter, r, "%s has its memory from a driver that lives, pid %d", device->name,
+				   atomic_load(&device->driver));
+	reply->pool = device->size;
+	return 0;
+}
+
+static int memory_remove(struct engine *engine, struct letter *letter)
+{
+	const struct hmm_msg_devmem_remove *message = (const void *)letter->message;
+	struct device *device = own_device(engine, letter, message->device);
+	int r;
+
+	if (!device)
+		return letter->error;
+	if (device_is_far(device) && atomic_load(&device->driver) != letter->pid)
+		return letter_fail(letter, -EPERM, "%s has its memory from another driver", device->name);
+	r = message->pool < device->size ? device_resize(&engine->devices, message->device, message->pool) : 0;
+	if (r)
+		return letter_fail(letter, r, "%lu bytes of %s are in use", atomic_load(&device->used), device->name);
+	if (device_is_far(device)) {
+		atomic_store(&device->far_pages, 0);
+		atomic_store(&device->token, 0);
+	}
+	if (!letter_reply(letter, HMM_OP_DEVMEM_REMOVE_REPLY, sizeof(struct hmm_msg_devmem_remove_reply)))
+		return letter_fail(letter, -ENOMEM, "out of memory for the answer");
+	return 0;
+}
+
 void engine_device_request(struct engine *engine, struct letter *letter)
 {
 	const struct hmm_msg_device_put *put = (const void *)letter->message;
@@ -75,6 +148,12 @@ void engine_device_request(struct engine *engine, struct letter *letter)
 		break;
 	case HMM_OP_DEVICE_OPEN:
 		device_look(engine, letter);
+		break;
+	case HMM_OP_DEVMEM_ADD:
+		memory_add(engine, letter);
+		break;
+	case HMM_OP_DEVMEM_REMOVE:
+		memory_remove(engine, letter);
 		break;
 	default:
 		/* Of a device that this peer did not make it is nothing but good manners. */

@@ -2,8 +2,8 @@
 /*
  * remap.c - mremap moved memory whose pages are on the device. A shadow's
  * offset is the address, so the bytes are copied to the shadow of the new
- * address; the pages stay D. Nothing is asked of the owner's map, which may be
- * changing again already.
+ * address; the pages stay D. Of one that is far only the number moves. Nothing is
+ * asked of the owner's map, which may be changing again already.
  *
  * If the block at the new address is still in transit on behalf of what was
  * mapped there before, the page waits, parked in front of any fault on it.
@@ -26,6 +26,7 @@ struct graft {
 	struct owner *owner;
 	uint64_t addr;
 	unsigned int mirror;
+	uint32_t number;		/* of the driver's memory: it is far; or HMM_FAR_NONE */
 	char bytes[HMM_PAGE_SIZE];
 };
 
@@ -67,7 +68,31 @@ static int install(struct owner *owner, uint64_t addr, unsigned int mirror_index
 	return 0;
 }
 
-static void graft(struct owner *owner, uint64_t addr, unsigned int mirror, const void *bytes)
+/* A block has one holder: among another device's pages this one can't be known. */
+static void install_far(struct owner *owner, uint64_t addr, unsigned int mirror_index, uint32_t number)
+{
+	struct mirror *mirror = owner->mirror[mirror_index];
+	struct block *block = block_get(owner, addr);
+	unsigned int i = page_index(addr);
+
+	if (!block)
+		return;
+	block_note_armed(block, i, i + 1);
+	if (block->record->mirror == HMM_NO_MIRROR)
+		block->record->mirror = (uint16_t)mirror_index;
+	if (mirror && block->record->mirror == mirror_index) {
+		block_set_far(block, i, number);
+		block->touched = true;
+		return;
+	}
+	log_error("owner %u: page %#lx lost in mremap: it is in memory that only a driver reaches, and its new block is another device's",
+		  owner->id, addr);
+	if (mirror)
+		far_release(mirror, number);
+	far_lose(block, i);
+}
+
+static void graft(struct owner *owner, uint64_t addr, unsigned int mirror, uint32_t number, const void *bytes)
 {
 	struct block *block = block_get(owner, addr);
 	struct graft *waiting;
@@ -76,6 +101,10 @@ static void graft(struct owner *owner, uint64_t addr, unsigned int mirror, const
 	/* Only a page that the transit is about has to wait for it. */
 	if (block && (block_at_rest(block) || !(block->record->pending[page_index(addr) / 64] >>
 						(page_index(addr) % 64) & 1))) {
+		if (number != HMM_FAR_NONE) {
+			install_far(owner, addr, mirror, number);
+			return;
+		}
 		r = install(owner, addr, mirror, bytes);
 		if (r)
 			log_error("owner %u: page %#lx lost in mremap: %s", owner->id, addr, strerror(-r));
@@ -90,7 +119,9 @@ static void graft(struct owner *owner, uint64_t addr, unsigned int mirror, const
 	waiting->owner = owner;
 	waiting->addr = addr;
 	waiting->mirror = mirror;
-	memcpy(waiting->bytes, bytes, HMM_PAGE_SIZE);
+	waiting->number = number;
+	if (number == HMM_FAR_NONE)
+		memcpy(waiting->bytes, bytes, HMM_PAGE_SIZE);
 	block_park(block, &waiting->task);
 }
 
@@ -99,7 +130,7 @@ static void graft_run(struct task *task)
 	struct graft *waiting = (struct graft *)task;
 
 	if (!waiting->owner->gone)
-		graft(waiting->owner, waiting->addr, waiting->mirror, waiting->bytes);
+		graft(waiting->owner, waiting->addr, waiting->mirror, waiting->number, waiting->bytes);
 	free(waiting);
 }
 
@@ -114,6 +145,15 @@ static bool in_drop(const struct block *block, unsigned int i)
 				    slot_addr(block->owner, block->order->slot) + (uint64_t)i * HMM_PAGE_SIZE,
 				    1, &entry) == 0 &&
 	       entry & (PM_PRESENT | PM_SWAP);
+}
+
+/* Before the move, whether or not its drivers have answered. */
+static bool is_discarded(const struct block *block, unsigned int i)
+{
+	if (block_at_rest(block))
+		return false;
+	return pages_test(&block->dead, i) ||
+	       (block->record->transit == HMM_TRANSIT_UNSHARING && block->record->pending[i / 64] >> (i % 64) & 1);
 }
 
 static void move_block(struct block *block, void *data)
@@ -136,9 +176,14 @@ static void move_block(struct block *block, void *data)
 		}
 		if (state == HMM_PAGE_COHERENT && block_at_rest(block))
 			continue;
+		if (page_is_far(block, i) && !is_discarded(block, i)) {
+			graft(owner, to, mirror, block_far_number(block, i), NULL);
+			block_forget_far(block, i);
+			continue;
+		}
 		bytes = page_bytes(block, i, move->bounce);
 		if (bytes)
-			graft(owner, to, mirror, bytes);
+			graft(owner, to, mirror, HMM_FAR_NONE, bytes);
 	}
 }
 

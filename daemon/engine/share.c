@@ -292,6 +292,9 @@ static int share_begin(struct owner *owner, struct letter *letter)
 
 	if (!mirror || mirror->leaving || owner->closing)
 		return letter_fail(letter, -ENOENT, "no mirror %u", message->mirror);
+	if (device_is_far(mirror->device))
+		return letter_fail(letter, -EOPNOTSUPP,
+				   "%s has memory that only its driver reaches: no CPU can share it", mirror->device->name);
 	share = calloc(1, sizeof(*share));
 	migration = share ? migration_new(owner, message->addr, message->addr + message->length, true) : NULL;
 	if (!migration) {

@@ -76,6 +76,20 @@ const struct transit_rule transit_rules[HMM_TRANSIT_MAX] = {
 		.from = D | C,
 		.to = D | C | I,
 	},
+	[HMM_TRANSIT_STORE] = {
+		.name = "store",
+		.owner_has = "cannot be: D",
+		.owner_has_not = "far if it was noted, else still in the shadow: D",
+		.from = D,
+		.to = D | I,
+	},
+	[HMM_TRANSIT_FETCH] = {
+		.name = "fetch",
+		.owner_has = "cannot be: D",
+		.owner_has_not = "far still: D, redo",
+		.from = D,
+		.to = D | I | E,
+	},
 };
 
 const char *transit_name(uint32_t transit)
@@ -225,5 +239,13 @@ void transit_withdraw(struct block *block, const struct pages *pages)
 	assert(block_at_rest(block));
 	sequence_bump(block, true);
 	block_hide(block, pages);
+	sequence_bump(block, false);
+}
+
+void transit_note(struct block *block)
+{
+	if (!block_at_rest(block))
+		return;		/* odd as it is */
+	sequence_bump(block, true);
 	sequence_bump(block, false);
 }

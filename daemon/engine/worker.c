@@ -9,6 +9,7 @@
 #include "engine/worker.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -210,10 +211,9 @@ static void request(struct worker *worker, struct letter *letter)
 	worker_reply(worker, letter);
 }
 
-static void inbox_ready(struct source *source)
+static void take_letters(struct worker *worker, struct letter *letter)
 {
-	struct worker *worker = (struct worker *)((char *)source - offsetof(struct worker, inbox_source));
-	struct letter *letter = mailbox_take(&worker->inbox), *next;
+	struct letter *next;
 	struct owner *owner;
 
 	for (; letter; letter = next) {
@@ -243,6 +243,59 @@ static void inbox_ready(struct source *source)
 		owner_run(owner);
 }
 
+/* What came while the worker had ears for one driver only, in its order. */
+static void take_held(struct worker *worker)
+{
+	struct letter *held = worker->held;
+
+	worker->held = NULL;
+	if (held)
+		take_letters(worker, held);
+}
+
+static void inbox_ready(struct source *source)
+{
+	struct worker *worker = (struct worker *)((char *)source - offsetof(struct worker, inbox_source));
+	struct letter *letters = mailbox_take(&worker->inbox);
+
+	take_held(worker);
+	take_letters(worker, letters);
+}
+
+static bool is_answer(const struct letter *letter, const struct owner *owner)
+{
+	return letter->kind == LETTER_REQUEST && letter->owner == owner->id &&
+	       (letter->message->opcode == HMM_OP_ACK || letter->message->opcode == HMM_OP_DEVMEM_FETCHED);
+}
+
+bool worker_hear_drivers(struct owner *owner)
+{
+	struct worker *worker = owner->worker;
+	struct pollfd inbox = { .fd = worker->inbox.eventfd, .events = POLLIN };
+	struct letter *letter, *next, **tail = &worker->held;
+	bool all_live = true;
+
+	while (*tail)
+		tail = &(*tail)->next;
+	letter = poll(&inbox, 1, 1) > 0 ? mailbox_take(&worker->inbox) : NULL;
+	worker->now = clock_now();
+	for (; letter; letter = next) {
+		next = letter->next;
+		letter->next = NULL;
+		if (is_answer(letter, owner)) {
+			owner_request(owner, letter);
+			continue;
+		}
+		all_live &= letter->kind != LETTER_PEER_GONE;
+		*tail = letter;
+		tail = &letter->next;
+	}
+	/* A bell, too, may have been heard in passing. */
+	if (worker->held || atomic_load(&worker->rung))
+		worker_alarm(worker, worker->now);
+	return all_live;
+}
+
 /* ---- the thread -------------------------------------------------------------------------- */
 
 static void tick(struct worker *worker)
@@ -250,6 +303,8 @@ static void tick(struct worker *worker)
 	struct owner *owner, *next;
 
 	worker->alarm = INT64_MAX;
+	take_held(worker);
+	evict_look(worker);
 	for (owner = TAILQ_FIRST(&worker->owners); owner; owner = next) {
 		next = TAILQ_NEXT(owner, link);
 		owner_tick(owner, worker->now);
@@ -317,6 +372,12 @@ static void worker_deinit(struct worker *worker)
 	while ((owner = TAILQ_FIRST(&worker->owners))) {
 		owner->abandoned = true;
 		owner_free(owner);
+	}
+	while (worker->held) {
+		struct letter *letter = worker->held;
+
+		worker->held = letter->next;
+		letter_free(letter);
 	}
 	reactor_free(worker->reactor);
 	mailbox_deinit(&worker->inbox);

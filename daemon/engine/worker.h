@@ -15,6 +15,7 @@ struct worker {
 	struct reactor *reactor;
 	struct mailbox inbox;
 	struct source inbox_source;
+	struct letter *held;	/* to be taken before what is in the inbox */
 	TAILQ_HEAD(, owner) owners;
 	int64_t now;		/* CLOCK_MONOTONIC, ns, read once per turn */
 	int64_t alarm;		/* when to wake up at the latest; INT64_MAX: never */
@@ -48,6 +49,11 @@ struct engine {
 	uint64_t drain_pages;
 };
 
+/*
+ * For who must not let anything else go on (fork.c): for 1 ms at most only what drivers answer about
+ * this owner is heard; the rest is held. False: somebody's connection has ended.
+ */
+bool worker_hear_drivers(struct owner *owner);
 /* The worker wants to be awake at @when. */
 static inline void worker_alarm(struct worker *worker, int64_t when)
 {

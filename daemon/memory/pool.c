@@ -119,9 +119,77 @@ int device_new(struct devices *devices, const char *name, enum hmm_pool_kind kin
 	if (!r) {
 		(*result)->caps = caps;
 		(*result)->creator = creator;
+		(*result)->uid = (uid_t)-1;
 	}
 	pthread_mutex_unlock(&devices->lock);
 	return r;
+}
+
+static int resize_locked(struct devices *devices, struct device *device, uint64_t size)
+{
+	uint64_t unit = pool_is_huge(device->pool->kind) ? HMM_BLOCK_SIZE : HMM_PAGE_SIZE;
+	uint64_t before = device->size;
+
+	if (size > devices->capacity)
+		return -ENOSPC;
+	size = (size + unit - 1) / unit * unit;
+	if (size > before && size - before > devices->capacity - devices->promised)
+		return -ENOSPC;
+	/* Shrunk before it is looked at: whoever charges meanwhile finds no room or is seen. */
+	atomic_store(&device->size, size);
+	if (atomic_load(&device->used) > size) {
+		atomic_store(&device->size, before);
+		return -EBUSY;
+	}
+	devices->promised += size - before;
+	device->pool->promised += size - before;
+	return 0;
+}
+
+int device_resize(struct devices *devices, uint32_t id, uint64_t size)
+{
+	struct device *device;
+	int r;
+
+	pthread_mutex_lock(&devices->lock);
+	device = find_id(devices, id);
+	r = device ? resize_locked(devices, device, size) : -ENODEV;
+	pthread_mutex_unlock(&devices->lock);
+	return r;
+}
+
+int device_add_far(struct devices *devices, uint32_t id, uint64_t pages, uint32_t token, pid_t driver,
+		   bool (*alive)(pid_t driver))
+{
+	struct device *device;
+	int r = 0;
+
+	pthread_mutex_lock(&devices->lock);
+	device = find_id(devices, id);
+	if (!device)
+		r = -ENODEV;
+	else if (device->token && device->token != token && device->driver && alive(device->driver))
+		r = -EBUSY;
+	if (!r) {
+		device->token = token;
+		device->driver = driver;
+		device->far_pages = pages;
+	}
+	pthread_mutex_unlock(&devices->lock);
+	return r;
+}
+
+void device_expect(struct devices *devices, uint32_t id, uint32_t token, pid_t driver)
+{
+	struct device *device;
+
+	pthread_mutex_lock(&devices->lock);
+	device = find_id(devices, id);
+	if (device && !device->token) {
+		device->token = token;
+		device->driver = token ? driver : 0;
+	}
+	pthread_mutex_unlock(&devices->lock);
 }
 
 struct device *device_by_name(struct devices *devices, const char *name)
@@ -196,7 +264,9 @@ int device_charge(struct device *device, uint64_t bytes)
 	uint64_t used = atomic_load(&device->used), now, peak;
 
 	do {
-		if (bytes > device->size - used)
+		uint64_t size = atomic_load(&device->size);
+
+		if (used > size || bytes > size - used)
 			return -ENOSPC;
 	} while (!atomic_compare_exchange_weak(&device->used, &used, used + bytes));
 

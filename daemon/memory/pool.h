@@ -13,6 +13,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/queue.h>
+#include <sys/types.h>
 
 #include "hmm_protocol.h"
 #include "kernel/kernel.h"
@@ -54,10 +55,15 @@ struct device {
 	uint32_t id;
 	char name[64];
 	uint64_t caps;			/* HMM_DEVICE_CAPS_* */
-	uint64_t size;			/* its share of the pool, bytes; 0: no memory */
+	_Atomic uint64_t size;		/* its share of the pool, bytes; 0: no memory */
+	/* Memory that only its driver reaches. */
+	_Atomic uint64_t far_pages;	/* 0: not said yet, or none */
+	_Atomic uint32_t token;		/* which memory it is: the driver's own number */
+	_Atomic pid_t driver;
 	struct pool *pool;
 	_Atomic uint64_t used;
 	uint64_t creator;		/* peer, 0: gone */
+	uid_t uid;			/* the creator's: only such a peer adds memory or takes it; -1: not known after a restart */
 	uint32_t mirrors;		/* registered on it; under the registry's lock */
 	struct room room;
 };
@@ -80,6 +86,19 @@ void devices_deinit(struct devices *devices);
  */
 int device_new(struct devices *devices, const char *name, enum hmm_pool_kind kind, int node,
 	       uint64_t size, uint64_t caps, uint64_t creator, struct device **result);
+/*
+ * Its share of the pool becomes @size. Return: 0; -ENODEV; -ENOSPC: more than is left; -EBUSY: more
+ * than that is in use.
+ */
+int device_resize(struct devices *devices, uint32_t id, uint64_t size);
+/*
+ * Memory that only its driver reaches: @pages of it, and @token for which memory it is. -EBUSY: a
+ * driver that lives (@alive) has given it another. The rest as device_resize().
+ */
+int device_add_far(struct devices *devices, uint32_t id, uint64_t pages, uint32_t token, pid_t driver,
+		   bool (*alive)(pid_t driver));
+/* After a restart: whose memory it was. */
+void device_expect(struct devices *devices, uint32_t id, uint32_t token, pid_t driver);
 /* By name, by id: a copy of what does not change, or -ENODEV. */
 struct device *device_by_name(struct devices *devices, const char *name);
 struct device *device_by_id(struct devices *devices, uint32_t id);
@@ -92,6 +111,12 @@ void device_let_go(struct devices *devices, uint64_t creator, uint32_t id);
 /* Room for @bytes, or -ENOSPC. Exact: what is charged is what may be allocated. */
 int device_charge(struct device *device, uint64_t bytes);
 void device_uncharge(struct device *device, uint64_t bytes);
+
+/* Its pages only pass through the shadow, to memory that no CPU but the driver's reaches. */
+static inline bool device_is_far(const struct device *device)
+{
+	return device->caps & HMM_DEVICE_CAPS_COPY_ENGINE;
+}
 
 static inline bool pool_is_huge(enum hmm_pool_kind kind)
 {

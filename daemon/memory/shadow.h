@@ -16,6 +16,7 @@ struct shadow {
 	char *map;		/* all of it, in hmmd */
 	enum hmm_pool_kind kind;
 	uint64_t inode;		/* of the memfd: which shadow an order means */
+	uint64_t told;		/* the driver's connection that passes pages through it; 0: none */
 };
 
 /* A mirror's shadows, in order of base. */

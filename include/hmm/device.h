@@ -14,7 +14,7 @@ struct hmm_device;
 #define HMM_DEVICE_FAULTS	(1ULL << 0)	/* the device can retry an access */
 #define HMM_DEVICE_WRITE_PROTECT (1ULL << 1)	/* ... and protect its own pages */
 #define HMM_DEVICE_DMA		(1ULL << 2)
-#define HMM_DEVICE_COPY_ENGINE	(1ULL << 3)
+#define HMM_DEVICE_COPY_ENGINE	(1ULL << 3)	/* only its driver reaches its memory: <hmm/devmem.h> */
 
 enum hmm_pool {
 	HMM_POOL_DEFAULT = 0,	/* what hmmd's configuration says */
@@ -26,7 +26,7 @@ enum hmm_pool {
 struct hmm_device_options {
 	size_t size;		/* sizeof(struct hmm_device_options) */
 	const char *name;	/* 1..63 printable characters, unique in the hmmd */
-	uint64_t memory;	/* bytes of device memory; 0: no pool, state R only */
+	uint64_t memory;	/* bytes of device memory; 0: no pool, state R only. With a copy engine: for bytes that pass */
 	enum hmm_pool pool;
 	int node;		/* NUMA node, -1: any */
 	uint64_t caps;		/* HMM_DEVICE_* */
@@ -37,7 +37,7 @@ struct hmm_device_options {
  * hmm_device_new() - a device of this name. It lives as long as its creator's
  * connection or the last mirror on it, whichever is longer.
  * Return: 0; -EBUSY: the name is taken; -ENOSPC: more than the pool has;
- *	-EINVAL.
+ *	-EINVAL; -EOPNOTSUPP: a copy engine with a hugetlb pool.
  */
 int hmm_device_new(struct hmm *hmm, const struct hmm_device_options *options,
 		   struct hmm_device **result);

@@ -24,7 +24,7 @@ enum hmm_event_kind {
 	HMM_EVENT_INVALIDATE = 5,	/* devices had to let go of the range; reason says why */
 	HMM_EVENT_WINDOW_FAULT = 6,	/* a driver touched what its window does not show (yet) */
 	HMM_EVENT_REVOKED = 7,		/* a window was closed: its driver did not answer in time */
-	HMM_EVENT_POISON = 8,		/* a page of a window was closed: error says why it cannot be had */
+	HMM_EVENT_POISON = 8,		/* a page was closed in a window, or lost by its driver: error says why it cannot be had */
 	HMM_EVENT_PIN_BROKEN = 9,	/* the CPU touched a pinned page, which the pool could not share */
 	HMM_EVENT_LOST = 10,		/* another hmmd goes on: what happened in between is not known */
 };

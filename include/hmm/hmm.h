@@ -115,6 +115,7 @@ void hmm_set_log(hmm_log_fn fn, void *data);
 #endif
 
 #include <hmm/device.h>
+#include <hmm/devmem.h>
 #include <hmm/event.h>
 #include <hmm/dispatch.h>
 #include <hmm/exclusive.h>

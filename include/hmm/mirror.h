@@ -76,7 +76,8 @@ struct hmm_mirror {
 
 /*
  * hmm_mirror_register() - Return: 0; -EINVAL: a NULL mirror, hmm, ops or
- * device; -ENOMEM; -EPERM; -ESTALE: the owner is gone.
+ * device; -ENOMEM; -EPERM; -ESTALE: the owner is gone; -EOPNOTSUPP: the device's memory
+ * is reached by another process's driver only, or by one in the owner itself.
  */
 int hmm_mirror_register(struct hmm_mirror *mirror, struct hmm *hmm);
 

@@ -298,6 +298,38 @@ class Lists(Service):
         client.close()
         harness.wait_until(lambda: tool.status()["devices"] == 0, what="that the device goes with its maker")
 
+    def test_memory_of_a_device(self):
+        self.start_daemon("--pool-size", "256M")
+        client = self.connect(role=wire.DRIVER)
+
+        def new(name, caps):
+            body = struct.pack("<IiQQ", 1, -1, 4 << 20, caps) + wire.text(name, 64)
+            return client.ask(wire.DEVICE_NEW, body).unpack("IIQ")[0]
+
+        def add(device, token, pool, pages):
+            return client.ask(wire.DEVMEM_ADD, struct.pack("<IIQQ", device, token, pool, pages))
+
+        plain, engine = new("plain", 0), new("engine", 8)
+        self.expect_error(add(999, 0, 1 << 20, 0), errno.ENODEV)
+        self.expect_error(add(plain, 7, 1 << 20, 100), errno.EINVAL, "without a copy engine")
+        self.expect_error(add(engine, 0, 1 << 20, 0), errno.EINVAL, "with a copy engine")
+        self.expect_error(add(engine, 0, 1 << 20, 100), errno.EINVAL)
+        self.expect_error(add(engine, 7, 1 << 20, 0xffffffff), errno.ENOSPC)
+        self.expect_error(add(plain, 0, 1 << 40, 0), errno.ENOSPC)
+        self.assertEqual(add(plain, 0, 8 << 20, 0).unpack("Q"), (8 << 20,))
+        # Said again after a restart: the same, and never less.
+        self.assertEqual(add(plain, 0, 8 << 20, 0).unpack("Q"), (8 << 20,))
+        self.assertEqual(add(plain, 0, 1 << 20, 0).unpack("Q"), (8 << 20,))
+        self.assertEqual(add(engine, 7, 4 << 20, 100).unpack("Q"), (4 << 20,))
+        self.assertFalse(add(engine, 7, 4 << 20, 100).is_error)
+        self.expect_error(add(engine, 8, 4 << 20, 100), errno.EBUSY, "lives")
+        self.expect_error(client.ask(wire.DEVMEM_REMOVE, struct.pack("<IIQ", 999, 0, 0)), errno.ENODEV)
+        self.assertFalse(client.ask(wire.DEVMEM_REMOVE, struct.pack("<IIQ", engine, 0, 4 << 20)).is_error)
+        self.assertFalse(add(engine, 8, 4 << 20, 100).is_error)
+        self.assertFalse(client.ask(wire.DEVMEM_REMOVE, struct.pack("<IIQ", plain, 0, 0)).is_error)
+        for opcode in (wire.DEVMEM_READY, wire.DEVMEM_STORED, wire.DEVMEM_FETCHED):
+            self.expect_error(client.ask(opcode, struct.pack("<IIQ", 1 << 8, 0, 0)), errno.EPERM)
+
     def test_doctor(self):
         """Findings are of this machine: what is told must be true here, with a fix."""
         self.start_daemon("--no-io-uring", "--no-move")

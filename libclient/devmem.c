@@ -1,0 +1,432 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * devmem.c - memory that the program adds to a device, and takes away again.
+ *
+ * The happy path: hmm_devmem_add() makes a table of pages (for memory that only the
+ * driver reaches) and tells hmmd; mirrors of that device have the memory from then on.
+ * After a restart it is said again, under the same token. hmm_devmem_remove() has hmmd bring
+ * everything home first, mirror by mirror, and waits for those who use pages.
+ *
+ * The list of memories is the process's: mirrors may be on other handles. What hmmd
+ * asks of a driver is in far.c.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+
+#include "arena.h"
+#include "devmem.h"
+#include "dispatch.h"
+#include "mapping.h"
+
+#define STAGING_MAX	(64UL << 20)	/* of the pool, for pages on their way */
+#define DRAIN_PAUSE_NS	5000000L
+
+static struct {
+	struct futex_lock lock;
+	struct hmm_devmem_private *list;
+} memories LIBRARY_DATA = { .lock = { 0 } };
+
+_Static_assert(HMM_DEVICE_PFN == HMM_TABLE_DEVICE_PFN, "the table says the same");
+
+struct hmm_devmem_private *hmmc_devmem_find(const char *device)
+{
+	struct hmm_devmem_private *devmem;
+
+	futex_lock(&memories.lock);
+	for (devmem = memories.list; devmem; devmem = devmem->next)
+		if (strcmp(devmem->name, device) == 0)
+			break;
+	futex_unlock(&memories.lock);
+	return devmem;
+}
+
+void hmmc_devmem_forget(void)
+{
+	memset(&memories, 0, sizeof(memories));
+}
+
+/* ---- mirrors --------------------------------------------------------------------------- */
+
+static void join(struct hmm_mirror_private *mirror, struct hmm_devmem_private *devmem)
+{
+	futex_lock(&memories.lock);
+	mirror->devmem = devmem;
+	mirror->devmem_next = devmem->mirrors;
+	devmem->mirrors = mirror;
+	futex_unlock(&memories.lock);
+}
+
+int hmmc_devmem_join(struct hmm_mirror_private *mirror)
+{
+	struct hmm_devmem_private *devmem = hmmc_devmem_find(mirror->device->name);
+	struct hmm *hmm = mirror->hmm;
+
+	if (!devmem)
+		return 0;
+	if (devmem->token && !hmm->staging) {
+		struct regions *staging = hmmc_arena_alloc(sizeof(*staging));
+
+		if (!staging)
+			return -ENOMEM;
+		__atomic_store_n(&hmm->staging, staging, __ATOMIC_RELEASE);
+	}
+	join(mirror, devmem);
+	return 0;
+}
+
+static int drop_staging(void *argument)
+{
+	struct hmm_mirror_private *mirror = argument;
+
+	hmmc_region_drop(mirror->hmm->staging, mirror->id & 0xff);
+	return 0;
+}
+
+void hmmc_devmem_leave(struct hmm_mirror_private *mirror)
+{
+	struct hmm_mirror_private **at;
+
+	if (!mirror->devmem)
+		return;
+	hmmc_devmem_release(mirror);
+	if (mirror->hmm->staging)
+		hmmc_clerk_call(drop_staging, mirror);
+	futex_lock(&memories.lock);
+	for (at = &mirror->devmem->mirrors; *at && *at != mirror; at = &(*at)->devmem_next)
+		;
+	if (*at)
+		*at = mirror->devmem_next;
+	futex_unlock(&memories.lock);
+	mirror->devmem = NULL;
+}
+
+/* ---- adding and removing ------------------------------------------------------------------ */
+
+static void fill_add(struct hmm_msg_devmem_add *message, const struct hmm_devmem_private *devmem, uint32_t device)
+{
+	message->device = device;
+	message->token = devmem->token;
+	message->pool = devmem->pool;
+	message->pages = devmem->token ? devmem->count : 0;
+}
+
+int hmmc_devmem_restore(struct hmm *hmm, const struct hmm_device *device)
+{
+	struct hmm_devmem_private *devmem = hmmc_devmem_find(device->name);
+	struct hmm_msg_devmem_add message;
+
+	if (!devmem)
+		return 0;
+	HMM_MSG_INIT(message, HMM_OP_DEVMEM_ADD, 0);
+	fill_add(&message, devmem, device->id);
+	return hmmc_connection_exchange(hmm->connection, &message, NULL, 0);
+}
+
+static int prepare_add(struct request *request)
+{
+	const struct hmm_devmem_private *devmem = request->data;
+
+	((struct hmm_msg_devmem_add *)request->message)->device = devmem->devmem.device->id;
+	return 0;
+}
+
+static int tell_added(struct hmm_devmem_private *devmem)
+{
+	struct hmm_device *device = devmem->devmem.device;
+	struct request *request;
+	int error;
+
+	request = hmmc_request_new(device->hmm->connection, HMM_OP_DEVMEM_ADD, sizeof(struct hmm_msg_devmem_add));
+	if (!request)
+		return hmmc_fail(-ENOMEM, "the library's memory is used up");
+	fill_add((struct hmm_msg_devmem_add *)request->message, devmem, device->id);
+	request->data = devmem;
+	request->prepare = prepare_add;
+	error = hmmc_request_call(request);
+	hmmc_request_free(request);
+	return error;
+}
+
+/* Shared memory, which never migrates: callbacks look at it while they serve faults. */
+static int make_table(struct hmm_devmem_private *devmem)
+{
+	size_t pages = devmem->count * sizeof(struct hmm_page), free = devmem->count * sizeof(uint32_t);
+	char *table;
+
+	devmem->table_size = pages + (devmem->memory ? free : 0);
+	table = hmmc_map(NULL, devmem->table_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (!table)
+		return hmmc_fail(-ENOMEM, "no memory to keep count of %llu pages",
+				 (unsigned long long)devmem->count);
+	madvise(table, devmem->table_size, MADV_DONTFORK);
+	madvise(table, devmem->table_size, MADV_DONTDUMP);
+	devmem->table = table;
+	devmem->devmem.pages = (struct hmm_page *)(void *)table;
+	for (uint64_t i = 0; i < devmem->count; i++)
+		devmem->devmem.pages[i].devmem = &devmem->devmem;
+	if (!devmem->memory)
+		return 0;
+	devmem->free = (uint32_t *)(void *)(table + pages);
+	/* The lowest are on top. */
+	for (uint64_t i = devmem->count; i; i--)
+		devmem->free[devmem->free_count++] = (uint32_t)(i - 1);
+	return 0;
+}
+
+static void destroy(struct hmm_devmem_private *devmem)
+{
+	if (devmem->table)
+		munmap(devmem->table, devmem->table_size);
+	hmmc_resource_unmap(devmem);
+	hmmc_arena_free(devmem, sizeof(*devmem));
+}
+
+/* One memory per device and process. */
+static int enlist(struct hmm_devmem_private *devmem)
+{
+	struct hmm_devmem_private *other;
+
+	futex_lock(&memories.lock);
+	for (other = memories.list; other && strcmp(other->name, devmem->name); other = other->next)
+		;
+	if (!other) {
+		devmem->next = memories.list;
+		memories.list = devmem;
+	}
+	futex_unlock(&memories.lock);
+	return other ? hmmc_fail(-EBUSY, "device %s has memory already", devmem->name) : 0;
+}
+
+static void delist(struct hmm_devmem_private *devmem)
+{
+	struct hmm_devmem_private **at;
+
+	futex_lock(&memories.lock);
+	for (at = &memories.list; *at && *at != devmem; at = &(*at)->next)
+		;
+	if (*at)
+		*at = devmem->next;
+	futex_unlock(&memories.lock);
+}
+
+static uint32_t new_token(void)
+{
+	uint32_t token = 0;
+
+	while (!token)
+		if (getrandom(&token, sizeof(token), 0) != (ssize_t)sizeof(token))
+			token = (uint32_t)clock_ms() | 1;
+	return token;
+}
+
+static struct hmm_devmem_private *devmem_new(const struct hmm_devmem_ops *ops, struct hmm_device *device)
+{
+	struct hmm_devmem_private *devmem = hmmc_arena_alloc(sizeof(*devmem));
+
+	if (!devmem) {
+		hmmc_fail(-ENOMEM, "the library's memory is used up");
+		return NULL;
+	}
+	snprintf(devmem->name, sizeof(devmem->name), "%s", device->name);
+	devmem->devmem.ops = ops;
+	devmem->devmem.device = device;
+	devmem->devmem.priv = devmem;
+	devmem->devmem.pfn_first = HMM_DEVICE_PFN;
+	return devmem;
+}
+
+/* With its size known and its resource mapped. Consumes @devmem when it fails. */
+static int add(struct hmm_devmem_private *devmem, uint64_t size, struct hmm_devmem **result)
+{
+	struct hmm_device *device = devmem->devmem.device;
+	int error = 0;
+
+	devmem->count = size >> HMM_PAGE_SHIFT;
+	devmem->devmem.pfn_last = 2 * HMM_DEVICE_PFN - 1;
+	devmem->base = device->memory;
+	devmem->pool = devmem->base + size;
+	if (device->caps & HMM_DEVICE_COPY_ENGINE) {
+		devmem->token = new_token();
+		devmem->devmem.pfn_last = HMM_DEVICE_PFN + devmem->count - 1;
+		devmem->pool = size < STAGING_MAX ? size : STAGING_MAX;
+		if (devmem->pool < devmem->base)
+			devmem->pool = devmem->base;
+		if (devmem->count >= HMM_FAR_NONE)
+			error = hmmc_fail(-ENOSPC, "fewer than %u pages can be numbered", HMM_FAR_NONE);
+		if (!error)
+			error = make_table(devmem);
+	}
+	if (!error)
+		error = enlist(devmem);
+	if (!error) {
+		error = tell_added(devmem);
+		if (error)
+			delist(devmem);
+	}
+	if (error) {
+		destroy(devmem);
+		return error;
+	}
+	/* Of hmmd's pool: mirrors that are there already have it, too. */
+	futex_lock(&device->hmm->lock);
+	for (struct hmm_mirror_private *mirror = device->hmm->mirrors; mirror; mirror = mirror->next)
+		if (strcmp(mirror->device->name, devmem->name) == 0)
+			join(mirror, devmem);
+	futex_unlock(&device->hmm->lock);
+	device->devmem = devmem;
+	device->memory = device->caps & HMM_DEVICE_COPY_ENGINE ? size : devmem->pool;
+	*result = &devmem->devmem;
+	return 0;
+}
+
+static int check_device(const struct hmm_device *device, struct hmm_devmem **result)
+{
+	if (!device || !result)
+		return hmmc_fail(-EINVAL, "device or result is NULL");
+	return hmmc_space_check(device->hmm);
+}
+
+int hmm_devmem_add(const struct hmm_devmem_ops *ops, struct hmm_device *device, unsigned long size,
+		   struct hmm_devmem **result)
+{
+	struct hmm_devmem_private *devmem;
+	int error = check_device(device, result);
+
+	if (error)
+		return error;
+	if (device->caps & HMM_DEVICE_COPY_ENGINE && (!ops || !ops->alloc_and_copy || !ops->fault))
+		return hmmc_fail(-EINVAL, "only the driver reaches a copy engine's memory: ops->alloc_and_copy and ops->fault are needed");
+	if (!(device->caps & HMM_DEVICE_COPY_ENGINE) && ops)
+		return hmmc_fail(-EINVAL, "the device was made without HMM_DEVICE_COPY_ENGINE: its memory is hmmd's, and needs no ops");
+	if (!size || size > HMM_VA_END)
+		return hmmc_fail(-EINVAL, "the size is 0 or above 2^47");
+	devmem = devmem_new(ops, device);
+	return devmem ? add(devmem, (size + HMM_PAGE_SIZE - 1) & ~(HMM_PAGE_SIZE - 1), result) : -ENOMEM;
+}
+
+int hmm_devmem_add_resource(const struct hmm_devmem_ops *ops, struct hmm_device *device,
+			    const struct hmm_resource *given, struct hmm_devmem **result)
+{
+	const unsigned char *bytes = (const unsigned char *)given;
+	struct hmm_resource resource = { 0 };
+	struct hmm_devmem_private *devmem;
+	int error = check_device(device, result);
+
+	if (error)
+		return error;
+	if (!given || given->size < sizeof(given->size))
+		return hmmc_fail(-EINVAL, "resource is NULL, or resource->size is not set");
+	for (size_t i = sizeof(resource); i < given->size; i++)
+		if (bytes[i])
+			return hmmc_fail(-E2BIG, "resource asks for something this library does not know");
+	memcpy(&resource, given, given->size < sizeof(resource) ? given->size : sizeof(resource));
+	if (!(device->caps & HMM_DEVICE_COPY_ENGINE))
+		return hmmc_fail(-EINVAL, "the device was made without HMM_DEVICE_COPY_ENGINE");
+	devmem = devmem_new(ops, device);
+	if (!devmem)
+		return -ENOMEM;
+	error = hmmc_resource_map(devmem, &resource);
+	if (error) {
+		destroy(devmem);
+		return error;
+	}
+	return add(devmem, resource.length, result);
+}
+
+static int tell_removed(struct hmm_devmem_private *devmem)
+{
+	struct hmm_device *device = devmem->devmem.device;
+	struct hmm_msg_devmem_remove *message;
+	struct request *request;
+	int error;
+
+	_Static_assert(offsetof(struct hmm_msg_devmem_remove, device) == offsetof(struct hmm_msg_devmem_add, device),
+		       "prepare_add() is for both");
+	request = hmmc_request_new(device->hmm->connection, HMM_OP_DEVMEM_REMOVE, sizeof(*message));
+	if (!request)
+		return hmmc_fail(-ENOMEM, "the library's memory is used up");
+	message = (struct hmm_msg_devmem_remove *)request->message;
+	message->pool = devmem->base;
+	request->data = devmem;
+	request->prepare = prepare_add;
+	error = hmmc_request_call(request);
+	hmmc_request_free(request);
+	return error;
+}
+
+static void pause_a_little(void)
+{
+	nanosleep(&(struct timespec){ .tv_nsec = DRAIN_PAUSE_NS }, NULL);
+}
+
+/* Pages that somebody has references to. */
+static int await_references(struct hmm_devmem_private *devmem, bool block)
+{
+	uint32_t n;
+
+	while ((n = __atomic_load_n(&devmem->in_use, __ATOMIC_ACQUIRE)) != 0) {
+		if (!block)
+			return hmmc_fail(-EBUSY, "%u pages of %s are in use", n, devmem->name);
+		/* What is at home by now is freed in a moment; the rest by hmm_page_put(). */
+		futex_wait(&devmem->in_use, n, &(struct timespec){ .tv_nsec = DRAIN_PAUSE_NS });
+	}
+	return 0;
+}
+
+/* What came home is punched, and no longer in use, a moment later. */
+static int give_back(struct hmm_devmem_private *devmem)
+{
+	uint64_t end = clock_ms() + devmem->devmem.device->hmm->connection->grace_ms;
+	int error;
+
+	while ((error = tell_removed(devmem)) == -EBUSY && clock_ms() < end)
+		pause_a_little();
+	return error == -ESTALE ? 0 : error;
+}
+
+int hmm_devmem_remove(struct hmm_devmem *public, bool block)
+{
+	struct hmm_devmem_private *devmem = public ? public->priv : NULL;
+	struct hmm_mirror_private *mirror;
+	int error;
+
+	if (!devmem)
+		return hmmc_fail(-EINVAL, "devmem is NULL");
+	if (hmmc_space_check(public->device->hmm) == -ESTALE &&
+	    !__atomic_load_n(&public->device->hmm->lost, __ATOMIC_ACQUIRE))
+		return -ESTALE;	/* a fork's child has none of it */
+	if (hmmc_dispatch_is_current())
+		return hmmc_fail(-EDEADLK, "a callback cannot wait for itself; remove it from another thread");
+	__atomic_store_n(&devmem->closing, 1, __ATOMIC_RELEASE);
+	for (mirror = devmem->mirrors; mirror; mirror = mirror->devmem_next)
+		hmm_drain(mirror->mirror);
+	/* hmmd has said which are free before it answered: let that be done. */
+	for (mirror = devmem->mirrors; mirror; mirror = mirror->devmem_next)
+		hmmc_dispatch_finish(mirror);
+	error = await_references(devmem, block);
+	if (!error)
+		error = give_back(devmem);
+	if (error) {
+		__atomic_store_n(&devmem->closing, 0, __ATOMIC_RELEASE);
+		return error;
+	}
+	delist(devmem);
+	futex_lock(&memories.lock);
+	for (mirror = devmem->mirrors; mirror; mirror = mirror->devmem_next)
+		mirror->devmem = NULL;
+	futex_unlock(&memories.lock);
+	devmem->devmem.device->devmem = NULL;
+	devmem->devmem.device->memory = devmem->base;
+	destroy(devmem);
+	return 0;
+}
+
+void *hmm_devmem_page_address(const struct hmm_page *page)
+{
+	const struct hmm_devmem_private *devmem = page ? page->devmem->priv : NULL;
+
+	return devmem && devmem->memory ? devmem->memory + (size_t)(page - devmem->devmem.pages) * HMM_PAGE_SIZE : NULL;
+}

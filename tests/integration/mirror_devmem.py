@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Pages in memory that only the driver reaches, while hmmd goes away and comes back, or does not."""
+
+import time
+
+import harness
+
+PAGES = 700
+
+
+class Devmem(harness.Test):
+    daemon_args = ["--pool", "memfd-huge"]
+
+    def owner(self):
+        owner = self.spawn("mirror-devmem", "told")
+        owner.expect("^ready")
+        return owner
+
+    def ask(self, owner, line, answer, seconds=60):
+        owner.send(line)
+        return owner.expect(answer, seconds)
+
+    def in_use(self, owner):
+        return int(self.ask(owner, "use", r"^use (\d+)$").group(1))
+
+    def wait_in_use(self, owner, count):
+        harness.wait_until(lambda: self.in_use(owner) == count, 15, f"that {count} pages are in use")
+
+    def finish(self, owner):
+        self.ask(owner, "end", "^ended$")
+        owner.finish()
+
+    def test_kill_and_restart(self):
+        """Nothing is lost, and the driver's own data of each page is there still."""
+        self.start_daemon()
+        owner = self.owner()
+        self.ask(owner, f"out {PAGES}", f"^out {PAGES}$")
+        for _ in range(3):
+            self.daemon.restart()
+            self.assertEqual(self.in_use(owner), PAGES)
+            self.ask(owner, "drvdata", "^drvdata$")
+        self.ask(owner, f"check {PAGES}", "^checked$")
+        self.wait_in_use(owner, 0)
+        self.ask(owner, f"out {PAGES}", f"^out {PAGES}$")
+        self.finish(owner)
+
+    def test_fault_waits_for_the_new_one(self):
+        self.start_daemon()
+        owner = self.owner()
+        self.ask(owner, f"out {PAGES}", f"^out {PAGES}$")
+        self.daemon.kill9()
+        owner.send(f"check {PAGES}")
+        time.sleep(0.3)
+        self.daemon.start()
+        owner.expect("^checked$")
+        self.finish(owner)
+
+    def test_unmapped_while_there_is_none(self):
+        """What the driver need not keep any more it is told afterwards."""
+        self.start_daemon()
+        owner = self.owner()
+        self.ask(owner, f"out {PAGES}", f"^out {PAGES}$")
+        self.daemon.kill9()
+        owner.send("unmap 300")
+        time.sleep(0.2)
+        self.daemon.start()
+        owner.expect("^unmapped$")
+        self.wait_in_use(owner, PAGES - 300)
+        self.finish(owner)
+
+    def test_kill_in_a_store(self):
+        """The old one asked, the new one hears the answer: the bytes are in one place, and it knows in which."""
+        self.start_daemon()
+        owner = self.owner()
+        for _ in range(3):
+            self.ask(owner, "hold", "^holding$")
+            self.daemon.restart()
+            self.ask(owner, "let go", "^let go$")
+            self.ask(owner, f"check {PAGES}", "^checked$")
+        self.finish(owner)
+
+    def test_kill_again_and_again(self):
+        self.start_daemon()
+        owner = self.owner()
+        for _ in range(12):
+            owner.send(f"out {PAGES}")
+            time.sleep(self.random.uniform(0, 0.04))
+            self.daemon.restart()
+            owner.expect(r"^out -?\d+$")
+            owner.send(f"check {self.random.randint(1, PAGES)}")
+            time.sleep(self.random.uniform(0, 0.04))
+            self.daemon.restart()
+            owner.expect("^checked$")
+        self.ask(owner, f"check {PAGES}", "^checked$")
+        self.finish(owner)
+
+    def test_kill_under_a_crowd(self):
+        """Threads and a driver at work, and each page has what its thread wrote."""
+        self.start_daemon()
+        crowd = self.spawn("mirror-devmem", "crowd")
+        while crowd.running:
+            time.sleep(self.random.uniform(0.05, 0.3))
+            if crowd.running and self.daemon.starts < 20:
+                self.daemon.restart()
+        crowd.finish()
+
+    def test_sigterm_brings_all_home(self):
+        self.start_daemon()
+        owner = self.owner()
+        self.ask(owner, f"out {PAGES}", f"^out {PAGES}$")
+        self.daemon.stop()
+        self.ask(owner, f"check {PAGES}", "^checked$")
+        self.wait_in_use(owner, 0)
+        self.daemon.start()
+        self.finish(owner)
+
+    def test_nobody_comes(self):
+        """Without any hmmd a driver can't be asked: SIGBUS, and never zeros; the rest is as it was."""
+        self.start_daemon("--grace", "300ms")
+        owner = self.owner()
+        self.ask(owner, "out 100", "^out 100$")
+        self.daemon.kill9()
+        self.ask(owner, "lost 100", "^lost$")
+        self.ask(owner, "rest 100", "^checked$")
+        self.wait_in_use(owner, 0)
+        owner.kill9()
+
+    def test_hmmctl_drain(self):
+        self.start_daemon()
+        owner = self.owner()
+        self.ask(owner, f"out {PAGES}", f"^out {PAGES}$")
+        self.hmmctl("drain", "--pid", str(owner.pid))
+        self.wait_in_use(owner, 0)
+        self.finish(owner)
+
+
+if __name__ == "__main__":
+    harness.main()
