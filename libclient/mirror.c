@@ -384,8 +384,7 @@ static bool is_foreign(const struct hmm_mirror_private *mirror, uint64_t entry)
 	       (entry >> HMM_TABLE_PFN_SHIFT) / HMM_TABLE_DEVICE_PFN != (mirror->id & 0xff) + 1;
 }
 
-/* Of what another mirror holds this one may have a copy: to be read. */
-static bool has_copy(const struct hmm_mirror_private *mirror, unsigned long addr, uint64_t entry)
+bool hmmc_mirror_has_copy(const struct hmm_mirror_private *mirror, unsigned long addr, uint64_t entry)
 {
 	const uint16_t *sharers =
 		(const uint16_t *)((const char *)mirror->hmm->table + HMM_TABLE_SHARERS_OFFSET);
@@ -404,7 +403,7 @@ uint64_t hmm_mirror_lookup(const struct hmm_mirror *mirror, unsigned long addr)
 	    __atomic_load_n(&private->hmm->pulse->dead, __ATOMIC_ACQUIRE))
 		return 0;
 	entry = __atomic_load_n(&private->hmm->table[addr >> HMM_PAGE_SHIFT], __ATOMIC_ACQUIRE);
-	if (is_foreign(private, entry) && !has_copy(private, addr, entry))
+	if (is_foreign(private, entry) && !hmmc_mirror_has_copy(private, addr, entry))
 		return 0;
 	return entry & HMM_TABLE_FLAGS;
 }

@@ -304,17 +304,19 @@ static uint8_t want_of(const struct hmm_range *range, size_t i)
 	       (has(bits, range->flags[HMM_PFN_DEVICE_PRIVATE]) ? HMM_RANGE_WANT_HOME : 0);
 }
 
-static uint8_t entry_of(uint64_t entry)
+/* A copy of this mirror's is its own page. */
+static uint8_t entry_of(const struct hmm_range_private *private, unsigned long addr, uint64_t entry)
 {
+	uint64_t holder = (entry >> HMM_TABLE_PFN_SHIFT) / HMM_TABLE_DEVICE_PFN - 1;
 	uint8_t result = 0;
 
 	if (!(entry & HMM_TABLE_VALID))
 		return 0;
 	result = HMM_RANGE_ENTRY_VALID | (entry & HMM_TABLE_WRITE ? HMM_RANGE_ENTRY_WRITE : 0);
+	if (entry & HMM_TABLE_DEVICE && hmmc_mirror_has_copy(private->mirror, addr, entry))
+		holder = private->mirror->id & 0xff;
 	if (entry & HMM_TABLE_DEVICE)
-		result |= HMM_RANGE_ENTRY_DEVICE |
-			  (uint8_t)(((entry >> HMM_TABLE_PFN_SHIFT) / HMM_TABLE_DEVICE_PFN - 1)
-				    << HOLDER_SHIFT);
+		result |= HMM_RANGE_ENTRY_DEVICE | (uint8_t)(holder << HOLDER_SHIFT);
 	if (entry & HMM_TABLE_COHERENT)
 		result |= HMM_RANGE_ENTRY_COHERENT;
 	return result;
@@ -346,9 +348,10 @@ static uint64_t device_pfn(const struct hmm_range *range, uint64_t addr, uint8_t
 {
 	uint64_t now = __atomic_load_n(&range->priv->hmm->table[addr >> HMM_PAGE_SHIFT], __ATOMIC_ACQUIRE);
 
-	if (now & HMM_TABLE_VALID && now & HMM_TABLE_DEVICE)
+	if (now & HMM_TABLE_VALID && now & HMM_TABLE_DEVICE &&
+	    (now >> HMM_TABLE_PFN_SHIFT) / HMM_TABLE_DEVICE_PFN == (uint64_t)(entry >> HOLDER_SHIFT) + 1)
 		return now >> HMM_TABLE_PFN_SHIFT;
-	/* It has changed: the range is not valid any more. */
+	/* A copy of another's page; or it has changed, and the range is not valid any more. */
 	return (addr >> HMM_PAGE_SHIFT) + ((uint64_t)(entry >> HOLDER_SHIFT) + 1) * HMM_TABLE_DEVICE_PFN;
 }
 
@@ -393,8 +396,9 @@ static bool look_in_table(struct look *look, uint64_t start, uint64_t end)
 	if (range->page_shift != HMM_PAGE_SHIFT || !sum_up(hmm, start, end, &before))
 		return false;
 	for (size_t i = first; start + ((i - first) << HMM_PAGE_SHIFT) < end; i++) {
-		uint8_t entry = entry_of(__atomic_load_n(
-			&hmm->table[(start >> HMM_PAGE_SHIFT) + i - first], __ATOMIC_ACQUIRE));
+		uint64_t page = (start >> HMM_PAGE_SHIFT) + i - first;
+		uint8_t entry = entry_of(range->priv, page << HMM_PAGE_SHIFT,
+					 __atomic_load_n(&hmm->table[page], __ATOMIC_ACQUIRE));
 
 		if (!is_as_wanted(range->priv, entry, look->snapshot ? 0 : want_of(range, i)))
 			return false;

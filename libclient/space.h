@@ -97,7 +97,9 @@ int hmmc_device_restore(struct hmm *hmm);
 void hmmc_device_reference(struct hmm_device *device);
 /* mirror.c: -EINVAL, -ESTALE or 0, with the text. */
 int hmmc_mirror_check(const struct hmm_mirror *mirror);
-/* mirror.c: registers every mirror again, under its old id where @same. */
+/* mirror.c: of a page that another mirror holds (its entry is @entry) this one may have a copy: to be read. */
+bool hmmc_mirror_has_copy(const struct hmm_mirror_private *mirror, unsigned long addr, uint64_t entry);
+/* Registers every mirror again, under its old id where @same. */
 int hmmc_mirror_restore(struct hmm *hmm, bool same);
 
 /* range.c: the mirror goes; what looked through it is invalid for good. */

@@ -384,6 +384,11 @@ bool block_is_remote(const struct block *block, unsigned int i)
 	       table_entries(block)[i] & HMM_TABLE_VALID;
 }
 
+bool block_remote_exceeds(const struct block *block, unsigned int i, bool read, bool write)
+{
+	return block_is_remote(block, i) && (!read || (!write && table_entries(block)[i] & HMM_TABLE_WRITE));
+}
+
 void block_set_remote(struct block *block, unsigned int i, bool write)
 {
 	uint64_t entry = page_addr(block, i) >> HMM_PAGE_SHIFT << HMM_TABLE_PFN_SHIFT | HMM_TABLE_VALID |
@@ -466,6 +471,9 @@ int block_watch(struct owner *owner, uint64_t start, uint64_t end)
 	if (!block)
 		return -ENOMEM;
 	block_note_armed(block, page_index(start), page_index(end - 1) + 1);
+	/* The number 0 says that there is nothing here that an mprotect() would concern. */
+	if (!block_sequence(owner, start))
+		transit_withdraw(block, &(struct pages){ 0 });
 	if (!block->queued)
 		block_settle_later(block);
 	return 0;

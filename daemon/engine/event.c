@@ -98,13 +98,35 @@ static void lose_range(struct owner *owner, uint64_t start, uint64_t end, int re
 	fault_wake(owner, start, end - start);
 }
 
+/* The mapping was, or is being, exchanged by hmm_share(): the program still has the memory. */
+static bool is_shared(const struct block *block)
+{
+	return block->record->transit == HMM_TRANSIT_COHERING ||
+	       (block_at_rest(block) && block_count(block, HMM_PAGE_COHERENT));
+}
+
+static void forget_advice(struct owner *owner, uint64_t start, uint64_t end)
+{
+	struct block *block;
+
+	for (uint64_t at = start; (block = block_next(owner, at, end)); at = block->addr + HMM_BLOCK_SIZE) {
+		if (!is_shared(block))
+			continue;
+		if (start < block->addr)
+			attribute_forget(&owner->attributes, start, block->addr);
+		start = block->addr + HMM_BLOCK_SIZE;
+	}
+	if (start < end)
+		attribute_forget(&owner->attributes, start, end);
+}
+
 static void apply(struct owner *owner, const struct uffd_msg *message)
 {
 	owner_count(owner, COUNTER_EVENTS, 1);
 	switch (message->event) {
 	case UFFD_EVENT_UNMAP:
 		lose_range(owner, message->arg.remove.start, message->arg.remove.end, HMM_REASON_UNMAP);
-		attribute_forget(&owner->attributes, message->arg.remove.start, message->arg.remove.end);
+		forget_advice(owner, message->arg.remove.start, message->arg.remove.end);
 		break;
 	case UFFD_EVENT_REMOVE:
 		lose_range(owner, message->arg.remove.start, message->arg.remove.end,

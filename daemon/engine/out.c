@@ -303,6 +303,13 @@ static int wait_for_room(struct job *job, uint64_t bytes)
 	return -ENOSPC;
 }
 
+/* Without MOVE pins can't be seen: only what the program declared. */
+static bool may_leave(const struct owner *owner, const struct segment *segment)
+{
+	return owner->features & HMM_FEATURE_MOVE ||
+	       attribute_covers(&owner->attributes, segment->start, segment->end, HMM_ATTRIBUTE_UNPINNED);
+}
+
 static int out_begin(struct job *job, struct block *block, const struct segment *segment,
 		     const struct pages *want)
 {
@@ -315,8 +322,7 @@ static int out_begin(struct job *job, struct block *block, const struct segment 
 	struct shadow *shadow;
 	int r, slot;
 
-	if (!move && !attribute_covers(&owner->attributes, segment->start, segment->end,
-				       HMM_ATTRIBUTE_UNPINNED))
+	if (!may_leave(owner, segment))
 		return -ENOTSUP;
 	if (device_is_far(mirror->device) && !mirror->ready)
 		return -EAGAIN;		/* its driver is not there, or not there again */
@@ -418,9 +424,13 @@ static bool out_step(struct job *job, struct block *block)
 	stop = first + (unsigned int)((segment.end - segment.start) >> HMM_PAGE_SHIFT);
 	eligible = segment.result == HMM_PAGE_RESULT_MOVED;
 
-	/* First what is S: it only has to leave the CPU. */
-	if (eligible && owner->features & HMM_FEATURE_MOVE)
+	/* First what is S: it only has to leave the CPU. Without MOVE it is made I, which may go. */
+	if (eligible && may_leave(owner, &segment))
 		want = out_wanted(job, block, first, stop, true);
+	if (!pages_empty(&want) && !(owner->features & HMM_FEATURE_MOVE)) {
+		unshare_begin(block, &want, HMM_REASON_MIGRATE, job);
+		return true;
+	}
 	if (!pages_empty(&want)) {
 		if (drop_begin(job, block, &want) == -EBUSY)
 			TAILQ_INSERT_TAIL(&owner->slot_waiters, &job->task, link);
@@ -447,7 +457,7 @@ static bool out_step(struct job *job, struct block *block)
 		}
 		if (result == HMM_PAGE_RESULT_MOVED)
 			result = pages_test(&block->zapping, i) ? HMM_PAGE_RESULT_CHANGED :
-			       page_state(block, i) == HMM_PAGE_SHARED ? HMM_PAGE_RESULT_UNDECLARED :
+			       eligible && page_state(block, i) == HMM_PAGE_SHARED ? HMM_PAGE_RESULT_UNDECLARED :
 									 segment.result;
 		result_set(job, i, result);
 	}

@@ -442,6 +442,8 @@ void block_hide(struct block *block, const struct pages *pages);
 /* A page that is I gets an entry as R: the device reaches it, and is told when it goes. */
 void block_set_remote(struct block *block, unsigned int i, bool write);
 bool block_is_remote(const struct block *block, unsigned int i);
+/* Its entry as R allows what the mapping does not any more. */
+bool block_remote_exceeds(const struct block *block, unsigned int i, bool read, bool write);
 /* Its R entries go, though nothing has changed: nobody will hear of changes. At rest. */
 void block_drop_remote(struct block *block);
 /* Registers what of the block a mapping [start, end) covers; 0 or -errno. */

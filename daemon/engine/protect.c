@@ -10,7 +10,8 @@
  * Happy path: block by block; drivers are told (HMM_REASON_PROTECT). What may not be
  * read comes home, COPY works there too. What may not be written becomes S where the
  * device reads: the windows' writes are frozen, and one that is tried all the same finds a page that
- * the CPU does not give up. A block in transit parks the task. At the end what
+ * the CPU does not give up. What ranges were shown at the CPU is withdrawn. A block in
+ * transit parks the task. At the end what
  * windows were refused in the range is opened again, to be judged anew.
  *
  * Who calls the kernel directly is found out about when a window next asks for the page.
@@ -50,7 +51,10 @@ static void judge(struct block *block, unsigned int i, const struct kernel_vma *
 
 	if (vma->write)
 		return;
-	if (state == HMM_PAGE_SHARED && !vma->read)
+	/* What a range was shown at the CPU: it looks again. */
+	if (block_remote_exceeds(block, i, vma->read, vma->write))
+		pages_set(&surplus->unshare, i);
+	else if (state == HMM_PAGE_SHARED && !vma->read)
 		pages_set(&surplus->unshare, i);
 	else if (state == HMM_PAGE_DEVICE && vma->read && can_share)
 		pages_set(&surplus->share, i);

@@ -26,6 +26,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/copies.h"
 #include "engine/owner.h"
 #include "engine/worker.h"
 #include "log.h"
@@ -184,15 +185,21 @@ static bool is_half_way(const struct block *block, unsigned int i)
 	       !page_is_far(block, i);
 }
 
-/* On a device: whose, and what may be done there. */
-static uint8_t device_entry(const struct block *block, unsigned int i, enum hmm_page_state state)
+/* The page is on the mirror's device, to itself or as a copy. */
+static bool is_there(const struct block *block, const struct mirror *mirror, unsigned int i)
 {
-	uint8_t entry;
+	return (block_mirror(block) == mirror && !is_half_way(block, i)) || copies_have(block, mirror, i);
+}
+
+/* On a device: whose, and what may be done there. A copy of the asking mirror's is its own page. */
+static uint8_t device_entry(const struct look *look, const struct block *block, unsigned int i)
+{
+	enum hmm_page_state state = page_state(block, i);
+	unsigned int holder = copies_have(block, look->mirror, i) ? look->mirror->index : block->record->mirror;
+	uint8_t entry = HMM_RANGE_ENTRY_VALID | HMM_RANGE_ENTRY_DEVICE | (uint8_t)(holder << 4);
 
 	if (is_half_way(block, i))
 		return 0;
-	entry = HMM_RANGE_ENTRY_VALID | HMM_RANGE_ENTRY_DEVICE | (uint8_t)(block->record->mirror << 4);
-
 	if (state != HMM_PAGE_SHARED)
 		entry |= HMM_RANGE_ENTRY_WRITE;
 	if (state == HMM_PAGE_COHERENT)
@@ -208,7 +215,7 @@ static bool wanted_home(const struct look *look, const struct block *block, uint
 
 	if (!want || (state != HMM_PAGE_DEVICE && state != HMM_PAGE_SHARED))
 		return false;
-	return block_mirror(block) != look->mirror || is_half_way(block, page_index(addr)) || want & HMM_RANGE_WANT_HOME ||
+	return !is_there(block, look->mirror, page_index(addr)) || want & HMM_RANGE_WANT_HOME ||
 	       (state == HMM_PAGE_SHARED && want & HMM_RANGE_WANT_WRITE);
 }
 
@@ -318,7 +325,7 @@ static int look_at_pages(struct look *look, uint64_t from, const struct view *vi
 		if (state == HMM_PAGE_ERROR)
 			return stop_at(look, addr, HMM_RANGE_STOP_ERROR);
 		if (state != HMM_PAGE_INVALID) {
-			answer_page(look, addr, device_entry(block, page_index(addr), state));
+			answer_page(look, addr, device_entry(look, block, page_index(addr)));
 			continue;
 		}
 		if (!present && want_of(look, addr)) {
@@ -331,6 +338,13 @@ static int look_at_pages(struct look *look, uint64_t from, const struct view *vi
 			block_set_remote(block, page_index(addr), view->write);
 	}
 	return r;
+}
+
+static bool is_coherent(struct owner *owner, uint64_t addr)
+{
+	const struct block *block = block_find(owner, addr);
+
+	return block && block_count(block, HMM_PAGE_COHERENT);
 }
 
 /* The mapping at @from, as far as it goes in the block: until *@from. */
@@ -348,7 +362,12 @@ static int look_at_mapping(struct look *look, uint64_t *from, uint64_t end)
 		return r;
 	if (view.special)
 		return stop_at(look, *from, HMM_RANGE_STOP_SPECIAL);
-	watched = !view.excluded && !owner->closing && block_watch(owner, *from, view.end) == 0;
+	/*
+	 * What is coherent changes by hmm_unshare() alone, which tells; and its mapping must
+	 * not be registered when that exchanges it.
+	 */
+	watched = !view.excluded && !owner->closing && !is_coherent(owner, *from) &&
+		  block_watch(owner, *from, view.end) == 0;
 	if (watched) {
 		struct view seen = view;
 

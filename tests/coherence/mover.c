@@ -187,8 +187,8 @@ static void share(struct thread_context *me)
 		    (uint32_t)(length / PAGE_BYTES), 0, 0);
 	error = hmm_share(me->mirror, (void *)start, length);
 	if (error) {
-		/* Wanted elsewhere without a pause: that is an answer. */
-		if (error != -EBUSY)
+		/* Wanted elsewhere without a pause, or no room is to be made: that is an answer. */
+		if (error != -EBUSY && error != -ENOSPC)
 			board_excused(board, me->who, "hmm_share", error);
 		board_done(board, me->who, OP_SHARE, false);
 		return;

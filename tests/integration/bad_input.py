@@ -76,7 +76,7 @@ class Messages(wire.Test):
 
     def test_unknown_request(self):
         client = self.connect()
-        for opcode in (0, 37, 999, 0x3FFF):
+        for opcode in (0, 39, 999, 0x3FFF):
             self.expect_error(client.ask(opcode, bytes(8)), errno.EOPNOTSUPP, f"message {opcode}")
         client.status()
 

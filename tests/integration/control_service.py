@@ -65,7 +65,7 @@ class CommandLine(Service):
         self.assertEqual((status, output), (2, ""))
         self.assertEqual(errors.splitlines(), [
             f"{bad}:2: 'size' is 'much'; it must be a size from 2M to 64T in pages of 4K, such as 512M or 4G, or auto",
-            f"{bad}:3: unknown key 'kinds' in [pool]; known are: kind, size, node"])
+            f"{bad}:3: unknown key 'kinds' in [pool]; known are: kind, size, node, evict_high, evict_low"])
         status, _, errors = self.run_hmmd("--config", os.path.join(self.folder, "none.conf"))
         self.assertEqual(status, 2)
         self.assertIn("none.conf: cannot be read: No such file or directory", errors)
@@ -79,7 +79,7 @@ class CommandLine(Service):
         open_text = self.write("open.conf", text)
         self.assertEqual(self.run_hmmd("--config", open_text, "--check-config"), (0, f"{open_text}: good\n", ""))
         keys = re.findall(r"^(\w+) = ", text, re.M)
-        self.assertEqual(len(keys), 19, "a key is missing in the shipped configuration")
+        self.assertEqual(len(keys), 21, "a key is missing in the shipped configuration")
 
     def test_user_mode_without_a_runtime_folder(self):
         status, _, errors = self.run_hmmd("--no-config", "--user", environment={"XDG_RUNTIME_DIR": ""})
@@ -273,7 +273,7 @@ class Lists(Service):
         for opcode in (wire.OWNERS, wire.MIRRORS):
             self.assertEqual(client.ask(opcode, bytes(8)).unpack("II"), (0, 0))
         # A pool is made with its first device.
-        self.assertEqual(client.listed(wire.POOLS, "IIiIQQQQ64s"), [])
+        self.assertEqual(client.listed(wire.POOLS, "IIiIQQQQQQ64s"), [])
         names = [wire.untext(record[1]) for record in client.list_stats()]
         self.assertEqual(len(names), len(set(names)))
         self.assertGreater(len(names), 0)
@@ -287,7 +287,7 @@ class Lists(Service):
         self.expect_error(client.ask(wire.DEVICE_NEW, new), errno.EBUSY)
         self.expect_error(client.ask(wire.DEVICE_OPEN, wire.text("no such", 64)), errno.ENODEV)
         tool = self.connect(role=wire.TOOL)
-        pools = tool.listed(wire.POOLS, "IIiIQQQQ64s")
+        pools = tool.listed(wire.POOLS, "IIiIQQQQQQ64s")
         self.assertEqual([(pool[1], pool[3], pool[5]) for pool in pools], [(1, 1, 0)])
         self.assertEqual(tool.status()["devices"], 1)
         # Somebody else's put is manners and no more; it goes with its maker.

@@ -395,12 +395,17 @@ static void protected(void)
 
 	open_own();
 	memory = begin_all(4, 11);
-	CHECK_EQ(mprotect(memory, 2 * PAGE, PROT_READ), 0);
-	/* No event tells of it: hmmd sees it when it looks. */
+	CHECK_EQ(syscall(SYS_mprotect, memory, 2 * PAGE, PROT_READ), 0);
+	/* By itself: no event tells of it, and hmmd sees it when it looks. */
 	CHECK_EQ(hmm_device_write(&own, (unsigned long)memory, &word, 8), -EPERM);
 	CHECK_EQ(*(volatile uint64_t *)memory, test_word(0, 0, 11));
 	CHECK_EQ(count_marked(memory, 4), 3);
 	CHECK_EQ(mprotect(memory, 2 * PAGE, PROT_READ | PROT_WRITE), 0);
+	CHECK_EQ(count_marked(memory, 4), 3);
+	/* Through the library devices follow. */
+	CHECK_EQ(mprotect(memory + PAGE, PAGE, PROT_READ), 0);
+	CHECK_EQ(count_marked(memory, 4), 2);
+	CHECK_EQ(mprotect(memory + PAGE, PAGE, PROT_READ | PROT_WRITE), 0);
 	test_check(memory, 4, 11);
 	close_own();
 }

@@ -7,6 +7,7 @@
 
 #include <linux/magic.h>
 #include <pthread.h>
+#include <sys/syscall.h>
 #include <sys/vfs.h>
 
 #define DEVICE_MEMORY (256UL << 20)
@@ -208,11 +209,26 @@ static void protected_later(void)
 	memory = test_map(8);
 	test_fill(memory, 8, 23);
 	range = seen(memory, 8);
-	CHECK_EQ(mprotect(memory, 8 * PAGE, PROT_READ), 0);
+	/* By itself, so that nobody but the kernel knows. */
+	CHECK_EQ(syscall(SYS_mprotect, memory, 8 * PAGE, PROT_READ), 0);
 	CHECK(hmm_range_valid(&range));
 	CHECK_EQ(hmm_device_write(&mirror, (unsigned long)memory, "no", 3), -EPERM);
-	CHECK_EQ(mprotect(memory, 8 * PAGE, PROT_NONE), 0);
+	CHECK_EQ(syscall(SYS_mprotect, memory, 8 * PAGE, PROT_NONE), 0);
 	CHECK_EQ(hmm_device_read(&mirror, (unsigned long)memory, word, 8), -EFAULT);
+	end(&range);
+	/* Through the library the entries are withdrawn: those for writing, then all. */
+	CHECK_EQ(mprotect(memory, 8 * PAGE, PROT_READ | PROT_WRITE), 0);
+	range = seen(memory, 8);
+	CHECK_EQ(mprotect(memory + PAGE, PAGE, PROT_READ), 0);
+	CHECK(!hmm_range_valid(&range));
+	CHECK(hmm_mirror_lookup(&mirror, (unsigned long)memory) & HMM_ENTRY_WRITE);
+	CHECK(!hmm_mirror_lookup(&mirror, (unsigned long)memory + PAGE));
+	end(&range);
+	range = seen(memory, 8);
+	CHECK_EQ(mprotect(memory, 8 * PAGE, PROT_READ | PROT_WRITE), 0);
+	CHECK(hmm_range_valid(&range));
+	CHECK_EQ(mprotect(memory, PAGE, PROT_NONE), 0);
+	CHECK(!hmm_range_valid(&range));
 	end(&range);
 	/* A look that is a message sees it. */
 	CHECK_EQ(mprotect(memory, 8 * PAGE, PROT_READ), 0);
