@@ -272,6 +272,8 @@ bool recover_serves(const struct owner *owner, uint16_t opcode)
 	case HMM_OP_WINDOW_ARMED:
 	case HMM_OP_ACK:
 	case HMM_OP_DEVMEM_READY:
+	case HMM_OP_DEVMEM_STORED:	/* of the last hmmd: before what it says here can come up */
+	case HMM_OP_DEVMEM_FETCHED:
 		return owner->settled;
 	default:
 		return false;

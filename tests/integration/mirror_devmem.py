@@ -77,6 +77,8 @@ class Devmem(harness.Test):
             self.daemon.restart()
             self.ask(owner, "let go", "^let go$")
             self.ask(owner, f"check {PAGES}", "^checked$")
+        # The driver's answer to the old one is what its thread is busy with: the new one must not wait behind it.
+        self.assertNotIn("did not come back", self.daemon.log)
         self.finish(owner)
 
     def test_kill_again_and_again(self):

@@ -353,6 +353,12 @@ static void add_memory(struct hmm_device *device, bool resource)
 	CHECK_EQ(hmm_device_memory(device), DEVICE_PAGES * PAGE);
 }
 
+static int let_go(struct hmm_mirror *me, const struct hmm_update *update)
+{
+	CHECK(me == &mirror && update->start < update->end);
+	return 0;
+}
+
 /* The next command, with callbacks run meanwhile if @fd is theirs. */
 static bool next(int fd, uint64_t *word)
 {
@@ -374,7 +380,7 @@ void copyengine_main(const char *kind)
 	int fd = -1;
 	struct hmm_device_options options = { .size = sizeof(options), .node = -1,
 					      .caps = HMM_DEVICE_FAULTS | HMM_DEVICE_COPY_ENGINE };
-	static const struct hmm_mirror_ops none = { 0 };
+	static const struct hmm_mirror_ops none = { 0 }, told = { .sync_cpu_device_pagetables = let_go };
 	char name[32];
 	uint64_t word;
 	int key;
@@ -394,7 +400,7 @@ void copyengine_main(const char *kind)
 	if (hmm_device_new(hmm, &options, &mirror.device) == -EBUSY)
 		CHECK_EQ(hmm_device_open(hmm, name, &mirror.device), 0);
 	CHECK(mirror.device);
-	mirror.ops = &none;
+	mirror.ops = resource ? &none : &told;
 	CHECK_EQ(hmm_mirror_register(&mirror, hmm), -EOPNOTSUPP);	/* without memory, or another's */
 	add_memory(mirror.device, resource);
 	CHECK_EQ(hmm_mirror_register(&mirror, hmm), 0);
