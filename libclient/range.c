@@ -269,7 +269,7 @@ void hmm_range_unregister(struct hmm_range *range)
 static int check_arrays(const struct hmm_range *range)
 {
 	const uint64_t *flags = range->flags, *values = range->values;
-	uint64_t number;
+	uint64_t number, all = 0;
 
 	if (!range->pfns || !flags || !values)
 		return hmmc_fail(-EINVAL, "pfns, flags or values is NULL");
@@ -277,7 +277,9 @@ static int check_arrays(const struct hmm_range *range)
 		return hmmc_fail(-EINVAL, "pfn_shift is %u, more than %u", range->pfn_shift,
 				 HMM_PAGE_SHIFT);
 	number = ((1UL << 40) - 1) << range->pfn_shift;
-	if ((flags[HMM_PFN_VALID] | flags[HMM_PFN_WRITE] | flags[HMM_PFN_DEVICE_PRIVATE]) & number)
+	for (unsigned int i = 0; i < HMM_PFN_FLAG_MAX; i++)
+		all |= flags[i];
+	if (all & number)
 		return hmmc_fail(-EINVAL, "a flag lies in the bits of the page's number");
 	if (!flags[HMM_PFN_VALID] || values[HMM_PFN_NONE] & flags[HMM_PFN_VALID] ||
 	    values[HMM_PFN_NONE] == values[HMM_PFN_ERROR] ||
@@ -370,6 +372,9 @@ static uint64_t encode(const struct hmm_range *range, uint64_t addr, uint8_t ent
 		result |= range->flags[HMM_PFN_WRITE];
 	if (is_private(entry))
 		result |= range->flags[HMM_PFN_DEVICE_PRIVATE];
+	if (!(entry & HMM_RANGE_ENTRY_DEVICE))
+		result |= (entry & HMM_RANGE_ENTRY_HUGE ? range->flags[HMM_PFN_HUGE] : 0) |
+			  (entry & HMM_RANGE_ENTRY_ZERO ? range->flags[HMM_PFN_ZERO] : 0);
 	return result;
 }
 
@@ -394,6 +399,9 @@ static bool look_in_table(struct look *look, uint64_t start, uint64_t end)
 
 	/* Whether huge pages are that is hmmd's to say. */
 	if (range->page_shift != HMM_PAGE_SHIFT || !sum_up(hmm, start, end, &before))
+		return false;
+	/* And of which kind a page of the owner's is. */
+	if (look->snapshot && range->flags[HMM_PFN_HUGE] | range->flags[HMM_PFN_ZERO])
 		return false;
 	for (size_t i = first; start + ((i - first) << HMM_PAGE_SHIFT) < end; i++) {
 		uint64_t page = (start >> HMM_PAGE_SHIFT) + i - first;

@@ -762,6 +762,7 @@ struct view {
 	bool read, write;
 	bool special;			/* not memory */
 	bool excluded;			/* never to be armed */
+	uint64_t watch_start, watch_end;	/* what of its block may be watched with it: huge pages are not split */
 };
 /* -EFAULT: nothing is mapped there. */
 int view_at(struct owner *owner, uint64_t addr, uint64_t end, struct view *view);

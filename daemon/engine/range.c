@@ -309,14 +309,25 @@ static int check_wants(const struct look *look, const struct view *view, uint64_
 	return 0;
 }
 
+static uint8_t cpu_entry(const struct view *view, uint8_t kind)
+{
+	return HMM_RANGE_ENTRY_VALID | (view->write ? HMM_RANGE_ENTRY_WRITE : 0) |
+	       (kind & KERNEL_PAGE_HUGE ? HMM_RANGE_ENTRY_HUGE : 0) |
+	       (kind & KERNEL_PAGE_ZERO ? HMM_RANGE_ENTRY_ZERO : 0);
+}
+
 /* Pages that the CPU has, or nobody. */
 static int look_at_pages(struct look *look, uint64_t from, const struct view *view, bool watched)
 {
 	struct block *block = block_find(look->owner, from);
 	unsigned int n = (unsigned int)((view->end - from) >> HMM_PAGE_SHIFT);
 	uint64_t entries[HMM_BLOCK_PAGES];
+	uint8_t kinds[HMM_BLOCK_PAGES] = { 0 };
 	int r = kernel->pagemap_read(look->owner->pagemap, from, n, entries);
 
+	/* Where the kernel does not tell nothing is said of it. */
+	if (!r && look->snapshot && kernel->page_kinds(look->owner->pagemap, from, n, kinds))
+		memset(kinds, 0, sizeof(kinds));
 	for (unsigned int i = 0; !r && i < n; i++) {
 		uint64_t addr = from + ((uint64_t)i << HMM_PAGE_SHIFT);
 		enum hmm_page_state state = block ? page_state(block, page_index(addr)) : HMM_PAGE_INVALID;
@@ -332,8 +343,7 @@ static int look_at_pages(struct look *look, uint64_t from, const struct view *vi
 			r = touch_page(look, block, addr, entries[i]);
 			present = !r;
 		}
-		answer_page(look, addr, present ? HMM_RANGE_ENTRY_VALID |
-						  (view->write ? HMM_RANGE_ENTRY_WRITE : 0) : 0);
+		answer_page(look, addr, present ? cpu_entry(view, kinds[i]) : 0);
 		if (present && watched)
 			block_set_remote(block, page_index(addr), view->write);
 	}
@@ -367,7 +377,7 @@ static int look_at_mapping(struct look *look, uint64_t *from, uint64_t end)
 	 * not be registered when that exchanges it.
 	 */
 	watched = !view.excluded && !owner->closing && !is_coherent(owner, *from) &&
-		  block_watch(owner, *from, view.end) == 0;
+		  block_watch(owner, view.watch_start, view.watch_end) == 0;
 	if (watched) {
 		struct view seen = view;
 

@@ -190,6 +190,20 @@ static bool is_special(const struct kernel_vma *vma)
 	return false;
 }
 
+/* The mapping as far as it goes in the block of @addr, unless parts of that are not to be armed. */
+static void widen(const struct owner *owner, uint64_t addr, const struct kernel_vma *vma, struct view *view)
+{
+	uint64_t start = addr & ~(HMM_BLOCK_SIZE - 1), end = start + HMM_BLOCK_SIZE;
+
+	view->watch_start = addr;
+	view->watch_end = view->end;
+	if (span_set_overlaps(&owner->excluded, start, end) || span_set_overlaps(&owner->threads, start, end) ||
+	    (start < owner->slots_addr + owner->slots * HMM_BLOCK_SIZE && end > owner->slots_addr))
+		return;
+	view->watch_start = start > vma->start ? start : vma->start;
+	view->watch_end = end < vma->end ? end : vma->end;
+}
+
 int view_at(struct owner *owner, uint64_t addr, uint64_t end, struct view *view)
 {
 	struct segment part = { .start = addr, .end = end, .result = HMM_PAGE_RESULT_MOVED };
@@ -207,5 +221,6 @@ int view_at(struct owner *owner, uint64_t addr, uint64_t end, struct view *view)
 	view->write = vma.write;
 	view->special = is_special(&vma);
 	view->excluded = part.result == HMM_PAGE_RESULT_EXCLUDED;
+	widen(owner, addr, &vma, view);
 	return 0;
 }

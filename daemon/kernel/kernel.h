@@ -24,6 +24,9 @@ struct kernel_vma {
 	char name[256];		/* "[heap]", "[stack]", a path's beginning or "" */
 };
 
+#define KERNEL_PAGE_HUGE	1U
+#define KERNEL_PAGE_ZERO	2U
+
 struct kernel_ops {
 	/*
 	 * @done: bytes that were done even when the call failed.
@@ -48,6 +51,9 @@ struct kernel_ops {
 
 	/* One 64-bit entry per page, as /proc/PID/pagemap has them. */
 	int (*pagemap_read)(int pagemap, uint64_t start, unsigned int pages, uint64_t *entries);
+
+	/* Which of these pages are a part of a huge page, or the page of zeros: 0, or -errno (before Linux 6.7). */
+	int (*page_kinds)(int pagemap, uint64_t start, unsigned int pages, uint8_t *kinds);
 
 	/* The owner's bytes through its own /proc/self/mem: present pages only, never a wait. */
 	ssize_t (*mem_read)(int mem, uint64_t addr, void *buffer, size_t length);

@@ -7,6 +7,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
+#include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -26,6 +28,31 @@ int kernel_pagemap_read(int pagemap, uint64_t start, unsigned int pages, uint64_
 	if (n < 0)
 		return -errno;
 	return (size_t)n == want ? 0 : -ESRCH;
+}
+
+int kernel_page_kinds(int pagemap, uint64_t start, unsigned int pages, uint8_t *kinds)
+{
+	struct page_region regions[64];
+	struct pm_scan_arg scan = {
+		.size = sizeof(scan), .start = start, .end = start + ((uint64_t)pages << HMM_PAGE_SHIFT),
+		.vec = (uintptr_t)regions, .vec_len = sizeof(regions) / sizeof(regions[0]),
+		.category_anyof_mask = PAGE_IS_HUGE | PAGE_IS_PFNZERO,
+		.return_mask = PAGE_IS_HUGE | PAGE_IS_PFNZERO,
+	};
+	int n;
+
+	memset(kinds, 0, pages);
+	for (; scan.start < scan.end; scan.start = scan.walk_end) {
+		n = ioctl(pagemap, PAGEMAP_SCAN, &scan);
+		if (n < 0)
+			return -errno;
+		for (int r = 0; r < n; r++)
+			for (uint64_t at = regions[r].start; at < regions[r].end; at += HMM_PAGE_SIZE)
+				kinds[(at - start) >> HMM_PAGE_SHIFT] =
+					(regions[r].categories & PAGE_IS_HUGE ? KERNEL_PAGE_HUGE : 0) |
+					(regions[r].categories & PAGE_IS_PFNZERO ? KERNEL_PAGE_ZERO : 0);
+	}
+	return 0;
 }
 
 ssize_t kernel_mem_read(int mem, uint64_t addr, void *buffer, size_t length)

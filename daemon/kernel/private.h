@@ -6,6 +6,7 @@
 #include "kernel.h"
 
 int kernel_pagemap_read(int pagemap, uint64_t start, unsigned int pages, uint64_t *entries);
+int kernel_page_kinds(int pagemap, uint64_t start, unsigned int pages, uint8_t *kinds);
 ssize_t kernel_mem_read(int mem, uint64_t addr, void *buffer, size_t length);
 ssize_t kernel_mem_write(int mem, uint64_t addr, const void *buffer, size_t length);
 int kernel_vma_at(int maps, uint64_t addr, struct kernel_vma *vma);

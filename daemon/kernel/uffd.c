@@ -148,6 +148,7 @@ const struct kernel_ops kernel_real = {
 	.uffd_unregister = uffd_unregister,
 	.uffd_wake = uffd_wake,
 	.pagemap_read = kernel_pagemap_read,
+	.page_kinds = kernel_page_kinds,
 	.mem_read = kernel_mem_read,
 	.mem_write = kernel_mem_write,
 	.vma_at = kernel_vma_at,

@@ -48,6 +48,8 @@ enum hmm_pfn_flag_e {
 	HMM_PFN_VALID = 0,	/* the page is there and may be read */
 	HMM_PFN_WRITE,		/* ... and written: its mapping allows it */
 	HMM_PFN_DEVICE_PRIVATE,	/* it lies in the memory of a device, where the CPU cannot reach it */
+	HMM_PFN_HUGE,		/* a part of one huge page of the owner's memory: see hmm_range_snapshot() */
+	HMM_PFN_ZERO,		/* the page of zeros, which all share that wrote nothing: the same */
 	HMM_PFN_FLAG_MAX
 };
 
@@ -66,7 +68,7 @@ enum hmm_pfn_value_e {
  * An entry is flags | pfn << pfn_shift, or one of values. flags[HMM_PFN_VALID] is at
  * least one bit; values[HMM_PFN_NONE] has none of it and is neither ERROR nor SPECIAL, which
  * may be the same; no flag lies in the 40 bits of the pfn; pfn_shift is at most 12.
- * flags[HMM_PFN_DEVICE_PRIVATE] and flags[HMM_PFN_WRITE] may be 0.
+ * All other flags may be 0: the driver does not want to know.
  */
 struct hmm_range {
 	struct hmm *hmm;
@@ -120,7 +122,8 @@ bool hmm_range_valid(struct hmm_range *range);
 bool hmm_range_wait_until_valid(struct hmm_range *range, unsigned long timeout);
 
 /*
- * hmm_range_snapshot() - fill pfns[] with what is there. Faults nothing in.
+ * hmm_range_snapshot() - fill pfns[] with what is there. Faults nothing in. A driver with a
+ * flag for HUGE or ZERO is told of them, too, where the kernel tells (Linux 6.7); that always asks hmmd.
  * Return: how many pages, all of the range; or
  *	-EAGAIN: the range is not valid: wait until it is, and ask again. pfns[] is as it was;
  *	-EFAULT: nothing is mapped, a device lost the page (ERROR), or it is not memory

@@ -41,13 +41,14 @@ enum call {
 	PUNCH,
 	COLLAPSE,
 	MERGING,
+	PAGE_KINDS,
 	CALLS
 };
 
 static const char *const call_names[CALLS] = {
 	"uffd_copy",	   "uffd_zero",	   "uffd_poison", "uffd_continue", "uffd_protect", "uffd_register",
 	"uffd_unregister", "pagemap_read", "mem_read",	  "mem_write",	  "vma_at",
-	"memfd_new",	   "punch",	   "collapse",	  "merging",
+	"memfd_new",	   "punch",	   "collapse",	  "merging",	  "page_kinds",
 };
 
 static const struct {
@@ -155,6 +156,11 @@ static int pagemap_read(int pagemap, uint64_t start, unsigned int pages, uint64_
 				 : kernel_real.pagemap_read(pagemap, start, pages, entries);
 }
 
+static int page_kinds(int pagemap, uint64_t start, unsigned int pages, uint8_t *kinds)
+{
+	return due(PAGE_KINDS) ? -plan.error : kernel_real.page_kinds(pagemap, start, pages, kinds);
+}
+
 static ssize_t mem_read(int mem, uint64_t addr, void *buffer, size_t length)
 {
 	return due(MEM_READ) ? -plan.error : kernel_real.mem_read(mem, addr, buffer, length);
@@ -248,6 +254,7 @@ __attribute__((constructor)) static void begin(void)
 	injecting.punch = punch;
 	injecting.collapse = collapse;
 	injecting.merging = merging;
+	injecting.page_kinds = page_kinds;
 	kernel = &injecting;
 }
 

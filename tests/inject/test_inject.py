@@ -26,6 +26,7 @@ ERRORS = {
     "uffd_poison": ["ENOMEM"],
     "uffd_continue": ["EAGAIN", "SHORT", "ENOMEM"],
     "pagemap_read": ["ENOMEM"],
+    "page_kinds": ["ENOMEM"],
     "mem_read": ["EIO"],
     "mem_write": ["EIO"],
     "vma_at": ["ENOMEM", "EINTR"],

@@ -327,6 +327,25 @@ Test(calls, zero_protect_pagemap)
 	disarm(&armed);
 }
 
+Test(calls, page_kinds)
+{
+	const volatile char *memory = mmap(NULL, ROOM, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	uint8_t kinds[4] = { 9, 9, 9, 9 };
+	int pagemap = open_self("pagemap"), r;
+
+	cr_expect(eq(int, memory[HMM_PAGE_SIZE], 0));
+	r = kernel->page_kinds(pagemap, (uintptr_t)memory, 4, kinds);
+	if (r == -ENOTTY)
+		cr_skip_test("this kernel has no PAGEMAP_SCAN");
+	cr_assert(eq(int, r, 0));
+	cr_expect(eq(int, kinds[0], 0));
+	cr_expect(eq(int, kinds[1], KERNEL_PAGE_ZERO));
+	cr_expect(eq(int, kinds[2], 0));
+	cr_expect(eq(int, kernel->page_kinds(-1, (uintptr_t)memory, 4, kinds), -EBADF));
+	close(pagemap);
+	munmap((void *)(uintptr_t)memory, ROOM);
+}
+
 /* Present pages only: what is armed and missing is an error, not a wait. */
 Test(calls, bytes_of_another)
 {

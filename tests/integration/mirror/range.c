@@ -103,7 +103,7 @@ static void bad_arrays(void)
 	for (size_t i = 0; i < 4; i++)
 		CHECK_EQ(range.pfns[i], ~0UL);
 	/* ERROR and SPECIAL may be the same, flags may be missing, and lie above the number. */
-	memcpy(f, (uint64_t[]){ 1UL << 63, 0, 0 }, sizeof(f));
+	memcpy(f, (uint64_t[HMM_PFN_FLAG_MAX]){ 1UL << 63 }, sizeof(f));
 	memcpy(v, (uint64_t[]){ 8, 0, 8 }, sizeof(v));
 	range.default_flags = 1UL << 63;
 	CHECK_EQ(both_ways(&range), 4);
@@ -364,6 +364,17 @@ static void huge_pages(void)
 	fault(memory, 3 * 512, VALID, VALID | WRITE);
 	test_fill(memory, 3 * 512, 7);
 	snapshot(memory, 3 * 512, VALID | WRITE);
+	/* Who has a flag for it is told, and looking at a part splits none. */
+	if (hmm_features(hmm) & HMM_HAS_PAGEMAP_SCAN) {
+		static const uint64_t more[HMM_PFN_FLAG_MAX] = { VALID, WRITE, PRIVATE, 1UL << 60, 1UL << 61 };
+
+		range = look_at(memory + 7 * PAGE, 9);
+		range.flags = more;
+		CHECK_EQ(again(&range, true), 9);
+		for (size_t i = 0; i < 9; i++)
+			CHECK(range.pfns[i] & more[HMM_PFN_HUGE] && !(range.pfns[i] & more[HMM_PFN_ZERO]));
+		end(&range);
+	}
 	/* They are the kernel's affair, not the mapping's size. */
 	range = prepare(512);
 	CHECK_EQ(hmm_range_register(&range, &mirror, (unsigned long)memory, (unsigned long)memory + BLOCK, 21), 0);
