@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "arena.h"
+#include "dispatch.h"
 #include "fork.h"
 #include "log.h"
 #include "space.h"
@@ -150,6 +151,8 @@ static int say(struct hmm *hmm, unsigned long addr, size_t length, enum hmm_advi
 		error = hmmc_fail(-EINVAL, "there is no advice %d", advice);
 	if (!error)
 		error = check_options(hmm, given, &options);
+	if (!error && (sends || advice == HMM_ADVISE_DISCARD))
+		error = hmmc_dispatch_check();
 	if (error)
 		return error;
 	request = hmmc_request_new(hmm->connection, HMM_OP_ADVISE, sizeof(*message));

@@ -16,6 +16,7 @@
 #include <sys/random.h>
 
 #include "arena.h"
+#include "dispatch.h"
 #include "mapping.h"
 #include "space.h"
 
@@ -182,6 +183,8 @@ int hmm_alloc(struct hmm_mirror *mirror, size_t length, void **result)
 	struct hmm *hmm;
 	int error = hmmc_mirror_check(mirror);
 
+	if (!error)
+		error = hmmc_dispatch_check();
 	if (error)
 		return error;
 	hmm = mirror->priv->hmm;
@@ -230,6 +233,8 @@ int hmm_free(struct hmm_mirror *mirror, void *addr, size_t length)
 	if (!addr)
 		return 0;
 	error = hmmc_mirror_check(mirror);
+	if (!error)
+		error = hmmc_dispatch_check();
 	if (error)
 		return error;
 	hmm = mirror->priv->hmm;

@@ -22,6 +22,7 @@
 #include <sys/mman.h>
 
 #include "arena.h"
+#include "dispatch.h"
 #include "mapping.h"
 #include "space.h"
 
@@ -599,6 +600,8 @@ static long look(struct hmm_range *range, bool snapshot, bool block)
 	if (!range || !range->priv)
 		return hmmc_fail(-EINVAL, "the range is NULL or not registered");
 	error = check_arrays(range);
+	if (!error)
+		error = hmmc_dispatch_check();
 	if (error)
 		return error;
 	pages = (range->end - range->start) >> HMM_PAGE_SHIFT;

@@ -304,6 +304,9 @@ static const char *source(struct rescuer *rescuer, uint64_t block, unsigned int 
 
 	if (byte & HMM_PAGE_SERVED)
 		return NULL;
+	/* Discarded, and its drivers had not answered yet; what leaves S the CPU has. */
+	if (record->transit == HMM_TRANSIT_UNSHARING && record->pending[page / 64] & bit)
+		return NULL;
 	region = hmmc_region_find(&rescuer->owner->regions, record->mirror, block);
 	/* A page of the S state that was on its way to D is there, too. */
 	if (sources->in_slot[page / 64] & bit) {

@@ -13,6 +13,7 @@
 #include <stdio.h>
 
 #include "fork.h"
+#include "dispatch.h"
 #include "space.h"
 
 #define PIECE_MAX	(64UL << 20)
@@ -75,6 +76,8 @@ static int check(const struct hmm_mirror *mirror, uint64_t start, size_t length)
 {
 	int error = hmmc_mirror_check(mirror);
 
+	if (!error)
+		error = hmmc_dispatch_check();
 	if (error)
 		return error;
 	if (!mirror->priv->hmm->owner)

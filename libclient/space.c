@@ -32,6 +32,7 @@
 static struct {
 	struct futex_lock lock;
 	struct hmm *own;
+	pid_t pid;		/* whose it is */
 	uint32_t generation;
 } process LIBRARY_DATA = { .generation = 1 };
 
@@ -77,23 +78,58 @@ int hmmc_space_check(const struct hmm *hmm)
 	return 0;
 }
 
+/*
+ * How often this thread has taken the lock: some hold it for long, and what they call
+ * (a program's fork handlers, a signal's handler on top of them) may come here again.
+ */
+static __thread unsigned int holding __attribute__((tls_model("initial-exec")));
+
+static void lock_process(void)
+{
+	if (!holding++)
+		futex_lock(&process.lock);
+}
+
+static void unlock_process(void)
+{
+	if (!--holding)
+		futex_unlock(&process.lock);
+}
+
+/* A child of a raw clone(), where no handler ran: a copy of all this, and nobody behind it. */
+static bool is_copy(void)
+{
+	return __atomic_load_n(&process.own, __ATOMIC_ACQUIRE) && process.pid != getpid();
+}
+
 struct hmm *hmmc_space_lock_own(void)
 {
-	futex_lock(&process.lock);
-	return process.own;
+	bool nested = holding;
+
+	if (is_copy()) {
+		holding++;
+		return NULL;
+	}
+	lock_process();
+	return nested ? NULL : process.own;
 }
 
 void hmmc_space_unlock_own(void)
 {
-	futex_unlock(&process.lock);
+	if (is_copy())
+		holding--;
+	else
+		unlock_process();
 }
 
 /* hmm_close() holds the lock while it waits for callbacks: one that comes here does not wait for it. */
 static bool lock_in_callback(void)
 {
 	for (unsigned int tries = 0; tries < 100; tries++) {
-		if (futex_trylock(&process.lock))
+		if (futex_trylock(&process.lock)) {
+			holding++;
 			return true;
+		}
 		nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
 	}
 	return false;
@@ -104,10 +140,10 @@ struct hmm *hmmc_space_enter_own(void)
 	struct hmm *hmm = __atomic_load_n(&process.own, __ATOMIC_ACQUIRE);
 
 	/* Not even the lock, where nothing is mirrored. */
-	if (!hmm)
+	if (!hmm || holding || is_copy())
 		return NULL;
 	if (!hmmc_dispatch_is_current())
-		futex_lock(&process.lock);
+		lock_process();
 	else if (!lock_in_callback())
 		return NULL;
 	hmm = process.own;
@@ -115,7 +151,7 @@ struct hmm *hmmc_space_enter_own(void)
 		hmm = NULL;
 	if (hmm)
 		__atomic_add_fetch(&hmm->prefetching, 1, __ATOMIC_ACQ_REL);
-	futex_unlock(&process.lock);
+	unlock_process();
 	return hmm;
 }
 
@@ -132,6 +168,7 @@ void hmmc_space_forget(void)
 	memset(&process, 0, sizeof(process));
 	process.generation = generation;
 	hmmc_devmem_forget();
+	holding = 0;
 }
 
 /* A trailing part that this library does not know must be zero. */
@@ -239,11 +276,11 @@ int hmm_open(const struct hmm_open_options *given, struct hmm **result)
 	if (options.flags & HMM_OPEN_PRELOADED)
 		flags |= HMM_OPEN_FLAGS_PRELOADED;
 	hmmc_fork_watch();
-	futex_lock(&process.lock);
+	lock_process();
 	if (process.own && !__atomic_load_n(&process.own->lost, __ATOMIC_ACQUIRE)) {
 		process.own->references++;
 		*result = process.own;
-		futex_unlock(&process.lock);
+		unlock_process();
 		return 0;
 	}
 	error = new_space(HMM_ROLE_OWNER, &options, &hmm);
@@ -253,12 +290,15 @@ int hmm_open(const struct hmm_open_options *given, struct hmm **result)
 			error = hmmc_exclude_library(hmm);
 		if (!error)
 			error = hmmc_exclude_thread(hmm);
-		if (error)
+		if (error) {
 			free_space(hmm);
-		else
-			process.own = *result = hmm;
+		} else {
+			process.pid = getpid();
+			__atomic_store_n(&process.own, hmm, __ATOMIC_RELEASE);
+			*result = hmm;
+		}
 	}
-	futex_unlock(&process.lock);
+	unlock_process();
 	return error;
 }
 
@@ -483,13 +523,13 @@ void hmm_close(struct hmm *hmm)
 	/* A fork's child has no part in it: everything is the parent's. */
 	if (!hmm || hmm->generation != process.generation)
 		return;
-	futex_lock(&process.lock);
+	lock_process();
 	if (hmm->references == 1 && hmmc_dispatch_check()) {
-		futex_unlock(&process.lock);
+		unlock_process();
 		return;
 	}
 	if (--hmm->references) {
-		futex_unlock(&process.lock);
+		unlock_process();
 		return;
 	}
 	for (uint32_t running;
@@ -516,7 +556,7 @@ void hmm_close(struct hmm *hmm)
 	if (hmm->key >= 0)
 		hmmc_clerk_call(drop_key, hmm);
 	free_space(hmm);
-	futex_unlock(&process.lock);
+	unlock_process();
 }
 
 /* ---- what hmmd says and when it goes away: in the receiver -------------------------------- */

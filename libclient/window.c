@@ -20,6 +20,7 @@
 #include <sys/stat.h>
 
 #include "arena.h"
+#include "dispatch.h"
 #include "log.h"
 #include "mapping.h"
 #include "space.h"
@@ -385,6 +386,8 @@ int hmm_window_map(struct hmm_mirror *mirror, unsigned long addr, size_t length,
 	struct hmm_window *window;
 	int error = hmmc_mirror_check(mirror);
 
+	if (!error)
+		error = hmmc_dispatch_check();
 	if (error)
 		return error;
 	if (!result || flags & ~HMM_WINDOW_OFFSET)

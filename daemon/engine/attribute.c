@@ -77,12 +77,10 @@ static unsigned int find(const struct attribute_map *map, uint64_t addr)
 	return low;
 }
 
-static void look(struct attribute_map *map)
+static void take(struct attribute_map *map, uint32_t active, uint32_t count)
 {
-	uint32_t active = map->shared->active & 1;
-
 	map->list = map->shared->list[active];
-	map->count = map->shared->count[active];
+	map->count = count;
 	map->pins = 0;
 	for (unsigned int i = 0; i < map->count; i++)
 		map->pins += !!(map->list[i].flags & HMM_ATTRIBUTE_PIN);
@@ -95,11 +93,11 @@ static struct draft draft_begin(struct attribute_map *map)
 
 static void draft_commit(struct attribute_map *map, const struct draft *draft)
 {
-	uint32_t next = !(map->shared->active & 1);
+	uint32_t next = map->list == map->shared->list[0];
 
 	map->shared->count[next] = draft->count;
 	__atomic_store_n(&map->shared->active, next, __ATOMIC_RELEASE);
-	look(map);
+	take(map, next, draft->count);
 }
 
 /* What lies below @start, or from @end on, as it is. */
@@ -141,7 +139,7 @@ bool attribute_map_open(struct attribute_map *map, struct hmm_attributes *shared
 		shared->active = 0;
 		shared->count[0] = 0;
 	}
-	look(map);
+	take(map, shared->active, shared->count[shared->active]);
 	return sound;
 }
 

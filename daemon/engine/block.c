@@ -842,7 +842,7 @@ static void discard_proceed(struct block *block)
 
 void block_discard(struct block *block, unsigned int first, unsigned int end, int reason)
 {
-	struct pages gone = { 0 };
+	struct pages gone = { 0 }, remote = { 0 };
 	bool busy = !block_at_rest(block);
 
 	for (unsigned int i = first; i < end; i++) {
@@ -851,10 +851,17 @@ void block_discard(struct block *block, unsigned int first, unsigned int end, in
 
 		if (pending)
 			block_bury(block, i);
-		else if (state != HMM_PAGE_INVALID || block_is_remote(block, i))
+		else if (state != HMM_PAGE_INVALID)
 			pages_set(&gone, i);
+		else if (block_is_remote(block, i))
+			pages_set(busy ? &gone : &remote, i);
 	}
 	block->record->flags &= ~HMM_BLOCK_HUGE;
+	if (!pages_empty(&remote)) {
+		/* Nothing of theirs is in a shadow: drivers are told, and nobody waits for them. */
+		transit_withdraw(block, &remote);
+		invalidate_send(block, page_addr(block, first), page_addr(block, end), reason, false);
+	}
 	if (pages_empty(&gone))
 		return;
 	if (!busy) {

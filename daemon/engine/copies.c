@@ -397,8 +397,14 @@ void copies_protect(struct block *block)
 {
 	struct copy *copy;
 
-	LIST_FOREACH(copy, &block->copies, of_block)
-		protect(block, copy->mirror, &copy->pages);
+	/* What is stale and could not be freed is not to be seen at all: guarded, it is asked for. */
+	LIST_FOREACH(copy, &block->copies, of_block) {
+		struct pages pages = copy->pages;
+
+		for (unsigned int w = 0; w < HMM_BITMAP_WORDS; w++)
+			pages.word[w] |= copy->stale.word[w];
+		protect(block, copy->mirror, &pages);
+	}
 }
 
 /* The block that had copies first, of those that can begin to give them back. */

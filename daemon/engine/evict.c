@@ -164,6 +164,9 @@ static bool may_go(struct part *part, struct block *block)
 		part->seen.passing = true;
 		return false;
 	}
+	/* A driver that would rather not wait may be in the middle of an operation on such a page. */
+	if (!part->insisting && exclusive_any(block))
+		return false;
 	return block->passed != part->pass;
 }
 

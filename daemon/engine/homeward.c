@@ -192,7 +192,7 @@ void job_run_home(struct job *job)
 			return;
 	}
 	home_results(job, block);
-	if (block)
+	if (block && !owner->gone)
 		block_settle(block);
 	job_finish(job);
 }

@@ -493,7 +493,7 @@ void job_run_out(struct job *job)
 	struct block *block = block_get(owner, job->block);
 	enum hmm_page_result giving_up = HMM_PAGE_RESULT_ERROR;
 
-	if (block && !block_at_rest(block)) {
+	if (block && !block_at_rest(block) && !owner->gone) {
 		block_park(block, &job->task);
 		return;
 	}

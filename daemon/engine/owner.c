@@ -661,7 +661,8 @@ void owner_gone(struct owner *owner)
 		TAILQ_CONCAT(&owner->runnable, &owner->slot_waiters, link);
 		evict_wait_no_more(owner);
 		owner_run(owner);
-	} while (!TAILQ_EMPTY(&owner->retry) || !owner_agent_idle(owner) || !TAILQ_EMPTY(&owner->asks));
+	} while (!TAILQ_EMPTY(&owner->retry) || !TAILQ_EMPTY(&owner->acks) || !owner_agent_idle(owner) ||
+		 !TAILQ_EMPTY(&owner->asks));
 }
 
 static void unmap(void *map, uint64_t size)

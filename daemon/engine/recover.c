@@ -43,13 +43,14 @@ static int reply_empty(struct letter *letter, uint16_t op, size_t size)
 	return letter_reply(letter, op, size) ? 0 : letter_fail(letter, -ENOMEM, "out of memory");
 }
 
-/* A memfd of this size that can't shrink under us, or -EBADF. */
+/* A memfd of this size that can't shrink under us, made by an hmmd of this uid; or -EBADF. */
 static int check_memfd(int fd, uint64_t size)
 {
 	int seals = fcntl(fd, F_GET_SEALS);
 	struct stat st;
 
-	if (fstat(fd, &st) < 0 || (uint64_t)st.st_size != size || seals < 0 || !(seals & F_SEAL_SHRINK))
+	if (fstat(fd, &st) < 0 || (uint64_t)st.st_size != size || st.st_uid != geteuid() || seals < 0 ||
+	    !(seals & F_SEAL_SHRINK))
 		return -EBADF;
 	return 0;
 }
@@ -349,8 +350,12 @@ static enum hmm_page_state settled_state(struct block *block, unsigned int i, bo
 {
 	enum hmm_page_state was = page_state(block, i);
 
-	/* Its own event may have voided what it took away. */
-	if (block->record->transit == HMM_TRANSIT_COHERING && was == HMM_PAGE_DEVICE && went_out(order, i))
+	/*
+	 * By the order alone: of the block's pages some may have been noted already. Its own
+	 * event may have voided what it took away.
+	 */
+	if (block->record->transit == HMM_TRANSIT_COHERING && went_out(order, i) &&
+	    order->kind == HMM_ORDER_COHERE)
 		return HMM_PAGE_COHERENT;
 	if (block->record->page[i] & HMM_PAGE_SERVED)
 		return HMM_PAGE_INVALID;

@@ -408,6 +408,7 @@ Test(share, moved_right_after)
 struct step {
 	uint16_t request;
 	bool done, event, applied;	/* by the agent; its event was read; and applied */
+	bool noted;			/* of half of the pages, in the ledger */
 	enum hmm_page_state after;
 };
 
@@ -431,6 +432,8 @@ static void crash(const struct step *step)
 		else
 			journal_read_only(fixture.owner);
 	}
+	if (step->noted)
+		block_set_state(block_find(fixture.owner, order->addr), 0, HMM_BLOCK_PAGES / 2, step->after);
 	die_and_succeed();
 	cr_expect(eq(uint, count(step->after), HMM_BLOCK_PAGES));
 	fixture_end(&fixture);
@@ -456,6 +459,17 @@ Test(share, crashed_with_the_event_applied)
 {
 	crash(&(struct step){ .request = HMM_OP_SHARE, .done = true, .event = true, .applied = true,
 			      .after = HMM_PAGE_COHERENT });
+}
+
+Test(share, crashed_with_half_of_it_noted)
+{
+	crash(&(struct step){ .request = HMM_OP_SHARE, .done = true, .event = true, .applied = true, .noted = true,
+			      .after = HMM_PAGE_COHERENT });
+}
+
+Test(share, crashed_on_the_way_back_with_half_of_it_noted)
+{
+	crash(&(struct step){ .request = HMM_OP_UNSHARE, .done = true, .noted = true, .after = HMM_PAGE_DEVICE });
 }
 
 Test(share, crashed_on_the_way_back_before_the_agent_began)
