@@ -618,6 +618,59 @@ static void inside_a_callback_at_the_end(void)
 	test_check(memory, 16, 13);
 }
 
+/* ---- around a fork ---------------------------------------------------------------------------- */
+
+static char *forked_memory;
+
+static void protect_both_ways(void)
+{
+	CHECK_EQ(mprotect(forked_memory, PAGE, PROT_READ), 0);
+	CHECK_EQ(mprotect(forked_memory, PAGE, PROT_READ | PROT_WRITE), 0);
+}
+
+/* The program's handlers run while the library holds everything for the fork. */
+static void in_fork_handlers(void)
+{
+	pid_t child;
+
+	/* Before the library's own: so the handlers behind a fork run while it still holds its lock. */
+	CHECK_EQ(pthread_atfork(protect_both_ways, protect_both_ways, protect_both_ways), 0);
+	test_open(0, DEVICE_MEMORY);
+	forked_memory = test_map(8);
+	test_fill(forked_memory, 8, 3);
+	test_out(forked_memory, 8);
+	child = fork();
+	if (!child) {
+		test_check(forked_memory, 8, 3);
+		_exit(0);
+	}
+	test_reap(child, 0);
+	test_check(forked_memory, 8, 3);
+	test_close();
+}
+
+/* No handler runs at all, and what the child has of the library is a copy. */
+static void in_a_raw_clone(void)
+{
+	pid_t child;
+
+	test_open(0, DEVICE_MEMORY);
+	forked_memory = test_map(8);
+	test_fill(forked_memory, 8, 4);
+	child = (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+	if (!child) {
+		protect_both_ways();
+		if (mremap(forked_memory + 4 * PAGE, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, forked_memory + 5 * PAGE) ==
+		    MAP_FAILED)
+			_exit(2);
+		_exit(0);
+	}
+	test_reap(child, 0);
+	protect_both_ways();
+	test_check(forked_memory, 8, 4);
+	test_close();
+}
+
 /* Many threads at once, while the handle is opened and closed: each call is done, none hangs. */
 static _Atomic int ended;
 
@@ -667,6 +720,7 @@ static const struct test_case cases[] = {
 	{ "while-it-writes-and-answers", while_it_writes_and_answers, false },
 	{ "access-in-the-middle", access_in_the_middle, false }, { "inside-a-callback", inside_a_callback, false },
 	{ "inside-a-callback-at-the-end", inside_a_callback_at_the_end, false },
+	{ "in-fork-handlers", in_fork_handlers, false }, { "in-a-raw-clone", in_a_raw_clone, false },
 	{ "while-it-opens-and-closes", while_it_opens_and_closes, false }, { NULL, NULL, false },
 };
 
