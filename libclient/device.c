@@ -214,8 +214,8 @@ void hmm_device_put(struct hmm_device *device)
 	struct hmm *hmm;
 	bool last;
 
-	if (!device)
-		return;
+	if (!device || hmmc_space_check_handle(device->hmm))
+		return;		/* a fork's child has its parent's, and nothing to give back */
 	hmm = device->hmm;
 	futex_lock(&hmm->lock);
 	last = --device->references == 0;

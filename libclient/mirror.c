@@ -189,6 +189,11 @@ int hmm_mirror_unregister(struct hmm_mirror *mirror)
 		return -EDEADLK;
 	private = mirror->priv;
 	hmm = private->hmm;
+	/* In a fork's child it is the parent's, with locks as they were then: only this pointer is the child's. */
+	if (hmmc_space_check_handle(hmm)) {
+		mirror->priv = NULL;
+		return 0;
+	}
 	stop_callbacks(private, true);
 	if (hmmc_mirror_check(mirror) == 0) {
 		request = hmmc_request_new(hmm->connection, HMM_OP_MIRROR_UNREGISTER,

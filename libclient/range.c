@@ -250,18 +250,22 @@ void hmm_range_unregister(struct hmm_range *range)
 	range->priv = NULL;
 	range->hmm = NULL;
 	range->valid = false;
-	/* In a fork's child everything is the parent's. */
+	/* In a fork's child everything is the parent's, and its locks are as they were then. */
+	if (hmmc_space_check_handle(private->hmm))
+		return;
 	if (hmmc_space_check(private->hmm) == 0 && private->mirror)
 		release(private);
+	futex_lock(&private->hmm->lock);
+	/* Unless its mirror has gone meanwhile. */
 	if (private->mirror) {
-		futex_lock(&private->hmm->lock);
 		if (private->previous)
-		private->previous->next = private->next;
-		else private->mirror->ranges = private->next;
+			private->previous->next = private->next;
+		else
+			private->mirror->ranges = private->next;
 		if (private->next)
-		private->next->previous = private->previous;
-		futex_unlock(&private->hmm->lock);
+			private->next->previous = private->previous;
 	}
+	futex_unlock(&private->hmm->lock);
 	hmmc_arena_free(private, sizeof(*private));
 }
 

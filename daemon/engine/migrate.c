@@ -307,6 +307,12 @@ void migrate_request(struct owner *owner, struct letter *letter)
 		worker_reply(owner->worker, letter);
 		return;
 	}
+	/* Who only looks and steers sets no marks, which it could not take away. */
+	if (message->flags & HMM_MIGRATE_FLAGS_EXCLUSIVE && mirror->peer != letter->peer) {
+		letter_fail(letter, -EPERM, "only the driver of mirror %u may have pages for itself", mirror->id);
+		worker_reply(owner->worker, letter);
+		return;
+	}
 	if (message->target == HMM_TARGET_DEVICE && message->flags & HMM_MIGRATE_FLAGS_EXCLUSIVE &&
 	    device_is_far(mirror->device)) {
 		letter_fail(letter, -EOPNOTSUPP,

@@ -28,6 +28,7 @@
 #include "engine/worker.h"
 
 #define LISTENERS_PER_PEER	8U
+#define LISTENERS_PER_OWNER	64U
 #define ENTRIES_DEFAULT		4096U
 #define ALL_KINDS		(((2ULL << HMM_EVENT_KIND_LOST) - 1) & ~1ULL)
 
@@ -139,13 +140,14 @@ static int make_ring(struct listener *listener)
 	return 0;
 }
 
+/* @peer 0: everybody's. */
 static unsigned int count_of(struct owner *owner, uint64_t peer)
 {
 	struct listener *listener;
 	unsigned int n = 0;
 
 	TAILQ_FOREACH(listener, &owner->listeners, link)
-		n += listener->peer == peer;
+		n += !peer || listener->peer == peer;
 	return n;
 }
 
@@ -190,6 +192,8 @@ static int notices_open(struct owner *owner, struct letter *letter)
 	if (count_of(owner, letter->peer) >= LISTENERS_PER_PEER)
 		return letter_fail(letter, -EMFILE, "this connection has %u rings of owner %u already",
 				   LISTENERS_PER_PEER, owner->id);
+	if (count_of(owner, 0) >= LISTENERS_PER_OWNER)
+		return letter_fail(letter, -EMFILE, "%u listen to owner %u already", LISTENERS_PER_OWNER, owner->id);
 	listener = calloc(1, sizeof(*listener));
 	if (!listener)
 		return letter_fail(letter, -ENOMEM, "out of memory for another ring");

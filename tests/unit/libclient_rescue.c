@@ -164,6 +164,23 @@ Test(rescue, the_cpu_s_page_wins_and_a_stale_shadow_is_nobody_s)
 	end();
 }
 
+/* The discard was applied and is over for the program; hmmd died while drivers were asked. */
+Test(rescue, what_was_discarded_stays_so)
+{
+	struct hmm_ledger_block leaving = { .transit = HMM_TRANSIT_UNSHARING, .slot = HMM_NO_SLOT, .pending = { 0x3ff } };
+
+	begin();
+	memset(leaving.page, HMM_PAGE_DEVICE | HMM_PAGE_COMPLETE, sizeof(leaving.page));
+	record(0, &leaving);
+	cr_assert_eq(pwrite(shadow, golden, HMM_BLOCK_SIZE, 0), (ssize_t)HMM_BLOCK_SIZE);
+	arm(home, HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING);
+	rescue();
+	for (size_t i = 0; i < 10 * HMM_PAGE_SIZE; i++)
+		cr_assert_eq(home[i], 0, "discarded byte %zu is back", i);
+	cr_assert_eq(memcmp(home + 10 * HMM_PAGE_SIZE, golden + 10 * HMM_PAGE_SIZE, HMM_BLOCK_SIZE - 10 * HMM_PAGE_SIZE), 0);
+	end();
+}
+
 Test(rescue, pages_in_a_slot_come_home_from_there)
 {
 	struct hmm_ledger_block leaving = { .transit = HMM_TRANSIT_OUT_MOVE, .slot = 0 };
