@@ -31,6 +31,7 @@ struct migration {
 	unsigned int running;
 	bool finishing;
 	uint8_t *results;		/* one per page, or NULL */
+	bool results_lent;		/* by who asked */
 	uint8_t *one_result;		/* of one page, for who asked; or NULL */
 	uint64_t one_page;
 	uint64_t moved, already, failed;

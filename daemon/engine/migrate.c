@@ -109,7 +109,7 @@ static void migration_finish(struct task *task)
 		answer(migration);
 	if (migration->done)
 		migration->done(owner, migration->data, migration->moved);
-	if (migration->letter)
+	if (!migration->results_lent)
 		free(migration->results);
 	free(migration);
 }
@@ -366,6 +366,7 @@ int migrate_to(struct mirror *mirror, uint64_t start, uint64_t end, bool populat
 	migration->populate = populate;
 	migration->mirror = mirror;
 	migration->results = results;
+	migration->results_lent = true;
 	migration->done = done;
 	migration->data = data;
 	migration_begin(migration);

@@ -126,7 +126,7 @@ static void die_and_succeed(void)
 			owner->orders->ring[i].state = HMM_ORDER_CANCELLED;
 	owner->orders->consumed = owner->produced;
 	owner->registered_bytes = 0;
-	device_uncharge(fixture.device, (uint64_t)block->charged << HMM_PAGE_SHIFT);
+	block_uncharge(block, block->charged);
 	block_free(block);
 	fixture.mirror->device_pages = fixture.mirror->shared_pages = 0;
 	owner->recovering = true;
