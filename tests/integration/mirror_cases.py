@@ -21,6 +21,7 @@ UNDER_SANITIZERS = {
     "locked": "AddressSanitizer makes mlock do nothing",
     "lock-later": "AddressSanitizer makes mlock do nothing",
     "stacks": "AddressSanitizer keeps a thread's locals in stacks of its own",
+    "thread-memory-leaves": "AddressSanitizer keeps a thread's locals in stacks of its own",
 }
 
 
