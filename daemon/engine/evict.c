@@ -176,6 +176,9 @@ static void look_at_mirror(struct part *part, struct mirror *mirror, unsigned in
 	unsigned int left = mirror->used_blocks;
 
 	part->seen.pinned += (uint64_t)mirror->kept_blocks << HMM_BLOCK_SHIFT;
+	/* Copies of what others hold are given back by whoever needs the room (block_charge): it asks again. */
+	if (!LIST_EMPTY(&mirror->copies))
+		part->seen.passing = true;
 	for (; block && left-- && share && part->victims < LOOK_MAX; block = next) {
 		struct evict_candidate *candidate = &part->victim[part->victims];
 

@@ -165,6 +165,12 @@ static void exclude(struct thread_context *me)
 	board_done(board, me->who, OP_EXCLUDE, !error);
 }
 
+/* A device that is smaller than what is wanted on it: a window must find room, so nothing is to stay there. */
+static bool is_scarce(const struct board *board)
+{
+	return board->settings.device < board->settings.mib;
+}
+
 /*
  * Some blocks become coherent under everybody's hands, and ordinary again. Not where the
  * address space changes: coherent memory is not to be discarded, moved or forked.
@@ -178,7 +184,8 @@ static void share(struct thread_context *me)
 	uint32_t blocks = end > start ? (uint32_t)((end - start) / BLOCK_BYTES) : 0, first;
 	int error;
 
-	if (area->kind != AREA_ORDINARY || !blocks || board->settings.events || board->settings.fork)
+	if (area->kind != AREA_ORDINARY || !blocks || board->settings.events || board->settings.fork ||
+	    is_scarce(board))
 		return;
 	first = draw_below(&me->random, blocks);
 	start += first * BLOCK_BYTES;
@@ -221,6 +228,8 @@ static void advise(struct thread_context *me)
 	struct board *board = me->board;
 	int error;
 
+	if (advice == HMM_ADVISE_PIN && is_scarce(board))
+		return;
 	if (advice == HMM_ADVISE_SET_PREFERRED_LOCATION && draw_below(&me->random, 2))
 		options.mirror = NULL;
 	if (advice == HMM_ADVISE_GRANULARITY)
