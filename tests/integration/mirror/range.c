@@ -664,7 +664,7 @@ static const struct test_case cases[] = {
 	{ "nothing-mapped", nothing_mapped, false }, { "special", special, false },
 	{ "guard-pages", guard_pages, false }, { "beyond-the-file", beyond_the_file, false },
 	{ "files-and-shared", files_and_shared, false }, { "huge-pages", huge_pages, false },
-	{ "hugetlb", hugetlb, false }, { "on-the-device", on_the_device, false },
+	{ "hugetlb", hugetlb, true }, { "on-the-device", on_the_device, false },
 	{ "coherent-memory", coherent_memory, false },
 	{ "of-another-device", of_another_device, false },
 	{ "not-waiting", not_waiting, false }, { "dma", dma, false },
