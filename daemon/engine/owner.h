@@ -446,6 +446,7 @@ bool block_is_remote(const struct block *block, unsigned int i);
 bool block_remote_exceeds(const struct block *block, unsigned int i, bool read, bool write);
 /* Its R entries go, though nothing has changed: nobody will hear of changes. At rest. */
 void block_drop_remote(struct block *block);
+/* arm.c */
 /* Registers what of the block a mapping [start, end) covers; 0 or -errno. */
 int block_arm(struct block *block, uint64_t start, uint64_t end);
 /* Events about [start, end), in one block, are heard from now on; or -errno: the kernel can't. */
@@ -454,6 +455,7 @@ void block_note_armed(struct block *block, unsigned int first, unsigned int end)
 void block_note_unmapped(struct block *block, unsigned int first, unsigned int end);
 /* Nothing of it is registered: its mapping has been exchanged. */
 void block_note_disarmed(struct block *block);
+bool block_disarm_excluded(struct block *block);	/* pages that are to be left alone; false: later */
 bool block_disarm(struct block *block);		/* false: the map is changing; later */
 bool block_holds_pages(const struct block *block);	/* in the shadow */
 /* Gives back what is charged for more than the shadow of a 4K pool holds. */

@@ -1,0 +1,165 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * arm.c - which pages of a block are registered with the owner's userfaultfd: armed
+ * for all that a device needs, or watched for ranges, which only hear of changes.
+ * Runs on the owner's worker.
+ *
+ * The ledger says ARMED before the kernel is asked, so that after a crash every armed
+ * range is woken. Taking a registration away is not refused while an event is unread: what
+ * an mremap has just moved in must not lose its own.
+ */
+#include <errno.h>
+
+#include "engine/owner.h"
+#include "uapi.h"
+
+void block_note_armed(struct block *block, unsigned int first, unsigned int end)
+{
+	for (unsigned int i = first; i < end; i++)
+		pages_set(&block->armed, i);
+	if (block->record->flags & HMM_BLOCK_ARMED)
+		return;
+	block->record->flags |= HMM_BLOCK_ARMED;
+	atomic_fetch_add(&block->owner->registered_bytes, HMM_BLOCK_SIZE);
+}
+
+void block_note_unmapped(struct block *block, unsigned int first, unsigned int end)
+{
+	for (unsigned int i = first; i < end; i++)
+		pages_clear(&block->armed, i);
+}
+
+void block_note_disarmed(struct block *block)
+{
+	block->armed = (struct pages){ 0 };
+	if (!(block->record->flags & HMM_BLOCK_ARMED))
+		return;
+	block->record->flags &= ~HMM_BLOCK_ARMED;
+	atomic_fetch_sub(&block->owner->registered_bytes, HMM_BLOCK_SIZE);
+}
+
+int block_arm(struct block *block, uint64_t start, uint64_t end)
+{
+	const uint64_t modes = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP;
+	struct owner *owner = block->owner;
+	int r;
+
+	if (start < block->addr)
+		start = block->addr;
+	if (end > block->addr + HMM_BLOCK_SIZE)
+		end = block->addr + HMM_BLOCK_SIZE;
+	/* First the ledger: after a crash every armed range is woken. */
+	block_note_armed(block, page_index(start), page_index(end - 1) + 1);
+	r = kernel->uffd_register(owner->uffd, start, end - start, modes);
+	if (r)
+		block_settle_later(block);
+	return r;
+}
+
+/*
+ * By WP alone, with nothing protected: the kernel tells of unmapping, moving and
+ * discarding, and serves every fault by itself. What is registered for more stays so.
+ */
+int block_watch(struct owner *owner, uint64_t start, uint64_t end)
+{
+	struct block *block;
+	int r = kernel->uffd_register(owner->uffd, start, end - start, UFFDIO_REGISTER_MODE_WP);
+
+	if (r)
+		return r;
+	block = block_get(owner, start);
+	if (!block)
+		return -ENOMEM;
+	block_note_armed(block, page_index(start), page_index(end - 1) + 1);
+	/* The number 0 says that there is nothing here that an mprotect() would concern. */
+	if (!block_sequence(owner, start))
+		transit_withdraw(block, &(struct pages){ 0 });
+	if (!block->queued)
+		block_settle_later(block);
+	return 0;
+}
+
+static void unregister_run(struct owner *owner, uint64_t at, uint64_t stop)
+{
+	struct kernel_vma vma;
+
+	if (!kernel->uffd_unregister(owner->uffd, at, stop - at))
+		return;
+	/* A mapping in it can't be, or is not, registered here: one by one. */
+	while (at < stop && kernel->vma_at(owner->maps, at, &vma) == 0 && vma.start < stop) {
+		uint64_t from = vma.start > at ? vma.start : at;
+		uint64_t to = vma.end < stop ? vma.end : stop;
+
+		kernel->uffd_unregister(owner->uffd, from, to - from);
+		at = to;
+	}
+}
+
+/* Whether the owner's map is changing, or has changed unread: such calls are refused then. */
+static bool map_is_changing(struct owner *owner)
+{
+	return kernel->uffd_protect(owner->uffd, owner->slots_addr, HMM_PAGE_SIZE, false) == -EAGAIN;
+}
+
+/*
+ * Only what was registered here and has not been unmapped since. Unregistering
+ * is not refused while an event is unread, and an mremap may have moved armed
+ * pages to these addresses: its caller is not back before the event is read, so
+ * if one is unread now, everything is registered again before anybody can tell.
+ */
+static bool disarm(struct block *block, const struct pages *pages)
+{
+	const uint64_t modes = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP;
+	struct owner *owner = block->owner;
+	unsigned int first = 0, end;
+
+	for (; pages_run(pages, &first, &end); first = end)
+		unregister_run(owner, page_addr(block, first),
+			       block->addr + (uint64_t)end * HMM_PAGE_SIZE);
+	if (!owner->gone && map_is_changing(owner)) {
+		for (first = 0; pages_run(pages, &first, &end); first = end)
+			kernel->uffd_register(owner->uffd, page_addr(block, first),
+					      (uint64_t)(end - first) << HMM_PAGE_SHIFT, modes);
+		return false;
+	}
+	for (first = 0; pages_run(pages, &first, &end); first = end) {
+		/* Unregistering forgets a writer that waits on a protected page. */
+		fault_wake(owner, page_addr(block, first), (uint64_t)(end - first) << HMM_PAGE_SHIFT);
+		for (unsigned int i = first; i < end; i++)
+			pages_clear(&block->armed, i);
+	}
+	return true;
+}
+
+bool block_disarm(struct block *block)
+{
+	struct pages armed = block->armed;
+
+	if (!(block->record->flags & HMM_BLOCK_ARMED))
+		return true;
+	if (!disarm(block, &armed))
+		return false;
+	block_note_disarmed(block);
+	return true;
+}
+
+/*
+ * What the program wants left alone, while others of the block's pages are out:
+ * its mapping must not stay split at our edges, which mremap() refuses.
+ */
+bool block_disarm_excluded(struct block *block)
+{
+	const struct span_set *excluded = &block->owner->excluded;
+	struct pages pages = { 0 };
+
+	if (!span_set_overlaps(excluded, block->addr, block->addr + HMM_BLOCK_SIZE))
+		return true;
+	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++)
+		if (page_state(block, i) == HMM_PAGE_INVALID && pages_test(&block->armed, i) &&
+		    span_set_overlaps(excluded, page_addr(block, i), page_addr(block, i) + HMM_PAGE_SIZE))
+			pages_set(&pages, i);
+	if (pages_empty(&pages))
+		return true;
+	block_drop_remote(block);
+	return disarm(block, &pages);
+}
