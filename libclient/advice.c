@@ -102,23 +102,13 @@ static bool is_advice(enum hmm_advice advice)
 	       (advice >= HMM_ADVISE_UNPINNED && advice <= HMM_ADVISE_EVICT_PRIORITY);
 }
 
-/* A trailing part that this library does not know must be zero. */
 static int check_options(struct hmm *hmm, const struct hmm_advise_options *given,
 			 struct hmm_advise_options *options)
 {
-	const unsigned char *bytes = (const unsigned char *)given;
-	int error;
+	int error = hmmc_take_options(given, options, sizeof(*options));
 
-	memset(options, 0, sizeof(*options));
-	if (!given)
-		return 0;
-	if (given->size < sizeof(given->size))
-		return hmmc_fail(-EINVAL, "options.size is not set");
-	for (size_t i = sizeof(*options); i < given->size; i++)
-		if (bytes[i])
-			return hmmc_fail(-E2BIG,
-					 "options ask for something this library does not know");
-	memcpy(options, given, given->size < sizeof(*options) ? given->size : sizeof(*options));
+	if (error)
+		return error;
 	if (options->mirror) {
 		error = hmmc_mirror_check(options->mirror);
 		if (error)

@@ -96,21 +96,17 @@ static int check_name(const char *name)
 int hmm_device_new(struct hmm *hmm, const struct hmm_device_options *given,
 		   struct hmm_device **result)
 {
-	const unsigned char *bytes = (const unsigned char *)given;
-	struct hmm_device_options options = { 0 };
+	struct hmm_device_options options;
 	struct hmm_device *device;
 	int error = hmmc_space_check(hmm);
 
 	if (error)
 		return error;
-	if (!given || !result || given->size < sizeof(given->size))
-		return hmmc_fail(-EINVAL, "options or result is NULL, or options.size is not set");
-	for (size_t i = sizeof(options); i < given->size; i++)
-		if (bytes[i])
-			return hmmc_fail(-E2BIG,
-					 "options ask for something this library does not know");
-	memcpy(&options, given, given->size < sizeof(options) ? given->size : sizeof(options));
-	error = check_name(options.name);
+	if (!given || !result)
+		return hmmc_fail(-EINVAL, "options or result is NULL");
+	error = hmmc_take_options(given, &options, sizeof(options));
+	if (!error)
+		error = check_name(options.name);
 	if (error)
 		return error;
 	if (options.pool > HMM_POOL_HUGETLB)

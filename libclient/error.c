@@ -5,6 +5,7 @@
  * The text lives in the calling thread; library threads put theirs into the
  * request, from where the caller takes it. Nothing here can fail.
  */
+#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -23,6 +24,24 @@ int hmmc_fail(int error, const char *format, ...)
 	vsnprintf(last_error, sizeof(last_error), format, args);
 	va_end(args);
 	return error;
+}
+
+int hmmc_take_options(const void *given, void *known, size_t size)
+{
+	const unsigned char *bytes = given;
+	size_t have;
+
+	memset(known, 0, size);
+	if (!given)
+		return 0;
+	memcpy(&have, given, sizeof(have));
+	if (have < sizeof(have))
+		return hmmc_fail(-EINVAL, "size is not set");
+	for (size_t i = size; i < have; i++)
+		if (bytes[i])
+			return hmmc_fail(-E2BIG, "something is asked for that this library does not know");
+	memcpy(known, given, have < size ? have : size);
+	return 0;
 }
 
 const char *hmm_last_error(void)

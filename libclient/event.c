@@ -268,18 +268,10 @@ uint64_t hmm_event_dropped(const struct hmm_events *events)
 
 static int check_options(const struct hmm_event_options *given, struct hmm_event_options *options)
 {
-	const unsigned char *bytes = (const unsigned char *)given;
+	int error = hmmc_take_options(given, options, sizeof(*options));
 
-	memset(options, 0, sizeof(*options));
-	if (!given)
-		return 0;
-	if (given->size < sizeof(given->size))
-		return hmmc_fail(-EINVAL, "options.size is not set");
-	for (size_t i = sizeof(*options); i < given->size; i++)
-		if (bytes[i])
-			return hmmc_fail(-E2BIG,
-					 "options ask for something this library does not know");
-	memcpy(options, given, given->size < sizeof(*options) ? given->size : sizeof(*options));
+	if (error)
+		return error;
 	if (options->mask & ~KINDS)
 		return hmmc_fail(-EINVAL, "options.mask has kinds that are not known");
 	if (options->entries &&

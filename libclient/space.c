@@ -171,21 +171,12 @@ void hmmc_space_forget(void)
 	holding = 0;
 }
 
-/* A trailing part that this library does not know must be zero. */
 static int check_options(const struct hmm_open_options *given, struct hmm_open_options *options)
 {
-	const unsigned char *bytes = (const unsigned char *)given;
+	int error = hmmc_take_options(given, options, sizeof(*options));
 
-	memset(options, 0, sizeof(*options));
-	if (!given)
-		return 0;
-	if (given->size < sizeof(given->size))
-		return hmmc_fail(-EINVAL, "options.size is not set");
-	for (size_t i = sizeof(*options); i < given->size; i++)
-		if (bytes[i])
-			return hmmc_fail(-E2BIG,
-					 "options ask for something this library does not know");
-	memcpy(options, given, given->size < sizeof(*options) ? given->size : sizeof(*options));
+	if (error)
+		return error;
 	if (options->flags & ~(HMM_OPEN_BASE_ENGINE | HMM_OPEN_PRELOADED))
 		return hmmc_fail(-EINVAL, "options.flags has unknown bits");
 	if (options->slots > HMM_SLOTS_MAX)
