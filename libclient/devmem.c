@@ -29,7 +29,7 @@ static struct {
 	struct hmm_devmem_private *list;
 } memories LIBRARY_DATA = { .lock = { 0 } };
 
-_Static_assert(HMM_DEVICE_PFN == HMM_TABLE_DEVICE_PFN, "the table says the same");
+_Static_assert(HMM_PFN_DEVICE_FIRST == HMM_TABLE_DEVICE_PFN, "the table says the same");
 
 struct hmm_devmem_private *hmmc_devmem_find(const char *device)
 {
@@ -234,7 +234,7 @@ static struct hmm_devmem_private *devmem_new(const struct hmm_devmem_ops *ops, s
 	devmem->devmem.ops = ops;
 	devmem->devmem.device = device;
 	devmem->devmem.priv = devmem;
-	devmem->devmem.pfn_first = HMM_DEVICE_PFN;
+	devmem->devmem.pfn_first = HMM_PFN_DEVICE_FIRST;
 	return devmem;
 }
 
@@ -245,12 +245,12 @@ static int add(struct hmm_devmem_private *devmem, uint64_t size, struct hmm_devm
 	int error = 0;
 
 	devmem->count = size >> HMM_PAGE_SHIFT;
-	devmem->devmem.pfn_last = 2 * HMM_DEVICE_PFN - 1;
+	devmem->devmem.pfn_last = 2 * HMM_PFN_DEVICE_FIRST - 1;
 	devmem->base = device->memory;
 	devmem->pool = devmem->base + size;
 	if (device->caps & HMM_DEVICE_COPY_ENGINE) {
 		devmem->token = new_token();
-		devmem->devmem.pfn_last = HMM_DEVICE_PFN + devmem->count - 1;
+		devmem->devmem.pfn_last = HMM_PFN_DEVICE_FIRST + devmem->count - 1;
 		devmem->pool = size < STAGING_MAX ? size : STAGING_MAX;
 		if (devmem->pool < devmem->base)
 			devmem->pool = devmem->base;
@@ -310,19 +310,17 @@ int hmm_devmem_add(const struct hmm_devmem_ops *ops, struct hmm_device *device, 
 int hmm_devmem_add_resource(const struct hmm_devmem_ops *ops, struct hmm_device *device,
 			    const struct hmm_resource *given, struct hmm_devmem **result)
 {
-	const unsigned char *bytes = (const unsigned char *)given;
-	struct hmm_resource resource = { 0 };
+	struct hmm_resource resource;
 	struct hmm_devmem_private *devmem;
 	int error = check_device(device, result);
 
 	if (error)
 		return error;
-	if (!given || given->size < sizeof(given->size))
-		return hmmc_fail(-EINVAL, "resource is NULL, or resource->size is not set");
-	for (size_t i = sizeof(resource); i < given->size; i++)
-		if (bytes[i])
-			return hmmc_fail(-E2BIG, "resource asks for something this library does not know");
-	memcpy(&resource, given, given->size < sizeof(resource) ? given->size : sizeof(resource));
+	if (!given)
+		return hmmc_fail(-EINVAL, "resource is NULL");
+	error = hmmc_take_options(given, &resource, sizeof(resource));
+	if (error)
+		return error;
 	if (!(device->caps & HMM_DEVICE_COPY_ENGINE))
 		return hmmc_fail(-EINVAL, "the device was made without HMM_DEVICE_COPY_ENGINE");
 	devmem = devmem_new(ops, device);

@@ -22,6 +22,7 @@
 #include <sys/mman.h>
 
 #include "arena.h"
+#include "devmem.h"
 #include "dispatch.h"
 #include "mapping.h"
 #include "space.h"
@@ -635,6 +636,34 @@ long hmm_range_snapshot(struct hmm_range *range)
 long hmm_range_fault(struct hmm_range *range, bool block)
 {
 	return look(range, false, block);
+}
+
+/* ---- pages of the driver's own memory --------------------------------------------------- */
+
+/* The first number of the mirror's part; 0: it has no such memory, or is gone. */
+static unsigned long part_of(const struct hmm_range *range)
+{
+	const struct hmm_mirror_private *mirror = range && range->priv ? range->priv->mirror : NULL;
+
+	return mirror && mirror->devmem ? ((mirror->id & 0xff) + 1) * HMM_PFN_DEVICE_FIRST : 0;
+}
+
+struct hmm_page *hmm_range_page(const struct hmm_range *range, unsigned long pfn)
+{
+	unsigned long part = part_of(range);
+
+	if (!part || pfn < part || pfn - part >= HMM_PFN_DEVICE_FIRST)
+		return NULL;
+	return hmm_devmem_pfn_to_page(&range->priv->mirror->devmem->devmem, pfn);
+}
+
+unsigned long hmm_range_page_pfn(const struct hmm_range *range, const struct hmm_page *page)
+{
+	unsigned long part = part_of(range);
+
+	if (!part || !page || page->devmem != &range->priv->mirror->devmem->devmem)
+		return -1UL;
+	return part + hmm_devmem_page_to_pfn(page) - page->devmem->pfn_first;
 }
 
 /* ---- addresses for the device's own engine ---------------------------------------------- */

@@ -23,6 +23,16 @@ static inline uint64_t hmm_pfn_from_pfn(const struct hmm_range *range, unsigned 
 	return hmm_device_entry_from_pfn(range, pfn);
 }
 
+static inline struct hmm_page *hmm_pfn_to_page(const struct hmm_range *range, uint64_t pfn)
+{
+	return hmm_device_entry_to_page(range, pfn);
+}
+
+static inline uint64_t hmm_pfn_from_page(const struct hmm_range *range, const struct hmm_page *page)
+{
+	return hmm_device_entry_from_page(range, page);
+}
+
 /* Ends the range. Return: whether it was valid until then. */
 static inline bool hmm_vma_range_done(struct hmm_range *range)
 {

@@ -163,18 +163,17 @@ static inline unsigned long hmm_devmem_page_get_drvdata(const struct hmm_page *p
 
 /*
  * One space of page numbers: those of system pages are their virtual page numbers,
- * below HMM_DEVICE_PFN; device pages lie above. In the entries of an owner each of its
- * mirrors has a part of HMM_DEVICE_PFN numbers of its own, so that a page of @devmem is known by
+ * below HMM_PFN_DEVICE_FIRST; device pages lie above. In the entries of an owner each of its
+ * mirrors has a part of HMM_PFN_DEVICE_FIRST numbers of its own, so that a page of @devmem is known by
  * what is left of a number in its part.
  */
-#define HMM_DEVICE_PFN	(1UL << 35)
 
 /* The page of a number; NULL: a system page's, one of hmmd's pool, or past the end. */
 static inline struct hmm_page *hmm_devmem_pfn_to_page(const struct hmm_devmem *devmem, unsigned long pfn)
 {
-	unsigned long n = pfn % HMM_DEVICE_PFN;
+	unsigned long n = pfn % HMM_PFN_DEVICE_FIRST;
 
-	if (pfn < HMM_DEVICE_PFN || !devmem->pages || n > devmem->pfn_last - devmem->pfn_first)
+	if (pfn < HMM_PFN_DEVICE_FIRST || !devmem->pages || n > devmem->pfn_last - devmem->pfn_first)
 		return (struct hmm_page *)0;
 	return &devmem->pages[n];
 }

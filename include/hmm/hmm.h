@@ -34,6 +34,9 @@ extern "C" {
 /* An address space: this process's (hmm_open) or another's (hmm_open_peer). */
 struct hmm;
 
+/* The first number of a page of a device: lower ones are the owner's virtual page numbers. */
+#define HMM_PFN_DEVICE_FIRST (1UL << 35)
+
 /* What hmm_features() reports. The same bits as the protocol's `feature` flags. */
 #define HMM_HAS_MOVE		(1ULL << 0)	/* pages migrate by UFFDIO_MOVE */
 #define HMM_HAS_EVENT_FORK	(1ULL << 1)	/* raw forks are seen */

@@ -41,6 +41,7 @@ extern "C" {
 
 struct hmm_device;
 struct hmm_mirror;
+struct hmm_page;		/* devmem.h */
 struct hmm_range_private;
 
 /* Index into flags[]: the driver's own bits for them. */
@@ -87,9 +88,6 @@ struct hmm_range {
 
 /* How long the kernel's drivers wait, in ms. */
 #define HMM_RANGE_DEFAULT_TIMEOUT 1000
-
-/* The first number of a page of a device: lower ones are the owner's virtual page numbers. */
-#define HMM_PFN_DEVICE_FIRST (1UL << 35)
 
 /*
  * hmm_range_register() - begin to look at [start, end) of the mirror's owner.
@@ -214,6 +212,26 @@ static inline unsigned long hmm_device_entry_to_pfn(const struct hmm_range *rang
 static inline uint64_t hmm_device_entry_from_pfn(const struct hmm_range *range, unsigned long pfn)
 {
 	return (uint64_t)pfn << range->pfn_shift | range->flags[HMM_PFN_VALID];
+}
+
+/*
+ * hmm_range_page() - the page of a number in the entries of a range, if it is one of the memory that
+ * the driver brought for the range's mirror; else NULL. hmm_range_page_pfn() - its number there; -1UL
+ * for a page of other memory. Any thread; no message is sent.
+ */
+struct hmm_page *hmm_range_page(const struct hmm_range *range, unsigned long pfn);
+unsigned long hmm_range_page_pfn(const struct hmm_range *range, const struct hmm_page *page);
+
+/* The page in an entry; NULL: NONE, ERROR, SPECIAL, not VALID, or not of this memory, as a system page is. */
+static inline struct hmm_page *hmm_device_entry_to_page(const struct hmm_range *range, uint64_t entry)
+{
+	return hmm_range_page(range, hmm_device_entry_to_pfn(range, entry));
+}
+
+/* A valid entry for a page of this memory. */
+static inline uint64_t hmm_device_entry_from_page(const struct hmm_range *range, const struct hmm_page *page)
+{
+	return hmm_device_entry_from_pfn(range, hmm_range_page_pfn(range, page));
 }
 
 #ifdef __cplusplus

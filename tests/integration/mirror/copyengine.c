@@ -2,6 +2,8 @@
 /* copyengine.c - see copyengine.h. */
 #include "copyengine.h"
 
+#include <hmm/compat.h>
+
 #include <fcntl.h>
 #include <poll.h>
 #include <setjmp.h>
@@ -275,9 +277,17 @@ static long look(unsigned long start, size_t pages)
 	while (found == -EBUSY || found == -EAGAIN);
 	for (size_t i = 0; found > 0 && i < pages; i++) {
 		CHECK_EQ(range.pfns[i] & 7, 7);
-		CHECK(hmm_devmem_pfn_to_page(devmem, hmm_device_entry_to_pfn(&range, range.pfns[i])) ==
-		      page_of(start + i * PAGE));
+		CHECK(hmm_device_entry_to_page(&range, range.pfns[i]) == page_of(start + i * PAGE));
+		CHECK(hmm_pfn_to_page(&range, range.pfns[i]) == page_of(start + i * PAGE));
+		CHECK_EQ(hmm_device_entry_from_page(&range, page_of(start + i * PAGE)) | 7, range.pfns[i]);
+		CHECK_EQ(hmm_pfn_from_page(&range, page_of(start + i * PAGE)) | 7, range.pfns[i]);
 	}
+	/* What is no page of this memory: nothing, a page of the owner's, another mirror's, one past the end. */
+	CHECK(!hmm_device_entry_to_page(&range, values[HMM_PFN_NONE]));
+	CHECK(!hmm_device_entry_to_page(&range, hmm_device_entry_from_pfn(&range, start >> 12)));
+	CHECK(!hmm_range_page(&range, hmm_range_page_pfn(&range, devmem->pages) + HMM_PFN_DEVICE_FIRST));
+	CHECK(!hmm_range_page(&range, hmm_range_page_pfn(&range, devmem->pages) + DEVICE_PAGES));
+	CHECK_EQ(hmm_range_page_pfn(&range, &(struct hmm_page){ 0 }), -1UL);
 	hmm_range_unregister(&range);
 	free(range.pfns);
 	return found;

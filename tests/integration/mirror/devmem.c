@@ -434,7 +434,7 @@ static void bad_resources(void)
 	CHECK_EQ(hmm_devmem_add_resource(NULL, device, &resource, &twice), -EBUSY);
 	CHECK(hmm_devmem_page_address(&devmem->pages[3]));
 	CHECK(hmm_devmem_pfn_to_page(devmem, devmem->pfn_first + 3) == &devmem->pages[3]);
-	CHECK(hmm_devmem_pfn_to_page(devmem, 5 * HMM_DEVICE_PFN + 3) == &devmem->pages[3]);
+	CHECK(hmm_devmem_pfn_to_page(devmem, 5 * HMM_PFN_DEVICE_FIRST + 3) == &devmem->pages[3]);
 	CHECK_EQ(hmm_devmem_page_to_pfn(&devmem->pages[3]), devmem->pfn_first + 3);
 	CHECK(!hmm_devmem_pfn_to_page(devmem, devmem->pfn_last + 1));
 	CHECK(!hmm_devmem_pfn_to_page(devmem, 3));
