@@ -2,7 +2,6 @@
 """Each case of a program of mirror/ under an hmmd of its own: mirror_cases.py GROUP[:CASE] [hmmd's arguments...]
 
 GROUP is a program of that folder without its "mirror-". After each case nothing of it may be left:
-GROUP is transfer, reasons, changes, family, access, company or several. After each case nothing of it may be left:
 no descriptor in hmmd (the harness sees to that), no owner, no page of the pool in use.
 """
 
@@ -21,7 +20,6 @@ UNDER_SANITIZERS = {
     "locked": "AddressSanitizer makes mlock do nothing",
     "lock-later": "AddressSanitizer makes mlock do nothing",
     "stacks": "AddressSanitizer keeps a thread's locals in stacks of its own",
-    "thread-memory-leaves": "AddressSanitizer keeps a thread's locals in stacks of its own",
 }
 
 
