@@ -59,6 +59,7 @@ static void driver(int socket, const struct arguments *arguments)
 	static const struct hmm_mirror_ops no_ops;
 	struct hmm_device_options options = {
 		.size = sizeof(options), .name = "bench-chase", .memory = arguments->bytes, .node = -1,
+		.caps = HMM_DEVICE_FAULTS,
 	};
 	struct hmm_mirror mirror = { .ops = &no_ops };
 	struct mirrored mirrored;

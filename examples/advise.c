@@ -34,7 +34,8 @@ static void show(struct hmm *hmm, const char *name, const void *memory)
 
 int main(void)
 {
-	struct hmm_device_options device = { .size = sizeof(device), .memory = 64UL << 20, .node = -1 };
+	struct hmm_device_options device = { .size = sizeof(device), .memory = 64UL << 20, .node = -1,
+					     .caps = HMM_DEVICE_FAULTS };
 	struct hmm_mirror mirror = { .ops = &ops };
 	struct hmm_advise_options on_device = { .size = sizeof(on_device), .mirror = &mirror };
 	char name[32], *table, *buffer;

@@ -69,7 +69,8 @@ static const struct hmm_devmem_ops memory = {
 static int driver(int key, unsigned long start, size_t length)
 {
 	struct hmm_device_options options = {
-		.size = sizeof(options), .name = "copyengine", .node = -1, .caps = HMM_DEVICE_COPY_ENGINE,
+		.size = sizeof(options), .name = "copyengine", .node = -1,
+		.caps = HMM_DEVICE_FAULTS | HMM_DEVICE_COPY_ENGINE,
 	};
 	struct hmm_mirror mirror = { .ops = &ops };
 	struct hmm_devmem *devmem;

@@ -45,7 +45,8 @@ static const char *where(struct hmm_mirror *mirror, const void *address)
 
 int main(void)
 {
-	struct hmm_device_options options = { .size = sizeof(options), .memory = 64UL << 20, .node = -1 };
+	struct hmm_device_options options = { .size = sizeof(options), .memory = 64UL << 20, .node = -1,
+					      .caps = HMM_DEVICE_FAULTS };
 	struct hmm_mirror mirror = { .ops = &ops };
 	struct hmm_migrate_report report;
 	char name[32], *buffer;

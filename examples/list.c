@@ -31,6 +31,7 @@ static int driver(int key, unsigned long list, unsigned long end)
 {
 	struct hmm_device_options options = {
 		.size = sizeof(options), .name = "list", .memory = 64UL << 20, .node = -1,
+		.caps = HMM_DEVICE_FAULTS,
 	};
 	struct hmm_mirror mirror = { .ops = &ops };
 	unsigned long start = list & ~4095UL;

@@ -109,6 +109,7 @@ static int driver(int key, unsigned long start)
 {
 	struct hmm_device_options options = {
 		.size = sizeof(options), .name = "loop", .memory = 64UL << 20, .node = -1,
+		.caps = HMM_DEVICE_FAULTS,
 	};
 	static struct device device = { .mirror = { .ops = &ops } };
 	int fd;

@@ -110,6 +110,7 @@ int main(void)
 {
 	struct hmm_device_options options = {
 		.size = sizeof(options), .name = "range", .memory = 64UL << 20, .node = -1,
+		.caps = HMM_DEVICE_FAULTS,
 	};
 	unsigned long *memory;
 	struct hmm *hmm;

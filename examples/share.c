@@ -57,7 +57,8 @@ static const char *kind(struct hmm_mirror *mirror)
 
 int main(void)
 {
-	struct hmm_device_options options = { .size = sizeof(options), .memory = 64UL << 20, .node = -1 };
+	struct hmm_device_options options = { .size = sizeof(options), .memory = 64UL << 20, .node = -1,
+					      .caps = HMM_DEVICE_FAULTS };
 	struct hmm_mirror mirror = { .ops = &ops };
 	unsigned long first, second;
 	pthread_t thread;

@@ -216,7 +216,8 @@ static const struct hmm_mirror_ops no_ops;
 
 void mirrored_open(struct mirrored *mirrored, size_t bytes)
 {
-	struct hmm_device_options options = { .size = sizeof(options), .memory = bytes, .node = -1 };
+	struct hmm_device_options options = { .size = sizeof(options), .memory = bytes, .node = -1,
+					      .caps = HMM_DEVICE_FAULTS };
 	char name[64];
 
 	snprintf(name, sizeof(name), "bench-%d", getpid());

@@ -262,7 +262,7 @@ Test(refusal, by_one_is_by_all)
 			fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL / 2);
 			fixture.engine.devices.capacity = POOL;
 			cr_assert(eq(int, device_new(&fixture.engine.devices, "other", HMM_POOL_KIND_MEMFD, -1,
-						     POOL / 2, 0, DRIVER, &device), 0));
+						     POOL / 2, HMM_DEVICE_CAPS_FAULTS, DRIVER, &device), 0));
 			device_use(&fixture.engine.devices, device->id);
 			other = mirror_new(fixture.owner, 1, device);
 			other->peer = OTHER_DRIVER;

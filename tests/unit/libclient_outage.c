@@ -298,7 +298,7 @@ static int open_peer(void)
 static void be_driver(void)
 {
 	struct hmm_device_options options = {
-		.size = sizeof(options), .name = "d", .memory = 1 << 20, .node = -1
+		.size = sizeof(options), .name = "d", .memory = 1 << 20, .node = -1, .caps = HMM_DEVICE_FAULTS
 	};
 
 	cr_assert_eq(open_peer(), 0, "%s", hmm_last_error());

@@ -117,7 +117,7 @@ static void many_mirrors(void)
 static void names_and_arguments(void)
 {
 	struct hmm_device_options options = { .size = sizeof(options), .name = "twice", .memory = 4 << 20,
-					      .node = -1 };
+					      .node = -1, .caps = HMM_DEVICE_FAULTS };
 	struct hmm_open_options too_big = { .size = sizeof(too_big), .flags = 1ULL << 60 };
 	static const struct hmm_mirror_ops operations = { 0 };
 	struct hmm_device *device = NULL, *same = NULL;

@@ -263,7 +263,7 @@ static void accesses(void)
 static void refusals(void)
 {
 	struct hmm_device_options options = { .size = sizeof(options), .name = "in-the-owner", .node = -1,
-					      .caps = HMM_DEVICE_COPY_ENGINE };
+					      .caps = HMM_DEVICE_FAULTS | HMM_DEVICE_COPY_ENGINE };
 	static const struct hmm_devmem_ops none = { 0 };
 	static const struct hmm_mirror_ops no_callbacks = { 0 };
 	struct hmm_devmem *devmem = NULL;
@@ -391,7 +391,7 @@ static void bad_resource(struct hmm_device *device, int fd, uint64_t offset, uin
 static void bad_resources(void)
 {
 	struct hmm_device_options options = { .size = sizeof(options), .name = "bad-resources", .node = -1,
-					      .caps = HMM_DEVICE_COPY_ENGINE };
+					      .caps = HMM_DEVICE_FAULTS | HMM_DEVICE_COPY_ENGINE };
 	struct { struct hmm_resource known; uint64_t more; } larger = { .more = 1 };
 	struct hmm_resource resource = { .size = sizeof(resource) };
 	struct hmm_devmem *devmem = NULL, *twice = NULL;
