@@ -17,14 +17,13 @@
  * the CPU, counted, logged. A driver that dies takes its pages with it. One that
  * is late is waited for, with the owner's thread: its memory is the only copy.
  *
- * A driver that comes back says first that nothing goes on any more of what it was
- * asked on an earlier connection (DEVMEM_READY): a late copy must not meet new bytes
- * in the shadow. It learns which pages are in use; asks wait for that.
+ * What drivers answer, and that they come and go, is in far_driver.c.
  */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/far.h"
 #include "engine/job.h"
 #include "engine/notice.h"
 #include "engine/owner.h"
@@ -35,26 +34,8 @@
 #define AGAIN_FIRST_NS	NS_PER_MS
 #define AGAIN_MOST_NS	(1000 * NS_PER_MS)
 #define LOUD_NS		(3000 * NS_PER_MS)
-#define LOOK_NS		(10 * NS_PER_MS)
-#define NUMBERS_MAX	8192U		/* of one message */
 
-/* What one block is waiting for. */
-struct ask {
-	TAILQ_ENTRY(ask) link;
-	struct mirror *mirror;
-	struct block *block;
-	uint64_t cookie;
-	struct pages pages;		/* without an answer */
-	unsigned int first;
-	uint64_t fault_flags;
-	struct job *job;		/* STORE: to go on with */
-	bool asking;			/* drivers have let go: it may be sent */
-	bool sent;			/* to the mirror's peer, on this connection */
-	int64_t since, again, pause;	/* again: not before; 0: at once */
-	bool loud;			/* it was complained of */
-};
-
-static bool is_store(const struct ask *ask)
+bool far_is_store(const struct ask *ask)
 {
 	return ask->block->record->transit == HMM_TRANSIT_STORE;
 }
@@ -177,13 +158,13 @@ static void ask_again_in(struct ask *ask, int64_t pause)
 	worker_alarm(worker, ask->again);
 }
 
-static void ask_send(struct ask *ask)
+void far_ask_send(struct ask *ask)
 {
 	void *message;
 
 	if (!ask->asking || ask->sent || !ask->mirror->peer || !ask->mirror->ready)
 		return;		/* when its driver is there */
-	message = tell_region(ask) ? is_store(ask) ? store_message(ask) : fetch_message(ask) : NULL;
+	message = tell_region(ask) ? far_is_store(ask) ? store_message(ask) : fetch_message(ask) : NULL;
 	if (!message) {
 		ask_again_in(ask, LOOK_NS);
 		return;
@@ -269,7 +250,7 @@ static void lose_block(struct block *block, void *data)
 static void ask_finish(struct ask *ask);
 
 /* Whatever was in the driver's memory is gone. */
-static void lose_all(struct mirror *mirror, const char *why)
+void far_lose_all(struct mirror *mirror, const char *why)
 {
 	struct owner *owner = mirror->owner;
 	struct loss loss = { .mirror = mirror };
@@ -338,7 +319,7 @@ static void fetch_proceed(struct block *block)
 	if (block_charge(block, mirror->device, pool_is_huge(mirror->device->pool->kind) ? HMM_BLOCK_PAGES : n))
 		log_debug("owner %u: pages on their way home exceed the share of %s for a moment",
 			  block->owner->id, mirror->device->name);
-	ask_send(ask);
+	far_ask_send(ask);
 }
 
 bool far_fetch(struct block *block, const struct pages *pages, unsigned int first, uint64_t fault_flags,
@@ -397,7 +378,7 @@ static void ask_later(struct ask *ask)
 		  pages_count(&ask->pages), ask->block->addr);
 }
 
-static void fetched(struct ask *ask, const uint8_t *results)
+void far_fetched(struct ask *ask, const uint8_t *results)
 {
 	struct block *block = ask->block;
 	uint16_t order[HMM_BLOCK_PAGES];
@@ -441,7 +422,7 @@ static void store_results(struct job *job, const struct block *block, const stru
 }
 
 /* Numbers: of the pages in order; NULL: the driver takes none. */
-static void stored(struct ask *ask, const uint32_t *numbers, uint64_t *moved)
+void far_stored(struct ask *ask, const uint32_t *numbers, uint64_t *moved)
 {
 	struct block *block = ask->block;
 	uint64_t limit = atomic_load(&ask->mirror->device->far_pages);
@@ -471,9 +452,9 @@ static void store_proceed(struct block *block)
 	drop_dead(ask);
 	ask->asking = true;
 	if (pages_empty(&ask->pages) || !ask->mirror->ready)
-		stored(ask, NULL, NULL);
+		far_stored(ask, NULL, NULL);
 	else
-		ask_send(ask);
+		far_ask_send(ask);
 }
 
 void far_store(struct block *block, const struct pages *pages, struct job *job)
@@ -491,14 +472,14 @@ void far_store(struct block *block, const struct pages *pages, struct job *job)
 }
 
 /* Nobody takes these bytes: they are in the shadow, and go home. */
-static void refuse_stores(struct mirror *mirror)
+void far_refuse_stores(struct mirror *mirror)
 {
 	struct ask *ask, *next;
 
 	for (ask = TAILQ_FIRST(&mirror->owner->asks); ask; ask = next) {
 		next = TAILQ_NEXT(ask, link);
-		if (ask->mirror == mirror && ask->asking && is_store(ask))
-			stored(ask, NULL, NULL);
+		if (ask->mirror == mirror && ask->asking && far_is_store(ask))
+			far_stored(ask, NULL, NULL);
 	}
 }
 
@@ -521,282 +502,7 @@ bool far_settle(struct block *block, struct job *job)
 	return true;
 }
 
-/* ---- the driver's free pages ------------------------------------------------------------- */
-
-void far_release(struct mirror *mirror, uint32_t number)
-{
-	uint32_t *more;
-
-	/* One that comes back is told which are in use. */
-	if (!mirror->peer)
-		return;
-	if (mirror->freed_count == mirror->freed_room) {
-		unsigned int room = mirror->freed_room ? mirror->freed_room * 2 : 512;
-
-		more = realloc(mirror->freed, room * sizeof(*more));
-		if (!more) {
-			log_error("mirror %u: out of memory: a page of its driver's memory stays in use",
-				  mirror->id);
-			return;
-		}
-		mirror->freed = more;
-		mirror->freed_room = room;
-	}
-	mirror->freed[mirror->freed_count++] = number;
-}
-
-void far_flush(struct mirror *mirror)
-{
-	unsigned int done = 0;
-
-	if (!mirror->ready || !mirror->peer || !mirror->freed_count)
-		return;
-	while (done < mirror->freed_count) {
-		unsigned int n = mirror->freed_count - done;
-		struct hmm_msg_devmem_free *message;
-
-		if (n > NUMBERS_MAX)
-			n = NUMBERS_MAX;
-		message = malloc(sizeof(*message) + n * sizeof(uint32_t));
-		if (!message)
-			break;
-		hmm_wire_init(message, HMM_OP_DEVMEM_FREE, sizeof(*message) + n * sizeof(uint32_t), 0);
-		message->mirror = mirror->id;
-		message->count = n;
-		memcpy(message->numbers, mirror->freed + done, n * sizeof(uint32_t));
-		worker_event(mirror->owner->worker, mirror->peer, message, -1);
-		done += n;
-	}
-	mirror->freed_count -= done;
-	memmove(mirror->freed, mirror->freed + done, mirror->freed_count * sizeof(uint32_t));
-}
-
-void far_flush_all(struct owner *owner)
-{
-	for (unsigned int i = 0; i < MIRRORS_MAX; i++)
-		if (owner->mirror[i])
-			far_flush(owner->mirror[i]);
-}
-
-/* ---- requests ------------------------------------------------------------------------------- */
-
-int far_check_driver(const struct owner *owner, const struct device *device, struct letter *letter)
-{
-	pid_t driver = atomic_load(&device->driver);
-
-	if (!device_is_far(device))
-		return 0;
-	if (letter->pid == owner->pid)
-		return letter_fail(letter, -EOPNOTSUPP,
-				   "%s has memory that only its driver reaches: a driver in the owner itself would wait for its own pages; run it in another process",
-				   device->name);
-	if (!atomic_load(&device->far_pages) || letter->pid != driver)
-		return letter_fail(letter, -EOPNOTSUPP,
-				   "%s has memory that only its driver reaches: the process that called hmm_devmem_add() has its mirrors, and after that",
-				   device->name);
-	return 0;
-}
-
-struct listing {
-	struct mirror *mirror;
-	struct hmm_msg_devmem_ready_reply *reply;
-};
-
-static void list_block(struct block *block, void *data)
-{
-	struct listing *listing = data;
-	struct hmm_msg_devmem_ready_reply *reply = listing->reply;
-
-	if (block_mirror(block) != listing->mirror || reply->more)
-		return;
-	if (reply->count + HMM_BLOCK_PAGES > NUMBERS_MAX) {
-		reply->more = 1;
-		reply->next = block->addr;
-		return;
-	}
-	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++)
-		if (page_is_far(block, i))
-			reply->numbers[reply->count++] = block_far_number(block, i);
-}
-
-static void resume(struct mirror *mirror)
-{
-	struct ask *ask;
-
-	mirror->ready = true;
-	mirror->far_deadline = 0;
-	far_flush(mirror);
-	TAILQ_FOREACH(ask, &mirror->owner->asks, link)
-		if (ask->mirror == mirror)
-			ask_send(ask);
-}
-
-static int ready(struct mirror *mirror, struct letter *letter)
-{
-	const struct hmm_msg_devmem_ready *message = (const void *)letter->message;
-	struct hmm_journal_mirror *note = &mirror->owner->journal->mirror[mirror->index];
-	struct hmm_msg_devmem_ready_reply *reply;
-	struct listing listing = { .mirror = mirror };
-
-	if (!device_is_far(mirror->device) || message->token != atomic_load(&mirror->device->token))
-		return letter_fail(letter, -EINVAL, "the device has no memory of that number");
-	reply = letter_reply(letter, HMM_OP_DEVMEM_READY_REPLY, sizeof(*reply) + NUMBERS_MAX * sizeof(uint32_t));
-	if (!reply)
-		return letter_fail(letter, -ENOMEM, "out of memory for the answer");
-	if (note->token != message->token && mirror->far_pages)
-		lose_all(mirror, "another driver has come");
-	note->token = message->token;
-	note->driver = letter->pid;
-	listing.reply = reply;
-	block_for_each(mirror->owner, message->cursor, HMM_VA_END, list_block, &listing);
-	reply->header.size = (uint32_t)(sizeof(*reply) + reply->count * sizeof(uint32_t));
-	if (!reply->more)
-		resume(mirror);
-	return 0;
-}
-
-struct search {
-	const struct mirror *mirror;
-	const struct hmm_msg_devmem_stored *message;
-	uint64_t *moved;
-};
-
-static void search_block(struct block *block, void *data)
-{
-	const struct search *search = data;
-
-	if (block_mirror(block) != search->mirror)
-		return;
-	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++)
-		for (unsigned int k = 0; page_is_far(block, i) && k < search->message->count; k++)
-			if (search->message->numbers[k] == block_far_number(block, i))
-				search->moved[k / 64] |= 1ULL << (k % 64);
-}
-
-static struct ask *find_ask(const struct mirror *mirror, uint64_t cookie, unsigned int count)
-{
-	struct ask *ask;
-
-	TAILQ_FOREACH(ask, &mirror->owner->asks, link)
-		if (ask->mirror == mirror && ask->cookie == cookie && ask->sent &&
-		    pages_count(&ask->pages) == count)
-			return ask;
-	return NULL;
-}
-
-static int answer_stored(struct mirror *mirror, struct letter *letter)
-{
-	const struct hmm_msg_devmem_stored *message = (const void *)letter->message;
-	struct ask *ask = find_ask(mirror, message->cookie, message->count);
-	struct hmm_msg_devmem_stored_reply *reply;
-	struct search search = { .mirror = mirror, .message = message };
-
-	if (message->count > HMM_BLOCK_PAGES)
-		return letter_fail(letter, -EINVAL, "%u pages: a block has %u", message->count, HMM_BLOCK_PAGES);
-	reply = letter_reply(letter, HMM_OP_DEVMEM_STORED_REPLY, sizeof(*reply) + sizeof(struct pages));
-	if (!reply) {
-		if (ask && is_store(ask))
-			stored(ask, NULL, NULL);
-		return letter_fail(letter, -ENOMEM, "out of memory for the answer: the pages stay here");
-	}
-	reply->count = HMM_BITMAP_WORDS;
-	search.moved = reply->moved;
-	if (ask && is_store(ask))
-		stored(ask, message->numbers, reply->moved);
-	else
-		/* Said again after a restart: what the ledger says of them is the truth. */
-		block_for_each(mirror->owner, 0, HMM_VA_END, search_block, &search);
-	return 0;
-}
-
-static int answer_fetched(struct mirror *mirror, struct letter *letter)
-{
-	const struct hmm_msg_devmem_fetched *message = (const void *)letter->message;
-	struct ask *ask = find_ask(mirror, message->cookie, message->count);
-
-	/* Of an earlier connection it is void: it is asked again. */
-	if (ask && !is_store(ask))
-		fetched(ask, message->results);
-	if (!letter_reply(letter, HMM_OP_DEVMEM_FETCHED_REPLY, sizeof(struct hmm_msg_devmem_fetched_reply)))
-		return letter_fail(letter, -ENOMEM, "out of memory for the answer");
-	return 0;
-}
-
-void far_request(struct owner *owner, struct letter *letter)
-{
-	/* All three begin with it. */
-	uint32_t id = ((const struct hmm_msg_devmem_ready *)(const void *)letter->message)->mirror;
-	struct mirror *mirror = mirror_by_id(owner, id);
-
-	_Static_assert(offsetof(struct hmm_msg_devmem_ready, mirror) == offsetof(struct hmm_msg_devmem_stored, mirror) &&
-		       offsetof(struct hmm_msg_devmem_ready, mirror) == offsetof(struct hmm_msg_devmem_fetched, mirror),
-		       "the same place");
-	if (!mirror || mirror->peer != letter->peer)
-		letter_fail(letter, -ENOENT, "no mirror %u of this driver", id);
-	else if (letter->message->opcode == HMM_OP_DEVMEM_READY)
-		ready(mirror, letter);
-	else if (letter->message->opcode == HMM_OP_DEVMEM_STORED)
-		answer_stored(mirror, letter);
-	else
-		answer_fetched(mirror, letter);
-	worker_reply(owner->worker, letter);
-}
-
-/* ---- drivers that go --------------------------------------------------------------------------- */
-
-void far_peer_gone(struct mirror *mirror)
-{
-	struct ask *ask;
-
-	if (!device_is_far(mirror->device))
-		return;
-	mirror->ready = false;
-	mirror->freed_count = 0;
-	refuse_stores(mirror);
-	TAILQ_FOREACH(ask, &mirror->owner->asks, link)
-		if (ask->mirror == mirror)
-			ask->sent = false;
-	worker_alarm(mirror->owner->worker, mirror->owner->worker->now);
-}
-
-/* A driver that has died does not come back; another one is waited for as long as hmmd itself would be. */
-static void await_driver(struct mirror *mirror, int64_t now)
-{
-	struct owner *owner = mirror->owner;
-	pid_t driver = owner->journal->mirror[mirror->index].driver;
-
-	if (!mirror->far_deadline)
-		mirror->far_deadline = now + owner->worker->engine->options.grace_ms * NS_PER_MS;
-	if (driver && !process_is_alive(driver))
-		lose_all(mirror, "its driver has died");
-	else if (now >= mirror->far_deadline)
-		lose_all(mirror, "its driver did not come back");
-	else
-		worker_alarm(owner->worker, now + LOOK_NS);
-}
-
-void far_tick(struct owner *owner, int64_t now)
-{
-	struct ask *ask;
-
-	for (unsigned int i = 0; i < MIRRORS_MAX; i++) {
-		struct mirror *mirror = owner->mirror[i];
-
-		if (!mirror || !device_is_far(mirror->device))
-			continue;
-		if (mirror->far_pages && !mirror->ready)
-			await_driver(mirror, now);
-	}
-	far_flush_all(owner);
-	TAILQ_FOREACH(ask, &owner->asks, link) {
-		if (!ask->again)
-			continue;
-		if (ask->again <= now)
-			ask_send(ask);
-		else
-			worker_alarm(owner->worker, ask->again);
-	}
-}
+/* ---- the end of it --------------------------------------------------------------------- */
 
 void far_abandon(struct owner *owner)
 {

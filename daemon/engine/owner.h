@@ -108,7 +108,7 @@ struct block {
 	block_proceed refused;			/* where drivers may refuse; or NULL */
 	bool refusal;				/* one did */
 	struct block_order *order;		/* in the agent's hands, or NULL */
-	struct ask *ask;			/* in the driver's, or NULL: far.c */
+	struct ask *ask;			/* in the driver's, or NULL: far.h */
 	bool went_huge;				/* was one huge page of the owner: collapse it at home */
 	bool touched;				/* came home page by page since it went out */
 	bool remote;				/* some pages may have an entry as R */
@@ -211,7 +211,7 @@ struct window {
 	bool armed;
 	struct prefetch prefetch;	/* the walks of its touches */
 	bool revoked;			/* the driver was late: what it asks for is poisoned */
-	struct touch *touches;		/* that are being served: one for each page */
+	struct touch *touches;		/* that are being served (touch.c): one for each page */
 	uint64_t refused[WINDOW_REFUSALS];	/* pages refused lately, to be poisoned if asked for again */
 	unsigned int refusals;
 	struct span_set closed;		/* poisoned, as far as it is remembered */
@@ -553,6 +553,10 @@ bool far_settle(struct block *block, struct job *job);
 void far_lose(struct block *block, unsigned int i);
 /* Lost pages stay poisoned, and hmmd has no part in them any more. False: the map is changing; later. */
 bool far_let_go_lost(struct block *block);
+void far_abandon(struct owner *owner);		/* the owner's mm is gone */
+void far_deinit(struct owner *owner);
+
+/* far_driver.c: the drivers of such memory */
 /* Nobody needs this page of the driver's memory any more; it is told by far_flush(). */
 void far_release(struct mirror *mirror, uint32_t number);
 void far_flush(struct mirror *mirror);
@@ -563,8 +567,6 @@ void far_request(struct owner *owner, struct letter *letter);	/* DEVMEM_READY, _
 void far_peer_gone(struct mirror *mirror);
 /* Asks again for what could not be had; finds drivers that do not come back. */
 void far_tick(struct owner *owner, int64_t now);
-void far_abandon(struct owner *owner);		/* the owner's mm is gone */
-void far_deinit(struct owner *owner);
 
 /* order.c */
 struct block_order *order_issue(struct owner *owner, uint32_t kind, struct block *block,
@@ -674,6 +676,7 @@ int window_protect_for(struct block *block, const struct mirror *mirror, unsigne
 		       unsigned int end, bool protect);
 /* Whoever waits for these pages in a window asks again. */
 void window_wake(struct block *block, unsigned int first, unsigned int end);
+/* touch.c: what their drivers touch */
 /*
  * Pages have come to the block's holder: whoever of its windows waits for one gets
  * it now. What is parked in the block may be about to take it away again.
