@@ -28,6 +28,7 @@ struct hmm_device {
 struct hmm_mirror_private {
 	struct hmm_mirror_private *next;
 	struct hmm_mirror *mirror;
+	struct hmm_mirror_ops ops;	/* what this library knows of them */
 	struct hmm *hmm;
 	struct hmm_device *device;	/* referenced */
 	uint32_t id;			/* owner << 8 | index */

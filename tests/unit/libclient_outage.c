@@ -283,7 +283,8 @@ static int let_go(struct hmm_mirror *of, const struct hmm_update *update)
 	return -EAGAIN;
 }
 
-static const struct hmm_mirror_ops ops = { .sync_cpu_device_pagetables = let_go };
+static const struct hmm_mirror_ops ops = { .size = sizeof(ops),
+					   .sync_cpu_device_pagetables = let_go };
 
 static int open_peer(void)
 {
