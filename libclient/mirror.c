@@ -13,6 +13,7 @@
 #include "devmem.h"
 #include "dispatch.h"
 #include "fork.h"
+#include "migrate.h"
 #include "space.h"
 
 #define PIECE (64UL << 10)	/* HMM_WIRE_MAX leaves room for it */
@@ -200,6 +201,7 @@ int hmm_mirror_unregister(struct hmm_mirror *mirror)
 		return 0;
 	}
 	stop_callbacks(private, true);
+	hmmc_prefetch_stop(hmm, private);
 	if (hmmc_mirror_check(mirror) == 0) {
 		request = hmmc_request_new(hmm->connection, HMM_OP_MIRROR_UNREGISTER,
 					   sizeof(struct hmm_msg_mirror_unregister));

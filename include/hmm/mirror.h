@@ -85,7 +85,7 @@ struct hmm_mirror {
 int hmm_mirror_register(struct hmm_mirror *mirror, struct hmm *hmm);
 
 /*
- * hmm_mirror_unregister() - its pages come home. Callbacks that run are waited
+ * hmm_mirror_unregister() - its prefetches end, and its pages come home. Callbacks that run are waited
  * for, those that have not begun never will: the device must have let go of
  * everything before. Return: 0; -EDEADLK: called from inside a callback; -EBUSY:
  * pages cannot come home yet, try again.

@@ -372,7 +372,7 @@ static int ask_for_much(struct hmm_mirror *me, const struct hmm_update *update)
 	CHECK_EQ(hmm_device_open(hmm, "nobody", &device), -ENODEV);
 	CHECK_EQ(hmm_device_open(hmm, "told-0", &device), 0);
 	hmm_device_put(device);
-	CHECK_EQ(hmm_prefetch(me, page, PAGE, HMM_DEVICE, -1), 0);
+	CHECK_EQ(hmm_prefetch(me, page, PAGE, HMM_DEVICE, 0, -1, NULL), 0);
 	return 0;
 }
 
