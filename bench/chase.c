@@ -56,7 +56,7 @@ static void touch_all(const char *memory, size_t bytes)
 
 static void driver(int socket, const struct arguments *arguments)
 {
-	static const struct hmm_mirror_ops no_ops;
+	static const struct hmm_mirror_ops no_ops = { .size = sizeof(no_ops) };
 	struct hmm_device_options options = {
 		.size = sizeof(options), .name = "bench-chase", .memory = arguments->bytes, .node = -1,
 		.caps = HMM_DEVICE_FAULTS,

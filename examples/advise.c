@@ -13,7 +13,7 @@
 
 #define SIZE	(4UL << 20)
 
-static const struct hmm_mirror_ops ops = { 0 };
+static const struct hmm_mirror_ops ops = { .size = sizeof(ops) };
 
 static void check(long ret, const char *what)
 {

@@ -60,9 +60,10 @@ static void free_page(struct hmm_devmem *devmem, struct hmm_page *page)
 	used[page - devmem->pages] = false;
 }
 
-static const struct hmm_mirror_ops ops;	/* nothing to call back for */
+static const struct hmm_mirror_ops ops = { .size = sizeof(ops) };	/* nothing to call back for */
 
 static const struct hmm_devmem_ops memory = {
+	.size = sizeof(memory),
 	.alloc_and_copy = alloc_and_copy, .fault = fault, .free = free_page,
 };
 

@@ -75,7 +75,7 @@ int main(void)
 	struct hmm_device_options options = { .size = sizeof(options), .memory = 64UL << 20, .node = -1,
 					      .caps = HMM_DEVICE_FAULTS };
 	struct hmm_event_options kinds_wanted = { .size = sizeof(kinds_wanted) };	/* all of them */
-	static const struct hmm_mirror_ops ops;
+	static const struct hmm_mirror_ops ops = { .size = sizeof(ops) };
 	struct hmm_mirror mirror = { .ops = &ops };
 	struct listener listener;
 	pthread_t thread;

@@ -17,7 +17,7 @@ struct node {
 };
 
 /* This device keeps no translations of its own: nothing to call back for. */
-static const struct hmm_mirror_ops ops;
+static const struct hmm_mirror_ops ops = { .size = sizeof(ops) };
 
 static void must(long ret)
 {

@@ -62,7 +62,8 @@ static void stop(struct hmm_mirror *mirror)
 	uv_close((uv_handle_t *)&device->ready, NULL);
 }
 
-static const struct hmm_mirror_ops ops = { .release = stop, .sync_cpu_device_pagetables = forget };
+static const struct hmm_mirror_ops ops = { .size = sizeof(ops),
+					   .release = stop, .sync_cpu_device_pagetables = forget };
 
 static void callbacks_wait(uv_poll_t *handle, int status, int events)
 {

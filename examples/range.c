@@ -49,7 +49,8 @@ static int let_go(struct hmm_mirror *mirror, const struct hmm_update *update)
 	return 0;
 }
 
-static const struct hmm_mirror_ops ops = { .sync_cpu_device_pagetables = let_go };
+static const struct hmm_mirror_ops ops = { .size = sizeof(ops),
+					   .sync_cpu_device_pagetables = let_go };
 
 /* A miss of page @first: it, and what lies behind it, in one go. */
 static void device_fault(unsigned long first)

@@ -25,7 +25,8 @@ static int forget(struct hmm_mirror *mirror, const struct hmm_update *update)
 	return 0;
 }
 
-static const struct hmm_mirror_ops ops = { .sync_cpu_device_pagetables = forget };
+static const struct hmm_mirror_ops ops = { .size = sizeof(ops),
+					   .sync_cpu_device_pagetables = forget };
 
 static void check(long ret, const char *what)
 {

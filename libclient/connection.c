@@ -16,6 +16,7 @@
  * a system call other than a futex's; `send_lock` is held while sending and
  * while the descriptor is replaced.
  */
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -306,6 +307,21 @@ static int open_first(struct connection *connection)
 	}
 }
 
+/*
+ * With something to be asked again. Return: whether there is something to receive (a hangup,
+ * too); if not, it was asked.
+ */
+static bool has_come(struct connection *connection)
+{
+	struct pollfd wait = { .fd = connection->fd, .events = POLLIN };
+	uint64_t now = clock_ms();
+
+	if (now < connection->later_at && poll(&wait, 1, (int)(connection->later_at - now)) > 0)
+		return true;
+	hmmc_request_again(connection);
+	return false;
+}
+
 static void receiver_main(void *argument)
 {
 	struct connection *connection = argument;
@@ -317,6 +333,8 @@ static void receiver_main(void *argument)
 	if (error)
 		return;
 	while (!__atomic_load_n(&connection->closing, __ATOMIC_ACQUIRE)) {
+		if (connection->later && !has_come(connection))
+			continue;
 		if (hmm_frame_recv(connection->fd, connection->frame, 0) > 0) {
 			receive(connection, connection->frame);
 			continue;

@@ -45,7 +45,7 @@ struct request {
 	 * request's.
 	 */
 	int (*finish)(struct request *request, struct hmm_frame *frame);
-	/* In the receiver, instead of waking anybody: the callee frees the request. */
+	/* In the receiver, instead of waking anybody, and not for EAGAIN: the callee frees the request. */
 	void (*complete)(struct request *request);
 	void *data;
 };
@@ -61,6 +61,8 @@ int hmmc_request_call(struct request *request);	/* post and wait */
 /* For the receiver. With the lock held: takes it off the list of those in flight. */
 void hmmc_request_forget(struct connection *connection, struct request *request);
 void hmmc_request_answer(struct request *request, int error, const char *text);
+/* In the receiver, at connection->later_at: asks again what hmmd had no answer to then. */
+void hmmc_request_again(struct connection *connection);
 /* Has the clerk send again what the last hmmd did not answer. Return: 0 or -ENOMEM. */
 int hmmc_request_resend(struct connection *connection);
 /* The connection is dead: whoever waits gets -ESTALE. */
@@ -98,6 +100,8 @@ struct connection {
 	bool parted;			/* hmmd said good-bye: everything is home */
 	int userfaultfd_device;		/* what hello gave, or -1 */
 	struct hmm_frame *frame;	/* the receiver's */
+	struct request *later;		/* the receiver's: to be asked again, all at once */
+	uint64_t later_at;		/* ms */
 };
 
 /*

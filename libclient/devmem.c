@@ -222,7 +222,10 @@ static uint32_t new_token(void)
 	return token;
 }
 
-static struct hmm_devmem_private *devmem_new(const struct hmm_devmem_ops *ops, struct hmm_device *device)
+/* @given: the driver's; @known: what this library knows of it. */
+static struct hmm_devmem_private *devmem_new(const struct hmm_devmem_ops *given,
+					     const struct hmm_devmem_ops *known,
+					     struct hmm_device *device)
 {
 	struct hmm_devmem_private *devmem = hmmc_arena_alloc(sizeof(*devmem));
 
@@ -231,7 +234,8 @@ static struct hmm_devmem_private *devmem_new(const struct hmm_devmem_ops *ops, s
 		return NULL;
 	}
 	snprintf(devmem->name, sizeof(devmem->name), "%s", device->name);
-	devmem->devmem.ops = ops;
+	devmem->devmem.ops = given;
+	devmem->ops = *known;
 	devmem->devmem.device = device;
 	devmem->devmem.priv = devmem;
 	devmem->devmem.pfn_first = HMM_PFN_DEVICE_FIRST;
@@ -282,48 +286,54 @@ static int add(struct hmm_devmem_private *devmem, uint64_t size, struct hmm_devm
 	return 0;
 }
 
-static int check_device(const struct hmm_device *device, struct hmm_devmem **result)
+static int check(const struct hmm_devmem_ops *given, struct hmm_devmem_ops *known,
+		 const struct hmm_device *device, struct hmm_devmem **result)
 {
+	int error;
+
 	if (!device || !result)
 		return hmmc_fail(-EINVAL, "device or result is NULL");
-	return hmmc_space_check(device->hmm);
+	error = hmmc_space_check(device->hmm);
+	return error ? error : hmmc_take_options(given, known, sizeof(*known));
 }
 
-int hmm_devmem_add(const struct hmm_devmem_ops *ops, struct hmm_device *device, unsigned long size,
+int hmm_devmem_add(const struct hmm_devmem_ops *given, struct hmm_device *device, unsigned long size,
 		   struct hmm_devmem **result)
 {
+	struct hmm_devmem_ops ops;
 	struct hmm_devmem_private *devmem;
-	int error = check_device(device, result);
+	int error = check(given, &ops, device, result);
 
 	if (error)
 		return error;
-	if (device->caps & HMM_DEVICE_COPY_ENGINE && (!ops || !ops->alloc_and_copy || !ops->fault))
+	if (device->caps & HMM_DEVICE_COPY_ENGINE && (!ops.alloc_and_copy || !ops.fault))
 		return hmmc_fail(-EINVAL, "only the driver reaches a copy engine's memory: ops->alloc_and_copy and ops->fault are needed");
-	if (!(device->caps & HMM_DEVICE_COPY_ENGINE) && ops)
+	if (!(device->caps & HMM_DEVICE_COPY_ENGINE) && given)
 		return hmmc_fail(-EINVAL, "the device was made without HMM_DEVICE_COPY_ENGINE: its memory is hmmd's, and needs no ops");
 	if (!size || size > HMM_VA_END)
 		return hmmc_fail(-EINVAL, "the size is 0 or above 2^47");
-	devmem = devmem_new(ops, device);
+	devmem = devmem_new(given, &ops, device);
 	return devmem ? add(devmem, (size + HMM_PAGE_SIZE - 1) & ~(HMM_PAGE_SIZE - 1), result) : -ENOMEM;
 }
 
-int hmm_devmem_add_resource(const struct hmm_devmem_ops *ops, struct hmm_device *device,
-			    const struct hmm_resource *given, struct hmm_devmem **result)
+int hmm_devmem_add_resource(const struct hmm_devmem_ops *given, struct hmm_device *device,
+			    const struct hmm_resource *file, struct hmm_devmem **result)
 {
+	struct hmm_devmem_ops ops;
 	struct hmm_resource resource;
 	struct hmm_devmem_private *devmem;
-	int error = check_device(device, result);
+	int error = check(given, &ops, device, result);
 
 	if (error)
 		return error;
-	if (!given)
+	if (!file)
 		return hmmc_fail(-EINVAL, "resource is NULL");
-	error = hmmc_take_options(given, &resource, sizeof(resource));
+	error = hmmc_take_options(file, &resource, sizeof(resource));
 	if (error)
 		return error;
 	if (!(device->caps & HMM_DEVICE_COPY_ENGINE))
 		return hmmc_fail(-EINVAL, "the device was made without HMM_DEVICE_COPY_ENGINE");
-	devmem = devmem_new(ops, device);
+	devmem = devmem_new(given, &ops, device);
 	if (!devmem)
 		return -ENOMEM;
 	error = hmmc_resource_map(devmem, &resource);

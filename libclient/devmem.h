@@ -12,6 +12,7 @@
 struct hmm_devmem_private {
 	struct hmm_devmem_private *next;
 	struct hmm_devmem devmem;
+	struct hmm_devmem_ops ops;	/* what this library knows of them */
 	char name[64];			/* of the device */
 	uint32_t token;			/* which memory it is, for hmmd; 0: of hmmd's pool */
 	uint64_t base, pool;		/* the device's share of hmmd's pool without it, and with it */

@@ -230,6 +230,7 @@ static bool queue(struct dispatch *dispatch, struct hmm_mirror_private *mirror,
 
 static void call(struct hmm *hmm, struct item *item)
 {
+	const struct hmm_mirror_ops *ops = &item->mirror->ops;
 	struct hmm_mirror *mirror = item->mirror->mirror;
 	int status = 0;
 
@@ -237,11 +238,11 @@ static void call(struct hmm *hmm, struct item *item)
 	if (item->run) {
 		item->run(item->mirror, item->message);
 	} else if (item->release) {
-		if (mirror->ops->release)
-			mirror->ops->release(mirror);
+		if (ops->release)
+			ops->release(mirror);
 		hmmc_devmem_release(item->mirror);
-	} else if (mirror->ops->sync_cpu_device_pagetables) {
-		status = mirror->ops->sync_cpu_device_pagetables(mirror, &item->update);
+	} else if (ops->sync_cpu_device_pagetables) {
+		status = ops->sync_cpu_device_pagetables(mirror, &item->update);
 	}
 	current = false;
 	if (item->release)
@@ -519,7 +520,7 @@ static struct hmm_mirror_private *release_next(struct hmm *hmm)
 	for (mirror = hmm->mirrors; mirror; mirror = mirror->next) {
 		if (__atomic_exchange_n(&mirror->gone, 1, __ATOMIC_ACQ_REL))
 			continue;
-		if (!mirror->leaving && (mirror->mirror->ops->release || mirror->devmem) &&
+		if (!mirror->leaving && (mirror->ops.release || mirror->devmem) &&
 		    queue(hmm->dispatch, mirror, &item))
 			continue;
 		__atomic_add_fetch(&mirror->callbacks, 1, __ATOMIC_ACQ_REL);

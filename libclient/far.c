@@ -44,8 +44,8 @@ void hmm_page_put(struct hmm_page *page)
 	if (!page || __atomic_sub_fetch(&page->references, 1, __ATOMIC_ACQ_REL))
 		return;
 	devmem = page->devmem->priv;
-	if (devmem->devmem.ops && devmem->devmem.ops->free)
-		devmem->devmem.ops->free(&devmem->devmem, page);
+	if (devmem->ops.free)
+		devmem->ops.free(&devmem->devmem, page);
 	if (devmem->free)
 		hmmc_resource_free(devmem, page);
 	if (__atomic_sub_fetch(&devmem->in_use, 1, __ATOMIC_ACQ_REL) == 0)
@@ -147,10 +147,8 @@ static int tell_stored(struct storing *storing, uint64_t *moved)
 
 static void take(struct storing *storing, struct hmm_devmem_private *devmem, struct hmm_devmem_move *move)
 {
-	const struct hmm_devmem_ops *ops = devmem->devmem.ops;
-
-	if (ops && ops->alloc_and_copy)
-		ops->alloc_and_copy(&devmem->devmem, move);
+	if (devmem->ops.alloc_and_copy)
+		devmem->ops.alloc_and_copy(&devmem->devmem, move);
 	else
 		hmmc_resource_store(devmem, move);
 	for (unsigned int k = 0; k < storing->count; k++) {
@@ -165,7 +163,6 @@ static void take(struct storing *storing, struct hmm_devmem_private *devmem, str
 static void conclude(struct storing *storing, struct hmm_devmem_private *devmem, struct hmm_devmem_move *move,
 		     const uint64_t *moved)
 {
-	const struct hmm_devmem_ops *ops = devmem->devmem.ops;
 	struct hmm_page *refused[HMM_BLOCK_PAGES];
 	unsigned int n = 0;
 
@@ -181,8 +178,8 @@ static void conclude(struct storing *storing, struct hmm_devmem_private *devmem,
 		refused[n++] = *page;
 		*page = NULL;
 	}
-	if (ops && ops->finalize)
-		ops->finalize(&devmem->devmem, move);
+	if (devmem->ops.finalize)
+		devmem->ops.finalize(&devmem->devmem, move);
 	while (n)
 		let_go(refused[--n]);
 }
@@ -276,15 +273,15 @@ void *hmm_vma_alloc_locked_page(struct hmm_devmem *devmem, unsigned long addr)
 static int call_fault(struct fetching *fetching, unsigned int i, const struct hmm_page *page)
 {
 	struct hmm_devmem_private *devmem = fetching->devmem;
-	const struct hmm_devmem_ops *ops = devmem->devmem.ops;
 	unsigned long addr = fetching->ask->addr + i * HMM_PAGE_SIZE;
 	uint64_t before[HMM_BITMAP_WORDS];
 	int result;
 
 	memcpy(before, fetching->brought, sizeof(before));
-	if (ops && ops->fault)
-		result = ops->fault(&devmem->devmem, addr, page,
-				    fetching->ask->flags & HMM_FAR_FLAGS_WRITE ? HMM_FAULT_WRITE : 0);
+	if (devmem->ops.fault)
+		result = devmem->ops.fault(
+			&devmem->devmem, addr, page,
+			fetching->ask->flags & HMM_FAR_FLAGS_WRITE ? HMM_FAULT_WRITE : 0);
 	else
 		result = hmmc_resource_fault(devmem, addr, page);
 	if (result != HMM_FAULT_MINOR && result != HMM_FAULT_MAJOR)

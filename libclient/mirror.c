@@ -13,6 +13,7 @@
 #include "devmem.h"
 #include "dispatch.h"
 #include "fork.h"
+#include "migrate.h"
 #include "space.h"
 
 #define PIECE (64UL << 10)	/* HMM_WIRE_MAX leaves room for it */
@@ -74,6 +75,7 @@ static int finish_register(struct request *request, struct hmm_frame *frame)
 int hmm_mirror_register(struct hmm_mirror *mirror, struct hmm *hmm)
 {
 	struct hmm_mirror_private *private;
+	struct hmm_mirror_ops ops;
 	struct request *request;
 	int error;
 
@@ -86,11 +88,14 @@ int hmm_mirror_register(struct hmm_mirror *mirror, struct hmm *hmm)
 		return hmmc_fail(
 			-EINVAL,
 			"the device was opened on another address space's handle; open it on this one");
+	error = hmmc_take_options(mirror->ops, &ops, sizeof(ops));
+	if (error)
+		return error;
 	private = hmmc_arena_alloc(sizeof(*private));
 	request = hmmc_request_new(hmm->connection, HMM_OP_MIRROR_REGISTER,
 				   sizeof(struct hmm_msg_mirror_register));
 	error = private && request ? 0 : hmmc_fail(-ENOMEM, "the library's memory is used up");
-	if (!error && (mirror->ops->release || mirror->ops->sync_cpu_device_pagetables ||
+	if (!error && (ops.release || ops.sync_cpu_device_pagetables ||
 		       mirror->device->caps & HMM_DEVICE_COPY_ENGINE)) {
 		error = hmmc_dispatch_start(hmm);
 		if (error)
@@ -99,10 +104,11 @@ int hmm_mirror_register(struct hmm_mirror *mirror, struct hmm *hmm)
 	}
 	if (!error) {
 		private->mirror = mirror;
+		private->ops = ops;
 		private->hmm = hmm;
 		private->device = mirror->device;
 		hmmc_device_reference(private->device);
-		if (mirror->ops->sync_cpu_device_pagetables)
+		if (ops.sync_cpu_device_pagetables)
 			private->flags |= HMM_MIRROR_FLAGS_CALLBACKS;
 		mirror->hmm = hmm;
 		mirror->priv = private;
@@ -195,6 +201,7 @@ int hmm_mirror_unregister(struct hmm_mirror *mirror)
 		return 0;
 	}
 	stop_callbacks(private, true);
+	hmmc_prefetch_stop(hmm, private);
 	if (hmmc_mirror_check(mirror) == 0) {
 		request = hmmc_request_new(hmm->connection, HMM_OP_MIRROR_UNREGISTER,
 					   sizeof(struct hmm_msg_mirror_unregister));

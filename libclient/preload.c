@@ -26,7 +26,7 @@
 
 static struct hmm *space MODULE_DATA = NULL;
 static struct hmm_mirror mirror MODULE_DATA = { .hmm = NULL };
-static const struct hmm_mirror_ops no_callbacks;
+static const struct hmm_mirror_ops no_callbacks = { .size = sizeof(no_callbacks) };
 static char log_path[256] MODULE_DATA = "";
 
 struct hmm *preload_space(void)

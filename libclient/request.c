@@ -8,7 +8,9 @@
  * off the list answers it, so nobody does it twice.
  *
  * Sending fails only for messages that cannot be sent at all. While the connection
- * is down requests wait to be sent again; when it is given up they fail.
+ * is down requests wait to be sent again; when it is given up they fail. What hmmd wants
+ * to be asked again is asked again after a pause: by the caller who waits, or, where
+ * nobody does, by the receiver.
  *
  * Locks as in connection.c.
  */
@@ -89,12 +91,24 @@ void hmmc_request_forget(struct connection *connection, struct request *request)
 	request->next = request->previous = NULL;
 }
 
+/* Nobody waits for it. In the receiver: hmmd alone says EAGAIN. */
+static void ask_later(struct request *request)
+{
+	struct connection *connection = request->connection;
+
+	request->next = connection->later;
+	connection->later = request;
+	connection->later_at = clock_ms() + RETRY_MS;
+}
+
 void hmmc_request_answer(struct request *request, int error, const char *text)
 {
 	request->error = error;
 	if (text != request->text)
 		snprintf(request->text, sizeof(request->text), "%s", text);
-	if (request->complete)
+	if (request->complete && error == -EAGAIN)
+		ask_later(request);
+	else if (request->complete)
 		request->complete(request);
 	else
 		futex_latch_set(&request->done, 1);
@@ -206,6 +220,20 @@ int hmmc_request_call(struct request *request)
 	return hmmc_request_wait(request);
 }
 
+void hmmc_request_again(struct connection *connection)
+{
+	struct request *request = connection->later, *next;
+
+	connection->later = NULL;
+	for (; request; request = next) {
+		next = request->next;
+		wait_for_clerk(request);
+		request->round = 0;
+		request->error = 0;
+		hmmc_request_post(request);
+	}
+}
+
 struct resend {
 	struct job job;
 	struct connection *connection;
@@ -250,6 +278,10 @@ void hmmc_request_fail_all(struct connection *connection, const char *text)
 {
 	struct request *request;
 
+	while ((request = connection->later) != NULL) {
+		connection->later = request->next;
+		hmmc_request_answer(request, -ESTALE, text);
+	}
 	for (;;) {
 		futex_lock(&connection->lock);
 		request = connection->first;

@@ -27,6 +27,7 @@
 #include "fork.h"
 #include "log.h"
 #include "mapping.h"
+#include "migrate.h"
 #include "space.h"
 
 static struct {
@@ -53,6 +54,11 @@ int hmmc_prepare_owner(struct request *request)
 {
 	((struct hmm_msg_drain *)request->message)->owner = request->connection->hmm->id;
 	return 0;
+}
+
+uint32_t hmmc_space_generation(void)
+{
+	return process.generation;
 }
 
 int hmmc_space_check_handle(const struct hmm *hmm)
@@ -523,6 +529,7 @@ void hmm_close(struct hmm *hmm)
 		unlock_process();
 		return;
 	}
+	hmmc_prefetch_stop(hmm, NULL);
 	for (uint32_t running;
 	     (running = __atomic_load_n(&hmm->prefetching, __ATOMIC_ACQUIRE)) != 0;)
 		futex_wait(&hmm->prefetching, running, NULL);

@@ -28,6 +28,7 @@ struct hmm_device {
 struct hmm_mirror_private {
 	struct hmm_mirror_private *next;
 	struct hmm_mirror *mirror;
+	struct hmm_mirror_ops ops;	/* what this library knows of them */
 	struct hmm *hmm;
 	struct hmm_device *device;	/* referenced */
 	uint32_t id;			/* owner << 8 | index */
@@ -68,6 +69,7 @@ struct hmm {
 	struct key *keys;
 	struct statement *statements;
 	struct hmm_events *events;
+	struct hmm_prefetch *prefetches;	/* that run */
 	struct dispatch *dispatch;	/* NULL: nobody wants callbacks */
 	struct regions *staging;	/* a driver's: what pages pass through; or NULL */
 
@@ -79,6 +81,8 @@ struct hmm {
 int hmmc_space_check(const struct hmm *hmm);
 /* The same, but for one whose owner or hmmd is gone. */
 int hmmc_space_check_handle(const struct hmm *hmm);
+/* Of this process: handles that were made in another generation are a parent's. */
+uint32_t hmmc_space_generation(void);
 /* request->prepare for messages whose first field is the owner: a restart may change its id. */
 int hmmc_prepare_owner(struct request *request);
 /* This process's, or NULL; nobody opens or closes until the unlock. */

@@ -212,7 +212,7 @@ void pin(int cpu)
 
 /* ---- our side ------------------------------------------------------------------------ */
 
-static const struct hmm_mirror_ops no_ops;
+static const struct hmm_mirror_ops no_ops = { .size = sizeof(no_ops) };
 
 void mirrored_open(struct mirrored *mirrored, size_t bytes)
 {

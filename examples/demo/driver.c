@@ -46,7 +46,7 @@ static int complain(const char *what)
  * This device keeps no translations of its own that would have to be flushed:
  * hmmd itself takes pages out of the window. See hello.c for one that is told.
  */
-static const struct hmm_mirror_ops mirror_ops;
+static const struct hmm_mirror_ops mirror_ops = { .size = sizeof(mirror_ops) };
 
 static int open_owner(struct driver *driver)
 {

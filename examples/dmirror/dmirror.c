@@ -69,6 +69,7 @@ static void release(struct hmm_mirror *mirror)
 }
 
 static const struct hmm_mirror_ops ops = {
+	.size = sizeof(ops),
 	.sync_cpu_device_pagetables = invalidate,
 	.release = release,
 };

@@ -56,8 +56,9 @@ struct hmm_devmem_move {
 	struct hmm_page **dst;		/* per page: the driver's choice; NULL: no room, it stays with the owner */
 };
 
-/* Every member may be NULL where hmm_devmem_add_resource() has a default. */
+/* Each call may be NULL where hmm_devmem_add_resource() has a default. */
 struct hmm_devmem_ops {
+	size_t size;		/* sizeof(struct hmm_devmem_ops) */
 	/*
 	 * Nobody refers to @page any more: it is the callback's alone, and may be chosen
 	 * again from then on. May run in the thread that calls hmm_page_put().
@@ -89,7 +90,7 @@ struct hmm_devmem {
 	unsigned long pfn_last;		/* inclusive */
 	struct hmm_page *pages;		/* pfn_last - pfn_first + 1; NULL: memory of hmmd's pool */
 	struct hmm_device *device;
-	const struct hmm_devmem_ops *ops;
+	const struct hmm_devmem_ops *ops;	/* as given; looked at once, when it was added */
 	void *drvdata;			/* the driver's own */
 	struct hmm_devmem_private *priv;	/* the library's */
 };
@@ -112,7 +113,7 @@ struct hmm_resource {
  * the same process, by whichever handle.
  * Return: 0; -ENOSPC: more than the pool has; -ENOMEM; -EBUSY: the device has one, here or in
  * another process that lives; -EINVAL: no ops->alloc_and_copy or ops->fault with a copy engine, ops
- * without one, or no size.
+ * without one, no size, or ops->size is not set; -E2BIG: ops of a later library.
  */
 int hmm_devmem_add(const struct hmm_devmem_ops *ops, struct hmm_device *device, unsigned long size,
 		   struct hmm_devmem **result);

@@ -89,8 +89,8 @@ int hmm_export(struct hmm *hmm);
 int hmm_open_peer(int key, const struct hmm_open_options *options, struct hmm **result);
 
 /*
- * hmm_close() - give the handle back. On the last reference of the owner
- * every page comes home first. NULL is allowed. The last reference cannot be given
+ * hmm_close() - give the handle back. On the last reference prefetches end, and of the
+ * owner every page comes home first. NULL is allowed. The last reference cannot be given
  * back from inside a callback: nothing happens then, but for hmm_last_error().
  */
 void hmm_close(struct hmm *hmm);

@@ -43,7 +43,9 @@ struct hmm_update {
 	bool blockable;
 };
 
+/* What the driver does when it is called back. Each call may be NULL. */
 struct hmm_mirror_ops {
+	size_t size;		/* sizeof(struct hmm_mirror_ops) */
 	/*
 	 * The owner is gone (exit, exec). When it returns no access to pages
 	 * of this mirror goes on; later ones fail with -ESTALE, and those
@@ -69,20 +71,21 @@ struct hmm_mirror_ops {
 /* The driver embeds it and sets ops and device before registering. */
 struct hmm_mirror {
 	struct hmm *hmm;			/* set by hmm_mirror_register() */
-	const struct hmm_mirror_ops *ops;	/* required; its members may be NULL */
+	const struct hmm_mirror_ops *ops;	/* required; looked at once, when it registers */
 	struct hmm_device *device;		/* required */
 	struct hmm_mirror_private *priv;	/* the library's */
 };
 
 /*
  * hmm_mirror_register() - Return: 0; -EINVAL: a NULL mirror, hmm, ops or
- * device; -ENOMEM; -EPERM; -ESTALE: the owner is gone; -EOPNOTSUPP: the device's memory
- * is reached by another process's driver only, or by one in the owner itself.
+ * device, or ops->size is not set; -E2BIG: ops of a later library; -ENOMEM; -EPERM;
+ * -ESTALE: the owner is gone; -EOPNOTSUPP: the device's memory is reached by another
+ * process's driver only, or by one in the owner itself.
  */
 int hmm_mirror_register(struct hmm_mirror *mirror, struct hmm *hmm);
 
 /*
- * hmm_mirror_unregister() - its pages come home. Callbacks that run are waited
+ * hmm_mirror_unregister() - its prefetches end, and its pages come home. Callbacks that run are waited
  * for, those that have not begun never will: the device must have let go of
  * everything before. Return: 0; -EDEADLK: called from inside a callback; -EBUSY:
  * pages cannot come home yet, try again.

@@ -47,7 +47,7 @@ struct test {
 
 static struct test test;
 
-static const struct hmm_mirror_ops no_callbacks = { 0 };
+static const struct hmm_mirror_ops no_callbacks = { .size = sizeof(no_callbacks) };
 
 /* ---- settings --------------------------------------------------------------- */
 

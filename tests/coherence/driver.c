@@ -66,8 +66,9 @@ static int let_go(struct hmm_mirror *mirror, const struct hmm_update *update)
 	return atomic_fetch_add(&driver->invalidations, 1) % 3 == 0 && !update->blockable ? -EAGAIN : 0;
 }
 
-static const struct hmm_mirror_ops with_callback = { .sync_cpu_device_pagetables = let_go };
-static const struct hmm_mirror_ops without_callback = { 0 };
+static const struct hmm_mirror_ops with_callback = { .size = sizeof(with_callback),
+						     .sync_cpu_device_pagetables = let_go };
+static const struct hmm_mirror_ops without_callback = { .size = sizeof(without_callback) };
 
 static void device_read(struct driver *driver, uint32_t page)
 {

@@ -117,16 +117,22 @@ static void prefetch(struct thread_context *me, int completion)
 	struct board *board = me->board;
 	struct pollfd wait = { .fd = completion, .events = POLLIN };
 	enum hmm_target target = draw_below(&me->random, 2) ? HMM_DEVICE : HMM_SYSTEM;
+	bool followed = draw_below(&me->random, 2);
+	struct hmm_prefetch *handle = NULL;
 	uint64_t count;
 	int error;
 
 	board_begin(board, me->who, OP_PREFETCH, journey.page, journey.pages, 0, target);
-	error = hmm_prefetch(me->mirror, journey.address, journey.pages * PAGE_BYTES, target, completion);
+	error = hmm_prefetch(me->mirror, journey.address, journey.pages * PAGE_BYTES, target, 0,
+			     completion, followed ? &handle : NULL);
 	if (error) {
 		board_excused(board, me->who, "hmm_prefetch", error);
 		board_done(board, me->who, OP_PREFETCH, false);
 		return;
 	}
+	if (followed && draw_below(&me->random, 4) == 0)
+		hmm_prefetch_cancel(handle);
+	hmm_prefetch_free(handle);
 	/* A daemon that died owes no completion; otherwise the watchdog finds one that never comes. */
 	while (poll(&wait, 1, 100) == 0 && !board_stopped(board))
 		if (board->settings.kill_daemon)

@@ -29,7 +29,7 @@ static bool open_or_refused(void)
 		.size = sizeof(device), .name = "inject", .memory = DEVICE_MEMORY, .node = -1,
 		.caps = HMM_DEVICE_FAULTS,
 	};
-	static const struct hmm_mirror_ops ops = { 0 };
+	static const struct hmm_mirror_ops ops = { .size = sizeof(ops) };
 	int r = hmm_open(&options, &hmm);
 
 	if (r) {
@@ -397,7 +397,7 @@ static void on_refused_access(int signal)
 static struct hmm_window *open_window(const char *device)
 {
 	struct sigaction action = { .sa_handler = on_refused_access };
-	static const struct hmm_mirror_ops ops = { 0 };
+	static const struct hmm_mirror_ops ops = { .size = sizeof(ops) };
 	struct hmm_window *window = NULL;
 	int key = receive_key(DRIVER_SOCKET), r;
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """hmmd goes away, by order or by force, and comes back or does not: the owner's bytes stay what they were."""
 
+import errno
 import signal
 import time
 import unittest
@@ -277,6 +278,24 @@ class Outage(harness.Test):
         self.ask(owner, "close", "^closed$")
         owner.finish()
 
+    def test_prefetch_goes_on_after_a_kill(self):
+        """What was in flight is asked again, and what is said of each page is so."""
+        pages = 20000
+        self.start_daemon()
+        owner = self.owner("huge", pages=pages)
+        for _ in range(4):
+            self.ask(owner, "prefetch", "^prefetching$")
+            time.sleep(self.random.uniform(0, 0.05))
+            self.daemon.restart()
+            said = self.ask(owner, "prefetched", r"^prefetched (\d+) (-?\d+) (\d+)$")
+            tried, result, there = (int(said.group(i)) for i in (1, 2, 3))
+            self.assertEqual(tried, pages)
+            self.assertEqual(result, there)
+            self.assertEqual(self.where(owner), there)
+            self.ask(owner, "change", "^changed$")
+        self.ask(owner, "check", "^checked$")
+        owner.finish()
+
     def test_kill_under_the_base_engine(self):
         self.start_daemon()
         owner = self.owner("base", "huge")
@@ -324,6 +343,18 @@ class Outage(harness.Test):
         with open(f"/proc/{owner.pid}/smaps") as file:
             flags = [line for line in file if line.startswith("VmFlags:")]
         self.assertFalse([line for line in flags if " um" in line or " uw" in line], "something is still armed")
+        self.ask(owner, "check", "^checked$")
+        owner.finish()
+
+    def test_rescue_ends_a_prefetch(self):
+        pages = 20000
+        self.start_daemon("--grace", "300ms")
+        owner = self.owner("huge", pages=pages)
+        self.ask(owner, "prefetch", "^prefetching$")
+        self.daemon.kill9()
+        said = self.ask(owner, "prefetched", r"^prefetched (\d+) (-?\d+) (\d+)$")
+        if int(said.group(1)) < pages:
+            self.assertTrue(int(said.group(2)) in (int(said.group(3)), -errno.ESTALE), said.group(0))
         self.ask(owner, "check", "^checked$")
         owner.finish()
 

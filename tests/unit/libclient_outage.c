@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -39,6 +40,10 @@ struct script {
 	uint32_t grace_ms;
 	int die_at_read; /* the n-th device_read is not answered: the connection goes; 0: none */
 	int busy_reads;			/* so many device_reads are answered -EAGAIN */
+	int busy_migrates, die_at_migrate;	/* the same */
+	bool die_when_busy;		/* after such an answer the connection goes */
+	int fail_migrate;		/* the n-th is answered -ENOMEM; 0: none */
+	bool hold_migrates;		/* they are answered when this is taken back */
 	bool vanish;			/* after that nobody listens any more */
 	bool invalidate; /* a device_read first raises an invalidation, and waits for its answer */
 	int hello_error;
@@ -48,7 +53,7 @@ struct script {
 	uint16_t note[NOTES];
 	int32_t ack_status;
 	uint64_t ack_cookie;
-	uint32_t reads;
+	uint32_t reads, migrates;
 	uint32_t ready;			/* mirrors that have let go of everything: at any time, so no note */
 };
 
@@ -177,8 +182,22 @@ static bool serve(int fd, struct hmm_frame *frame)
 	case HMM_OP_MIGRATE: {
 		const struct hmm_msg_migrate *asked = (void *)frame->data;
 		uint32_t pages = (uint32_t)(asked->length >> HMM_PAGE_SHIFT);
-		struct hmm_msg_migrate_reply *result = reply =
-			answer(frame, sizeof(*result) + pages);
+		struct hmm_msg_migrate_reply *result;
+
+		script->migrates++;
+		while (*(volatile bool *)&script->hold_migrates)
+			usleep(1000);
+		if ((int)script->migrates == script->die_at_migrate)
+			return false;
+		if (script->busy_migrates && script->busy_migrates--) {
+			send_error(fd, frame, -EAGAIN, "settling");
+			return !script->die_when_busy;
+		}
+		if ((int)script->migrates == script->fail_migrate) {
+			send_error(fd, frame, -ENOMEM, "no memory in hmmd");
+			return true;
+		}
+		result = reply = answer(frame, sizeof(*result) + pages);
 
 		result->pages = pages;
 		result->moved = pages - 1;
@@ -283,7 +302,8 @@ static int let_go(struct hmm_mirror *of, const struct hmm_update *update)
 	return -EAGAIN;
 }
 
-static const struct hmm_mirror_ops ops = { .sync_cpu_device_pagetables = let_go };
+static const struct hmm_mirror_ops ops = { .size = sizeof(ops),
+					   .sync_cpu_device_pagetables = let_go };
 
 static int open_peer(void)
 {
@@ -438,13 +458,273 @@ Test(outage, prefetch_tells_its_eventfd)
 	begin();
 	be_driver();
 	/* 4 pieces; one page of each stays. */
-	cr_assert_eq(hmm_prefetch(&mirror, 0x7f0000000000, length, HMM_DEVICE, completion), 0, "%s",
-		     hmm_last_error());
+	cr_assert_eq(hmm_prefetch(&mirror, 0x7f0000000000, length, HMM_DEVICE, 0, completion, NULL),
+		     0, "%s", hmm_last_error());
 	cr_assert_eq(read(completion, &signal, sizeof(signal)), (ssize_t)sizeof(signal));
 	cr_assert_eq(signal, 1 + (length >> HMM_PAGE_SHIFT) - 4);
-	cr_assert_eq(hmm_prefetch(&mirror, 0x7f0000000000, HMM_PAGE_SIZE, HMM_DEVICE, 12345),
+	cr_assert_eq(hmm_prefetch(&mirror, 0x7f0000000000, HMM_PAGE_SIZE, HMM_DEVICE, 0, 12345,
+				  NULL),
 		     -EBADF);
 	close(completion);
+	stop_being_driver();
+	end();
+}
+
+/* ---- a prefetch that is followed ---------------------------------------------------- */
+
+#define FOLLOWED	(40UL << 20)	/* 3 pieces, of which one page each stays */
+#define FOLLOWED_PAGES	((long)(FOLLOWED >> HMM_PAGE_SHIFT))
+#define PIECE_PAGES	((16L << 20) >> HMM_PAGE_SHIFT)
+
+static struct hmm_prefetch *prefetch;
+static int completion;
+
+static void follow(void)
+{
+	completion = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	cr_assert_eq(hmm_prefetch(&mirror, 0x7f0000000000, FOLLOWED, HMM_DEVICE,
+				  HMM_MIGRATE_POPULATE, completion, &prefetch),
+		     0, "%s", hmm_last_error());
+}
+
+/* Return: pages at the target, as its eventfd says. */
+static long await(void)
+{
+	struct pollfd wait = { .fd = completion, .events = POLLIN };
+	uint64_t signal = 0;
+
+	cr_assert_eq(poll(&wait, 1, 10000), 1);
+	cr_assert_eq(read(completion, &signal, sizeof(signal)), (ssize_t)sizeof(signal));
+	close(completion);
+	return (long)signal - 1;
+}
+
+static void check_progress(long wanted)
+{
+	uint64_t pages = 0;
+
+	cr_assert_eq(hmm_prefetch_progress(prefetch, &pages), (uint64_t)wanted);
+	cr_assert_eq(pages, (uint64_t)FOLLOWED_PAGES);
+}
+
+static void check_followed(void)
+{
+	uint8_t *results = malloc((size_t)FOLLOWED_PAGES);
+	struct hmm_migrate_report report;
+
+	cr_assert_eq(await(), FOLLOWED_PAGES - 3);
+	check_progress(FOLLOWED_PAGES);
+	cr_assert_eq(hmm_prefetch_result(prefetch, results, &report), FOLLOWED_PAGES - 3);
+	cr_assert_eq(report.pages, (uint64_t)FOLLOWED_PAGES);
+	cr_assert_eq(report.moved, (uint64_t)FOLLOWED_PAGES - 3);
+	cr_assert_eq(report.failed, 3);
+	for (long i = 0; i < FOLLOWED_PAGES; i++)
+		cr_assert_eq(results[i], i % PIECE_PAGES ? HMM_MIGRATED : HMM_PINNED);
+	cr_assert_eq(hmm_prefetch_cancel(prefetch), -EALREADY);
+	hmm_prefetch_free(prefetch);
+	free(results);
+}
+
+Test(outage, a_prefetch_is_followed)
+{
+	long before;
+
+	begin();
+	be_driver();
+	script->hold_migrates = true;
+	follow();
+	check_progress(0);
+	cr_assert_eq(hmm_prefetch_result(prefetch, NULL, NULL), -EAGAIN);
+	script->hold_migrates = false;
+	check_followed();
+	/* Given back while it runs, it goes on. */
+	before = script->migrates;
+	follow();
+	hmm_prefetch_free(prefetch);
+	cr_assert_eq(await(), FOLLOWED_PAGES - 3);
+	cr_assert_eq(script->migrates, before + 3);
+	stop_being_driver();
+	end();
+}
+
+Test(outage, a_prefetch_asks_again_what_hmmd_had_no_answer_to)
+{
+	begin();
+	script->busy_migrates = 3;
+	be_driver();
+	follow();
+	check_followed();
+	cr_assert_eq(script->migrates, 6);
+	stop_being_driver();
+	end();
+}
+
+Test(outage, a_prefetch_outlives_hmmd)
+{
+	begin();
+	script->die_at_migrate = 2;
+	be_driver();
+	follow();
+	check_followed();
+	cr_assert_eq(script->migrates, 4);
+	stop_being_driver();
+	end();
+}
+
+/* The first piece has had its turn. */
+static void check_ended_early(int error, uint8_t second)
+{
+	uint8_t *results = malloc((size_t)FOLLOWED_PAGES);
+	long tried = second == HMM_NOT_TRIED ? PIECE_PAGES : 2 * PIECE_PAGES;
+
+	cr_assert_eq(await(), PIECE_PAGES - 1);
+	check_progress(tried);
+	cr_assert_eq(hmm_prefetch_result(prefetch, results, NULL), PIECE_PAGES - 1);
+	cr_assert_eq(results[0], HMM_PINNED);
+	cr_assert_eq(results[PIECE_PAGES - 1], HMM_MIGRATED);
+	cr_assert_eq(results[PIECE_PAGES], second);
+	cr_assert_eq(results[FOLLOWED_PAGES - 1], HMM_NOT_TRIED);
+	cr_assert_str_eq(hmm_migrate_result_name(HMM_NOT_TRIED), "not-tried");
+	hmm_prefetch_free(prefetch);
+	free(results);
+	/* And a mirror that is not there any more does not begin another. */
+	if (error)
+		cr_assert_eq(hmm_prefetch(&mirror, 0x7f0000000000, FOLLOWED, HMM_DEVICE, 0, -1,
+					  NULL),
+			     error);
+}
+
+Test(outage, a_piece_that_fails_ends_a_prefetch)
+{
+	begin();
+	script->fail_migrate = 2;
+	be_driver();
+	follow();
+	check_ended_early(0, HMM_MIGRATE_ERROR);
+	script->fail_migrate = 3;
+	follow();
+	cr_assert_eq(await(), 0);
+	check_progress(PIECE_PAGES);
+	cr_assert_eq(hmm_prefetch_result(prefetch, NULL, NULL), -ENOMEM);
+	cr_assert_str_eq(hmm_last_error(), "no memory in hmmd");
+	hmm_prefetch_free(prefetch);
+	stop_being_driver();
+	end();
+}
+
+Test(outage, a_prefetch_without_an_hmmd_ends)
+{
+	begin();
+	script->grace_ms = 300;
+	script->die_at_migrate = 2;
+	script->vanish = true;
+	be_driver();
+	follow();
+	check_ended_early(-ESTALE, HMM_MIGRATE_ERROR);
+	stop_being_driver();
+	end();
+}
+
+Test(outage, a_prefetch_without_an_hmmd_that_would_be_asked_again_ends)
+{
+	begin();
+	script->grace_ms = 300;
+	script->busy_migrates = 1;
+	script->die_when_busy = true;
+	script->vanish = true;
+	be_driver();
+	follow();
+	cr_assert_eq(await(), 0);
+	cr_assert_eq(hmm_prefetch_result(prefetch, NULL, NULL), -ESTALE);
+	hmm_prefetch_free(prefetch);
+	stop_being_driver();
+	end();
+}
+
+Test(outage, a_prefetch_is_cancelled)
+{
+	begin();
+	be_driver();
+	script->hold_migrates = true;
+	follow();
+	while (*(volatile uint32_t *)&script->migrates == 0)
+		usleep(1000);
+	cr_assert_eq(hmm_prefetch_cancel(prefetch), 0);
+	cr_assert_eq(hmm_prefetch_cancel(prefetch), 0);
+	cr_assert_eq(hmm_prefetch_result(prefetch, NULL, NULL), -EAGAIN);
+	script->hold_migrates = false;
+	check_ended_early(0, HMM_NOT_TRIED);
+	cr_assert_eq(script->migrates, 1);
+	stop_being_driver();
+	end();
+}
+
+static void *let_on(void *argument)
+{
+	usleep(100000);
+	script->hold_migrates = false;
+	return NULL;
+}
+
+Test(outage, a_mirror_that_goes_ends_its_prefetches)
+{
+	struct hmm_migrate_report report;
+	pthread_t thread;
+
+	begin();
+	be_driver();
+	script->hold_migrates = true;
+	follow();
+	while (*(volatile uint32_t *)&script->migrates == 0)
+		usleep(1000);
+	cr_assert_eq(pthread_create(&thread, NULL, let_on, NULL), 0);
+	stop_being_driver();
+	pthread_join(thread, NULL);
+	/* All is over, and the handle stands alone. */
+	cr_assert_eq(hmm_prefetch_result(prefetch, NULL, &report), PIECE_PAGES - 1);
+	cr_assert_eq(report.pages, (uint64_t)FOLLOWED_PAGES);
+	check_ended_early(0, HMM_NOT_TRIED);
+	end();
+}
+
+Test(outage, what_is_no_prefetch)
+{
+	uint64_t pages = 1;
+	int status;
+
+	begin();
+	be_driver();
+	prefetch = NULL;
+	cr_assert_eq(hmm_prefetch(NULL, 0x1000, 0x1000, HMM_DEVICE, 0, -1, &prefetch), -EINVAL);
+	cr_assert_eq(hmm_prefetch(&mirror, 0x1001, 0x1000, HMM_DEVICE, 0, -1, &prefetch), -EINVAL);
+	cr_assert_eq(hmm_prefetch(&mirror, 0x1000, 0, HMM_DEVICE, 0, -1, &prefetch), -EINVAL);
+	cr_assert_eq(hmm_prefetch(&mirror, 0x1000, 0x1000, 7, 0, -1, &prefetch), -EINVAL);
+	cr_assert_eq(hmm_prefetch(&mirror, 0x1000, 0x1000, HMM_DEVICE, 2, -1, &prefetch), -EINVAL);
+	cr_assert_eq(hmm_prefetch(&mirror, 0x1000, 0x1000, HMM_DEVICE, 0, 12345, &prefetch), -EBADF);
+	/* A byte a page in the library's memory is more than there is. */
+	cr_assert_eq(hmm_prefetch(&mirror, 0x1000, 1UL << 40, HMM_DEVICE, 0, -1, &prefetch), -ENOMEM);
+	cr_assert_null(prefetch);
+	cr_assert_eq(script->migrates, 0);
+	cr_assert_eq(hmm_prefetch_progress(NULL, &pages), 0);
+	cr_assert_eq(pages, 0);
+	cr_assert_eq(hmm_prefetch_result(NULL, NULL, NULL), -EINVAL);
+	cr_assert_eq(hmm_prefetch_cancel(NULL), -EINVAL);
+	hmm_prefetch_free(NULL);
+	script->hold_migrates = true;
+	follow();
+	/* A child has no part in it; a fork waits for what is on its way to a device. */
+	script->hold_migrates = false;
+	fflush(NULL);
+	if (fork() == 0) {
+		if (hmm_prefetch_result(prefetch, NULL, NULL) != -ESTALE ||
+		    hmm_prefetch_cancel(prefetch) != -ESTALE)
+			_exit(1);
+		hmm_prefetch_free(prefetch);
+		_exit(0);
+	}
+	wait(&status);
+	cr_assert_eq(status, 0);
+	check_followed();
 	stop_being_driver();
 	end();
 }

@@ -20,7 +20,7 @@
 #define DEVICE_MEMORY (64UL << 20)
 #define PAGES 64UL
 
-static const struct hmm_mirror_ops quiet = { 0 };
+static const struct hmm_mirror_ops quiet = { .size = sizeof(quiet) };
 
 static bool readable(int fd)
 {
@@ -58,7 +58,8 @@ static int count_call(struct hmm_mirror *me, const struct hmm_update *update)
 	return 0;
 }
 
-static const struct hmm_mirror_ops counting = { .sync_cpu_device_pagetables = count_call };
+static const struct hmm_mirror_ops counting = { .size = sizeof(counting),
+						.sync_cpu_device_pagetables = count_call };
 
 static void tell_mirrors(unsigned int n, const struct hmm_mirror_ops *operations)
 {
@@ -371,11 +372,12 @@ static int ask_for_much(struct hmm_mirror *me, const struct hmm_update *update)
 	CHECK_EQ(hmm_device_open(hmm, "nobody", &device), -ENODEV);
 	CHECK_EQ(hmm_device_open(hmm, "told-0", &device), 0);
 	hmm_device_put(device);
-	CHECK_EQ(hmm_prefetch(me, page, PAGE, HMM_DEVICE, -1), 0);
+	CHECK_EQ(hmm_prefetch(me, page, PAGE, HMM_DEVICE, 0, -1, NULL), 0);
 	return 0;
 }
 
-static const struct hmm_mirror_ops asking = { .sync_cpu_device_pagetables = ask_for_much };
+static const struct hmm_mirror_ops asking = { .size = sizeof(asking),
+					      .sync_cpu_device_pagetables = ask_for_much };
 
 static void inside(bool by_thread)
 {
@@ -428,7 +430,8 @@ static int linger(struct hmm_mirror *me, const struct hmm_update *update)
 	return 0;
 }
 
-static const struct hmm_mirror_ops lingering = { .sync_cpu_device_pagetables = linger };
+static const struct hmm_mirror_ops lingering = { .size = sizeof(lingering),
+						 .sync_cpu_device_pagetables = linger };
 
 static void *dispatch_one(void *arg)
 {
@@ -509,7 +512,8 @@ static void note_release(struct hmm_mirror *me)
 	atomic_fetch_add(&releases, 1);
 }
 
-static const struct hmm_mirror_ops releasing = { .release = note_release };
+static const struct hmm_mirror_ops releasing = { .size = sizeof(releasing),
+						 .release = note_release };
 
 /* With a window, and by the library's thread or the driver's loop. */
 static void released_driver(bool by_thread, const struct hmm_mirror_ops *operations)
@@ -635,7 +639,8 @@ static int fall_over(struct hmm_mirror *me, const struct hmm_update *update)
 	abort();
 }
 
-static const struct hmm_mirror_ops falling = { .sync_cpu_device_pagetables = fall_over };
+static const struct hmm_mirror_ops falling = { .size = sizeof(falling),
+					       .sync_cpu_device_pagetables = fall_over };
 
 static void crashing_driver(bool by_thread)
 {
@@ -705,7 +710,8 @@ static int count_for_driver(struct hmm_mirror *me, const struct hmm_update *upda
 	return 0;
 }
 
-static const struct hmm_mirror_ops late = { .sync_cpu_device_pagetables = count_for_driver };
+static const struct hmm_mirror_ops late = { .size = sizeof(late),
+					    .sync_cpu_device_pagetables = count_for_driver };
 
 /* The touch waits for a callback, so the loop goes on meanwhile. */
 static void *touch_alone(void *address)

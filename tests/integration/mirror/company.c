@@ -114,12 +114,46 @@ static void many_mirrors(void)
 	test_close();
 }
 
+static void not_known_yet(struct hmm_mirror *me)
+{
+}
+
+/* Programs that were built with other headers than the library. */
+static void sizes_of_ops(struct hmm_mirror *other)
+{
+	struct {
+		struct hmm_mirror_ops known;
+		void (*later)(struct hmm_mirror *mirror);
+	} longer = { .known = { .size = sizeof(longer) } };
+	struct hmm_mirror_ops unset = { 0 }, *shorter;
+	char *page = test_map(1);
+
+	other->ops = &unset;
+	CHECK_EQ(hmm_mirror_register(other, hmm), -EINVAL);
+	CHECK(strstr(hmm_last_error(), "size"));
+	longer.later = not_known_yet;
+	other->ops = &longer.known;
+	CHECK_EQ(hmm_mirror_register(other, hmm), -E2BIG);
+	CHECK(!other->priv);
+	longer.later = NULL;
+	CHECK_EQ(hmm_mirror_register(other, hmm), 0);
+	CHECK_EQ(hmm_mirror_unregister(other), 0);
+	/* Of a shorter one nothing is read that it does not have, and nothing of it after registering. */
+	shorter = (struct hmm_mirror_ops *)(page + PAGE - offsetof(struct hmm_mirror_ops, release));
+	memset(page, 0xff, PAGE);
+	shorter->size = offsetof(struct hmm_mirror_ops, release);
+	other->ops = shorter;
+	CHECK_EQ(hmm_mirror_register(other, hmm), 0);
+	CHECK_EQ(munmap(page, PAGE), 0);
+	CHECK_EQ(hmm_mirror_unregister(other), 0);
+}
+
 static void names_and_arguments(void)
 {
 	struct hmm_device_options options = { .size = sizeof(options), .name = "twice", .memory = 4 << 20,
 					      .node = -1, .caps = HMM_DEVICE_FAULTS };
 	struct hmm_open_options too_big = { .size = sizeof(too_big), .flags = 1ULL << 60 };
-	static const struct hmm_mirror_ops operations = { 0 };
+	static const struct hmm_mirror_ops operations = { .size = sizeof(operations) };
 	struct hmm_device *device = NULL, *same = NULL;
 	struct hmm_mirror other = { 0 };
 	struct hmm *again = NULL;
@@ -145,6 +179,7 @@ static void names_and_arguments(void)
 	other.ops = &operations;
 	CHECK_EQ(hmm_mirror_register(&other, hmm), 0);
 	CHECK_EQ(hmm_mirror_unregister(&other), 0);
+	sizes_of_ops(&other);
 	/* One address space, however often it is opened. */
 	CHECK_EQ(hmm_open(NULL, &again), 0);
 	CHECK(again == hmm);
@@ -194,7 +229,8 @@ static int count_invalidation(struct hmm_mirror *me, const struct hmm_update *up
 	return 0;
 }
 
-static const struct hmm_mirror_ops counting = { .sync_cpu_device_pagetables = count_invalidation };
+static const struct hmm_mirror_ops counting = { .size = sizeof(counting),
+						.sync_cpu_device_pagetables = count_invalidation };
 
 /* The driver in the owner itself is told, and from inside a callback nothing hangs. */
 static void callback(void)
@@ -230,8 +266,9 @@ static int maybe_answer(struct hmm_mirror *me, const struct hmm_update *update)
 	return 0;
 }
 
-static const struct hmm_mirror_ops answering = { .sync_cpu_device_pagetables = maybe_answer };
-static const struct hmm_mirror_ops quiet = { 0 };
+static const struct hmm_mirror_ops answering = { .size = sizeof(answering),
+						 .sync_cpu_device_pagetables = maybe_answer };
+static const struct hmm_mirror_ops quiet = { .size = sizeof(quiet) };
 
 static void peer_driver(void)
 {
@@ -419,7 +456,8 @@ static void note_release(struct hmm_mirror *me)
 	atomic_store(&released, 1);
 }
 
-static const struct hmm_mirror_ops releasing = { .release = note_release };
+static const struct hmm_mirror_ops releasing = { .size = sizeof(releasing),
+						 .release = note_release };
 
 /* The owner is killed under its driver: told by release, and every access fails. */
 static void orphaned_driver(void)

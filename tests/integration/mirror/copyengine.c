@@ -247,6 +247,7 @@ static int fault(struct hmm_devmem *me, unsigned long addr, const struct hmm_pag
 }
 
 static const struct hmm_devmem_ops ops = {
+	.size = sizeof(ops),
 	.free = free_page, .fault = fault, .alloc_and_copy = alloc_and_copy, .finalize = finalize,
 };
 
@@ -390,7 +391,9 @@ void copyengine_main(const char *kind)
 	int fd = -1;
 	struct hmm_device_options options = { .size = sizeof(options), .node = -1,
 					      .caps = HMM_DEVICE_FAULTS | HMM_DEVICE_COPY_ENGINE };
-	static const struct hmm_mirror_ops none = { 0 }, told = { .sync_cpu_device_pagetables = let_go };
+	static const struct hmm_mirror_ops none = { .size = sizeof(none) };
+	static const struct hmm_mirror_ops told = { .size = sizeof(told),
+						    .sync_cpu_device_pagetables = let_go };
 	char name[32];
 	uint64_t word;
 	int key;

@@ -260,12 +260,47 @@ static void accesses(void)
 	engine_end();
 }
 
+static void store_nothing(struct hmm_devmem *devmem, const struct hmm_devmem_move *move)
+{
+}
+
+static int lose(struct hmm_devmem *devmem, unsigned long addr, const struct hmm_page *page,
+		unsigned int flags)
+{
+	return HMM_FAULT_SIGBUS;
+}
+
+/* Programs that were built with other headers than the library. */
+static void sizes_of_ops(struct hmm_device *device)
+{
+	struct {
+		struct hmm_devmem_ops known;
+		uintptr_t later;
+	} ops = { .known = { .alloc_and_copy = store_nothing, .fault = lose }, .later = 1 };
+	struct hmm_resource resource = { .size = sizeof(resource), .fd = -1, .length = PAGE };
+	struct hmm_devmem *devmem = NULL;
+
+	CHECK_EQ(hmm_devmem_add(&ops.known, device, 64 * PAGE, &devmem), -EINVAL);
+	CHECK(strstr(hmm_last_error(), "size"));
+	ops.known.size = sizeof(ops);
+	CHECK_EQ(hmm_devmem_add(&ops.known, device, 64 * PAGE, &devmem), -E2BIG);
+	CHECK_EQ(hmm_devmem_add_resource(&ops.known, device, &resource, &devmem), -E2BIG);
+	/* Without alloc_and_copy, which lies behind its end. */
+	ops.known.size = offsetof(struct hmm_devmem_ops, alloc_and_copy);
+	CHECK_EQ(hmm_devmem_add(&ops.known, device, 64 * PAGE, &devmem), -EINVAL);
+	CHECK(!devmem);
+	ops.known.size = sizeof(ops.known);
+	CHECK_EQ(hmm_devmem_add(&ops.known, device, 64 * PAGE, &devmem), 0);
+	CHECK(devmem->ops == &ops.known);
+	CHECK_EQ(hmm_devmem_remove(devmem, true), 0);
+}
+
 static void refusals(void)
 {
 	struct hmm_device_options options = { .size = sizeof(options), .name = "in-the-owner", .node = -1,
 					      .caps = HMM_DEVICE_FAULTS | HMM_DEVICE_COPY_ENGINE };
-	static const struct hmm_devmem_ops none = { 0 };
-	static const struct hmm_mirror_ops no_callbacks = { 0 };
+	static const struct hmm_devmem_ops none = { .size = sizeof(none) };
+	static const struct hmm_mirror_ops no_callbacks = { .size = sizeof(no_callbacks) };
 	struct hmm_devmem *devmem = NULL;
 	struct hmm_mirror mine = { 0 };
 	struct hmm_device *device, *theirs;
@@ -283,6 +318,7 @@ static void refusals(void)
 	CHECK_EQ(hmm_devmem_add(&none, NULL, 64 * PAGE, &devmem), -EINVAL);
 	CHECK_EQ(hmm_devmem_add(&none, device, 64 * PAGE, NULL), -EINVAL);
 	CHECK_EQ(hmm_devmem_remove(NULL, true), -EINVAL);
+	sizes_of_ops(device);
 	mine.device = device;
 	mine.ops = &no_callbacks;
 	CHECK_EQ(hmm_mirror_register(&mine, hmm), -EOPNOTSUPP);
@@ -462,7 +498,7 @@ static void bad_resources(void)
 /* Memory of hmmd's pool, for a device that was made without. */
 static void from_the_pool(void)
 {
-	static const struct hmm_devmem_ops none = { 0 };
+	static const struct hmm_devmem_ops none = { .size = sizeof(none) };
 	struct hmm_devmem *devmem = NULL, *twice = NULL;
 	struct hmm_mirror other = { 0 };
 	struct hmm_device *device;

@@ -143,7 +143,8 @@ static int no_matter(struct hmm_mirror *me, const struct hmm_update *update)
 	return 0;
 }
 
-static const struct hmm_mirror_ops patient = { .sync_cpu_device_pagetables = no_matter };
+static const struct hmm_mirror_ops patient = { .size = sizeof(patient),
+					       .sync_cpu_device_pagetables = no_matter };
 
 /* A device that reads: pages are shared, a write takes them, and a copy that nobody reads is evicted. */
 static void story_of_a_copy(void)
@@ -510,7 +511,8 @@ static int never_answer(struct hmm_mirror *me, const struct hmm_update *update)
 	return 0;
 }
 
-static const struct hmm_mirror_ops silent_ops = { .sync_cpu_device_pagetables = never_answer };
+static const struct hmm_mirror_ops silent_ops = { .size = sizeof(silent_ops),
+						  .sync_cpu_device_pagetables = never_answer };
 
 /* Its windows are revoked: the owner is told, too. */
 static void revoked_driver(void)

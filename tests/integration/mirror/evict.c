@@ -213,8 +213,10 @@ static int agrees(struct hmm_mirror *me, const struct hmm_update *update)
 	return 0;
 }
 
-static const struct hmm_mirror_ops refusing = { .sync_cpu_device_pagetables = may_refuse };
-static const struct hmm_mirror_ops agreeing = { .sync_cpu_device_pagetables = agrees };
+static const struct hmm_mirror_ops refusing = { .size = sizeof(refusing),
+						.sync_cpu_device_pagetables = may_refuse };
+static const struct hmm_mirror_ops agreeing = { .size = sizeof(agreeing),
+						.sync_cpu_device_pagetables = agrees };
 
 static void open_with(const struct hmm_mirror_ops *ops)
 {
@@ -351,7 +353,7 @@ static void coherent(void)
 
 /* ---- several owners ------------------------------------------------------------------------- */
 
-static const struct hmm_mirror_ops quiet = { 0 };
+static const struct hmm_mirror_ops quiet = { .size = sizeof(quiet) };
 
 /* A child that opens the device of that name when it is told to, and uses far more of it than its share. */
 static pid_t start_neighbour(int go, uint64_t rounds, uint64_t seed)

@@ -30,8 +30,9 @@ static int note(struct hmm_mirror *me, const struct hmm_update *update)
 	return 0;
 }
 
-static const struct hmm_mirror_ops noting = { .sync_cpu_device_pagetables = note };
-static const struct hmm_mirror_ops quiet = { 0 };
+static const struct hmm_mirror_ops noting = { .size = sizeof(noting),
+					      .sync_cpu_device_pagetables = note };
+static const struct hmm_mirror_ops quiet = { .size = sizeof(quiet) };
 
 static void open_own(void)
 {
@@ -247,7 +248,8 @@ static int ask(struct hmm_mirror *me, const struct hmm_update *update)
 	return 0;
 }
 
-static const struct hmm_mirror_ops asking = { .sync_cpu_device_pagetables = ask };
+static const struct hmm_mirror_ops asking = { .size = sizeof(asking),
+					      .sync_cpu_device_pagetables = ask };
 
 static void inside(void)
 {
@@ -505,7 +507,8 @@ static int wait_for_device(struct hmm_mirror *me, const struct hmm_update *updat
 	return 0;
 }
 
-static const struct hmm_mirror_ops locking = { .sync_cpu_device_pagetables = wait_for_device };
+static const struct hmm_mirror_ops locking = { .size = sizeof(locking),
+					       .sync_cpu_device_pagetables = wait_for_device };
 
 static volatile uint64_t *driver_window(const struct hmm_mirror_ops *operations, struct hmm_window **window,
 					unsigned long *address)

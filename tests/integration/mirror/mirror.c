@@ -13,7 +13,7 @@ struct hmm_mirror mirror;
 /* Memory beside a thread control block is excluded with it; test memory keeps a distance. */
 #define GAP 16UL
 
-static const struct hmm_mirror_ops no_callbacks = { 0 };
+static const struct hmm_mirror_ops no_callbacks = { .size = sizeof(no_callbacks) };
 
 void test_fail(const char *file, int line, const char *format, ...)
 {

@@ -24,6 +24,9 @@
  *   range       a range over everything, faulted in         "range N"
  *   valid       whether it is as it was then                "valid 0", "valid 1"
  *   discard     one page of it is thrown away               "discarded"
+ *   prefetch    all begin to go to the device               "prefetching"
+ *   prefetched  when that is over: pages that had their turn, how it
+ *               ended, pages that are said to be there       "prefetched N RESULT N"
  *
  * usage: owner PAGES [huge] [base] [room=BLOCKS]   (of the device; else all fit)
  */
@@ -37,6 +40,7 @@ static char *memory;
 static size_t pages;
 static uint64_t seed = 1, flags, device_memory;
 static struct hmm_events *events;
+static struct hmm_prefetch *prefetch;
 
 static void report(void *data, int level, const char *text)
 {
@@ -166,6 +170,21 @@ static void print_policy(void)
 		       (policy.accessed_by_count == 1 && policy.accessed_by[0] == &mirror));
 }
 
+static void await_prefetch(void)
+{
+	uint8_t *results = malloc(pages);
+	size_t there = 0;
+	long result;
+
+	while ((result = hmm_prefetch_result(prefetch, results, NULL)) == -EAGAIN)
+		usleep(1000);
+	for (size_t i = 0; i < pages && result > 0; i++)
+		there += results[i] == HMM_MIGRATED || results[i] == HMM_ALREADY;
+	printf("prefetched %lu %ld %zu\n", hmm_prefetch_progress(prefetch, NULL), result, there);
+	hmm_prefetch_free(prefetch);
+	free(results);
+}
+
 static void obey(const char *line)
 {
 	struct hmm_advise_options options = { .size = sizeof(options), .mirror = &mirror };
@@ -243,6 +262,12 @@ static void obey(const char *line)
 	} else if (!strcmp(line, "discard")) {
 		CHECK_EQ(madvise(memory, PAGE, MADV_DONTNEED), 0);
 		printf("discarded\n");
+	} else if (!strcmp(line, "prefetch")) {
+		CHECK_EQ(hmm_prefetch(&mirror, (unsigned long)memory, pages * PAGE, HMM_DEVICE, 0, -1,
+				      &prefetch), 0);
+		printf("prefetching\n");
+	} else if (!strcmp(line, "prefetched")) {
+		await_prefetch();
 	} else {
 		FAIL("what is '%s'?", line);
 	}

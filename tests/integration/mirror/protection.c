@@ -51,8 +51,9 @@ static int note_reason(struct hmm_mirror *me, const struct hmm_update *update)
 	return 0;
 }
 
-static const struct hmm_mirror_ops operations = { .sync_cpu_device_pagetables = note_reason };
-static const struct hmm_mirror_ops no_callbacks = { 0 };
+static const struct hmm_mirror_ops operations = { .size = sizeof(operations),
+						  .sync_cpu_device_pagetables = note_reason };
+static const struct hmm_mirror_ops no_callbacks = { .size = sizeof(no_callbacks) };
 
 /* ---- and writes on its own, until it is told something else */
 
@@ -578,7 +579,8 @@ static int protect_inside(struct hmm_mirror *me, const struct hmm_update *update
 	return 0;
 }
 
-static const struct hmm_mirror_ops protecting = { .sync_cpu_device_pagetables = protect_inside };
+static const struct hmm_mirror_ops protecting = { .size = sizeof(protecting),
+						  .sync_cpu_device_pagetables = protect_inside };
 
 static void inside_a_callback(void)
 {

@@ -27,7 +27,7 @@ enum order { LOAD = 1, TRY, STORE, LOOKUP, READ, WRITE, OUT, HOME, LEAVE, DIE };
 
 #define ORDER(op, page, value) ((uint64_t)(op) << 56 | (uint64_t)(page) << 32 | (uint32_t)(value))
 
-static const struct hmm_mirror_ops quiet = { 0 };
+static const struct hmm_mirror_ops quiet = { .size = sizeof(quiet) };
 
 static int let_go(struct hmm_mirror *me, const struct hmm_update *update)
 {
@@ -35,7 +35,8 @@ static int let_go(struct hmm_mirror *me, const struct hmm_update *update)
 	return 0;
 }
 
-static const struct hmm_mirror_ops told = { .sync_cpu_device_pagetables = let_go };
+static const struct hmm_mirror_ops told = { .size = sizeof(told),
+					    .sync_cpu_device_pagetables = let_go };
 
 static sigjmp_buf back;
 

@@ -22,7 +22,8 @@ static int note_update(struct hmm_mirror *which, const struct hmm_update *update
 	return 0;
 }
 
-static const struct hmm_mirror_ops with_callback = { .sync_cpu_device_pagetables = note_update };
+static const struct hmm_mirror_ops with_callback = { .size = sizeof(with_callback),
+						     .sync_cpu_device_pagetables = note_update };
 
 /* A page that both may read: the device's copy is read-only. */
 static void shared_pages(void)
