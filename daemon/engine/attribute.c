@@ -276,7 +276,8 @@ static uint64_t block_end(const struct block *block)
 	return block->addr + HMM_BLOCK_SIZE;
 }
 
-bool block_is_pinned(const struct block *block)
+/* @only: to this mirror's device; NULL: to any. */
+static bool is_pinned(const struct block *block, const struct mirror *only)
 {
 	const struct attribute_map *map = &block->owner->attributes;
 	const struct pinning *pinning;
@@ -287,9 +288,19 @@ bool block_is_pinned(const struct block *block)
 	if (!map->pins)
 		return false;
 	for (unsigned int i = find(map, block->addr); i < map->count && map->list[i].start < block_end(block); i++)
-		if (map->list[i].flags & HMM_ATTRIBUTE_PIN)
+		if (map->list[i].flags & HMM_ATTRIBUTE_PIN && (!only || map->list[i].pinned == only->index))
 			return true;
 	return false;
+}
+
+bool block_is_pinned(const struct block *block)
+{
+	return is_pinned(block, NULL);
+}
+
+bool block_is_pinned_to(const struct block *block, const struct mirror *mirror)
+{
+	return is_pinned(block, mirror);
 }
 
 /* Whether any page of [start, end) of the block is on a device. */

@@ -73,6 +73,8 @@ void attribute_forget_mirror(struct attribute_map *map, unsigned int index);
 
 /* Whether any page of it is pinned, or is being pinned: it is not evicted. */
 bool block_is_pinned(const struct block *block);
+/* Whether any page of it is pinned to this mirror's device, or is being pinned to one. */
+bool block_is_pinned_to(const struct block *block, const struct mirror *mirror);
 
 /*
  * 0 to 100, the lowest goes first: the highest of what was said of the pages that

@@ -12,7 +12,6 @@
 #include <assert.h>
 #include <errno.h>
 
-#include "engine/copies.h"
 #include "engine/owner.h"
 #include "engine/worker.h"
 
@@ -39,11 +38,6 @@ int block_charge(struct block *block, struct device *device, unsigned int pages)
 	if (block->charged + pages > HMM_BLOCK_PAGES)
 		pages = HMM_BLOCK_PAGES - block->charged;
 	r = device_charge(device, (uint64_t)pages << HMM_PAGE_SHIFT);
-	if (r == -ENOSPC) {
-		/* What is only a copy makes room. */
-		copies_make_room(mirror, pages, block);
-		r = device_charge(device, (uint64_t)pages << HMM_PAGE_SHIFT);
-	}
 	if (r)
 		return r;
 	block->charged += pages;

@@ -15,11 +15,15 @@
  * fail while somebody holds a huge page that they lie in; guarded windows do not
  * show what is left, which stays charged until the whole block is punched.
  *
+ * A device that is full gives back copies like anything else (evict.c): nothing has
+ * to come home for it. For one more copy a window waits until older ones of its mirror have gone.
+ *
  * A writer does not get a copy, it takes the block. The ledger knows nothing of
  * copies: a successor punches them all, and the S pages stay protected meanwhile.
  */
 #include "engine/copies.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -60,7 +64,7 @@ static void free_silence(const struct block *block)
 
 /* ---- one mirror's ----------------------------------------------------------------- */
 
-static struct copy *find(const struct block *block, const struct mirror *mirror)
+struct copy *copies_find(const struct block *block, const struct mirror *mirror)
 {
 	struct copy *copy;
 
@@ -72,7 +76,7 @@ static struct copy *find(const struct block *block, const struct mirror *mirror)
 
 static struct copy *get(struct block *block, struct mirror *mirror)
 {
-	struct copy *copy = find(block, mirror);
+	struct copy *copy = copies_find(block, mirror);
 
 	if (copy)
 		return copy;
@@ -82,8 +86,23 @@ static struct copy *get(struct block *block, struct mirror *mirror)
 	copy->block = block;
 	copy->mirror = mirror;
 	LIST_INSERT_HEAD(&block->copies, copy, of_block);
-	LIST_INSERT_HEAD(&mirror->copies, copy, of_mirror);
+	copy->used = ++mirror->owner->worker->uses;
+	TAILQ_INSERT_TAIL(&mirror->copies, copy, of_mirror);
 	return copy;
+}
+
+unsigned int copies_charged(const struct copy *copy)
+{
+	return pages_count(&copy->pages) + pages_count(&copy->stale);
+}
+
+void copies_touch(struct copy *copy)
+{
+	struct mirror *mirror = copy->mirror;
+
+	copy->used = ++mirror->owner->worker->uses;
+	TAILQ_REMOVE(&mirror->copies, copy, of_mirror);
+	TAILQ_INSERT_TAIL(&mirror->copies, copy, of_mirror);
 }
 
 static void uncharge(const struct copy *copy, unsigned int pages)
@@ -93,12 +112,12 @@ static void uncharge(const struct copy *copy, unsigned int pages)
 
 static void drop_object(struct copy *copy)
 {
-	uncharge(copy, pages_count(&copy->pages) + pages_count(&copy->stale));
+	uncharge(copy, copies_charged(copy));
 	atomic_fetch_sub_explicit(&copy->mirror->shared_pages, pages_count(&copy->pages),
 				  memory_order_relaxed);
 	free_silence(copy->block);
 	LIST_REMOVE(copy, of_block);
-	LIST_REMOVE(copy, of_mirror);
+	TAILQ_REMOVE(&copy->mirror->copies, copy, of_mirror);
 	free(copy);
 }
 
@@ -132,6 +151,14 @@ static void punch_stale(struct copy *copy)
 			pages_clear(&copy->stale, i);
 		uncharge(copy, end - first);
 	}
+}
+
+void copies_tidy(struct copy *copy)
+{
+	assert(pages_empty(&copy->pages) && block_mirror(copy->block) != copy->mirror);
+	/* Whole: no huge page has to be split for it. */
+	if (pages_empty(&copy->stale) || punch(copy, 0, HMM_BLOCK_PAGES))
+		drop_object(copy);
 }
 
 /* ---- making ------------------------------------------------------------------------- */
@@ -193,6 +220,7 @@ static int make(struct block *block, struct mirror *mirror, const struct pages *
 			copy->pages.word[w] |= want->word[w];
 		}
 		say(copy, want, true);
+		copies_touch(copy);
 		atomic_fetch_add_explicit(&mirror->shared_pages, pages_count(want), memory_order_relaxed);
 		owner_count(block->owner, COUNTER_COPIES_MADE, pages_count(want));
 	} else if (copy) {
@@ -228,14 +256,15 @@ enum copies_answer copies_get(struct block *block, struct mirror *mirror, unsign
 	struct mirror *holder = block_mirror(block);
 	uint64_t first = page_addr(block, i) >> HMM_PAGE_SHIFT;
 	struct owner *owner = block->owner;
+	enum copies_answer room;
 	struct pages pages;
 
 	if (!holder || device_is_far(holder->device) || holder == mirror || holder->leaving || mirror->leaving || mirror->blind || owner->closing ||
 	    !block_shadow(block))
 		return COPIES_NONE;
-	copies_make_room(mirror, 1, block);
-	if (!has_room(mirror->device, 1))
-		return COPIES_NONE;
+	room = copies_make_room(mirror, 1, block, task);
+	if (room != COPIES_MADE)
+		return room;
 	pages = run_like(block, mirror, i, ahead);
 	switch (page_state(block, i)) {
 	case HMM_PAGE_SHARED:
@@ -268,7 +297,7 @@ enum copies_answer copies_get(struct block *block, struct mirror *mirror, unsign
 
 bool copies_have(const struct block *block, const struct mirror *mirror, unsigned int i)
 {
-	const struct copy *copy = find(block, mirror);
+	const struct copy *copy = copies_find(block, mirror);
 
 	return copy && pages_test(&copy->pages, i);
 }
@@ -390,7 +419,10 @@ void copies_return(struct block *block, const struct pages *pages, int reason, s
 {
 	block->move.want = *pages;
 	block->move.job = job;
-	transit_begin(block, HMM_TRANSIT_UNSHARING, pages, reason, return_proceed);
+	if (job && job_is_cheap(job))
+		transit_ask(block, HMM_TRANSIT_UNSHARING, pages, reason, return_proceed, job_refused);
+	else
+		transit_begin(block, HMM_TRANSIT_UNSHARING, pages, reason, return_proceed);
 }
 
 void copies_protect(struct block *block)
@@ -407,27 +439,41 @@ void copies_protect(struct block *block)
 	}
 }
 
-/* The block that had copies first, of those that can begin to give them back. */
+/* The coldest that may go, or is about to. */
 static struct copy *next_to_give(struct mirror *mirror, const struct block *not)
-{
-	struct copy *copy, *first = NULL;
-
-	LIST_FOREACH(copy, &mirror->copies, of_mirror)
-		if (copy->block != not && block_at_rest(copy->block) && !pages_empty(&copy->pages))
-			first = copy;
-	return first;
-}
-
-void copies_make_room(struct mirror *mirror, unsigned int pages, const struct block *not)
 {
 	struct copy *copy;
 
-	/* Each round empties one, or leaves its block to wait for its drivers. */
-	while (!has_room(mirror->device, pages) && (copy = next_to_give(mirror, not))) {
-		struct pages going = copy->pages;
+	TAILQ_FOREACH(copy, &mirror->copies, of_mirror)
+		if (copy->block != not && !pages_empty(&copy->pages) && !block_is_pinned_to(copy->block, mirror))
+			return copy;
+	return NULL;
+}
 
-		copies_return(copy->block, &going, HMM_REASON_EVICT, NULL);
+enum copies_answer copies_make_room(struct mirror *mirror, unsigned int pages, const struct block *not,
+				    struct task *task)
+{
+	struct copy *copy;
+
+	while (!has_room(mirror->device, pages)) {
+		struct block *block;
+
+		copy = next_to_give(mirror, not);
+		if (!copy)
+			return COPIES_NONE;
+		block = copy->block;
+		if (block_at_rest(block)) {
+			struct pages going = copy->pages;
+
+			copies_return(block, &going, HMM_REASON_EVICT, NULL);
+		}
+		/* Its drivers have yet to answer, or it is busy with something else: then all is looked at anew. */
+		if (!block_at_rest(block)) {
+			block_park(block, task);
+			return COPIES_COMING;
+		}
 	}
+	return COPIES_MADE;
 }
 
 /* ---- restarts, and the end --------------------------------------------------------------------- */
@@ -462,6 +508,6 @@ void copies_forget_mirror(struct mirror *mirror)
 {
 	struct copy *copy;
 
-	while ((copy = LIST_FIRST(&mirror->copies)))
+	while ((copy = TAILQ_FIRST(&mirror->copies)))
 		drop_object(copy);
 }

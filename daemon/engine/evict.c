@@ -7,7 +7,8 @@
  * joins the one that runs, and parks: the round's bytes are noted with the device,
  * and every worker's bell is rung. Each worker does its part: it takes blocks from
  * the cold end of its own mirrors, in the order that policy says, brings them home
- * (reason EVICT), and stops when the bytes are found or none of its blocks is left. The last
+ * (reason EVICT) or, where they are only copies of what another device holds, gives
+ * them back, and stops when the bytes are found or none of its blocks is left. The last
  * part to end ends the round, and whoever waited tries its charge again.
  *
  * First only those blocks go whose drivers need not wait for their devices
@@ -32,6 +33,7 @@
 #include <sys/eventfd.h>
 
 #include "engine/attribute.h"
+#include "engine/copies.h"
 #include "engine/worker.h"
 #include "log.h"
 
@@ -56,10 +58,11 @@ struct part {
 	unsigned int victims, next;
 };
 
-/* A block on its way home. */
+/* A block on its way home, or copies of it that are given back. */
 struct eviction {
 	struct part *part;
 	uint64_t addr;
+	uint32_t mirror;		/* that has the copies; 0: the block itself */
 	uint64_t claimed;		/* bytes */
 	unsigned int charged, pages;	/* when it began */
 };
@@ -170,35 +173,77 @@ static bool may_go(struct part *part, struct block *block)
 	return block->passed != part->pass;
 }
 
+/* The same for copies. Whoever brings or holds the block has nothing to do with them. */
+static bool may_be_returned(struct part *part, const struct copy *copy)
+{
+	if (block_is_pinned_to(copy->block, copy->mirror)) {
+		part->seen.pinned += (uint64_t)copies_charged(copy) << HMM_PAGE_SHIFT;
+		return false;
+	}
+	if (!block_at_rest(copy->block) || block_mirror(copy->block) == copy->mirror || copy->mirror->leaving ||
+	    copy->block->owner->closing) {
+		part->seen.passing = true;
+		return false;
+	}
+	return copy->passed != part->pass;
+}
+
+/* Return: whether it is one. */
+static bool look_at_block(struct part *part, struct block *block)
+{
+	if (!may_go(part, block)) {
+		/* Out of the way of those behind it, next time. */
+		block_touch(block);
+		return false;
+	}
+	part->victim[part->victims++] = (struct evict_candidate){
+		.owner = block->owner->id,
+		.addr = block->addr,
+		.used = block->used,
+		.priority = block_evict_priority(block),
+		.unused = !block_holds_pages(block),
+		.discarded = block_is_discarded(block),
+		.copies = !block_count(block, HMM_PAGE_DEVICE),
+	};
+	return true;
+}
+
+static bool look_at_copy(struct part *part, const struct copy *copy)
+{
+	if (!may_be_returned(part, copy))
+		return false;
+	part->victim[part->victims++] = (struct evict_candidate){
+		.owner = copy->mirror->owner->id,
+		.mirror = copy->mirror->id,
+		.addr = copy->block->addr,
+		.used = copy->used,
+		.priority = block_evict_priority(copy->block),
+		.unused = pages_empty(&copy->pages),
+		.copies = true,
+		.elsewhere = true,
+	};
+	return true;
+}
+
+/* Both of its lists from the cold end, whichever has the colder one. */
 static void look_at_mirror(struct part *part, struct mirror *mirror, unsigned int share)
 {
-	struct block *block = TAILQ_FIRST(&mirror->use), *next;
+	struct block *block = TAILQ_FIRST(&mirror->use);
+	const struct copy *copy = TAILQ_FIRST(&mirror->copies);
 	unsigned int left = mirror->used_blocks;
 
 	part->seen.pinned += (uint64_t)mirror->kept_blocks << HMM_BLOCK_SHIFT;
-	/* Copies of what others hold are given back by whoever needs the room (block_charge): it asks again. */
-	if (!LIST_EMPTY(&mirror->copies))
-		part->seen.passing = true;
-	for (; block && left-- && share && part->victims < LOOK_MAX; block = next) {
-		struct evict_candidate *candidate = &part->victim[part->victims];
+	while (share && part->victims < LOOK_MAX && (left || copy)) {
+		if (left && (!copy || block->used <= copy->used)) {
+			struct block *next = TAILQ_NEXT(block, use);
 
-		next = TAILQ_NEXT(block, use);
-		if (!may_go(part, block)) {
-			/* Out of the way of those behind it, next time. */
-			block_touch(block);
-			continue;
+			share -= look_at_block(part, block);
+			block = next;
+			left--;
+		} else {
+			share -= look_at_copy(part, copy);
+			copy = TAILQ_NEXT(copy, of_mirror);
 		}
-		*candidate = (struct evict_candidate){
-			.owner = mirror->owner->id,
-			.addr = block->addr,
-			.used = block->used,
-			.priority = block_evict_priority(block),
-			.unused = !block_holds_pages(block),
-			.discarded = block_is_discarded(block),
-			.copies = !block_count(block, HMM_PAGE_DEVICE),
-		};
-		part->victims++;
-		share--;
 	}
 }
 
@@ -272,16 +317,40 @@ static bool is_wanted(struct part *part)
 
 static void go_on(struct part *part);
 
-/* What it was charged for and is not any more. */
-static void settle_claim(struct part *part, const struct eviction *eviction, const struct block *block)
+static struct copy *copy_of(struct owner *owner, const struct block *block, uint32_t mirror_id)
 {
-	unsigned int left = block && block->charged_to ? block->charged : 0;
+	const struct mirror *mirror = mirror_by_id(owner, mirror_id);
+
+	return block && mirror ? copies_find(block, mirror) : NULL;
+}
+
+/* What it was charged for and is not any more. */
+static void settle_claim(struct part *part, const struct eviction *eviction, unsigned int left)
+{
 	uint64_t freed = eviction->charged > left ?
 			 (uint64_t)(eviction->charged - left) << HMM_PAGE_SHIFT : 0;
 
 	part->freed += freed;
 	if (freed < eviction->claimed)
 		give_back(part, eviction->claimed - freed);
+}
+
+static unsigned int block_charges(const struct block *block)
+{
+	return block && block->charged_to ? block->charged : 0;
+}
+
+static void given_back(struct owner *owner, void *data, uint64_t unused)
+{
+	struct eviction *eviction = data;
+	struct part *part = eviction->part;
+	const struct copy *copy = copy_of(owner, block_find(owner, eviction->addr), eviction->mirror);
+
+	(void)unused;
+	settle_claim(part, eviction, copy ? copies_charged(copy) : 0);
+	free(eviction);
+	part->running--;
+	go_on(part);
 }
 
 static void evicted(struct owner *owner, void *data, uint64_t unused)
@@ -301,7 +370,7 @@ static void evicted(struct owner *owner, void *data, uint64_t unused)
 		atomic_fetch_add(&part->device->pool->evicted,
 				 (uint64_t)eviction->pages << HMM_PAGE_SHIFT);
 	}
-	settle_claim(part, eviction, block);
+	settle_claim(part, eviction, block_charges(block));
 	free(eviction);
 	part->running--;
 	go_on(part);
@@ -313,34 +382,41 @@ static void take_unused(struct part *part, struct block *block)
 
 	none.claimed = claim(part, (uint64_t)block->charged << HMM_PAGE_SHIFT);
 	block_punch_stale(block);
-	settle_claim(part, &none, block);
+	settle_claim(part, &none, block_charges(block));
 }
 
-static void take(struct part *part, const struct evict_candidate *candidate)
+static void take_unused_copy(struct part *part, struct copy *copy)
 {
-	struct owner *owner = owner_by_id(part->worker, candidate->owner);
-	struct block *block = owner ? block_find(owner, candidate->addr) : NULL;
-	struct eviction *eviction;
+	struct eviction none = { .charged = copies_charged(copy) };
+	const struct block *block = copy->block;
+	uint32_t mirror = copy->mirror->id;
 
-	/* Since it was chosen it may have gone, or been used again. */
-	if (!block || !block->charged_to || block->charged_to->device != part->device || block->kept ||
-	    owner->gone || !may_go(part, block) || block->used != candidate->used)
-		return;
-	block->passed = part->pass;
-	if (!block_holds_pages(block)) {
-		take_unused(part, block);
-		return;
-	}
-	eviction = calloc(1, sizeof(*eviction));
+	none.claimed = claim(part, (uint64_t)none.charged << HMM_PAGE_SHIFT);
+	copies_tidy(copy);
+	copy = copy_of(block->owner, block, mirror);
+	settle_claim(part, &none, copy ? copies_charged(copy) : 0);
+}
+
+/* NULL: out of memory. What is charged for is claimed. */
+static struct eviction *eviction_new(struct part *part, uint64_t addr, unsigned int charged)
+{
+	struct eviction *eviction = calloc(1, sizeof(*eviction));
+
 	if (!eviction)
-		return;
+		return NULL;
 	eviction->part = part;
-	eviction->addr = block->addr;
-	eviction->charged = block->charged;
-	eviction->pages = shadow_pages(block);
-	eviction->claimed = claim(part, (uint64_t)block->charged << HMM_PAGE_SHIFT);
-	if (!eviction->claimed ||
-	    migrate_evict(owner, block->addr, part->device, !part->insisting, evicted, eviction)) {
+	eviction->addr = addr;
+	eviction->charged = charged;
+	eviction->claimed = claim(part, (uint64_t)charged << HMM_PAGE_SHIFT);
+	return eviction;
+}
+
+/* @began: its job is on its way; else nothing has come of it. */
+static void eviction_begun(struct eviction *eviction, bool began)
+{
+	struct part *part = eviction->part;
+
+	if (!began) {
 		give_back(part, eviction->claimed);
 		free(eviction);
 		return;
@@ -348,6 +424,61 @@ static void take(struct part *part, const struct evict_candidate *candidate)
 	part->running++;
 	/* Another owner's turn of this worker may be over. */
 	worker_alarm(part->worker, part->worker->now);
+}
+
+static void take_copy(struct part *part, struct copy *copy)
+{
+	struct eviction *eviction;
+
+	copy->passed = part->pass;
+	if (pages_empty(&copy->pages)) {
+		take_unused_copy(part, copy);
+		return;
+	}
+	eviction = eviction_new(part, copy->block->addr, copies_charged(copy));
+	if (!eviction)
+		return;
+	eviction->mirror = copy->mirror->id;
+	eviction_begun(eviction, eviction->claimed && !migrate_return(copy->mirror, copy->block->addr,
+								      !part->insisting, given_back, eviction));
+}
+
+static void take_block(struct part *part, struct block *block)
+{
+	struct eviction *eviction;
+
+	block->passed = part->pass;
+	if (!block_holds_pages(block)) {
+		take_unused(part, block);
+		return;
+	}
+	eviction = eviction_new(part, block->addr, block->charged);
+	if (!eviction)
+		return;
+	eviction->pages = shadow_pages(block);
+	eviction_begun(eviction, eviction->claimed && !migrate_evict(block->owner, block->addr, part->device,
+								     !part->insisting, evicted, eviction));
+}
+
+static void take(struct part *part, const struct evict_candidate *candidate)
+{
+	struct owner *owner = owner_by_id(part->worker, candidate->owner);
+	struct block *block = owner ? block_find(owner, candidate->addr) : NULL;
+	struct copy *copy;
+
+	if (!block || owner->gone)
+		return;
+	if (candidate->mirror) {
+		copy = copy_of(owner, block, candidate->mirror);
+		if (copy && copy->mirror->device == part->device && may_be_returned(part, copy) &&
+		    copy->used == candidate->used)
+			take_copy(part, copy);
+		return;
+	}
+	/* Since it was chosen it may have gone, or been used again. */
+	if (block->charged_to && block->charged_to->device == part->device && !block->kept &&
+	    may_go(part, block) && block->used == candidate->used)
+		take_block(part, block);
 }
 
 static void merge(struct obstacles *all, const struct obstacles *seen)

@@ -20,7 +20,7 @@ static bool wanted_home(const struct job *job, const struct block *block)
 	const struct device *only = job->migration->only;
 	const struct mirror *mirror = block_mirror(block);
 
-	return !only || (mirror && mirror->device == only);
+	return !job->migration->returns && (!only || (mirror && mirror->device == only));
 }
 
 bool migrate_can_slot(const struct block *block)
@@ -110,6 +110,18 @@ static bool copies_step(struct job *job, struct block *block)
 	return true;
 }
 
+/* Of these pages the copies that are to go: the device's, or those of one of its mirrors. */
+static struct pages returned(const struct job *job, const struct block *block)
+{
+	const struct migration *migration = job->migration;
+	const struct mirror *mirror = migration->returns ? mirror_by_id(migration->owner, migration->returns) : NULL;
+	const struct copy *copy = mirror ? copies_find(block, mirror) : NULL;
+
+	if (migration->returns)
+		return copy ? copy->pages : (struct pages){ 0 };
+	return copies_on(block, migration->only);
+}
+
 /* Does the next thing. True: it is under way and the job will be run again. */
 static bool home_step(struct job *job, struct block *block)
 {
@@ -118,7 +130,7 @@ static bool home_step(struct job *job, struct block *block)
 
 	if (!wanted_home(job, block)) {
 		/* Another device holds the block: this one's copies go, all the same. */
-		pages = copies_on(block, job->migration->only);
+		pages = returned(job, block);
 		for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++)
 			if (i < job->first || i >= job->end)
 				pages_clear(&pages, i);
@@ -192,7 +204,8 @@ void job_run_home(struct job *job)
 			return;
 	}
 	home_results(job, block);
-	if (block && !owner->gone)
+	/* The holder keeps its pages for now: a block that gave copies back is looked at when it is quiet. */
+	if (block && !owner->gone && !job->migration->returns)
 		block_settle(block);
 	job_finish(job);
 }

@@ -23,6 +23,7 @@ struct migration {
 	uint64_t start, end, next;	/* next: where no job has been yet */
 	bool to_device, populate;
 	bool copies;			/* home as S: the device keeps its copy */
+	uint32_t returns;		/* only the copies that this mirror has; 0: what the device holds */
 	bool exclusive;			/* what gets there is marked */
 	int reason;			/* enum hmm_reason: why pages leave the device */
 	bool cheap;			/* where drivers need not wait: they may refuse */

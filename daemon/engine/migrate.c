@@ -403,6 +403,22 @@ int migrate_evict(struct owner *owner, uint64_t addr, const struct device *devic
 	return 0;
 }
 
+int migrate_return(struct mirror *mirror, uint64_t addr, bool cheap, migrate_done done, void *data)
+{
+	struct migration *migration = migration_new(mirror->owner, addr, addr + HMM_BLOCK_SIZE, false);
+
+	if (!migration)
+		return -ENOMEM;
+	migration->only = mirror->device;
+	migration->returns = mirror->id;
+	migration->reason = HMM_REASON_EVICT;
+	migration->cheap = cheap;
+	migration->done = done;
+	migration->data = data;
+	migration_begin(migration);
+	return 0;
+}
+
 static void window_migrated(struct owner *owner, void *data, uint64_t pages)
 {
 	(void)pages;

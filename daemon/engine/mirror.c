@@ -94,6 +94,7 @@ struct mirror *mirror_new(struct owner *owner, unsigned int index, struct device
 	mirror->id = owner->id << 8 | index;
 	mirror->device = device;
 	TAILQ_INIT(&mirror->use);
+	TAILQ_INIT(&mirror->copies);
 	note_in_journal(mirror);
 	registry_add(mirror);
 	return mirror;

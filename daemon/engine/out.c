@@ -326,7 +326,8 @@ static int out_begin(struct job *job, struct block *block, const struct segment 
 		return -ENOTSUP;
 	if (device_is_far(mirror->device) && !mirror->ready)
 		return -EAGAIN;		/* its driver is not there, or not there again */
-	if (block_mirror(block) && block_mirror(block) != mirror && !block_punch_stale(block))
+	/* Nor may anything lie there that was a copy, whoever held the block last. */
+	if (block_mirror(block) != mirror && !block_punch_stale(block))
 		return -EAGAIN;
 	if (block_mirror(block) && block_mirror(block) != mirror)
 		return -EAGAIN;		/* another device holds pages of it */

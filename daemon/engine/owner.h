@@ -184,7 +184,7 @@ struct mirror {
 	struct journey journeys[JOURNEYS];	/* of late */
 	unsigned int next_journey;
 	bool blind;			/* its windows can't map a copy (before Linux 6.4) */
-	LIST_HEAD(, copy) copies;	/* that it has of blocks which others hold */
+	TAILQ_HEAD(, copy) copies;	/* that it has of blocks which others hold, the one used longest ago first */
 
 	/* Of a device whose memory only its driver reaches. */
 	uint64_t far_pages;
@@ -640,6 +640,8 @@ void migrate_home(struct owner *owner, uint64_t start, uint64_t end, const struc
 /* The block of @addr leaves this device, to make room. @cheap: where no driver would have to wait. */
 int migrate_evict(struct owner *owner, uint64_t addr, const struct device *device, bool cheap,
 		  migrate_done done, void *data);		/* or -ENOMEM, and done() is not called */
+/* The same for the copies that @mirror has of this block, which another mirror holds and keeps. */
+int migrate_return(struct mirror *mirror, uint64_t addr, bool cheap, migrate_done done, void *data);
 /* Whether that journey's migration is still running. */
 bool migrate_is_under_way(const struct owner *owner, uint64_t journey);
 void migrate_out_done(struct block *block, struct block_order *order, struct hmm_order *shared);

@@ -154,6 +154,8 @@ static bool touch_present(struct window *window, struct block *block, struct tou
 		*window_guarded(window, block) = true;
 	if (block_mirror(block) == window->mirror)
 		block_touch(block);
+	else if (copies_have(block, window->mirror, i))
+		copies_touch(copies_find(block, window->mirror));
 	/* Another device's: this window's shadow has nothing of it, or a copy to be read. */
 	if (block_mirror(block) != window->mirror && page_state(block, i) != HMM_PAGE_ERROR &&
 	    (!copies_have(block, window->mirror, i) || touch_writes(touch)))

@@ -5,7 +5,8 @@
  * What holds nothing costs nothing to take, and what was discarded costs nobody
  * anything. Of the rest the priority that the program gave decides first, then how
  * long ago a block was used: in steps, so that among blocks of about the same age
- * those go first that are mere copies and need not be brought home.
+ * those go first that are mere copies and need not be brought home, and before
+ * those the copies of what another device holds, which the CPU need not hear of.
  */
 #include "policy/evict.h"
 
@@ -16,6 +17,12 @@
 static int kind(const struct evict_candidate *candidate)
 {
 	return candidate->unused ? 0 : candidate->discarded ? 1 : 2;
+}
+
+/* Of taking it. */
+static unsigned int cost(const struct evict_candidate *candidate)
+{
+	return candidate->elsewhere ? 0 : candidate->copies ? 1 : 2;
 }
 
 static int order(uint64_t a, uint64_t b)
@@ -35,7 +42,7 @@ static int compare(const void *first, const void *second)
 	if (!r)
 		r = order(a->used / EVICT_STEP, b->used / EVICT_STEP);
 	if (!r)
-		r = order(b->copies, a->copies);
+		r = order(cost(a), cost(b));
 	return r ? r : order(a->used, b->used);
 }
 

@@ -18,6 +18,7 @@
 /* A block that is charged to the device. */
 struct evict_candidate {
 	uint32_t owner;		/* whose and where, for who asked */
+	uint32_t mirror;	/* whose copies of it; 0: the block itself */
 	uint64_t addr;
 	uint64_t used;		/* a count that grows with every use of any block */
 	unsigned int priority;	/* 0 to 100: is kept longer */
@@ -25,6 +26,7 @@ struct evict_candidate {
 	bool unused;		/* holds nothing any more */
 	bool discarded;		/* what it holds is worth nothing */
 	bool copies;		/* all that it holds the CPU has, too */
+	bool elsewhere;		/* ... and another device: nobody has to do anything about it */
 };
 
 /*

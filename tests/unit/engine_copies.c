@@ -117,7 +117,7 @@ static bool table_says_nothing(void)
 /* There is no trace of a copy. */
 static bool none_left(void)
 {
-	return LIST_EMPTY(&other->copies) && (!block || LIST_EMPTY(&block->copies));
+	return TAILQ_EMPTY(&other->copies) && (!block || LIST_EMPTY(&block->copies));
 }
 
 Test(copies, made_of_shared_pages)
@@ -288,15 +288,111 @@ Test(copies, room_is_made_by_the_oldest)
 	cr_expect(not(copies_have(block, other, 0)));
 	cr_expect(copies_have(second, other, 0));
 	cr_expect(eq(uint, block_count(block, HMM_PAGE_SHARED), 10));
-	/* A page of its own goes before any copy. */
-	copies_make_room(other, 3, NULL);
+	cr_expect(eq(int, copies_make_room(other, 3, NULL, &waiter.task), COPIES_MADE));
 	cr_expect(eq(u64, device->used, HMM_BLOCK_SIZE - 3 * HMM_PAGE_SIZE));
 	cr_assert(eq(int, device_charge(device, 3 * HMM_PAGE_SIZE), 0));
-	copies_make_room(other, 1, NULL);
+	cr_expect(eq(int, copies_make_room(other, 1, NULL, &waiter.task), COPIES_NONE));
 	cr_expect(eq(int, get(0, 1), COPIES_NONE), "full of other things");
 	cr_expect(none_left());
 	device_uncharge(device, HMM_BLOCK_SIZE);
 	fixture_end(&fixture);
+}
+
+/* Four pages of each of three blocks are copied, and the device is full of that. Return: the third. */
+static struct block *fill_with_three(void)
+{
+	struct pages pages = pages_from(0, 4);
+	struct block *third = NULL;
+
+	begin(8, 4);
+	fixture_out(&fixture, HMM_BLOCK_PAGES, HMM_BLOCK_PAGES + 4);
+	fixture_out(&fixture, 2 * HMM_BLOCK_PAGES, 2 * HMM_BLOCK_PAGES + 4);
+	cr_assert(eq(int, device_charge(device, HMM_BLOCK_SIZE - 8 * HMM_PAGE_SIZE), 0));
+	for (unsigned int n = 0; n < 3; n++) {
+		third = fixture_block(&fixture, n);
+		if (n)
+			home_begin(third, &pages, HMM_BLOCK_PAGES, true, HMM_REASON_CPU_FAULT, 0, NULL);
+		if (n < 2)
+			cr_assert(eq(int, copies_get(third, other, 0, 4, &waiter.task, &result), COPIES_MADE));
+	}
+	fixture_callbacks(&fixture);
+	return third;
+}
+
+static void end_full(void)
+{
+	device_uncharge(device, HMM_BLOCK_SIZE - 8 * HMM_PAGE_SIZE);
+	fixture_end(&fixture);
+}
+
+/* The drivers have to answer first: who wants the room waits, and no more is given back than it needs. */
+Test(copies, room_on_its_way_is_waited_for)
+{
+	struct block *third = fill_with_three();
+
+	for (unsigned int time = 0; time < 2; time++) {
+		cr_expect(eq(int, copies_get(third, other, 0, 1, &waiter.task, &result), COPIES_COMING));
+		cr_expect(not(block_at_rest(block)));
+		cr_expect(block_at_rest(fixture_block(&fixture, 1)));
+		cr_expect(copies_have(fixture_block(&fixture, 1), other, 3), "one block is enough");
+		owner_run(fixture.owner);
+		cr_assert(eq(uint, waiter.ran, time));
+		if (!time) {
+			/* Something else takes the room: there is more to wait for. */
+			cr_expect(eq(uint, fixture_answer(&fixture), 1));
+			cr_assert(eq(int, device_charge(device, 4 * HMM_PAGE_SIZE), 0));
+			owner_run(fixture.owner);
+			device_uncharge(device, 4 * HMM_PAGE_SIZE);
+			cr_assert(eq(int, get(0, 4), COPIES_MADE));
+			copies_touch(copies_find(fixture_block(&fixture, 1), other));
+		}
+	}
+	cr_expect(eq(uint, fixture_answer(&fixture), 1));
+	owner_run(fixture.owner);
+	cr_expect(eq(uint, waiter.ran, 2));
+	cr_expect(eq(int, copies_get(third, other, 0, 1, &waiter.task, &result), COPIES_MADE));
+	cr_expect(not(copies_have(block, other, 0)));
+	cr_expect(copies_have(fixture_block(&fixture, 1), other, 0));
+	end_full();
+}
+
+/* Another's transit of the block with the copies is waited for like one's own. */
+Test(copies, room_in_a_block_that_is_busy)
+{
+	struct block *third = fill_with_three();
+	struct pages pages = pages_from(0, 4);
+
+	unshare_begin(block, &pages, HMM_REASON_CPU_WRITE, NULL);
+	cr_expect(eq(int, copies_get(third, other, 0, 4, &waiter.task, &result), COPIES_COMING));
+	cr_expect(eq(uint, fixture_answer(&fixture), 1), "nobody is asked twice");
+	owner_run(fixture.owner);
+	cr_expect(eq(uint, waiter.ran, 1));
+	cr_expect(eq(int, copies_get(third, other, 0, 4, &waiter.task, &result), COPIES_MADE));
+	end_full();
+}
+
+static void pin_to(struct hmm_attribute *attribute, const void *data)
+{
+	attribute->flags |= HMM_ATTRIBUTE_PIN;
+	attribute->pinned = *(const uint8_t *)data;
+}
+
+/* What is pinned where the copy is stays there; a pin to the holder says nothing about copies. */
+Test(copies, room_is_not_made_by_pinned_ones)
+{
+	struct block *third = fill_with_three();
+	struct attribute_map *map = &fixture.owner->attributes;
+	const uint8_t here = 1, holder = 0;
+
+	cr_assert(eq(int, attribute_edit(map, ROOM_START, ROOM_START + 2 * HMM_BLOCK_SIZE, pin_to, &here), 0));
+	cr_expect(eq(int, copies_get(third, other, 0, 1, &waiter.task, &result), COPIES_NONE));
+	cr_assert(eq(int, attribute_edit(map, ROOM_START, ROOM_START + 2 * HMM_BLOCK_SIZE, pin_to, &holder), 0));
+	cr_expect(eq(int, copies_get(third, other, 0, 1, &waiter.task, &result), COPIES_COMING));
+	fixture_answer(&fixture);
+	owner_run(fixture.owner);
+	cr_expect(eq(uint, block_count(block, HMM_PAGE_SHARED), 4));
+	cr_expect(eq(u64, fixture.owner->counter[COUNTER_PINS_BROKEN], 0));
+	end_full();
 }
 
 static struct kernel_ops held;

@@ -13,6 +13,7 @@
 #include <poll.h>
 #include <setjmp.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 
@@ -23,15 +24,19 @@
 
 /* ---- a driver: it obeys -------------------------------------------------------- */
 
-enum order { LOAD = 1, TRY, STORE, LOOKUP, READ, WRITE, OUT, HOME, LEAVE, DIE };
+enum order { LOAD = 1, TRY, STORE, LOOKUP, READ, WRITE, OUT, HOME, ASKED, LEAVE, DIE };
 
 #define ORDER(op, page, value) ((uint64_t)(op) << 56 | (uint64_t)(page) << 32 | (uint32_t)(value))
 
 static const struct hmm_mirror_ops quiet = { .size = sizeof(quiet) };
 
+static _Atomic uint64_t asked_for_room;
+
 static int let_go(struct hmm_mirror *me, const struct hmm_update *update)
 {
 	CHECK(update->start < update->end);
+	if (update->reason == HMM_REASON_EVICT && !update->blockable)
+		atomic_fetch_add(&asked_for_room, 1);
 	return 0;
 }
 
@@ -87,6 +92,8 @@ static uint64_t obey(struct hmm_window *window, unsigned long memory, uint64_t o
 	case HOME:
 		return (uint64_t)hmm_migrate(&mirror, memory + page, value * PAGE,
 					     order >> 56 == OUT ? HMM_DEVICE : HMM_SYSTEM, 0, NULL, NULL);
+	case ASKED:
+		return atomic_load(&asked_for_room);
 	case DIE:
 		raise(SIGKILL);
 	}
@@ -598,6 +605,75 @@ static void no_room_for_copies(void)
 	end();
 }
 
+/* A block for the device that the other owner's copies have filled. */
+static void neighbour(pid_t first, int begin_fd, int end_fd)
+{
+	const size_t some = BLOCK / PAGE;
+	char byte, name[32];
+
+	CHECK_EQ(read(begin_fd, &byte, 1), 1);
+	CHECK_EQ(hmm_open(NULL, &hmm), 0);
+	snprintf(name, sizeof(name), "device-%lu", device_number(first, 1));
+	CHECK_EQ(hmm_device_open(hmm, name, &mirror.device), 0);
+	test_mirror(&mirror, mirror.device);
+	memory = test_map_huge(1);
+	test_fill(memory, some, 5);
+	test_out(memory, some);
+	test_device_check(memory, some, 5);
+	CHECK_EQ(write(end_fd, "x", 1), 1);
+	CHECK_EQ(read(begin_fd, &byte, 1), 1);
+	test_check(memory, some, 5);
+	test_close();
+	_exit(0);
+}
+
+/*
+ * The second device is full of copies of what the first holds. They make way for another owner:
+ * its drivers are asked, nothing comes home, and they are there again when they are read.
+ */
+static void copies_make_way(void)
+{
+	static const char *const still[] = { "pages_home", "evictions", "faults" };
+	uint64_t before[sizeof(still) / sizeof(still[0])];
+	const size_t some = BLOCK / PAGE;
+	int begin_pipe[2], end_pipe[2];
+	pid_t first = getpid(), other;
+	char byte;
+
+	CHECK_EQ(pipe2(begin_pipe, O_CLOEXEC), 0);
+	CHECK_EQ(pipe2(end_pipe, O_CLOEXEC), 0);
+	other = fork();
+	if (!other)
+		neighbour(first, begin_pipe[0], end_pipe[1]);
+	begin_on("told", test_map_huge(ROOM / some), BLOCK);
+	for (size_t i = 0; i < ROOM; i++)
+		*word_of(i) = 7 + i;
+	CHECK_EQ(ask(&one, OUT, 0, some), some);
+	for (size_t i = 0; i < some; i++)
+		CHECK_EQ(ask(&two, LOAD, i, 0), 7 + i);
+	want_shared(&two, 0, some);
+	for (size_t i = 0; i < sizeof(still) / sizeof(still[0]); i++)
+		before[i] = counted(still[i]);
+	CHECK_EQ(write(begin_pipe[1], "x", 1), 1);
+	CHECK_EQ(read(end_pipe[0], &byte, 1), 1);
+	CHECK(ask(&one, ASKED, 0, 0) > 0);
+	CHECK(ask(&two, ASKED, 0, 0) > 0);
+	want_nothing(&two, 0, some);
+	for (size_t i = 0; i < sizeof(still) / sizeof(still[0]); i++)
+		if (counted(still[i]) != before[i])
+			FAIL("%s went from %lu to %lu", still[i], before[i], counted(still[i]));
+	for (size_t i = 0; i < some; i += 7) {
+		CHECK_EQ(ask(&one, LOAD, i, 0), 7 + i);
+		CHECK_EQ(ask(&two, LOAD, i, 0), 7 + i);
+		CHECK_EQ(*word_of(i), 7 + i);
+	}
+	CHECK_EQ(write(begin_pipe[1], "x", 1), 1);
+	test_reap(other, 0);
+	for (size_t i = 0; i < some; i++)
+		CHECK_EQ(ask(&two, LOAD, i, 0), 7 + i);
+	end();
+}
+
 /* Two owners on one device, and one driver of both: neither sees the other's bytes. */
 static void both_owners_driver(void)
 {
@@ -756,6 +832,7 @@ static const struct test_case cases[] = {
 	{ "reader-dies", reader_dies, false },
 	{ "holder-leaves", holder_leaves, false },
 	{ "no-room-for-copies", no_room_for_copies, false },
+	{ "copies-make-way", copies_make_way, false },
 	{ "two-owners-and-one-driver", two_owners_and_one_driver, false },
 	{ "outage", outage, true },
 	{ NULL, NULL, false },
