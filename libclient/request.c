@@ -185,15 +185,15 @@ void hmmc_request_post(struct request *request)
 
 int hmmc_request_wait(struct request *request)
 {
-	hmmc_dispatch_wait(request->connection->hmm, &request->done);
+	hmmc_dispatch_wait(&request->done);
 	/* After a restart, while hmmd settles what was in transit. */
 	while (request->error == -EAGAIN) {
-		nanosleep(&(struct timespec){ .tv_nsec = RETRY_MS * 1000000L }, NULL);
+		hmmc_dispatch_nap(RETRY_MS * 1000000L);
 		wait_for_clerk(request);
 		request->done = request->round = 0;
 		request->error = 0;
 		hmmc_request_post(request);
-		hmmc_dispatch_wait(request->connection->hmm, &request->done);
+		hmmc_dispatch_wait(&request->done);
 	}
 	if (request->error)
 		return hmmc_fail(request->error, "%s", request->text);
