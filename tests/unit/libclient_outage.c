@@ -746,3 +746,25 @@ Test(outage, a_request_that_waits_to_be_sent_names_what_the_next_hmmd_knows)
 	stop_being_driver();
 	end();
 }
+
+Test(outage, a_ring_that_was_closed_stays_closed)
+{
+	struct hmm_event_options options = { .size = sizeof(options) };
+	struct hmm_events *events, *other;
+
+	begin();
+	be_driver();
+	cr_assert_eq(hmm_event_open(hmm, &options, &events), 0, "%s", hmm_last_error());
+	cr_assert_eq(hmm_event_open(hmm, &options, &other), 0, "%s", hmm_last_error());
+	script->die_at_close = true;
+	hold.program = pthread_self();
+	hold.at_sleep = true;
+	hmm_event_close(events);
+	cr_assert_eq(hold.at_sleep, false);
+	check_read();
+	cr_assert_eq(script->rings, 1, "%u rings are open, not one", script->rings);
+	hmm_event_close(other);
+	cr_assert_eq(script->rings, 0);
+	stop_being_driver();
+	end();
+}
