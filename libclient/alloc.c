@@ -124,7 +124,7 @@ static int wait_for_shadows(struct hmm *hmm, const struct alloc *alloc)
 				break;
 			if (hmmc_space_check(hmm))
 				return -ESTALE;
-			futex_wait(&regions->changes, changes, &moment);
+			hmmc_dispatch_pause(&regions->changes, changes, &moment);
 		}
 	}
 	return 0;

@@ -14,7 +14,9 @@
  *
  * Locks: `lock` guards state and the list of requests and is never held across
  * a system call other than a futex's; `send_lock` is held while sending and
- * while the descriptor is replaced.
+ * while the descriptor is replaced. The connection goes down under both, before anything
+ * is told to the next hmmd: who holds send_lock and sees it up has a descriptor and the
+ * numbers that are good on it.
  */
 #include <poll.h>
 #include <stdio.h>
@@ -240,8 +242,11 @@ static void part(struct connection *connection)
 	futex_lock(&connection->send_lock);
 	close(connection->fd);
 	connection->fd = -1;
+	/* In one: who gets send_lock next must not take it for up, with no descriptor. */
 	futex_lock(&connection->lock);
 	connection->life++;
+	if (connection->state == CONNECTION_UP)
+		connection->state = CONNECTION_DOWN;
 	futex_unlock(&connection->lock);
 	futex_unlock(&connection->send_lock);
 }
@@ -265,7 +270,6 @@ static bool reconnect(struct connection *connection)
 	bool late = false;
 
 	part(connection);
-	set_state(connection, CONNECTION_DOWN);
 	hmmc_space_down(connection->hmm);
 	for (;;) {
 		if (join(connection) == 0 && hmmc_space_restore(connection->hmm) == 0)
@@ -286,7 +290,11 @@ static bool reconnect(struct connection *connection)
 	set_state(connection, CONNECTION_UP);
 	hmmc_log(HMMC_LOG_NOTICE, "a new hmmd took over after %llu ms",
 		 (unsigned long long)(clock_ms() - start));
-	return hmmc_request_resend(connection) == 0;
+	if (hmmc_request_resend(connection) == 0)
+		return true;
+	/* Down before it is given up: the clerk may be sending. */
+	part(connection);
+	return false;
 }
 
 static int open_first(struct connection *connection)
@@ -434,11 +442,18 @@ static int stop_receiver(void *argument)
 	return 0;
 }
 
+static int pass(void *argument)
+{
+	return 0;
+}
+
 void hmmc_connection_free(struct connection *connection)
 {
 	if (!connection)
 		return;
 	hmmc_clerk_call(stop_receiver, connection);
+	/* Behind what the receiver had the clerk do until its end. */
+	hmmc_clerk_call(pass, NULL);
 	hmmc_arena_free(connection->frame, sizeof(*connection->frame));
 	hmmc_arena_free(connection, sizeof(*connection));
 }

@@ -367,7 +367,7 @@ static int tell_removed(struct hmm_devmem_private *devmem)
 
 static void pause_a_little(void)
 {
-	nanosleep(&(struct timespec){ .tv_nsec = DRAIN_PAUSE_NS }, NULL);
+	hmmc_dispatch_nap(DRAIN_PAUSE_NS);
 }
 
 /* Pages that somebody has references to. */
@@ -379,7 +379,7 @@ static int await_references(struct hmm_devmem_private *devmem, bool block)
 		if (!block)
 			return hmmc_fail(-EBUSY, "%u pages of %s are in use", n, devmem->name);
 		/* What is at home by now is freed in a moment; the rest by hmm_page_put(). */
-		futex_wait(&devmem->in_use, n, &(struct timespec){ .tv_nsec = DRAIN_PAUSE_NS });
+		hmmc_dispatch_pause(&devmem->in_use, n, &(struct timespec){ .tv_nsec = DRAIN_PAUSE_NS });
 	}
 	return 0;
 }

@@ -8,7 +8,7 @@
  * since callbacks are the program's code, and runs on arena memory; or the driver asked
  * for a descriptor (hmm_dispatch_fd()), which is readable while something is queued, and
  * calls hmm_dispatch(). Whichever comes first for a handle stays. A thread that dispatches
- * and waits for hmmd in another call runs callbacks there, since hmmd may be waiting for them.
+ * runs callbacks of its handles wherever it waits (dispatcher.c).
  *
  * A callback that does not return keeps those after it waiting; hmmd's deadline
  * then revokes the windows. A mirror that is unregistered waits for its callbacks that
@@ -24,6 +24,7 @@
 #include "arena.h"
 #include "devmem.h"
 #include "dispatch.h"
+#include "dispatcher.h"
 #include "log.h"
 #include "space.h"
 
@@ -51,11 +52,10 @@ struct dispatch {
 	uint32_t stop;
 	int fd;				/* an eventfd of the program, or -1 */
 	int signal;			/* the same in the private table */
+	struct dispatchers dispatchers;
 };
 
 static __thread bool current __attribute__((tls_model("initial-exec")));
-/* This thread dispatches: nobody else may be there to run what it waits for. */
-static __thread bool dispatches __attribute__((tls_model("initial-exec")));
 
 bool hmmc_dispatch_is_current(void)
 {
@@ -195,6 +195,7 @@ static void post(struct dispatch *dispatch)
 {
 	__atomic_add_fetch(&dispatch->posted, 1, __ATOMIC_RELEASE);
 	futex_wake(&dispatch->posted, INT32_MAX);
+	hmmc_dispatcher_post(dispatch);
 }
 
 /* In the receiver, which has the private descriptors. */
@@ -244,6 +245,9 @@ static void call(struct hmm *hmm, struct item *item)
 	} else if (ops->sync_cpu_device_pagetables) {
 		status = ops->sync_cpu_device_pagetables(mirror, &item->update);
 	}
+	/* It has forked and this is the child, which has no part in it. */
+	if (!current)
+		return;
 	current = false;
 	if (item->release)
 		hmmc_window_shut(item->mirror);
@@ -265,6 +269,9 @@ static void dispatch_main(void *argument)
 			return;
 		else
 			futex_wait(&dispatch->posted, posted, NULL);
+		/* In a child that a callback forked there is nothing to wait for. */
+		if (hmmc_space_check_handle(dispatch->hmm))
+			return;
 	}
 }
 
@@ -281,56 +288,76 @@ static void wait_for_item(struct dispatch *dispatch, int timeout_ms)
 			return;
 		rest = (struct timespec){ .tv_sec = (time_t)((end - now) / 1000),
 					  .tv_nsec = (long)((end - now) % 1000) * 1000000 };
-		futex_wait(&dispatch->posted, posted, timeout_ms < 0 ? NULL : &rest);
+		/* Its own are counted: they are run by hmm_dispatch(). */
+		hmmc_dispatcher_wait(&dispatch->posted, posted, timeout_ms < 0 ? NULL : &rest, dispatch);
 		now = clock_ms();
 	}
 }
 
-void hmmc_dispatch_wait(struct hmm *hmm, uint32_t *latch)
+bool hmmc_dispatch_waits(const struct dispatch *dispatch)
 {
-	struct dispatch *dispatch = NULL;
+	return __atomic_load_n(&dispatch->queued, __ATOMIC_ACQUIRE) != 0;
+}
 
-	if (dispatches && !current)
-		dispatch = __atomic_load_n(&hmm->dispatch, __ATOMIC_ACQUIRE);
-	if (!dispatch || dispatch->fd < 0) {
-		futex_latch_wait(latch);
-		return;
-	}
-	for (;;) {
-		uint32_t posted = __atomic_load_n(&dispatch->posted, __ATOMIC_ACQUIRE);
-		struct item *item;
+bool hmmc_dispatch_run(struct dispatch *dispatch)
+{
+	struct item *item = take(dispatch);
 
-		if (__atomic_load_n(latch, __ATOMIC_ACQUIRE))
-			return;
-		item = take(dispatch);
-		if (item)
-			call(hmm, item);
-		else
-			futex_wait_either(latch, 0, &dispatch->posted, posted);
-	}
+	if (item)
+		call(dispatch->hmm, item);
+	return item;
+}
+
+struct dispatchers *hmmc_dispatch_dispatchers(struct dispatch *dispatch)
+{
+	return &dispatch->dispatchers;
+}
+
+void hmmc_dispatch_pause(const uint32_t *word, uint32_t value, const struct timespec *timeout)
+{
+	hmmc_dispatcher_wait(word, value, timeout, NULL);
+}
+
+void hmmc_dispatch_wait(const uint32_t *latch)
+{
+	while (!__atomic_load_n(latch, __ATOMIC_ACQUIRE))
+		hmmc_dispatch_pause(latch, 0, NULL);
+}
+
+static uint64_t clock_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
+void hmmc_dispatch_nap(long ns)
+{
+	uint64_t now = clock_ns(), end = now + (uint64_t)ns;
+	uint32_t never = 0;
+
+	for (; now < end; now = clock_ns())
+		hmmc_dispatch_pause(&never, 0, &(struct timespec){ .tv_nsec = (long)(end - now) });
 }
 
 void hmmc_dispatch_finish(struct hmm_mirror_private *mirror)
 {
-	struct dispatch *dispatch = NULL;
 	uint32_t running;
 
-	if (dispatches && !current)
-		dispatch = __atomic_load_n(&mirror->hmm->dispatch, __ATOMIC_ACQUIRE);
-	while ((running = __atomic_load_n(&mirror->callbacks, __ATOMIC_ACQUIRE)) != 0) {
-		struct item *item = dispatch && dispatch->fd >= 0 ? take(dispatch) : NULL;
+	while ((running = __atomic_load_n(&mirror->callbacks, __ATOMIC_ACQUIRE)) != 0)
+		hmmc_dispatch_pause(&mirror->callbacks, running, NULL);
+}
 
-		if (item)
-			call(mirror->hmm, item);
-		else
-			futex_wait(&mirror->callbacks, running, NULL);
-	}
+void hmmc_dispatch_forget(void)
+{
+	current = false;
+	hmmc_dispatcher_forget();
 }
 
 int hmm_dispatch(struct hmm *hmm, unsigned int max, int timeout_ms)
 {
 	struct dispatch *dispatch;
-	struct item *item;
 	unsigned int ran = 0, waiting;
 	int error = hmmc_space_check_handle(hmm);
 
@@ -343,7 +370,8 @@ int hmm_dispatch(struct hmm *hmm, unsigned int max, int timeout_ms)
 		return hmmc_fail(
 			-EINVAL,
 			"callbacks of this handle do not come this way; call hmm_dispatch_fd() before the first mirror");
-	dispatches = true;
+	if (hmmc_dispatcher_join(dispatch))
+		return hmmc_fail(-ENOMEM, "the library's memory is used up");
 	if (timeout_ms)
 		wait_for_item(dispatch, timeout_ms);
 	/* No more than wait now: others may come as fast as they are run. */
@@ -352,8 +380,8 @@ int hmm_dispatch(struct hmm *hmm, unsigned int max, int timeout_ms)
 		max = waiting;
 	if (max > INT_MAX)
 		max = INT_MAX;
-	for (; ran < max && (item = take(dispatch)); ran++)
-		call(hmm, item);
+	while (ran < max && hmmc_dispatch_run(dispatch))
+		ran++;
 	return (int)ran;
 }
 
@@ -446,7 +474,8 @@ int hmm_dispatch_fd(struct hmm *hmm)
 		return hmmc_fail(
 			-EBUSY,
 			"a mirror with callbacks is registered: the library's thread runs them");
-	dispatches = true;
+	if (hmmc_dispatcher_join(dispatch))
+		return hmmc_fail(-ENOMEM, "the library's memory is used up");
 	return dispatch->fd;
 }
 
@@ -457,6 +486,7 @@ void hmmc_dispatch_free(struct dispatch *dispatch)
 	__atomic_store_n(&dispatch->stop, 1, __ATOMIC_RELEASE);
 	post(dispatch);
 	hmmc_thread_join(&dispatch->thread);
+	hmmc_dispatcher_release(dispatch);
 	if (dispatch->signal >= 0)
 		hmmc_clerk_call(close_signal, dispatch);
 	if (dispatch->fd >= 0)

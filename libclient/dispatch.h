@@ -3,9 +3,12 @@
 #ifndef HMMC_DISPATCH_H
 #define HMMC_DISPATCH_H
 
+#include <time.h>
+
 #include "public.h"
 
 struct dispatch;
+struct dispatchers;
 struct hmm_mirror_private;
 
 /*
@@ -22,16 +25,27 @@ bool hmmc_dispatch_is_current(void);
  */
 int hmmc_dispatch_check(void);
 /*
- * Waits for a latch. Where the driver dispatches, and this is a thread that does, it runs the
- * callbacks that come meanwhile: what is waited for may wait for them.
+ * What waits in the library waits by one of these: a thread that dispatches runs callbacks of its
+ * handles meanwhile, for what it waits for may wait for them. With no lock held that a
+ * callback could need.
  */
-void hmmc_dispatch_wait(struct hmm *hmm, uint32_t *latch);
+/* As futex_wait(): returns for no reason, too. */
+void hmmc_dispatch_pause(const uint32_t *word, uint32_t value, const struct timespec *timeout);
+/* Until the latch is set. */
+void hmmc_dispatch_wait(const uint32_t *latch);
+/* As nanosleep(), for less than a second. */
+void hmmc_dispatch_nap(long ns);
+
+/* For dispatcher.c: whether something is queued; takes and runs the oldest, if there is one; whose it is. */
+bool hmmc_dispatch_waits(const struct dispatch *dispatch);
+bool hmmc_dispatch_run(struct dispatch *dispatch);
+struct dispatchers *hmmc_dispatch_dispatchers(struct dispatch *dispatch);
 /*
  * Callbacks of this mirror that have not begun are answered, and never run. Not what was posted
  * (hmmc_dispatch_post()), unless @all: hmmd waits for that while the mirror leaves.
  */
 void hmmc_dispatch_drop(struct hmm *hmm, struct hmm_mirror_private *mirror, bool all);
-/* Returns when none of the mirror's callbacks is queued or runs; a thread that dispatches runs them. */
+/* Returns when none of the mirror's callbacks is queued or runs. */
 void hmmc_dispatch_finish(struct hmm_mirror_private *mirror);
 
 /* Has run(mirror, a copy of message) called, behind what is queued. False: out of memory, or no callbacks. */
@@ -49,5 +63,7 @@ void hmmc_dispatch_release(struct hmm *hmm);
  * mirror lets go of everything. The next one waits until they have.
  */
 void hmmc_dispatch_anew(struct hmm *hmm);
+/* After fork, in the child. */
+void hmmc_dispatch_forget(void);
 
 #endif

@@ -318,8 +318,33 @@ static int prepare_close(struct request *request)
 	struct hmm_msg_notices_close *message = (struct hmm_msg_notices_close *)request->message;
 	const struct hmm_events *events = request->data;
 
+	/* The hmmd that is there now gave none. */
+	if (!events->id)
+		return -ENOENT;
 	message->owner = events->hmm->id;
 	message->notices = events->id;
+	return 0;
+}
+
+static void forget(struct hmm_events *events)
+{
+	struct hmm *hmm = events->hmm;
+	struct hmm_events **at;
+
+	futex_lock(&hmm->restore_lock);
+	futex_lock(&hmm->lock);
+	for (at = &hmm->events; *at && *at != events; at = &(*at)->next)
+		;
+	if (*at)
+		*at = events->next;
+	futex_unlock(&hmm->lock);
+	futex_unlock(&hmm->restore_lock);
+}
+
+/* In the receiver: no restart from here on opens it again. */
+static int finish_close(struct request *request, struct hmm_frame *frame)
+{
+	forget(request->data);
 	return 0;
 }
 
@@ -409,21 +434,12 @@ int hmm_event_open(struct hmm *hmm, const struct hmm_event_options *given, struc
 
 void hmm_event_close(struct hmm_events *events)
 {
-	struct hmm_events **at;
-
 	if (!events || check(events))
 		return;
 	if (!__atomic_load_n(&events->hmm->lost, __ATOMIC_ACQUIRE))
 		call_hmmd(events, HMM_OP_NOTICES_CLOSE, sizeof(struct hmm_msg_notices_close),
-			  prepare_close, NULL);
-	futex_lock(&events->hmm->restore_lock);
-	futex_lock(&events->hmm->lock);
-	for (at = &events->hmm->events; *at && *at != events; at = &(*at)->next)
-		;
-	if (*at)
-		*at = events->next;
-	futex_unlock(&events->hmm->lock);
-	futex_unlock(&events->hmm->restore_lock);
+			  prepare_close, finish_close);
+	forget(events);
 	free_events(events);
 }
 
@@ -475,6 +491,7 @@ int hmmc_event_restore(struct hmm *hmm)
 			return error;
 		if (!error)
 			error = ring_map(&ring, frame);
+		events->id = 0;
 		if (error)
 			hmmc_log(HMMC_LOG_WARNING, "the new hmmd gives no ring of events: %s",
 				 strerror(-error));

@@ -19,6 +19,7 @@
 
 #include "arena.h"
 #include "clerk.h"
+#include "dispatch.h"
 #include "fork.h"
 #include "futex.h"
 #include "log.h"
@@ -40,7 +41,7 @@ void hmmc_gate_enter(void)
 		uint32_t opened = gate.opened;
 
 		futex_unlock(&gate.lock);
-		futex_wait(&gate.opened, opened, NULL);
+		hmmc_dispatch_pause(&gate.opened, opened, NULL);
 		futex_lock(&gate.lock);
 	}
 	gate.inside++;
@@ -79,7 +80,7 @@ static void close_gate(void)
 		uint32_t inside = gate.inside;
 
 		futex_unlock(&gate.lock);
-		futex_wait(&gate.inside, inside, NULL);
+		hmmc_dispatch_pause(&gate.inside, inside, NULL);
 		futex_lock(&gate.lock);
 	}
 	futex_unlock(&gate.lock);
@@ -121,7 +122,7 @@ static void before(void)
 		}
 	}
 	if (__atomic_load_n(&hmm->lost, __ATOMIC_ACQUIRE))
-		futex_latch_wait(&hmm->owner->rescuer.done);
+		hmmc_dispatch_wait(&hmm->owner->rescuer.done);
 }
 
 static void in_parent(void)
@@ -136,6 +137,7 @@ static void in_child(void)
 	gate.closed = gate.inside = 0;
 	gate.waiters = NULL;
 	hmmc_log_forget();
+	hmmc_dispatch_forget();
 	hmmc_space_forget();
 	hmmc_clerk_forget();
 	hmmc_arena_forget();

@@ -37,9 +37,13 @@ static inline void futex_wake_shared(const uint32_t *word, int waiters)
 	syscall(SYS_futex, word, FUTEX_WAKE, waiters, NULL, NULL, 0);
 }
 
-/* Until one of the words has another value than it had, or a little longer. */
+/*
+ * Until one of the words has another value than it had, or a little longer. The timeout is
+ * relative; NULL: for ever.
+ */
 static inline void futex_wait_either(const uint32_t *first, uint32_t first_value,
-				     const uint32_t *second, uint32_t second_value)
+				     const uint32_t *second, uint32_t second_value,
+				     const struct timespec *timeout)
 {
 	struct futex_waitv words[] = {
 		{ .val = first_value, .uaddr = (uintptr_t)first,
@@ -47,10 +51,16 @@ static inline void futex_wait_either(const uint32_t *first, uint32_t first_value
 		{ .val = second_value, .uaddr = (uintptr_t)second,
 		  .flags = FUTEX_32 | FUTEX_PRIVATE_FLAG },
 	};
+	struct timespec end = { 0 };
 
+	if (timeout) {
+		clock_gettime(CLOCK_MONOTONIC, &end);
+		end.tv_sec += timeout->tv_sec + (end.tv_nsec + timeout->tv_nsec) / 1000000000;
+		end.tv_nsec = (end.tv_nsec + timeout->tv_nsec) % 1000000000;
+	}
 	/* Where a filter of system calls does not know it. */
-	if (syscall(SYS_futex_waitv, words, 2, 0, NULL, CLOCK_MONOTONIC) < 0 && errno != EAGAIN &&
-	    errno != EINTR)
+	if (syscall(SYS_futex_waitv, words, 2, 0, timeout ? &end : NULL, CLOCK_MONOTONIC) < 0 &&
+	    errno != EAGAIN && errno != EINTR && errno != ETIMEDOUT)
 		futex_wait(first, first_value, &(struct timespec){ .tv_nsec = 1000000 });
 }
 

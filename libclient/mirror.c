@@ -185,7 +185,6 @@ int hmm_mirror_unregister(struct hmm_mirror *mirror)
 {
 	struct hmm_mirror_private *private;
 	struct request *request;
-	uint32_t running;
 	struct hmm *hmm;
 	int error = 0;
 
@@ -223,8 +222,7 @@ int hmm_mirror_unregister(struct hmm_mirror *mirror)
 	}
 	forget(hmm, private);
 	hmmc_dispatch_drop(hmm, private, true);
-	while ((running = __atomic_load_n(&private->callbacks, __ATOMIC_ACQUIRE)) != 0)
-		futex_wait(&private->callbacks, running, NULL);
+	hmmc_dispatch_finish(private);
 	mirror->priv = NULL;
 	hmmc_range_orphan(private);
 	hmmc_devmem_leave(private);

@@ -118,7 +118,8 @@ static void sleep_a_little(unsigned int tries)
 {
 	const long us = tries < 6 ? 10L << tries : 1000;
 
-	nanosleep(&(struct timespec){.tv_nsec = us * 1000}, NULL);
+	/* It may be waiting for a callback of this very thread. */
+	hmmc_dispatch_nap(us * 1000);
 }
 
 bool hmm_range_wait_until_valid(struct hmm_range *range, unsigned long timeout)

@@ -24,6 +24,7 @@
 #include <unistd.h>
 
 #include "clerk.h"
+#include "dispatch.h"
 #include "proto/uapi.h"
 #include "remap.h"
 #include "space.h"
@@ -43,14 +44,13 @@ static void *call(void *old, size_t old_size, size_t new_size, int flags, void *
 /* With the range at home. hmmd stops watching it a moment after that. */
 static void *call_until_whole(void *old, size_t old_size, size_t new_size, int flags, void *new)
 {
-	const struct timespec moment = { .tv_nsec = MOMENT_NS };
 	void *map;
 
 	for (unsigned int tries = 0; tries < TRIES; tries++) {
 		map = call(old, old_size, new_size, flags, new);
 		if (map != MAP_FAILED || errno != EFAULT)
 			break;
-		nanosleep(&moment, NULL);
+		hmmc_dispatch_nap(MOMENT_NS);
 		errno = EFAULT;
 	}
 	return map;
@@ -121,13 +121,11 @@ static void *call_paused(struct hmm *hmm, void *old, size_t old_size, size_t new
 /* hmmd stops watching a range a moment after that has come home. */
 static void wait_until_whole(struct hmm *hmm, uint64_t start, uint64_t end)
 {
-	const struct timespec moment = { .tv_nsec = MOMENT_NS };
-
 	struct procmap_query found;
 
 	for (unsigned int tries = 0; tries < TRIES && !look_at(hmm, start, &found) && is_part(&found, start, end);
 	     tries++)
-		nanosleep(&moment, NULL);
+		hmmc_dispatch_nap(MOMENT_NS);
 }
 
 /* Paused, and once: what has moved must not be asked for again, others may have mapped there. */

@@ -114,7 +114,7 @@ void hmmc_request_answer(struct request *request, int error, const char *text)
 		futex_latch_set(&request->done, 1);
 }
 
-/* In the clerk. Whoever takes a request off the list answers it, so nobody does it twice. */
+/* In the clerk. */
 static void fail(struct request *request, int error, const char *text)
 {
 	struct connection *connection = request->connection;
@@ -125,29 +125,54 @@ static void fail(struct request *request, int error, const char *text)
 	hmmc_request_answer(request, error, text);
 }
 
+enum chance {
+	CHANCE_NOW,
+	CHANCE_LATER,	/* it stays on the list */
+	CHANCE_NEVER,	/* it is not on the list any more */
+};
+
+/* What becomes of it is settled in one: the receiver, too, takes what it gives up off the list. */
+static enum chance chance_of(struct request *request)
+{
+	struct connection *connection = request->connection;
+	enum chance chance = CHANCE_NEVER;
+
+	futex_lock(&connection->lock);
+	/* What another hmmd asked is not this one's to hear. */
+	if (request->message->serial == 0 && request->life != connection->life)
+		chance = CHANCE_NEVER;
+	else if (connection->state == CONNECTION_UP)
+		chance = CHANCE_NOW;
+	else if (connection->state == CONNECTION_DOWN)
+		chance = CHANCE_LATER;
+	if (chance == CHANCE_NEVER)
+		hmmc_request_forget(connection, request);
+	else
+		request->round = chance == CHANCE_NOW ? connection->round : ROUND_LATER;
+	futex_unlock(&connection->lock);
+	return chance;
+}
+
 /*
- * In the clerk, with send_lock held: as long as it is, the receiver cannot give
- * the connection up. Once sent the request may be answered and freed at any
+ * In the clerk, with send_lock held: as long as it is, the receiver can neither give
+ * the connection up nor tell another hmmd anything, so what prepare() fills in is good where it is
+ * sent. Once sent the request may be answered and freed at any
  * moment, unless sending failed. A broken socket is the receiver's to notice.
  */
 static void send_now(struct request *request)
 {
 	struct connection *connection = request->connection;
 	bool noreply = request->message->serial == 0;
-	enum connection_state state;
-	bool stale;
+	enum chance chance = chance_of(request);
 	int error;
 
-	futex_lock(&connection->lock);
-	state = connection->state;
-	/* What another hmmd asked is not this one's to hear. */
-	stale = noreply && request->life != connection->life;
-	request->round = state == CONNECTION_UP ? connection->round : ROUND_LATER;
-	futex_unlock(&connection->lock);
-	if (state == CONNECTION_DOWN && !stale)
+	if (chance == CHANCE_NEVER)
+		hmmc_request_answer(request, -ESTALE, "hmmd is gone and did not come back in time");
+	if (chance != CHANCE_NOW)
 		return;
-	if (state != CONNECTION_UP || stale) {
-		fail(request, -ESTALE, "hmmd is gone and did not come back in time");
+	error = request->prepare ? request->prepare(request) : 0;
+	if (error) {
+		fail(request, error, request->text);
 		return;
 	}
 	__atomic_store_n(&request->sending, 1, __ATOMIC_RELAXED);
@@ -163,12 +188,7 @@ static void send_request(struct job *job)
 {
 	struct request *request = (struct request *)job;
 	struct connection *connection = request->connection;
-	int error = request->prepare ? request->prepare(request) : 0;
 
-	if (error) {
-		fail(request, error, request->text);
-		return;
-	}
 	futex_lock(&connection->send_lock);
 	send_now(request);
 	futex_unlock(&connection->send_lock);
@@ -199,15 +219,15 @@ void hmmc_request_post(struct request *request)
 
 int hmmc_request_wait(struct request *request)
 {
-	hmmc_dispatch_wait(request->connection->hmm, &request->done);
+	hmmc_dispatch_wait(&request->done);
 	/* After a restart, while hmmd settles what was in transit. */
 	while (request->error == -EAGAIN) {
-		nanosleep(&(struct timespec){ .tv_nsec = RETRY_MS * 1000000L }, NULL);
+		hmmc_dispatch_nap(RETRY_MS * 1000000L);
 		wait_for_clerk(request);
 		request->done = request->round = 0;
 		request->error = 0;
 		hmmc_request_post(request);
-		hmmc_dispatch_wait(request->connection->hmm, &request->done);
+		hmmc_dispatch_wait(&request->done);
 	}
 	if (request->error)
 		return hmmc_fail(request->error, "%s", request->text);
@@ -244,7 +264,6 @@ static void resend(struct job *job)
 {
 	struct connection *connection = ((struct resend *)job)->connection;
 	struct request *request;
-	int error;
 
 	futex_lock(&connection->send_lock);
 	do {
@@ -253,9 +272,7 @@ static void resend(struct job *job)
 		while (request && (request->round == connection->round || request->round == 0))
 			request = request->next;
 		futex_unlock(&connection->lock);
-		if (request && request->prepare && (error = request->prepare(request)))
-			fail(request, error, request->text);
-		else if (request)
+		if (request)
 			send_now(request);
 	} while (request);
 	futex_unlock(&connection->send_lock);

@@ -532,19 +532,19 @@ void hmm_close(struct hmm *hmm)
 	hmmc_prefetch_stop(hmm, NULL);
 	for (uint32_t running;
 	     (running = __atomic_load_n(&hmm->prefetching, __ATOMIC_ACQUIRE)) != 0;)
-		futex_wait(&hmm->prefetching, running, NULL);
+		hmmc_dispatch_pause(&hmm->prefetching, running, NULL);
 	while (hmm->events)
 		hmm_event_close(hmm->events);
 	while (hmm->windows)
 		hmm_window_unmap(hmm->windows);
 	while (hmm->mirrors)
 		if (hmm_mirror_unregister(hmm->mirrors->mirror) == -EBUSY)
-			nanosleep(&(struct timespec){ .tv_nsec = 10000000 }, NULL);
+			hmmc_dispatch_nap(10000000);
 	/* Nobody may bring anything to a device between here and the end: then all is home. */
 	if (hmm->owner && !__atomic_load_n(&hmm->lost, __ATOMIC_ACQUIRE))
 		drain_all(hmm);
 	if (hmm->owner && __atomic_load_n(&hmm->lost, __ATOMIC_ACQUIRE))
-		futex_latch_wait(&hmm->owner->rescuer.done);
+		hmmc_dispatch_wait(&hmm->owner->rescuer.done);
 	while (hmm->devices) {
 		hmm->devices->references = 1;
 		hmm_device_put(hmm->devices);

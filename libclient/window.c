@@ -195,7 +195,7 @@ static void wait_for_regions(struct part *part)
 
 	while ((mapped = __atomic_load_n(&part->mapped, __ATOMIC_ACQUIRE)) < part->expected &&
 	       !__atomic_load_n(&part->window->hmm->lost, __ATOMIC_ACQUIRE))
-		futex_wait(&part->mapped, mapped, &(struct timespec){ .tv_nsec = 200000000 });
+		hmmc_dispatch_pause(&part->mapped, mapped, &(struct timespec){ .tv_nsec = 200000000 });
 }
 
 static int prepare_armed(struct request *request)

@@ -33,8 +33,9 @@ int hmm_dispatch_fd(struct hmm *hmm);
  * @timeout_ms: how long to wait for the first one; 0: not at all, -1: for ever.
  *
  * Several threads may call it; callbacks then run at the same time. A thread that has
- * called one of these two runs callbacks, too, while it waits in another call on the
- * handle (as the kernel calls a driver back in the middle of its migrate_vma()): call
+ * called one of these two, on one handle or on several, runs callbacks of all of them, too,
+ * wherever it waits in the library (as the kernel calls a driver back in the middle of its
+ * migrate_vma()), until the handle is closed or the thread ends: call
  * with no lock held that a callback takes. It must not touch, through a window or in
  * the owner itself, memory that another change may be about: nobody would run the
  * callback that the touch waits for. hmmd's deadline
@@ -42,7 +43,7 @@ int hmm_dispatch_fd(struct hmm *hmm);
  * come in time loses its windows there, as one whose callback does not return.
  * Return: how many ran, 0 when the time was over; -EINVAL: @hmm is NULL or its
  *	callbacks do not come this way; -EDEADLK: from inside a callback; -ESTALE:
- *	the handle is of the process that forked this one.
+ *	the handle is of the process that forked this one; -ENOMEM.
  */
 int hmm_dispatch(struct hmm *hmm, unsigned int max, int timeout_ms);
 

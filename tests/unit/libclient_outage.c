@@ -17,6 +17,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <pthread.h>
+#include <stdarg.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
@@ -28,6 +30,7 @@
 
 #include "frame.h"
 #include "hmm_protocol.h"
+#include "libclient/space.h"
 #include "proto/layout.h"
 #include "proto/uapi.h"
 #include "tests/leakcheck.h"
@@ -48,6 +51,8 @@ struct script {
 	bool invalidate; /* a device_read first raises an invalidation, and waits for its answer */
 	int hello_error;
 	bool garbage;			/* before each reply something that is no message */
+	bool die_at_close;		/* a notices_close is answered, to one who waits, and the connection goes */
+	uint32_t program_waits;		/* a thread of the program is about to sleep */
 	/* What happened. */
 	uint32_t notes;
 	uint16_t note[NOTES];
@@ -55,6 +60,9 @@ struct script {
 	uint64_t ack_cookie;
 	uint32_t reads, migrates;
 	uint32_t ready;			/* mirrors that have let go of everything: at any time, so no note */
+	uint32_t mirror;		/* the number that this connection knows */
+	uint32_t strange_reads;		/* of another */
+	uint32_t rings;			/* of events, open on this connection */
 };
 
 static struct script *script;
@@ -110,6 +118,7 @@ static bool serve(int fd, struct hmm_frame *frame)
 	int fds[2] = { -1, -1 };
 	unsigned int nfds = 0;
 	void *reply = NULL;
+	bool going = true;
 
 	if (frame->header.opcode != HMM_OP_MIRROR_READY)
 		script->note[script->notes++ % NOTES] = frame->header.opcode;
@@ -154,7 +163,7 @@ static bool serve(int fd, struct hmm_frame *frame)
 			answer(frame, sizeof(*mirror));
 
 		/* Another one after each restart. */
-		mirror->mirror = 0x300 + script->notes % 100;
+		mirror->mirror = script->mirror = 0x300 + script->notes % 100;
 		break;
 	}
 	case HMM_OP_DEVICE_READ: {
@@ -162,6 +171,7 @@ static bool serve(int fd, struct hmm_frame *frame)
 		struct hmm_msg_device_read_reply *data;
 
 		script->reads++;
+		script->strange_reads += asked->mirror != script->mirror;
 		if ((int)script->reads == script->die_at_read)
 			return false;
 		if (script->busy_reads && script->busy_reads--) {
@@ -206,6 +216,25 @@ static bool serve(int fd, struct hmm_frame *frame)
 		result->results[0] = HMM_PAGE_RESULT_PINNED;
 		break;
 	}
+	case HMM_OP_NOTICES_OPEN: {
+		const struct hmm_msg_notices_open *asked = (void *)frame->data;
+		struct hmm_msg_notices_open_reply *ring = reply = answer(frame, sizeof(*ring));
+
+		ring->notices = ++script->rings;
+		ring->entries = asked->entries ? asked->entries : HMM_NOTICES_MIN;
+		fds[0] = memfd(HMM_NOTICES_SIZE(ring->entries));
+		fds[1] = memfd(sizeof(struct hmm_notices_reader));
+		nfds = 2;
+		break;
+	}
+	case HMM_OP_NOTICES_CLOSE:
+		while (script->die_at_close && !__atomic_load_n(&script->program_waits, __ATOMIC_ACQUIRE))
+			usleep(1000);
+		script->rings--;
+		going = !script->die_at_close;
+		script->die_at_close = false;
+		reply = answer(frame, sizeof(struct hmm_msg_notices_close_reply));
+		break;
 	case HMM_OP_DEVICE_PUT:
 		reply = answer(frame, sizeof(struct hmm_msg_device_put_reply));
 		break;
@@ -224,7 +253,7 @@ static bool serve(int fd, struct hmm_frame *frame)
 	for (unsigned int i = 0; i < nfds; i++)
 		close(fds[i]);
 	free(reply);
-	return true;
+	return going;
 }
 
 static void peer_main(int listener)
@@ -237,6 +266,7 @@ static void peer_main(int listener)
 	while ((fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC)) >= 0) {
 		bool going = true;
 
+		script->rings = 0;
 		while (going && hmm_frame_recv(fd, frame, 0) > 0)
 			going = serve(fd, frame);
 		hmm_frame_close(frame);
@@ -852,6 +882,169 @@ Test(outage, bad_arguments)
 	cr_assert_eq(hmm_exclude(hmm, 0x1000, HMM_PAGE_SIZE), -EPERM);
 	cr_assert_neq(hmm_last_error()[0], 0);
 	cr_assert_eq(script->reads, 0, "none of that reached the other side");
+	stop_being_driver();
+	end();
+}
+
+/* ---- threads that meet just where it hurts -------------------------------------------- */
+
+/*
+ * The library's system calls come by here. A thread is held up at one of them until the others are where
+ * the test wants them, which a scheduler does once in a million.
+ */
+static struct {
+	bool at_close;			/* the receiver, closing the socket, until the clerk wants to send */
+	bool at_wake;			/* the receiver, having let the clerk send, for a moment */
+	bool at_send;			/* the clerk, waiting to send, until the next hmmd has taken over */
+	bool at_sleep;			/* this thread, asleep in a call, until then */
+	pthread_t program;
+	uint32_t closing;		/* the receiver is there */
+} hold;
+
+static bool thread_is(const char *name)
+{
+	char mine[16] = "";
+
+	prctl(PR_GET_NAME, mine);
+	return !strcmp(mine, name);
+}
+
+static void wait_for_next_hmmd(void)
+{
+	struct connection *connection = hmm->connection;
+	bool up = false;
+
+	while (!up) {
+		usleep(1000);
+		futex_lock(&connection->lock);
+		up = connection->state == CONNECTION_UP && connection->round == 2;
+		futex_unlock(&connection->lock);
+	}
+}
+
+static long raw_syscall(long number, const long *a)
+{
+	register long r10 __asm__("r10") = a[3];
+	register long r8 __asm__("r8") = a[4];
+	register long r9 __asm__("r9") = a[5];
+	long result;
+
+	__asm__ volatile("syscall"
+			 : "=a"(result)
+			 : "a"(number), "D"(a[0]), "S"(a[1]), "d"(a[2]), "r"(r10), "r"(r8), "r"(r9)
+			 : "rcx", "r11", "memory");
+	if (result < 0 && result > -4096) {
+		errno = (int)-result;
+		return -1;
+	}
+	return result;
+}
+
+long syscall(long number, ...)
+{
+	bool futex = number == SYS_futex, wait, wake;
+	const uint32_t *send_lock = hmm ? &hmm->connection->send_lock.word : NULL;
+	long a[6], result;
+	va_list list;
+
+	va_start(list, number);
+	for (unsigned int i = 0; i < 6; i++)
+		a[i] = va_arg(list, long);
+	va_end(list);
+	wait = futex && a[1] == FUTEX_WAIT_PRIVATE;
+	wake = futex && a[1] == FUTEX_WAKE_PRIVATE;
+	if (wait && hold.at_send && (const uint32_t *)a[0] == send_lock && thread_is("hmm-clerk")) {
+		hold.at_send = false;
+		wait_for_next_hmmd();
+		return 0;
+	}
+	if (wait && hold.at_sleep && pthread_equal(pthread_self(), hold.program)) {
+		hold.at_sleep = false;
+		__atomic_store_n(&script->program_waits, 1, __ATOMIC_RELEASE);
+		result = raw_syscall(number, a);
+		wait_for_next_hmmd();
+		return result;
+	}
+	result = raw_syscall(number, a);
+	if (wake && hold.at_wake && (const uint32_t *)a[0] == send_lock && thread_is("hmm-connection")) {
+		hold.at_wake = false;
+		usleep(100000);
+	}
+	return result;
+}
+
+int close(int fd)
+{
+	const long arguments[6] = { fd };
+
+	if (hold.at_close && thread_is("hmm-connection") && fd == hmm->connection->fd) {
+		hold.at_close = false;
+		__atomic_store_n(&hold.closing, 1, __ATOMIC_RELEASE);
+		while (__atomic_load_n(&hmm->connection->send_lock.word, __ATOMIC_ACQUIRE) != 2)
+			usleep(1000);
+	}
+	return (int)raw_syscall(SYS_close, arguments);
+}
+
+static void *read_in_between(void *argument)
+{
+	while (!__atomic_load_n(&hold.closing, __ATOMIC_ACQUIRE))
+		usleep(1000);
+	check_read();
+	return NULL;
+}
+
+/* A read is under way as the connection goes, and another comes while it is being closed. */
+static void read_while_it_breaks(void)
+{
+	pthread_t thread;
+
+	script->die_at_read = 1;
+	cr_assert_eq(pthread_create(&thread, NULL, read_in_between, NULL), 0);
+	check_read();
+	cr_assert_eq(pthread_join(thread, NULL), 0);
+	memset(&hold, 0, sizeof(hold));
+}
+
+Test(outage, nothing_is_sent_where_no_connection_is)
+{
+	begin();
+	be_driver();
+	hold.at_close = hold.at_wake = true;
+	read_while_it_breaks();
+	stop_being_driver();
+	end();
+}
+
+Test(outage, a_request_that_waits_to_be_sent_names_what_the_next_hmmd_knows)
+{
+	begin();
+	be_driver();
+	hold.at_close = hold.at_send = true;
+	read_while_it_breaks();
+	cr_assert_eq(script->strange_reads, 0);
+	stop_being_driver();
+	end();
+}
+
+Test(outage, a_ring_that_was_closed_stays_closed)
+{
+	struct hmm_event_options options = { .size = sizeof(options) };
+	struct hmm_events *events, *other;
+
+	begin();
+	be_driver();
+	cr_assert_eq(hmm_event_open(hmm, &options, &events), 0, "%s", hmm_last_error());
+	cr_assert_eq(hmm_event_open(hmm, &options, &other), 0, "%s", hmm_last_error());
+	script->die_at_close = true;
+	hold.program = pthread_self();
+	hold.at_sleep = true;
+	hmm_event_close(events);
+	cr_assert_eq(hold.at_sleep, false);
+	check_read();
+	cr_assert_eq(script->rings, 1, "%u rings are open, not one", script->rings);
+	hmm_event_close(other);
+	cr_assert_eq(script->rings, 0);
 	stop_being_driver();
 	end();
 }

@@ -341,6 +341,203 @@ static void in_child(void)
 	test_close();
 }
 
+/* ---- a loop that has several things to wait for ---------------------------------- */
+
+static struct hmm *second;
+
+static void *close_second(void *arg)
+{
+	hmm_close(second);
+	return NULL;
+}
+
+/* This process by its key, with the owner's device told-1 and a mirror on it. */
+static void open_second(void)
+{
+	int key = hmm_export(hmm);
+
+	CHECK(key >= 0);
+	CHECK_EQ(hmm_open_peer(key, NULL, &second), 0);
+	close(key);
+	told[1] = (struct hmm_mirror){ .ops = &counting };
+	CHECK_EQ(hmm_device_open(second, "told-1", &told[1].device), 0);
+}
+
+/* One thread dispatches two handles and waits on one: both handles' callbacks are run there. */
+static void two_handles(void)
+{
+	struct hmm_device *device;
+	unsigned int before;
+	pthread_t thread;
+
+	test_open(0, DEVICE_MEMORY);
+	device = test_device("told-1", DEVICE_MEMORY);
+	open_second();
+	CHECK(hmm_dispatch_fd(second) >= 0);
+	CHECK(hmm_dispatch_fd(hmm) >= 0);
+	tell_mirrors(1, &counting);
+	CHECK_EQ(hmm_mirror_register(&told[1], second), 0);
+	changed = test_map(PAGES);
+	test_fill(changed, PAGES, 1);
+	CHECK_EQ(hmm_migrate(&told[0], (unsigned long)changed, PAGES * PAGE, HMM_DEVICE, 0, NULL, NULL), PAGES);
+	CHECK(atomic_load(&calls_of[0]) > 0);
+	CHECK(atomic_load(&calls_of[1]) > 0);
+	CHECK(pthread_equal(caller, pthread_self()));
+	/* Waiting for callbacks of the one it runs the other's, and counts its own alone. */
+	before = atomic_load(&calls_of[1]);
+	thread = start(write_all);
+	while (!readable(hmm_dispatch_fd(hmm)))
+		usleep(1000);
+	while (atomic_load(&calls_of[1]) == before)
+		CHECK_EQ(hmm_dispatch(second, 1, -1), 1);
+	run_until_joined(thread);
+	test_check(changed, PAGES, 2);
+	/* A handle that another thread frees is nobody's duty any more. */
+	CHECK_EQ(hmm_mirror_unregister(&told[1]), 0);
+	hmm_device_put(told[1].device);
+	thread = start(close_second);
+	CHECK_EQ(pthread_join(thread, NULL), 0);
+	CHECK_EQ(hmm_migrate(&told[0], (unsigned long)changed, PAGES * PAGE, HMM_DEVICE, 0, NULL, NULL), PAGES);
+	/* And another may come to lie where it was. */
+	open_second();
+	CHECK(hmm_dispatch_fd(second) >= 0);
+	CHECK_EQ(hmm_mirror_register(&told[1], second), 0);
+	before = atomic_load(&calls_of[1]);
+	CHECK_EQ(hmm_migrate(&told[0], (unsigned long)changed, PAGES * PAGE, HMM_SYSTEM, 0, NULL, NULL), PAGES);
+	CHECK(atomic_load(&calls_of[1]) > before);
+	CHECK_EQ(hmm_mirror_unregister(&told[1]), 0);
+	hmm_device_put(told[1].device);
+	hmm_close(second);
+	forget_mirrors(1);
+	hmm_device_put(device);
+	test_check(changed, PAGES, 2);
+	test_close();
+}
+
+static void *dispatch_and_end(void *arg)
+{
+	CHECK_EQ(hmm_dispatch(hmm, 0, 0), 0);
+	return NULL;
+}
+
+/* The duty of a thread ends with it; there may be many, one after the other. */
+static void many_threads(void)
+{
+	pthread_t thread;
+
+	test_open(0, DEVICE_MEMORY);
+	CHECK(hmm_dispatch_fd(hmm) >= 0);
+	for (unsigned int i = 0; i < 100; i++) {
+		thread = start(dispatch_and_end);
+		CHECK_EQ(pthread_join(thread, NULL), 0);
+	}
+	tell_mirrors(1, &counting);
+	changed = test_map(PAGES);
+	test_fill(changed, PAGES, 1);
+	CHECK_EQ(hmm_migrate(&told[0], (unsigned long)changed, PAGES * PAGE, HMM_DEVICE, 0, NULL, NULL), PAGES);
+	CHECK(atomic_load(&calls) > 0);
+	forget_mirrors(1);
+	test_close();
+}
+
+/* A loop that forks while a thread's migration waits for one of its callbacks. */
+static void forking_loop(void)
+{
+	pthread_t thread;
+	pid_t child;
+	int fd;
+
+	test_open(0, DEVICE_MEMORY);
+	fd = hmm_dispatch_fd(hmm);
+	tell_mirrors(1, &counting);
+	changed = test_map(PAGES);
+	test_fill(changed, PAGES, 1);
+	thread = start(try_out);
+	wait_readable(fd);
+	child = fork();
+	if (!child) {
+		test_check(changed, PAGES, 1);
+		_exit(0);
+	}
+	CHECK(atomic_load(&calls) > 0);
+	test_reap(child, 0);
+	run_until_joined(thread);
+	forget_mirrors(1);
+	test_check(changed, PAGES, 1);
+	test_close();
+}
+
+static void *fork_one(void *arg)
+{
+	pid_t child = fork();
+
+	if (!child)
+		_exit(0);
+	test_reap(child, 0);
+	return NULL;
+}
+
+/* A loop that migrates while a thread's fork waits for one of its callbacks. */
+static void before_the_gate(void)
+{
+	pthread_t thread;
+	int fd;
+
+	test_open(0, DEVICE_MEMORY);
+	fd = hmm_dispatch_fd(hmm);
+	tell_mirrors(1, &counting);
+	changed = test_map(PAGES);
+	test_fill(changed, PAGES, 1);
+	CHECK_EQ(hmm_migrate(&told[0], (unsigned long)changed, PAGES * PAGE, HMM_DEVICE, 0, NULL, NULL), PAGES);
+	thread = start(fork_one);
+	wait_readable(fd);
+	CHECK_EQ(hmm_migrate(&told[0], (unsigned long)changed, PAGES * PAGE, HMM_DEVICE, 0, NULL, NULL), PAGES);
+	run_until_joined(thread);
+	forget_mirrors(1);
+	test_check(changed, PAGES, 1);
+	test_close();
+}
+
+/* A loop that waits until its own callback has made a range valid. */
+static void range_in_loop(void)
+{
+	struct hmm_range range = { 0 };
+	pthread_t thread;
+	int fd;
+
+	test_open(0, DEVICE_MEMORY);
+	fd = hmm_dispatch_fd(hmm);
+	tell_mirrors(1, &counting);
+	changed = test_map_in_block(PAGES);
+	test_fill(changed, PAGES, 1);
+	thread = start(migrate_out);
+	wait_readable(fd);
+	CHECK_EQ(hmm_range_register(&range, &told[0], (unsigned long)changed, (unsigned long)changed + PAGES * PAGE,
+				    12), 0);
+	CHECK(!hmm_range_valid(&range));
+	CHECK(hmm_range_wait_until_valid(&range, 30000));
+	CHECK(atomic_load(&calls) > 0);
+	run_until_joined(thread);
+	hmm_range_unregister(&range);
+	forget_mirrors(1);
+	test_check(changed, PAGES, 1);
+	test_close();
+}
+
+/* Nobody but the thread that closes runs the callback that a prefetch waits for. */
+static void closed_while_prefetching(void)
+{
+	test_open(0, DEVICE_MEMORY);
+	CHECK(hmm_dispatch_fd(hmm) >= 0);
+	tell_mirrors(1, &counting);
+	changed = test_map(PAGES);
+	test_fill(changed, PAGES, 1);
+	CHECK_EQ(hmm_prefetch(&told[0], (unsigned long)changed, PAGES * PAGE, HMM_DEVICE, -1), 0);
+	hmm_close(hmm);
+	CHECK(atomic_load(&calls) > 0);
+	test_check(changed, PAGES, 1);
+}
+
 /* ---- what a callback may call -------------------------------------------------- */
 
 static _Atomic bool asked;
@@ -776,7 +973,10 @@ static void never_dispatched(void)
 static const struct test_case cases[] = {
 	{ "arguments", arguments, false }, { "too-late", too_late, false },
 	{ "no-descriptor", no_descriptor, false }, { "loop", loop, false }, { "alone", alone, false },
-	{ "at-most", at_most, false },
+	{ "at-most", at_most, false }, { "two-handles", two_handles, false },
+	{ "many-threads", many_threads, false }, { "forking-loop", forking_loop, false },
+	{ "before-the-gate", before_the_gate, false }, { "range-in-loop", range_in_loop, false },
+	{ "closed-while-prefetching", closed_while_prefetching, false },
 	{ "dropped", dropped, false }, { "closed", closed, false }, { "in-child", in_child, false },
 	{ "inside-thread", inside_thread, false }, { "inside-loop", inside_loop, false },
 	{ "waited-for", waited_for, false }, { "killed-loop", killed_loop, false },
