@@ -2,9 +2,11 @@
 /*
  * view.c - the owner's memory without a window.
  *
- * hmm_device_read() fetches a line of 64 KiB into a direct-mapped cache, and
- * every further read of that line is served from it; hmm_device_write() goes
- * through, field by field, because the owner is writing the fields beside it.
+ * hmm_device_read() fetches a line of 64 KiB into a cache, and every further
+ * read of that line is served from it; hmm_device_write() goes through, field by
+ * field, because the owner is writing the fields beside it. The cache is a hash
+ * table: allocators put sizes that are used together at multiples of a large power of
+ * two, which would push each other out of a place that low bits of the address choose.
  * An access that fails is remembered in the view. One thread per view.
  */
 #include <errno.h>
@@ -13,6 +15,7 @@
 
 #include <hmm/hmm.h>
 
+#include "index.h"
 #include "view.h"
 
 #define LINE	65536UL
@@ -44,10 +47,24 @@ void view_deinit(struct view *view)
 	view->mirror = NULL;
 }
 
+/* Where the line is, or can be put. */
+static size_t place_of(const struct view *view, const char *start)
+{
+	size_t home = scramble((uintptr_t)start / LINE) % LINES;
+
+	for (size_t i = 0; i < LINES; i++) {
+		size_t number = (home + i) % LINES;
+
+		if (!view->cached[number] || view->cached[number] == start)
+			return number;
+	}
+	return home;
+}
+
 /* At the edge of a mapping a line is short; what it lacks is zeros here. */
 static const char *line_of(struct view *view, const char *start)
 {
-	size_t number = ((uintptr_t)start / LINE) % LINES;
+	size_t number = place_of(view, start);
 	char *line = view->cache + number * LINE;
 	size_t done = 0;
 	ssize_t got = 0;
@@ -91,7 +108,7 @@ void view_fetch(struct view *view, const void *from, void *to, size_t size)
 void view_put(struct view *view, void *to, const void *from, size_t size)
 {
 	const char *line = (const char *)((uintptr_t)to & ~(LINE - 1));
-	size_t number = (uintptr_t)line / LINE % LINES;
+	size_t number = place_of(view, line);
 	ssize_t written = hmm_device_write(view->mirror, (uintptr_t)to, from, size);
 
 	if (written != (ssize_t)size && !view->error)
