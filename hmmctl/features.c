@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
  * features.c - `hmmctl features`: what the schema knows, what hmmd and the
- * kernel have of it, and for the rest the reason that the doctor gives.
+ * kernel have of it, and for the rest hmmd's reason.
  */
-#include <stdlib.h>
-
 #include "hmmctl.h"
 #include "output.h"
 
@@ -16,29 +14,16 @@ static const struct column columns[] = {
 	{ NULL },
 };
 
-/* Nothing is wrong where these are missing, so the doctor does not speak of them. */
-static const char *why_not_at_all(uint64_t feature)
+/* Return: hmmd's words, good until the next request; NULL: the link failed. */
+static const char *why_not(struct link *link, uint64_t feature)
 {
-	switch (feature) {
-	case HMM_FEATURE_HUGE_SHMEM:
-		return "/sys/kernel/mm/transparent_hugepage/shmem_enabled says never or deny";
-	case HMM_FEATURE_HUGETLB:
-		return "no huge pages are reserved: /proc/sys/vm/nr_hugepages is 0";
-	case HMM_FEATURE_USER_MODE:
-		return "this hmmd serves everybody, with privileges";
-	case HMM_FEATURE_NUMA:
-		return "this machine has one memory node";
-	default:
-		return "this kernel does not have it";
-	}
-}
+	const struct hmm_msg_feature_reply *reply;
+	struct hmm_msg_feature request;
 
-static const char *why_not(const struct hmm_record_finding *findings, long n, uint64_t feature)
-{
-	for (long i = 0; i < n; i++)
-		if (findings[i].feature == feature)
-			return findings[i].text;
-	return why_not_at_all(feature);
+	HMM_MSG_INIT(request, HMM_OP_FEATURE, 0);
+	request.feature = feature;
+	reply = link_request(link, &request);
+	return reply ? reply->why : NULL;
 }
 
 static struct json_object *feature_object(const struct hmm_value_name *feature, bool here,
@@ -49,7 +34,7 @@ static struct json_object *feature_object(const struct hmm_value_name *feature, 
 	json_object_object_add(object, "name", json_object_new_string(feature->name));
 	json_object_object_add(object, "here", json_object_new_boolean(here));
 	json_object_object_add(object, "about", json_object_new_string(feature->doc));
-	json_object_object_add(object, "why", json_object_new_string(here ? "" : why));
+	json_object_object_add(object, "why", json_object_new_string(why));
 	return object;
 }
 
@@ -68,28 +53,26 @@ static void say_yes_and_no(struct json_object *array)
 int command_features(struct context *context)
 {
 	const struct hmm_msg_status_reply *reply;
-	struct hmm_record_finding *findings;
 	struct json_object *array;
 	struct hmm_msg_status request;
-	struct hmm_msg_doctor doctor;
 	uint64_t features;
-	long n;
 
 	HMM_MSG_INIT(request, HMM_OP_STATUS, 0);
 	reply = link_request(&context->link, &request);
 	if (!reply)
 		return report_link_error(&context->link);
 	features = reply->features;
-	HMM_MSG_INIT(doctor, HMM_OP_DOCTOR, 0);
-	n = link_list(&context->link, &doctor, sizeof(*findings), &findings);
-	if (n < 0)
-		return report_link_error(&context->link);
-
 	array = json_object_new_array();
-	for (const struct hmm_value_name *name = hmm_feature_names; name->name; name++)
-		json_object_array_add(array, feature_object(name, features & name->value,
-							    why_not(findings, n, name->value)));
-	free(findings);
+	for (const struct hmm_value_name *name = hmm_feature_names; name->name; name++) {
+		bool here = features & name->value;
+		const char *why = here ? "" : why_not(&context->link, name->value);
+
+		if (!why) {
+			json_object_put(array);
+			return report_link_error(&context->link);
+		}
+		json_object_array_add(array, feature_object(name, here, why));
+	}
 	if (context->json) {
 		output_json_named("features", array);
 		return STATUS_OK;

@@ -497,11 +497,6 @@ static int export_again(struct hmm *hmm)
 
 /* ---- closing ------------------------------------------------------------------------ */
 
-uint64_t hmm_features(struct hmm *hmm)
-{
-	return hmmc_space_check(hmm) ? 0 : hmm->features;
-}
-
 static void drain_all(struct hmm *hmm)
 {
 	struct request *request;

@@ -181,3 +181,19 @@ void admin_status(struct server *server, struct letter *letter)
 	HMM_MSG_TEXT(reply->socket, server->path);
 	reply->kernel_tier = (reply->features & full) == full ? 2 : 1;
 }
+
+void admin_feature(struct server *server, struct letter *letter)
+{
+	const struct hmm_msg_feature *asked = (const void *)letter->message;
+	const char *why = engine_feature_reason(server->engine, asked->feature);
+	struct hmm_msg_feature_reply *reply;
+
+	if (!why) {
+		letter_fail(letter, -EINVAL, "%#llx is no feature",
+			    (unsigned long long)asked->feature);
+		return;
+	}
+	reply = letter_reply(letter, HMM_OP_FEATURE_REPLY, sizeof(*reply));
+	if (reply)
+		HMM_MSG_TEXT(reply->why, why);
+}

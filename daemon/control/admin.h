@@ -16,6 +16,8 @@ struct letter;
 struct server;
 
 void admin_status(struct server *server, struct letter *letter);
+/* FEATURE: programs ask it, too. */
+void admin_feature(struct server *server, struct letter *letter);
 /* CLIENTS, OWNERS, MIRRORS, POOLS, STATS, DOCTOR. */
 void admin_list(struct server *server, struct letter *letter);
 

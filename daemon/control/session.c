@@ -58,6 +58,7 @@ static void forward_open_peer(struct peer *peer, struct letter *letter);
 static void forward_drain(struct peer *peer, struct letter *letter);
 static void forward_ack(struct peer *peer, struct letter *letter);
 static void answer_status(struct peer *peer, struct letter *letter);
+static void answer_feature(struct peer *peer, struct letter *letter);
 static void answer_list(struct peer *peer, struct letter *letter);
 static void answer_stats(struct peer *peer, struct letter *letter);
 
@@ -104,6 +105,7 @@ static const struct verb verbs[] = {
 	[HMM_OP_DRAIN] = { .answer = forward_drain },
 	[HMM_OP_PREPARE_FORK] = { ABOUT(OWNER, prepare_fork, owner, OWN) },
 	[HMM_OP_STATUS] = { .answer = answer_status },
+	[HMM_OP_FEATURE] = { .answer = answer_feature },
 	[HMM_OP_CLIENTS] = { .answer = answer_list },
 	[HMM_OP_OWNERS] = { .answer = answer_list },
 	[HMM_OP_MIRRORS] = { .answer = answer_list },
@@ -361,6 +363,11 @@ static void answer_device(struct peer *peer, struct letter *letter)
 static void answer_status(struct peer *peer, struct letter *letter)
 {
 	admin_status(peer->server, letter);
+}
+
+static void answer_feature(struct peer *peer, struct letter *letter)
+{
+	admin_feature(peer->server, letter);
 }
 
 static void answer_list(struct peer *peer, struct letter *letter)

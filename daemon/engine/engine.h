@@ -55,7 +55,7 @@ void engine_device_peer_gone(struct engine *engine, uint64_t peer);
 
 uint64_t engine_features(const struct engine *engine);	/* HMM_FEATURE_* of daemon and kernel */
 uint64_t engine_incarnation(const struct engine *engine);
-/* Why a feature is off, in words; "" when it is on. */
+/* Why a feature is off, in words; "" when it is on. NULL: it is no feature. */
 const char *engine_feature_reason(const struct engine *engine, uint64_t feature);
 
 /* Each fills up to @max records from @cursor (an id; 0: from the start) in order of id and returns how many. */

@@ -386,13 +386,13 @@ static void worker_deinit(struct worker *worker)
 /* ---- the engine ----------------------------------------------------------------------------- */
 
 static const struct { uint64_t bit; const char *why_off; } feature_reasons[] = {
-	{ HMM_FEATURE_MOVE, "the kernel lacks UFFDIO_MOVE (Linux 6.8 has it), or --no-move was given: only ranges declared UNPINNED migrate" },
+	{ HMM_FEATURE_MOVE, "the kernel lacks UFFDIO_MOVE (Linux 6.8 has it): only ranges declared UNPINNED migrate" },
 	{ HMM_FEATURE_EVENT_FORK, "hmmd lacks CAP_SYS_PTRACE: forks are seen by the library's hook only" },
 	{ HMM_FEATURE_WP_SHMEM, "the kernel can't write-protect shared memory (Linux 5.19 can)" },
 	{ HMM_FEATURE_POISON, "the kernel lacks UFFDIO_POISON (Linux 6.6 has it): lost pages hang instead of SIGBUS" },
 	{ HMM_FEATURE_PAGEMAP_SCAN, "the kernel lacks PAGEMAP_SCAN (Linux 6.7 has it)" },
 	{ HMM_FEATURE_PROCMAP_QUERY, "the kernel lacks PROCMAP_QUERY (Linux 6.11 has it): mappings are found by reading text" },
-	{ HMM_FEATURE_IO_URING, "io_uring is forbidden (kernel.io_uring_disabled, seccomp, or --no-io-uring): epoll is used" },
+	{ HMM_FEATURE_IO_URING, "io_uring is forbidden (kernel.io_uring_disabled, or seccomp): epoll is used" },
 	{ HMM_FEATURE_HUGE_SHMEM, "/sys/kernel/mm/transparent_hugepage/shmem_enabled is never or deny: write advise into it" },
 	{ HMM_FEATURE_HUGETLB, "no huge pages are reserved: write their number into /proc/sys/vm/nr_hugepages" },
 	{ HMM_FEATURE_GUARD, "the kernel has no guard pages (Linux 6.13 has)" },
@@ -618,8 +618,16 @@ uint64_t engine_incarnation(const struct engine *engine)
 
 const char *engine_feature_reason(const struct engine *engine, uint64_t feature)
 {
+	const char *why = NULL;
+
 	for (unsigned int i = 0; i < sizeof(feature_reasons) / sizeof(feature_reasons[0]); i++)
-		if (feature_reasons[i].bit == feature && !(engine->features & feature))
-			return feature_reasons[i].why_off;
-	return "";
+		if (feature_reasons[i].bit == feature)
+			why = feature_reasons[i].why_off;
+	if (why && engine->features & feature)
+		return "";
+	if (feature == HMM_FEATURE_MOVE && engine->options.no_move)
+		return "hmmd was told not to use it (--no-move, or move = no): only ranges declared UNPINNED migrate";
+	if (feature == HMM_FEATURE_IO_URING && engine->options.no_io_uring)
+		return "hmmd was told not to use it (--no-io-uring, or io_uring = no): epoll is used";
+	return why;
 }

@@ -95,8 +95,23 @@ int hmm_open_peer(int key, const struct hmm_open_options *options, struct hmm **
  */
 void hmm_close(struct hmm *hmm);
 
-/* What this build, kernel and daemon can do: HMM_HAS_* bits. */
+/*
+ * hmm_features() - what this library, kernel and hmmd can do for this address space:
+ * HMM_HAS_* bits. No message is sent; another hmmd may have others. 0: the handle leads nowhere.
+ */
 uint64_t hmm_features(struct hmm *hmm);
+
+/* hmm_features_name() - of one HMM_HAS_* bit, as hmmctl shows it: "move". NULL: not such a bit. */
+const char *hmm_features_name(uint64_t feature);
+
+/*
+ * hmm_features_reason() - why hmm_features() lacks one HMM_HAS_* bit, and what to do about it.
+ * @text, @size: where the words go, as with snprintf(); NULL with 0 is allowed.
+ * Any thread, a callback, too; hmmd is asked.
+ * Return: how long the words are, without their end; 0: the feature is there; -EINVAL: not such a
+ *	bit, or text is NULL; -ESTALE; -ENOMEM.
+ */
+int hmm_features_reason(struct hmm *hmm, uint64_t feature, char *text, size_t size);
 
 /* In words, what went wrong in this thread's last failed call. Never NULL. */
 const char *hmm_last_error(void);

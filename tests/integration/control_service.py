@@ -244,6 +244,21 @@ class Lists(Service):
             self.assertEqual([os.readlink(f"/proc/self/fd/{fd}") for fd in answer.fds], ["/dev/userfaultfd"])
         answer.close()
 
+    def test_why_features_are_off(self):
+        self.start_daemon()
+        client = self.connect(role=wire.DRIVER)
+        known = 0
+        for bit in range(64):
+            answer = client.ask(wire.FEATURE, struct.pack("<Q", 1 << bit))
+            if answer.is_error:
+                continue
+            known |= 1 << bit
+            self.assertEqual(wire.untext(answer.unpack("240s")[0]) == "", bool(client.features >> bit & 1), bit)
+        self.assertEqual(client.features & ~known, 0)
+        for none in (0, 3, 1 << 63, (1 << 64) - 1):
+            self.assertTrue(client.ask(wire.FEATURE, struct.pack("<Q", none)).is_error, none)
+        self.assertFalse(client.ask(wire.FEATURE, struct.pack("<Q", 1)).is_error)
+
     def test_incarnations_differ(self):
         self.start_daemon()
         first = self.connect().incarnation
