@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * queue.c - an accelerator simulated in a thread of the owner itself: the template to copy.
+ * queue.c - an accelerator in a thread of the owner itself: the template to copy.
  *
  * The program keeps records in linked lists, each from malloc(). A job is the pointer to
  * a list; the device follows it, computes, and writes results into the records. Meanwhile
@@ -33,13 +33,11 @@
 
 static void must(long ret, const char *what)
 {
-	if (ret >= 0)
-		return;
-	fprintf(stderr, "queue: %s: %s\n", what, hmm_last_error());
-	exit(EXIT_FAILURE);
+	if (ret < 0) {
+		fprintf(stderr, "queue: %s: %s\n", what, hmm_last_error());
+		exit(EXIT_FAILURE);
+	}
 }
-
-/* ---- what both sides know ------------------------------------------------------ */
 
 struct record {
 	struct record *next;
@@ -53,7 +51,7 @@ struct job {
 	unsigned long sum;		/* of the whole list, when it is done */
 };
 
-/* In coherent memory: both sides have the very same page. How many jobs wait is an eventfd's count. */
+/* In coherent memory, which both sides map. How many jobs wait is the count of an eventfd. */
 struct rings {
 	struct job submitted[RING], completed[RING];
 };
@@ -115,7 +113,7 @@ static uint64_t tlb_lookup(struct device *dev, unsigned long page)
 	return entry;
 }
 
-/* A miss. What the range says goes into the TLB only if nothing has changed since the look began. */
+/* A miss. What the range says goes into the TLB if nothing has changed since the look began. */
 static void tlb_fill(struct device *dev, unsigned long page)
 {
 	unsigned int slot = page / PAGE % TLB_ENTRIES;
@@ -161,8 +159,10 @@ static void device_access(struct device *dev, void *memory, void *buffer, size_t
 			continue;
 		}
 		*(entry & DEVICE_LOCAL ? &dev->local : &dev->remote) += 1;
-		must(write ? hmm_device_write(&dev->mirror, addr, at, n) : hmm_device_read(&dev->mirror, addr, at, n),
-		     "access");
+		if (write)
+			must(hmm_device_write(&dev->mirror, addr, at, n), "hmm_device_write");
+		else
+			must(hmm_device_read(&dev->mirror, addr, at, n), "hmm_device_read");
 		addr += n;
 		at += n;
 		size -= n;
@@ -204,7 +204,6 @@ static struct list {
 	struct record *first;
 	unsigned long start, end;	/* the pages that it lies on */
 } lists[LISTS];
-
 static unsigned long moved, wrong;
 
 static void make(struct list *list, unsigned long seed)
@@ -214,8 +213,7 @@ static void make(struct list *list, unsigned long seed)
 		unsigned long start = (unsigned long)record & ~(PAGE - 1);
 		unsigned long end = ((unsigned long)(record + 1) + PAGE - 1) & ~(PAGE - 1);
 
-		if (!record)
-			exit(EXIT_FAILURE);
+		must(record ? 0 : -ENOMEM, "malloc");
 		for (unsigned long i = 0; i < WORDS; i++)
 			record->word[i] = seed++ * 2654435761;
 		record->next = list->first;
@@ -225,11 +223,12 @@ static void make(struct list *list, unsigned long seed)
 	}
 }
 
-/* It goes to the device with all that lies on its pages; the device would find it at home, too. */
+/* Its pages go to the device first, which would find them at home, too. */
 static void submit(const struct list *list, unsigned int number)
 {
 	static unsigned int n;
-	long pages = hmm_migrate(&device.mirror, list->start, list->end - list->start, HMM_DEVICE, 0, NULL, NULL);
+	long pages = hmm_migrate(&device.mirror, list->start, list->end - list->start, HMM_DEVICE, 0,
+				 NULL, NULL);
 
 	must(pages, "hmm_migrate");
 	moved += (unsigned long)pages;
@@ -237,7 +236,7 @@ static void submit(const struct list *list, unsigned int number)
 	eventfd_write(device.doorbell, 1);
 }
 
-/* The next answer. The program checks it, and changes the records: their pages come home. */
+/* The next answer. The program checks it and changes the records: their pages come home. */
 static void complete(void)
 {
 	static unsigned int n;
@@ -258,7 +257,8 @@ static void complete(void)
 int main(void)
 {
 	struct hmm_device_options options = {
-		.size = sizeof(options), .name = "queue", .memory = 64UL << 20, .node = -1, .caps = HMM_DEVICE_FAULTS,
+		.size = sizeof(options), .name = "queue", .memory = 64UL << 20, .node = -1,
+		.caps = HMM_DEVICE_FAULTS,
 	};
 	pthread_t thread;
 	struct hmm *hmm;
@@ -291,8 +291,8 @@ int main(void)
 	must(hmm_mirror_unregister(&device.mirror), "hmm_mirror_unregister");
 	hmm_device_put(device.mirror.device);
 	hmm_close(hmm);
-	printf("%d jobs over %d records, by the program's own pointers: %lu wrong answers\n", JOBS, LISTS * LENGTH, wrong);
-	printf("%lu pages sent to the device; of its accesses %lu were to its memory, %lu to the program's\n", moved,
+	printf("%d jobs on lists of %d records: %lu wrong answers\n", JOBS, LENGTH, wrong);
+	printf("%lu pages sent to the device; %lu accesses to them there, %lu at home\n", moved,
 	       device.local, device.remote);
 	printf("%lu device faults, %lu retries, %lu invalidations\n", device.faults, device.retries,
 	       device.invalidations);
