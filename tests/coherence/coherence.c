@@ -534,7 +534,7 @@ int main(int argc, char **argv)
 	for (uint32_t i = 0; i < settings.drivers; i++)
 		spawn_driver(i);
 	open_mirror();
-	if (settings.protect)
+	if (settings.protect || settings.engine)
 		attempt_begin(hit);
 	while (atomic_load(&test.board->drivers_ready) < settings.drivers) {
 		pause_us(5000);

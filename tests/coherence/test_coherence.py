@@ -159,7 +159,7 @@ class Engine(Pair):
     """The last driver's memory is its own: bytes come and go by its copies alone."""
 
     def test_events(self):
-        self.run_half("--drivers", "2", "--engine", "--events", "--device", "8")
+        self.run_half("--drivers", "2", "--engine", "--events", "--fork", "--device", "8")
 
     def test_kill(self):
         self.run_killed("--drivers", "2", "--engine", "--device", "8")

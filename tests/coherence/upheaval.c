@@ -293,7 +293,10 @@ static void child_main(struct upheaval *upheaval)
 	struct snapshot *snapshot = upheaval->snapshot;
 	struct board *board = upheaval->me->board;
 
-	/* What its mappings forbid is forbidden to it for ever: it has them as they were. */
+	/*
+	 * What its mappings forbid is forbidden to it for ever: it has them as they were. And of memory
+	 * that only a driver reaches it may get SIGBUS.
+	 */
 	for (uint32_t i = 0; i < CHILD_PAGES; i++) {
 		const _Atomic uint64_t *memory = (const _Atomic uint64_t *)snapshot->addresses[i];
 
