@@ -107,6 +107,16 @@ void invalidate_ack(struct owner *owner, uint64_t cookie, int status)
 	/* Too late (already revoked), or made up: nothing waits for it. */
 }
 
+bool invalidate_is_of_fetch(const struct owner *owner, uint64_t cookie)
+{
+	const struct ack *ack;
+
+	TAILQ_FOREACH(ack, &owner->acks, link)
+		if (ack->cookie == cookie)
+			return ack->block && ack->block->record->transit == HMM_TRANSIT_FETCH;
+	return false;
+}
+
 static void give_up(struct owner *owner, struct ack *ack, int error)
 {
 	window_revoke(owner, ack->peer, ack->start, ack->end, error);

@@ -530,6 +530,8 @@ void transit_note(struct block *block);
 /* Tells the mirrors' drivers. Return: answers that the block waits for (@wait), or 0. */
 unsigned int invalidate_send(struct block *block, uint64_t start, uint64_t end, int reason, bool wait);
 void invalidate_ack(struct owner *owner, uint64_t cookie, int status);
+/* Whether a block waits for that answer, to have far pages brought into its shadow. */
+bool invalidate_is_of_fetch(const struct owner *owner, uint64_t cookie);
 void invalidate_expire(struct owner *owner, int64_t now);	/* drivers that are late lose their windows */
 void invalidate_peer_gone(struct owner *owner, uint64_t peer);
 void invalidate_answer_all(struct owner *owner);

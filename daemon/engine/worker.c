@@ -262,10 +262,14 @@ static void inbox_ready(struct source *source)
 	take_letters(worker, letters);
 }
 
+/* What brings far pages into the shadow. Any other answer would let pages go home meanwhile, out of the child's reach. */
 static bool is_answer(const struct letter *letter, const struct owner *owner)
 {
-	return letter->kind == LETTER_REQUEST && letter->owner == owner->id &&
-	       (letter->message->opcode == HMM_OP_ACK || letter->message->opcode == HMM_OP_DEVMEM_FETCHED);
+	if (letter->kind != LETTER_REQUEST || letter->owner != owner->id)
+		return false;
+	if (letter->message->opcode == HMM_OP_ACK)
+		return invalidate_is_of_fetch(owner, ((const struct hmm_msg_ack *)(const void *)letter->message)->cookie);
+	return letter->message->opcode == HMM_OP_DEVMEM_FETCHED;
 }
 
 bool worker_hear_drivers(struct owner *owner)

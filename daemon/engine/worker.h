@@ -50,8 +50,8 @@ struct engine {
 };
 
 /*
- * For who must not let anything else go on (fork.c): for 1 ms at most only what drivers answer about
- * this owner is heard; the rest is held. False: somebody's connection has ended.
+ * For who must not let anything else go on (fork.c): for 1 ms at most only what drivers answer who bring
+ * far pages of this owner is heard; the rest is held. False: somebody's connection has ended.
  */
 bool worker_hear_drivers(struct owner *owner);
 /* The worker wants to be awake at @when. */

@@ -49,6 +49,10 @@ static const char *const operation_names[OP_MAX] = {
 	[OP_CHILD] = "child's read", [OP_DIRECT_READ] = "O_DIRECT read into it",
 	[OP_DIRECT_WRITE] = "O_DIRECT write from it", [OP_FIXED_READ] = "READ_FIXED into it",
 	[OP_FIXED_WRITE] = "WRITE_FIXED from it", [OP_VMSPLICE] = "vmsplice", [OP_FINAL] = "final check",
+	[OP_ADD] = "add", [OP_WINDOW_ADD] = "window add", [OP_EXCLUSIVE_ADD] = "exclusive add",
+	[OP_DISCARD] = "DISCARD", [OP_FAR_OUT] = "to the driver's memory", [OP_FAR_HOME] = "home from there",
+	[OP_STORE_FAR] = "driver's copy there", [OP_FETCH_FAR] = "driver's copy back",
+	[OP_REFUSED] = "refused accesses",
 };
 
 const char *operation_name(unsigned int operation)
@@ -102,6 +106,11 @@ static inline _Atomic uint32_t *announced_of(struct board *board, uint32_t cell)
 	return (_Atomic uint32_t *)((char *)board + board->announced_at) + cell;
 }
 
+static inline _Atomic uint32_t *guard_of(struct board *board, uint32_t page)
+{
+	return (_Atomic uint32_t *)((char *)board + board->guards_at) + page;
+}
+
 static void area_init(struct board *board, uint32_t index, uint32_t pages)
 {
 	struct area *area = &board->areas[index];
@@ -125,12 +134,13 @@ struct board *board_new(const struct settings *settings, uint32_t n_areas, int *
 	uint64_t n_cells = (uint64_t)pages * n_areas * PAGE_CELLS;
 	uint64_t clocks_at = (sizeof(struct board) + 4095) & ~4095ULL;
 	uint64_t floors_at = clocks_at + (uint64_t)pages * n_areas * sizeof(struct page_clock);
-	uint64_t announced_at, bytes;
+	uint64_t announced_at, guards_at, bytes;
 	struct board *board;
 
 	floors_at = (floors_at + 4095) & ~4095ULL;
 	announced_at = floors_at + n_cells * sizeof(uint64_t);
-	bytes = announced_at + n_cells * sizeof(uint32_t);
+	guards_at = announced_at + n_cells * sizeof(uint32_t);
+	bytes = guards_at + (uint64_t)pages * n_areas * sizeof(uint32_t);
 	*fd = memfd_create("coherence-board", MFD_CLOEXEC);
 	if (*fd < 0 || ftruncate(*fd, (off_t)bytes))
 		return NULL;
@@ -145,6 +155,7 @@ struct board *board_new(const struct settings *settings, uint32_t n_areas, int *
 	board->clocks_at = clocks_at;
 	board->floors_at = floors_at;
 	board->announced_at = announced_at;
+	board->guards_at = guards_at;
 	for (uint32_t i = 0; i < n_areas; i++)
 		area_init(board, i, pages);
 	return board;
@@ -299,6 +310,87 @@ void board_publish(struct board *board, uint32_t cell, uint64_t value, struct st
 	floor_raise(board, cell, (uint32_t)(value >> 8) & GENERATION_MASK, stroke);
 }
 
+void board_retract(struct board *board, uint32_t cell)
+{
+	atomic_fetch_sub(announced_of(board, cell), 1);
+}
+
+/* ---- counting ------------------------------------------------------------ */
+
+void board_add_begin(struct board *board, uint32_t cell)
+{
+	atomic_fetch_add(announced_of(board, cell), 1);
+}
+
+void board_added(struct board *board, uint32_t cell)
+{
+	atomic_fetch_add(floor_of(board, cell), 1);
+}
+
+struct area *board_counters(struct board *board)
+{
+	for (uint32_t i = 0; i < board->n_areas; i++)
+		if (board->areas[i].kind == AREA_COUNTERS)
+			return &board->areas[i];
+	return NULL;
+}
+
+uint32_t board_pick_counter(struct board *board, const struct area *area, uint64_t *random)
+{
+	uint32_t number = draw_below(random, 16);
+	uint32_t page = ((number & 3) + (number & 4) * 150) % area->pages;
+
+	return (area->first_page + page) * PAGE_CELLS + (number & 8 ? PAGE_CELLS - 1 : 0);
+}
+
+static const char *counter_opinion(struct board *board, uint32_t cell, const struct sight *sight, uint64_t value)
+{
+	if (value < sight->floor)
+		return "a counter is less than what was added to it: an addition is lost";
+	if (value > atomic_load(announced_of(board, cell)))
+		return "a counter is more than what was added to it";
+	return NULL;
+}
+
+static inline bool is_counter(const struct board *board, uint32_t cell)
+{
+	return board->areas[cell / PAGE_CELLS / board->areas[0].pages].kind == AREA_COUNTERS;
+}
+
+/* ---- what a mapping allows ------------------------------------------------- */
+
+#define GUARD_STATE 3U
+
+uint32_t board_guard(struct board *board, uint32_t page)
+{
+	return atomic_load(guard_of(board, page));
+}
+
+void board_guard_set(struct board *board, uint32_t page, enum guard guard)
+{
+	_Atomic uint32_t *word = guard_of(board, page);
+
+	atomic_store(word, ((atomic_load(word) | GUARD_STATE) + 1) | guard);
+}
+
+bool board_admit(struct board *board, struct participant *who, enum operation how, uint32_t cell,
+		 uint32_t before, enum access access, bool done)
+{
+	const struct sight nothing = { 0 };
+	uint32_t guard = before & GUARD_STATE;
+	bool allowed = guard == GUARD_WRITE || (guard == GUARD_READ && access != ACCESS_WRITE);
+
+	if (!done)
+		atomic_fetch_add_explicit(&board->tally[OP_REFUSED], 1, memory_order_relaxed);
+	if (guard == GUARD_CHANGING || board_guard(board, cell / PAGE_CELLS) != before)
+		return done;
+	if (done && !allowed)
+		board_violation(board, who, how, cell, &nothing, guard, "done, though the mapping forbids it");
+	if (!done && allowed && !(guard == GUARD_READ && access == ACCESS_READ_IF_SHOWN))
+		board_violation(board, who, how, cell, &nothing, guard, "refused, though the mapping allows it");
+	return done;
+}
+
 /* ---- reading ------------------------------------------------------------- */
 
 struct sight board_look(struct board *board, uint32_t cell)
@@ -322,6 +414,8 @@ const char *board_opinion(struct board *board, uint32_t cell, const struct sight
 	uint32_t generation = (uint32_t)(value >> 8) & GENERATION_MASK;
 	uint32_t known = floor_generation(sight->floor);
 
+	if (is_counter(board, cell))
+		return counter_opinion(board, cell, sight, value);
 	if (!value) {
 		if (known && floor_before(sight->floor) == (begun & DISCARD_MASK))
 			return "zero, though nothing was discarded since: the value is lost";
@@ -350,31 +444,31 @@ void board_judge(struct board *board, struct participant *who, enum operation ho
 
 	if (why)
 		board_violation(board, who, how, cell, sight, value, why);
-	if (value)
+	if (value && !is_counter(board, cell))
 		floor_raise(board, cell, (uint32_t)(value >> 8) & GENERATION_MASK, sight->stroke);
 }
 
 /* ---- discarding ------------------------------------------------------------ */
 
-void board_discard_begin(struct board *board, uint32_t page, uint32_t pages, bool hard)
+void board_discard_begin(struct board *board, uint32_t page, uint32_t pages, enum discard kind)
 {
 	for (uint32_t i = 0; i < pages; i++) {
 		struct page_clock *clock = clock_of(board, page + i);
 		uint32_t number = atomic_load(&clock->begun) + 1;
 
-		if (!hard)
+		if (kind == DISCARD_SOFT)
 			atomic_store(&clock->soft, number);
 		atomic_store(&clock->begun, number);
 	}
 }
 
-void board_discard_end(struct board *board, uint32_t page, uint32_t pages, bool hard)
+void board_discard_end(struct board *board, uint32_t page, uint32_t pages, enum discard kind)
 {
 	for (uint32_t i = 0; i < pages; i++) {
 		struct page_clock *clock = clock_of(board, page + i);
 		uint32_t number = atomic_load(&clock->begun);
 
-		if (hard)
+		if (kind == DISCARD_HARD)
 			atomic_store(&clock->hard, number);
 		atomic_store(&clock->ended, number);
 	}
@@ -434,6 +528,7 @@ static bool matters(const struct trace_entry *entry, uint32_t cell)
 	switch (entry->operation) {
 	case OP_LOAD: case OP_STORE: case OP_SYSCALL_READ: case OP_SYSCALL_WRITE:
 	case OP_WINDOW_LOAD: case OP_WINDOW_STORE: case OP_DEVICE_WRITE: case OP_FINAL:
+	case OP_ADD: case OP_WINDOW_ADD: case OP_EXCLUSIVE_ADD:
 		return entry->cell / LINE_CELLS == cell / LINE_CELLS;
 	case OP_DEVICE_READ:
 		return cell >= entry->cell && cell - entry->cell < entry->value;

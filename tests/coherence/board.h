@@ -10,11 +10,17 @@
  * floor before it reads and the announcement after, so a value that is older
  * than the floor, newer than the announcement or not of this cell at all is a
  * violation of the one promise: an address leads everybody to the same bytes.
+ *
+ * A cell of an area of counters has any number of writers, who add one to it: it is never less
+ * than what had been added before the look, nor more than had been begun after.
+ *
+ * What a page's mapping allows is its guard: one number, which changes with each mprotect().
  */
 #ifndef COHERENCE_BOARD_H
 #define COHERENCE_BOARD_H
 
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -31,6 +37,7 @@
 #define AREAS_MAX		8
 #define DRIVERS_MAX		4
 #define PARTICIPANTS_MAX	32
+#define MOVERS			2U
 #define TRACE_ENTRIES		4096U
 
 /* Every area has two homes, a stride apart, so that mremap can move it to and fro. */
@@ -45,6 +52,7 @@ enum area_kind {
 	AREA_ORDINARY,
 	AREA_PINNED,	/* its cells are written by I/O; no event touches it */
 	AREA_COHERENT,	/* from hmm_alloc() */
+	AREA_COUNTERS,	/* everybody adds to its cells */
 };
 
 struct area {
@@ -72,7 +80,8 @@ enum operation {
 	OP_DEVICE_WRITE, OP_RANGE, OP_WINDOW_LOAD, OP_WINDOW_STORE, OP_OUT, OP_HOME, OP_EXCLUSIVE, OP_PREFETCH, OP_EXCLUDE, OP_SHARE, OP_ADVISE,
 	OP_DONTNEED, OP_FREE, OP_REPLACE, OP_UNMAP, OP_MREMAP, OP_PROTECT, OP_COLLAPSE, OP_MLOCK,
 	OP_POPULATE, OP_PAGEOUT, OP_FORK, OP_CHILD, OP_DIRECT_READ, OP_DIRECT_WRITE, OP_FIXED_READ,
-	OP_FIXED_WRITE, OP_VMSPLICE, OP_FINAL, OP_MAX
+	OP_FIXED_WRITE, OP_VMSPLICE, OP_FINAL, OP_ADD, OP_WINDOW_ADD, OP_EXCLUSIVE_ADD, OP_DISCARD,
+	OP_FAR_OUT, OP_FAR_HOME, OP_STORE_FAR, OP_FETCH_FAR, OP_REFUSED, OP_MAX
 };
 
 struct trace_entry {
@@ -98,6 +107,10 @@ struct settings {
 	uint32_t seconds, threads, drivers, mib;
 	uint32_t device;	/* MiB that a device has */
 	bool events, fork, windows, pins, kill_daemon, base_engine;
+	bool engine;		/* the last driver's memory is its own */
+	bool protect;		/* mprotect() while everybody goes on */
+	bool exclusive;		/* counters, on which devices have pages to themselves */
+	bool several;		/* each driver has a device of its own, and says what it wants where */
 	uint32_t hang;		/* seconds after which an operation hangs */
 	uint32_t scale;
 	char socket[108];
@@ -118,7 +131,7 @@ struct board {
 	_Atomic uint64_t refused;	/* hmm calls that failed while hmmd was away */
 	struct area areas[AREAS_MAX];
 	struct participant participants[PARTICIPANTS_MAX];
-	uint64_t clocks_at, floors_at, announced_at;	/* offsets */
+	uint64_t clocks_at, floors_at, announced_at, guards_at;	/* offsets */
 };
 
 /* What was known of a page's discards before a cell was read or written. */
@@ -153,6 +166,16 @@ uint64_t board_announce(struct board *board, uint32_t cell, uint32_t writer);
 struct stroke board_stroke(struct board *board, uint32_t page);
 void board_publish(struct board *board, uint32_t cell, uint64_t value, struct stroke stroke);
 
+/* It was refused: nobody may ever see that value. */
+void board_retract(struct board *board, uint32_t cell);
+
+/* Adding: begun before, added after, or retracted. */
+void board_add_begin(struct board *board, uint32_t cell);
+void board_added(struct board *board, uint32_t cell);
+struct area *board_counters(struct board *board);	/* NULL: there are none */
+/* One of the few cells that everybody adds to. */
+uint32_t board_pick_counter(struct board *board, const struct area *area, uint64_t *random);
+
 /* Reading. board_judge() reports and ends the test when @value cannot be. */
 struct sight board_look(struct board *board, uint32_t cell);
 void board_judge(struct board *board, struct participant *who, enum operation how, uint32_t cell,
@@ -161,9 +184,31 @@ void board_judge(struct board *board, struct participant *who, enum operation ho
 const char *board_opinion(struct board *board, uint32_t cell, const struct sight *sight,
 			  uint64_t value, uint32_t begun);
 
+/* What a discard leaves: zeros; at any later time zeros, until somebody writes; zeros or what was there. */
+enum discard { DISCARD_HARD, DISCARD_SOFT, DISCARD_DONE };
+
 /* The one thread that discards. */
-void board_discard_begin(struct board *board, uint32_t page, uint32_t pages, bool hard);
-void board_discard_end(struct board *board, uint32_t page, uint32_t pages, bool hard);
+void board_discard_begin(struct board *board, uint32_t page, uint32_t pages, enum discard kind);
+void board_discard_end(struct board *board, uint32_t page, uint32_t pages, enum discard kind);
+
+/* What a mapping allows. While it changes, and when it has changed meanwhile, nobody knows. */
+enum guard { GUARD_WRITE, GUARD_READ, GUARD_NOTHING, GUARD_CHANGING };
+
+uint32_t board_guard(struct board *board, uint32_t page);
+void board_guard_set(struct board *board, uint32_t page, enum guard guard);
+
+enum access {
+	ACCESS_READ,
+	ACCESS_WRITE,
+	ACCESS_READ_IF_SHOWN,	/* a window need not show what may not be written */
+};
+
+/*
+ * After an access to @cell, @before which the guard was taken: fails the test if it was done and was not
+ * allowed, or the other way round. Returns @done.
+ */
+bool board_admit(struct board *board, struct participant *who, enum operation how, uint32_t cell,
+		 uint32_t before, enum access access, bool done);
 
 void board_begin(struct board *board, struct participant *who, enum operation operation,
 		 uint32_t page, uint32_t pages, uint32_t cell, uint64_t value);
@@ -200,9 +245,25 @@ void *cpu_thread(void *context);
 void *mover_thread(void *context);
 void *upheaval_thread(void *context);
 void *pins_thread(void *context);
+void *protector_thread(void *context);
 int driver_main(int board_fd, int socket_fd, unsigned int index);
 
 /* hmmd may be away: counts a refusal and returns true, or fails the test. */
 bool board_excused(struct board *board, struct participant *who, const char *call, long error);
+
+/*
+ * In guard.c: touches that may be refused. attempt_begin(): from here on a refusal is an answer;
+ * @otherwise hears of other signals. Without it they are plain accesses.
+ */
+void attempt_begin(void (*otherwise)(int number, siginfo_t *info, void *machine));
+bool attempt_load(const _Atomic uint64_t *cell, uint64_t *value);
+bool attempt_store(_Atomic uint64_t *cell, uint64_t value);
+bool attempt_add(_Atomic uint64_t *cell);
+
+/* In engine.c: the memory of a driver with a copy engine. */
+void engine_open(struct thread_context *driver, struct hmm_mirror *mirror, const struct hmm_mirror_ops *ops);
+void engine_move(struct thread_context *driver, struct hmm_mirror *mirror, bool out);
+/* After its mirror is gone: every page came back, once. */
+void engine_close(struct thread_context *driver);
 
 #endif

@@ -37,7 +37,7 @@ struct test {
 	struct participant *who;
 	struct hmm *hmm;
 	struct hmm_mirror mirror;
-	struct hmm_device *other_device;
+	struct hmm_device *other_devices[DRIVERS_MAX];
 	pid_t drivers[DRIVERS_MAX];
 	int sockets[DRIVERS_MAX];
 	struct thread_context contexts[PARTICIPANTS_MAX];
@@ -52,7 +52,8 @@ static const struct hmm_mirror_ops no_callbacks = { .size = sizeof(no_callbacks)
 /* ---- settings --------------------------------------------------------------- */
 
 enum { OPTION_SEED = 256, OPTION_SECONDS, OPTION_THREADS, OPTION_DRIVERS, OPTION_MIB, OPTION_DEVICE, OPTION_EVENTS,
-       OPTION_FORK, OPTION_WINDOWS, OPTION_PINS, OPTION_KILL, OPTION_BASE, OPTION_DIRECTORY,
+       OPTION_FORK, OPTION_WINDOWS, OPTION_PINS, OPTION_ENGINE, OPTION_PROTECT, OPTION_EXCLUSIVE, OPTION_SEVERAL,
+       OPTION_KILL, OPTION_BASE, OPTION_DIRECTORY,
        OPTION_HANG, OPTION_DRIVER };
 
 static const struct option long_options[] = {
@@ -66,6 +67,10 @@ static const struct option long_options[] = {
 	{ "fork", no_argument, NULL, OPTION_FORK },
 	{ "windows", no_argument, NULL, OPTION_WINDOWS },
 	{ "pins", no_argument, NULL, OPTION_PINS },
+	{ "engine", no_argument, NULL, OPTION_ENGINE },
+	{ "protect", no_argument, NULL, OPTION_PROTECT },
+	{ "exclusive", no_argument, NULL, OPTION_EXCLUSIVE },
+	{ "several", no_argument, NULL, OPTION_SEVERAL },
 	{ "kill-daemon", no_argument, NULL, OPTION_KILL },
 	{ "base-engine", no_argument, NULL, OPTION_BASE },
 	{ "directory", required_argument, NULL, OPTION_DIRECTORY },
@@ -80,6 +85,10 @@ static int usage(void)
 		"usage: coherence [--seed N] [--seconds N] [--threads N] [--drivers 0..4] [--mib N]\n"
 		"                 [--device MIB]    so little that blocks have to make way (4 times --mib)\n"
 		"                 [--events] [--fork] [--windows] [--pins] [--base-engine] [--directory DIR]\n"
+		"                 [--engine]        the last driver's memory is its own, behind a copy engine\n"
+		"                 [--protect]       mprotect() under everybody's hands; without --events, --pins\n"
+		"                 [--exclusive]     counters, whose pages devices take for themselves; without --pins\n"
+		"                 [--several]       each driver has a device; advice and shares at random; without --events\n"
 		"                 [--kill-daemon]   hmmd may die at any time: failing calls are excused\n"
 		"                 [--hang N]        somebody who is in one operation for N seconds hangs (25)\n"
 		"hmmd's socket is taken from HMM_SOCKET.\n");
@@ -142,6 +151,10 @@ static bool parse(int argc, char **argv, struct settings *settings, int *driver)
 		case OPTION_FORK: settings->fork = true; break;
 		case OPTION_WINDOWS: settings->windows = true; break;
 		case OPTION_PINS: settings->pins = true; break;
+		case OPTION_ENGINE: settings->engine = true; break;
+		case OPTION_PROTECT: settings->protect = true; break;
+		case OPTION_EXCLUSIVE: settings->exclusive = true; break;
+		case OPTION_SEVERAL: settings->several = true; break;
 		case OPTION_KILL: settings->kill_daemon = true; break;
 		case OPTION_BASE: settings->base_engine = true; break;
 		case OPTION_DIRECTORY:
@@ -164,6 +177,12 @@ static bool parse(int argc, char **argv, struct settings *settings, int *driver)
 		settings->device = 4 * settings->mib;
 	if (settings->windows && !settings->drivers)
 		settings->drivers = 1;
+	if (settings->engine && !settings->drivers)
+		settings->drivers = 1;
+	if ((settings->protect || settings->exclusive) && settings->pins)
+		return false;
+	if ((settings->protect || settings->several) && settings->events)
+		return false;
 	return optind == argc;
 }
 
@@ -264,7 +283,13 @@ static void open_mirror(void)
 
 	must("hmm_open", hmm_open(&options, &test.hmm));
 	test.mirror.device = new_device("coherence-0");
-	test.other_device = new_device("coherence-1");
+	test.other_devices[1] = new_device("coherence-1");
+	for (uint32_t i = 2; settings->several && i < settings->drivers; i++) {
+		char name[32];
+
+		snprintf(name, sizeof(name), "coherence-%u", i);
+		test.other_devices[i] = new_device(name);
+	}
 	test.mirror.ops = &no_callbacks;
 	must("hmm_mirror_register", hmm_mirror_register(&test.mirror, test.hmm));
 	board_explain = explain;
@@ -291,6 +316,13 @@ static void start(const char *name, unsigned int number, uint32_t writer, void *
 	error = pthread_create(&test.threads[test.n_threads++], NULL, run, context);
 	if (error)
 		board_fail(test.board, test.who, "pthread_create: %s", strerror(error));
+}
+
+/* A signal in the owner where nothing may be refused. */
+static void hit(int number, siginfo_t *info, void *machine)
+{
+	board_fail(test.board, test.who, "signal %d (code %d) in process %d, thread %d at address %p", number, info->si_code,
+		   getpid(), gettid(), info->si_addr);
 }
 
 /* ---- the watch ------------------------------------------------------------------ */
@@ -456,8 +488,14 @@ static int summary(void)
 		if (atomic_load(&board->results[i]))
 			printf(" %s %lu;", hmm_migrate_result_name(i), atomic_load(&board->results[i]));
 	printf(" calls refused while hmmd was away %lu\n", atomic_load(&board->refused));
+	if (board->settings.engine && !atomic_load(&board->tally[OP_FETCH_FAR]))
+		out = 0;
+	if (board->settings.exclusive && !atomic_load(&board->tally[OP_EXCLUSIVE_ADD]))
+		out = 0;
+	if (board->settings.protect && !atomic_load(&board->tally[OP_REFUSED]))
+		out = 0;
 	if (!out) {
-		printf("coherence: nothing ever left for the device, so nothing was tested\n");
+		printf("coherence: what this is about never happened, so nothing was tested\n");
 		return 1;
 	}
 	return 0;
@@ -475,10 +513,12 @@ int main(int argc, char **argv)
 		return driver_main(DRIVER_BOARD_FD, DRIVER_SOCKET_FD, (unsigned int)driver);
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	signal(SIGPIPE, SIG_IGN);
-	printf("coherence: --seed %lu --seconds %u --threads %u --drivers %u --mib %u --device %u%s%s%s%s%s%s\n",
+	printf("coherence: --seed %lu --seconds %u --threads %u --drivers %u --mib %u --device %u%s%s%s%s%s%s%s%s%s%s\n",
 	       settings.seed, settings.seconds, settings.threads, settings.drivers, settings.mib, settings.device,
 	       settings.events ? " --events" : "", settings.fork ? " --fork" : "",
 	       settings.windows ? " --windows" : "", settings.pins ? " --pins" : "",
+	       settings.engine ? " --engine" : "", settings.protect ? " --protect" : "",
+	       settings.exclusive ? " --exclusive" : "", settings.several ? " --several" : "",
 	       settings.kill_daemon ? " --kill-daemon" : "", settings.base_engine ? " --base-engine" : "");
 	test.board = board_new(&settings, n_areas, &test.board_fd);
 	if (!test.board) {
@@ -488,10 +528,14 @@ int main(int argc, char **argv)
 	test.who = board_join(test.board, "main", 0);
 	if (settings.pins)
 		test.board->areas[1].kind = AREA_PINNED;
+	if (settings.exclusive)
+		test.board->areas[1].kind = AREA_COUNTERS;
 	test.board->areas[3].kind = AREA_COHERENT;
 	for (uint32_t i = 0; i < settings.drivers; i++)
 		spawn_driver(i);
 	open_mirror();
+	if (settings.protect || settings.engine)
+		attempt_begin(hit);
 	while (atomic_load(&test.board->drivers_ready) < settings.drivers) {
 		pause_us(5000);
 		check_drivers();
@@ -499,8 +543,11 @@ int main(int argc, char **argv)
 	printf("coherence: running\n");
 	for (uint32_t i = 0; i < settings.threads; i++)
 		start("thread", i, i, cpu_thread);
-	start("mover", 0, 0, mover_thread);
-	if (settings.events || settings.fork)
+	for (uint32_t i = 0; i < (settings.several ? MOVERS : 1); i++)
+		start("mover", i, i, mover_thread);
+	for (uint32_t i = 0; settings.protect && i < 2; i++)
+		start("protector", i, i, protector_thread);
+	if (settings.events || settings.fork || settings.several)
 		start("upheaval", 0, 0, upheaval_thread);
 	if (settings.pins)
 		start("pins", 0, test.board->n_writers, pins_thread);
@@ -516,7 +563,8 @@ int main(int argc, char **argv)
 	test.board->n_pages -= test.board->areas[3].pages;
 	check_cells(false);
 	hmm_device_put(test.mirror.device);
-	hmm_device_put(test.other_device);
+	for (uint32_t i = 1; i < DRIVERS_MAX; i++)
+		hmm_device_put(test.other_devices[i]);
 	hmm_close(test.hmm);
 	check_cells(false);
 	return summary();

@@ -4,12 +4,14 @@
  * owner's memory, by hmm_device_read() and hmm_device_write() and, when asked
  * to, through a window at the owner's own addresses.
  *
- * Odd drivers take invalidations in a callback, even ones do without.
+ * Odd drivers take invalidations in a callback, even ones do without (but for those who
+ * add to counters: exclusive.c). What the owner's mprotect() forbids they are refused.
  *
  * Each keeps a range that it looked at some time ago: once a page of it has been
  * discarded, the range must not be valid any more.
  */
 #include "board.h"
+#include "exclusive.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -34,6 +36,7 @@ struct looked_at {
 struct driver {
 	struct thread_context context;
 	struct hmm_mirror mirror;
+	bool engine;
 	struct hmm_window *window, *coherent;
 	int pipe[2];			/* what of the window is held */
 	_Atomic uint64_t invalidations;
@@ -62,6 +65,8 @@ static int let_go(struct hmm_mirror *mirror, const struct hmm_update *update)
 	if (update->start >= update->end)
 		board_fail(driver->context.board, driver->context.who, "an invalidation of %#lx to %#lx",
 			   update->start, update->end);
+	if (driver->context.board->settings.exclusive)
+		addition_stop();
 	/* Its device is busy, now and then. */
 	return atomic_fetch_add(&driver->invalidations, 1) % 3 == 0 && !update->blockable ? -EAGAIN : 0;
 }
@@ -70,6 +75,12 @@ static const struct hmm_mirror_ops with_callback = { .size = sizeof(with_callbac
 						     .sync_cpu_device_pagetables = let_go };
 static const struct hmm_mirror_ops without_callback = { .size = sizeof(without_callback) };
 
+/* What the mapping forbids: nothing was done. Else hmmd may be away. */
+static bool is_refusal(const struct driver *driver, ssize_t result)
+{
+	return driver->context.board->settings.protect && (result == -EFAULT || result == -EPERM);
+}
+
 static void device_read(struct driver *driver, uint32_t page)
 {
 	static const uint32_t lengths[] = { 1, 8, 64, 512, 700 };
@@ -77,7 +88,7 @@ static void device_read(struct driver *driver, uint32_t page)
 	struct board *board = me->board;
 	struct area *area = board_area(board, page);
 	uint32_t offset = draw_below(&me->random, PAGE_CELLS);
-	uint32_t first = page * PAGE_CELLS + offset;
+	uint32_t first = page * PAGE_CELLS + offset, guard;
 	uint32_t n = lengths[draw_below(&me->random, 5)];
 	uint32_t left = (area->first_page + area->pages) * PAGE_CELLS - first;
 	static struct sight sights[700];
@@ -85,18 +96,25 @@ static void device_read(struct driver *driver, uint32_t page)
 	char *memory;
 	ssize_t got;
 
+	/* One page, one answer. */
+	if (board->settings.protect)
+		left = PAGE_CELLS - offset;
 	if (n > left)
 		n = left;
 	memory = board_enter(board, page);
 	board_begin(board, me->who, OP_DEVICE_READ, page, (offset + n + 511) / PAGE_CELLS, first, n);
+	guard = board_guard(board, page);
 	for (uint32_t i = 0; i < n; i++)
 		sights[i] = board_look(board, first + i);
 	got = hmm_device_read(&driver->mirror, (unsigned long)memory + offset * 8, values, n * 8);
 	if (got == (ssize_t)n * 8) {
+		board_admit(board, me->who, OP_DEVICE_READ, first, guard, ACCESS_READ, true);
 		for (uint32_t i = 0; i < n; i++)
 			board_judge(board, me->who, OP_DEVICE_READ, first + i, &sights[i], values[i]);
 	} else if (got >= 0) {
 		board_fail(board, me->who, "hmm_device_read of %u bytes at page %u gave %zd", n * 8, page, got);
+	} else if (is_refusal(driver, got)) {
+		board_admit(board, me->who, OP_DEVICE_READ, first, guard, ACCESS_READ, false);
 	} else {
 		board_excused(board, me->who, "hmm_device_read", got);
 	}
@@ -109,7 +127,7 @@ static void device_write(struct driver *driver, uint32_t page)
 	struct thread_context *me = &driver->context;
 	struct board *board = me->board;
 	uint32_t line = board_pick_line(board, page, me->writer, &me->random);
-	uint32_t first = page * PAGE_CELLS + line * LINE_CELLS;
+	uint32_t first = page * PAGE_CELLS + line * LINE_CELLS, guard;
 	uint32_t n = draw_below(&me->random, 2) ? 1 : LINE_CELLS;
 	uint64_t values[LINE_CELLS];
 	struct stroke stroke;
@@ -119,14 +137,21 @@ static void device_write(struct driver *driver, uint32_t page)
 	for (uint32_t i = 0; i < n; i++)
 		values[i] = board_announce(board, first + i, me->writer);
 	board_begin(board, me->who, OP_DEVICE_WRITE, page, 1, first, values[0]);
+	guard = board_guard(board, page);
 	stroke = board_stroke(board, page);
 	done = hmm_device_write(&driver->mirror, (unsigned long)memory + line * LINE_CELLS * 8, values,
 				n * 8);
 	if (done == (ssize_t)n * 8) {
+		board_admit(board, me->who, OP_DEVICE_WRITE, first, guard, ACCESS_WRITE, true);
 		for (uint32_t i = 0; i < n; i++)
 			board_publish(board, first + i, values[i], stroke);
 	} else if (done >= 0) {
 		board_fail(board, me->who, "hmm_device_write of %u bytes at page %u gave %zd", n * 8, page, done);
+	} else if (is_refusal(driver, done)) {
+		board_admit(board, me->who, OP_DEVICE_WRITE, first, guard, ACCESS_WRITE, false);
+		/* One that was asked again after hmmd had died may have been done the first time. */
+		for (uint32_t i = 0; i < n && !board->settings.kill_daemon; i++)
+			board_retract(board, first + i);
 	} else {
 		board_excused(board, me->who, "hmm_device_write", done);
 	}
@@ -151,16 +176,19 @@ static void window_load(struct driver *driver, uint32_t page)
 {
 	struct thread_context *me = &driver->context;
 	struct board *board = me->board;
-	uint32_t cell = page * PAGE_CELLS + draw_below(&me->random, PAGE_CELLS);
+	uint32_t cell = page * PAGE_CELLS + draw_below(&me->random, PAGE_CELLS), guard;
 	_Atomic uint64_t *memory = window_enter(driver, page);
 	struct sight sight;
 	uint64_t value;
+	bool done;
 
 	board_begin(board, me->who, OP_WINDOW_LOAD, page, 1, cell, 0);
+	guard = board_guard(board, page);
 	sight = board_look(board, cell);
-	value = atomic_load(&memory[cell % PAGE_CELLS]);
-	board_judge(board, me->who, OP_WINDOW_LOAD, cell, &sight, value);
-	board_done(board, me->who, OP_WINDOW_LOAD, true);
+	done = attempt_load(&memory[cell % PAGE_CELLS], &value);
+	if (board_admit(board, me->who, OP_WINDOW_LOAD, cell, guard, ACCESS_READ_IF_SHOWN, done))
+		board_judge(board, me->who, OP_WINDOW_LOAD, cell, &sight, value);
+	board_done(board, me->who, OP_WINDOW_LOAD, done);
 	board_leave(board, page);
 }
 
@@ -169,17 +197,22 @@ static void window_store(struct driver *driver, uint32_t page)
 	struct thread_context *me = &driver->context;
 	struct board *board = me->board;
 	uint32_t line = board_pick_line(board, page, me->writer, &me->random);
-	uint32_t cell = page * PAGE_CELLS + line * LINE_CELLS + draw_below(&me->random, LINE_CELLS);
+	uint32_t cell = page * PAGE_CELLS + line * LINE_CELLS + draw_below(&me->random, LINE_CELLS), guard;
 	_Atomic uint64_t *memory = window_enter(driver, page);
 	struct stroke stroke;
 	uint64_t value;
+	bool done;
 
 	value = board_announce(board, cell, me->writer);
 	board_begin(board, me->who, OP_WINDOW_STORE, page, 1, cell, value);
+	guard = board_guard(board, page);
 	stroke = board_stroke(board, page);
-	atomic_store(&memory[cell % PAGE_CELLS], value);
-	board_publish(board, cell, value, stroke);
-	board_done(board, me->who, OP_WINDOW_STORE, true);
+	done = attempt_store(&memory[cell % PAGE_CELLS], value);
+	if (board_admit(board, me->who, OP_WINDOW_STORE, cell, guard, ACCESS_WRITE, done))
+		board_publish(board, cell, value, stroke);
+	else
+		board_retract(board, cell);
+	board_done(board, me->who, OP_WINDOW_STORE, done);
 	board_leave(board, page);
 }
 
@@ -213,10 +246,13 @@ static void window_walk(struct driver *driver, uint32_t page)
 
 	if (end > area->first_page + area->pages)
 		end = area->first_page + area->pages;
-	hold(driver, page);
+	/* Memory that may not be read is not to be had for I/O, either. */
+	if (!board->settings.protect)
+		hold(driver, page);
 	for (; page < end && !board_stopped(board); page++)
 		window_load(driver, page);
-	drain(driver);
+	if (!board->settings.protect)
+		drain(driver);
 }
 
 /* A page that was discarded since it was seen: what hmmd has read of that it has applied before it answers. */
@@ -234,6 +270,92 @@ static bool has_lost_a_page(struct driver *driver, uint32_t *page)
 	return false;
 }
 
+static const uint64_t range_flags[HMM_PFN_FLAG_MAX] = { 1, 2, 4 };
+static const uint64_t range_values[HMM_PFN_VALUE_MAX] = { 8, 0, 16 };
+
+/* Some pages from @page on, whose area is held until board_leave(). Returns where they are. */
+static unsigned long range_begin(struct driver *driver, uint32_t page, uint64_t wanted)
+{
+	struct looked_at *looked_at = &driver->looked_at;
+	struct thread_context *me = &driver->context;
+	struct area *area = board_area(me->board, page);
+	uint32_t left = area->first_page + area->pages - page;
+	unsigned long start = (unsigned long)board_enter(me->board, page);
+	int error;
+
+	looked_at->page = page;
+	looked_at->pages = 1 + draw_below(&me->random, left < RANGE_PAGES ? left : RANGE_PAGES);
+	board_begin(me->board, me->who, OP_RANGE, page, looked_at->pages, 0, start);
+	looked_at->range = (struct hmm_range){ .pfns = looked_at->pfns, .flags = range_flags, .values = range_values,
+					       .pfn_shift = 12, .default_flags = wanted };
+	error = hmm_range_register(&looked_at->range, &driver->mirror, start,
+				   start + looked_at->pages * PAGE_BYTES, 12);
+	if (error)
+		board_fail(me->board, me->who, "hmm_range_register: %s (%s)", strerror(-error), hmm_last_error());
+	return start;
+}
+
+/* A range that is valid allows no more than the mappings do. */
+static void range_forbids(struct driver *driver)
+{
+	struct looked_at *looked_at = &driver->looked_at;
+	struct thread_context *me = &driver->context;
+
+	for (uint32_t i = 0; i < looked_at->pages && me->board->settings.protect; i++) {
+		uint32_t page = looked_at->page + i, guard = board_guard(me->board, page);
+		bool valid = hmm_range_valid(&looked_at->range);
+
+		if (!looked_at->watched[i] || !valid)
+			continue;
+		if (looked_at->pfns[i] & range_flags[HMM_PFN_WRITE])
+			board_admit(me->board, me->who, OP_RANGE, page * PAGE_CELLS, guard, ACCESS_WRITE, true);
+		board_admit(me->board, me->who, OP_RANGE, page * PAGE_CELLS, guard, ACCESS_READ, true);
+	}
+}
+
+/* Whether there is something in the page that nobody has discarded. */
+static bool has_bytes(struct board *board, uint32_t page)
+{
+	for (uint32_t cell = page * PAGE_CELLS; cell < (page + 1) * PAGE_CELLS; cell += 7) {
+		struct sight sight = board_look(board, cell);
+
+		if (sight.stroke.quiet && board_opinion(board, cell, &sight, 0, sight.stroke.begun))
+			return true;
+	}
+	return false;
+}
+
+/* A look that faults nothing in, and stays valid, finds what is there. (Nothing here is ever swapped out.) */
+static void range_snapshot(struct driver *driver, uint32_t page)
+{
+	struct looked_at *looked_at = &driver->looked_at;
+	struct thread_context *me = &driver->context;
+	bool there[RANGE_PAGES];
+	unsigned long number;
+	long result;
+
+	range_begin(driver, page, 0);
+	for (uint32_t i = 0; i < looked_at->pages; i++) {
+		looked_at->begun[i] = board_stroke(me->board, page + i).begun;
+		there[i] = has_bytes(me->board, page + i);
+	}
+	number = hmm_range_read_begin(&looked_at->range);
+	result = hmm_range_snapshot(&looked_at->range);
+	if (result > 0 && hmm_range_read_retry(&looked_at->range, number))
+		result = -EAGAIN;
+	for (uint32_t i = 0; result > 0 && i < looked_at->pages; i++)
+		if (there[i] && !(looked_at->pfns[i] & range_flags[HMM_PFN_VALID]) &&
+		    board_stroke(me->board, page + i).begun == looked_at->begun[i])
+			board_fail(me->board, me->who, "a valid snapshot has entry %#lx for page %u, where bytes are",
+				   looked_at->pfns[i], page + i);
+	/* Holes are an answer. */
+	if (result < 0 && result != -EAGAIN && result != -EFAULT)
+		board_excused(me->board, me->who, "hmm_range_snapshot", result);
+	board_done(me->board, me->who, OP_RANGE, result > 0);
+	board_leave(me->board, page);
+	hmm_range_unregister(&looked_at->range);
+}
+
 static void range_check(struct driver *driver)
 {
 	struct thread_context *me = &driver->context;
@@ -245,39 +367,35 @@ static void range_check(struct driver *driver)
 		board_fail(me->board, me->who,
 			   "a range from page %u on is valid, though page %u was discarded after it was seen",
 			   driver->looked_at.page, page);
+	range_forbids(driver);
 	hmm_range_unregister(&driver->looked_at.range);
 }
 
 static void range_look(struct driver *driver, uint32_t page)
 {
-	static const uint64_t flags[HMM_PFN_FLAG_MAX] = { 1, 2, 4 }, values[HMM_PFN_VALUE_MAX] = { 8, 0, 16 };
 	struct looked_at *looked_at = &driver->looked_at;
 	struct thread_context *me = &driver->context;
-	struct area *area = board_area(me->board, page);
-	uint32_t left = area->first_page + area->pages - page;
-	unsigned long start;
-	long result;
+	unsigned long start = range_begin(driver, page, range_flags[HMM_PFN_VALID]);
+	long result = 0;
 
-	looked_at->page = page;
-	looked_at->pages = 1 + draw_below(&me->random, left < RANGE_PAGES ? left : RANGE_PAGES);
-	start = (unsigned long)board_enter(me->board, page);
-	board_begin(me->board, me->who, OP_RANGE, page, looked_at->pages, 0, start);
-	looked_at->range = (struct hmm_range){ .pfns = looked_at->pfns, .flags = flags, .values = values,
-					       .pfn_shift = 12, .default_flags = 1 };
 	if (draw_below(&me->random, 8) == 0)
-		looked_at->range.default_flags |= 4;
-	result = hmm_range_register(&looked_at->range, &driver->mirror, start,
-				    start + looked_at->pages * PAGE_BYTES, 12);
+		looked_at->range.default_flags |= range_flags[HMM_PFN_DEVICE_PRIVATE];
+	if (draw_below(&me->random, 4) == 0)
+		looked_at->range.default_flags |= range_flags[HMM_PFN_WRITE];
 	for (int tries = 0; tries < 100 && (result == 0 || result == -EBUSY); tries++) {
 		hmm_range_wait_until_valid(&looked_at->range, 100);
 		result = hmm_range_fault(&looked_at->range, true);
 	}
-	if (result < 0 && result != -EBUSY)
+	if (result < 0 && result != -EBUSY && !is_refusal(driver, result))
 		board_excused(me->board, me->who, "hmm_range_fault", result);
 	for (uint32_t i = 0; i < looked_at->pages; i++) {
 		looked_at->begun[i] = board_stroke(me->board, page + i).begun;
-		looked_at->watched[i] = result > 0 && looked_at->pfns[i] & 1 &&
+		looked_at->watched[i] = result > 0 && looked_at->pfns[i] & range_flags[HMM_PFN_VALID] &&
 					hmm_mirror_lookup(&driver->mirror, start + i * PAGE_BYTES) & HMM_ENTRY_VALID;
+		if (result > 0 && (looked_at->pfns[i] & looked_at->range.default_flags & 3) !=
+					  (looked_at->range.default_flags & 3))
+			board_fail(me->board, me->who, "hmm_range_fault gave entry %#lx for page %u, wanted %#lx",
+				   looked_at->pfns[i], page + i, looked_at->range.default_flags);
 	}
 	board_done(me->board, me->who, OP_RANGE, result > 0);
 	board_leave(me->board, page);
@@ -285,18 +403,86 @@ static void range_look(struct driver *driver, uint32_t page)
 		hmm_range_unregister(&looked_at->range);
 }
 
+/* Any driver may say what it wants where. What it does not get does not matter. */
+static void advise(struct driver *driver, uint32_t page)
+{
+	static const enum hmm_advice advices[] = {
+		HMM_ADVISE_SET_READ_MOSTLY, HMM_ADVISE_SET_PREFERRED_LOCATION, HMM_ADVISE_EVICT_PRIORITY,
+		HMM_ADVISE_SET_ACCESSED_BY,
+	};
+	enum hmm_advice advice = advices[draw_below(&driver->context.random, 4)];
+	struct hmm_advise_options options = { .size = sizeof(options), .mirror = &driver->mirror };
+	struct thread_context *me = &driver->context;
+	struct area *area = board_area(me->board, page);
+	uint32_t left = area->first_page + area->pages - page, pages = 1 + draw_below(&me->random, 600);
+	unsigned long address = (unsigned long)board_enter(me->board, page);
+	int error;
+
+	if (pages > left)
+		pages = left;
+	if (advice == HMM_ADVISE_EVICT_PRIORITY)
+		options.value = draw_below(&me->random, 101);
+	board_begin(me->board, me->who, OP_ADVISE, page, pages, 0, advice);
+	if (draw_below(&me->random, 3))
+		error = hmm_advise(me->hmm, address, pages * PAGE_BYTES, advice, &options);
+	else
+		error = hmm_unadvise(me->hmm, address, pages * PAGE_BYTES, advice, &options);
+	if (error)
+		board_excused(me->board, me->who, "hmm_advise", error);
+	board_done(me->board, me->who, OP_ADVISE, !error);
+	board_leave(me->board, page);
+}
+
+static void add(struct driver *driver, struct area *area)
+{
+	struct thread_context *me = &driver->context;
+	uint32_t cell = board_pick_counter(me->board, area, &me->random);
+
+	if (draw_below(&me->random, 3))
+		exclusive_add(me, &driver->mirror, driver->window, cell);
+	else
+		window_add(me, driver->window, cell);
+}
+
+/* The counters, if there are any and one is at hand. */
+static struct area *counters_of(struct driver *driver, struct area *area)
+{
+	struct board *board = driver->context.board;
+
+	if (!board->settings.exclusive || !driver->window)
+		return NULL;
+	if (area->kind == AREA_COUNTERS)
+		return draw_below(&driver->context.random, 5) ? area : NULL;
+	return draw_below(&driver->context.random, 3) ? board_counters(board) : NULL;
+}
+
 static void access_at_random(struct driver *driver)
 {
 	struct thread_context *me = &driver->context;
 	struct board *board = me->board;
 	uint32_t page = board_pick_page(board, &me->random);
-	uint32_t kind = board_area(board, page)->kind;
-	bool mine = kind != AREA_PINNED;
+	struct area *area = board_area(board, page), *counters;
+	uint32_t kind = area->kind;
+	bool mine = kind != AREA_PINNED && kind != AREA_COUNTERS;
 	uint32_t choice = draw_below(&me->random, 100);
 
 	if (kind == AREA_ORDINARY && !draw_below(&me->random, 8)) {
 		range_check(driver);
-		range_look(driver, page);
+		if (board->settings.several && draw_below(&me->random, 2))
+			range_snapshot(driver, page);
+		else
+			range_look(driver, page);
+	}
+	if (board->settings.several && !draw_below(&me->random, 40))
+		advise(driver, page);
+	if (driver->engine && choice < 20) {
+		engine_move(me, &driver->mirror, choice < 14);
+		return;
+	}
+	counters = counters_of(driver, area);
+	if (counters) {
+		add(driver, counters);
+		return;
 	}
 
 	/*
@@ -352,13 +538,19 @@ static void driver_open(struct driver *driver, int socket_fd, unsigned int index
 	if (error)
 		board_fail(board, me->who, "hmm_open_peer: %s (%s)", strerror(-error), hmm_last_error());
 	close(key);
-	/* The last driver has a device of its own, the others share the owner's. */
-	snprintf(name, sizeof(name), "coherence-%u", index && index + 1 == board->settings.drivers);
+	driver->engine = board->settings.engine && index + 1 == board->settings.drivers;
+	if (driver->engine) {
+		engine_open(me, &driver->mirror, index % 2 ? &with_callback : &without_callback);
+		return;
+	}
+	/* The last driver has a device of its own, the others share the owner's. Or each has. */
+	snprintf(name, sizeof(name), "coherence-%u",
+		 board->settings.several ? index : index && index + 1 == board->settings.drivers);
 	error = hmm_device_open(me->hmm, name, &driver->mirror.device);
 	if (error)
 		board_fail(board, me->who, "hmm_device_open(%s): %s (%s)", name, strerror(-error),
 			   hmm_last_error());
-	driver->mirror.ops = index % 2 ? &with_callback : &without_callback;
+	driver->mirror.ops = index % 2 || board->settings.exclusive ? &with_callback : &without_callback;
 	error = hmm_mirror_register(&driver->mirror, me->hmm);
 	if (error)
 		board_fail(board, me->who, "hmm_mirror_register: %s (%s)", strerror(-error), hmm_last_error());
@@ -397,6 +589,8 @@ int driver_main(int board_fd, int socket_fd, unsigned int index)
 	me->random = me->board->settings.seed + 1000 + index;
 	sigaction(SIGSEGV, &action, NULL);
 	sigaction(SIGBUS, &action, NULL);
+	if (me->board->settings.protect)
+		attempt_begin(hit);
 	driver_open(driver, socket_fd, index);
 	atomic_fetch_add(&me->board->drivers_ready, 1);
 	while (!board_stopped(me->board))
@@ -407,7 +601,8 @@ int driver_main(int board_fd, int socket_fd, unsigned int index)
 	hmm_range_unregister(&driver->looked_at.range);
 	hmm_window_unmap(driver->window);
 	hmm_window_unmap(driver->coherent);
-	hmm_mirror_unregister(&driver->mirror);
+	if (hmm_mirror_unregister(&driver->mirror) == 0 && driver->engine)
+		engine_close(me);
 	hmm_device_put(driver->mirror.device);
 	hmm_close(me->hmm);
 	return 0;

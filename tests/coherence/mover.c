@@ -3,8 +3,8 @@
  * mover.c - the owner's thread that sends random ranges to the device and
  * home, in the foreground and by prefetch, and now and then excludes a range
  * and includes it again, makes one coherent and ordinary again, or says
- * something of one. (Not DISCARD, whose bytes
- * would be anybody's guess, nor UNPINNED, which one engine depends on.)
+ * something of one. (Not DISCARD, which is for the one thread that
+ * discards, nor UNPINNED, which one engine depends on.)
  *
  * It takes no lock: a range may be unmapped or moved under its call, and then
  * its pages are reported as holes or as changed, never damaged.
@@ -13,6 +13,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -179,7 +180,8 @@ static bool is_scarce(const struct board *board)
 
 /*
  * Some blocks become coherent under everybody's hands, and ordinary again. Not where the
- * address space changes: coherent memory is not to be discarded, moved or forked.
+ * address space changes: coherent memory is not to be discarded, moved or forked, and what it allows windows
+ * do not follow. Of several movers each has blocks of its own.
  */
 static void share(struct thread_context *me)
 {
@@ -191,11 +193,16 @@ static void share(struct thread_context *me)
 	int error;
 
 	if (area->kind != AREA_ORDINARY || !blocks || board->settings.events || board->settings.fork ||
-	    is_scarce(board))
+	    board->settings.protect || (is_scarce(board) && !board->settings.several))
 		return;
 	first = draw_below(&me->random, blocks);
 	start += first * BLOCK_BYTES;
 	length = (1 + draw_below(&me->random, blocks - first)) * BLOCK_BYTES;
+	if (board->settings.several) {
+		if (start / BLOCK_BYTES % MOVERS != me->writer)
+			return;
+		length = BLOCK_BYTES;
+	}
 	board_begin(board, me->who, OP_SHARE, area->first_page + (uint32_t)((start - base) / PAGE_BYTES),
 		    (uint32_t)(length / PAGE_BYTES), 0, 0);
 	error = hmm_share(me->mirror, (void *)start, length);
@@ -221,6 +228,29 @@ static bool may_refuse(long error)
 	return error == -ENOSPC || error == -EBUSY || error == -EFAULT || error == -EPERM || error == -EOPNOTSUPP;
 }
 
+/* Where devices are scarce nothing may stay for long: others wait for its room. */
+static void pin_for_a_moment(struct thread_context *me)
+{
+	struct hmm_advise_options options = { .size = sizeof(options), .mirror = me->mirror };
+	struct journey journey = pick_journey(me);
+	uint32_t pages = journey.pages < 64 ? journey.pages : 64;
+	struct board *board = me->board;
+	int error;
+
+	board_begin(board, me->who, OP_ADVISE, journey.page, pages, 0, HMM_ADVISE_PIN);
+	error = hmm_advise(me->hmm, journey.address, pages * PAGE_BYTES, HMM_ADVISE_PIN, &options);
+	if (error && !may_refuse(error))
+		board_excused(board, me->who, "hmm_advise: PIN", error);
+	pause_us(draw_below(&me->random, 3000));
+	/* A call that failed with hmmd may have been heard. */
+	do {
+		error = hmm_unadvise(me->hmm, journey.address, pages * PAGE_BYTES, HMM_ADVISE_PIN, &options);
+		if (error)
+			board_excused(board, me->who, "hmm_unadvise: PIN", error);
+	} while (error && !board_stopped(board));
+	board_done(board, me->who, OP_ADVISE, !error);
+}
+
 static void advise(struct thread_context *me)
 {
 	static const enum hmm_advice advices[] = {
@@ -234,8 +264,11 @@ static void advise(struct thread_context *me)
 	struct board *board = me->board;
 	int error;
 
-	if (advice == HMM_ADVISE_PIN && is_scarce(board))
+	if (advice == HMM_ADVISE_PIN && is_scarce(board)) {
+		if (board->settings.several)
+			pin_for_a_moment(me);
 		return;
+	}
 	if (advice == HMM_ADVISE_SET_PREFERRED_LOCATION && draw_below(&me->random, 2))
 		options.mirror = NULL;
 	if (advice == HMM_ADVISE_GRANULARITY)
@@ -256,12 +289,17 @@ void *mover_thread(void *context)
 {
 	struct thread_context *me = context;
 	struct board *board = me->board;
-	static uint8_t results[AREA_STRIDE / PAGE_BYTES];
+	uint8_t *results = malloc(AREA_STRIDE / PAGE_BYTES);
 	int completion = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 
+	if (!results)
+		board_fail(board, me->who, "no memory");
 	while (!board_stopped(board)) {
 		uint32_t choice = draw_below(&me->random, 100);
 
+		/* Where several devices want the same pages, say more and move less. */
+		if (board->settings.several && choice < 25)
+			choice = 92 + choice / 5;
 		if (choice < 45)
 			migrate(me, HMM_DEVICE, results);
 		else if (choice < 55)
@@ -281,5 +319,6 @@ void *mover_thread(void *context)
 		pause_us(draw_below(&me->random, 400));
 	}
 	close(completion);
+	free(results);
 	return NULL;
 }

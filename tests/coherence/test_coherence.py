@@ -139,6 +139,65 @@ class Coherence(Base):
         self.verdict(process)
 
 
+class Pair(Base):
+    """A variant as it is, and with kill -9, each for half of the time."""
+
+    seconds = (SECONDS + 1) // 2
+
+    def run_half(self, *options):
+        self.start_daemon()
+        self.verdict(self.coherence(*options, seconds=self.seconds), self.seconds)
+
+    def run_killed(self, *options):
+        self.start_daemon()
+        process = self.coherence(*options, "--kill-daemon", seconds=self.seconds)
+        self.kill_at_random(process, self.seconds)
+        self.verdict(process, self.seconds)
+
+
+class Engine(Pair):
+    """The last driver's memory is its own: bytes come and go by its copies alone."""
+
+    def test_events(self):
+        self.run_half("--drivers", "2", "--engine", "--events", "--fork", "--device", "8")
+
+    def test_kill(self):
+        self.run_killed("--drivers", "2", "--engine", "--device", "8")
+
+
+class Protect(Pair):
+    """Rights go and come back while everybody goes on: what is refused changes nothing, what is allowed is done."""
+
+    def test_windows(self):
+        self.run_half("--drivers", "2", "--protect", "--windows")
+
+    def test_kill(self):
+        """Without windows: those that are closed when hmmd dies stay closed, and nobody is there to close others."""
+        self.run_killed("--drivers", "2", "--protect")
+
+
+class Exclusive(Pair):
+    """Nothing comes between a load and a store of a page that a device has to itself."""
+
+    def test_protect_and_fork(self):
+        self.run_half("--drivers", "2", "--exclusive", "--windows", "--protect", "--fork")
+
+    def test_kill(self):
+        self.run_killed("--drivers", "2", "--exclusive", "--windows")
+
+
+class Several(Pair):
+    """Small devices that take from each other, told all the time what is to be where."""
+
+    options = ["--drivers", "3", "--several", "--windows", "--mib", "32", "--device", "16"]
+
+    def test_advised(self):
+        self.run_half(*self.options)
+
+    def test_kill(self):
+        self.run_killed(*self.options)
+
+
 class Everything(Base):
     """On demand: all at once, for longer."""
 

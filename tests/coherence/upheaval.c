@@ -51,6 +51,7 @@ struct snapshot {
 	uint32_t pages[CHILD_PAGES];
 	struct sight sights[CHILD_PAGES][PAGE_CELLS];
 	uint64_t values[CHILD_PAGES][PAGE_CELLS];
+	bool readable[CHILD_PAGES];
 };
 
 static struct stretch pick_stretch(struct thread_context *me)
@@ -95,17 +96,32 @@ static void settle(struct thread_context *me, const void *address)
 		pause_us(2000);
 }
 
-static void discard(struct thread_context *me, enum operation operation, int advice, bool hard)
+static void discard(struct thread_context *me, enum operation operation, int advice, enum discard kind)
 {
 	struct stretch stretch = pick_stretch(me);
 
 	begin(me, operation, &stretch);
-	board_discard_begin(me->board, stretch.page, stretch.pages, hard);
+	board_discard_begin(me->board, stretch.page, stretch.pages, kind);
 	if (madvise(stretch.address, stretch.bytes, advice))
 		board_fail(me->board, me->who, "madvise %d: %m", advice);
 	settle(me, stretch.address);
-	board_discard_end(me->board, stretch.page, stretch.pages, hard);
+	board_discard_end(me->board, stretch.page, stretch.pages, kind);
 	board_done(me->board, me->who, operation, true);
+}
+
+/* What is on a device is dropped, what is not stays: done when the call returns. */
+static void discard_on_device(struct thread_context *me)
+{
+	struct stretch stretch = pick_stretch(me);
+	int error;
+
+	begin(me, OP_DISCARD, &stretch);
+	board_discard_begin(me->board, stretch.page, stretch.pages, DISCARD_DONE);
+	error = hmm_advise(me->hmm, (unsigned long)stretch.address, stretch.bytes, HMM_ADVISE_DISCARD, NULL);
+	if (error)
+		board_excused(me->board, me->who, "hmm_advise: DISCARD", error);
+	board_discard_end(me->board, stretch.page, stretch.pages, DISCARD_DONE);
+	board_done(me->board, me->who, OP_DISCARD, !error);
 }
 
 static void replace(struct thread_context *me)
@@ -113,12 +129,12 @@ static void replace(struct thread_context *me)
 	struct stretch stretch = pick_stretch(me);
 
 	begin(me, OP_REPLACE, &stretch);
-	board_discard_begin(me->board, stretch.page, stretch.pages, true);
+	board_discard_begin(me->board, stretch.page, stretch.pages, DISCARD_HARD);
 	if (mmap(stretch.address, stretch.bytes, PROT_READ | PROT_WRITE,
 		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED)
 		board_fail(me->board, me->who, "mmap over a mapping: %m");
 	settle(me, stretch.address);
-	board_discard_end(me->board, stretch.page, stretch.pages, true);
+	board_discard_end(me->board, stretch.page, stretch.pages, DISCARD_HARD);
 	board_done(me->board, me->who, OP_REPLACE, true);
 }
 
@@ -128,7 +144,7 @@ static void unmap(struct thread_context *me)
 
 	pthread_rwlock_wrlock(&stretch.area->lock);
 	begin(me, OP_UNMAP, &stretch);
-	board_discard_begin(me->board, stretch.page, stretch.pages, true);
+	board_discard_begin(me->board, stretch.page, stretch.pages, DISCARD_HARD);
 	if (munmap(stretch.address, stretch.bytes))
 		board_fail(me->board, me->who, "munmap: %m");
 	if (draw_below(&me->random, 2))
@@ -137,7 +153,7 @@ static void unmap(struct thread_context *me)
 		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == MAP_FAILED)
 		board_fail(me->board, me->who, "mmap anew: %m");
 	settle(me, stretch.address);
-	board_discard_end(me->board, stretch.page, stretch.pages, true);
+	board_discard_end(me->board, stretch.page, stretch.pages, DISCARD_HARD);
 	board_done(me->board, me->who, OP_UNMAP, true);
 	pthread_rwlock_unlock(&stretch.area->lock);
 }
@@ -277,11 +293,16 @@ static void child_main(struct upheaval *upheaval)
 	struct snapshot *snapshot = upheaval->snapshot;
 	struct board *board = upheaval->me->board;
 
+	/*
+	 * What its mappings forbid is forbidden to it for ever: it has them as they were. And of memory
+	 * that only a driver reaches it may get SIGBUS.
+	 */
 	for (uint32_t i = 0; i < CHILD_PAGES; i++) {
-		const volatile uint64_t *memory = (const volatile uint64_t *)snapshot->addresses[i];
+		const _Atomic uint64_t *memory = (const _Atomic uint64_t *)snapshot->addresses[i];
 
-		for (uint32_t j = 0; j < PAGE_CELLS; j++) {
-			uint64_t value = memory[j];
+		snapshot->readable[i] = attempt_load(memory, &snapshot->values[i][0]);
+		for (uint32_t j = 0; snapshot->readable[i] && j < PAGE_CELLS; j++) {
+			uint64_t value = atomic_load(&memory[j]);
 			const char *why = board_opinion(board, snapshot->pages[i] * PAGE_CELLS + j,
 							&snapshot->sights[i][j], value,
 							snapshot->sights[i][j].stroke.begun);
@@ -291,17 +312,15 @@ static void child_main(struct upheaval *upheaval)
 			snapshot->values[i][j] = value;
 		}
 	}
-	for (uint32_t i = 0; i < CHILD_PAGES; i += 3) {
-		volatile uint64_t *memory = (volatile uint64_t *)snapshot->addresses[i];
-
-		memory[i] = (uint64_t)(snapshot->pages[i] * PAGE_CELLS + i) << 36 | (WRITER_CHILD + 1);
-	}
+	for (uint32_t i = 0; i < CHILD_PAGES; i += 3)
+		attempt_store((_Atomic uint64_t *)snapshot->addresses[i] + i,
+			      (uint64_t)(snapshot->pages[i] * PAGE_CELLS + i) << 36 | (WRITER_CHILD + 1));
 	pause_us(3000);
 	for (uint32_t i = 0; i < CHILD_PAGES; i++) {
-		const volatile uint64_t *memory = (const volatile uint64_t *)snapshot->addresses[i];
+		const _Atomic uint64_t *memory = (const _Atomic uint64_t *)snapshot->addresses[i];
 
-		for (uint32_t j = 0; j < PAGE_CELLS; j++) {
-			uint64_t value = memory[j];
+		for (uint32_t j = 0; snapshot->readable[i] && j < PAGE_CELLS; j++) {
+			uint64_t value = atomic_load(&memory[j]);
 
 			if (value != snapshot->values[i][j] && (value & 0xff) != WRITER_CHILD + 1)
 				child_complains(upheaval, i, j, value,
@@ -370,17 +389,20 @@ void *upheaval_thread(void *context)
 	while (!board_stopped(board)) {
 		uint32_t choice = draw_below(&me->random, 100);
 
-		if (forks && (!events || choice < 6))
+		if (forks && (!(events || board->settings.several) || choice < 6))
 			fork_and_verify(&upheaval);
+		else if (!events)
+			discard_on_device(me);
 		else if (choice < 32)
-			discard(me, OP_DONTNEED, MADV_DONTNEED, true);
+			discard(me, OP_DONTNEED, MADV_DONTNEED, DISCARD_HARD);
 		else if (choice < 38)
-			discard(me, OP_FREE, MADV_FREE, false);
+			discard(me, OP_FREE, MADV_FREE, DISCARD_SOFT);
 		else if (choice < 58)
 			replace(me);
 		else if (choice < 65)
 			unmap(me);
-		else if (choice < 69)
+		else if (choice < 69 && !board->settings.engine)
+			/* Of far pages one device alone may have some in a block that they are moved to. */
 			move_area(me);
 		else if (choice < 77)
 			protect(me);

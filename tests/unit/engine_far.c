@@ -206,6 +206,49 @@ Test(far, there_and_back)
 	fixture_end(&fixture);
 }
 
+/* The driver has let go of what it was told last, and its answer is in the worker's box. */
+static void let_go(void)
+{
+	struct letter *told = next_letter(HMM_OP_INVALIDATE), *letter;
+	struct hmm_msg_ack *message = question(&letter, HMM_OP_ACK, sizeof(*message), DRIVER);
+
+	cr_assert(ne(ptr, told, NULL));
+	message->cookie = ((const struct hmm_msg_invalidate *)(const void *)told->message)->cookie;
+	letter->owner = fixture.owner->id;
+	letter_free(told);
+	mailbox_post(&fixture.worker.inbox, letter);
+}
+
+/* Who serves a raw fork hears what brings far pages, and no more: others stay where the child is given them from. */
+Test(far, only_what_brings_far_pages_is_heard_in_a_fork)
+{
+	struct pages pages = pages_from(0, 10);
+	struct block *block = begin_far(), *other;
+	uint64_t cookie;
+
+	fixture_out(&fixture, HMM_BLOCK_PAGES, HMM_BLOCK_PAGES + 10);
+	other = fixture_block(&fixture, 1);
+	fixture_callbacks(&fixture);
+	home_begin(other, &pages, HMM_BLOCK_PAGES, false, HMM_REASON_CPU_FAULT, 0, NULL);
+	let_go();
+	cr_assert(far_fetch(block, &pages, HMM_BLOCK_PAGES, 0, HMM_REASON_FORK, &waiter));
+	let_go();
+	cr_assert(worker_hear_drivers(fixture.owner));
+	cr_expect(not(block_at_rest(other)));
+	cr_expect(eq(uint, block_count(other, HMM_PAGE_DEVICE), 10));
+	cookie = asked(HMM_OP_DEVMEM_FETCH, NULL);
+	cr_assert(ne(u64, cookie, 0), "that answer was heard");
+	fetched(cookie, HMM_FAR_RESULT_HERE, 10);
+	cr_expect(block_at_rest(block));
+	/* The other is held, for when the worker has time again. */
+	cr_assert(ne(ptr, fixture.worker.held, NULL));
+	owner_request(fixture.owner, fixture.worker.held);
+	fixture.worker.held = NULL;
+	cr_expect(block_at_rest(other));
+	cr_expect(eq(uint, block_count(other, HMM_PAGE_DEVICE), 0));
+	fixture_end(&fixture);
+}
+
 /* The answer was noted, and its reply lost with hmmd: said again, it is answered by what was noted. */
 Test(far, stored_said_again)
 {

@@ -367,6 +367,10 @@ static void add_memory(struct hmm_device *device, bool resource)
 static int let_go(struct hmm_mirror *me, const struct hmm_update *update)
 {
 	CHECK(me == &mirror && update->start < update->end);
+	atomic_store(&board->in_answer, true);
+	while (atomic_load(&board->hold_answer))
+		usleep(1000);
+	atomic_store(&board->in_answer, false);
 	return 0;
 }
 

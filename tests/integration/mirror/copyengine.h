@@ -51,6 +51,8 @@ struct board {
 	_Atomic bool in_store;
 	_Atomic bool hold_fault;	/* fault() does not return */
 	_Atomic bool in_fault;
+	_Atomic bool hold_answer;	/* its callback does not return */
+	_Atomic bool in_answer;
 	_Atomic bool choose_badly;	/* alloc_and_copy() chooses pages in use, and no pages at all */
 };
 

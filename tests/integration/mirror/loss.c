@@ -279,6 +279,44 @@ static void cloned_late(void)
 	engine_end();
 }
 
+/* What is on its way home, on another device, when the fork comes: the child gets that, too. */
+static void cloned_on_the_way_home(void)
+{
+	char *memory, *elsewhere;
+	pthread_t helper;
+	pid_t child;
+	void *gone;
+
+	engine_begin("cloned-home");
+	if (!(hmm_features(hmm) & HMM_HAS_EVENT_FORK))
+		test_skip("raw forks are not seen here");
+	memory = test_map(64);
+	elsewhere = test_map_huge(1);
+	test_fill(memory, 64, 1);
+	test_fill(elsewhere, 512, 2);
+	engine_out(memory, 32);
+	test_out(elsewhere, 512);
+	/* Its pages wait for the driver's answer. */
+	atomic_store(&board->hold_answer, true);
+	CHECK_EQ(pthread_create(&helper, NULL, touch, elsewhere + 7 * PAGE), 0);
+	while (!atomic_load(&board->in_answer))
+		usleep(1000);
+	child = (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+	if (!child) {
+		test_part(elsewhere, 0, 512, 2);
+		test_part(memory, 0, 64, 1);
+		_exit(0);
+	}
+	usleep(200000);
+	atomic_store(&board->hold_answer, false);
+	test_reap(child, 0);
+	CHECK_EQ(pthread_join(helper, &gone), 0);
+	CHECK(!gone);
+	test_check(elsewhere, 512, 2);
+	test_check(memory, 64, 1);
+	engine_end();
+}
+
 static const struct test_case cases[] = {
 	{ "sigbus", sigbus, false }, { "liar", liar, false },
 	{ "lost-for-good", lost_for_good, false }, { "driver-dies", driver_dies, false },
@@ -286,6 +324,7 @@ static const struct test_case cases[] = {
 	{ "unmapped-in-fetch", unmapped_in_fetch, false },
 	{ "driver-dies-in-store", driver_dies_in_store, false },
 	{ "remapped-onto-another", remapped_onto_another, false }, { "cloned", cloned, false },
+	{ "cloned-on-the-way-home", cloned_on_the_way_home, false },
 	{ "cloned-late", cloned_late, false }, { "cloned-lost", cloned_lost, false },
 	{ NULL, NULL, false },
 };
