@@ -41,7 +41,7 @@ static void send_piece(unsigned int n, enum hmm_target target)
 {
 	unsigned long addr = (unsigned long)pieces[n].words;
 
-	check(hmm_prefetch(&mirror, addr, PIECE, target, done[n].fd), "hmm_prefetch");
+	check(hmm_prefetch(&mirror, addr, PIECE, target, 0, done[n].fd, NULL), "hmm_prefetch");
 }
 
 /* In its own memory: what the program has of the piece is nothing, until it is sent home. */

@@ -532,7 +532,7 @@ static void closed_while_prefetching(void)
 	tell_mirrors(1, &counting);
 	changed = test_map(PAGES);
 	test_fill(changed, PAGES, 1);
-	CHECK_EQ(hmm_prefetch(&told[0], (unsigned long)changed, PAGES * PAGE, HMM_DEVICE, -1), 0);
+	CHECK_EQ(hmm_prefetch(&told[0], (unsigned long)changed, PAGES * PAGE, HMM_DEVICE, 0, -1, NULL), 0);
 	hmm_close(hmm);
 	CHECK(atomic_load(&calls) > 0);
 	test_check(changed, PAGES, 1);
