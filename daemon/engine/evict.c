@@ -150,6 +150,11 @@ static void note_journey(struct obstacles *seen, uint64_t journey)
 	seen->journey = journey;
 }
 
+static bool is_being_brought(const struct block *block)
+{
+	return block->brought && migrate_is_under_way(block->owner, block->brought);
+}
+
 /* False: it stays, for now or in any case. */
 static bool may_go(struct part *part, struct block *block)
 {
@@ -159,7 +164,7 @@ static bool may_go(struct part *part, struct block *block)
 		part->seen.pinned += (uint64_t)block->charged << HMM_PAGE_SHIFT;
 		return false;
 	}
-	if (block->brought && migrate_is_under_way(owner, block->brought)) {
+	if (is_being_brought(block)) {
 		note_journey(&part->seen, block->brought);
 		return false;
 	}
@@ -192,8 +197,9 @@ static bool may_be_returned(struct part *part, const struct copy *copy)
 static bool look_at_block(struct part *part, struct block *block)
 {
 	if (!may_go(part, block)) {
-		/* Out of the way of those behind it, next time. */
-		block_touch(block);
+		/* Out of the way of those behind it, next time. What is only busy keeps its place among them. */
+		if (block_is_pinned(block) || is_being_brought(block))
+			block_touch(block);
 		return false;
 	}
 	part->victim[part->victims++] = (struct evict_candidate){
@@ -370,6 +376,9 @@ static void evicted(struct owner *owner, void *data, uint64_t unused)
 		atomic_fetch_add(&part->device->pool->evicted,
 				 (uint64_t)eviction->pages << HMM_PAGE_SHIFT);
 	}
+	/* Refused: its driver uses it. */
+	if (left && !owner->gone)
+		block_touch(block);
 	settle_claim(part, eviction, block_charges(block));
 	free(eviction);
 	part->running--;

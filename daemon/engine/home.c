@@ -246,6 +246,7 @@ static void home_proceed(struct block *block)
 			 strerror(-r));
 	transit_end(block);
 	block_settle_later(block);
+	job_came(job, &done);
 	if (job)
 		job_block_done(job, r);
 }
@@ -298,6 +299,7 @@ static void unshare_proceed(struct block *block)
 			window_wake(block, first, end);
 	}
 	attribute_note_left(block, want);
+	job_came(job, want);
 	transit_end(block);
 	block_settle_later(block);
 	if (job)

@@ -15,6 +15,32 @@
 #include "engine/worker.h"
 #include "log.h"
 
+/*
+ * Between two steps of a job its pages may go out again: the program runs as soon as
+ * the agent has moved them, perhaps before hmmd hears of it, and what it sends to
+ * the device then is to stay there.
+ */
+void job_came(struct job *job, const struct pages *pages)
+{
+	for (unsigned int w = 0; job && w < HMM_BITMAP_WORDS; w++)
+		job->came.word[w] |= pages->word[w];
+}
+
+static void drop_those_that_came(const struct job *job, struct pages *pages)
+{
+	for (unsigned int w = 0; w < HMM_BITMAP_WORDS; w++)
+		pages->word[w] &= ~job->came.word[w];
+}
+
+/* Fills @pages with those in @state that the job has yet to see to. False: none. */
+static bool left_in(const struct job *job, const struct block *block, enum hmm_page_state state,
+		    struct pages *pages)
+{
+	block_pages_in(block, state, job->first, job->end, pages);
+	drop_those_that_came(job, pages);
+	return !pages_empty(pages);
+}
+
 static bool wanted_home(const struct job *job, const struct block *block)
 {
 	const struct device *only = job->migration->only;
@@ -92,6 +118,7 @@ void home_slot_done(struct block *block, struct block_order *order, struct hmm_o
 	attribute_note_left(block, &block->move.want);
 	slot_release(owner, order->slot);
 	fault_wake(owner, block->addr, HMM_BLOCK_SIZE);
+	job_came(job, &came);
 	transit_end(block);
 	block_settle_later(block);
 	job_block_done(job, 0);
@@ -104,10 +131,22 @@ static bool copies_step(struct job *job, struct block *block)
 
 	/* A far page has no bytes in the shadow that could be copied. */
 	if (!owner_may_share(block->owner) || device_is_far(job->migration->only) ||
-	    !block_pages_in(block, HMM_PAGE_DEVICE, job->first, job->end, &pages))
+	    !left_in(job, block, HMM_PAGE_DEVICE, &pages))
 		return false;
 	home_begin(block, &pages, HMM_BLOCK_PAGES, true, HMM_REASON_MIGRATE, 0, job);
 	return true;
+}
+
+/* Chosen to make room, it has been waiting for its turn: it may be the last one to go by now. */
+static bool was_used_since(const struct job *job, const struct block *block)
+{
+	const struct migration *migration = job->migration;
+	const struct mirror *mirror = migration->returns ? mirror_by_id(migration->owner, migration->returns) : NULL;
+	const struct copy *copy = mirror ? copies_find(block, mirror) : NULL;
+
+	if (!migration->chosen)
+		return false;
+	return (migration->returns ? copy && copy->used != migration->chosen : block->used != migration->chosen);
 }
 
 /* Of these pages the copies that are to go: the device's, or those of one of its mirrors. */
@@ -134,6 +173,7 @@ static bool home_step(struct job *job, struct block *block)
 		for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++)
 			if (i < job->first || i >= job->end)
 				pages_clear(&pages, i);
+		drop_those_that_came(job, &pages);
 		if (pages_empty(&pages))
 			return false;
 		copies_return(block, &pages, job->migration->reason, job);
@@ -141,11 +181,11 @@ static bool home_step(struct job *job, struct block *block)
 	}
 	if (job->migration->copies)
 		return copies_step(job, block);
-	if (block_pages_in(block, HMM_PAGE_SHARED, job->first, job->end, &pages)) {
+	if (left_in(job, block, HMM_PAGE_SHARED, &pages)) {
 		unshare_begin(block, &pages, job->migration->reason, job);
 		return true;
 	}
-	if (!block_pages_in(block, HMM_PAGE_DEVICE, job->first, job->end, &pages))
+	if (!left_in(job, block, HMM_PAGE_DEVICE, &pages))
 		return false;
 	if (far_fetch(block, &pages, HMM_BLOCK_PAGES, 0, HMM_REASON_MIGRATE, &job->task))
 		return true;
@@ -175,7 +215,7 @@ static bool home_step(struct job *job, struct block *block)
 static void home_results(struct job *job, struct block *block)
 {
 	for (unsigned int i = job->first; i < job->end; i++) {
-		bool out = block && page_state(block, i) == HMM_PAGE_DEVICE &&
+		bool out = block && page_state(block, i) == HMM_PAGE_DEVICE && !pages_test(&job->came, i) &&
 			   wanted_home(job, block);
 
 		if (out)
@@ -198,6 +238,8 @@ void job_run_home(struct job *job)
 			block_park(block, &job->task);
 			return;
 		}
+		if (job->rounds == 0 && was_used_since(job, block))
+			job->refused = true;
 		if (job->rounds == 0 && wanted_home(job, block))
 			block_pages_in(block, HMM_PAGE_DEVICE, job->first, job->end, &job->was_out);
 		if (!job->refused && job->rounds++ < ROUNDS_MAX && home_step(job, block))

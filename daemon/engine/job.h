@@ -27,6 +27,7 @@ struct migration {
 	bool exclusive;			/* what gets there is marked */
 	int reason;			/* enum hmm_reason: why pages leave the device */
 	bool cheap;			/* where drivers need not wait: they may refuse */
+	uint64_t chosen;		/* to make room: when it was used last; it stays if that was not the last; 0: never */
 	uint64_t journey;		/* to a device: requests that go on from each other have one together */
 	bool full;			/* the device was found to have no room for more of it */
 	unsigned int running;
@@ -56,6 +57,7 @@ struct job {
 	uint32_t order_flags;
 	struct pages reported;		/* have their result */
 	struct pages was_out;		/* home: pages that were on the device when it began */
+	struct pages came;		/* home: done. What is out again has gone anew, for somebody else */
 };
 
 /* @results: one is kept for each page. NULL: out of memory. */

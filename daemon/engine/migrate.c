@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/copies.h"
 #include "engine/job.h"
 #include "engine/worker.h"
 #include "log.h"
@@ -397,6 +398,7 @@ int migrate_evict(struct owner *owner, uint64_t addr, const struct device *devic
 	migration->only = device;
 	migration->reason = HMM_REASON_EVICT;
 	migration->cheap = cheap;
+	migration->chosen = block_find(owner, addr)->used;
 	migration->done = done;
 	migration->data = data;
 	migration_begin(migration);
@@ -410,6 +412,7 @@ int migrate_return(struct mirror *mirror, uint64_t addr, bool cheap, migrate_don
 	if (!migration)
 		return -ENOMEM;
 	migration->only = mirror->device;
+	migration->chosen = copies_find(block_find(mirror->owner, addr), mirror)->used;
 	migration->returns = mirror->id;
 	migration->reason = HMM_REASON_EVICT;
 	migration->cheap = cheap;

@@ -639,7 +639,10 @@ typedef void (*migrate_done)(struct owner *owner, void *data, uint64_t pages);
 /* [start, end) of this owner home (device: of that device only, or NULL); then done(data, pages that came). */
 void migrate_home(struct owner *owner, uint64_t start, uint64_t end, const struct device *device,
 		  migrate_done done, void *data);
-/* The block of @addr leaves this device, to make room. @cheap: where no driver would have to wait. */
+/*
+ * The block of @addr leaves this device, to make room, unless it is used before it comes to that.
+ * @cheap: where no driver would have to wait.
+ */
 int migrate_evict(struct owner *owner, uint64_t addr, const struct device *device, bool cheap,
 		  migrate_done done, void *data);		/* or -ENOMEM, and done() is not called */
 /* The same for the copies that @mirror has of this block, which another mirror holds and keeps. */
@@ -648,6 +651,8 @@ int migrate_return(struct mirror *mirror, uint64_t addr, bool cheap, migrate_don
 bool migrate_is_under_way(const struct owner *owner, uint64_t journey);
 void migrate_out_done(struct block *block, struct block_order *order, struct hmm_order *shared);
 void job_block_done(struct job *job, int result);
+/* A job, or NULL, has brought these pages home: it does not do so twice. */
+void job_came(struct job *job, const struct pages *pages);
 bool job_is_cheap(const struct job *job);
 void job_refused(struct block *block);		/* a driver would have to wait */
 /* A window touched @addr: the pages of @span go to the device, then @task runs. */

@@ -92,8 +92,6 @@ Test(use, home_is_cold_and_then_gone)
 	fixture_end(&fixture);
 }
 
-/* ---- refusals -------------------------------------------------------------------------- */
-
 static unsigned int finished;
 
 static void note_finished(struct owner *owner, void *data, uint64_t pages)
@@ -103,6 +101,42 @@ static void note_finished(struct owner *owner, void *data, uint64_t pages)
 	(void)pages;
 	finished++;
 }
+
+/* A job that has brought pages home does not take what has gone out since, before it was run again. */
+static void expect_out_again(unsigned int shared)
+{
+	struct pages pages = pages_from(0, shared);
+
+	finished = 0;
+	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
+	fixture_out(&fixture, 0, 20);
+	if (shared)
+		home_begin(fixture_block(&fixture, 0), &pages, HMM_BLOCK_PAGES, true, HMM_REASON_CPU_FAULT, 0, NULL);
+	fixture_callbacks(&fixture);
+	migrate_home(fixture.owner, ROOM_START, ROOM_START + HMM_BLOCK_SIZE, NULL, note_finished, NULL);
+	owner_run(fixture.owner);
+	cr_assert(eq(uint, fixture_answer(&fixture), 1));
+	cr_assert(eq(uint, fixture.mirror->device_pages, shared ? 20 - shared : 0));
+	fixture_out(&fixture, 0, shared ? shared : 15);
+	owner_run(fixture.owner);
+	/* What it has not brought yet it still has to. */
+	cr_expect(eq(uint, fixture_answer(&fixture), shared ? 1 : 0));
+	owner_run(fixture.owner);
+	cr_expect(eq(uint, finished, 1));
+	cr_expect(eq(u64, fixture.mirror->device_pages, shared ? shared : 15));
+	for (unsigned int i = 0; i < (shared ? shared : 15); i++)
+		cr_assert(eq(int, page_state(fixture_block(&fixture, 0), i), HMM_PAGE_DEVICE));
+	fixture_check(&fixture);
+	fixture_end(&fixture);
+}
+
+Test(use, what_has_gone_out_again_stays)
+{
+	expect_out_again(0);
+	expect_out_again(5);
+}
+
+/* ---- refusals -------------------------------------------------------------------------- */
 
 /* Block 0 is about to be evicted, and its driver has been asked. Return: its sequence number before. */
 static uint64_t evict_first(bool cheap)
@@ -346,6 +380,46 @@ Test(room, the_coldest_makes_way)
 	cr_expect(eq(u64, fixture.owner->counter[COUNTER_PAGES_EVICTED], HMM_BLOCK_PAGES));
 	cr_expect(eq(u64, fixture.device->pool->evicted, HMM_BLOCK_SIZE));
 	fixture_check(&fixture);
+	fixture_end(&fixture);
+}
+
+/* Chosen, and used before its turn came: another one goes. */
+Test(room, what_was_used_since_stays)
+{
+	struct wanting wanting = { 0 };
+
+	begin_full(3);
+	cr_assert(eq(int, want(&wanting, HMM_BLOCK_SIZE), 0));
+	evict_look(&fixture.worker);
+	block_touch(fixture_block(&fixture, 0));
+	work();
+	cr_expect(eq(uint, wanting.runs, 1));
+	EXPECT_USE(2, 0);
+	cr_expect(eq(u64, fixture.owner->counter[COUNTER_EVICTIONS], 1));
+	cr_expect(eq(u64, fixture.owner->counter[COUNTER_EVICTIONS_REFUSED], 0));
+	fixture_check(&fixture);
+	fixture_end(&fixture);
+}
+
+/* A block that is busy when somebody looks is no younger for that. */
+Test(room, what_is_busy_keeps_its_place)
+{
+	struct pages one = pages_from(0, 1);
+	struct wanting wanting = { 0 };
+
+	begin_full(4);
+	fixture_callbacks(&fixture);
+	for (unsigned int n = 0; n < 2; n++)
+		home_begin(fixture_block(&fixture, n), &one, HMM_BLOCK_PAGES, false, HMM_REASON_CPU_FAULT, 0, NULL);
+	cr_assert(eq(int, want(&wanting, HMM_BLOCK_SIZE), 0));
+	evict_look(&fixture.worker);
+	EXPECT_USE(0, 1, 2, 3);
+	fixture_answer(&fixture);
+	work();
+	fixture_answer(&fixture);
+	work();
+	cr_expect(eq(uint, wanting.runs, 1));
+	EXPECT_USE(0, 1, 3);
 	fixture_end(&fixture);
 }
 
