@@ -221,7 +221,7 @@ void hmmc_prefetch_stop(struct hmm *hmm, const struct hmm_mirror_private *mirror
 			__atomic_add_fetch(&found->references, 1, __ATOMIC_ACQ_REL);
 		futex_unlock(&hmm->lock);
 		if (found) {
-			hmmc_dispatch_wait(hmm, &found->done);
+			hmmc_dispatch_wait(&found->done);
 			drop(found);
 		}
 	} while (found);
