@@ -14,6 +14,10 @@
  *
  * A prepare_fork that fails (hmmd gone for good) delays the fork until the rescuer
  * is done; then everything is home, too.
+ *
+ * A callback that forks waits for no migration, since that may wait for the callback: it passes
+ * the gate, and where hmmd sees forks the child gets its pages from hmmd, as after a
+ * raw clone(). Where hmmd does not the fork waits all the same, hmmd's deadline at the longest.
  */
 #include <pthread.h>
 
@@ -104,31 +108,41 @@ static void open_gate(void)
 	}
 }
 
+static void bring_home(struct hmm *hmm)
+{
+	struct request *request = hmmc_request_new(hmm->connection, HMM_OP_PREPARE_FORK,
+						   sizeof(struct hmm_msg_prepare_fork));
+
+	if (!request)
+		return;
+	request->prepare = hmmc_prepare_owner;
+	hmmc_request_call(request);
+	hmmc_request_free(request);
+}
+
 static void before(void)
 {
-	struct hmm *hmm = hmmc_space_lock_own();
-	struct request *request;
+	bool in_callback = hmmc_dispatch_is_current();
+	struct hmm *hmm = hmmc_space_enter_any();
 
-	close_gate();
-	if (!hmm)
-		return;
-	if (!__atomic_load_n(&hmm->lost, __ATOMIC_ACQUIRE)) {
-		request = hmmc_request_new(hmm->connection, HMM_OP_PREPARE_FORK,
-					   sizeof(struct hmm_msg_prepare_fork));
-		if (request) {
-			request->prepare = hmmc_prepare_owner;
-			hmmc_request_call(request);
-			hmmc_request_free(request);
-		}
-	}
-	if (__atomic_load_n(&hmm->lost, __ATOMIC_ACQUIRE))
+	if (!in_callback)
+		close_gate();
+	if (hmm && !__atomic_load_n(&hmm->lost, __ATOMIC_ACQUIRE) &&
+	    !(in_callback && hmm->features & HMM_FEATURE_EVENT_FORK))
+		bring_home(hmm);
+	if (hmm && __atomic_load_n(&hmm->lost, __ATOMIC_ACQUIRE))
 		hmmc_dispatch_wait(&hmm->owner->rescuer.done);
+	if (hmm)
+		hmmc_space_leave(hmm);
+	/* Last: what was waited for may wait for a callback, and that for the lock. */
+	hmmc_space_lock();
 }
 
 static void in_parent(void)
 {
-	open_gate();
-	hmmc_space_unlock_own();
+	if (!hmmc_dispatch_is_current())
+		open_gate();
+	hmmc_space_unlock();
 }
 
 static void in_child(void)

@@ -185,16 +185,16 @@ void *hmm_internal_mremap(void *old, size_t old_size, size_t new_size, int flags
 	if (hmmc_thread_is_private() || !length || length > HMM_VA_END ||
 	    (uint64_t)old % HMM_PAGE_SIZE || (uint64_t)old + length > HMM_VA_END)
 		return moves ? call(old, old_size, new_size, flags, new) : map;
-	hmm = hmmc_space_lock_own();
+	hmm = hmmc_space_enter_own();
+	if (!hmm && (hmmc_space_await_close() || moves))
+		return call(old, old_size, new_size, flags, new);
 	errno = EFAULT;
-	if (!hmm || hmmc_space_check(hmm))
-		map = moves ? call(old, old_size, new_size, flags, new) : map;
-	else if (moves)
-		map = move(hmm, old, length, flags, new);
-	else
-		map = call_paused(hmm, old, length, new_size, flags, new);
+	if (!hmm)
+		return map;
+	map = moves ? move(hmm, old, length, flags, new)
+		    : call_paused(hmm, old, length, new_size, flags, new);
 	error = errno;
-	hmmc_space_unlock_own();
+	hmmc_space_leave(hmm);
 	if (map == MAP_FAILED)
 		errno = error;
 	return map;

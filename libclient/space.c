@@ -33,6 +33,7 @@
 static struct {
 	struct futex_lock lock;
 	struct hmm *own;
+	uint32_t closing;	/* futex: 1: own is being closed, or has just been taken away and watches memory still */
 	pid_t pid;		/* whose it is */
 	uint32_t generation;
 } process LIBRARY_DATA = { .generation = 1 };
@@ -85,8 +86,9 @@ int hmmc_space_check(const struct hmm *hmm)
 }
 
 /*
- * How often this thread has taken the lock: some hold it for long, and what they call
- * (a program's fork handlers, a signal's handler on top of them) may come here again.
+ * How often this thread has taken the lock: who opens, or forks, holds it for a while, and what they
+ * call (a program's fork handlers, a signal's handler on top of them) may come here again.
+ * Nobody waits for a callback with it: callbacks, too, remap, protect and fork.
  */
 static __thread unsigned int holding __attribute__((tls_model("initial-exec")));
 
@@ -108,19 +110,15 @@ static bool is_copy(void)
 	return __atomic_load_n(&process.own, __ATOMIC_ACQUIRE) && process.pid != getpid();
 }
 
-struct hmm *hmmc_space_lock_own(void)
+void hmmc_space_lock(void)
 {
-	bool nested = holding;
-
-	if (is_copy()) {
+	if (is_copy())
 		holding++;
-		return NULL;
-	}
-	lock_process();
-	return nested ? NULL : process.own;
+	else
+		lock_process();
 }
 
-void hmmc_space_unlock_own(void)
+void hmmc_space_unlock(void)
 {
 	if (is_copy())
 		holding--;
@@ -128,43 +126,49 @@ void hmmc_space_unlock_own(void)
 		unlock_process();
 }
 
-/* hmm_close() holds the lock while it waits for callbacks: one that comes here does not wait for it. */
-static bool lock_in_callback(void)
-{
-	for (unsigned int tries = 0; tries < 100; tries++) {
-		if (futex_trylock(&process.lock)) {
-			holding++;
-			return true;
-		}
-		nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
-	}
-	return false;
-}
-
-struct hmm *hmmc_space_enter_own(void)
+struct hmm *hmmc_space_enter_any(void)
 {
 	struct hmm *hmm = __atomic_load_n(&process.own, __ATOMIC_ACQUIRE);
 
 	/* Not even the lock, where nothing is mirrored. */
 	if (!hmm || holding || is_copy())
 		return NULL;
-	if (!hmmc_dispatch_is_current())
-		lock_process();
-	else if (!lock_in_callback())
-		return NULL;
+	lock_process();
 	hmm = process.own;
-	if (hmm && __atomic_load_n(&hmm->lost, __ATOMIC_ACQUIRE))
-		hmm = NULL;
 	if (hmm)
-		__atomic_add_fetch(&hmm->prefetching, 1, __ATOMIC_ACQ_REL);
+		__atomic_add_fetch(&hmm->users, 1, __ATOMIC_ACQ_REL);
 	unlock_process();
 	return hmm;
 }
 
+struct hmm *hmmc_space_enter_own(void)
+{
+	struct hmm *hmm = hmmc_space_enter_any();
+
+	if (!hmm || !__atomic_load_n(&hmm->lost, __ATOMIC_ACQUIRE))
+		return hmm;
+	hmmc_space_leave(hmm);
+	return NULL;
+}
+
 void hmmc_space_leave(struct hmm *hmm)
 {
-	__atomic_sub_fetch(&hmm->prefetching, 1, __ATOMIC_ACQ_REL);
-	futex_wake(&hmm->prefetching, INT32_MAX);
+	/* It may be freed at once: its address alone is used for the wake-up. */
+	__atomic_sub_fetch(&hmm->users, 1, __ATOMIC_ACQ_REL);
+	futex_wake(&hmm->users, INT32_MAX);
+}
+
+/* This thread is the one that closes. */
+static __thread bool closes __attribute__((tls_model("initial-exec")));
+
+bool hmmc_space_await_close(void)
+{
+	if (closes || holding || __atomic_load_n(&process.own, __ATOMIC_ACQUIRE) ||
+	    !__atomic_load_n(&process.closing, __ATOMIC_ACQUIRE))
+		return false;
+	while (__atomic_load_n(&process.closing, __ATOMIC_ACQUIRE))
+		hmmc_dispatch_pause(&process.closing, 1, NULL);
+	return true;
 }
 
 void hmmc_space_forget(void)
@@ -175,6 +179,7 @@ void hmmc_space_forget(void)
 	process.generation = generation;
 	hmmc_devmem_forget();
 	holding = 0;
+	closes = false;
 }
 
 static int check_options(const struct hmm_open_options *given, struct hmm_open_options *options)
@@ -256,6 +261,21 @@ static void free_space(struct hmm *hmm)
 	hmmc_arena_free(hmm, sizeof(*hmm));
 }
 
+/* Takes the lock when no handle is being closed: hmmd and the kernel know one owner per process. */
+static int lock_to_open(void)
+{
+	lock_process();
+	while (__atomic_load_n(&process.closing, __ATOMIC_ACQUIRE)) {
+		unlock_process();
+		if (hmmc_dispatch_is_current() || holding)
+			return hmmc_fail(-EDEADLK,
+					 "this process's handle is being closed, which may wait for this callback, or fork handler");
+		hmmc_dispatch_pause(&process.closing, 1, NULL);
+		lock_process();
+	}
+	return 0;
+}
+
 int hmm_open(const struct hmm_open_options *given, struct hmm **result)
 {
 	struct hmm_open_options options;
@@ -273,7 +293,9 @@ int hmm_open(const struct hmm_open_options *given, struct hmm **result)
 	if (options.flags & HMM_OPEN_PRELOADED)
 		flags |= HMM_OPEN_FLAGS_PRELOADED;
 	hmmc_fork_watch();
-	lock_process();
+	error = lock_to_open();
+	if (error)
+		return error;
 	if (process.own && !__atomic_load_n(&process.own->lost, __ATOMIC_ACQUIRE)) {
 		process.own->references++;
 		*result = process.own;
@@ -510,24 +532,19 @@ static void drain_all(struct hmm *hmm)
 	hmmc_request_free(request);
 }
 
-void hmm_close(struct hmm *hmm)
+static void wait_until_zero(const uint32_t *count)
 {
-	/* A fork's child has no part in it: everything is the parent's. */
-	if (!hmm || hmm->generation != process.generation)
-		return;
-	lock_process();
-	if (hmm->references == 1 && hmmc_dispatch_check()) {
-		unlock_process();
-		return;
-	}
-	if (--hmm->references) {
-		unlock_process();
-		return;
-	}
+	uint32_t now;
+
+	while ((now = __atomic_load_n(count, __ATOMIC_ACQUIRE)) != 0)
+		hmmc_dispatch_pause(count, now, NULL);
+}
+
+/* All that was made with it, which waits for callbacks. Those may go on remapping and forking as before. */
+static void close_all(struct hmm *hmm)
+{
 	hmmc_prefetch_stop(hmm, NULL);
-	for (uint32_t running;
-	     (running = __atomic_load_n(&hmm->prefetching, __ATOMIC_ACQUIRE)) != 0;)
-		hmmc_dispatch_pause(&hmm->prefetching, running, NULL);
+	wait_until_zero(&hmm->prefetching);
 	while (hmm->events)
 		hmm_event_close(hmm->events);
 	while (hmm->windows)
@@ -544,12 +561,54 @@ void hmm_close(struct hmm *hmm)
 		hmm->devices->references = 1;
 		hmm_device_put(hmm->devices);
 	}
-	if (process.own == hmm)
-		process.own = NULL;
+}
+
+static void set_own(struct hmm *own, uint32_t closing)
+{
+	lock_process();
+	__atomic_store_n(&process.own, own, __ATOMIC_RELEASE);
+	__atomic_store_n(&process.closing, closing, __ATOMIC_RELEASE);
+	unlock_process();
+	futex_wake(&process.closing, INT32_MAX);
+}
+
+/* True: it was the last reference. */
+static bool put_reference(struct hmm *hmm, bool *own)
+{
+	bool last = false;
+
+	lock_process();
+	if (hmm->references > 1)
+		hmm->references--;
+	else
+		last = hmmc_dispatch_check() == 0;
+	*own = last && process.own == hmm;
+	if (*own)
+		process.closing = 1;
+	unlock_process();
+	return last;
+}
+
+void hmm_close(struct hmm *hmm)
+{
+	bool own;
+
+	/* A fork's child has no part in it: everything is the parent's. */
+	if (!hmm || hmm->generation != process.generation || !put_reference(hmm, &own))
+		return;
+	close_all(hmm);
+	if (own) {
+		closes = true;
+		set_own(NULL, 1);
+	}
+	wait_until_zero(&hmm->users);
 	if (hmm->key >= 0)
 		hmmc_clerk_call(drop_key, hmm);
 	free_space(hmm);
-	unlock_process();
+	if (own) {
+		set_own(NULL, 0);
+		closes = false;
+	}
 }
 
 /* ---- what hmmd says and when it goes away: in the receiver -------------------------------- */

@@ -73,7 +73,8 @@ struct hmm {
 	struct dispatch *dispatch;	/* NULL: nobody wants callbacks */
 	struct regions *staging;	/* a driver's: what pages pass through; or NULL */
 
-	uint32_t prefetching;		/* futex: what holds it open without a reference: prefetches, mprotect() */
+	uint32_t prefetching;		/* futex: prefetches under way */
+	uint32_t users;			/* futex: who has entered it: mprotect(), mremap(), fork() */
 	struct alloc *allocs;		/* coherent memory */
 };
 
@@ -85,12 +86,18 @@ int hmmc_space_check_handle(const struct hmm *hmm);
 uint32_t hmmc_space_generation(void);
 /* request->prepare for messages whose first field is the owner: a restart may change its id. */
 int hmmc_prepare_owner(struct request *request);
-/* This process's, or NULL; nobody opens or closes until the unlock. */
-struct hmm *hmmc_space_lock_own(void);
-void hmmc_space_unlock_own(void);
-/* This process's, or NULL when there is none that works; it is not closed until it is left. */
+/* Nobody opens, or is half closed, until the unlock. With no callback to be waited for. */
+void hmmc_space_lock(void);
+void hmmc_space_unlock(void);
+/* This process's, or NULL when there is none that works; it is not freed until it is left. */
 struct hmm *hmmc_space_enter_own(void);
+struct hmm *hmmc_space_enter_any(void);	/* also one that does not: whose hmmd is gone */
 void hmmc_space_leave(struct hmm *hmm);
+/*
+ * There is none: if one is just being freed, and watches memory still, waits until that is done.
+ * Return: whether that was so.
+ */
+bool hmmc_space_await_close(void);
 /* After fork, in the child. */
 void hmmc_space_forget(void);
 

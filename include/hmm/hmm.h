@@ -69,7 +69,9 @@ struct hmm_open_options {
  * @result: the handle. The same process gets the same address space again,
  *	with one more reference.
  * Return: 0; -ECONNREFUSED or -ENOENT: no hmmd; -EACCES: not in group hmm;
- *	-EPROTO: versions do not fit; -EINVAL; -ENOMEM; -EPERM: no userfaultfd.
+ *	-EPROTO: versions do not fit; -EINVAL; -ENOMEM; -EPERM: no userfaultfd;
+ *	-EDEADLK: another thread closes the last reference, and this is a callback or a
+ *	fork handler, which that may wait for. (Elsewhere hmm_open() waits until it is closed.)
  */
 int hmm_open(const struct hmm_open_options *options, struct hmm **result);
 
@@ -90,7 +92,8 @@ int hmm_open_peer(int key, const struct hmm_open_options *options, struct hmm **
 
 /*
  * hmm_close() - give the handle back. On the last reference prefetches end, and of the
- * owner every page comes home first. NULL is allowed. The last reference cannot be given
+ * owner every page comes home first; callbacks that run are waited for, and may remap,
+ * protect and fork meanwhile. NULL is allowed. The last reference cannot be given
  * back from inside a callback: nothing happens then, but for hmm_last_error().
  */
 void hmm_close(struct hmm *hmm);

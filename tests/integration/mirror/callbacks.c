@@ -668,6 +668,130 @@ static void waited_for(void)
 	test_close();
 }
 
+/* ---- while the handle is being closed ------------------------------------------------ */
+
+static _Atomic bool closing, worked;
+static char *other;
+
+static void *close_it(void *arg)
+{
+	atomic_store(&closing, true);
+	hmm_close(hmm);
+	return NULL;
+}
+
+static void await_closer(void)
+{
+	atomic_store(&entered, true);
+	while (!atomic_load(&closing))
+		usleep(1000);
+	/* Until it waits for this callback, which it says to nobody. */
+	usleep(200000);
+}
+
+/* What a program may do at any time, with what lies at @other: two blocks, of which one was on a device. */
+static void change_mappings(void)
+{
+	char *place = test_map(1), *moved;
+	pid_t child;
+
+	CHECK_EQ(mprotect(other, PAGE, PROT_READ), 0);
+	CHECK_EQ(mprotect(other, PAGE, PROT_READ | PROT_WRITE), 0);
+	moved = mremap(other + 3 * BLOCK, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, place);
+	CHECK(moved == place);
+	test_check(moved, 1, 9);
+	moved = mremap(other, 2 * BLOCK, 3 * BLOCK, MREMAP_MAYMOVE);
+	CHECK(moved != MAP_FAILED);
+	test_check(moved, 8, 5);
+	/* Else it waits for the deadline, which these have none of. */
+	if (hmm_features(hmm) & HMM_HAS_EVENT_FORK) {
+		child = fork();
+		if (!child) {
+			test_check(moved, 8, 5);
+			/* What waits for this very callback, too. */
+			test_check(changed, PAGES, 1);
+			_exit(0);
+		}
+		test_reap(child, 0);
+	}
+	CHECK_EQ(munmap(moved, 3 * BLOCK), 0);
+}
+
+static int work_while_it_closes(struct hmm_mirror *me, const struct hmm_update *update)
+{
+	struct hmm *again;
+
+	if (!atomic_load(&asked) || atomic_load(&entered))
+		return 0;
+	await_closer();
+	CHECK_EQ(hmm_open(NULL, &again), -EDEADLK);
+	change_mappings();
+	atomic_store(&worked, true);
+	return 0;
+}
+
+static const struct hmm_mirror_ops working = { .size = sizeof(working),
+					       .sync_cpu_device_pagetables = work_while_it_closes };
+
+static void *open_again(void *arg)
+{
+	struct hmm **again = arg;
+
+	CHECK_EQ(hmm_open(NULL, again), 0);
+	return NULL;
+}
+
+/* hmm_close() waits for a callback, and holds nothing that the callback may want. */
+static void work_while_closing(bool by_thread)
+{
+	pthread_t writer, closer, opener, dispatching;
+	struct hmm *again = NULL;
+
+	test_open(0, DEVICE_MEMORY);
+	if (!by_thread)
+		CHECK(hmm_dispatch_fd(hmm) >= 0);
+	other = test_map_huge(4);
+	test_fill(other, 8, 5);
+	test_fill(other + 3 * BLOCK, 1, 9);
+	test_out(other, 8);
+	test_home(other, 8);
+	changed = test_map(PAGES);
+	test_fill(changed, PAGES, 1);
+	test_out(changed, PAGES);
+	tell_mirrors(1, &working);
+	atomic_store(&asked, true);
+	writer = start(write_all);
+	if (!by_thread)
+		dispatching = start(dispatch_one);
+	while (!atomic_load(&entered))
+		usleep(1000);
+	closer = start(close_it);
+	while (!atomic_load(&closing))
+		usleep(1000);
+	usleep(50000);
+	/* This process can be opened anew when it has been closed, and not before. */
+	CHECK_EQ(pthread_create(&opener, NULL, open_again, &again), 0);
+	CHECK_EQ(pthread_join(closer, NULL), 0);
+	CHECK(atomic_load(&worked));
+	if (!by_thread)
+		CHECK_EQ(pthread_join(dispatching, NULL), 0);
+	CHECK_EQ(pthread_join(writer, NULL), 0);
+	CHECK_EQ(pthread_join(opener, NULL), 0);
+	CHECK(again);
+	hmm_close(again);
+	test_check(changed, PAGES, 2);
+}
+
+static void closed_thread(void)
+{
+	work_while_closing(true);
+}
+
+static void closed_loop(void)
+{
+	work_while_closing(false);
+}
+
 /* ---- drivers of their own -------------------------------------------------------- */
 
 static sigjmp_buf fault;
@@ -769,6 +893,36 @@ static void released_thread_driver(void)
 	released_driver(true, &releasing);
 }
 
+static void release_and_work(struct hmm_mirror *me)
+{
+	char *place = test_map(2);
+	pid_t child;
+
+	await_closer();
+	CHECK(mremap(place, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, place + PAGE) == place + PAGE);
+	child = fork();
+	if (!child)
+		_exit(0);
+	test_reap(child, 0);
+	atomic_store(&worked, true);
+}
+
+static const struct hmm_mirror_ops releasing_and_working = { .size = sizeof(releasing_and_working),
+							     .release = release_and_work };
+
+static void closing_driver(void)
+{
+	pthread_t closer;
+
+	test_driver_open(&releasing_and_working);
+	test_tell(TEST_DRIVER_SOCKET, 1, -1);
+	while (!atomic_load(&entered))
+		usleep(1000);
+	closer = start(close_it);
+	CHECK_EQ(pthread_join(closer, NULL), 0);
+	CHECK(atomic_load(&worked));
+}
+
 static void unasked_driver(void)
 {
 	released_driver(true, &quiet);
@@ -824,6 +978,11 @@ static void killed_thread(void)
 static void executed_thread(void)
 {
 	released("executed-thread", true);
+}
+
+static void closed_in_release(void)
+{
+	released("closed-in-release", false);
 }
 
 static void unasked(void)
@@ -979,7 +1138,9 @@ static const struct test_case cases[] = {
 	{ "closed-while-prefetching", closed_while_prefetching, false },
 	{ "dropped", dropped, false }, { "closed", closed, false }, { "in-child", in_child, false },
 	{ "inside-thread", inside_thread, false }, { "inside-loop", inside_loop, false },
-	{ "waited-for", waited_for, false }, { "killed-loop", killed_loop, false },
+	{ "waited-for", waited_for, false }, { "closed-thread", closed_thread, false },
+	{ "closed-loop", closed_loop, false }, { "closed-in-release", closed_in_release, false },
+	{ "killed-loop", killed_loop, false },
 	{ "executed-loop", executed_loop, false }, { "killed-thread", killed_thread, false },
 	{ "executed-thread", executed_thread, false }, { "unasked", unasked, false },
 	{ "crashing-loop", crashing_loop, false }, { "crashing-thread", crashing_thread, false },
@@ -989,6 +1150,7 @@ static const struct test_case cases[] = {
 static const struct test_case drivers[] = {
 	{ "killed-loop", released_loop_driver, false }, { "executed-loop", released_loop_driver, false },
 	{ "killed-thread", released_thread_driver, false }, { "executed-thread", released_thread_driver, false },
+	{ "closed-in-release", closing_driver, false },
 	{ "unasked", unasked_driver, false }, { "crashing-loop", crashing_loop_driver, false },
 	{ "crashing-thread", crashing_thread_driver, false },
 	{ "never-dispatched", never_dispatched_driver, false }, { NULL, NULL, false },
