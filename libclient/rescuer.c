@@ -325,24 +325,64 @@ static const char *source(struct rescuer *rescuer, uint64_t block, unsigned int 
 	return complete && away && region ? region_at(region, address) : NULL;
 }
 
-/*
- * What only its driver reaches, and no driver serves any more, and what was lost before: never
- * zeros. Poison outlives the userfaultfd.
- */
+/* Never zeros. Poison outlives the userfaultfd. */
+static void poison(struct rescuer *rescuer, int uffd, uint64_t address)
+{
+	struct uffdio_poison arg = { .range = { .len = HMM_PAGE_SIZE } };
+
+	do {
+		arg.range.start = whereto(rescuer, address);
+		if (!arg.range.start || ioctl(uffd, UFFDIO_POISON, &arg) == 0 || errno != EAGAIN)
+			return;
+		drain_events(rescuer);
+	} while (true);
+}
+
+/* What only its driver reaches, and no driver serves any more, and what was lost before. */
 static void poison_lost(struct rescuer *rescuer, int uffd, uint64_t block)
 {
 	for (unsigned int page = 0; page < HMM_BLOCK_PAGES; page++) {
 		uint8_t byte = rescuer->block.page[page];
-		struct uffdio_poison poison = { .range = { .len = HMM_PAGE_SIZE } };
 
-		if (byte & HMM_PAGE_SERVED || (!(byte & HMM_PAGE_FAR) && PAGE_STATE(byte) != HMM_PAGE_ERROR))
+		if (!(byte & HMM_PAGE_SERVED) && (byte & HMM_PAGE_FAR || PAGE_STATE(byte) == HMM_PAGE_ERROR))
+			poison(rescuer, uffd, block + ((uint64_t)page << HMM_PAGE_SHIFT));
+	}
+}
+
+/* Return: false where nothing waits any more. */
+static bool read_graft(struct rescuer *rescuer, uint32_t i, struct hmm_graft *graft)
+{
+	const off_t at = (off_t)HMM_GRAFTS_OFFSET;
+	int ledger = rescuer->owner->ledger_fd;
+	uint32_t end = 0;
+
+	return pread(ledger, &end, sizeof(end), at + (off_t)offsetof(struct hmm_grafts, end)) == sizeof(end) &&
+	       i < end && i < HMM_GRAFTS_MAX &&
+	       pread(ledger, graft, sizeof(*graft), at + (off_t)offsetof(struct hmm_grafts, graft) +
+		     (off_t)(i * sizeof(*graft))) == sizeof(*graft);
+}
+
+/* Pages that mremap had moved into blocks in transit: before anybody finds a hole there. */
+static void bring_grafts(struct rescuer *rescuer, int uffd)
+{
+	struct hmm_graft graft;
+
+	for (uint32_t i = 0; read_graft(rescuer, i, &graft); i++) {
+		uint64_t to = graft.addr;
+
+		if (!to)
 			continue;
-		do {
-			poison.range.start = whereto(rescuer, block + ((uint64_t)page << HMM_PAGE_SHIFT));
-			if (!poison.range.start || ioctl(uffd, UFFDIO_POISON, &poison) == 0 || errno != EAGAIN)
-				break;
-			drain_events(rescuer);
-		} while (true);
+		if (graft.number != HMM_FAR_NONE) {
+			rescuer->lost++;
+			poison(rescuer, uffd, graft.addr);
+			continue;
+		}
+		if (pread(rescuer->owner->ledger_fd, rescuer->page, sizeof(rescuer->page),
+			  (off_t)(HMM_GRAFT_BYTES_OFFSET + i * HMM_PAGE_SIZE)) != sizeof(rescuer->page))
+			continue;
+		while ((to = whereto(rescuer, graft.addr)) &&
+		       !copy_home(rescuer, uffd, to, rescuer->page, 1))
+			;
 	}
 }
 
@@ -504,10 +544,12 @@ static void rescue(struct rescuer *rescuer)
 	__atomic_store_n(&owner->pulse->dead, 1, __ATOMIC_SEQ_CST);
 	replay_journal(rescuer);
 	let_agent_finish(rescuer);
+	bring_grafts(rescuer, owner->uffd);
 	/* Faults that the dead hmmd had read are raised again. */
 	wake(owner->uffd, WAKE_START, WAKE_END - WAKE_START);
 	for_each_block(rescuer, owner->uffd, bring_home);
 	for (uint32_t i = 0; i < rescuer->children_count; i++) {
+		bring_grafts(rescuer, rescuer->children[i]);
 		for_each_block(rescuer, rescuer->children[i], bring_to_child);
 		close(rescuer->children[i]);
 	}

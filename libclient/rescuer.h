@@ -26,6 +26,7 @@ struct rescuer {
 	uint64_t lost;			/* that the device had lost already */
 	uint64_t entries[HMM_BLOCK_PAGES];	/* pagemap */
 	struct hmm_ledger_block block;		/* a copy */
+	char page[HMM_PAGE_SIZE];		/* of a graft, a copy */
 	struct change *changes;
 	uint32_t changes_count, changes_room;
 	uint64_t faults[RESCUER_FAULTS];

@@ -132,7 +132,7 @@ _Static_assert(sizeof(struct hmm_ledger_block) == 1024, "one record per KiB");
  * read and perhaps not applied.
  */
 #define HMM_LEDGER_MAGIC	0x6c6d6d68U	/* "hmml" */
-#define HMM_LEDGER_VERSION	4U
+#define HMM_LEDGER_VERSION	5U
 #define HMM_JOURNAL_SLOTS	1024U
 #define HMM_JOURNAL_SLOT_SIZE	32U
 
@@ -205,7 +205,31 @@ struct hmm_attributes {
 	struct hmm_attribute list[2][HMM_ATTRIBUTES_ROOM];
 };
 #define HMM_ATTRIBUTES_OFFSET	(HMM_JOURNAL_OFFSET + HMM_JOURNAL_SIZE)
-#define HMM_LEDGER_SIZE		(HMM_ATTRIBUTES_OFFSET + ((sizeof(struct hmm_attributes) + 4095) & ~4095UL))
+#define HMM_ATTRIBUTES_SIZE	((sizeof(struct hmm_attributes) + 4095) & ~4095UL)
+
+/*
+ * ---- grafts: behind the attributes, in the same memfd ---------------------
+ *
+ * Pages that mremap has moved into a block which is in transit still, on behalf of
+ * what was mapped there before. They wait here, bytes and all, until that has
+ * ended: nobody else has them. The address is stored last, and cleared first.
+ */
+struct hmm_graft {
+	uint64_t addr;		/* where it goes; 0: this place is free */
+	uint32_t mirror;	/* index of the mirror that has held it */
+	uint32_t number;	/* of the driver's memory; HMM_FAR_NONE: its bytes are here */
+};
+#define HMM_GRAFTS_MAX		65536U
+
+struct hmm_grafts {
+	uint32_t end;		/* places from it on are free */
+	uint32_t reserved[3];
+	struct hmm_graft graft[HMM_GRAFTS_MAX];
+};
+#define HMM_GRAFTS_OFFSET	(HMM_ATTRIBUTES_OFFSET + HMM_ATTRIBUTES_SIZE)
+/* Page i is that of graft[i]. */
+#define HMM_GRAFT_BYTES_OFFSET	(HMM_GRAFTS_OFFSET + ((sizeof(struct hmm_grafts) + 4095) & ~4095UL))
+#define HMM_LEDGER_SIZE		(HMM_GRAFT_BYTES_OFFSET + HMM_GRAFTS_MAX * HMM_PAGE_SIZE)
 
 /* ---- orders: hmmd to the owner's agent --------------------------------- */
 

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "engine/fork.h"
+#include "engine/graft.h"
 #include "engine/owner.h"
 #include "engine/remap.h"
 #include "engine/worker.h"
@@ -78,6 +79,7 @@ static void lose(struct block *block, void *data)
 	/* It is not armed: the event is of what was mapped there before, and read late. */
 	if (block_at_rest(block) && block_count(block, HMM_PAGE_COHERENT))
 		return;
+	graft_drop(block->owner, start, end);
 	/* Voided first; only then is an order taken back, so that what it moved is not believed. */
 	block_discard(block, first, last, lost->reason);
 	if (lost->reason != HMM_REASON_DISCARD)
@@ -158,9 +160,13 @@ static void apply_batch(struct owner *owner, uint64_t from, uint64_t to)
 {
 	/* Results of finished orders count as before the events. */
 	order_reap_before_events(owner);
-	for (uint64_t n = from; n < to; n++)
-		if (slot_of(owner, n)->event != UFFD_EVENT_PAGEFAULT)
-			apply(owner, slot_of(owner, n));
+	for (uint64_t n = from; n < to; n++) {
+		if (slot_of(owner, n)->event == UFFD_EVENT_PAGEFAULT)
+			continue;
+		apply(owner, slot_of(owner, n));
+		/* One by one: what an mremap brought is not unmapped by an event before it, done twice. */
+		__atomic_store_n(&owner->journal->applied, n + 1, __ATOMIC_RELEASE);
+	}
 }
 
 static void serve_batch(struct owner *owner, uint64_t from, uint64_t to)
@@ -263,6 +269,7 @@ void journal_replay(struct owner *owner)
 				  owner->id);
 		else if (slot_of(owner, n)->event != UFFD_EVENT_PAGEFAULT)
 			apply(owner, slot_of(owner, n));
+		__atomic_store_n(&owner->journal->applied, n + 1, __ATOMIC_RELEASE);
 	}
 	owner->journal_read = to;
 	__atomic_store_n(&owner->journal->applied, to, __ATOMIC_RELEASE);

@@ -23,6 +23,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "engine/graft.h"
 #include "engine/owner.h"
 #include "engine/worker.h"
 #include "log.h"
@@ -244,11 +245,21 @@ static void copy_block(struct block *block, void *data)
 	}
 }
 
+/* One that mremap has moved into a block which is in transit. */
+static void copy_graft(uint64_t addr, const void *bytes, void *data)
+{
+	if (bytes)
+		copy_page(data, addr, bytes);
+	else
+		poison_page(data, addr);
+}
+
 /* Gives the child its pages and lets it go: consumes its userfaultfd. */
 static void copy_to_child(struct child *child)
 {
 	fcntl(child->uffd, F_SETFL, O_NONBLOCK);
 	block_for_each(child->owner, 0, HMM_VA_END, copy_block, child);
+	graft_for_each(child->owner, copy_graft, child);
 	if (child->poisoned)
 		log_error("owner %u: a raw fork's child gets SIGBUS for %lu pages that their driver has lost, or did not bring in time",
 			  child->owner->id, child->poisoned);

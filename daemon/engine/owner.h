@@ -314,6 +314,7 @@ struct owner {
 	TAILQ_HEAD(, ask) asks;
 	uint64_t next_ask;		/* never the same twice, not even over a restart */
 
+	unsigned int grafts;		/* pages that wait behind the ledger: graft.h */
 	struct task_list retry;		/* the map was changing */
 	TAILQ_HEAD(, block) settling;
 	struct span_set excluded;

@@ -31,6 +31,7 @@
 #include <unistd.h>
 
 #include "engine/copies.h"
+#include "engine/graft.h"
 #include "engine/worker.h"
 #include "log.h"
 #include "uapi.h"
@@ -550,6 +551,7 @@ static void settle(struct owner *owner)
 		note_order(owner, &owner->orders->ring[i]);
 	copies_recover_table(owner);
 	owner->pages_settled = settle_all(owner);
+	graft_recover(owner);
 	journal_replay(owner);
 }
 

@@ -11,6 +11,7 @@
 #include <assert.h>
 
 #include "engine/copies.h"
+#include "engine/graft.h"
 
 #define I (1U << HMM_PAGE_INVALID)
 #define R (1U << HMM_PAGE_REMOTE)
@@ -230,6 +231,7 @@ void transit_end(struct block *block)
 	block->record->slot = HMM_NO_SLOT;
 	sequence_bump(block, false);
 	__atomic_store_n(&block->record->transit, (uint32_t)HMM_TRANSIT_REST, __ATOMIC_RELEASE);
+	graft_settle(block);
 
 	TAILQ_CONCAT(&block->owner->runnable, &block->parked, link);
 }

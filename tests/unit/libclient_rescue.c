@@ -127,6 +127,44 @@ static void rescue(void)
 	cr_assert_eq(owner->pulse->dead, 1);
 }
 
+static void graft(uint32_t place, uint64_t address, uint32_t number, const void *bytes)
+{
+	const struct hmm_graft graft = { .addr = address, .number = number };
+	const uint32_t end = place + 1;
+
+	cr_assert_eq(pwrite(owner->ledger_fd, &end, sizeof(end), (off_t)HMM_GRAFTS_OFFSET), (ssize_t)sizeof(end));
+	cr_assert_eq(pwrite(owner->ledger_fd, &graft, sizeof(graft),
+			    (off_t)(HMM_GRAFTS_OFFSET + offsetof(struct hmm_grafts, graft) +
+				    place * sizeof(graft))),
+		     (ssize_t)sizeof(graft));
+	if (bytes)
+		cr_assert_eq(pwrite(owner->ledger_fd, bytes, HMM_PAGE_SIZE,
+				    (off_t)(HMM_GRAFT_BYTES_OFFSET + place * HMM_PAGE_SIZE)),
+			     (ssize_t)HMM_PAGE_SIZE);
+}
+
+/* mremap moved them there while the block was on its way for what had been there before. */
+Test(rescue, pages_that_wait_for_a_block_in_transit)
+{
+	struct hmm_ledger_block block = { .transit = HMM_TRANSIT_HOME_COPY, .slot = HMM_NO_SLOT };
+
+	begin();
+	arm(home, BLOCKS * HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING);
+	block.pending[0] = 0xe;
+	memset(&block.page[1], HMM_PAGE_DEVICE | HMM_PAGE_COMPLETE | HMM_PAGE_SERVED, 3);
+	record(0, &block);
+	graft(0, HOME + HMM_PAGE_SIZE, HMM_FAR_NONE, golden + HMM_PAGE_SIZE);
+	graft(1, 0, HMM_FAR_NONE, golden);
+	graft(2, HOME + 2 * HMM_PAGE_SIZE, 17, NULL);
+	graft(3, HOME + 3 * HMM_PAGE_SIZE, HMM_FAR_NONE, golden + 3 * HMM_PAGE_SIZE);
+	rescue();
+	cr_assert_eq(memcmp(home + HMM_PAGE_SIZE, golden + HMM_PAGE_SIZE, HMM_PAGE_SIZE), 0);
+	cr_assert_eq(memcmp(home + 3 * HMM_PAGE_SIZE, golden + 3 * HMM_PAGE_SIZE, HMM_PAGE_SIZE), 0);
+	cr_assert_eq(owner->rescuer.pages, 2);
+	cr_assert_eq(owner->rescuer.lost, 1, "only its driver reaches it");
+	end();
+}
+
 Test(rescue, everything_on_the_device_comes_home)
 {
 	begin();

@@ -1,0 +1,271 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * graft.c - pages that mremap moved to an address whose block is in transit, on
+ * behalf of what was mapped there before. Runs on the owner's worker.
+ *
+ * Where the block is at rest, or the transit is not about that page, the page goes in at
+ * once: its bytes into the shadow, D. Else it waits behind the ledger, noted there before
+ * the event counts as applied and the old place lets go of it: a hmmd that is killed
+ * loses nothing, its successor puts the page in when all blocks are at rest, and the
+ * library's rescuer brings it home. transit_end() lets it in before anything that was
+ * parked, or is queued, could find a hole there and fill it.
+ *
+ * Until then it may be unmapped or moved again. The mirror that it comes from stays as
+ * long as it waits.
+ *
+ * What can fail: memory for the block, room in the shadow, or more pages than the ledger has
+ * places for: the page is lost, with an error in the log.
+ */
+#include "engine/graft.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "log.h"
+
+static struct hmm_grafts *grafts_of(const struct owner *owner)
+{
+	return (struct hmm_grafts *)((char *)owner->ledger + HMM_GRAFTS_OFFSET);
+}
+
+static char *bytes_of(const struct owner *owner, uint32_t i)
+{
+	return (char *)owner->ledger + HMM_GRAFT_BYTES_OFFSET + i * HMM_PAGE_SIZE;
+}
+
+static struct mirror *mirror_at(const struct owner *owner, uint32_t index)
+{
+	return index < MIRRORS_MAX ? owner->mirror[index] : NULL;
+}
+
+/* ---- going in --------------------------------------------------------------- */
+
+static int install_bytes(struct block *block, unsigned int i, unsigned int mirror_index, const void *bytes)
+{
+	uint64_t addr = page_addr(block, i);
+	struct mirror *mirror;
+	struct shadow *shadow;
+	int r;
+
+	if (block->record->mirror == HMM_NO_MIRROR)
+		block->record->mirror = (uint16_t)mirror_index;
+	mirror = block_mirror(block);
+	r = mirror ? mirror_shadow(mirror, addr, &shadow) : -ENODEV;
+	if (r)
+		return r;
+	/* Over the quota if need be: the bytes exist, the old place is freed right after. */
+	if (block_charge(block, mirror->device, 1))
+		log_debug("owner %u: a remapped page exceeds the pool for a moment", block->owner->id);
+	/* Zeros may be seen before the bytes are: not by a window. */
+	if (block_has_window(block))
+		window_guard(block);
+	r = shadow_store(shadow, addr, bytes);
+	if (r)
+		return r;
+	block_note_armed(block, i, i + 1);
+	block_set_state(block, i, i + 1, HMM_PAGE_DEVICE);
+	block->touched = true;
+	return 0;
+}
+
+/* A block has one holder: among another device's pages this one can't be known. */
+static void install_far(struct block *block, unsigned int i, unsigned int mirror_index, uint32_t number)
+{
+	struct owner *owner = block->owner;
+	struct mirror *mirror = mirror_at(owner, mirror_index);
+
+	block_note_armed(block, i, i + 1);
+	if (block->record->mirror == HMM_NO_MIRROR)
+		block->record->mirror = (uint16_t)mirror_index;
+	if (mirror && block->record->mirror == mirror_index) {
+		block_set_far(block, i, number);
+		block->touched = true;
+		return;
+	}
+	log_error("owner %u: page %#lx lost in mremap: it is in memory that only a driver reaches, and its new block is another device's",
+		  owner->id, page_addr(block, i));
+	if (mirror)
+		far_release(mirror, number);
+	far_lose(block, i);
+}
+
+static void lost(const struct owner *owner, uint64_t addr, const char *why)
+{
+	log_error("owner %u: page %#lx lost in mremap: %s", owner->id, addr, why);
+}
+
+static void install(struct owner *owner, uint64_t addr, unsigned int mirror, uint32_t number,
+		    const void *bytes)
+{
+	struct block *block = mirror < MIRRORS_MAX ? block_get(owner, addr) : NULL;
+	int r;
+
+	if (!block) {
+		lost(owner, addr, "out of memory");
+	} else if (number != HMM_FAR_NONE) {
+		install_far(block, page_index(addr), mirror, number);
+	} else {
+		r = install_bytes(block, page_index(addr), mirror, bytes);
+		if (r)
+			lost(owner, addr, strerror(-r));
+	}
+}
+
+/* ---- waiting ---------------------------------------------------------------- */
+
+/* The transit is about this very page. */
+static bool has_to_wait(struct owner *owner, uint64_t addr)
+{
+	const struct block *block = block_find(owner, addr);
+	unsigned int i = page_index(addr);
+
+	return block && !block_at_rest(block) && block->record->pending[i / 64] >> (i % 64) & 1;
+}
+
+/* That of @addr, or a free one; HMM_GRAFTS_MAX: there is none. */
+static uint32_t find_place(struct owner *owner, uint64_t addr)
+{
+	struct hmm_grafts *grafts = grafts_of(owner);
+	uint32_t place = grafts->end;
+
+	for (uint32_t i = 0; i < grafts->end; i++) {
+		if (grafts->graft[i].addr == addr)
+			return i;
+		if (!grafts->graft[i].addr)
+			place = i;
+	}
+	return place;
+}
+
+static void note(struct owner *owner, uint64_t addr, unsigned int mirror, uint32_t number, const void *bytes)
+{
+	struct hmm_grafts *grafts = grafts_of(owner);
+	uint32_t i = find_place(owner, addr);
+	struct hmm_graft *graft = &grafts->graft[i];
+
+	if (i == HMM_GRAFTS_MAX) {
+		lost(owner, addr, "too many pages wait for blocks in transit");
+		return;
+	}
+	if (i == grafts->end)
+		__atomic_store_n(&grafts->end, i + 1, __ATOMIC_RELEASE);
+	graft->mirror = mirror;
+	graft->number = number;
+	if (number == HMM_FAR_NONE)
+		memcpy(bytes_of(owner, i), bytes, HMM_PAGE_SIZE);
+	if (!graft->addr) {
+		owner->grafts++;
+		if (mirror_at(owner, mirror))
+			owner->mirror[mirror]->migrations++;
+	}
+	__atomic_store_n(&graft->addr, addr, __ATOMIC_RELEASE);
+}
+
+/* It waits no more. */
+static void forget(struct owner *owner, uint32_t i)
+{
+	struct hmm_grafts *grafts = grafts_of(owner);
+	struct mirror *mirror = mirror_at(owner, grafts->graft[i].mirror);
+	uint32_t end = grafts->end;
+
+	__atomic_store_n(&grafts->graft[i].addr, 0, __ATOMIC_RELEASE);
+	if (grafts->graft[i].number == HMM_FAR_NONE)
+		kernel->punch(owner->ledger_fd, HMM_GRAFT_BYTES_OFFSET + i * HMM_PAGE_SIZE, HMM_PAGE_SIZE);
+	while (end && !grafts->graft[end - 1].addr)
+		end--;
+	grafts->end = end;
+	owner->grafts--;
+	if (mirror)
+		mirror->migrations--;
+}
+
+void graft_page(struct owner *owner, uint64_t addr, unsigned int mirror, uint32_t number, const void *bytes)
+{
+	if (has_to_wait(owner, addr))
+		note(owner, addr, mirror, number, bytes);
+	else
+		install(owner, addr, mirror, number, bytes);
+}
+
+static void let_in(struct owner *owner, uint32_t i)
+{
+	const struct hmm_graft graft = grafts_of(owner)->graft[i];
+
+	install(owner, graft.addr, graft.mirror, graft.number, bytes_of(owner, i));
+	forget(owner, i);
+}
+
+void graft_settle(struct block *block)
+{
+	struct owner *owner = block->owner;
+	const struct hmm_grafts *grafts = grafts_of(owner);
+
+	if (!owner->grafts || owner->gone)
+		return;
+	for (uint32_t i = 0; i < grafts->end; i++)
+		if (grafts->graft[i].addr && grafts->graft[i].addr - block->addr < HMM_BLOCK_SIZE)
+			let_in(owner, i);
+}
+
+void graft_drop(struct owner *owner, uint64_t start, uint64_t end)
+{
+	const struct hmm_grafts *grafts = grafts_of(owner);
+
+	for (uint32_t i = 0; owner->grafts && i < grafts->end; i++) {
+		const struct hmm_graft *graft = &grafts->graft[i];
+
+		if (!graft->addr || graft->addr < start || graft->addr >= end)
+			continue;
+		if (graft->number != HMM_FAR_NONE && mirror_at(owner, graft->mirror))
+			far_release(owner->mirror[graft->mirror], graft->number);
+		forget(owner, i);
+	}
+}
+
+void graft_move(struct owner *owner, uint64_t from, uint64_t to, uint64_t length)
+{
+	struct hmm_grafts *grafts = grafts_of(owner);
+
+	for (uint32_t i = 0; owner->grafts && i < grafts->end; i++) {
+		struct hmm_graft *graft = &grafts->graft[i];
+
+		if (!graft->addr || graft->addr < from || graft->addr >= from + length)
+			continue;
+		__atomic_store_n(&graft->addr, graft->addr - from + to, __ATOMIC_RELEASE);
+		if (!has_to_wait(owner, graft->addr))
+			let_in(owner, i);
+	}
+}
+
+/* ---- after a crash, and for children ------------------------------------------ */
+
+void graft_recover(struct owner *owner)
+{
+	struct hmm_grafts *grafts = grafts_of(owner);
+	uint32_t end = grafts->end < HMM_GRAFTS_MAX ? grafts->end : HMM_GRAFTS_MAX;
+
+	for (uint32_t i = 0; i < end; i++) {
+		const struct hmm_graft *graft = &grafts->graft[i];
+
+		if (!graft->addr || graft->addr >= HMM_VA_END || graft->addr % HMM_PAGE_SIZE)
+			continue;
+		install(owner, graft->addr, graft->mirror, graft->number, bytes_of(owner, i));
+		log_debug("owner %u: page %#lx, moved there while its block was in transit, is put in",
+			  owner->id, graft->addr);
+	}
+	for (uint32_t i = 0; i < end; i++)
+		grafts->graft[i].addr = 0;
+	grafts->end = 0;
+	if (end)
+		kernel->punch(owner->ledger_fd, HMM_GRAFT_BYTES_OFFSET, end * HMM_PAGE_SIZE);
+}
+
+void graft_for_each(struct owner *owner, graft_fn fn, void *data)
+{
+	const struct hmm_grafts *grafts = grafts_of(owner);
+
+	for (uint32_t i = 0; owner->grafts && i < grafts->end; i++)
+		if (grafts->graft[i].addr)
+			fn(grafts->graft[i].addr,
+			   grafts->graft[i].number == HMM_FAR_NONE ? bytes_of(owner, i) : NULL, data);
+}
