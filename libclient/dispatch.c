@@ -390,7 +390,7 @@ static bool quiesce(struct hmm_mirror_private *mirror, struct item *item, int *s
 	return true;
 }
 
-void hmmc_dispatch_forget(struct hmm_mirror_private *mirror)
+void hmmc_dispatch_forget_changes(struct hmm_mirror_private *mirror)
 {
 	struct item *change;
 

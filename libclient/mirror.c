@@ -226,7 +226,11 @@ int hmm_mirror_unregister(struct hmm_mirror *mirror)
 			hmmc_request_free(request);
 		}
 		if (error == -EBUSY) {
-			/* Pages that cannot come home yet. */
+			/* Pages that cannot come home yet. What the device stopped for it had let go of. */
+			if (private->quiesces) {
+				hmmc_dispatch_finish(private);
+				hmmc_dispatch_forget_changes(private);
+			}
 			stop_callbacks(private, false);
 			return error;
 		}
@@ -237,7 +241,7 @@ int hmm_mirror_unregister(struct hmm_mirror *mirror)
 	hmmc_dispatch_drop(hmm, private, true);
 	hmmc_dispatch_finish(private);
 	mirror->priv = NULL;
-	hmmc_dispatch_forget(private);
+	hmmc_dispatch_forget_changes(private);
 	hmmc_range_orphan(private);
 	hmmc_devmem_leave(private);
 	hmm_device_put(private->device);
