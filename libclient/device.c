@@ -114,6 +114,9 @@ int hmm_device_new(struct hmm *hmm, const struct hmm_device_options *given,
 	if (options.caps & ~(HMM_DEVICE_FAULTS | HMM_DEVICE_WRITE_PROTECT | HMM_DEVICE_DMA |
 			     HMM_DEVICE_COPY_ENGINE))
 		return hmmc_fail(-EINVAL, "options.caps has unknown bits");
+	if (options.caps & HMM_DEVICE_WRITE_PROTECT && !(options.caps & HMM_DEVICE_FAULTS))
+		return hmmc_fail(-EINVAL,
+				 "HMM_DEVICE_WRITE_PROTECT needs HMM_DEVICE_FAULTS: a write to a protected page is a fault");
 	device = hmmc_arena_alloc(sizeof(*device));
 	if (!device)
 		return hmmc_fail(-ENOMEM, "the library's memory is used up");

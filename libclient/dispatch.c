@@ -15,6 +15,11 @@
  * run; those that are queued are answered without being run. An answer is sent only on the
  * connection that asked: the cookies of the next hmmd begin anew. When release() has
  * returned the mirror's windows lead nowhere.
+ *
+ * Callbacks of a device that cannot fault, quiesce() and resume(), run one at a time for each mirror
+ * and in hmmd's order: while one is queued or runs, the others wait in mirror->later. A
+ * change that the device has stopped for stays in mirror->changes until hmmd says that it is
+ * over; resume() comes when that is so of all that overlap.
  */
 #include <errno.h>
 #include <limits.h>
@@ -32,6 +37,8 @@ struct item {
 	struct item *next;
 	struct hmm_mirror_private *mirror;
 	bool release;
+	bool settled;			/* the change with this cookie is over */
+	bool ended;			/* of a change that the device stopped for: it is over */
 	struct hmm_update update;
 	uint64_t cookie;
 	uint32_t life;			/* of the connection that asked */
@@ -105,7 +112,7 @@ static void answer(struct hmm *hmm, const struct item *item, int status)
 
 	if (item->anew)
 		say_ready(hmm, item);
-	if (!item->cookie)
+	if (!item->cookie || item->settled)
 		return;
 	request = hmmc_request_new(hmm->connection, HMM_OP_ACK, sizeof(*ack));
 	if (!request)
@@ -159,17 +166,83 @@ static void let_go(struct hmm_mirror_private *mirror)
 	futex_wake(&mirror->callbacks, INT32_MAX);
 }
 
-static void done(struct item *item)
+static void post(struct dispatch *dispatch)
 {
-	let_go(item->mirror);
+	__atomic_add_fetch(&dispatch->posted, 1, __ATOMIC_RELEASE);
+	futex_wake(&dispatch->posted, INT32_MAX);
+	hmmc_dispatcher_post(dispatch);
+}
+
+static void item_free(struct item *item)
+{
 	hmmc_arena_free(item->message, item->size);
 	hmmc_arena_free(item, sizeof(*item));
+}
+
+static void append(struct dispatch *dispatch, struct item *item)
+{
+	item->next = NULL;
+	if (dispatch->tail)
+		dispatch->tail->next = item;
+	else
+		dispatch->head = item;
+	dispatch->tail = item;
+}
+
+/* The next of a mirror whose callbacks run one at a time. Where the program's descriptors are. */
+static void go_on(struct dispatch *dispatch, struct hmm_mirror_private *mirror)
+{
+	uint64_t one = 1;
+	struct item *item;
+
+	if (!mirror->quiesces)
+		return;
+	futex_lock(&dispatch->lock);
+	item = mirror->later;
+	mirror->busy = item;
+	if (item) {
+		mirror->later = item->next;
+		append(dispatch, item);
+		if (dispatch->queued++ == 0 && dispatch->fd >= 0 &&
+		    write(dispatch->fd, &one, sizeof(one)) < 0)
+			one = 0;	/* the program closed it */
+	}
+	futex_unlock(&dispatch->lock);
+	if (item)
+		post(dispatch);
+}
+
+/* @kept: the mirror remembers it. */
+static void done(struct dispatch *dispatch, struct item *item, bool kept)
+{
+	struct hmm_mirror_private *mirror = item->mirror;
+
+	go_on(dispatch, mirror);
+	if (!kept)
+		item_free(item);
+	let_go(mirror);
+}
+
+/* What waits behind a callback of its mirror. With the lock held. */
+static void drop_later(struct hmm_mirror_private *mirror, bool all, struct item **dropped)
+{
+	struct item *item, **at = &mirror->later;
+
+	while ((item = *at)) {
+		if (item->run && !all) {
+			at = &item->next;
+			continue;
+		}
+		*at = item->next;
+		item->next = *dropped;
+		*dropped = item;
+	}
 }
 
 void hmmc_dispatch_drop(struct hmm *hmm, struct hmm_mirror_private *mirror, bool all)
 {
 	struct dispatch *dispatch = __atomic_load_n(&hmm->dispatch, __ATOMIC_ACQUIRE);
-	struct item *item, *previous = NULL, *dropped = NULL;
+	struct item *item, *previous = NULL, *dropped = NULL, *later = NULL;
 
 	if (!dispatch)
 		return;
@@ -183,19 +256,19 @@ void hmmc_dispatch_drop(struct hmm *hmm, struct hmm_mirror_private *mirror, bool
 		item->next = dropped;
 		dropped = item;
 	}
+	drop_later(mirror, all, &later);
 	futex_unlock(&dispatch->lock);
+	while ((item = later)) {
+		later = item->next;
+		answer(hmm, item, 0);
+		item_free(item);
+		let_go(mirror);
+	}
 	while ((item = dropped)) {
 		dropped = item->next;
 		answer(hmm, item, 0);
-		done(item);
+		done(dispatch, item, false);
 	}
-}
-
-static void post(struct dispatch *dispatch)
-{
-	__atomic_add_fetch(&dispatch->posted, 1, __ATOMIC_RELEASE);
-	futex_wake(&dispatch->posted, INT32_MAX);
-	hmmc_dispatcher_post(dispatch);
 }
 
 /* In the receiver, which has the private descriptors. */
@@ -213,11 +286,17 @@ static bool queue(struct dispatch *dispatch, struct hmm_mirror_private *mirror,
 	item->mirror = mirror;
 	__atomic_add_fetch(&mirror->callbacks, 1, __ATOMIC_ACQ_REL);
 	futex_lock(&dispatch->lock);
-	if (dispatch->tail)
-		dispatch->tail->next = item;
-	else
-		dispatch->head = item;
-	dispatch->tail = item;
+	if (mirror->busy) {
+		struct item **at = &mirror->later;
+
+		while (*at)
+			at = &(*at)->next;
+		*at = item;
+		futex_unlock(&dispatch->lock);
+		return true;
+	}
+	mirror->busy = mirror->quiesces;
+	append(dispatch, item);
 	if (dispatch->queued++ == 0 && dispatch->signal >= 0)
 		signalled = write(dispatch->signal, &one, sizeof(one)) == sizeof(one);
 	futex_unlock(&dispatch->lock);
@@ -229,10 +308,103 @@ static bool queue(struct dispatch *dispatch, struct hmm_mirror_private *mirror,
 
 /* ---- calling --------------------------------------------------------------------- */
 
+static bool overlaps(const struct item *change, unsigned long start, unsigned long end)
+{
+	return change->update.start < end && change->update.end > start;
+}
+
+/* All that hangs together with [*@start, *@end), by overlapping. False: some of it is not over. */
+static bool span_ended(const struct hmm_mirror_private *mirror, unsigned long *start, unsigned long *end)
+{
+	const struct item *change;
+	bool grown;
+
+	do {
+		grown = false;
+		for (change = mirror->changes; change; change = change->next) {
+			if (!overlaps(change, *start, *end))
+				continue;
+			if (!change->ended)
+				return false;
+			grown |= change->update.start < *start || change->update.end > *end;
+			if (change->update.start < *start)
+				*start = change->update.start;
+			if (change->update.end > *end)
+				*end = change->update.end;
+		}
+	} while (grown);
+	return true;
+}
+
+static bool is_gone(const struct hmm_mirror_private *mirror, unsigned long start, unsigned long end)
+{
+	/* Of everything (another hmmd goes on) nothing is said. */
+	if (end - start > HMM_REGION_SIZE)
+		return false;
+	for (; start < end; start += HMM_PAGE_SIZE)
+		if (hmm_mirror_lookup(mirror->mirror, start) & HMM_ENTRY_VALID)
+			return false;
+	return true;
+}
+
+/* A change is over: unless another one of its range is not, the device goes on there. */
+static void settle(struct hmm_mirror_private *mirror, const struct item *settled)
+{
+	struct item *change = mirror->changes, **at = &mirror->changes;
+	struct hmm_update update = { 0 };
+
+	while (change && (change->cookie != settled->cookie || change->life != settled->life))
+		change = change->next;
+	if (!change)
+		return;		/* its driver refused, and had not stopped */
+	change->ended = true;
+	update = change->update;
+	if (!span_ended(mirror, &update.start, &update.end))
+		return;
+	while ((change = *at)) {
+		if (!overlaps(change, update.start, update.end)) {
+			at = &change->next;
+			continue;
+		}
+		*at = change->next;
+		item_free(change);
+	}
+	for (change = mirror->changes; change; change = change->next)
+		update.pending++;
+	update.event = is_gone(mirror, update.start, update.end) ? HMM_UPDATE_GONE : HMM_UPDATE_RESTORED;
+	update.blockable = true;
+	mirror->ops.resume(mirror->mirror, &update);
+}
+
+/* The device stops. True: it is to be remembered, until the change is over. */
+static bool quiesce(struct hmm_mirror_private *mirror, struct item *item, int *status)
+{
+	/* Nobody will say of these that they are over: the hmmd that began them is gone. */
+	for (struct item *change = mirror->changes; item->anew && change; change = change->next)
+		change->ended = true;
+	*status = mirror->ops.quiesce(mirror->mirror, &item->update);
+	if (*status == -EAGAIN && !item->update.blockable)
+		return false;
+	item->next = mirror->changes;
+	mirror->changes = item;
+	return true;
+}
+
+void hmmc_dispatch_forget_changes(struct hmm_mirror_private *mirror)
+{
+	struct item *change;
+
+	while ((change = mirror->changes)) {
+		mirror->changes = change->next;
+		item_free(change);
+	}
+}
+
 static void call(struct hmm *hmm, struct item *item)
 {
 	const struct hmm_mirror_ops *ops = &item->mirror->ops;
 	struct hmm_mirror *mirror = item->mirror->mirror;
+	bool kept = false;
 	int status = 0;
 
 	current = true;
@@ -242,6 +414,10 @@ static void call(struct hmm *hmm, struct item *item)
 		if (ops->release)
 			ops->release(mirror);
 		hmmc_devmem_release(item->mirror);
+	} else if (item->settled) {
+		settle(item->mirror, item);
+	} else if (item->mirror->quiesces) {
+		kept = quiesce(item->mirror, item, &status);
 	} else if (ops->sync_cpu_device_pagetables) {
 		status = ops->sync_cpu_device_pagetables(mirror, &item->update);
 	}
@@ -252,7 +428,7 @@ static void call(struct hmm *hmm, struct item *item)
 	if (item->release)
 		hmmc_window_shut(item->mirror);
 	answer(hmm, item, status > 0 ? 0 : status);
-	done(item);
+	done(hmm->dispatch, item, kept);
 }
 
 static void dispatch_main(void *argument)
@@ -516,6 +692,22 @@ void hmmc_dispatch_invalidate(struct hmm *hmm, const struct hmm_msg_invalidate *
 	futex_unlock(&hmm->lock);
 	if (!queued)
 		answer(hmm, &item, 0);
+}
+
+void hmmc_dispatch_settled(struct hmm *hmm, const struct hmm_msg_settled *event)
+{
+	struct item item = {
+		.settled = true,
+		.cookie = event->cookie,
+		.life = hmm->connection->life,
+	};
+	struct hmm_mirror_private *mirror;
+
+	futex_lock(&hmm->lock);
+	mirror = hmmc_mirror_find(hmm, event->mirror);
+	if (mirror && !mirror->leaving && mirror->quiesces && !queue(hmm->dispatch, mirror, &item))
+		hmmc_log(HMMC_LOG_ERROR, "the library's memory is used up: a device that has stopped is not told to go on");
+	futex_unlock(&hmm->lock);
 }
 
 void hmmc_dispatch_anew(struct hmm *hmm)

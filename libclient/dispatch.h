@@ -57,6 +57,10 @@ bool hmmc_dispatch_post(struct hmm_mirror_private *mirror, hmmc_dispatch_fn run,
  * given at once.
  */
 void hmmc_dispatch_invalidate(struct hmm *hmm, const struct hmm_msg_invalidate *event);
+/* ... and the change is over: a device that stopped for it goes on. */
+void hmmc_dispatch_settled(struct hmm *hmm, const struct hmm_msg_settled *event);
+/* No callback runs or will: what its device had stopped for is forgotten. */
+void hmmc_dispatch_forget_changes(struct hmm_mirror_private *mirror);
 void hmmc_dispatch_release(struct hmm *hmm);
 /*
  * After a restart: the last hmmd may have died between a change and telling of it, so every

@@ -72,6 +72,16 @@ static int finish_register(struct request *request, struct hmm_frame *frame)
 	return 0;
 }
 
+static int check_ops(const struct hmm_mirror_ops *ops, const struct hmm_device *device)
+{
+	if (!ops->quiesce != !ops->resume)
+		return hmmc_fail(-EINVAL, "ops->quiesce and ops->resume go together: what stops has to go on");
+	if (!(device->caps & HMM_DEVICE_FAULTS) && ops->release && !ops->quiesce && !ops->sync_cpu_device_pagetables)
+		return hmmc_fail(-EINVAL,
+				 "the device was made without HMM_DEVICE_FAULTS: it has to be stopped for changes, by ops->quiesce or ops->sync_cpu_device_pagetables");
+	return 0;
+}
+
 int hmm_mirror_register(struct hmm_mirror *mirror, struct hmm *hmm)
 {
 	struct hmm_mirror_private *private;
@@ -89,13 +99,15 @@ int hmm_mirror_register(struct hmm_mirror *mirror, struct hmm *hmm)
 			-EINVAL,
 			"the device was opened on another address space's handle; open it on this one");
 	error = hmmc_take_options(mirror->ops, &ops, sizeof(ops));
+	if (!error)
+		error = check_ops(&ops, mirror->device);
 	if (error)
 		return error;
 	private = hmmc_arena_alloc(sizeof(*private));
 	request = hmmc_request_new(hmm->connection, HMM_OP_MIRROR_REGISTER,
 				   sizeof(struct hmm_msg_mirror_register));
 	error = private && request ? 0 : hmmc_fail(-ENOMEM, "the library's memory is used up");
-	if (!error && (ops.release || ops.sync_cpu_device_pagetables ||
+	if (!error && (ops.release || ops.sync_cpu_device_pagetables || ops.quiesce ||
 		       mirror->device->caps & HMM_DEVICE_COPY_ENGINE)) {
 		error = hmmc_dispatch_start(hmm);
 		if (error)
@@ -108,7 +120,8 @@ int hmm_mirror_register(struct hmm_mirror *mirror, struct hmm *hmm)
 		private->hmm = hmm;
 		private->device = mirror->device;
 		hmmc_device_reference(private->device);
-		if (ops.sync_cpu_device_pagetables)
+		private->quiesces = ops.quiesce && !(mirror->device->caps & HMM_DEVICE_FAULTS);
+		if (ops.sync_cpu_device_pagetables || private->quiesces)
 			private->flags |= HMM_MIRROR_FLAGS_CALLBACKS;
 		mirror->hmm = hmm;
 		mirror->priv = private;
@@ -213,7 +226,11 @@ int hmm_mirror_unregister(struct hmm_mirror *mirror)
 			hmmc_request_free(request);
 		}
 		if (error == -EBUSY) {
-			/* Pages that cannot come home yet. */
+			/* Pages that cannot come home yet. What the device stopped for it had let go of. */
+			if (private->quiesces) {
+				hmmc_dispatch_finish(private);
+				hmmc_dispatch_forget_changes(private);
+			}
 			stop_callbacks(private, false);
 			return error;
 		}
@@ -224,6 +241,7 @@ int hmm_mirror_unregister(struct hmm_mirror *mirror)
 	hmmc_dispatch_drop(hmm, private, true);
 	hmmc_dispatch_finish(private);
 	mirror->priv = NULL;
+	hmmc_dispatch_forget_changes(private);
 	hmmc_range_orphan(private);
 	hmmc_devmem_leave(private);
 	hmm_device_put(private->device);
@@ -413,6 +431,9 @@ uint64_t hmm_mirror_lookup(const struct hmm_mirror *mirror, unsigned long addr)
 	    __atomic_load_n(&private->hmm->pulse->dead, __ATOMIC_ACQUIRE))
 		return 0;
 	entry = __atomic_load_n(&private->hmm->table[addr >> HMM_PAGE_SHIFT], __ATOMIC_ACQUIRE);
+	/* What is not on it a device that cannot fault has no use for. */
+	if (!(private->device->caps & HMM_DEVICE_FAULTS) && !(entry & (HMM_TABLE_DEVICE | HMM_TABLE_ERROR)))
+		return 0;
 	if (is_foreign(private, entry) && !hmmc_mirror_has_copy(private, addr, entry))
 		return 0;
 	return entry & HMM_TABLE_FLAGS;

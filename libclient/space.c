@@ -630,6 +630,9 @@ void hmmc_space_event(struct hmm *hmm, struct hmm_frame *frame)
 	case HMM_OP_INVALIDATE:
 		hmmc_dispatch_invalidate(hmm, event);
 		break;
+	case HMM_OP_SETTLED:
+		hmmc_dispatch_settled(hmm, event);
+		break;
 	case HMM_OP_DEVMEM_STORE:
 	case HMM_OP_DEVMEM_FETCH:
 	case HMM_OP_DEVMEM_FREE:

@@ -25,6 +25,7 @@ struct hmm_device {
 	struct hmm_devmem_private *devmem;	/* added by this handle, or NULL */
 };
 
+struct item;
 struct hmm_mirror_private {
 	struct hmm_mirror_private *next;
 	struct hmm_mirror *mirror;
@@ -37,6 +38,10 @@ struct hmm_mirror_private {
 	uint32_t gone;			/* its owner is: release() was called */
 	uint32_t leaving;		/* under hmm->lock: nothing is queued any more */
 	uint32_t callbacks;		/* futex: running or queued */
+	bool quiesces;			/* its device cannot fault, and stops for changes */
+	bool busy;			/* then: one of its callbacks is queued or runs. Under the queue's lock */
+	struct item *later;		/* those behind it, under the same; dispatch.c */
+	struct item *changes;		/* that the device has stopped for; the callback's that runs */
 	struct hmm_range_private *ranges;
 	struct hmm_devmem_private *devmem;	/* of its device, or NULL */
 	struct hmm_mirror_private *devmem_next;

@@ -110,12 +110,18 @@ static bool lacks_memory(const struct owner *owner, unsigned int index)
 	return owner->mirror[index] && !owner->mirror[index]->device->size;
 }
 
-static bool names_device_without_memory(const struct owner *owner, const struct hmm_attribute *attribute)
+static bool cannot_fault(const struct owner *owner, unsigned int index)
+{
+	return owner->mirror[index] && !device_faults(owner->mirror[index]->device);
+}
+
+static bool names_device(const struct owner *owner, const struct hmm_attribute *attribute,
+			 bool (*is_like)(const struct owner *owner, unsigned int index))
 {
 	for (unsigned int i = 0; i < MIRRORS_MAX; i++)
 		if ((attribute->accessed_by >> i & 1 ||
 		     (attribute->flags & HMM_ATTRIBUTE_PREFER_DEVICE && attribute->preferred == i)) &&
-		    lacks_memory(owner, i))
+		    is_like(owner, i))
 			return true;
 	return false;
 }
@@ -139,7 +145,8 @@ static void describe(struct owner *owner, uint64_t start, uint64_t end, struct h
 	facts.merging = !owner_may_share(owner);
 	facts.protects = owner->features & HMM_FEATURE_WP_SHMEM;
 	facts.windows = !TAILQ_EMPTY(&owner->windows);
-	facts.no_memory = names_device_without_memory(owner, &first);
+	facts.no_memory = names_device(owner, &first, lacks_memory);
+	facts.no_faults = names_device(owner, &first, cannot_fault);
 	facts.pages = (end - start) >> HMM_PAGE_SHIFT;
 	facts.on_device = pages_on_device(owner, start, end, pinned);
 	reply->in_force = advice_in_force(&facts, reply->why, sizeof(reply->why));
@@ -352,8 +359,8 @@ static void first_way(struct owner *owner, void *data, uint64_t pages)
 		if (pages_on_device(owner, errand->start, errand->end, errand->mirror) !=
 		    (errand->end - errand->start) >> HMM_PAGE_SHIFT)
 			explain(errand);
-		else
-			note(owner, errand->letter, &errand->change);
+		else if (!note(owner, errand->letter, &errand->change))
+			window_reopen(owner, errand->start, errand->end);
 		if (!errand->letter->error) {
 			errand_end(errand);
 			return;
@@ -408,6 +415,58 @@ static int errand_begin(struct owner *owner, struct letter *letter, struct mirro
 		TAILQ_INSERT_TAIL(&owner->pinnings, &errand->pinning, link);
 	mirror->migrations++;
 	owner->jobs++;
+	return 0;
+}
+
+/* ---- a pin that is taken back ------------------------------------------------------------ */
+
+struct unpinning {
+	struct letter *letter;
+	uint32_t mirrors;		/* whose devices have to let go yet: a bit each */
+	struct mirror *leaving;		/* of this one it is under way; or NULL */
+};
+
+/* A device that cannot fault has nothing that is not pinned: one after the other gives up what it had. */
+static void unpin_next(struct owner *owner, void *data, uint64_t pages)
+{
+	struct unpinning *unpinning = data;
+	const struct hmm_msg_advise *message = (const void *)unpinning->letter->message;
+
+	(void)pages;
+	if (unpinning->leaving)
+		unpinning->leaving->migrations--;
+	unpinning->leaving = NULL;
+	for (unsigned int i = 0; i < MIRRORS_MAX; i++) {
+		if (!(unpinning->mirrors >> i & 1) || !owner->mirror[i])
+			continue;
+		unpinning->mirrors &= ~(1U << i);
+		unpinning->leaving = owner->mirror[i];
+		unpinning->leaving->migrations++;	/* the mirror stays while it runs */
+		reach_leave(unpinning->leaving, message->addr, message->addr + message->length, unpin_next,
+			    unpinning);
+		return;
+	}
+	owner->jobs--;
+	answer_advice(owner, unpinning->letter);
+	free(unpinning);
+}
+
+static int unpin(struct owner *owner, struct letter *letter, const struct change *change, uint32_t mirrors)
+{
+	struct unpinning *unpinning = calloc(1, sizeof(*unpinning));
+	int r;
+
+	if (!unpinning)
+		return letter_fail(letter, -ENOMEM, "out of memory");
+	r = note(owner, letter, change);
+	if (r) {
+		free(unpinning);
+		return r;
+	}
+	unpinning->letter = letter;
+	unpinning->mirrors = mirrors;
+	owner->jobs++;
+	unpin_next(owner, unpinning, 0);
 	return 0;
 }
 
@@ -548,11 +607,19 @@ static void advise(struct owner *owner, struct letter *letter)
 		if (!r)
 			return;
 	}
+	if (!r && change.advice == HMM_ADVICE_PIN && change.back) {
+		uint32_t mirrors = reach_pinned(owner, message->addr, message->addr + message->length);
+
+		r = mirrors ? unpin(owner, letter, &change, mirrors) : 0;
+		if (mirrors && !r)
+			return;
+	}
 	/* A pin holds when all of it is there, and is noted then. */
 	if (!r && !pins)
 		r = note(owner, letter, &change);
 	/* Without memory, or with none that a copy could lie in, there is nothing to send there: the answer says so. */
-	if (!r && errand && (pins || (mirror->device->size && !device_is_far(mirror->device)))) {
+	if (!r && errand && (pins || (mirror->device->size && !device_is_far(mirror->device) &&
+				      device_faults(mirror->device)))) {
 		r = errand_begin(owner, letter, mirror, &change);
 		if (!r)
 			return;

@@ -367,7 +367,8 @@ bool attribute_leaves_copy(const struct block *block, uint64_t addr)
 	const struct mirror *mirror = block_mirror(block);
 	struct hmm_attribute here;
 
-	if (owner->closing || !mirror || mirror->leaving || device_is_far(mirror->device))
+	if (owner->closing || !mirror || mirror->leaving || device_is_far(mirror->device) ||
+	    !device_faults(mirror->device))
 		return false;
 	if (is_being_pinned(owner, addr))
 		return true;

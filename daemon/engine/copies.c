@@ -259,7 +259,7 @@ enum copies_answer copies_get(struct block *block, struct mirror *mirror, unsign
 	enum copies_answer room;
 	struct pages pages;
 
-	if (!holder || device_is_far(holder->device) || holder == mirror || holder->leaving || mirror->leaving || mirror->blind || owner->closing ||
+	if (!holder || device_is_far(holder->device) || !device_faults(holder->device) || holder == mirror || holder->leaving || mirror->leaving || mirror->blind || owner->closing ||
 	    !block_shadow(block))
 		return COPIES_NONE;
 	room = copies_make_room(mirror, 1, block, task);

@@ -8,6 +8,9 @@
  * may take another block) drivers need not wait for their devices: they may answer
  * -EAGAIN, and one such answer undoes it for all. A driver that does not answer in time loses what
  * its windows map of the range; the transit goes on as if it had answered.
+ *
+ * A device that cannot fault has stopped when its driver answers, and goes on when it is told that the
+ * transit has ended (SETTLED, with the same cookie). It is only told of changes to what it has.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -46,6 +49,76 @@ static struct ack *ack_new(struct owner *owner, struct mirror *mirror, struct bl
 	return ack;
 }
 
+static void send_settled(struct mirror *mirror, uint64_t cookie)
+{
+	struct hmm_msg_settled *message = mirror->peer ? malloc(sizeof(*message)) : NULL;
+
+	if (!message) {
+		if (mirror->peer)
+			log_error("owner %u: out of memory: a device that stopped for a change is not told that it is over",
+				  mirror->owner->id);
+		return;
+	}
+	HMM_MSG_INIT(*message, HMM_OP_SETTLED, 0);
+	message->mirror = mirror->id;
+	message->cookie = cookie;
+	worker_event(mirror->owner->worker, mirror->peer, message, -1);
+}
+
+/* A device that cannot fault stops for the change; and for none that is about others' pages. */
+static bool is_concerned(const struct mirror *mirror, const struct block *block, uint64_t start, uint64_t end)
+{
+	return device_faults(mirror->device) || reach_any(mirror, block, start, end);
+}
+
+static void note_stopped(struct block *block, struct mirror *mirror, uint64_t cookie, bool wait)
+{
+	if (device_faults(mirror->device))
+		return;
+	owner_count(block->owner, COUNTER_QUIESCES, 1);
+	if (wait) {
+		block->stopped = mirror->id;
+		block->stopped_for = cookie;
+	} else {
+		send_settled(mirror, cookie);
+	}
+}
+
+void invalidate_settled(struct block *block)
+{
+	struct owner *owner = block->owner;
+	struct mirror *mirror = mirror_by_id(owner, block->stopped);
+
+	if (block->stopped_for && mirror)
+		send_settled(mirror, block->stopped_for);
+	block->stopped_for = 0;
+	for (unsigned int i = 0; i < MIRRORS_MAX; i++)
+		if (owner->mirror[i] && owner->mirror[i]->restarting)
+			invalidate_restart(owner);
+}
+
+static void find_moving(struct block *block, void *data)
+{
+	bool *moving = data;
+
+	*moving = *moving || !block_at_rest(block);
+}
+
+void invalidate_restart(struct owner *owner)
+{
+	bool moving = owner->recovering;
+
+	block_for_each(owner, 0, HMM_VA_END, find_moving, &moving);
+	for (unsigned int i = 0; i < MIRRORS_MAX && !moving; i++) {
+		struct mirror *mirror = owner->mirror[i];
+
+		if (!mirror || !mirror->restarting)
+			continue;
+		mirror->restarting = false;
+		send_settled(mirror, 0);
+	}
+}
+
 unsigned int invalidate_send(struct block *block, uint64_t start, uint64_t end, int reason, bool wait)
 {
 	const struct mirror *holder = block_mirror(block);
@@ -60,7 +133,8 @@ unsigned int invalidate_send(struct block *block, uint64_t start, uint64_t end, 
 		struct hmm_msg_invalidate *message;
 		struct ack *ack;
 
-		if (!mirror || !mirror->peer || !(mirror->flags & HMM_MIRROR_FLAGS_CALLBACKS))
+		if (!mirror || !mirror->peer || !(mirror->flags & HMM_MIRROR_FLAGS_CALLBACKS) ||
+		    !is_concerned(mirror, block, start, end))
 			continue;
 		message = malloc(sizeof(*message));
 		ack = message ? ack_new(owner, mirror, wait ? block : NULL, start, end) : NULL;
@@ -79,6 +153,7 @@ unsigned int invalidate_send(struct block *block, uint64_t start, uint64_t end, 
 		message->blockable = !(wait && block->refused);
 		worker_event(owner->worker, mirror->peer, message, -1);
 		owner_count(owner, COUNTER_INVALIDATIONS, 1);
+		note_stopped(block, mirror, ack->cookie, wait);
 		waiting += wait;
 	}
 	return waiting;

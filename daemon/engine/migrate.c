@@ -322,6 +322,13 @@ void migrate_request(struct owner *owner, struct letter *letter)
 		worker_reply(owner->worker, letter);
 		return;
 	}
+	if (message->target == HMM_TARGET_DEVICE && !device_faults(mirror->device)) {
+		letter_fail(letter, -EOPNOTSUPP,
+			    "%s cannot fault: it has what is pinned on it or coherent, and nothing that comes and goes",
+			    mirror->device->name);
+		worker_reply(owner->worker, letter);
+		return;
+	}
 	migration = migration_new(owner, message->addr, message->addr + message->length, true);
 	if (!migration) {
 		letter_fail(letter, -ENOMEM, "out of memory for a migration of %lu bytes",

@@ -140,6 +140,10 @@ void mirror_ready(struct owner *owner, struct letter *letter)
 		return;
 	}
 	mirror->unready = false;
+	if (!device_faults(mirror->device)) {
+		mirror->restarting = true;
+		invalidate_restart(owner);
+	}
 	if (!letter_reply(letter, HMM_OP_MIRROR_READY_REPLY, sizeof(struct hmm_msg_mirror_ready_reply)))
 		letter_fail(letter, -ENOMEM, "out of memory for the answer");
 }
@@ -349,6 +353,7 @@ void mirror_peer_gone(struct owner *owner, uint64_t peer)
 		far_peer_gone(mirror);
 		mirror->peer = 0;
 		mirror->flags &= ~HMM_MIRROR_FLAGS_CALLBACKS;
+		mirror->restarting = false;
 		exclusive_forget(mirror);
 		note_gone(mirror);
 	}

@@ -64,6 +64,8 @@ const char *const counter_names[COUNTER_MAX] = {
 	[COUNTER_EVICTIONS] = "evictions",
 	[COUNTER_PAGES_EVICTED] = "pages_evicted",
 	[COUNTER_EVICTIONS_REFUSED] = "evictions_refused",
+	[COUNTER_UNREACHABLE] = "unreachable",
+	[COUNTER_QUIESCES] = "quiesces",
 };
 
 void owner_count(struct owner *owner, enum counter counter, uint64_t n)

@@ -104,6 +104,8 @@ struct block {
 	uint64_t passed;			/* the pass of an eviction that has asked it */
 	LIST_HEAD(, copy) copies;		/* of S pages, in other mirrors' shadows: copies.h */
 	unsigned int acks;			/* drivers' answers outstanding */
+	uint32_t stopped;			/* the mirror whose device, which cannot fault, stopped for the transit */
+	uint64_t stopped_for;			/* the cookie of what it was told; 0: it was told nothing */
 	block_proceed proceed;
 	block_proceed refused;			/* where drivers may refuse; or NULL */
 	bool refusal;				/* one did */
@@ -176,6 +178,7 @@ struct mirror {
 	bool leaving;
 	unsigned int migrations;	/* that go out to it */
 	unsigned int awaited;		/* windows of before a restart that are not back yet */
+	bool restarting;		/* its device cannot fault, stopped for another hmmd, and may go on when all is at rest */
 	bool unready;			/* its driver may act on what it was told before a restart */
 	bool strayed;			/* some never came: they show what is not punched */
 	TAILQ_HEAD(, block) use;	/* charged blocks that may be evicted, the coldest first */
@@ -247,6 +250,8 @@ enum counter {
 	COUNTER_EVICTIONS,		/* blocks that came home to make room */
 	COUNTER_PAGES_EVICTED,		/* their pages */
 	COUNTER_EVICTIONS_REFUSED,	/* by a driver that did not want to wait for its device */
+	COUNTER_UNREACHABLE,		/* what devices that cannot fault asked for and may not have */
+	COUNTER_QUIESCES,		/* changes for which they were stopped */
 	COUNTER_MAX
 };
 extern const char *const counter_names[COUNTER_MAX];
@@ -530,6 +535,10 @@ void transit_note(struct block *block);
 /* invalidate.c */
 /* Tells the mirrors' drivers. Return: answers that the block waits for (@wait), or 0. */
 unsigned int invalidate_send(struct block *block, uint64_t start, uint64_t end, int reason, bool wait);
+/* The block's transit has ended: the device that stopped for it may go on. */
+void invalidate_settled(struct block *block);
+/* Devices that stopped for what was before this hmmd, or this connection, may go on where nothing changes. */
+void invalidate_restart(struct owner *owner);
 void invalidate_ack(struct owner *owner, uint64_t cookie, int status);
 /* Whether a block waits for that answer, to have far pages brought into its shadow. */
 bool invalidate_is_of_fetch(const struct owner *owner, uint64_t cookie);
@@ -702,6 +711,16 @@ void window_revoke(struct owner *owner, uint64_t peer, uint64_t start, uint64_t 
 void window_revoke_range(struct owner *owner, uint64_t start, uint64_t end, int error);
 /* What was refused there may be had by now: it is asked for and judged anew. */
 void window_reopen(struct owner *owner, uint64_t start, uint64_t end);
+
+/* reach.c: what a device that cannot fault may have */
+/* The mirror's device may have page @i; one that can fault may have any. The block must be at rest. */
+bool reach_page(const struct mirror *mirror, const struct block *block, unsigned int i);
+/* Whether any page of [start, end), in one block, is the mirror's device's now. */
+bool reach_any(const struct mirror *mirror, const struct block *block, uint64_t start, uint64_t end);
+/* What of [start, end) it may have no longer, since no pin keeps it there, comes home; then done(data). */
+void reach_leave(struct mirror *mirror, uint64_t start, uint64_t end, migrate_done done, void *data);
+/* The indices of mirrors whose devices cannot fault and that have pins in [start, end): a bit each. */
+uint32_t reach_pinned(const struct owner *owner, uint64_t start, uint64_t end);
 
 /* exclusive.c: pages that a device has to itself */
 bool exclusive_page(const struct block *block, unsigned int i);

@@ -20,6 +20,9 @@
  * released. Holds are a matter of economy only: a block that is let go takes
  * its entries back first, number and all. So they need not survive hmmd.
  *
+ * A device that cannot fault has what is coherent, or pinned on it. Nothing else is brought for
+ * it: asked for, it is an error, and a snapshot says that there is nothing.
+ *
  * What can fail: what is mapped (the errors of hmm_range_fault(3)), and memory.
  */
 #include <errno.h>
@@ -316,6 +319,26 @@ static uint8_t cpu_entry(const struct view *view, uint8_t kind)
 	       (kind & KERNEL_PAGE_ZERO ? HMM_RANGE_ENTRY_ZERO : 0);
 }
 
+/* Of a device that cannot fault: what is not on it, for good, it cannot have. */
+static int answer_reach(struct look *look, uint64_t from, uint64_t end)
+{
+	const struct block *block = block_find(look->owner, from);
+
+	for (; from < end; from += HMM_PAGE_SIZE) {
+		uint8_t want = want_of(look, from);
+		bool there = block && reach_page(look->mirror, block, page_index(from));
+
+		if (block && page_state(block, page_index(from)) == HMM_PAGE_ERROR)
+			return stop_at(look, from, HMM_RANGE_STOP_ERROR);
+		if (want && (!there || want & HMM_RANGE_WANT_HOME)) {
+			owner_count(look->owner, COUNTER_UNREACHABLE, 1);
+			return stop_at(look, from, HMM_RANGE_STOP_ERROR);
+		}
+		answer_page(look, from, there ? device_entry(look, block, page_index(from)) : 0);
+	}
+	return 0;
+}
+
 /* Pages that the CPU has, or nobody. */
 static int look_at_pages(struct look *look, uint64_t from, const struct view *view, bool watched)
 {
@@ -376,7 +399,7 @@ static int look_at_mapping(struct look *look, uint64_t *from, uint64_t end)
 	 * What is coherent changes by hmm_unshare() alone, which tells; and its mapping must
 	 * not be registered when that exchanges it.
 	 */
-	watched = !view.excluded && !owner->closing && !is_coherent(owner, *from) &&
+	watched = device_faults(look->mirror->device) && !view.excluded && !owner->closing && !is_coherent(owner, *from) &&
 		  block_watch(owner, view.watch_start, view.watch_end) == 0;
 	if (watched) {
 		struct view seen = view;
@@ -390,6 +413,12 @@ static int look_at_mapping(struct look *look, uint64_t *from, uint64_t end)
 	if (!page_size_fits(look, block, &view))
 		return -EINVAL;
 	r = check_wants(look, &view, *from);
+	if (!device_faults(look->mirror->device)) {
+		if (!r)
+			r = answer_reach(look, *from, view.end);
+		*from = view.end;
+		return r;
+	}
 	if (!r && block)
 		r = bring_home(look, block, *from, view.end);
 	if (!r)

@@ -633,6 +633,7 @@ static void go_on(struct owner *owner)
 	order_release_hold(owner);
 	block_for_each(owner, 0, HMM_VA_END, wake_block, NULL);
 	event_read(owner);
+	invalidate_restart(owner);
 	log_info("owner %u: %s, pid %d: taken over, %lu pages were in transit", owner->id, owner->name,
 		 owner->pid, owner->pages_settled);
 	if (owner->close_after)

@@ -27,6 +27,14 @@ static int device_make(struct engine *engine, struct letter *letter)
 	if (kind == HMM_POOL_KIND_HUGETLB && message->caps & HMM_DEVICE_CAPS_COPY_ENGINE)
 		return letter_fail(letter, -EOPNOTSUPP,
 				   "a copy engine's pages pass one by one: not through a hugetlb pool; use memfd-huge");
+	if (!(message->caps & HMM_DEVICE_CAPS_FAULTS)) {
+		if (message->caps & HMM_DEVICE_CAPS_WRITE_PROTECT)
+			return letter_fail(letter, -EINVAL,
+					   "a device that protects its own pages has to take the faults of that: write_protect goes with faults");
+		if (message->caps & HMM_DEVICE_CAPS_COPY_ENGINE)
+			return letter_fail(letter, -EOPNOTSUPP,
+					   "a device that cannot fault needs pinned memory, and nothing can be pinned in memory that only its driver reaches");
+	}
 	if (kind == HMM_POOL_KIND_HUGETLB && message->size && !engine->facts.hugetlb)
 		return letter_fail(letter, -ENOSPC,
 				   "no huge pages are reserved: write their number into /proc/sys/vm/nr_hugepages, or use pool memfd-huge");

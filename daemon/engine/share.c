@@ -36,6 +36,7 @@
 struct share {
 	struct letter *letter;
 	struct migration *migration;
+	struct mirror *mirror;
 	bool refused;			/* by a block: the others need not begin */
 	int error;			/* of an exchange */
 };
@@ -273,14 +274,33 @@ static void answer(struct owner *owner, struct share *share)
 	}
 }
 
-static void share_done(struct owner *owner, void *data, uint64_t pages)
+static void share_end(struct owner *owner, void *data, uint64_t pages)
 {
 	struct share *share = data;
 
 	(void)pages;
-	answer(owner, share);
+	share->mirror->migrations--;
+	owner->jobs--;
 	worker_reply(owner->worker, share->letter);
 	free(share);
+}
+
+/* What went out and did not become coherent stays where it is, on a device that can fault. */
+static void share_done(struct owner *owner, void *data, uint64_t pages)
+{
+	struct share *share = data;
+	const struct hmm_msg_share *message = (const void *)share->letter->message;
+
+	(void)pages;
+	answer(owner, share);
+	share->mirror->migrations++;	/* the mirror stays while it runs */
+	owner->jobs++;
+	if (!share->letter->error) {
+		window_reopen(owner, message->addr, message->addr + message->length);
+		share_end(owner, share, 0);
+	} else {
+		reach_leave(share->mirror, message->addr, message->addr + message->length, share_end, share);
+	}
 }
 
 static int share_begin(struct owner *owner, struct letter *letter)
@@ -303,6 +323,7 @@ static int share_begin(struct owner *owner, struct letter *letter)
 	}
 	share->letter = letter;
 	share->migration = migration;
+	share->mirror = mirror;
 	migration->share = share;
 	migration->to_device = true;
 	migration->populate = true;
@@ -322,10 +343,21 @@ struct unsharing {
 	struct owner *owner;
 	struct mirror *mirror;
 	struct letter *letter;
-	uint64_t at, end;
+	uint64_t start, at, end;
 	unsigned int tries;
 	uint64_t pages;
 };
+
+static void unsharing_answer(struct owner *owner, void *data, uint64_t pages)
+{
+	struct unsharing *unsharing = data;
+
+	(void)pages;
+	unsharing->mirror->migrations--;
+	owner->jobs--;
+	worker_reply(owner->worker, unsharing->letter);
+	free(unsharing);
+}
 
 static void unsharing_end(struct unsharing *unsharing, int error)
 {
@@ -342,10 +374,7 @@ static void unsharing_end(struct unsharing *unsharing, int error)
 		else
 			letter_fail(letter, -ENOMEM, "out of memory for the answer");
 	}
-	unsharing->mirror->migrations--;
-	unsharing->owner->jobs--;
-	worker_reply(unsharing->owner->worker, letter);
-	free(unsharing);
+	reach_leave(unsharing->mirror, unsharing->start, unsharing->end, unsharing_answer, unsharing);
 }
 
 /* 1: it is under way, the task goes on later. 0: nothing is left to do to this block. Or -errno. */
@@ -415,6 +444,7 @@ static int unsharing_begin(struct owner *owner, struct letter *letter)
 		.owner = owner,
 		.mirror = mirror,
 		.letter = letter,
+		.start = message->addr,
 		.at = message->addr,
 		.end = message->addr + message->length,
 	};

@@ -75,6 +75,15 @@ static void touch_refuse(struct window *window, const struct touch *touch, int e
 	kernel->uffd_wake(window->uffd, driver_addr(window, touch_page(touch)), HMM_PAGE_SIZE);
 }
 
+/* Of a device that cannot fault: what is neither coherent nor pinned on it is not fetched. */
+static void touch_unreachable(struct window *window, struct touch *touch)
+{
+	if (!touch->again)
+		owner_count(touch->owner, COUNTER_UNREACHABLE, 1);
+	touch->result = HMM_PAGE_RESULT_ERROR;
+	touch_refuse(window, touch, -EFAULT);
+}
+
 static bool was_refused(struct window *window, uint64_t page)
 {
 	for (unsigned int i = 0; i < WINDOW_REFUSALS; i++) {
@@ -312,6 +321,12 @@ static void touch_serve(struct touch *touch)
 			goto later;
 		block_park(block, &touch->task);
 		return;
+	}
+	/* Before the page is looked at: what lies elsewhere is not brought to a device that cannot wait for it. */
+	if (!reach_page(window->mirror, block, page_index(touch->addr)) &&
+	    page_state(block, page_index(touch->addr)) != HMM_PAGE_ERROR) {
+		touch_unreachable(window, touch);
+		goto out;
 	}
 	if (touch_leaves_copy(window, block, touch))
 		return;

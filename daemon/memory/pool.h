@@ -118,6 +118,12 @@ static inline bool device_is_far(const struct device *device)
 	return device->caps & HMM_DEVICE_CAPS_COPY_ENGINE;
 }
 
+/* It can retry an access. Without that it reaches what lies still: coherent and pinned memory. */
+static inline bool device_faults(const struct device *device)
+{
+	return device->caps & HMM_DEVICE_CAPS_FAULTS;
+}
+
 static inline bool pool_is_huge(enum hmm_pool_kind kind)
 {
 	return kind != HMM_POOL_KIND_MEMFD;

@@ -46,6 +46,9 @@ uint64_t advice_in_force(const struct advice_facts *facts, char *why, size_t siz
 	if (facts->no_memory)
 		take(&verdict, HMM_ADVISED_ACCESSED_BY | HMM_ADVISED_PREFERRED_DEVICE,
 		     "the device has no memory: it reads and writes the pages at the CPU, through hmmd");
+	if (facts->no_faults)
+		take(&verdict, HMM_ADVISED_ACCESSED_BY | HMM_ADVISED_PREFERRED_DEVICE,
+		     "the device cannot fault: it has what is pinned on it or coherent, and nothing else");
 	if (!facts->move && !(facts->said & HMM_ADVISED_UNPINNED))
 		take(&verdict, COPIES | HMM_ADVISED_PREFERRED_DEVICE,
 		     "without UFFDIO_MOVE only what is declared UNPINNED leaves the CPU: this stays there");

@@ -20,6 +20,7 @@ struct advice_facts {
 	bool protects;		/* windows can be write-protected */
 	bool windows;		/* drivers have some of this owner */
 	bool no_memory;		/* a device that it names has none */
+	bool no_faults;		/* ... or cannot fault */
 	uint64_t pages, on_device;
 };
 

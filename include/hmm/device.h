@@ -11,8 +11,19 @@ extern "C" {
 
 struct hmm_device;
 
+/*
+ * A device without HMM_DEVICE_FAULTS has memory that is coherent (hmm_alloc(), hmm_share()) or
+ * pinned on it (HMM_ADVISE_PIN), and nothing else, since it cannot wait for a page:
+ * - hmm_migrate(), hmm_prefetch() and hmm_device_exclusive_begin() to it are -EOPNOTSUPP; only a
+ *   pin takes memory there, and hmm_unadvise() brings it home;
+ * - a window shows what it has; a touch elsewhere is SIGBUS, and HMM_EVENT_POISON with -EFAULT;
+ * - hmm_range_fault(): -EFAULT at the first page that it has not; a snapshot says NONE;
+ * - a touch of a pinned page by the CPU, a read too, takes the page home and breaks its pin;
+ * - it is stopped for changes: quiesce() and resume() of struct hmm_mirror_ops.
+ * hmm_device_read() and hmm_device_write() reach everything, as for any device.
+ */
 #define HMM_DEVICE_FAULTS	(1ULL << 0)	/* the device can retry an access */
-#define HMM_DEVICE_WRITE_PROTECT (1ULL << 1)	/* ... and protect its own pages */
+#define HMM_DEVICE_WRITE_PROTECT (1ULL << 1)	/* ... and protect its own pages: needs FAULTS */
 #define HMM_DEVICE_DMA		(1ULL << 2)
 #define HMM_DEVICE_COPY_ENGINE	(1ULL << 3)	/* only its driver reaches its memory: <hmm/devmem.h> */
 
@@ -37,7 +48,7 @@ struct hmm_device_options {
  * hmm_device_new() - a device of this name. It lives as long as its creator's
  * connection or the last mirror on it, whichever is longer.
  * Return: 0; -EBUSY: the name is taken; -ENOSPC: more than the pool has;
- *	-EINVAL; -EOPNOTSUPP: a copy engine with a hugetlb pool.
+ *	-EINVAL; -EOPNOTSUPP: a copy engine with a hugetlb pool, or without FAULTS.
  */
 int hmm_device_new(struct hmm *hmm, const struct hmm_device_options *options,
 		   struct hmm_device **result);

@@ -19,6 +19,8 @@ struct hmm_device;
 
 enum hmm_update_event {
 	HMM_UPDATE_INVALIDATE,
+	HMM_UPDATE_RESTORED,	/* resume(): what hmm_mirror_lookup() finds of the range may be used */
+	HMM_UPDATE_GONE,	/* resume(): nothing of the range is on the device any more */
 };
 
 enum hmm_update_reason {
@@ -41,6 +43,7 @@ struct hmm_update {
 	enum hmm_update_event event;
 	enum hmm_update_reason reason;
 	bool blockable;
+	unsigned int pending;		/* resume(): changes of other addresses that have not ended */
 };
 
 /* What the driver does when it is called back. Each call may be NULL. */
@@ -66,6 +69,31 @@ struct hmm_mirror_ops {
 	 */
 	int (*sync_cpu_device_pagetables)(struct hmm_mirror *mirror,
 					  const struct hmm_update *update);
+	/*
+	 * For a device without HMM_DEVICE_FAULTS, which cannot wait for a page; the two go
+	 * together, and take the place of sync_cpu_device_pagetables(). Not called for a device
+	 * that can fault. (The model is what the kernel's KFD does to queues.)
+	 *
+	 * quiesce(): the device stops touching [start, end), or stops altogether, and has
+	 * stopped when this returns. Only then hmmd changes anything. It comes for changes of
+	 * what the device has (coherent, or pinned on it) and for no others; and for all
+	 * addresses when another hmmd goes on. Deadline, -EAGAIN and what may be
+	 * called: as above.
+	 *
+	 * resume(): the change is over, whatever its range is now. With HMM_UPDATE_RESTORED some of
+	 * it is on the device, and hmm_mirror_lookup() tells what; entries and windows are
+	 * valid again. With HMM_UPDATE_GONE nothing is: the device must not
+	 * touch it until it is pinned (hmm_advise()) or made coherent once more, of which
+	 * the driver is not told by a callback.
+	 *
+	 * Changes may overlap: quiesce() comes for each, resume() once, with the span of all
+	 * that overlap, when the last of them has ended. A device that stops altogether goes on
+	 * when update->pending is 0. Both are called one at a time
+	 * for a mirror, in the order of the changes, also where several threads dispatch. After
+	 * release() no resume() comes.
+	 */
+	int (*quiesce)(struct hmm_mirror *mirror, const struct hmm_update *update);
+	void (*resume)(struct hmm_mirror *mirror, const struct hmm_update *update);
 };
 
 /* The driver embeds it and sets ops and device before registering. */
@@ -78,7 +106,8 @@ struct hmm_mirror {
 
 /*
  * hmm_mirror_register() - Return: 0; -EINVAL: a NULL mirror, hmm, ops or
- * device, or ops->size is not set; -E2BIG: ops of a later library; -ENOMEM; -EPERM;
+ * device, ops->size is not set, one of quiesce and resume without the other, or release
+ * and no way to stop a device that cannot fault; -E2BIG: ops of a later library; -ENOMEM; -EPERM;
  * -ESTALE: the owner is gone; -EOPNOTSUPP: the device's memory is reached by another
  * process's driver only, or by one in the owner itself.
  */
@@ -94,7 +123,8 @@ int hmm_mirror_unregister(struct hmm_mirror *mirror);
 
 /*
  * hmm_device_read(), hmm_device_write() - a device access without a window, in
- * place wherever the page is; honours the mapping's protection. Any alignment.
+ * place wherever the page is; honours the mapping's protection. Any alignment. It is
+ * the driver that asks and hmmd that copies: a device need not be able to fault for it.
  * Return: bytes done (short only before a page that fails); -EFAULT: nothing
  * mapped there, or not readable; -EPERM: a write to a read-only mapping;
  * -EIO: the page is lost (state E); -EDEADLK: called from inside a callback.

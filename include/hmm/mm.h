@@ -113,7 +113,8 @@ struct hmm_advise_options {
  *
  * PIN brings all of the range to the device first (holes as zeros), or fails with
  * the reason and leaves everything as it was. A read by the CPU then shares a
- * page, where it can; a write takes it, and breaks its pin. DISCARD is done when
+ * page, where it can; a write takes it, and breaks its pin. On a device without
+ * HMM_DEVICE_FAULTS a read does, too, and hmm_unadvise() sends the range home. DISCARD is done when
  * it returns: pages that were on a device read as zeros, those at the CPU as
  * before. All else is a hint; hmm_policy says what becomes of it.
  *

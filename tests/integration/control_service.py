@@ -324,7 +324,7 @@ class Lists(Service):
         def add(device, token, pool, pages):
             return client.ask(wire.DEVMEM_ADD, struct.pack("<IIQQ", device, token, pool, pages))
 
-        plain, engine = new("plain", 0), new("engine", 8)
+        plain, engine = new("plain", 1), new("engine", 9)
         self.expect_error(add(999, 0, 1 << 20, 0), errno.ENODEV)
         self.expect_error(add(plain, 7, 1 << 20, 100), errno.EINVAL, "without a copy engine")
         self.expect_error(add(engine, 0, 1 << 20, 0), errno.EINVAL, "with a copy engine")

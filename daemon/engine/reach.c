@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * reach.c - what a device that cannot fault may have. Runs on the owner's worker.
+ *
+ * Such a device does not ask for a page: it has to be there when it is touched, and stay. So
+ * the rule is one about where pages may be: on such a device is only what is coherent, or
+ * pinned on it. Nothing goes there but for a pin (or to become coherent); what the pin is
+ * taken from comes home (reach_leave); and no page is half there, as S. Whatever
+ * is on the device may therefore be reached, and what is not may not: there is no
+ * third kind, which a window or a table would have to tell apart.
+ *
+ * Only memory that cannot come home at present (its owner's is used up) stays there
+ * without a pin: whole, and its device is stopped for each change as for any other.
+ */
+#include <stdlib.h>
+
+#include "engine/owner.h"
+#include "engine/worker.h"
+#include "log.h"
+
+bool reach_page(const struct mirror *mirror, const struct block *block, unsigned int i)
+{
+	enum hmm_page_state state = page_state(block, i);
+
+	if (device_faults(mirror->device))
+		return true;
+	return block_mirror(block) == mirror && (state == HMM_PAGE_DEVICE || state == HMM_PAGE_COHERENT);
+}
+
+bool reach_any(const struct mirror *mirror, const struct block *block, uint64_t start, uint64_t end)
+{
+	for (uint64_t at = start; at < end; at += HMM_PAGE_SIZE)
+		if (reach_page(mirror, block, page_index(at)))
+			return true;
+	return false;
+}
+
+uint32_t reach_pinned(const struct owner *owner, uint64_t start, uint64_t end)
+{
+	uint32_t mirrors = 0;
+
+	for (uint64_t at = start; owner->attributes.pins && at < end;) {
+		struct hmm_attribute here = attribute_at(&owner->attributes, at);
+		const struct mirror *mirror = owner->mirror[here.pinned];
+
+		if (here.flags & HMM_ATTRIBUTE_PIN && mirror && !device_faults(mirror->device))
+			mirrors |= 1U << here.pinned;
+		at = here.end;
+	}
+	return mirrors;
+}
+
+struct reach {
+	struct mirror *mirror;
+	uint64_t at, end;
+	migrate_done done;
+	void *data;
+};
+
+/* Run by run of what no pin keeps there. */
+static void leave_next(struct owner *owner, void *data, uint64_t pages)
+{
+	struct reach *reach = data;
+	struct reach over;
+
+	(void)pages;
+	while (reach->at < reach->end) {
+		struct hmm_attribute here = attribute_at(&owner->attributes, reach->at);
+		uint64_t start = reach->at;
+
+		reach->at = here.end < reach->end ? here.end : reach->end;
+		if (here.flags & HMM_ATTRIBUTE_PIN && here.pinned == reach->mirror->index)
+			continue;
+		migrate_home(owner, start, reach->at, reach->mirror->device, leave_next, reach);
+		return;
+	}
+	over = *reach;
+	free(reach);
+	over.done(owner, over.data, 0);
+}
+
+void reach_leave(struct mirror *mirror, uint64_t start, uint64_t end, migrate_done done, void *data)
+{
+	struct owner *owner = mirror->owner;
+	struct reach *reach = NULL;
+
+	if (!device_faults(mirror->device) && !owner->gone) {
+		reach = calloc(1, sizeof(*reach));
+		if (!reach)
+			log_error("owner %u: out of memory: its pages stay on the device for now", owner->id);
+	}
+	if (!reach) {
+		done(owner, data, 0);
+		return;
+	}
+	*reach = (struct reach){ mirror, start, end, done, data };
+	leave_next(owner, reach, 0);
+}
