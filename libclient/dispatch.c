@@ -232,7 +232,7 @@ static bool queue(struct dispatch *dispatch, struct hmm_mirror_private *mirror,
 static void call(struct hmm *hmm, struct item *item)
 {
 	const struct hmm_mirror_ops *ops = &item->mirror->ops;
-	struct hmm_mirror *mirror = item->mirror->mirror;
+	struct hmm_mirror *mirror = item->mirror->told;
 	int status = 0;
 
 	current = true;
