@@ -11,6 +11,7 @@
 
 #include "arena.h"
 #include "devmem.h"
+#include "group.h"
 #include "space.h"
 
 _Static_assert(HMM_DEVICE_FAULTS == HMM_DEVICE_CAPS_FAULTS &&
@@ -221,6 +222,10 @@ void hmm_device_put(struct hmm_device *device)
 	futex_unlock(&hmm->lock);
 	if (!last)
 		return;
+	if (device->count) {
+		hmmc_group_free(device);
+		return;
+	}
 	if (device->devmem)
 		hmm_devmem_remove(&device->devmem->devmem, true);
 	if (hmmc_space_check(hmm) == 0) {

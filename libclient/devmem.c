@@ -293,6 +293,8 @@ static int check(const struct hmm_devmem_ops *given, struct hmm_devmem_ops *know
 
 	if (!device || !result)
 		return hmmc_fail(-EINVAL, "device or result is NULL");
+	if (device->count)
+		return hmmc_fail(-EINVAL, "a group of devices has no memory but its members'");
 	error = hmmc_space_check(device->hmm);
 	return error ? error : hmmc_take_options(given, known, sizeof(*known));
 }

@@ -403,7 +403,7 @@ void hmmc_dispatch_forget_changes(struct hmm_mirror_private *mirror)
 static void call(struct hmm *hmm, struct item *item)
 {
 	const struct hmm_mirror_ops *ops = &item->mirror->ops;
-	struct hmm_mirror *mirror = item->mirror->mirror;
+	struct hmm_mirror *mirror = item->mirror->told;
 	bool kept = false;
 	int status = 0;
 

@@ -13,6 +13,7 @@
 #include "devmem.h"
 #include "dispatch.h"
 #include "fork.h"
+#include "group.h"
 #include "migrate.h"
 #include "space.h"
 
@@ -33,6 +34,14 @@ struct hmm_mirror_private *hmmc_mirror_find(struct hmm *hmm, uint32_t id)
 }
 
 int hmmc_mirror_check(const struct hmm_mirror *mirror)
+{
+	if (hmmc_mirror_is_group(mirror))
+		return hmmc_fail(-EINVAL,
+				 "this takes one device: name one of the group by hmm_mirror_member()");
+	return hmmc_mirror_check_any(mirror);
+}
+
+int hmmc_mirror_check_any(const struct hmm_mirror *mirror)
 {
 	int error;
 
@@ -82,22 +91,14 @@ static int check_ops(const struct hmm_mirror_ops *ops, const struct hmm_device *
 	return 0;
 }
 
-int hmm_mirror_register(struct hmm_mirror *mirror, struct hmm *hmm)
+int hmmc_mirror_join(struct hmm_mirror *mirror, struct hmm *hmm, struct group *group,
+		     struct hmm_mirror *whole)
 {
 	struct hmm_mirror_private *private;
 	struct hmm_mirror_ops ops;
 	struct request *request;
 	int error;
 
-	if (!mirror || !hmm || !mirror->ops || !mirror->device)
-		return hmmc_fail(-EINVAL, "mirror, hmm, mirror->ops or mirror->device is NULL");
-	error = hmmc_space_check(hmm);
-	if (error)
-		return error;
-	if (mirror->device->hmm != hmm)
-		return hmmc_fail(
-			-EINVAL,
-			"the device was opened on another address space's handle; open it on this one");
 	error = hmmc_take_options(mirror->ops, &ops, sizeof(ops));
 	if (!error)
 		error = check_ops(&ops, mirror->device);
@@ -116,6 +117,8 @@ int hmm_mirror_register(struct hmm_mirror *mirror, struct hmm *hmm)
 	}
 	if (!error) {
 		private->mirror = mirror;
+		private->told = whole ? whole : mirror;
+		private->group = group;
 		private->ops = ops;
 		private->hmm = hmm;
 		private->device = mirror->device;
@@ -123,8 +126,8 @@ int hmm_mirror_register(struct hmm_mirror *mirror, struct hmm *hmm)
 		private->quiesces = ops.quiesce && !(mirror->device->caps & HMM_DEVICE_FAULTS);
 		if (ops.sync_cpu_device_pagetables || private->quiesces)
 			private->flags |= HMM_MIRROR_FLAGS_CALLBACKS;
-		mirror->hmm = hmm;
-		mirror->priv = private;
+		mirror->hmm = private->told->hmm = hmm;
+		mirror->priv = private->told->priv = private;
 		request->data = private;
 		request->prepare = prepare_register;
 		request->finish = finish_register;
@@ -135,7 +138,7 @@ int hmm_mirror_register(struct hmm_mirror *mirror, struct hmm *hmm)
 			error = hmmc_request_call(request);
 		if (error) {
 			hmmc_devmem_leave(private);
-			mirror->priv = NULL;
+			mirror->priv = private->told->priv = NULL;
 			hmm_device_put(private->device);
 		}
 	}
@@ -146,8 +149,25 @@ int hmm_mirror_register(struct hmm_mirror *mirror, struct hmm *hmm)
 	}
 	error = hmmc_devmem_ready(private);
 	if (error)
-		hmm_mirror_unregister(mirror);
+		hmmc_mirror_leave(mirror);
 	return error;
+}
+
+int hmm_mirror_register(struct hmm_mirror *mirror, struct hmm *hmm)
+{
+	int error;
+
+	if (!mirror || !hmm || !mirror->ops || !mirror->device)
+		return hmmc_fail(-EINVAL, "mirror, hmm, mirror->ops or mirror->device is NULL");
+	error = hmmc_space_check(hmm);
+	if (error)
+		return error;
+	if (mirror->device->hmm != hmm)
+		return hmmc_fail(
+			-EINVAL,
+			"the device was opened on another address space's handle; open it on this one");
+	return mirror->device->count ? hmmc_group_join(mirror, hmm)
+				     : hmmc_mirror_join(mirror, hmm, NULL, NULL);
 }
 
 static void forget(struct hmm *hmm, struct hmm_mirror_private *mirror)
@@ -194,24 +214,13 @@ static void stop_callbacks(struct hmm_mirror_private *mirror, bool stop)
 		hmmc_dispatch_drop(mirror->hmm, mirror, false);
 }
 
-int hmm_mirror_unregister(struct hmm_mirror *mirror)
+int hmmc_mirror_leave(struct hmm_mirror *mirror)
 {
-	struct hmm_mirror_private *private;
+	struct hmm_mirror_private *private = mirror->priv;
+	struct hmm *hmm = private->hmm;
 	struct request *request;
-	struct hmm *hmm;
 	int error = 0;
 
-	if (!mirror || !mirror->priv)
-		return hmmc_fail(-EINVAL, "the mirror is NULL or not registered");
-	if (hmmc_dispatch_check())
-		return -EDEADLK;
-	private = mirror->priv;
-	hmm = private->hmm;
-	/* In a fork's child it is the parent's, with locks as they were then: only this pointer is the child's. */
-	if (hmmc_space_check_handle(hmm)) {
-		mirror->priv = NULL;
-		return 0;
-	}
 	stop_callbacks(private, true);
 	hmmc_prefetch_stop(hmm, private);
 	if (hmmc_mirror_check(mirror) == 0) {
@@ -247,6 +256,24 @@ int hmm_mirror_unregister(struct hmm_mirror *mirror)
 	hmm_device_put(private->device);
 	hmmc_arena_free(private, sizeof(*private));
 	return error;
+}
+
+int hmm_mirror_unregister(struct hmm_mirror *mirror)
+{
+	if (!mirror || !mirror->priv)
+		return hmmc_fail(-EINVAL, "the mirror is NULL or not registered");
+	if (hmmc_dispatch_check())
+		return -EDEADLK;
+	/* In a fork's child it is the parent's, with locks as they were then: only this pointer is the child's. */
+	if (hmmc_space_check_handle(mirror->priv->hmm)) {
+		mirror->priv = NULL;
+		return 0;
+	}
+	if (hmmc_mirror_is_group(mirror))
+		return hmmc_group_leave(mirror);
+	if (mirror->priv->group)
+		return hmmc_fail(-EINVAL, "it is a member of a group, whose mirror is unregistered whole");
+	return hmmc_mirror_leave(mirror);
 }
 
 /* After a restart of hmmd, in the receiver. */
@@ -363,7 +390,7 @@ static ssize_t access_pieces(struct hmm_mirror *mirror, unsigned long addr, void
 			     size_t length, bool write)
 {
 	size_t total = 0;
-	int error = hmmc_mirror_check(mirror);
+	int error = hmmc_mirror_check_any(mirror);
 
 	if (!error)
 		error = hmmc_dispatch_check();
@@ -430,6 +457,8 @@ uint64_t hmm_mirror_lookup(const struct hmm_mirror *mirror, unsigned long addr)
 	if (!private || addr >= HMM_VA_END || hmmc_space_check(private->hmm) ||
 	    __atomic_load_n(&private->hmm->pulse->dead, __ATOMIC_ACQUIRE))
 		return 0;
+	if (hmmc_mirror_is_group(mirror))
+		return hmmc_group_lookup(mirror, addr);
 	entry = __atomic_load_n(&private->hmm->table[addr >> HMM_PAGE_SHIFT], __ATOMIC_ACQUIRE);
 	/* What is not on it a device that cannot fault has no use for. */
 	if (!(private->device->caps & HMM_DEVICE_FAULTS) && !(entry & (HMM_TABLE_DEVICE | HMM_TABLE_ERROR)))

@@ -24,6 +24,7 @@
 #include "arena.h"
 #include "devmem.h"
 #include "dispatch.h"
+#include "group.h"
 #include "mapping.h"
 #include "space.h"
 
@@ -38,6 +39,7 @@ struct hmm_range_private {
 	struct hmm_range_private *next, *previous; /* of the mirror */
 	struct hmm_mirror_private *mirror;	   /* NULL: it has been unregistered */
 	struct hmm *hmm;
+	bool group;	  /* its pages are for all members of a group */
 	uint64_t numbers; /* the sum that it was valid at */
 	bool stable;	  /* nothing was changing then */
 	uint32_t hold;	  /* hmmd's name of it; 0: hmmd has not been told */
@@ -175,13 +177,14 @@ int hmm_range_register(struct hmm_range *range, struct hmm_mirror *mirror, unsig
 			-EINVAL,
 			"the range is empty, ends above user space or is not of whole pages of %lu bytes",
 			page);
-	if (hmmc_mirror_check(mirror))
+	if (hmmc_mirror_check_any(mirror))
 		return hmmc_fail(-EFAULT, "the mirror's owner is gone");
 	private = hmmc_arena_alloc(sizeof(*private));
 	if (!private)
 		return hmmc_fail(-ENOMEM, "the library's memory is used up");
 	private->mirror = mirror->priv;
 	private->hmm = mirror->priv->hmm;
+	private->group = hmmc_mirror_is_group(mirror);
 	range->hmm = private->hmm;
 	range->start = start;
 	range->end = end;
@@ -310,7 +313,9 @@ static uint8_t want_of(const struct hmm_range *range, size_t i)
 		return 0;
 	return HMM_RANGE_WANT_READ |
 	       (has(bits, range->flags[HMM_PFN_WRITE]) ? HMM_RANGE_WANT_WRITE : 0) |
-	       (has(bits, range->flags[HMM_PFN_DEVICE_PRIVATE]) ? HMM_RANGE_WANT_HOME : 0);
+	       (range->priv->group || has(bits, range->flags[HMM_PFN_DEVICE_PRIVATE])
+			? HMM_RANGE_WANT_HOME
+			: 0);
 }
 
 /* A copy of this mirror's is its own page. */
@@ -374,8 +379,9 @@ static uint64_t encode(const struct hmm_range *range, uint64_t addr, uint8_t ent
 
 	if (!(entry & HMM_RANGE_ENTRY_VALID))
 		return range->values[HMM_PFN_NONE];
-	/* Coherent memory of another's device is the owner's memory to this one. */
-	if (is_private(entry) || (entry & HMM_RANGE_ENTRY_DEVICE && is_own(range->priv, entry)))
+	/* Coherent memory of another's device is the owner's memory to this one, and to a group. */
+	if (is_private(entry) || (entry & HMM_RANGE_ENTRY_DEVICE && is_own(range->priv, entry) &&
+				  !range->priv->group))
 		pfn = device_pfn(range, addr, entry);
 	result = hmm_device_entry_from_pfn(range, pfn);
 	if (entry & HMM_RANGE_ENTRY_WRITE)
@@ -649,7 +655,7 @@ static unsigned long part_of(const struct hmm_range *range)
 {
 	const struct hmm_mirror_private *mirror = range && range->priv ? range->priv->mirror : NULL;
 
-	return mirror && mirror->devmem ? ((mirror->id & 0xff) + 1) * HMM_PFN_DEVICE_FIRST : 0;
+	return mirror && mirror->devmem && !range->priv->group ? ((mirror->id & 0xff) + 1) * HMM_PFN_DEVICE_FIRST : 0;
 }
 
 struct hmm_page *hmm_range_page(const struct hmm_range *range, unsigned long pfn)
@@ -678,8 +684,8 @@ static int check_dma(const struct hmm_range *range, const struct hmm_device *dev
 	if (!range || !range->priv || !range->pfns || !device || !daddrs)
 		return hmmc_fail(-EINVAL,
 				 "range, device or daddrs is NULL, or the range is not registered");
-	if (range->priv->mirror && range->priv->mirror->device != device)
-		return hmmc_fail(-EINVAL, "the range is of another device's mirror");
+	if (range->priv->group || (range->priv->mirror && range->priv->mirror->device != device))
+		return hmmc_fail(-EINVAL, "the range is of another device's mirror, or of a group's");
 	return 0;
 }
 

@@ -25,6 +25,7 @@
 #include "devmem.h"
 #include "dispatch.h"
 #include "fork.h"
+#include "group.h"
 #include "log.h"
 #include "mapping.h"
 #include "migrate.h"
@@ -550,13 +551,17 @@ static void close_all(struct hmm *hmm)
 	while (hmm->windows)
 		hmm_window_unmap(hmm->windows);
 	while (hmm->mirrors)
-		if (hmm_mirror_unregister(hmm->mirrors->mirror) == -EBUSY)
+		if (hmm_mirror_unregister(hmmc_mirror_whole(hmm->mirrors)) == -EBUSY)
 			hmmc_dispatch_nap(10000000);
 	/* Nobody may bring anything to a device between here and the end: then all is home. */
 	if (hmm->owner && !__atomic_load_n(&hmm->lost, __ATOMIC_ACQUIRE))
 		drain_all(hmm);
 	if (hmm->owner && __atomic_load_n(&hmm->lost, __ATOMIC_ACQUIRE))
 		hmmc_dispatch_wait(&hmm->owner->rescuer.done);
+	while (hmm->groups) {
+		hmm->groups->references = 1;
+		hmm_device_put(hmm->groups);
+	}
 	while (hmm->devices) {
 		hmm->devices->references = 1;
 		hmm_device_put(hmm->devices);

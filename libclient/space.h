@@ -9,6 +9,9 @@
 #include "connection.h"
 #include "owner.h"
 
+/* As many mirrors as an owner can have. */
+#define HMMC_GROUP_MAX 16
+
 struct hmm_device {
 	struct hmm_device *next;
 	struct hmm *hmm;
@@ -23,12 +26,16 @@ struct hmm_device {
 	uint64_t caps;
 	void *drvdata;
 	struct hmm_devmem_private *devmem;	/* added by this handle, or NULL */
+	unsigned int count;		/* a group: its members, referenced; else 0 */
+	struct hmm_device *members[HMMC_GROUP_MAX];
 };
 
 struct item;
 struct hmm_mirror_private {
 	struct hmm_mirror_private *next;
 	struct hmm_mirror *mirror;
+	struct hmm_mirror *told;	/* the one that callbacks are about: its group's, or the same */
+	struct group *group;		/* that it is a member of, or NULL */
 	struct hmm_mirror_ops ops;	/* what this library knows of them */
 	struct hmm *hmm;
 	struct hmm_device *device;	/* referenced */
@@ -68,7 +75,7 @@ struct hmm {
 
 	struct futex_lock lock;		/* the lists */
 	struct futex_lock restore_lock;	/* before lock: nothing leaves the lists */
-	struct hmm_device *devices;
+	struct hmm_device *devices, *groups;
 	struct hmm_mirror_private *mirrors;
 	struct hmm_window *windows;
 	struct key *keys;
@@ -113,6 +120,8 @@ int hmmc_device_restore(struct hmm *hmm);
 void hmmc_device_reference(struct hmm_device *device);
 /* mirror.c: -EINVAL, -ESTALE or 0, with the text. */
 int hmmc_mirror_check(const struct hmm_mirror *mirror);
+/* The same where a group of devices will do, too. */
+int hmmc_mirror_check_any(const struct hmm_mirror *mirror);
 /* mirror.c: of a page that another mirror holds (its entry is @entry) this one may have a copy: to be read. */
 bool hmmc_mirror_has_copy(const struct hmm_mirror_private *mirror, unsigned long addr, uint64_t entry);
 /* Registers every mirror again, under its old id where @same. */

@@ -231,8 +231,8 @@ void transit_end(struct block *block)
 	block->record->slot = HMM_NO_SLOT;
 	sequence_bump(block, false);
 	__atomic_store_n(&block->record->transit, (uint32_t)HMM_TRANSIT_REST, __ATOMIC_RELEASE);
-	graft_settle(block);
 	invalidate_settled(block);
+	graft_settle(block);
 
 	TAILQ_CONCAT(&block->owner->runnable, &block->parked, link);
 }

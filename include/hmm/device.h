@@ -56,9 +56,20 @@ int hmm_device_new(struct hmm *hmm, const struct hmm_device_options *options,
 /* hmm_device_open() - by name. Return: 0; -ENODEV: no such device. */
 int hmm_device_open(struct hmm *hmm, const char *name, struct hmm_device **result);
 
+/*
+ * hmm_device_group() - several devices with one mirror: hmm_mirror_register() of a mirror whose
+ *	device is the group. See <hmm/mirror.h>.
+ * @devices, @count: 1 to 16 different devices of this handle, no groups, all with HMM_DEVICE_FAULTS.
+ * Any thread. It refers to its members; hmmd knows nothing of it, hmmctl shows a mirror for each.
+ * Return: 0; -EINVAL; -EOPNOTSUPP: one of them cannot fault; -ENOMEM; -ESTALE: the owner is gone.
+ */
+int hmm_device_group(struct hmm *hmm, struct hmm_device *const *devices, unsigned int count,
+		     struct hmm_device **result);
+
 /* Gives the handle back. NULL is allowed. */
 void hmm_device_put(struct hmm_device *device);
 
+/* Of a group: NULL, and the sum of its members'. */
 void *hmm_device_drvdata(const struct hmm_device *device);
 uint64_t hmm_device_memory(const struct hmm_device *device);
 

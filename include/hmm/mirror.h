@@ -100,7 +100,7 @@ struct hmm_mirror_ops {
 struct hmm_mirror {
 	struct hmm *hmm;			/* set by hmm_mirror_register() */
 	const struct hmm_mirror_ops *ops;	/* required; looked at once, when it registers */
-	struct hmm_device *device;		/* required */
+	struct hmm_device *device;		/* required; a group, too (hmm_device_group()) */
 	struct hmm_mirror_private *priv;	/* the library's */
 };
 
@@ -120,6 +120,22 @@ int hmm_mirror_register(struct hmm_mirror *mirror, struct hmm *hmm);
  * pages cannot come home yet, try again.
  */
 int hmm_mirror_unregister(struct hmm_mirror *mirror);
+
+/*
+ * hmm_mirror_member() - the mirror of one device of a group: of its @index-th. An ordinary mirror
+ *	is its own member 0. It lives as long as the group's, and is unregistered with it.
+ *
+ * A mirror whose device is a group is one of each member. Its callbacks are called once for
+ * each change, whichever device had the page, with the group's mirror; release() is, too.
+ * To it may be given: hmm_mirror_unregister() (after -EBUSY some members may be gone already: try
+ * again, it goes on), hmm_device_read(), hmm_device_write(), hmm_mirror_lookup() (what
+ * the entries of all members have in common; 0: one has none), and ranges (range.h):
+ * what hmm_range_fault() gives is valid for all members, so pages come home from whichever
+ * device has them and have the owner's numbers. A snapshot tells where they are, and
+ * moves nothing. All else takes one device, so one member: with the group it is -EINVAL.
+ * Any thread, a callback, too. Return: NULL: no mirror, or no such member.
+ */
+struct hmm_mirror *hmm_mirror_member(struct hmm_mirror *mirror, unsigned int index);
 
 /*
  * hmm_device_read(), hmm_device_write() - a device access without a window, in

@@ -138,7 +138,7 @@ long hmm_range_snapshot(struct hmm_range *range);
  * Wanted of page i: (pfns[i] & pfn_flags_mask) | default_flags. Without VALID nothing is. VALID: it
  * is there, read from swap or its file if need be. WRITE: its mapping allows writing.
  * DEVICE_PRIVATE: not on a device; without this flag a page on the mirror's own device stays
- * there. What another device has comes home in any case.
+ * there. What another device has comes home in any case, and for a group of devices all does.
  * @block: false: whatever has to be waited for gives -EAGAIN. It goes on meanwhile; ask again.
  * What is as wanted already costs a load per page; else all of the range goes to hmmd at once
  * (64 MiB at a time).
@@ -216,7 +216,8 @@ static inline uint64_t hmm_device_entry_from_pfn(const struct hmm_range *range, 
 
 /*
  * hmm_range_page() - the page of a number in the entries of a range, if it is one of the memory that
- * the driver brought for the range's mirror; else NULL. hmm_range_page_pfn() - its number there; -1UL
+ * the driver brought for the range's mirror; else NULL, and so for a group of devices.
+ * hmm_range_page_pfn() - its number there; -1UL
  * for a page of other memory. Any thread; no message is sent.
  */
 struct hmm_page *hmm_range_page(const struct hmm_range *range, unsigned long pfn);

@@ -278,6 +278,24 @@ class Outage(harness.Test):
         self.ask(owner, "close", "^closed$")
         owner.finish()
 
+    def test_kill_and_restart_of_a_group_of_devices(self):
+        self.start_daemon()
+        owner = self.owner()
+        self.ask(owner, "group", "^grouped$")
+        for _ in range(2):
+            self.ask(owner, "halves", f"^halves {PAGES}$")
+            self.daemon.restart()
+            self.assertEqual(self.where(owner), 0, "on the other mirror's device")
+            self.ask(owner, "whole", f"^whole {PAGES}$")
+            self.ask(owner, "check", "^checked$")
+            self.ask(owner, "change", "^changed$")
+        self.ask(owner, "halves", f"^halves {PAGES}$")
+        self.daemon.stop()
+        self.daemon.start()
+        self.ask(owner, "halves", f"^halves {PAGES}$")
+        self.ask(owner, "check", "^checked$")
+        owner.finish()
+
     def test_prefetch_goes_on_after_a_kill(self):
         """What was in flight is asked again, and what is said of each page is so."""
         pages = 20000

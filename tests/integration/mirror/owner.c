@@ -24,6 +24,9 @@
  *   range       a range over everything, faulted in         "range N"
  *   valid       whether it is as it was then                "valid 0", "valid 1"
  *   discard     one page of it is thrown away               "discarded"
+ *   group       of two devices more, with one mirror         "grouped"
+ *   halves      each of the two gets half of the pages       "halves N"
+ *   whole       a range over both; what both may use         "whole N"
  *   prefetch    all begin to go to the device               "prefetching"
  *   prefetched  when that is over: pages that had their turn, how it
  *               ended, pages that are said to be there       "prefetched N RESULT N"
@@ -128,22 +131,22 @@ static void check_in_child(void)
 	test_reap(child, 0);
 }
 
-static struct hmm_range range;
+static struct hmm_range over_one;
 
-static long fault_range(void)
+static long fault_range(struct hmm_range *range, struct hmm_mirror *of)
 {
 	static const uint64_t bits[HMM_PFN_FLAG_MAX] = { 1, 2, 4 }, marks[HMM_PFN_VALUE_MAX] = { 8, 0, 16 };
 	unsigned long start = (unsigned long)memory;
 	long result;
 
-	if (!range.priv) {
-		range = (struct hmm_range){ .flags = bits, .values = marks, .pfn_shift = 12, .default_flags = 1,
-					    .pfns = malloc(pages * sizeof(*range.pfns)) };
-		CHECK_EQ(hmm_range_register(&range, &mirror, start, start + pages * PAGE, 12), 0);
+	if (!range->priv) {
+		*range = (struct hmm_range){ .flags = bits, .values = marks, .pfn_shift = 12, .default_flags = 1,
+					    .pfns = malloc(pages * sizeof(*range->pfns)) };
+		CHECK_EQ(hmm_range_register(range, of, start, start + pages * PAGE, 12), 0);
 	}
 	do {
-		result = hmm_range_fault(&range, true);
-	} while (result == -EBUSY && hmm_range_wait_until_valid(&range, 20000));
+		result = hmm_range_fault(range, true);
+	} while (result == -EBUSY && hmm_range_wait_until_valid(range, 20000));
 	return result;
 }
 
@@ -168,6 +171,29 @@ static void print_policy(void)
 	       policy.in_force, policy.granularity, policy.evict_priority, policy.on_device,
 	       (policy.preferred == &mirror) + (policy.pinned == &mirror) +
 		       (policy.accessed_by_count == 1 && policy.accessed_by[0] == &mirror));
+}
+
+static struct hmm_mirror whole;
+static struct hmm_range over_both;
+
+static void make_group(void)
+{
+	static const struct hmm_mirror_ops no_callbacks = { .size = sizeof(no_callbacks) };
+	struct hmm_device *two[2] = { test_device("first-half", 64UL << 20), test_device("second-half", 64UL << 20) };
+
+	CHECK_EQ(hmm_device_group(hmm, two, 2, &whole.device), 0);
+	whole.ops = &no_callbacks;
+	CHECK_EQ(hmm_mirror_register(&whole, hmm), 0);
+}
+
+static long halves(void)
+{
+	size_t half = pages / 2;
+	uintptr_t start = (uintptr_t)memory;
+
+	return hmm_migrate(hmm_mirror_member(&whole, 0), start, half * PAGE, HMM_DEVICE, 0, NULL, NULL) +
+	       hmm_migrate(hmm_mirror_member(&whole, 1), start + half * PAGE, (pages - half) * PAGE, HMM_DEVICE, 0,
+			   NULL, NULL);
 }
 
 static void await_prefetch(void)
@@ -255,13 +281,22 @@ static void obey(const char *line)
 		got = hmm_device_read(&mirror, (unsigned long)memory, &word, 8);
 		printf(got < 0 ? "error %zd\n" : "read %zd\n", got);
 	} else if (!strcmp(line, "range")) {
-		got = fault_range();
+		got = fault_range(&over_one, &mirror);
 		printf(got < 0 ? "error %zd\n" : "range %zd\n", got);
 	} else if (!strcmp(line, "valid")) {
-		printf("valid %d\n", hmm_range_valid(&range));
+		printf("valid %d\n", hmm_range_valid(&over_one));
 	} else if (!strcmp(line, "discard")) {
 		CHECK_EQ(madvise(memory, PAGE, MADV_DONTNEED), 0);
 		printf("discarded\n");
+	} else if (!strcmp(line, "group")) {
+		make_group();
+		printf("grouped\n");
+	} else if (!strcmp(line, "halves")) {
+		printf("halves %ld\n", halves());
+	} else if (!strcmp(line, "whole")) {
+		CHECK_EQ(hmm_device_read(&whole, (unsigned long)memory, &word, 8), 8);
+		CHECK_EQ(word, *(volatile uint64_t *)memory);
+		printf("whole %ld\n", fault_range(&over_both, &whole));
 	} else if (!strcmp(line, "prefetch")) {
 		CHECK_EQ(hmm_prefetch(&mirror, (unsigned long)memory, pages * PAGE, HMM_DEVICE, 0, -1,
 				      &prefetch), 0);
