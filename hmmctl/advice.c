@@ -71,7 +71,7 @@ static int add_owner(struct context *context, uint32_t owner, struct json_object
 	request.owner = owner;
 	n = link_list(&context->link, &request, sizeof(*infos), &infos);
 	if (n < 0)
-		return report_link_error(&context->link);
+		return report_owner_error(&context->link);
 	for (long i = 0; i < n; i++)
 		json_object_array_add(array, range_of(&infos[i], owner));
 	free(infos);

@@ -78,6 +78,8 @@ int command_run(struct context *context);
 
 /* Says what the link could not do and what to try next. Return: the exit status that fits. */
 int report_link_error(const struct link *link);
+/* The same of a request about an owner that was listed; if it has ended since, that is no error: STATUS_OK. */
+int report_owner_error(const struct link *link);
 /* The selection fits nothing. Return: STATUS_NOTHING. */
 int report_nothing(const char *what);
 /* Return: STATUS_FAILED. */

@@ -137,8 +137,8 @@ static void print_help(FILE *to)
 
 static int print_command_help(const struct command *command, FILE *to)
 {
-	fprintf(to, "Usage: hmmctl %s %s\n\n%s\n", command->name, command->arguments,
-		command->summary);
+	fprintf(to, "Usage: hmmctl %s%s%s\n\n%s\n", command->name, *command->arguments ? " " : "",
+		command->arguments, command->summary);
 	if (command->help)
 		fprintf(to, "\n%s", command->help);
 	return STATUS_OK;
@@ -347,6 +347,7 @@ int main(int argc, char **argv)
 
 	hmm_frame_debug_init("hmmctl");
 	link_init(&context.link);
+	argv[0] = "hmmctl";	/* so that getopt's words begin like ours */
 	if (!read_options(&context, &request, argc, argv))
 		return STATUS_USAGE;
 	name = argv[optind];

@@ -195,12 +195,15 @@ static int map_owner(struct context *context, const struct hmm_record_owner_info
 
 	n = select_ranges(&context->selection, &context->link, owner->id, &ranges);
 	if (n < 0)
-		return report_link_error(&context->link);
+		return report_owner_error(&context->link);
 	if (!context->json)
 		printf("owner %u, pid %u, %s\n", owner->id, owner->pid, owner->name);
-	for (long i = 0; !ret && i < n; i++)
-		if (!map_range(context, owner->id, &ranges[i], array))
-			ret = report_link_error(&context->link);
+	for (long i = 0; i < n; i++) {
+		if (map_range(context, owner->id, &ranges[i], array))
+			continue;
+		ret = report_owner_error(&context->link);
+		break;
+	}
 	*n_ranges += n;
 	free(ranges);
 	return ret;

@@ -151,21 +151,24 @@ static void cell_text(char *text, size_t size, struct json_object *object,
 		snprintf(text, size, "%s", json_object_get_string(value));
 }
 
-static void print_cell(const char *text, int width, const struct column *column, bool last)
+/* @blanks: how many are due before the next text of the line, so that none ends it. */
+static void print_cell(const char *text, int width, const struct column *column, int *blanks)
 {
+	int rest = width - (int)strlen(text);
+
 	if (column->kind != COLUMN_TEXT)
-		printf("%*s", width, text);
-	else if (last)
-		fputs(text, stdout);
-	else
-		printf("%-*s", width, text);
-	fputs(last ? "\n" : "  ", stdout);
+		*blanks += rest;
+	if (*text) {
+		printf("%*s%s", *blanks, "", text);
+		*blanks = 0;
+	}
+	*blanks += column->kind == COLUMN_TEXT ? rest + 2 : 2;
 }
 
 void output_table(struct json_object *array, const struct column *columns, const char *empty)
 {
 	size_t n = json_object_array_length(array);
-	int width[MOST_COLUMNS];
+	int width[MOST_COLUMNS], blanks;
 	char text[512];
 	size_t c;
 
@@ -182,14 +185,16 @@ void output_table(struct json_object *array, const struct column *columns, const
 				width[c] = (int)strlen(text);
 		}
 	}
-	for (c = 0; columns[c].key; c++)
-		print_cell(columns[c].title, width[c], &columns[c], !columns[c + 1].key);
+	for (c = 0, blanks = 0; columns[c].key; c++)
+		print_cell(columns[c].title, width[c], &columns[c], &blanks);
+	putchar('\n');
 	for (size_t i = 0; i < n; i++) {
-		for (c = 0; columns[c].key; c++) {
+		for (c = 0, blanks = 0; columns[c].key; c++) {
 			cell_text(text, sizeof(text), json_object_array_get_idx(array, i),
 				  &columns[c]);
-			print_cell(text, width[c], &columns[c], !columns[c + 1].key);
+			print_cell(text, width[c], &columns[c], &blanks);
 		}
+		putchar('\n');
 	}
 }
 

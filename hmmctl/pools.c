@@ -15,7 +15,7 @@ static const struct column columns[] = {
 	{ "used", "USED", COLUMN_BYTES },
 	{ "peak", "PEAK", COLUMN_BYTES },
 	{ "evicted", "EVICTED", COLUMN_BYTES },
-	{ "capacity", "CAPACITY", COLUMN_BYTES },
+	{ "capacity", "PROMISED", COLUMN_BYTES },
 	{ NULL },
 };
 

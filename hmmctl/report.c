@@ -55,9 +55,16 @@ int report_link_error(const struct link *link)
 	}
 }
 
+int report_owner_error(const struct link *link)
+{
+	if (link->fd >= 0 && (link->error == -ESRCH || link->error == -ESTALE))
+		return STATUS_OK;
+	return report_link_error(link);
+}
+
 int report_nothing(const char *what)
 {
-	fprintf(stderr, "hmmctl: no %s is what was selected\n  see what there is: hmmctl mirrors\n",
+	fprintf(stderr, "hmmctl: no %s fits what was selected\n  see what there is: hmmctl mirrors\n",
 		what);
 	return STATUS_NOTHING;
 }

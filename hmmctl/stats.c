@@ -23,7 +23,7 @@ static int owner_stats(struct context *context, const struct hmm_record_owner_in
 	request.owner = owner ? owner->id : 0;
 	n = link_list(&context->link, &request, sizeof(*stats), &stats);
 	if (n < 0)
-		return report_link_error(&context->link);
+		return owner ? report_owner_error(&context->link) : report_link_error(&context->link);
 
 	object = json_object_new_object();
 	values = json_object_new_object();

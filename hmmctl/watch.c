@@ -43,8 +43,11 @@ static int watch_owner(struct watch *watch, struct watched *watched)
 	request.owner = watched->owner;
 	request.entries = HMM_NOTICES_MAX;
 	reply = link_request(link, &request);
-	if (!reply)
-		return report_link_error(link);
+	if (!reply) {
+		watched->closed = true;		/* it has ended before this could begin */
+		watch->open--;
+		return report_owner_error(link);
+	}
 	watched->id = reply->notices;
 	watched->entries = reply->entries;
 	fds[0] = link_take_fd(link, 0);
@@ -125,7 +128,8 @@ static void print_ring(struct watch *watch, struct watched *watched)
 static void print_all(struct watch *watch)
 {
 	for (size_t i = 0; i < watch->n; i++)
-		print_ring(watch, &watch->list[i]);
+		if (watch->list[i].ring)
+			print_ring(watch, &watch->list[i]);
 }
 
 static int watch_all(struct watch *watch)

@@ -204,12 +204,23 @@ int dmirror_check_exclusive(struct dmirror *dmirror, unsigned long addr, size_t 
 	return hmm_device_exclusive_check(&dmirror->mirror, addr, size) ? 0 : -EPERM;
 }
 
+int dmirror_alloc(struct dmirror *dmirror, size_t size, void **result)
+{
+	return hmm_alloc(&dmirror->mirror, size, result);
+}
+
+int dmirror_free(struct dmirror *dmirror, void *memory, size_t size)
+{
+	return hmm_free(&dmirror->mirror, memory, size);
+}
+
 /* ---- a look ---------------------------------------------------------------------- */
 
 static unsigned char byte_for(const struct dmirror *dmirror, const struct hmm_range *range,
 			      unsigned long addr, uint64_t entry)
 {
 	unsigned long pfn = hmm_device_entry_to_pfn(range, entry);
+	uint64_t own = hmm_mirror_lookup(&dmirror->mirror, addr);
 	unsigned char byte;
 
 	if (entry == values[HMM_PFN_ERROR] || entry == values[HMM_PFN_SPECIAL])
@@ -222,7 +233,9 @@ static unsigned char byte_for(const struct dmirror *dmirror, const struct hmm_ra
 	if (entry & flags[HMM_PFN_ZERO])
 		byte |= DMIRROR_ZERO;
 	if (entry & flags[HMM_PFN_DEVICE_PRIVATE])
-		byte |= hmm_mirror_lookup(&dmirror->mirror, addr) & HMM_ENTRY_DEVICE ? DMIRROR_LOCAL : DMIRROR_REMOTE;
+		byte |= own & HMM_ENTRY_DEVICE ? DMIRROR_LOCAL : DMIRROR_REMOTE;
+	else if (own & HMM_ENTRY_COHERENT)
+		byte |= DMIRROR_COHERENT;
 	return byte;
 }
 

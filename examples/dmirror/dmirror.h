@@ -48,6 +48,10 @@ int dmirror_exclusive(struct dmirror *dmirror, unsigned long addr, size_t size,
 /* 0; -EPERM: somebody took one back. */
 int dmirror_check_exclusive(struct dmirror *dmirror, unsigned long addr, size_t size);
 
+/* Memory of the device that the CPU maps, too. */
+int dmirror_alloc(struct dmirror *dmirror, size_t size, void **result);
+int dmirror_free(struct dmirror *dmirror, void *memory, size_t size);
+
 /* What the device may do to a page, and where that is: one byte each from dmirror_snapshot(). */
 #define DMIRROR_NONE		0x00
 #define DMIRROR_READ		0x01
@@ -56,6 +60,7 @@ int dmirror_check_exclusive(struct dmirror *dmirror, unsigned long addr, size_t 
 #define DMIRROR_ZERO		0x10	/* the page of zeros that all share */
 #define DMIRROR_LOCAL		0x20	/* in this device's memory */
 #define DMIRROR_REMOTE		0x30	/* in another device's */
+#define DMIRROR_COHERENT	0x40	/* in this device's, and the CPU maps the very same page */
 #define DMIRROR_ERROR		0xff
 /* Looks, and changes nothing. @bytes: one for each page. */
 int dmirror_snapshot(struct dmirror *dmirror, unsigned long addr, size_t size, unsigned char *bytes);

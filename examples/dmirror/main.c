@@ -112,8 +112,9 @@ static void migrates(void)
 static void looks(void)
 {
 	char *memory = map(8 * PAGE);
-	char *huge = map(0);
+	char *huge = map(0), byte;
 	unsigned long addr = (unsigned long)memory;
+	void *both;
 
 	for (size_t page = 1; page < 7; page++)
 		memory[page * PAGE] = (char)page;
@@ -130,6 +131,13 @@ static void looks(void)
 	memset(huge, 'h', BLOCK);
 	snapshot("huge, where the system has huge pages", huge, 2);
 	munmap(huge, BLOCK);
+
+	must(dmirror_alloc(here, BLOCK, &both), "alloc");
+	memset(both, 'b', BLOCK);
+	snapshot("memory that CPU and device both map", both, 2);
+	must(dmirror_read(here, (unsigned long)both, &byte, 1, &counts), "read");
+	expect(byte == 'b', "the device read another byte");
+	must(dmirror_free(here, both, BLOCK), "free");
 }
 
 static void has_to_itself(void)

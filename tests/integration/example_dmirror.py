@@ -40,6 +40,7 @@ class Example(harness.Test):
         features = {feature["name"]: feature["here"] for feature in self.hmmctl_json("features")["features"]}
         zero = "13" if features["pagemap_scan"] and reading_costs_nothing() else "03"
         self.assertEqual(kinds, f"00 03 01 23 33 00 00 {zero}")
+        self.assertRegex(ended.stdout, r"(?m)^memory that CPU and device both map +43 43$")
         self.assertIn("every byte was right", ended.stdout)
 
 
