@@ -6,13 +6,8 @@
  * Most advice is only noted (attribute.c) and answered with the policy that
  * holds then. Three do something first:
  *
- * PIN sends every page to the device. Only when all are there it is noted; else
- * what it has moved comes home again, and the answer names the page that can't be
- * there and why. Meanwhile the range counts as pinned, or its first pages could be
- * evicted for its last.
- *
- * ACCESSED_BY sends what may go to the device and has copies of it sent home, so
- * that both have it. Best effort, and no more than the device's size.
+ * PIN and ACCESSED_BY send pages to the device, and home again: errand.c. A pin is only
+ * noted when it holds.
  *
  * DISCARD drops what is on a device, without copying: the next touch, from
  * either side, finds zeros. Pages at the CPU keep their bytes, as those of
@@ -22,7 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "engine/owner.h"
+#include "engine/errand.h"
 #include "engine/worker.h"
 #include "log.h"
 #include "policy/advice.h"
@@ -97,7 +92,7 @@ static void tally_block(struct block *block, void *data)
 	}
 }
 
-static uint64_t pages_on_device(struct owner *owner, uint64_t start, uint64_t end, const struct mirror *only)
+uint64_t advise_pages_on_device(struct owner *owner, uint64_t start, uint64_t end, const struct mirror *only)
 {
 	struct tally tally = { .start = start, .end = end, .only = only };
 
@@ -148,7 +143,7 @@ static void describe(struct owner *owner, uint64_t start, uint64_t end, struct h
 	facts.no_memory = names_device(owner, &first, lacks_memory);
 	facts.no_faults = names_device(owner, &first, cannot_fault);
 	facts.pages = (end - start) >> HMM_PAGE_SHIFT;
-	facts.on_device = pages_on_device(owner, start, end, pinned);
+	facts.on_device = advise_pages_on_device(owner, start, end, pinned);
 	reply->in_force = advice_in_force(&facts, reply->why, sizeof(reply->why));
 	reply->pages = facts.pages;
 	reply->on_device = facts.on_device;
@@ -171,7 +166,7 @@ static void answer_policy(struct owner *owner, struct letter *letter, uint16_t o
 	worker_reply(owner->worker, letter);
 }
 
-static void answer_advice(struct owner *owner, struct letter *letter)
+void advise_answer(struct owner *owner, struct letter *letter)
 {
 	const struct hmm_msg_advise *message = (const void *)letter->message;
 
@@ -179,13 +174,6 @@ static void answer_advice(struct owner *owner, struct letter *letter)
 }
 
 /* ---- noting ------------------------------------------------------------------------ */
-
-struct change {
-	uint32_t advice;	/* without its opposites: those have back */
-	bool back;
-	uint32_t value;
-	const struct mirror *mirror;	/* NULL: the system */
-};
 
 static void set_flag(struct hmm_attribute *attribute, uint32_t flag, bool on)
 {
@@ -241,7 +229,7 @@ static void settle_block(struct block *block, void *data)
 	block_settle_later(block);
 }
 
-static int note(struct owner *owner, struct letter *letter, const struct change *change)
+int advise_note(struct owner *owner, struct letter *letter, const struct change *change)
 {
 	const struct hmm_msg_advise *message = (const void *)letter->message;
 	uint64_t end = message->addr + message->length;
@@ -254,167 +242,6 @@ static int note(struct owner *owner, struct letter *letter, const struct change 
 	/* Copies that were kept for it may have no use any more. */
 	if (change->back)
 		block_for_each(owner, message->addr, end, settle_block, NULL);
-	return 0;
-}
-
-/* ---- pages that are to be on the device: PIN, ACCESSED_BY ----------------------------- */
-
-struct errand {
-	struct pinning pinning;		/* of a PIN: in the owner's list */
-	struct owner *owner;
-	struct letter *letter;
-	struct mirror *mirror;
-	struct change change;
-	uint64_t start, end, next;	/* next: where on the second way */
-	uint8_t *results;		/* of the way out, one per page */
-};
-
-static void errand_end(struct errand *errand)
-{
-	struct owner *owner = errand->owner;
-
-	if (errand->change.advice == HMM_ADVICE_PIN)
-		TAILQ_REMOVE(&owner->pinnings, &errand->pinning, link);
-	errand->mirror->migrations--;
-	owner->jobs--;
-	if (errand->letter->error)
-		worker_reply(owner->worker, errand->letter);
-	else
-		answer_advice(owner, errand->letter);
-	free(errand->results);
-	free(errand);
-}
-
-/* The next run of pages that went out for this, at or after errand->next. */
-static bool moved_run(struct errand *errand, uint64_t *start)
-{
-	uint64_t pages = (errand->end - errand->start) >> HMM_PAGE_SHIFT;
-	uint64_t i = (errand->next - errand->start) >> HMM_PAGE_SHIFT;
-
-	while (i < pages && errand->results[i] != HMM_PAGE_RESULT_MOVED)
-		i++;
-	if (i == pages)
-		return false;
-	*start = errand->start + (i << HMM_PAGE_SHIFT);
-	while (i < pages && errand->results[i] == HMM_PAGE_RESULT_MOVED)
-		i++;
-	errand->next = errand->start + (i << HMM_PAGE_SHIFT);
-	return true;
-}
-
-/* What went out comes home: for good where the pin failed, else a copy of it. Then it is over. */
-static void second_way(struct owner *owner, void *data, uint64_t pages)
-{
-	struct errand *errand = data;
-	uint64_t start;
-
-	(void)pages;
-	if (!moved_run(errand, &start)) {
-		errand_end(errand);
-	} else if (errand->change.advice == HMM_ADVICE_PIN) {
-		migrate_home(owner, start, errand->next, errand->mirror->device, second_way, errand);
-	} else if (migrate_copies(errand->mirror, start, errand->next, second_way, errand)) {
-		log_warn("owner %u: out of memory: its device has pages to itself that both should have",
-			 owner->id);
-		errand_end(errand);
-	}
-}
-
-/* Why not every page is on the device. */
-static void explain(struct errand *errand)
-{
-	const struct device *device = errand->mirror->device;
-	uint64_t pages = (errand->end - errand->start) >> HMM_PAGE_SHIFT, failed = 0, first = 0;
-	uint8_t why = HMM_PAGE_RESULT_CHANGED;
-
-	for (uint64_t i = 0; i < pages; i++) {
-		if (errand->results[i] == HMM_PAGE_RESULT_MOVED ||
-		    errand->results[i] == HMM_PAGE_RESULT_ALREADY)
-			continue;
-		if (!failed++) {
-			first = i;
-			why = errand->results[i];
-		}
-	}
-	if (!failed)
-		letter_fail(errand->letter, -EBUSY,
-			    "the CPU took pages of the range while it was being pinned; nothing is pinned");
-	else if (why == HMM_PAGE_RESULT_FULL)
-		letter_fail(errand->letter, -ENOSPC,
-			    "%lu of %lu pages find no room: device %s has %lu of %lu bytes in use; nothing is pinned",
-			    failed, pages, device->name, atomic_load(&device->used), device->size);
-	else
-		letter_fail(errand->letter, page_result_error(why),
-			    "%lu of %lu pages can't be on device %s; page %#lx: %s; nothing is pinned", failed,
-			    pages, device->name, errand->start + (first << HMM_PAGE_SHIFT),
-			    hmm_page_result_name(why));
-}
-
-static void first_way(struct owner *owner, void *data, uint64_t pages)
-{
-	struct errand *errand = data;
-
-	(void)pages;
-	if (errand->change.advice == HMM_ADVICE_PIN) {
-		if (pages_on_device(owner, errand->start, errand->end, errand->mirror) !=
-		    (errand->end - errand->start) >> HMM_PAGE_SHIFT)
-			explain(errand);
-		else if (!note(owner, errand->letter, &errand->change))
-			window_reopen(owner, errand->start, errand->end);
-		if (!errand->letter->error) {
-			errand_end(errand);
-			return;
-		}
-	}
-	errand->next = errand->start;
-	second_way(owner, errand, 0);
-}
-
-static int errand_begin(struct owner *owner, struct letter *letter, struct mirror *mirror,
-			const struct change *change)
-{
-	const struct hmm_msg_advise *message = (const void *)letter->message;
-	bool pins = change->advice == HMM_ADVICE_PIN;
-	uint64_t length = message->length, pages;
-	struct errand *errand;
-
-	/* Before anything is moved. */
-	if (pins && device_is_far(mirror->device))
-		return letter_fail(letter, -EOPNOTSUPP,
-				   "nothing can be pinned in memory that only the driver of %s reaches: a touch of the CPU takes it home",
-				   mirror->device->name);
-	if (pins && length > mirror->device->size)
-		return letter_fail(letter, -ENOSPC,
-				   "a range of %lu bytes can't be pinned: device %s has %lu, %lu of them in use",
-				   message->length, mirror->device->name, mirror->device->size,
-				   atomic_load(&mirror->device->used));
-	/* Of a larger range the beginning: whatever is touched later follows. */
-	if (length > mirror->device->size)
-		length = mirror->device->size & ~(HMM_PAGE_SIZE - 1);
-	pages = length >> HMM_PAGE_SHIFT;
-	errand = calloc(1, sizeof(*errand));
-	if (errand)
-		errand->results = malloc(pages);
-	if (!errand || !errand->results) {
-		free(errand);
-		return letter_fail(letter, -ENOMEM, "out of memory for a range of %lu bytes", length);
-	}
-	memset(errand->results, HMM_PAGE_RESULT_ERROR, pages);
-	errand->owner = owner;
-	errand->letter = letter;
-	errand->mirror = mirror;
-	errand->change = *change;
-	errand->start = errand->pinning.start = message->addr;
-	errand->end = errand->pinning.end = message->addr + length;
-	if (migrate_to(mirror, errand->start, errand->end, pins, errand->results, first_way, errand)) {
-		free(errand->results);
-		free(errand);
-		return letter_fail(letter, -ENOMEM, "out of memory for a migration");
-	}
-	if (pins)
-		TAILQ_INSERT_TAIL(&owner->pinnings, &errand->pinning, link);
-	mirror->migrations++;
-	owner->jobs++;
 	return 0;
 }
 
@@ -447,7 +274,7 @@ static void unpin_next(struct owner *owner, void *data, uint64_t pages)
 		return;
 	}
 	owner->jobs--;
-	answer_advice(owner, unpinning->letter);
+	advise_answer(owner, unpinning->letter);
 	free(unpinning);
 }
 
@@ -458,7 +285,7 @@ static int unpin(struct owner *owner, struct letter *letter, const struct change
 
 	if (!unpinning)
 		return letter_fail(letter, -ENOMEM, "out of memory");
-	r = note(owner, letter, change);
+	r = advise_note(owner, letter, change);
 	if (r) {
 		free(unpinning);
 		return r;
@@ -517,7 +344,7 @@ static void discard_run(struct task *task)
 		if (discard_block(discard, block))
 			return;
 	owner->jobs--;
-	answer_advice(owner, discard->letter);
+	advise_answer(owner, discard->letter);
 	free(discard);
 }
 
@@ -595,12 +422,12 @@ static void advise(struct owner *owner, struct letter *letter)
 	const struct hmm_msg_advise *message = (const void *)letter->message;
 	struct mirror *mirror = message->mirror ? mirror_by_id(owner, message->mirror) : NULL;
 	struct change change = { .mirror = mirror };
-	bool errand, pins;
+	bool errand, pin;
 	int r;
 
 	change_of(message, &change);
-	pins = change.advice == HMM_ADVICE_PIN && !change.back;
-	errand = pins || (change.advice == HMM_ADVICE_SET_ACCESSED_BY && !change.back);
+	pin = change.advice == HMM_ADVICE_PIN && !change.back;
+	errand = pin || (change.advice == HMM_ADVICE_SET_ACCESSED_BY && !change.back);
 	r = check_advice(owner, letter, &change);
 	if (!r && change.advice == HMM_ADVICE_DISCARD) {
 		r = discard_begin(owner, letter);
@@ -615,10 +442,10 @@ static void advise(struct owner *owner, struct letter *letter)
 			return;
 	}
 	/* A pin holds when all of it is there, and is noted then. */
-	if (!r && !pins)
-		r = note(owner, letter, &change);
+	if (!r && !pin)
+		r = advise_note(owner, letter, &change);
 	/* Without memory, or with none that a copy could lie in, there is nothing to send there: the answer says so. */
-	if (!r && errand && (pins || (mirror->device->size && !device_is_far(mirror->device) &&
+	if (!r && errand && (pin || (mirror->device->size && !device_is_far(mirror->device) &&
 				      device_faults(mirror->device)))) {
 		r = errand_begin(owner, letter, mirror, &change);
 		if (!r)
@@ -627,7 +454,7 @@ static void advise(struct owner *owner, struct letter *letter)
 	if (r)
 		worker_reply(owner->worker, letter);
 	else
-		answer_advice(owner, letter);
+		advise_answer(owner, letter);
 }
 
 static void list(struct owner *owner, struct letter *letter)

@@ -227,7 +227,7 @@ static void migration_start_jobs(struct migration *migration)
 	}
 }
 
-static uint64_t new_journey(struct owner *owner)
+uint64_t migrate_new_journey(struct owner *owner)
 {
 	return (uint64_t)owner->id << 32 | ++owner->next_journey;
 }
@@ -262,7 +262,7 @@ void migration_begin(struct migration *migration)
 		migration->mirror->migrations++;
 		TAILQ_INSERT_TAIL(&migration->owner->outgoing, migration, link);
 		if (!migration->journey)
-			migration->journey = new_journey(migration->owner);
+			migration->journey = migrate_new_journey(migration->owner);
 	}
 	if (migration->to_device)
 		vma_refresh_threads(migration->owner, migration->letter || migration->share ? 0 : NS_PER_MS);
@@ -291,7 +291,7 @@ static uint64_t journey_of(struct mirror *mirror, const struct hmm_msg_migrate *
 		i++;
 	if (i == JOURNEYS) {
 		i = mirror->next_journey++ % JOURNEYS;
-		journey[i].number = new_journey(mirror->owner);
+		journey[i].number = migrate_new_journey(mirror->owner);
 	}
 	journey[i].next = message->addr + message->length;
 	return journey[i].number;
@@ -364,7 +364,7 @@ void migrate_home(struct owner *owner, uint64_t start, uint64_t end, const struc
 }
 
 int migrate_to(struct mirror *mirror, uint64_t start, uint64_t end, bool populate, uint8_t *results,
-	       migrate_done done, void *data)
+	       uint64_t journey, migrate_done done, void *data)
 {
 	struct migration *migration = migration_new(mirror->owner, start, end, false);
 
@@ -375,6 +375,7 @@ int migrate_to(struct mirror *mirror, uint64_t start, uint64_t end, bool populat
 	migration->mirror = mirror;
 	migration->results = results;
 	migration->results_lent = true;
+	migration->journey = journey;
 	migration->done = done;
 	migration->data = data;
 	migration_begin(migration);

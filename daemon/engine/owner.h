@@ -670,7 +670,9 @@ void migrate_for_window(struct mirror *mirror, uint64_t addr, struct prefetch_sp
 			struct task *task, uint8_t *result);
 /* [start, end) to the device; @results: a byte per page, the caller's. Then done(data). 0 or -ENOMEM. */
 int migrate_to(struct mirror *mirror, uint64_t start, uint64_t end, bool populate, uint8_t *results,
-	       migrate_done done, void *data);
+	       uint64_t journey, migrate_done done, void *data);
+/* For migrations that go on from each other: what one has brought is no room for the next. */
+uint64_t migrate_new_journey(struct owner *owner);
 /* What is D in [start, end) comes home and stays on the device, as S. */
 int migrate_copies(struct mirror *mirror, uint64_t start, uint64_t end, migrate_done done, void *data);
 /* What a page's result is as an error number. */

@@ -472,6 +472,66 @@ static void pin_too_much(void)
 	test_close();
 }
 
+/* Longer than what is on its way at a time: all of it all the same, or none, and both have it. */
+static void in_pieces(void)
+{
+	const size_t blocks = 72, all = blocks * 512;
+	char *memory, *bad;
+
+	test_open(0, (blocks + 8) * BLOCK);
+	memory = test_map_huge(blocks);
+	test_fill(memory, all, 16);
+	test_out(memory, 100);
+	test_out(memory + 40 * BLOCK + 5 * PAGE, 10);
+	bad = memory + (blocks - 2) * BLOCK + 7 * PAGE;
+	CHECK_EQ(mprotect(bad, PAGE, PROT_READ), 0);
+	CHECK_EQ(advise(memory, all, HMM_ADVISE_PIN, &mirror, 0), -EPERM);
+	CHECK(strstr(hmm_last_error(), "1 of 36864 pages"));
+	/* Those that were there before, and no others. */
+	CHECK_EQ(test_device_pages(memory, 100), 100);
+	CHECK_EQ(test_device_pages(memory + 40 * BLOCK + 5 * PAGE, 10), 10);
+	CHECK_EQ(test_device_pages(memory, all), 110);
+	CHECK_EQ(policy_of(memory, all).said, 0);
+	CHECK_EQ(mprotect(bad, PAGE, PROT_READ | PROT_WRITE), 0);
+	CHECK_EQ(advise(memory, all, HMM_ADVISE_PIN, &mirror, 0), 0);
+	CHECK_EQ(policy_of(memory, all).in_force, HMM_POLICY_PIN);
+	CHECK_EQ(test_device_pages(memory, all), all);
+	CHECK_EQ(unadvise(memory, all, HMM_ADVISE_PIN, NULL), 0);
+	test_check(memory, all, 16);
+	test_home(memory, all);
+	CHECK_EQ(advise(memory, all, HMM_ADVISE_SET_ACCESSED_BY, &mirror, 0), 0);
+	CHECK_EQ(shared_pages(memory, all), all);
+	test_check(memory, all, 16);
+	CHECK_EQ(shared_pages(memory, all), all);
+	test_close();
+	test_check(memory, all, 16);
+}
+
+/* Of a long range of which only little is there, that. */
+static void sparse(void)
+{
+	const size_t length = 64UL << 30;
+	char *memory = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	char *far = memory + (48UL << 30) + 3 * PAGE;
+
+	CHECK(memory != MAP_FAILED);
+	CHECK_EQ(madvise(memory, length, MADV_NOHUGEPAGE), 0);
+	test_open(0, DEVICE_MEMORY);
+	test_fill(memory + 9 * PAGE, 20, 17);
+	/* As far as the device's size, and not beyond. */
+	test_fill(memory + DEVICE_MEMORY - 5 * PAGE, 10, 18);
+	test_fill(far, 8, 19);
+	CHECK_EQ(advise(memory, length / PAGE, HMM_ADVISE_SET_ACCESSED_BY, &mirror, 0), 0);
+	CHECK_EQ(shared_pages(memory + 9 * PAGE, 20), 20);
+	CHECK_EQ(shared_pages(memory + DEVICE_MEMORY - 5 * PAGE, 5), 5);
+	CHECK_EQ(test_device_pages(memory, 2 * DEVICE_MEMORY / PAGE), 25);
+	CHECK_EQ(test_device_pages(far, 8), 0);
+	test_check(memory + 9 * PAGE, 20, 17);
+	test_check(memory + DEVICE_MEMORY - 5 * PAGE, 10, 18);
+	test_check(far, 8, 19);
+	test_close();
+}
+
 /* ---- where it can do nothing --------------------------------------------------------- */
 
 static void base_engine(void)
@@ -785,7 +845,7 @@ static const struct test_case cases[] = {
 	{ "accessed-by-parts", accessed_by_parts, false }, { "granularity", granularity, false },
 	{ "prefetch", prefetch, false }, { "evict-priority", evict_priority, false }, { "discard", discard, false },
 	{ "discard-whole", discard_whole, false }, { "pin", pin, false }, { "pin-what-cant", pin_what_cant, false },
-	{ "pin-too-much", pin_too_much, false }, { "base-engine", base_engine, false },
+	{ "pin-too-much", pin_too_much, false }, { "in-pieces", in_pieces, false }, { "sparse", sparse, false }, { "base-engine", base_engine, false },
 	{ "unpinned-not-needed", unpinned_not_needed, false }, { "without-memory", without_memory, false },
 	{ "while-ksm-runs", while_ksm_runs, true }, { "forked", forked, false }, { "remapped", remapped, false },
 	{ "unmapped", unmapped, false }, { "unmapped-unseen", unmapped_unseen, false },
