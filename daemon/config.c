@@ -101,6 +101,7 @@ static const struct key keys[] = {
 	{ "limits", "owners", VALUE_NUMBER, AT(owners), 1, 65535, .live = true },
 	{ "limits", "fds", VALUE_NUMBER, AT(fds), 16, 1048576, .live = true },
 	{ "limits", "requests", VALUE_NUMBER, AT(requests), 1, 1048576, .live = true },
+	{ "limits", "rings", VALUE_SIZE, AT(rings), 16 * KiB, 64 * 1024 * MiB, .live = true },
 	{ "limits", "queue", VALUE_SIZE, AT(queue), 128 * KiB, 1024 * MiB, .live = true },
 	{ "limits", "stall", VALUE_MS, AT(stall_ms), 10, 3600000, .live = true },
 };
@@ -151,6 +152,7 @@ void config_defaults(struct config *config)
 		.owners = 256,
 		.fds = 16384,
 		.requests = 4096,
+		.rings = 64 * MiB,
 		.queue = 4 * MiB,
 		.stall_ms = 30000,
 	};

@@ -42,6 +42,7 @@ struct config {
 	uint64_t owners;
 	uint64_t fds;
 	uint64_t requests;		/* unanswered ones */
+	uint64_t rings;			/* bytes of rings of notices */
 	/* ... for each connection */
 	uint64_t queue;			/* bytes that wait for a peer which does not read */
 	uint64_t stall_ms;		/* how long it may not read */

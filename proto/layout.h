@@ -329,6 +329,7 @@ _Static_assert(sizeof(struct hmm_notice) == 64, "fixed size");
 #define HMM_NOTICES_MAGIC	0x6e6d6d68U	/* "hmmn" */
 #define HMM_NOTICES_MIN		64U
 #define HMM_NOTICES_MAX		65536U
+#define HMM_NOTICES_DEFAULT	4096U
 
 struct hmm_notices {
 	uint32_t magic;
@@ -341,6 +342,16 @@ struct hmm_notices {
 };
 #define HMM_NOTICES_SIZE(entries) \
 	(sizeof(struct hmm_notices) + (uint64_t)(entries) * sizeof(struct hmm_notice))
+
+/* As many as a ring has for one that asks for so many: a power of two. */
+static inline uint32_t hmm_notices_entries(uint32_t asked)
+{
+	uint32_t entries = HMM_NOTICES_MIN;
+
+	while (entries < (asked ? asked : HMM_NOTICES_DEFAULT) && entries < HMM_NOTICES_MAX)
+		entries *= 2;
+	return entries;
+}
 
 struct hmm_notices_reader {
 	uint64_t consumed;	/* records that were read; never more than produced */

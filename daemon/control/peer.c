@@ -413,6 +413,16 @@ static void on_handle_closed(uv_handle_t *handle)
 	free(peer);
 }
 
+static void drop_rings(struct peer *peer)
+{
+	struct peer_ring *ring;
+
+	while ((ring = peer->rings)) {
+		peer->rings = ring->next;
+		free(ring);
+	}
+}
+
 void peer_close(struct peer *peer, const char *why)
 {
 	struct server *server = peer->server;
@@ -430,6 +440,8 @@ void peer_close(struct peer *peer, const char *why)
 	drop_queue(peer);
 	list_remove(server, peer);
 	session_end(peer);
+	drop_rings(peer);
+	quota_release(&server->quota, peer->uid, QUOTA_RINGS, peer->ring_bytes);
 	quota_release(&server->quota, peer->uid, QUOTA_FDS, peer->fds);
 	quota_release(&server->quota, peer->uid, QUOTA_CONNECTIONS, 1);
 

@@ -26,6 +26,13 @@ struct parcel {
 	int fds[HMM_WIRE_MAX_FDS];
 };
 
+/* A ring of notices that the engine has for a peer. */
+struct peer_ring {
+	struct peer_ring *next;
+	uint32_t owner, notices;
+	uint64_t bytes;
+};
+
 struct peer {
 	struct server *server;
 	struct peer *next, **link;	/* server->peers */
@@ -49,6 +56,8 @@ struct peer {
 	uint32_t windows;		/* mapped by it; a descriptor each */
 	uint64_t acks;			/* invalidate events that it has not answered */
 	uint64_t fds;			/* charged to uid: socket, pidfd, windows, rings of notices */
+	struct peer_ring *rings;	/* of notices, and */
+	uint64_t ring_bytes;		/* what of them is charged to uid */
 	struct letter *farewell; /* PEER_GONE, made in time: saying it must not need memory */
 
 	uv_poll_t poll;

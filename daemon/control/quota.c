@@ -21,6 +21,7 @@ static const struct {
 	[QUOTA_OWNERS] = { "mirrored processes", "owners" },
 	[QUOTA_FDS] = { "descriptors", "fds" },
 	[QUOTA_REQUESTS] = { "unanswered requests", "requests" },
+	[QUOTA_RINGS] = { "bytes of event rings", "rings" },
 };
 
 static struct quota_user *find_user(const struct quota *quota, uid_t uid)
@@ -87,7 +88,8 @@ int quota_charge(struct quota *quota, uid_t uid, enum quota_kind kind, uint64_t 
 		snprintf(why, size, "hmmd is out of memory");
 		return -ENOMEM;
 	}
-	if (user->used[kind] + count > quota->limit[kind]) {
+	/* Who asks for nothing is refused nothing, though a limit was lowered below what it has. */
+	if (count && user->used[kind] + count > quota->limit[kind]) {
 		snprintf(why, size,
 			 "uid %u has %llu of %llu %s and asks for %llu more; "
 			 "'%s' in [limits] of hmmd.conf sets the limit",

@@ -48,6 +48,7 @@ static void apply_limits(struct server *server)
 	server->quota.limit[QUOTA_OWNERS] = server->config.owners;
 	server->quota.limit[QUOTA_FDS] = server->config.fds;
 	server->quota.limit[QUOTA_REQUESTS] = server->config.requests;
+	server->quota.limit[QUOTA_RINGS] = server->config.rings;
 }
 
 /* ---- connections -------------------------------------------------------------- */

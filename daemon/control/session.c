@@ -30,6 +30,7 @@
 #include "daemon/control/server.h"
 #include "daemon/log.h"
 #include "hmm_protocol.h"
+#include "layout.h"
 
 /* How a message names the owner that it is about. */
 enum subject {
@@ -201,6 +202,17 @@ static int check_right(const struct peer *peer, struct letter *letter, uint32_t 
 
 /* ---- charges -------------------------------------------------------------------- */
 
+/* Of the ring that a letter asks for; what cannot be had is refused without one. */
+static uint64_t ring_bytes(const struct letter *letter)
+{
+	const struct hmm_msg_notices_open *open = (const void *)letter->message;
+
+	if (letter->message->opcode != HMM_OP_NOTICES_OPEN || open->entries > HMM_NOTICES_MAX ||
+	    (open->entries && open->entries < HMM_NOTICES_MIN))
+		return 0;
+	return HMM_NOTICES_SIZE(hmm_notices_entries(open->entries)) + HMM_PAGE_SIZE;
+}
+
 /* What the engine will hold when it says yes is charged before it is asked. */
 static int charge(struct peer *peer, struct letter *letter)
 {
@@ -220,8 +232,13 @@ static int charge(struct peer *peer, struct letter *letter)
 	r = quota_charge(quota, peer->uid, QUOTA_FDS, verb->keeps_fds, why, sizeof(why));
 	if (r < 0)
 		goto release_owner;
+	r = quota_charge(quota, peer->uid, QUOTA_RINGS, ring_bytes(letter), why, sizeof(why));
+	if (r < 0)
+		goto release_fds;
 	return 0;
 
+release_fds:
+	quota_release(quota, peer->uid, QUOTA_FDS, verb->keeps_fds);
 release_owner:
 	if (verb->opens_owner)
 		quota_release(quota, peer->uid, QUOTA_OWNERS, 1);
@@ -235,6 +252,7 @@ static void release_kept(struct server *server, const struct letter *letter)
 	const struct verb *verb = verb_of(letter);
 
 	quota_release(&server->quota, letter->uid, QUOTA_FDS, verb->keeps_fds);
+	quota_release(&server->quota, letter->uid, QUOTA_RINGS, ring_bytes(letter));
 	if (verb->opens_owner)
 		quota_release(&server->quota, letter->uid, QUOTA_OWNERS, 1);
 }
@@ -558,15 +576,43 @@ static int adopt_owner(struct server *server, struct peer *peer, struct letter *
 	return peer ? peer_grant(peer, letter->owner, RIGHT_OWN) : 0;
 }
 
+/* A ring is the peer's from now on. Its size is remembered: who closes it does not say it. */
+static void note_ring(struct peer *peer, const struct letter *letter)
+{
+	const struct hmm_msg_notices_open_reply *reply = (const void *)letter->reply;
+	struct peer_ring *ring = malloc(sizeof(*ring));
+
+	peer->fds += verb_of(letter)->keeps_fds;
+	peer->ring_bytes += ring_bytes(letter);
+	/* Without memory for that it stays charged as long as the peer is there. */
+	if (!ring)
+		return;
+	ring->owner = letter->owner;
+	ring->notices = reply->notices;
+	ring->bytes = ring_bytes(letter);
+	ring->next = peer->rings;
+	peer->rings = ring;
+}
+
 /* A ring is closed, for its listener or with its owner. */
-static void release_notices(struct server *server, struct peer *peer)
+static void release_notices(struct server *server, struct peer *peer, uint32_t owner, uint32_t notices)
 {
 	const uint64_t fds = verbs[HMM_OP_NOTICES_OPEN].keeps_fds;
+	struct peer_ring **link = peer ? &peer->rings : NULL, *ring;
 
 	if (!peer || peer->fds < fds)
 		return;
 	peer->fds -= fds;
 	quota_release(&server->quota, peer->uid, QUOTA_FDS, fds);
+	while (*link && ((*link)->owner != owner || (*link)->notices != notices))
+		link = &(*link)->next;
+	ring = *link;
+	if (!ring)
+		return;
+	*link = ring->next;
+	peer->ring_bytes -= ring->bytes;
+	quota_release(&server->quota, peer->uid, QUOTA_RINGS, ring->bytes);
+	free(ring);
 }
 
 /* A request succeeded: what control keeps of it. The peer may be gone. */
@@ -611,12 +657,13 @@ static void settle_success(struct server *server, struct peer *peer, struct lett
 		break;
 	case HMM_OP_NOTICES_OPEN:
 		if (peer)
-			peer->fds += verb_of(letter)->keeps_fds;
+			note_ring(peer, letter);
 		else
 			release_kept(server, letter);
 		break;
 	case HMM_OP_NOTICES_CLOSE:
-		release_notices(server, peer);
+		release_notices(server, peer, letter->owner,
+				((const struct hmm_msg_notices_close *)(const void *)letter->message)->notices);
 		break;
 	case HMM_OP_MIRROR_REGISTER:
 		if (peer)
@@ -682,7 +729,7 @@ static void take_event(struct server *server, struct letter *letter)
 	if (letter->message->opcode == HMM_OP_INVALIDATE && invalidate->cookie)
 		peer->acks++;
 	if (letter->message->opcode == HMM_OP_NOTICES && notices->closed)
-		release_notices(server, peer);
+		release_notices(server, peer, notices->owner, notices->notices);
 	for (i = 0; i < letter->nfds; i++)
 		fds[i] = letter_take_fd(letter, i);
 	message = letter->message;

@@ -14,7 +14,8 @@
  *
  * A ring is not handed to a successor: the library asks the next hmmd for another.
  *
- * What can fail: descriptors, memory, more rings than a connection may have.
+ * What can fail: descriptors, memory, more rings than a connection may have. Control has
+ * charged for what a ring takes before it is asked for here.
  */
 #include "engine/notice.h"
 
@@ -29,7 +30,6 @@
 
 #define LISTENERS_PER_PEER	8U
 #define LISTENERS_PER_OWNER	64U
-#define ENTRIES_DEFAULT		4096U
 #define ALL_KINDS		(((2ULL << HMM_EVENT_KIND_LOST) - 1) & ~1ULL)
 
 bool listener_put(struct listener *listener, const struct hmm_notice *record)
@@ -151,15 +151,6 @@ static unsigned int count_of(struct owner *owner, uint64_t peer)
 	return n;
 }
 
-static uint32_t ring_entries(uint32_t asked)
-{
-	uint32_t entries = HMM_NOTICES_MIN;
-
-	while (entries < (asked ? asked : ENTRIES_DEFAULT))
-		entries *= 2;
-	return entries;
-}
-
 static int reply_open(const struct listener *listener, struct letter *letter)
 {
 	struct hmm_msg_notices_open_reply *reply =
@@ -201,7 +192,7 @@ static int notices_open(struct owner *owner, struct letter *letter)
 	listener->id = ++owner->next_listener;
 	listener->peer = letter->peer;
 	listener->mask = message->mask ? message->mask : ALL_KINDS;
-	listener->entries = ring_entries(message->entries);
+	listener->entries = hmm_notices_entries(message->entries);
 	r = make_ring(listener);
 	if (!r)
 		r = reply_open(listener, letter);

@@ -661,6 +661,52 @@ class Behaviour(wire.Test):
         os.close(null)
         self.expect_error(answer, errno.EDQUOT, "1 of 1 mirrored processes")
 
+    def test_too_many_bytes_of_rings(self):
+        """Each of 64 records takes three pages, and the next one up four."""
+        self.configured(rings="48K")
+        client, tool = self.connect(), self.connect(role=wire.TOOL)
+        owner = client.open_owner()
+
+        def open_ring(client, entries=64):
+            answer = client.ask(wire.NOTICES_OPEN, struct.pack("<IIQ", owner, entries, 0))
+            answer.close()
+            return answer
+
+        rings = [open_ring(client) for _ in range(3)] + [open_ring(tool)]
+        self.assertFalse([ring.text for ring in rings if ring.is_error])
+        full = f"uid {os.getuid()} has 49152 of 49152 bytes of event rings and asks for"
+        self.expect_error(open_ring(tool), errno.EDQUOT, f"{full} 12288 more; 'rings' in [limits]")
+        self.expect_error(open_ring(client, 0), errno.EDQUOT, f"{full} 270336 more")
+        # What cannot be is no matter of quotas, and costs nothing.
+        for entries in (1, 65537, 2**32 - 1):
+            self.expect_error(open_ring(client, entries), errno.EINVAL)
+        # One for one, and not more; a ring is released as what it was.
+        def close_ring(client, ring):
+            return client.ask(wire.NOTICES_CLOSE, struct.pack("<II", owner, ring.unpack("I")[0]))
+
+        self.assertFalse(close_ring(client, rings[0]).is_error)
+        self.expect_error(close_ring(client, rings[0]), errno.ENOENT)
+        self.expect_error(open_ring(tool, 65), errno.EDQUOT, "has 36864 of 49152", "asks for 16384 more")
+        self.assertFalse(open_ring(tool).is_error)
+        self.expect_error(open_ring(tool), errno.EDQUOT, full)
+        # With the connection, and with the owner: whoever listened has room for another's.
+        other = self.connect()
+        tool.close()
+        harness.wait_until(lambda: not open_ring(client).is_error, 10, "that the tool's rings are released")
+        watcher = self.connect(role=wire.TOOL)
+        self.assertFalse(open_ring(watcher).is_error)
+        client.close()
+        owner = other.open_owner()
+        for _ in range(4):
+            harness.wait_until(lambda: not open_ring(other).is_error, 10, "that the owner's listeners are released")
+        self.expect_error(open_ring(other), errno.EDQUOT, full)
+        # Over what it has by a new limit, it is refused rings and nothing else.
+        with open(os.path.join(self.folder, "limits.conf"), "w") as file:
+            file.write("[limits]\nrings = 16K\n")
+        self.daemon.process.signal(signal.SIGHUP)
+        harness.wait_until(lambda: "of 16384" in open_ring(other).text, 10, "that the limit is lower")
+        self.assertFalse(other.ask(wire.RANGES, struct.pack("<IIQQ", owner, 0, 0, 1 << 40)).is_error)
+
     def test_socket_that_outlives_its_process(self):
         """A connection is worth what the process behind it is: a child that inherited it inherits no rights."""
         self.start_daemon()

@@ -169,6 +169,7 @@ Test(config, every_key)
 		"owners = 2\n"
 		"fds = 16\n"
 		"requests = 4\n"
+		"rings = 16K\n"
 		"queue = 128K\n"
 		"stall = 10ms");
 
@@ -191,6 +192,7 @@ Test(config, every_key)
 	cr_expect(eq(u64, config.owners, 2));
 	cr_expect(eq(u64, config.fds, 16));
 	cr_expect(eq(u64, config.requests, 4));
+	cr_expect(eq(u64, config.rings, 16 << 10));
 	cr_expect(eq(u64, config.queue, 128 << 10));
 	cr_expect(eq(u64, config.stall_ms, 10));
 }
@@ -429,7 +431,7 @@ Test(config, drop_ins_in_order_of_name)
 	expect_errors(
 		scene,
 		"FILE.d/15-x.conf:2: unknown key 'owner' in [limits]; known are: connections, owners, fds, "
-		"requests, queue, stall\n");
+		"requests, rings, queue, stall\n");
 	scene_free(scene);
 }
 

@@ -58,6 +58,7 @@ Test(control, what_has_happened_counts)
 	quota.limit[QUOTA_REQUESTS] = 0;
 	cr_expect(eq(int, quota_charge(&quota, 0, QUOTA_REQUESTS, 1, why, sizeof(why)), -EDQUOT));
 	cr_expect(eq(u64, quota_used(&quota, 0, QUOTA_REQUESTS), 1));
+	cr_expect(eq(int, quota_charge(&quota, 0, QUOTA_REQUESTS, 0, why, sizeof(why)), 0));
 	quota_deinit(&quota);
 }
 
