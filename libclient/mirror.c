@@ -55,6 +55,30 @@ int hmmc_mirror_check_any(const struct hmm_mirror *mirror)
 	return 0;
 }
 
+/* The program's struct may be on a device: it is not touched with the lock held. */
+struct hmm_mirror_private *hmmc_mirror_get(struct hmm_mirror *mirror)
+{
+	struct hmm_mirror_private *private = __atomic_load_n(&mirror->priv, __ATOMIC_ACQUIRE), *found;
+	struct hmm *hmm = mirror->hmm;
+
+	if (!private)
+		return NULL;
+	futex_lock(&hmm->lock);
+	for (found = hmm->mirrors; found; found = found->next)
+		if (found == private && (found->mirror == mirror || found->told == mirror))
+			break;
+	if (found)
+		__atomic_add_fetch(&found->references, 1, __ATOMIC_RELAXED);
+	futex_unlock(&hmm->lock);
+	return found;
+}
+
+void hmmc_mirror_put(struct hmm_mirror_private *private)
+{
+	if (!__atomic_sub_fetch(&private->references, 1, __ATOMIC_ACQ_REL))
+		hmmc_arena_free(private, sizeof(*private));
+}
+
 static int prepare_register(struct request *request)
 {
 	struct hmm_mirror_private *mirror = request->data;
@@ -116,6 +140,7 @@ int hmmc_mirror_join(struct hmm_mirror *mirror, struct hmm *hmm, struct group *g
 				  strerror(-error));
 	}
 	if (!error) {
+		private->references = 1;
 		private->mirror = mirror;
 		private->told = whole ? whole : mirror;
 		private->group = group;
@@ -208,7 +233,7 @@ static int finish_unregister(struct request *request, struct hmm_frame *frame)
 static void stop_callbacks(struct hmm_mirror_private *mirror, bool stop)
 {
 	futex_lock(&mirror->hmm->lock);
-	mirror->leaving = stop;
+	__atomic_store_n(&mirror->leaving, stop, __ATOMIC_RELEASE);
 	futex_unlock(&mirror->hmm->lock);
 	if (stop)
 		hmmc_dispatch_drop(mirror->hmm, mirror, false);
@@ -249,12 +274,12 @@ int hmmc_mirror_leave(struct hmm_mirror *mirror)
 	forget(hmm, private);
 	hmmc_dispatch_drop(hmm, private, true);
 	hmmc_dispatch_finish(private);
-	mirror->priv = NULL;
+	__atomic_store_n(&private->unregistered, 1, __ATOMIC_RELEASE);
+	__atomic_store_n(&mirror->priv, NULL, __ATOMIC_RELEASE);
 	hmmc_dispatch_forget_changes(private);
-	hmmc_range_orphan(private);
 	hmmc_devmem_leave(private);
 	hmm_device_put(private->device);
-	hmmc_arena_free(private, sizeof(*private));
+	hmmc_mirror_put(private);
 	return error;
 }
 

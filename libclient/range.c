@@ -15,7 +15,9 @@
  * hmmd is not told of a range before it has to be asked; from then on it keeps the range watched until
  * it is released. Nothing needs to be said again after a restart.
  *
- * Runs in the program's threads. A range belongs to one of them at a time.
+ * Runs in the program's threads. A range belongs to one of them at a time. Its mirror may be
+ * unregistered in another: a range keeps what it needs of it, asks nothing through it from then on
+ * (the number may be another mirror's), and is invalid for good when it is gone.
  */
 #include <stdio.h>
 #include <string.h>
@@ -36,9 +38,8 @@
 #define HOLDER_SHIFT 4
 
 struct hmm_range_private {
-	struct hmm_range_private *next, *previous; /* of the mirror */
-	struct hmm_mirror_private *mirror;	   /* NULL: it has been unregistered */
-	struct hmm *hmm;
+	struct hmm_mirror_private *mirror; /* referenced */
+	struct hmm *hmm;		   /* not looked at when the mirror has been unregistered */
 	bool group;	  /* its pages are for all members of a group */
 	uint64_t numbers; /* the sum that it was valid at */
 	bool stable;	  /* nothing was changing then */
@@ -86,11 +87,16 @@ static bool read_numbers(const struct hmm_range *range, uint64_t *numbers)
 	return stable;
 }
 
+static bool is_registered(const struct hmm_range_private *private)
+{
+	return !__atomic_load_n(&private->mirror->unregistered, __ATOMIC_ACQUIRE);
+}
+
 static bool is_alive(const struct hmm_range *range)
 {
 	const struct hmm_range_private *private = range ? range->priv : NULL;
 
-	return private && private->mirror && !hmmc_space_check(private->hmm) &&
+	return private && is_registered(private) && !hmmc_space_check(private->hmm) &&
 	       !__atomic_load_n(&private->mirror->gone, __ATOMIC_ACQUIRE) &&
 	       !__atomic_load_n(&private->hmm->pulse->dead, __ATOMIC_ACQUIRE);
 }
@@ -177,36 +183,32 @@ int hmm_range_register(struct hmm_range *range, struct hmm_mirror *mirror, unsig
 			-EINVAL,
 			"the range is empty, ends above user space or is not of whole pages of %lu bytes",
 			page);
-	if (hmmc_mirror_check_any(mirror))
+	/* A fork's child has no part in it, and must not wait for its lock. */
+	if (hmmc_space_check_handle(mirror->hmm))
 		return hmmc_fail(-EFAULT, "the mirror's owner is gone");
 	private = hmmc_arena_alloc(sizeof(*private));
 	if (!private)
 		return hmmc_fail(-ENOMEM, "the library's memory is used up");
-	private->mirror = mirror->priv;
-	private->hmm = mirror->priv->hmm;
-	private->group = hmmc_mirror_is_group(mirror);
+	private->mirror = hmmc_mirror_get(mirror);
+	if (!private->mirror) {
+		hmmc_arena_free(private, sizeof(*private));
+		return hmmc_fail(-EINVAL, "the mirror is not registered");
+	}
+	private->hmm = private->mirror->hmm;
+	/* A group's stands for its first member, which has one of its own. */
+	private->group = private->mirror->mirror != mirror;
+	if (hmmc_space_check(private->hmm) || __atomic_load_n(&private->mirror->gone, __ATOMIC_ACQUIRE)) {
+		hmmc_mirror_put(private->mirror);
+		hmmc_arena_free(private, sizeof(*private));
+		return hmmc_fail(-EFAULT, "the mirror's owner is gone");
+	}
 	range->hmm = private->hmm;
 	range->start = start;
 	range->end = end;
 	range->page_shift = (uint8_t)page_shift;
 	range->priv = private;
-	futex_lock(&private->hmm->lock);
-	private->next = private->mirror->ranges;
-	if (private->next)
-	private->next->previous = private;
-	private->mirror->ranges = private;
-	futex_unlock(&private->hmm->lock);
 	begin_anew(range);
 	return 0;
-}
-
-void hmmc_range_orphan(struct hmm_mirror_private *mirror)
-{
-	futex_lock(&mirror->hmm->lock);
-	for (struct hmm_range_private *private = mirror->ranges; private; private = private->next)
-	private->mirror = NULL;
-	mirror->ranges = NULL;
-	futex_unlock(&mirror->hmm->lock);
 }
 
 static bool same_connection(struct hmm_range_private *private)
@@ -255,22 +257,14 @@ void hmm_range_unregister(struct hmm_range *range)
 	range->priv = NULL;
 	range->hmm = NULL;
 	range->valid = false;
-	/* In a fork's child everything is the parent's, and its locks are as they were then. */
-	if (hmmc_space_check_handle(private->hmm))
-		return;
-	if (hmmc_space_check(private->hmm) == 0 && private->mirror)
-		release(private);
-	futex_lock(&private->hmm->lock);
-	/* Unless its mirror has gone meanwhile. */
-	if (private->mirror) {
-		if (private->previous)
-			private->previous->next = private->next;
-		else
-			private->mirror->ranges = private->next;
-		if (private->next)
-			private->next->previous = private->previous;
+	if (is_registered(private)) {
+		/* In a fork's child everything is the parent's. */
+		if (hmmc_space_check_handle(private->hmm))
+			return;
+		if (hmmc_space_check(private->hmm) == 0)
+			release(private);
 	}
-	futex_unlock(&private->hmm->lock);
+	hmmc_mirror_put(private->mirror);
 	hmmc_arena_free(private, sizeof(*private));
 }
 
@@ -440,6 +434,9 @@ static int prepare_look(struct request *request)
 {
 	struct hmm_range_private *private = request->data;
 
+	/* Behind its unregistering, that number may soon be another's. */
+	if (__atomic_load_n(&private->mirror->leaving, __ATOMIC_ACQUIRE))
+		return -ENOENT;
 	((struct hmm_msg_range_fault *)request->message)->mirror = private->mirror->id;
 	/* In the clerk, which is about to send it on this connection. */
 	futex_lock(&request->connection->lock);
@@ -650,28 +647,34 @@ long hmm_range_fault(struct hmm_range *range, bool block)
 
 /* ---- pages of the driver's own memory --------------------------------------------------- */
 
-/* The first number of the mirror's part; 0: it has no such memory, or is gone. */
-static unsigned long part_of(const struct hmm_range *range)
+/* The mirror's memory of that kind, and the first number of its part; NULL: it has none, or is gone. */
+static struct hmm_devmem_private *part_of(const struct hmm_range *range, unsigned long *part)
 {
-	const struct hmm_mirror_private *mirror = range && range->priv ? range->priv->mirror : NULL;
+	const struct hmm_mirror_private *mirror =
+		range && range->priv && is_registered(range->priv) ? range->priv->mirror : NULL;
 
-	return mirror && mirror->devmem && !range->priv->group ? ((mirror->id & 0xff) + 1) * HMM_PFN_DEVICE_FIRST : 0;
+	if (!mirror || range->priv->group)
+		return NULL;
+	*part = ((mirror->id & 0xff) + 1) * HMM_PFN_DEVICE_FIRST;
+	return __atomic_load_n(&mirror->devmem, __ATOMIC_ACQUIRE);
 }
 
 struct hmm_page *hmm_range_page(const struct hmm_range *range, unsigned long pfn)
 {
-	unsigned long part = part_of(range);
+	unsigned long part = 0;
+	struct hmm_devmem_private *devmem = part_of(range, &part);
 
-	if (!part || pfn < part || pfn - part >= HMM_PFN_DEVICE_FIRST)
+	if (!devmem || pfn < part || pfn - part >= HMM_PFN_DEVICE_FIRST)
 		return NULL;
-	return hmm_devmem_pfn_to_page(&range->priv->mirror->devmem->devmem, pfn);
+	return hmm_devmem_pfn_to_page(&devmem->devmem, pfn);
 }
 
 unsigned long hmm_range_page_pfn(const struct hmm_range *range, const struct hmm_page *page)
 {
-	unsigned long part = part_of(range);
+	unsigned long part = 0;
+	struct hmm_devmem_private *devmem = part_of(range, &part);
 
-	if (!part || !page || page->devmem != &range->priv->mirror->devmem->devmem)
+	if (!devmem || !page || page->devmem != &devmem->devmem)
 		return -1UL;
 	return part + hmm_devmem_page_to_pfn(page) - page->devmem->pfn_first;
 }
@@ -684,7 +687,7 @@ static int check_dma(const struct hmm_range *range, const struct hmm_device *dev
 	if (!range || !range->priv || !range->pfns || !device || !daddrs)
 		return hmmc_fail(-EINVAL,
 				 "range, device or daddrs is NULL, or the range is not registered");
-	if (range->priv->group || (range->priv->mirror && range->priv->mirror->device != device))
+	if (range->priv->group || (is_registered(range->priv) && range->priv->mirror->device != device))
 		return hmmc_fail(-EINVAL, "the range is of another device's mirror, or of a group's");
 	return 0;
 }

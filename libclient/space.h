@@ -39,17 +39,18 @@ struct hmm_mirror_private {
 	struct hmm_mirror_ops ops;	/* what this library knows of them */
 	struct hmm *hmm;
 	struct hmm_device *device;	/* referenced */
+	uint32_t references;		/* atomic: of the program's mirror, and of its ranges */
+	uint32_t unregistered;		/* atomic: ranges alone know it, and hmm may be closed */
 	uint32_t id;			/* owner << 8 | index */
 	uint64_t flags;
 	uint32_t former;		/* its id before hmmd went away in good order */
 	uint32_t gone;			/* its owner is: release() was called */
-	uint32_t leaving;		/* under hmm->lock: nothing is queued any more */
+	uint32_t leaving;		/* set under hmm->lock: nothing is queued any more */
 	uint32_t callbacks;		/* futex: running or queued */
 	bool quiesces;			/* its device cannot fault, and stops for changes */
 	bool busy;			/* then: one of its callbacks is queued or runs. Under the queue's lock */
 	struct item *later;		/* those behind it, under the same; dispatch.c */
 	struct item *changes;		/* that the device has stopped for; the callback's that runs */
-	struct hmm_range_private *ranges;
 	struct hmm_devmem_private *devmem;	/* of its device, or NULL */
 	struct hmm_mirror_private *devmem_next;
 };
@@ -122,13 +123,17 @@ void hmmc_device_reference(struct hmm_device *device);
 int hmmc_mirror_check(const struct hmm_mirror *mirror);
 /* The same where a group of devices will do, too. */
 int hmmc_mirror_check_any(const struct hmm_mirror *mirror);
+/*
+ * mirror.c: what is behind it, referenced, though another thread may be unregistering it. NULL: it
+ * is not registered. Of a fork's parent: not to be asked for.
+ */
+struct hmm_mirror_private *hmmc_mirror_get(struct hmm_mirror *mirror);
+void hmmc_mirror_put(struct hmm_mirror_private *private);
 /* mirror.c: of a page that another mirror holds (its entry is @entry) this one may have a copy: to be read. */
 bool hmmc_mirror_has_copy(const struct hmm_mirror_private *mirror, unsigned long addr, uint64_t entry);
 /* Registers every mirror again, under its old id where @same. */
 int hmmc_mirror_restore(struct hmm *hmm, bool same);
 
-/* range.c: the mirror goes; what looked through it is invalid for good. */
-void hmmc_range_orphan(struct hmm_mirror_private *mirror);
 /* event.c, in the receiver. */
 void hmmc_event_signal(struct hmm *hmm, uint32_t notices);	/* 0: all, for nothing more will come */
 int hmmc_event_restore(struct hmm *hmm);

@@ -94,8 +94,11 @@ struct hmm_range {
  * @page_shift: 12, or that of the huge pages that all of the range consists of: hugetlb, or
  *	huge pages of the mirror's device. start and end are multiples of such a page.
  * No message is sent. The range is valid when it returns, unless something changes there.
+ * The mirror may be unregistered, also in another thread and also while a call on the range is under
+ * way: then the range is invalid for good and hmm_range_snapshot(), hmm_range_fault() give -EFAULT. It
+ * is unregistered itself by whoever uses it, before that or after.
  * Return: 0; -EINVAL: a NULL range or mirror, start >= end, misaligned, above user
- *	space, or an impossible page_shift; -EFAULT: the owner is gone; -ENOMEM.
+ *	space, an impossible page_shift, or the mirror is not registered; -EFAULT: the owner is gone; -ENOMEM.
  */
 int hmm_range_register(struct hmm_range *range, struct hmm_mirror *mirror, unsigned long start,
 		       unsigned long end, unsigned int page_shift);

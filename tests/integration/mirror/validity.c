@@ -7,6 +7,7 @@
 
 #include <linux/magic.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
 
@@ -464,12 +465,108 @@ static void crowd(void)
 	test_close();
 }
 
+/* ---- the mirror goes in another thread ------------------------------------------------- */
+
+static struct hmm_mirror passing;
+static char *watched;
+static _Atomic unsigned int looks;
+static _Atomic bool enough;
+
+static bool look_once(struct hmm_range *range, unsigned int i)
+{
+	long result;
+
+	switch (i % 4) {
+	case 0:
+		result = hmm_range_fault(range, true);
+		break;
+	case 1:
+		result = hmm_range_snapshot(range);
+		break;
+	case 2:
+		hmm_range_read_retry(range, hmm_range_read_begin(range));
+		result = hmm_range_fault(range, false);
+		break;
+	default:
+		hmm_range_valid(range);
+		result = hmm_range_wait_until_valid(range, 1) ? 64 : -EBUSY;
+	}
+	atomic_fetch_add(&looks, 1);
+	if (result != -EFAULT && result != -EAGAIN && result != -EBUSY)
+		CHECK_EQ(result, 64);
+	if (result != -EFAULT)
+		return true;
+	/* And for good. */
+	CHECK(!hmm_range_valid(range) && !hmm_range_wait_until_valid(range, 1));
+	CHECK_EQ(hmm_range_read_begin(range), 0);
+	CHECK_EQ(hmm_range_fault(range, true), -EFAULT);
+	return false;
+}
+
+static void *keep_looking(void *arg)
+{
+	unsigned long start = (unsigned long)watched + (unsigned long)arg * 64 * PAGE;
+
+	for (unsigned int i = 0; !atomic_load(&enough); i++) {
+		struct hmm_range range = { .flags = flags, .values = values, .pfn_shift = 12,
+					   .default_flags = VALID };
+		uint64_t pfns[64] = { 0 };
+		int error = hmm_range_register(&range, &passing, start, start + 64 * PAGE, 12);
+
+		range.pfns = pfns;
+		CHECK(!error || error == -EINVAL);
+		for (unsigned int k = i; !error && !atomic_load(&enough) && look_once(&range, k); k++)
+			;
+		hmm_range_unregister(&range);
+	}
+	return NULL;
+}
+
+static void unregistered_meanwhile(void)
+{
+	static const struct hmm_mirror_ops none = { .size = sizeof(none) };
+	struct hmm_range left = prepare(64);
+	struct hmm_device *device;
+	pthread_t threads[3];
+
+	test_open(0, DEVICE_MEMORY);
+	device = test_device("passing", DEVICE_MEMORY);
+	watched = test_map(3 * 64);
+	test_fill(watched, 3 * 64, 1);
+	for (unsigned long i = 0; i < 3; i++)
+		CHECK_EQ(pthread_create(&threads[i], NULL, keep_looking, (void *)i), 0);
+	for (unsigned int i = 0; i < 100; i++) {
+		unsigned int before = atomic_load(&looks);
+
+		passing.ops = &none;
+		passing.device = device;
+		CHECK_EQ(hmm_mirror_register(&passing, hmm), 0);
+		if (i == 99)
+			CHECK_EQ(hmm_range_register(&left, &passing, (unsigned long)watched,
+						    (unsigned long)watched + 64 * PAGE, 12), 0);
+		while (atomic_load(&looks) < before + 10)
+			usleep(100);
+		CHECK_EQ(hmm_mirror_unregister(&passing), 0);
+	}
+	atomic_store(&enough, true);
+	for (unsigned int i = 0; i < 3; i++)
+		CHECK_EQ(pthread_join(threads[i], NULL), 0);
+	hmm_device_put(device);
+	test_check(watched, 3 * 64, 1);
+	test_close();
+	/* A range that is left is as good when the handle is closed. */
+	CHECK(!hmm_range_valid(&left));
+	CHECK_EQ(hmm_range_fault(&left, true), -EFAULT);
+	end(&left);
+}
+
 static const struct test_case cases[] = {
 	{ "shared-pages", shared_pages, false }, { "invalidated", invalidated, false },
 	{ "invalidated-shared", invalidated_shared, false },
 	{ "not-watched", not_watched, false }, { "protected-later", protected_later, false },
 	{ "stays-valid", stays_valid, false }, { "released", released, false },
-	{ "orphaned", orphaned, false }, { "told", told, false }, { "crowd", crowd, false },
+	{ "orphaned", orphaned, false },
+	{ "unregistered-meanwhile", unregistered_meanwhile, false }, { "told", told, false }, { "crowd", crowd, false },
 	{ NULL, NULL, false },
 };
 
