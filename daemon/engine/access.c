@@ -112,6 +112,15 @@ ssize_t access_in_place(struct owner *owner, const struct block *block, uint64_t
 	return r < 0 ? (r == -EIO ? -EFAULT : r) : -EFAULT;
 }
 
+/* The map may be changing: when its event has been read. */
+static void access_later(struct access *access)
+{
+	struct owner *owner = access->owner;
+
+	TAILQ_INSERT_TAIL(&owner->retry, &access->task, link);
+	worker_alarm(owner->worker, owner->worker->now + 50 * NS_PER_US);
+}
+
 /* One page's worth. 0: done; 1: parked; or -errno. */
 static int access_step(struct access *access)
 {
@@ -148,8 +157,11 @@ static int access_step(struct access *access)
 	case HMM_PAGE_DEVICE:
 	case HMM_PAGE_COHERENT:
 		if (block_mirror(block) != access->mirror && exclusive_page(block, page_index(addr))) {
-			owner_queue(access->owner, &access->task);
 			exclusive_take_back(block, page_index(addr), HMM_BLOCK_PAGES, 0);
+			if (block_at_rest(block))
+				access_later(access);
+			else
+				block_park(block, &access->task);
 			return 1;
 		}
 		pages_set(&pages, page_index(addr));
@@ -175,9 +187,7 @@ static int access_step(struct access *access)
 		    access->tries++ < ZAPPED_TRIES)
 			r = -EAGAIN;
 		if (r == -EAGAIN) {
-			/* The map is changing: when its event has been read. */
-			TAILQ_INSERT_TAIL(&access->owner->retry, &access->task, link);
-			worker_alarm(access->owner->worker, access->owner->worker->now + 50 * NS_PER_US);
+			access_later(access);
 			return 1;
 		}
 		if (r < 0)

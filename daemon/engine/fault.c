@@ -150,6 +150,8 @@ static void serve_invalid(struct owner *owner, struct block *block, uint64_t add
 			block_drop_remote(block);
 			if (block_disarm(block)) {
 				block_forget(block);
+				/* Where no mapping was found to be disarmed nobody else has woken it. */
+				fault_wake(owner, page, HMM_PAGE_SIZE);
 				return;
 			}
 		}
@@ -241,6 +243,9 @@ static bool walk_whole(struct owner *owner, struct block *block, const struct pa
 	struct fault *fault;
 
 	if (pages_count(pages) != HMM_BLOCK_PAGES || !migrate_can_slot(block))
+		return false;
+	/* Not behind others: the fault would come here again and again before a slot could be free. */
+	if (!TAILQ_EMPTY(&owner->slot_waiters))
 		return false;
 	fault = fault_new(owner, addr, flags);
 	if (!fault)

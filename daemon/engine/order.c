@@ -148,6 +148,9 @@ static void finish(struct owner *owner, struct block_order *order)
 		share_order_done(block, order, &shared);
 	else
 		migrate_out_done(block, order, &shared);
+	/* It had no slot whose release would wake who waits for room in the ring. */
+	if (order->slot == HMM_NO_SLOT)
+		TAILQ_CONCAT(&owner->runnable, &owner->slot_waiters, link);
 }
 
 bool order_cancel(struct owner *owner, struct block_order *order)

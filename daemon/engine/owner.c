@@ -719,11 +719,21 @@ void owner_free(struct owner *owner)
 	free(owner);
 }
 
+/*
+ * A task that waits has a letter to answer, and the owner in its hands. What is parked in a block
+ * keeps that from being forgotten; whatever else waits does so in one of these lists.
+ */
+static bool anything_waits(const struct owner *owner)
+{
+	return owner->jobs || !TAILQ_EMPTY(&owner->runnable) || !TAILQ_EMPTY(&owner->retry) ||
+	       !TAILQ_EMPTY(&owner->slot_waiters) || !TAILQ_EMPTY(&owner->room_waiters);
+}
+
 static void tick_closing(struct owner *owner, int64_t now)
 {
 	if (owner->jobs == 0) {
 		block_for_each(owner, 0, HMM_VA_END, settle_now, NULL);
-		if (!owner->span_count) {
+		if (!owner->span_count && !anything_waits(owner)) {
 			log_info("owner %u: everything is home", owner->id);
 			owner_free(owner);
 			return;

@@ -395,6 +395,29 @@ Test(attribute_block, pinned_while_it_is_being_pinned)
 	fixture_end(&fixture);
 }
 
+Test(attribute_block, an_entry_of_a_range_is_no_broken_pin)
+{
+	struct pages shared = pages_from(0, 2), pages = pages_from(0, 1);
+	struct fixture fixture;
+	struct block *block;
+
+	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
+	fixture_out(&fixture, 0, 2);
+	block = fixture_block(&fixture, 0);
+	home_begin(block, &shared, HMM_BLOCK_PAGES, true, HMM_REASON_CPU_FAULT, 0, NULL);
+	cr_assert(eq(uint, block_count(block, HMM_PAGE_SHARED), 2));
+	block_set_remote(block, 7, true);
+	cr_assert(eq(int, set(&fixture.owner->attributes, room_page(0), room_page(10), HMM_ATTRIBUTE_PIN), 0));
+	/* A page that the device has, and one that a range was shown at the CPU. */
+	pages_set(&pages, 7);
+	unshare_begin(block, &pages, HMM_REASON_PROTECT, NULL);
+	cr_assert(block_at_rest(block));
+	cr_expect(not(block_is_remote(block, 7)));
+	cr_expect(eq(u64, fixture.owner->counter[COUNTER_PINS_BROKEN], 1));
+	fixture_check(&fixture);
+	fixture_end(&fixture);
+}
+
 Test(attribute_block, priority_is_the_highest_of_what_is_there)
 {
 	struct fixture fixture;

@@ -120,7 +120,8 @@ void fixture_end(struct fixture *fixture)
 {
 	bool faked = fixture->events >= 0;
 
-	owner_free(fixture->owner);
+	if (fixture->owner)
+		owner_free(fixture->owner);
 	reactor_free(fixture->worker.reactor);
 	device_let_go(&fixture->engine.devices, DRIVER, 0);
 	cr_expect(eq(u64, fixture->engine.devices.promised, 0));

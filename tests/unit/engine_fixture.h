@@ -34,6 +34,7 @@ struct fixture {
 void fixture_begin(struct fixture *fixture, enum hmm_pool_kind kind, uint64_t size);
 /* The same, but the userfaultfd is a pipe: the test says what the owner does. */
 void fixture_begin_faked(struct fixture *fixture, uint64_t size);
+/* The owner may be gone already: then it is NULL. */
 void fixture_end(struct fixture *fixture);
 
 /* From now on every change has to be answered by the driver. */

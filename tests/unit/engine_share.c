@@ -139,6 +139,33 @@ static void die_and_succeed(void)
 
 /* ---- there --------------------------------------------------------------------------- */
 
+struct waiting {
+	struct task task;
+	unsigned int runs;
+};
+
+static void wait_run(struct task *task)
+{
+	((struct waiting *)task)->runs++;
+}
+
+/* Its order has no slot: nothing else wakes them, if it was the last one. */
+Test(share, whoever_waits_for_the_ring_goes_on)
+{
+	struct waiting waiting = { .task.run = wait_run };
+
+	begin();
+	ask(HMM_OP_SHARE);
+	TAILQ_INSERT_TAIL(&fixture.owner->slot_waiters, &waiting.task, link);
+	finish(last_order(HMM_ORDER_COHERE), 0);
+	order_reap(fixture.owner);
+	owner_run(fixture.owner);
+	cr_expect(owner_agent_idle(fixture.owner));
+	cr_expect(eq(uint, waiting.runs, 1));
+	cr_expect(eq(int, answer(), 0));
+	fixture_end(&fixture);
+}
+
 Test(share, an_exchange_ends_after_its_own_event)
 {
 	struct block *block = begin();

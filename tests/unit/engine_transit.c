@@ -18,6 +18,7 @@
 
 LEAKCHECKED_SUITE(transit);
 LEAKCHECKED_SUITE(fault);
+LEAKCHECKED_SUITE(closing);
 
 static struct fixture fixture;
 
@@ -457,5 +458,152 @@ Test(fault, holes_over_two_mappings)
 	cr_assert(eq(int, kernel->pagemap_read(fixture.owner->pagemap, at, 1, &entry), 0));
 	cr_expect(ne(u64, entry & PM_PRESENT, 0), "whoever touched it faults for ever");
 	touch_and_serve(&toucher);
+	fixture_end(&fixture);
+}
+
+static void whole_groups(struct hmm_attribute *attribute, const void *data)
+{
+	(void)data;
+	attribute->granularity = HMM_BLOCK_PAGES;
+}
+
+/* Its group is a block that left as one huge page, and every slot is in use: it does not ask for ever. */
+Test(fault, a_whole_block_and_no_slot)
+{
+	struct owner *owner;
+	struct block *block;
+
+	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
+	owner = fixture.owner;
+	owner->peer = 1;
+	fixture_out(&fixture, 0, HMM_BLOCK_PAGES);
+	block = fixture_block(&fixture, 0);
+	block->record->flags |= HMM_BLOCK_HUGE;
+	cr_assert(eq(int, attribute_edit(&owner->attributes, ROOM_START, ROOM_START + HMM_BLOCK_SIZE,
+					 whole_groups, NULL), 0));
+	cr_assert(migrate_can_slot(block));
+	while (slot_take(owner) >= 0)
+		;
+	fault_serve(owner, ROOM_START, 0, 0);
+	owner_run(owner);
+	cr_expect(eq(uint, block_count(block, HMM_PAGE_DEVICE), 0), "what is touched came home by copy");
+	fixture_check(&fixture);
+	for (unsigned int i = 0; i < owner->slots; i++)
+		slot_put(owner, i);
+	owner_run(owner);
+	cr_expect(eq(uint, owner->jobs, 0));
+	fixture_end(&fixture);
+}
+
+/* ---- owners that close ------------------------------------------------------------------------ */
+
+/* The worker's turns, until the owner is gone. False: it stays. */
+static bool goes(void)
+{
+	for (unsigned int i = 0; i < 20 && !TAILQ_EMPTY(&fixture.worker.owners); i++)
+		fixture_later(&fixture, SECOND);
+	if (!TAILQ_EMPTY(&fixture.worker.owners))
+		return false;
+	fixture.owner = NULL;
+	return true;
+}
+
+struct lingering {
+	struct task task;
+	struct owner *owner;
+	unsigned int left;	/* times that it waits once more */
+	unsigned int runs;
+};
+
+static void linger_run(struct task *task)
+{
+	struct lingering *me = (struct lingering *)task;
+
+	me->runs++;
+	if (me->left && me->left--)
+		TAILQ_INSERT_TAIL(&me->owner->retry, &me->task, link);
+}
+
+Test(closing, waits_for_what_is_tried_again)
+{
+	struct lingering task = { .task.run = linger_run, .left = 7 };
+
+	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
+	task.owner = fixture.owner;
+	TAILQ_INSERT_TAIL(&fixture.owner->retry, &task.task, link);
+	owner_close(fixture.owner);
+	cr_expect(goes());
+	cr_expect(eq(uint, task.runs, 8));
+	fixture_end(&fixture);
+}
+
+Test(closing, waits_for_who_wants_a_slot)
+{
+	struct lingering task = { .task.run = linger_run };
+	int slot;
+
+	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
+	slot = slot_take(fixture.owner);
+	cr_assert(ge(int, slot, 0));
+	TAILQ_INSERT_TAIL(&fixture.owner->slot_waiters, &task.task, link);
+	owner_close(fixture.owner);
+	cr_assert(not(goes()));
+	slot_put(fixture.owner, (unsigned int)slot);
+	cr_expect(goes());
+	cr_expect(eq(uint, task.runs, 1));
+	fixture_end(&fixture);
+}
+
+static struct letter *read_letter(uint64_t addr)
+{
+	struct letter *letter = letter_new(LETTER_REQUEST);
+	struct hmm_msg_device_read *message = calloc(1, sizeof(*message));
+
+	cr_assert(letter && message);
+	HMM_MSG_INIT(*message, HMM_OP_DEVICE_READ, 0);
+	message->mirror = fixture.mirror->id;
+	message->addr = addr;
+	message->length = 8;
+	letter->message = &message->header;
+	return letter;
+}
+
+/* Replies that control got. */
+static unsigned int replies(void)
+{
+	struct letter *letter = mailbox_take(&fixture.outbox), *next;
+	unsigned int n = 0;
+
+	for (; letter; letter = next) {
+		next = letter->next;
+		n += letter->kind == LETTER_REPLY;
+		letter_free(letter);
+	}
+	return n;
+}
+
+/* A device's read, parked in a block whose driver thinks: answered, whether the owner closes or its mm is gone. */
+Test(closing, a_read_that_is_parked_is_answered)
+{
+	coming_home(10, 5);
+	owner_request(fixture.owner, read_letter(ROOM_START));
+	owner_run(fixture.owner);
+	owner_close(fixture.owner);
+	fixture_later(&fixture, SECOND / 10);
+	cr_expect(ne(ptr, TAILQ_FIRST(&fixture.worker.owners), NULL));
+	/* It does not answer in time. */
+	cr_expect(goes());
+	cr_expect(eq(uint, replies(), 1));
+	fixture_end(&fixture);
+}
+
+Test(closing, a_read_of_an_owner_that_dies_is_answered)
+{
+	coming_home(10, 5);
+	owner_request(fixture.owner, read_letter(ROOM_START));
+	owner_run(fixture.owner);
+	fixture.owner->gone = true;
+	cr_expect(goes());
+	cr_expect(eq(uint, replies(), 1));
 	fixture_end(&fixture);
 }
