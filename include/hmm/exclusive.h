@@ -29,7 +29,8 @@ struct hmm_mirror;
  * while it looks (hmm_device_exclusive_check()) and does its operation, and takes the
  * same lock in its callback, is never come between. hmmd's death takes every mark.
  * Return: how many pages are marked; -EINVAL: unaligned, empty or wrapping range;
- *	-EOPNOTSUPP: a device with HMM_DEVICE_COPY_ENGINE; -ESTALE: the owner is gone;
+ *	-EOPNOTSUPP: a device with HMM_DEVICE_COPY_ENGINE or without HMM_DEVICE_FAULTS;
+ *	-ESTALE: the owner is gone;
  *	-EDEADLK: called from inside a callback.
  */
 long hmm_device_exclusive_begin(struct hmm_mirror *mirror, unsigned long addr, size_t length,

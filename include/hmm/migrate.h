@@ -50,7 +50,8 @@ struct hmm_migrate_report {
  *	ordinary memory from whichever device has it.
  * @results: one byte per page (enum hmm_migrate_result), or NULL.
  * @report: totals, or NULL.
- * Return: pages now at the target (moved + already); -EINVAL: unaligned,
+ * Return: pages now at the target (moved + already); -EOPNOTSUPP: to a device without
+ * HMM_DEVICE_FAULTS, which has what is pinned on it (device.h); -EINVAL: unaligned,
  *	empty or wrapping range; -ESTALE: the owner is gone; -EDEADLK: called
  *	from inside a callback.
  */

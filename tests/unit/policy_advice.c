@@ -53,6 +53,9 @@ Test(advice, each_reason_takes_its_own)
 	facts.no_memory = true;
 	expect(&facts, facts.said & ~(HMM_ADVISED_ACCESSED_BY | HMM_ADVISED_PREFERRED_DEVICE), "no memory");
 	facts.no_memory = false;
+	facts.no_faults = true;
+	expect(&facts, facts.said & ~(HMM_ADVISED_ACCESSED_BY | HMM_ADVISED_PREFERRED_DEVICE), "cannot fault");
+	facts.no_faults = false;
 	facts.on_device = 3;
 	expect(&facts, facts.said & ~HMM_ADVISED_PIN, "3 of 8");
 	facts.on_device = 8;

@@ -8,6 +8,7 @@
  */
 #include "driver.h"
 
+#include <pthread.h>
 #include <signal.h>
 #include <setjmp.h>
 #include <stdatomic.h>
@@ -451,7 +452,10 @@ static long driver_reads(int socket, size_t page)
 
 static void windowed(void)
 {
+	struct hmm_event_options poisons = { .size = sizeof(poisons), .mask = 1UL << HMM_EVENT_POISON };
 	const size_t first = 4, last = 8;
+	struct hmm_events *events;
+	struct hmm_event event;
 	unsigned int reads = 0;
 	struct hmm_device *device;
 	uint64_t word;
@@ -466,8 +470,15 @@ static void windowed(void)
 	driver = test_driver_start("windowed", &socket);
 	test_invite(socket, memory);
 	CHECK(test_hear(socket, &word, NULL));
+	CHECK_EQ(hmm_event_open(hmm, &poisons, &events), 0);
 	CHECK_EQ(driver_reads(socket, first), -1);
 	CHECK_EQ(test_device_pages(memory, PAGES), 0);
+	/* And not in silence. */
+	CHECK_EQ(hmm_event_read(events, &event, 1), 1);
+	CHECK_EQ(event.kind, HMM_EVENT_POISON);
+	CHECK_EQ(event.error, -EFAULT);
+	CHECK_EQ(event.start, (unsigned long)memory + first * PAGE);
+	hmm_event_close(events);
 	for (size_t page = first + 1; page < last; page++)
 		reads += driver_reads(socket, page) != -1;
 	CHECK_EQ(reads, 0);
@@ -543,6 +554,65 @@ static void pinned_window(void)
 	_exit(0);
 }
 
+/* ---- several threads that dispatch ------------------------------------------------------------- */
+
+static _Atomic bool enough;
+static _Atomic unsigned int inside;
+
+static int quiesce_alone(struct hmm_mirror *me, const struct hmm_update *update)
+{
+	CHECK_EQ(atomic_fetch_add(&inside, 1), 0);
+	nanosleep(&(struct timespec){ .tv_nsec = 2000000 }, NULL);
+	atomic_fetch_add(&stops, 1);
+	atomic_store(&stopped, true);
+	CHECK_EQ(atomic_fetch_sub(&inside, 1), 1);
+	return 0;
+}
+
+static void resume_alone(struct hmm_mirror *me, const struct hmm_update *update)
+{
+	CHECK_EQ(atomic_fetch_add(&inside, 1), 0);
+	resume(me, update);
+	CHECK_EQ(atomic_fetch_sub(&inside, 1), 1);
+}
+
+static const struct hmm_mirror_ops alone = {
+	.size = sizeof(alone), .quiesce = quiesce_alone, .resume = resume_alone,
+};
+
+static void *dispatch_until_enough(void *unused)
+{
+	while (!atomic_load(&enough))
+		CHECK(hmm_dispatch(hmm, 1, 10) >= 0);
+	return unused;
+}
+
+/* However many dispatch, a mirror's stops and their ends come one at a time and in order. */
+static void in_order(void)
+{
+	pthread_t threads[3];
+	char *memory;
+
+	test_open(0, DEVICE_MEMORY);
+	CHECK(hmm_dispatch_fd(hmm) >= 0);
+	for (unsigned int i = 0; i < 3; i++)
+		CHECK_EQ(pthread_create(&threads[i], NULL, dispatch_until_enough, NULL), 0);
+	still.device = still_device("still", 0);
+	still.ops = &alone;
+	CHECK_EQ(hmm_mirror_register(&still, hmm), 0);
+	memory = pinned(PAGES, 1);
+	for (size_t i = 0; i < PAGES; i++)
+		CHECK_EQ(*(volatile uint64_t *)(memory + i * PAGE), test_word(i, 0, 1));
+	wait_settled();
+	CHECK(atomic_load(&stops) >= PAGES);
+	CHECK(atomic_load(&resumes) <= atomic_load(&stops));
+	CHECK_EQ(reachable(memory, PAGES), 0);
+	atomic_store(&enough, true);
+	for (unsigned int i = 0; i < 3; i++)
+		pthread_join(threads[i], NULL);
+	end();
+}
+
 /* ---- hmmd is killed while it is stopped ---------------------------------------------------- */
 
 static _Atomic bool announced;
@@ -599,6 +669,7 @@ static const struct test_case cases[] = {
 	{ "protected", protected, false }, { "forked", forked, false },
 	{ "coherent", coherent, false }, { "pressed", pressed, false },
 	{ "windowed", windowed, false }, { "pinned-window", pinned_window, false },
+	{ "in-order", in_order, false },
 	{ "killed-between", killed_between, true }, { NULL, NULL, false },
 };
 
