@@ -211,8 +211,9 @@ static void free_page(struct hmm_devmem *me, struct hmm_page *page)
 /* Takes what it is told to, as far as hmmd lets it, until the owner closes the socket. */
 void engine_driver(void)
 {
-	static const struct hmm_devmem_ops ops = { .alloc_and_copy = alloc_and_copy, .fault = bring, .free = free_page };
-	static const struct hmm_mirror_ops none = { 0 };
+	static const struct hmm_devmem_ops ops = { .size = sizeof(ops), .alloc_and_copy = alloc_and_copy,
+						   .fault = bring, .free = free_page };
+	static const struct hmm_mirror_ops none = { .size = sizeof(none) };
 	struct hmm_device_options options = { .size = sizeof(options), .name = "inject-engine", .node = -1,
 					      .caps = HMM_DEVICE_FAULTS | HMM_DEVICE_COPY_ENGINE };
 	struct hmm_devmem *devmem = NULL;
@@ -300,4 +301,7 @@ void devmem(void)
 	test_check(memory, 300, 1);
 	close_all();
 	check_and_rewrite(memory, 300, 1);
+	/* Only with a call that failed. */
+	if (status)
+		_exit(REFUSED);
 }
