@@ -109,7 +109,7 @@ static int fault(struct hmm_devmem *devmem, unsigned long addr, const struct hmm
 }
 
 static const struct hmm_devmem_ops memory_ops = {
-	.free = free_page, .fault = fault, .alloc_and_copy = alloc_and_copy,
+	.size = sizeof(memory_ops), .free = free_page, .fault = fault, .alloc_and_copy = alloc_and_copy,
 };
 
 void engine_open(struct thread_context *driver, struct hmm_mirror *mirror, const struct hmm_mirror_ops *ops)

@@ -6,9 +6,9 @@
  *
  * Exit 0: every byte is right. 3: hmmd refused to serve at all, and every byte
  * is right. 1: a wrong byte. One thread, and driver processes for `window` and
- * `several`.
+ * `several`. What devices and drivers do besides is in devices.c.
  */
-#include "tests/integration/mirror/mirror.h"
+#include "client.h"
 
 #include <fcntl.h>
 #include <setjmp.h>
@@ -16,17 +16,14 @@
 #include <sys/socket.h>
 #include <sys/wait.h>
 
-#define DEVICE_MEMORY	(64UL << 20)
-#define REFUSED		3
-#define DRIVER_SOCKET	100
 /* Where no library of the driver lies. */
 #define WINDOW_ADDR	((void *)0x300000000000UL)
 
-static bool open_or_refused(void)
+bool open_or_refused(uint64_t memory)
 {
 	struct hmm_open_options options = { .size = sizeof(options), .timeout_ms = 5000 };
 	struct hmm_device_options device = {
-		.size = sizeof(device), .name = "inject", .memory = DEVICE_MEMORY, .node = -1,
+		.size = sizeof(device), .name = "inject", .memory = memory, .node = -1,
 		.caps = HMM_DEVICE_FAULTS,
 	};
 	static const struct hmm_mirror_ops ops = { .size = sizeof(ops) };
@@ -51,7 +48,7 @@ static bool open_or_refused(void)
 	return true;
 }
 
-static void close_all(void)
+void close_all(void)
 {
 	int r = hmm_mirror_unregister(&mirror);
 
@@ -64,8 +61,7 @@ static void close_all(void)
 	hmm_close(hmm);
 }
 
-/* What can't go stays, and says so; nothing else may happen. */
-static void move(void *memory, size_t pages, enum hmm_target target)
+void move(void *memory, size_t pages, enum hmm_target target)
 {
 	struct hmm_migrate_report report = { 0 };
 	long there =
@@ -77,8 +73,7 @@ static void move(void *memory, size_t pages, enum hmm_target target)
 		CHECK_EQ(report.moved + report.already + report.failed, pages);
 }
 
-/* Every page is right, and takes every write. */
-static void check_and_rewrite(void *memory, size_t pages, uint64_t seed)
+void check_and_rewrite(void *memory, size_t pages, uint64_t seed)
 {
 	test_check(memory, pages, seed);
 	test_fill(memory, pages, seed + 1);
@@ -91,7 +86,7 @@ static void travel(void)
 
 	test_fill(huge, 3 * 512, 1);
 	test_fill(small, 700, 2);
-	if (!open_or_refused()) {
+	if (!open_or_refused(DEVICE_MEMORY)) {
 		test_check(huge, 3 * 512, 1);
 		test_check(small, 700, 2);
 		_exit(REFUSED);
@@ -117,7 +112,7 @@ static void share(void)
 	char *memory = test_map_huge(3);
 
 	test_fill(memory, pages, 1);
-	if (!open_or_refused()) {
+	if (!open_or_refused(DEVICE_MEMORY)) {
 		test_check(memory, pages, 1);
 		_exit(REFUSED);
 	}
@@ -141,7 +136,7 @@ static void touch(void)
 	char *memory = test_map(pages);
 
 	test_fill(memory, pages, 1);
-	if (!open_or_refused()) {
+	if (!open_or_refused(DEVICE_MEMORY)) {
 		test_check(memory, pages, 1);
 		_exit(REFUSED);
 	}
@@ -175,7 +170,7 @@ static void upheaval(void)
 	for (int i = 0; i < 8; i++)
 		test_fill(memory + i * 256 * PAGE, 256, (uint64_t)i + 10);
 	test_fill(moved, 512, 30);
-	if (open_or_refused()) {
+	if (open_or_refused(DEVICE_MEMORY)) {
 		move(memory, 2048, HMM_DEVICE);
 		move(moved, 512, HMM_DEVICE);
 	} else {
@@ -250,7 +245,7 @@ static void ranges(void)
 	char *memory = test_map(pages);
 
 	test_fill(memory, pages, 1);
-	if (!open_or_refused()) {
+	if (!open_or_refused(DEVICE_MEMORY)) {
 		test_check(memory, pages, 1);
 		_exit(REFUSED);
 	}
@@ -277,7 +272,7 @@ static void family(void)
 	pid_t child;
 
 	test_fill(memory, pages, 1);
-	if (!open_or_refused()) {
+	if (!open_or_refused(DEVICE_MEMORY)) {
 		test_check(memory, pages, 1);
 		_exit(REFUSED);
 	}
@@ -305,7 +300,7 @@ static void access_memory(void)
 	uint64_t word;
 
 	test_fill(memory, pages, 1);
-	if (!open_or_refused()) {
+	if (!open_or_refused(DEVICE_MEMORY)) {
 		test_check(memory, pages, 1);
 		_exit(REFUSED);
 	}
@@ -348,7 +343,7 @@ struct invitation {
 	uint64_t refused;
 };
 
-static void send_key(int socket, int key)
+void send_key(int socket, int key)
 {
 	struct invitation invitation = { key < 0 };
 	union {
@@ -367,7 +362,7 @@ static void send_key(int socket, int key)
 	CHECK_EQ(sendmsg(socket, &message, MSG_NOSIGNAL), sizeof(invitation));
 }
 
-static int receive_key(int socket)
+int receive_key(int socket)
 {
 	struct invitation invitation;
 	union {
@@ -465,7 +460,7 @@ static void read_along(void)
 	_exit(0);
 }
 
-static pid_t start_driver(const char *what, int *socket)
+pid_t start_driver(const char *what, int *socket)
 {
 	char program[] = "/proc/self/exe", name[16], *arguments[] = {program, name, NULL};
 	int ends[2];
@@ -513,7 +508,7 @@ static void with_windows(bool others)
 	CHECK(memory == WINDOW_ADDR);
 	madvise(memory, WINDOW_PAGES * PAGE, MADV_NOHUGEPAGE);
 	test_fill(memory, WINDOW_PAGES, 1);
-	opened = open_or_refused();
+	opened = open_or_refused(DEVICE_MEMORY);
 	if (opened) {
 		if (others && hmm_device_new(hmm, &options, &device))
 			printf("hmm_device_new: %s\n", hmm_last_error());
@@ -575,7 +570,7 @@ static void farewell(void)
 
 	test_fill(huge, 2 * 512, 1);
 	test_fill(small, 300, 2);
-	if (!open_or_refused()) {
+	if (!open_or_refused(DEVICE_MEMORY)) {
 		puts("out");
 		CHECK(fgets(line, sizeof(line), stdin));
 		test_check(huge, 2 * 512, 1);
@@ -602,9 +597,15 @@ static const struct test_case cases[] = {
 	{"access", access_memory, false},
 	{"window", window, false},
 	{"several", several, false},
+	{"advice", advice, false},
+	{"events", events, false},
+	{"exclusive", exclusive, false},
+	{"evict", evict, false},
+	{"devmem", devmem, false},
 	{"farewell", farewell, true},
 	{"driver", drive, true},
 	{"reader", read_along, true},
+	{"engine", engine_driver, true},
 	{NULL, NULL, false},
 };
 

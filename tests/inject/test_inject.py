@@ -16,7 +16,8 @@ import harness
 harness.PLACES["hmmd"] = "tests/inject/hmmd_inject"
 CLIENT = os.path.join(harness.BINARY, "tests", "inject", "inject-client")
 
-SCENARIOS = ["travel", "share", "touch", "ranges", "upheaval", "family", "access", "window", "several", "farewell"]
+SCENARIOS = ["travel", "share", "touch", "ranges", "upheaval", "family", "access", "window", "several",
+             "advice", "events", "exclusive", "evict", "devmem", "farewell"]
 ERRORS = {
     "uffd_copy": ["EAGAIN", "SHORT", "ENOMEM", "ENOENT"],
     "uffd_zero": ["EAGAIN", "SHORT", "ENOMEM"],
