@@ -47,7 +47,8 @@ static int let_go(struct hmm_mirror *mirror, const struct hmm_update *update)
 	return 0;
 }
 
-static const struct hmm_mirror_ops ops = { .sync_cpu_device_pagetables = let_go };
+static const struct hmm_mirror_ops ops = { .size = sizeof(ops),
+					   .sync_cpu_device_pagetables = let_go };
 
 static void add_slowly(volatile unsigned long *word)
 {
