@@ -97,7 +97,7 @@ static int driver(int key, unsigned long address)
 	must(hmm_window_map(&mirror, address, PAGE, HMM_WINDOW_OFFSET, &window));
 	words = hmm_window_ptr(window, address);
 
-	while (taken < TAKEN) {
+	while (taken < TAKEN || done < BURST) {
 		n = burst(&mirror, address, words);
 		atomic_fetch_add(&words->first, n);
 		done += n;
