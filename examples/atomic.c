@@ -47,7 +47,8 @@ static int let_go(struct hmm_mirror *mirror, const struct hmm_update *update)
 	return 0;
 }
 
-static const struct hmm_mirror_ops ops = { .sync_cpu_device_pagetables = let_go };
+static const struct hmm_mirror_ops ops = { .size = sizeof(ops),
+					   .sync_cpu_device_pagetables = let_go };
 
 static void add_slowly(volatile unsigned long *word)
 {
@@ -96,7 +97,7 @@ static int driver(int key, unsigned long address)
 	must(hmm_window_map(&mirror, address, PAGE, HMM_WINDOW_OFFSET, &window));
 	words = hmm_window_ptr(window, address);
 
-	while (taken < TAKEN) {
+	while (taken < TAKEN || done < BURST) {
 		n = burst(&mirror, address, words);
 		atomic_fetch_add(&words->first, n);
 		done += n;

@@ -101,7 +101,7 @@ int main(void)
 		.size = sizeof(options), .name = "prefetch", .memory = MEMORY, .node = -1,
 		.caps = HMM_DEVICE_FAULTS,
 	};
-	static const struct hmm_mirror_ops ops;		/* nothing to call back for */
+	static const struct hmm_mirror_ops ops = { .size = sizeof(ops) };	/* no callbacks */
 	unsigned long *buffer = aligned_alloc(PIECE, PIECES * PIECE), waits, wrong = 0;
 	struct hmm *hmm;
 

@@ -100,7 +100,7 @@ static int tlb_flush(struct hmm_mirror *mirror, const struct hmm_update *update)
 	return 0;
 }
 
-static const struct hmm_mirror_ops ops = { .sync_cpu_device_pagetables = tlb_flush };
+static const struct hmm_mirror_ops ops = { .size = sizeof(ops), .sync_cpu_device_pagetables = tlb_flush };
 
 static uint64_t tlb_lookup(struct device *dev, unsigned long page)
 {
