@@ -346,8 +346,8 @@ void migrate_request(struct owner *owner, struct letter *letter)
 	migration_begin(migration);
 }
 
-void migrate_home(struct owner *owner, uint64_t start, uint64_t end, const struct device *device,
-		  migrate_done done, void *data)
+static void home(struct owner *owner, uint64_t start, uint64_t end, const struct device *device,
+		 enum hmm_reason reason, migrate_done done, void *data)
 {
 	struct migration *migration = migration_new(owner, start, end, false);
 
@@ -358,9 +358,21 @@ void migrate_home(struct owner *owner, uint64_t start, uint64_t end, const struc
 		return;
 	}
 	migration->only = device;
+	migration->reason = reason;
 	migration->done = done;
 	migration->data = data;
 	migration_begin(migration);
+}
+
+void migrate_home(struct owner *owner, uint64_t start, uint64_t end, const struct device *device,
+		  migrate_done done, void *data)
+{
+	home(owner, start, end, device, HMM_REASON_MIGRATE, done, data);
+}
+
+void migrate_home_for_fork(struct owner *owner, migrate_done done, void *data)
+{
+	home(owner, 0, HMM_VA_END, NULL, HMM_REASON_FORK, done, data);
 }
 
 int migrate_to(struct mirror *mirror, uint64_t start, uint64_t end, bool populate, uint8_t *results,

@@ -502,7 +502,7 @@ void owner_request(struct owner *owner, struct letter *letter)
 			     home_done, letter);
 		return;
 	case HMM_OP_PREPARE_FORK:
-		migrate_home(owner, 0, HMM_VA_END, NULL, home_done, letter);
+		migrate_home_for_fork(owner, home_done, letter);
 		return;
 	case HMM_OP_EXCLUDE:
 		exclude(owner, letter);

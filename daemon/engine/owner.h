@@ -649,6 +649,8 @@ typedef void (*migrate_done)(struct owner *owner, void *data, uint64_t pages);
 /* [start, end) of this owner home (device: of that device only, or NULL); then done(data, pages that came). */
 void migrate_home(struct owner *owner, uint64_t start, uint64_t end, const struct device *device,
 		  migrate_done done, void *data);
+/* The same of everything, because the owner forks. */
+void migrate_home_for_fork(struct owner *owner, migrate_done done, void *data);
 /*
  * The block of @addr leaves this device, to make room, unless it is used before it comes to that.
  * @cheap: where no driver would have to wait.

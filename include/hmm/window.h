@@ -21,13 +21,16 @@ struct hmm_window;
  * hmm_window_map() - map [addr, addr + length) of the mirror's owner here.
  * @length: 0 with @addr 0: everything a window can cover, as the owner's
  *	memory is now.
+ * Any thread. What cannot be had raises a signal when it is touched; hmm_device_read() reaches it.
  * Return: 0; -EEXIST: addresses are taken here (hmm_last_error() names them);
- *	-EINVAL; -EBUSY: called in the owner itself.
+ *	-EINVAL; -EBUSY: called in the owner itself; -EOPNOTSUPP: the device has memory
+ *	that no window can show; -E2BIG: @length 0, and the owner's memory lies in too many places;
+ *	-EPERM: no userfaultfd; -EDEADLK: called from inside a callback; -ENOMEM; -ESTALE.
  */
 int hmm_window_map(struct hmm_mirror *mirror, unsigned long addr, size_t length, uint64_t flags,
 		   struct hmm_window **result);
 
-/* Unmaps and gives the handle back. NULL is allowed. */
+/* Unmaps and gives the handle back. NULL is allowed. Return: 0; -ESTALE: in a fork's child. */
 int hmm_window_unmap(struct hmm_window *window);
 
 /* The local pointer for an owner's address; NULL when the window does not cover it. */
