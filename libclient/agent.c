@@ -20,6 +20,7 @@
 #include "agent.h"
 #include "arena.h"
 #include "futex.h"
+#include "region.h"
 
 #define SPIN_NS 20000
 
@@ -41,6 +42,7 @@ static bool has_work(const struct agent *agent)
 static void put_down(struct agent *agent)
 {
 	__atomic_store_n(&agent->busy, 0, __ATOMIC_SEQ_CST);
+	hmmc_region_settle(agent->regions);
 	if (agent_is_retired(agent))
 		futex_wake(&agent->busy, INT32_MAX);
 }

@@ -127,6 +127,7 @@ static int prepare(struct owner *owner, char *text, size_t size)
 	agent->slots = owner->slots;
 	agent->slots_count = owner->slots_count;
 	agent->regions = &owner->regions;
+	owner->regions.busy = &agent->busy;
 	error = hmmc_agent_start(agent);
 	if (!error)
 		error = hmmc_rescuer_start(&owner->rescuer, owner);
@@ -336,7 +337,7 @@ static int reopen_regions(struct owner *owner)
 	for (unsigned int i = 0; !error && i < REGIONS_MAX; i++) {
 		struct region *region = owner->regions.table[i];
 
-		if (region && region->map)
+		if (region && !region->gone)
 			error = reopen_region(owner, region);
 	}
 	return error;

@@ -3,13 +3,18 @@
  * region.c - the table of mapped shadows.
  *
  * The receiver adds what hmmd sends; agent and rescuer look up without a lock.
- * An entry is published with one store after the region is mapped and stays
- * where it is; a region that goes leaves its entry behind with no mapping, and
- * the same key may fill it again.
+ * An entry is published with one store after the region is mapped and never
+ * changes; one of the same key takes its place. A region that goes leaves its entry
+ * behind, so that others are found past it.
+ *
+ * The agent may be carrying out an order that hmmd has taken back, and in the middle of a
+ * copy, when the region of that order goes. So a mapping and its descriptor are let go of
+ * only when the agent is seen not to be busy, by whoever looks last: the agent, or who dropped it.
  *
  * Adding fails when the address space or the table is full; hmmd then waits for
  * an agent that cannot work, so it is also logged.
  */
+#include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -49,8 +54,53 @@ struct region *hmmc_region_find(struct regions *regions, uint32_t mirror, uint64
 	struct region *region =
 		find_entry(regions, mirror & 0xff, address & ~(HMM_REGION_SIZE - 1), &slot);
 
-	return region && __atomic_load_n(&region->map, __ATOMIC_ACQUIRE) ? region : NULL;
+	return region && !__atomic_load_n(&region->gone, __ATOMIC_SEQ_CST) ? region : NULL;
 }
+
+/* ---- leaving: with the lock held -------------------------------------------------------- */
+
+static void let_go(struct region *region)
+{
+	if (region->map)
+		munmap(region->map, region->length);
+	if (region->fd >= 0)
+		close(region->fd);
+	region->map = NULL;
+	region->fd = -1;
+	if (!region->listed)
+		hmmc_arena_free(region, sizeof(*region));
+}
+
+static void leave(struct regions *regions, struct region *region)
+{
+	__atomic_store_n(&region->gone, 1, __ATOMIC_SEQ_CST);
+	region->next = regions->leaving;
+	__atomic_store_n(&regions->leaving, region, __ATOMIC_SEQ_CST);
+}
+
+/* The agent is not busy first and looks for them then; here it is the other way round. */
+static void settle(struct regions *regions)
+{
+	struct region *region;
+
+	if (regions->busy && __atomic_load_n(regions->busy, __ATOMIC_SEQ_CST))
+		return;
+	while ((region = regions->leaving)) {
+		regions->leaving = region->next;
+		let_go(region);
+	}
+}
+
+void hmmc_region_settle(struct regions *regions)
+{
+	if (!__atomic_load_n(&regions->leaving, __ATOMIC_SEQ_CST))
+		return;
+	futex_lock(&regions->lock);
+	settle(regions);
+	futex_unlock(&regions->lock);
+}
+
+/* ---- coming --------------------------------------------------------------------------- */
 
 static char *map_shadow(const struct hmm_msg_region *event, int fd)
 {
@@ -66,13 +116,53 @@ static char *map_shadow(const struct hmm_msg_region *event, int fd)
 	return map;
 }
 
+/* Return: NULL, with errno, and nothing done. */
+static struct region *region_new(const struct hmm_msg_region *event, int fd, const struct stat *stat)
+{
+	struct region *region = hmmc_arena_alloc(sizeof(*region));
+	char *map = region ? map_shadow(event, fd) : NULL;
+
+	if (!map) {
+		int error = region ? errno : ENOMEM;
+
+		hmmc_arena_free(region, sizeof(*region));
+		errno = error;
+		return NULL;
+	}
+	*region = (struct region){
+		.mirror = event->mirror & 0xff,
+		.base = event->base,
+		.length = event->length,
+		.offset = event->offset,
+		.kind = event->kind,
+		.fd = fd,
+		.map = map,
+		.device = stat->st_dev,
+		.inode = stat->st_ino,
+		.listed = true,
+	};
+	return region;
+}
+
+/* With the lock held. What had its key may be gone already, and even have left. */
+static void publish(struct regions *regions, unsigned int slot, struct region *region)
+{
+	struct region *old = regions->table[slot];
+	bool leaves = old && (!old->gone || !old->map);
+
+	__atomic_store_n(&regions->table[slot], region, __ATOMIC_SEQ_CST);
+	if (old)
+		old->listed = false;
+	if (leaves)
+		leave(regions, old);
+	settle(regions);
+}
+
 int hmmc_region_add(struct regions *regions, const struct hmm_msg_region *event, int fd)
 {
-	uint32_t mirror = event->mirror & 0xff;
 	struct region *region;
 	unsigned int slot;
 	struct stat stat;
-	char *map, *old = NULL;
 	int error = 0;
 
 	if (fstat(fd, &stat)) {
@@ -80,41 +170,16 @@ int hmmc_region_add(struct regions *regions, const struct hmm_msg_region *event,
 		goto out_close;
 	}
 	futex_lock(&regions->lock);
-	region = find_entry(regions, mirror, event->base, &slot);
-	if (region && region->map && region->device == stat.st_dev && region->inode == stat.st_ino)
+	region = find_entry(regions, event->mirror & 0xff, event->base, &slot);
+	if (region && !region->gone && region->device == stat.st_dev && region->inode == stat.st_ino)
 		goto out_unlock;
-	map = map_shadow(event, fd);
-	if (!map) {
-		error = -errno;
-		goto out_unlock;
-	}
+	region = slot < REGIONS_MAX ? region_new(event, fd, &stat) : NULL;
 	if (region) {
-		old = region->map;
-		/* Whoever looks meanwhile finds none, rather than a mixture. */
-		__atomic_store_n(&region->map, NULL, __ATOMIC_RELEASE);
-		if (region->fd >= 0)
-			close(region->fd);
-	} else if (slot < REGIONS_MAX) {
-		region = hmmc_arena_alloc(sizeof(*region));
+		publish(regions, slot, region);
+		fd = -1;
+	} else {
+		error = slot < REGIONS_MAX ? -errno : -ENOMEM;
 	}
-	if (!region) {
-		munmap(map, event->length);
-		error = -ENOMEM;
-		goto out_unlock;
-	}
-	region->mirror = mirror;
-	region->base = event->base;
-	region->length = event->length;
-	region->offset = event->offset;
-	region->kind = event->kind;
-	region->fd = fd;
-	region->device = stat.st_dev;
-	region->inode = stat.st_ino;
-	__atomic_store_n(&region->map, map, __ATOMIC_RELEASE);
-	__atomic_store_n(&regions->table[slot], region, __ATOMIC_RELEASE);
-	if (old)
-		munmap(old, event->length);
-	fd = -1;
 out_unlock:
 	futex_unlock(&regions->lock);
 out_close:
@@ -133,14 +198,10 @@ void hmmc_region_drop(struct regions *regions, uint32_t mirror)
 	futex_lock(&regions->lock);
 	for (unsigned int i = 0; i < REGIONS_MAX; i++) {
 		struct region *region = regions->table[i];
-		char *map = region ? region->map : NULL;
 
-		if (!map || (mirror != HMM_NO_MIRROR && region->mirror != (mirror & 0xff)))
-			continue;
-		__atomic_store_n(&region->map, NULL, __ATOMIC_RELEASE);
-		munmap(map, region->length);
-		close(region->fd);
-		region->fd = -1;
+		if (region && !region->gone && (mirror == HMM_NO_MIRROR || region->mirror == (mirror & 0xff)))
+			leave(regions, region);
 	}
+	settle(regions);
 	futex_unlock(&regions->lock);
 }

@@ -15,8 +15,11 @@ struct region {
 	uint64_t offset;		/* of base in the file */
 	enum hmm_pool_kind kind;
 	int fd;				/* in the private table */
-	char *map;			/* [base, base + length); NULL: gone */
+	char *map;			/* [base, base + length) */
 	uint64_t device, inode;
+	uint32_t gone;			/* atomic: not to be found any more */
+	bool listed;			/* in the table */
+	struct region *next;		/* of those that leave */
 };
 
 #define REGIONS_MAX 8192		/* a power of two */
@@ -24,7 +27,8 @@ struct region {
 struct regions {
 	struct futex_lock lock;		/* for those who add and remove */
 	uint32_t changes;		/* futex: bumped by each addition */
-	uint32_t count;
+	const uint32_t *busy;		/* the agent's: it may be using one; NULL: there is no agent */
+	struct region *leaving;		/* gone, and to be unmapped when nobody can be using them */
 	struct region *table[REGIONS_MAX];	/* open addressing; entries never move */
 };
 
@@ -33,10 +37,15 @@ struct regions {
  * The very same file again is fine.
  */
 int hmmc_region_add(struct regions *regions, const struct hmm_msg_region *event, int fd);
-/* Lock-free. NULL: not known (yet). */
+/* Lock-free. NULL: not known (yet). In the agent it stays mapped until the agent is not busy any more. */
 struct region *hmmc_region_find(struct regions *regions, uint32_t mirror, uint64_t address);
-/* Unmaps those of a mirror, or with HMM_NO_MIRROR of all. Nobody may be using them. */
+/*
+ * Those of a mirror, or with HMM_NO_MIRROR all, are not found any more, and unmapped as soon as the
+ * agent has put down the order that it carries out: one that hmmd took back may still be copying.
+ */
 void hmmc_region_drop(struct regions *regions, uint32_t mirror);
+/* For the agent, when it is not busy any more. */
+void hmmc_region_settle(struct regions *regions);
 
 static inline char *region_at(const struct region *region, uint64_t address)
 {

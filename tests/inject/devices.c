@@ -115,9 +115,10 @@ void exclusive(void)
 	for (int round = 0; round < 3; round++) {
 		marked = hmm_device_exclusive_begin(&mirror, start, pages * PAGE, results);
 		CHECK(marked >= 0 || *hmm_last_error());
+		/* What is refused now may be marked from the last round. */
 		for (size_t i = 0; marked > 0 && i < pages; i++)
-			CHECK_EQ(hmm_device_exclusive_check(&mirror, start + i * PAGE, PAGE),
-				 results[i] == HMM_MIGRATED || results[i] == HMM_ALREADY);
+			CHECK(hmm_device_exclusive_check(&mirror, start + i * PAGE, PAGE) ||
+			      (results[i] != HMM_MIGRATED && results[i] != HMM_ALREADY));
 		for (size_t i = 0; i < pages; i += 7) {
 			volatile uint64_t *words = (volatile uint64_t *)(memory + i * PAGE);
 

@@ -23,11 +23,13 @@ class Example(harness.Test):
         return [int(number) for number in match.groups()]
 
     def test_hello(self):
-        self.assertEqual(self.example("hello").splitlines(), [
+        lines = self.example("hello").splitlines()
+        # While the rest of its block follows, the device has no entry.
+        self.assertIn(lines.pop(3), ("now the page is on both sides, to be read", "now the page is at home"))
+        self.assertEqual(lines, [
             "2048 of 2048 pages moved; the first is on the device",
             "the device wrote; the page is on the device",
             "the CPU reads: written by the device",
-            "now the page is on both sides, to be read",
             "the CPU wrote; the page is at home"])
 
     def test_list(self):

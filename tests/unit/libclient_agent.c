@@ -492,6 +492,43 @@ Test(agent, a_mapping_is_exchanged_there_and_back)
 	end();
 }
 
+/* hmmd has taken the order back, and its mirror goes, while the agent is in the middle of a copy. */
+Test(agent, a_region_stays_mapped_while_the_agent_may_use_it)
+{
+	struct hmm_msg_region event = {
+		.mirror = 0x100,
+		.base = HOME & ~(HMM_REGION_SIZE - 1),
+		.length = HMM_REGION_SIZE,
+		.kind = HMM_POOL_KIND_MEMFD,
+	};
+	unsigned char resident;
+	struct region *region;
+	char *map;
+	int next;
+
+	begin(HMM_POOL_KIND_MEMFD, EVENTS, HMM_REGION_SIZE);
+	regions->busy = &agent->busy;
+	agent->busy = 1;
+	region = hmmc_region_find(regions, 0, HOME);
+	map = region->map;
+	hmmc_region_drop(regions, 0);
+	cr_assert_null(hmmc_region_find(regions, 0, HOME));
+	cr_assert_eq(region_at(region, HOME)[7], 0, "still there");
+	next = memfd_create("next", MFD_CLOEXEC);
+	cr_assert_eq(ftruncate(next, HMM_REGION_SIZE), 0);
+	cr_assert_eq(hmmc_region_add(regions, &event, next), 0);
+	cr_assert_neq(hmmc_region_find(regions, 0, HOME), region, "of the same key, and another one");
+	cr_assert_eq(region->map, map);
+	cr_assert_eq(mincore(map, HMM_PAGE_SIZE, &resident), 0);
+	agent->busy = 0;
+	hmmc_region_settle(regions);
+	cr_assert_eq(mincore(map, HMM_PAGE_SIZE, &resident), -1, "unmapped");
+	cr_assert(hmmc_region_find(regions, 0, HOME), "the next one stays");
+	hmmc_region_drop(regions, 0);
+	cr_assert_null(hmmc_region_find(regions, 0, HOME));
+	end();
+}
+
 /* Not armed any more: something else may be mapped there. */
 Test(agent, what_is_not_armed_is_not_exchanged)
 {

@@ -744,7 +744,7 @@ static void *open_again(void *arg)
 /* hmm_close() waits for a callback, and holds nothing that the callback may want. */
 static void work_while_closing(bool by_thread)
 {
-	pthread_t writer, closer, opener, dispatching;
+	pthread_t writer, closer, opener, dispatching = 0;
 	struct hmm *again = NULL;
 
 	test_open(0, DEVICE_MEMORY);
