@@ -409,7 +409,7 @@ static void return_proceed(struct block *block)
 		for (first = 0; pages_run(&block->move.want, &first, &end); first = end)
 			window_wake(block, first, end);
 	}
-	job_came(job, &block->move.want);
+	job_came(job, block, &block->move.want);
 	transit_end(block);
 	block_settle_later(block);
 	if (job)

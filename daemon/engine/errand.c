@@ -194,7 +194,7 @@ static void undo_pin(struct owner *owner, void *data, uint64_t pages)
 		return;
 	}
 	run = &errand->runs[errand->undone++];
-	migrate_home(owner, run->start, run->end, errand->mirror->device, undo_pin, errand);
+	migrate_home_unless_pinned(errand->mirror, run->start, run->end, undo_pin, errand);
 }
 
 /* What has gone out in this piece is remembered, for it may have to come home. */

@@ -279,9 +279,10 @@ static unsigned int look_at_mirrors(struct part *part, unsigned int share)
 
 static bool look(struct part *part)
 {
-	unsigned int mirrors = look_at_mirrors(part, 0);
+	unsigned int mirrors;
 
 	part->seen = (struct obstacles){ 0 };
+	mirrors = look_at_mirrors(part, 0);
 	part->victims = part->next = 0;
 	if (mirrors)
 		look_at_mirrors(part, mirrors < LOOK_MAX ? LOOK_MAX / mirrors : 1);

@@ -89,8 +89,12 @@ static void install_far(struct block *block, unsigned int i, unsigned int mirror
 	far_lose(block, i);
 }
 
-static void lost(const struct owner *owner, uint64_t addr, const char *why)
+/* SIGBUS where it can be had, rather than zeros: there is a hole at its new place. */
+static void lost(struct owner *owner, uint64_t addr, const char *why)
 {
+	size_t done;
+
+	kernel->uffd_poison(owner->uffd, addr, HMM_PAGE_SIZE, &done);
 	log_error("owner %u: page %#lx lost in mremap: %s", owner->id, addr, why);
 }
 
@@ -126,15 +130,29 @@ static bool has_to_wait(struct owner *owner, uint64_t addr)
 static uint32_t find_place(struct owner *owner, uint64_t addr)
 {
 	struct hmm_grafts *grafts = grafts_of(owner);
-	uint32_t place = grafts->end;
+	const struct block *block = block_find(owner, addr);
+	uint32_t i = owner->graft_free;
 
-	for (uint32_t i = 0; i < grafts->end; i++) {
-		if (grafts->graft[i].addr == addr)
-			return i;
-		if (!grafts->graft[i].addr)
-			place = i;
+	if (pages_test(&block->grafted, page_index(addr))) {
+		for (i = 0; grafts->graft[i].addr != addr; i++)
+			;
+		return i;
 	}
-	return place;
+	while (i < grafts->end && grafts->graft[i].addr)
+		i++;
+	owner->graft_free = i;
+	return i;
+}
+
+/* A waiting page's address is in @block, or is not any more. */
+static void mark(struct owner *owner, uint64_t addr, bool waits)
+{
+	struct block *block = block_find(owner, addr);
+
+	if (block && waits)
+		pages_set(&block->grafted, page_index(addr));
+	else if (block)
+		pages_clear(&block->grafted, page_index(addr));
 }
 
 static void note(struct owner *owner, uint64_t addr, unsigned int mirror, uint32_t number, const void *bytes)
@@ -159,6 +177,7 @@ static void note(struct owner *owner, uint64_t addr, unsigned int mirror, uint32
 			owner->mirror[mirror]->migrations++;
 	}
 	__atomic_store_n(&graft->addr, addr, __ATOMIC_RELEASE);
+	mark(owner, addr, true);
 }
 
 /* It waits no more. */
@@ -168,6 +187,9 @@ static void forget(struct owner *owner, uint32_t i)
 	struct mirror *mirror = mirror_at(owner, grafts->graft[i].mirror);
 	uint32_t end = grafts->end;
 
+	mark(owner, grafts->graft[i].addr, false);
+	if (i < owner->graft_free)
+		owner->graft_free = i;
 	__atomic_store_n(&grafts->graft[i].addr, 0, __ATOMIC_RELEASE);
 	if (grafts->graft[i].number == HMM_FAR_NONE)
 		kernel->punch(owner->ledger_fd, HMM_GRAFT_BYTES_OFFSET + i * HMM_PAGE_SIZE, HMM_PAGE_SIZE);
@@ -200,7 +222,7 @@ void graft_settle(struct block *block)
 	struct owner *owner = block->owner;
 	const struct hmm_grafts *grafts = grafts_of(owner);
 
-	if (!owner->grafts || owner->gone)
+	if (!owner->grafts || owner->gone || pages_empty(&block->grafted))
 		return;
 	for (uint32_t i = 0; i < grafts->end; i++)
 		if (grafts->graft[i].addr && grafts->graft[i].addr - block->addr < HMM_BLOCK_SIZE)
@@ -231,7 +253,9 @@ void graft_move(struct owner *owner, uint64_t from, uint64_t to, uint64_t length
 
 		if (!graft->addr || graft->addr < from || graft->addr >= from + length)
 			continue;
+		mark(owner, graft->addr, false);
 		__atomic_store_n(&graft->addr, graft->addr - from + to, __ATOMIC_RELEASE);
+		mark(owner, graft->addr, true);
 		if (!has_to_wait(owner, graft->addr))
 			let_in(owner, i);
 	}

@@ -246,7 +246,7 @@ static void home_proceed(struct block *block)
 			 strerror(-r));
 	transit_end(block);
 	block_settle_later(block);
-	job_came(job, &done);
+	job_came(job, block, &done);
 	if (job)
 		job_block_done(job, r);
 }
@@ -305,7 +305,7 @@ static void unshare_proceed(struct block *block)
 			window_wake(block, first, end);
 	}
 	attribute_note_left(block, &shared);
-	job_came(job, want);
+	job_came(job, block, want);
 	transit_end(block);
 	block_settle_later(block);
 	if (job)

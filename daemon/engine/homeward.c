@@ -20,10 +20,11 @@
  * the agent has moved them, perhaps before hmmd hears of it, and what it sends to
  * the device then is to stay there.
  */
-void job_came(struct job *job, const struct pages *pages)
+void job_came(struct job *job, const struct block *block, const struct pages *pages)
 {
+	/* In the place of what was unmapped something may be let in that is out. */
 	for (unsigned int w = 0; job && w < HMM_BITMAP_WORDS; w++)
-		job->came.word[w] |= pages->word[w];
+		job->came.word[w] |= pages->word[w] & ~block->dead.word[w];
 }
 
 static void drop_those_that_came(const struct job *job, struct pages *pages)
@@ -32,12 +33,28 @@ static void drop_those_that_came(const struct job *job, struct pages *pages)
 		pages->word[w] &= ~job->came.word[w];
 }
 
+/* Said while the job waited for its turn, too. */
+static void drop_pinned(const struct job *job, const struct block *block, struct pages *pages)
+{
+	const struct mirror *mirror = job->migration->unless_pinned;
+	unsigned int first = 0, end;
+
+	for (; mirror && pages_run(pages, &first, &end); first = end)
+		for (unsigned int i = first; i < end; i++) {
+			struct hmm_attribute here = attribute_at(&block->owner->attributes, page_addr(block, i));
+
+			if (here.flags & HMM_ATTRIBUTE_PIN && here.pinned == mirror->index)
+				pages_clear(pages, i);
+		}
+}
+
 /* Fills @pages with those in @state that the job has yet to see to. False: none. */
 static bool left_in(const struct job *job, const struct block *block, enum hmm_page_state state,
 		    struct pages *pages)
 {
 	block_pages_in(block, state, job->first, job->end, pages);
 	drop_those_that_came(job, pages);
+	drop_pinned(job, block, pages);
 	return !pages_empty(pages);
 }
 
@@ -118,7 +135,7 @@ void home_slot_done(struct block *block, struct block_order *order, struct hmm_o
 	attribute_note_left(block, &block->move.want);
 	slot_release(owner, order->slot);
 	fault_wake(owner, block->addr, HMM_BLOCK_SIZE);
-	job_came(job, &came);
+	job_came(job, block, &came);
 	transit_end(block);
 	block_settle_later(block);
 	job_block_done(job, 0);

@@ -97,22 +97,29 @@ void invalidate_settled(struct block *block)
 			invalidate_restart(owner);
 }
 
+struct moving {
+	const struct mirror *mirror;
+	bool any;
+};
+
 static void find_moving(struct block *block, void *data)
 {
-	bool *moving = data;
+	struct moving *moving = data;
 
-	*moving = *moving || !block_at_rest(block);
+	moving->any |= !block_at_rest(block) && block_mirror(block) == moving->mirror;
 }
 
+/* Of what other devices have nothing was stopped. */
 void invalidate_restart(struct owner *owner)
 {
-	bool moving = owner->recovering;
-
-	block_for_each(owner, 0, HMM_VA_END, find_moving, &moving);
-	for (unsigned int i = 0; i < MIRRORS_MAX && !moving; i++) {
+	for (unsigned int i = 0; i < MIRRORS_MAX && !owner->recovering; i++) {
 		struct mirror *mirror = owner->mirror[i];
+		struct moving moving = { mirror, false };
 
 		if (!mirror || !mirror->restarting)
+			continue;
+		block_for_each(owner, 0, HMM_VA_END, find_moving, &moving);
+		if (moving.any)
 			continue;
 		mirror->restarting = false;
 		send_settled(mirror, 0);

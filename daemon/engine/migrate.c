@@ -347,7 +347,7 @@ void migrate_request(struct owner *owner, struct letter *letter)
 }
 
 static void home(struct owner *owner, uint64_t start, uint64_t end, const struct device *device,
-		 enum hmm_reason reason, migrate_done done, void *data)
+		 const struct mirror *unless_pinned, enum hmm_reason reason, migrate_done done, void *data)
 {
 	struct migration *migration = migration_new(owner, start, end, false);
 
@@ -358,6 +358,7 @@ static void home(struct owner *owner, uint64_t start, uint64_t end, const struct
 		return;
 	}
 	migration->only = device;
+	migration->unless_pinned = unless_pinned;
 	migration->reason = reason;
 	migration->done = done;
 	migration->data = data;
@@ -367,12 +368,18 @@ static void home(struct owner *owner, uint64_t start, uint64_t end, const struct
 void migrate_home(struct owner *owner, uint64_t start, uint64_t end, const struct device *device,
 		  migrate_done done, void *data)
 {
-	home(owner, start, end, device, HMM_REASON_MIGRATE, done, data);
+	home(owner, start, end, device, NULL, HMM_REASON_MIGRATE, done, data);
+}
+
+void migrate_home_unless_pinned(const struct mirror *mirror, uint64_t start, uint64_t end, migrate_done done,
+				void *data)
+{
+	home(mirror->owner, start, end, mirror->device, mirror, HMM_REASON_MIGRATE, done, data);
 }
 
 void migrate_home_for_fork(struct owner *owner, migrate_done done, void *data)
 {
-	home(owner, 0, HMM_VA_END, NULL, HMM_REASON_FORK, done, data);
+	home(owner, 0, HMM_VA_END, NULL, NULL, HMM_REASON_FORK, done, data);
 }
 
 int migrate_to(struct mirror *mirror, uint64_t start, uint64_t end, bool populate, uint8_t *results,

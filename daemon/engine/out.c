@@ -42,6 +42,24 @@ static void out_again(struct block *block, struct job *job)
 	job_block_done(job, -EAGAIN);
 }
 
+/*
+ * While drivers answered part of it was unmapped. What is mapped there now is another
+ * memory, and MOVE would take it: all of it is looked at anew.
+ */
+static bool out_is_stale(struct block *block)
+{
+	struct job *job = block->move.job;
+
+	if (pages_empty(&block->dead) || broken("skip-dead"))
+		return false;
+	job->again = true;
+	transit_restore(block);
+	block_recharge(block);
+	block_settle_later(block);
+	job_block_done(job, -EAGAIN);
+	return true;
+}
+
 static void out_proceed(struct block *block)
 {
 	struct owner *owner = block->owner;
@@ -49,6 +67,8 @@ static void out_proceed(struct block *block)
 	unsigned int first = 0, end;
 	uint32_t kind = HMM_ORDER_OUT_MOVE;
 
+	if (out_is_stale(block))
+		return;
 	/*
 	 * What windows can see is filled page by page, each appearing with its
 	 * bytes; else as one huge page, whose zeros come before the bytes.
@@ -73,6 +93,8 @@ static void out_proceed(struct block *block)
 /* S pages: the copy is there, they only have to leave the CPU. */
 static void drop_proceed(struct block *block)
 {
+	if (out_is_stale(block))
+		return;
 	order_issue(block->owner, HMM_ORDER_DROP, block, block->record->slot, &block->move.want, 0);
 }
 

@@ -24,6 +24,7 @@
 #include <unistd.h>
 
 #include "engine/evict.h"
+#include "engine/graft.h"
 #include "engine/notice.h"
 #include "engine/owner.h"
 #include "engine/protect.h"
@@ -655,6 +656,8 @@ void owner_gone(struct owner *owner)
 {
 	owner->gone = true;
 	owner->closing = true;
+	/* Nobody's any more, and a mirror that leaves waits for them. */
+	graft_drop(owner, 0, HMM_VA_END);
 	do {
 		order_abandon(owner);
 		invalidate_answer_all(owner);

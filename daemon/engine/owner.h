@@ -92,6 +92,7 @@ struct block {
 	struct task_list parked;		/* until the block is at rest */
 	struct pages stale;			/* pages whose bytes may linger in the shadow, not complete */
 	struct pages dead;			/* unmapped or discarded while the block was in transit */
+	struct pages grafted;			/* pages for which others wait behind the ledger */
 	struct pages armed;			/* registered with the owner's userfaultfd */
 	struct pages zapping;			/* a REMOVE was read, its zap may be yet to come */
 	int64_t zapping_until;
@@ -320,6 +321,7 @@ struct owner {
 	uint64_t next_ask;		/* never the same twice, not even over a restart */
 
 	unsigned int grafts;		/* pages that wait behind the ledger: graft.h */
+	uint32_t graft_free;		/* no free place is before this one */
 	struct task_list retry;		/* the map was changing */
 	TAILQ_HEAD(, block) settling;
 	struct span_set excluded;
@@ -649,6 +651,9 @@ typedef void (*migrate_done)(struct owner *owner, void *data, uint64_t pages);
 /* [start, end) of this owner home (device: of that device only, or NULL); then done(data, pages that came). */
 void migrate_home(struct owner *owner, uint64_t start, uint64_t end, const struct device *device,
 		  migrate_done done, void *data);
+/* What this mirror has, but for what is pinned on it when its turn comes. The mirror stays meanwhile. */
+void migrate_home_unless_pinned(const struct mirror *mirror, uint64_t start, uint64_t end, migrate_done done,
+				void *data);
 /* The same of everything, because the owner forks. */
 void migrate_home_for_fork(struct owner *owner, migrate_done done, void *data);
 /*
@@ -664,7 +669,7 @@ bool migrate_is_under_way(const struct owner *owner, uint64_t journey);
 void migrate_out_done(struct block *block, struct block_order *order, struct hmm_order *shared);
 void job_block_done(struct job *job, int result);
 /* A job, or NULL, has brought these pages home: it does not do so twice. */
-void job_came(struct job *job, const struct pages *pages);
+void job_came(struct job *job, const struct block *block, const struct pages *pages);
 bool job_is_cheap(const struct job *job);
 void job_refused(struct block *block);		/* a driver would have to wait */
 /* A window touched @addr: the pages of @span go to the device, then @task runs. */

@@ -71,7 +71,7 @@ static void leave_next(struct owner *owner, void *data, uint64_t pages)
 		reach->at = here.end < reach->end ? here.end : reach->end;
 		if (here.flags & HMM_ATTRIBUTE_PIN && here.pinned == reach->mirror->index)
 			continue;
-		migrate_home(owner, start, reach->at, reach->mirror->device, leave_next, reach);
+		migrate_home_unless_pinned(reach->mirror, start, reach->at, leave_next, reach);
 		return;
 	}
 	over = *reach;

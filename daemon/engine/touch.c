@@ -314,6 +314,7 @@ static void touch_serve(struct touch *touch)
 	if (protect_is_due(block, touch->addr)) {
 		if (owner->worker->now - touch->since > TOUCH_NS) {
 			touch_refuse(window, touch, -EPERM);
+			block_settle_later(block);
 			goto out;
 		}
 		protect_follow(block, 0, HMM_BLOCK_PAGES);
@@ -326,6 +327,7 @@ static void touch_serve(struct touch *touch)
 	if (!reach_page(window->mirror, block, page_index(touch->addr)) &&
 	    page_state(block, page_index(touch->addr)) != HMM_PAGE_ERROR) {
 		touch_unreachable(window, touch);
+		block_settle_later(block);
 		goto out;
 	}
 	if (touch_leaves_copy(window, block, touch))

@@ -118,6 +118,9 @@ static void drain_all(struct worker *worker, struct letter *letter)
 	part->worker = worker;
 	part->owners = 1;
 	TAILQ_FOREACH(owner, &worker->owners, link) {
+		/* Nobody knows yet where its pages are. */
+		if (owner->recovering)
+			continue;
 		part->owners++;
 		migrate_home(owner, 0, HMM_VA_END, device, drained_owner, part);
 	}

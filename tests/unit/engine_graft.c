@@ -174,9 +174,16 @@ static int reply_error(void)
 static void die_and_succeed(void)
 {
 	struct owner *owner = fixture.owner;
+	struct hmm_grafts *waiting = (struct hmm_grafts *)((char *)owner->ledger + HMM_GRAFTS_OFFSET);
+	char *first = (char *)owner->ledger + HMM_GRAFT_BYTES_OFFSET;
+	struct hmm_graft graft = waiting->graft[0];
 	struct hmm_ledger_block records[4];
+	uint32_t end = waiting->end;
+	char bytes[HMM_PAGE_SIZE];
 	unsigned int n;
 
+	cr_assert(end <= 1);
+	memcpy(bytes, first, sizeof(bytes));
 	for (n = 0; n < 4; n++)
 		records[n] = owner->ledger[(ROOM_START >> HMM_BLOCK_SHIFT) + n];
 	owner_gone(owner);
@@ -191,6 +198,9 @@ static void die_and_succeed(void)
 		}
 		owner->ledger[(ROOM_START >> HMM_BLOCK_SHIFT) + n] = records[n];
 	}
+	waiting->end = end;
+	waiting->graft[0] = graft;
+	memcpy(first, bytes, sizeof(bytes));
 	owner->registered_bytes = 0;
 	owner->grafts = 0;
 	fixture.mirror->migrations = 0;

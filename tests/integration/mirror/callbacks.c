@@ -116,6 +116,67 @@ static pthread_t start(void *(*change)(void *))
 	return thread;
 }
 
+/* ---- memory that is mapped anew while a driver takes its time ------------------- */
+
+static _Atomic bool takes_time, was_asked, may_answer;
+
+static int take_time(struct hmm_mirror *me, const struct hmm_update *update)
+{
+	if (!atomic_load(&takes_time))
+		return 0;
+	atomic_store(&was_asked, true);
+	while (!atomic_load(&may_answer))
+		usleep(1000);
+	return 0;
+}
+
+static const struct hmm_mirror_ops taking_time = { .size = sizeof(taking_time),
+						   .sync_cpu_device_pagetables = take_time };
+
+/* What is there now is not what was to go, and stays. */
+static void map_anew_meanwhile(bool shared)
+{
+	char *page;
+	pthread_t thread;
+
+	test_open(0, DEVICE_MEMORY);
+	changed = test_map_in_block(PAGES);
+	test_fill(changed, PAGES, 1);
+	page = changed + 3 * PAGE;
+	tell_mirrors(1, &taking_time);
+	if (shared) {
+		migrate_out(NULL);
+		test_check(changed, PAGES, 1);
+	}
+	atomic_store(&takes_time, true);
+	thread = start(try_out);
+	while (!atomic_load(&was_asked))
+		usleep(1000);
+	CHECK_EQ(munmap(page, PAGE), 0);
+	CHECK(mmap(page, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == page);
+	memset(page, 'n', PAGE);
+	atomic_store(&may_answer, true);
+	CHECK_EQ(pthread_join(thread, NULL), 0);
+	for (size_t i = 0; i < PAGE; i++)
+		CHECK_EQ(page[i], 'n');
+	test_check(changed, 3, 1);
+	for (size_t i = 4; i < PAGES; i++)
+		for (size_t word = 0; word < PAGE / 8; word++)
+			CHECK_EQ(((uint64_t *)(void *)(changed + i * PAGE))[word], test_word(i, word, 1));
+	forget_mirrors(1);
+	test_close();
+}
+
+static void mapped_anew(void)
+{
+	map_anew_meanwhile(false);
+}
+
+static void mapped_anew_shared(void)
+{
+	map_anew_meanwhile(true);
+}
+
 static void arguments(void)
 {
 	int fd;
@@ -686,7 +747,7 @@ static void await_closer(void)
 	while (!atomic_load(&closing))
 		usleep(1000);
 	/* Until it waits for this callback, which it says to nobody. */
-	usleep(200000);
+	usleep(1000000);
 }
 
 /* What a program may do at any time, with what lies at @other: two blocks, of which one was on a device. */
@@ -768,7 +829,7 @@ static void work_while_closing(bool by_thread)
 	closer = start(close_it);
 	while (!atomic_load(&closing))
 		usleep(1000);
-	usleep(50000);
+	usleep(500000);
 	/* This process can be opened anew when it has been closed, and not before. */
 	CHECK_EQ(pthread_create(&opener, NULL, open_again, &again), 0);
 	CHECK_EQ(pthread_join(closer, NULL), 0);
@@ -1130,7 +1191,8 @@ static void never_dispatched(void)
 }
 
 static const struct test_case cases[] = {
-	{ "arguments", arguments, false }, { "too-late", too_late, false },
+	{ "arguments", arguments, false }, { "mapped-anew", mapped_anew, false },
+	{ "mapped-anew-shared", mapped_anew_shared, false }, { "too-late", too_late, false },
 	{ "no-descriptor", no_descriptor, false }, { "loop", loop, false }, { "alone", alone, false },
 	{ "at-most", at_most, false }, { "two-handles", two_handles, false },
 	{ "many-threads", many_threads, false }, { "forking-loop", forking_loop, false },
