@@ -350,7 +350,7 @@ static void receiver_main(void *argument)
 		if (__atomic_load_n(&connection->closing, __ATOMIC_ACQUIRE) ||
 		    reconnect(connection))
 			continue;
-		set_state(connection, CONNECTION_DEAD);
+		/* Before it is dead: who is answered -ESTALE finds it lost, and waits for the rescue. */
 		if (!__atomic_load_n(&connection->closing, __ATOMIC_ACQUIRE))
 			hmmc_space_lost(connection->hmm);
 		break;

@@ -277,7 +277,8 @@ static int add(struct hmm_devmem_private *devmem, uint64_t size, struct hmm_devm
 	/* Of hmmd's pool: mirrors that are there already have it, too. */
 	futex_lock(&device->hmm->lock);
 	for (struct hmm_mirror_private *mirror = device->hmm->mirrors; mirror; mirror = mirror->next)
-		if (strcmp(mirror->device->name, devmem->name) == 0)
+		/* One that is being registered may have found it by itself. */
+		if (!mirror->devmem && strcmp(mirror->device->name, devmem->name) == 0)
 			join(mirror, devmem);
 	futex_unlock(&device->hmm->lock);
 	device->devmem = devmem;

@@ -466,6 +466,8 @@ static void wait_for_item(struct dispatch *dispatch, int timeout_ms)
 					  .tv_nsec = (long)((end - now) % 1000) * 1000000 };
 		/* Its own are counted: they are run by hmm_dispatch(). */
 		hmmc_dispatcher_wait(&dispatch->posted, posted, timeout_ms < 0 ? NULL : &rest, dispatch);
+		if (hmmc_space_check_handle(dispatch->hmm))
+			return;
 		now = clock_ms();
 	}
 }
@@ -479,9 +481,11 @@ bool hmmc_dispatch_run(struct dispatch *dispatch)
 {
 	struct item *item = take(dispatch);
 
-	if (item)
-		call(dispatch->hmm, item);
-	return item;
+	if (!item)
+		return false;
+	call(dispatch->hmm, item);
+	/* It has forked, and this is the child, which has no part in the rest. */
+	return !hmmc_space_check_handle(dispatch->hmm);
 }
 
 struct dispatchers *hmmc_dispatch_dispatchers(struct dispatch *dispatch)
@@ -550,6 +554,9 @@ int hmm_dispatch(struct hmm *hmm, unsigned int max, int timeout_ms)
 		return hmmc_fail(-ENOMEM, "the library's memory is used up");
 	if (timeout_ms)
 		wait_for_item(dispatch, timeout_ms);
+	error = hmmc_space_check_handle(hmm);
+	if (error)
+		return error;
 	/* No more than wait now: others may come as fast as they are run. */
 	waiting = __atomic_load_n(&dispatch->queued, __ATOMIC_ACQUIRE);
 	if (!max || max > waiting)
@@ -558,7 +565,8 @@ int hmm_dispatch(struct hmm *hmm, unsigned int max, int timeout_ms)
 		max = INT_MAX;
 	while (ran < max && hmmc_dispatch_run(dispatch))
 		ran++;
-	return (int)ran;
+	error = hmmc_space_check_handle(hmm);
+	return error ? error : (int)ran;
 }
 
 /* ---- beginning and end --------------------------------------------------------------- */

@@ -52,6 +52,21 @@ void hmmc_gate_enter(void)
 	futex_unlock(&gate.lock);
 }
 
+bool hmmc_gate_pass(bool wait)
+{
+	bool open;
+
+	if (wait) {
+		hmmc_gate_enter();
+		return true;
+	}
+	futex_lock(&gate.lock);
+	open = gate.closed == 0;
+	gate.inside += open;
+	futex_unlock(&gate.lock);
+	return open;
+}
+
 bool hmmc_gate_try(struct gate_waiter *waiter)
 {
 	bool open;

@@ -13,6 +13,8 @@ void hmmc_fork_watch(void);
  * answered. A fork closes it, waits until all have left and has the pages brought home.
  */
 void hmmc_gate_enter(void);
+/* As hmmc_gate_enter(); without @wait false where it is closed: for who is inside already. */
+bool hmmc_gate_pass(bool wait);
 /* Does not wait. Return: false when the gate is closed; then @resume is called when it opens. */
 struct gate_waiter {
 	struct gate_waiter *next;

@@ -133,15 +133,17 @@ long hmmc_migrate(struct hmm_mirror *mirror, unsigned long addr, size_t length,
 	if (results)
 		memset(results, HMM_MIGRATE_ERROR, report.pages);
 	while (tail != head || (rest.addr < rest.end && !error)) {
-		if (head - tail < IN_FLIGHT && rest.addr < rest.end && !error) {
+		/* A gate that closes waits for those in flight: they are collected before this one waits. */
+		if (head - tail < IN_FLIGHT && rest.addr < rest.end && !error &&
+		    (target != HMM_DEVICE || hmmc_gate_pass(head == tail))) {
 			struct request *request = hmmc_migrate_next(&rest);
 
 			if (!request) {
+				if (target == HMM_DEVICE)
+					hmmc_gate_leave();
 				error = hmmc_fail(-ENOMEM, "the library's memory is used up");
 				continue;
 			}
-			if (target == HMM_DEVICE)
-				hmmc_gate_enter();
 			flying[head++ % IN_FLIGHT] = request;
 			hmmc_request_post(request);
 			continue;

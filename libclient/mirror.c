@@ -148,6 +148,7 @@ int hmmc_mirror_join(struct hmm_mirror *mirror, struct hmm *hmm, struct group *g
 		private->hmm = hmm;
 		private->device = mirror->device;
 		hmmc_device_reference(private->device);
+		private->faults = mirror->device->caps & HMM_DEVICE_FAULTS;
 		private->quiesces = ops.quiesce && !(mirror->device->caps & HMM_DEVICE_FAULTS);
 		if (ops.sync_cpu_device_pagetables || private->quiesces)
 			private->flags |= HMM_MIRROR_FLAGS_CALLBACKS;
@@ -486,7 +487,7 @@ uint64_t hmm_mirror_lookup(const struct hmm_mirror *mirror, unsigned long addr)
 		return hmmc_group_lookup(mirror, addr);
 	entry = __atomic_load_n(&private->hmm->table[addr >> HMM_PAGE_SHIFT], __ATOMIC_ACQUIRE);
 	/* What is not on it a device that cannot fault has no use for. */
-	if (!(private->device->caps & HMM_DEVICE_FAULTS) && !(entry & (HMM_TABLE_DEVICE | HMM_TABLE_ERROR)))
+	if (!private->faults && !(entry & (HMM_TABLE_DEVICE | HMM_TABLE_ERROR)))
 		return 0;
 	if (is_foreign(private, entry) && !hmmc_mirror_has_copy(private, addr, entry))
 		return 0;

@@ -177,6 +177,7 @@ static int start(void *argument)
 {
 	struct hmm_prefetch *prefetch = argument;
 	struct hmm *hmm = prefetch->hmm;
+	bool leaving;
 
 	if (prefetch->completion >= 0) {
 		prefetch->completion = hmmc_clerk_take_fd(prefetch->completion);
@@ -185,9 +186,20 @@ static int start(void *argument)
 	}
 	__atomic_add_fetch(&hmm->prefetching, 1, __ATOMIC_ACQ_REL);
 	futex_lock(&hmm->lock);
-	prefetch->next = hmm->prefetches;
-	hmm->prefetches = prefetch;
+	/* Whoever stops those of a mirror that leaves may have looked already. */
+	leaving = prefetch->rest.mirror->leaving;
+	if (!leaving) {
+		prefetch->next = hmm->prefetches;
+		hmm->prefetches = prefetch;
+	}
 	futex_unlock(&hmm->lock);
+	if (leaving) {
+		if (prefetch->completion >= 0)
+			close(prefetch->completion);
+		__atomic_sub_fetch(&hmm->prefetching, 1, __ATOMIC_ACQ_REL);
+		futex_wake(&hmm->prefetching, INT32_MAX);
+		return -ESTALE;
+	}
 	advance(prefetch);
 	return 0;
 }
@@ -264,6 +276,9 @@ int hmm_prefetch(struct hmm_mirror *mirror, unsigned long addr, size_t length,
 
 	if (error)
 		return error;
+	if (target == HMM_DEVICE && !(mirror->priv->device->caps & HMM_DEVICE_FAULTS))
+		return hmmc_fail(-EOPNOTSUPP,
+				 "the device was made without HMM_DEVICE_FAULTS: it has what is pinned on it");
 	prefetch = prefetch_new(mirror->priv, addr, length, result != NULL);
 	if (!prefetch)
 		return hmmc_fail(-ENOMEM, "the library's memory is used up");
@@ -274,6 +289,8 @@ int hmm_prefetch(struct hmm_mirror *mirror, unsigned long addr, size_t length,
 	if (error) {
 		hmmc_arena_free(prefetch->results, prefetch->report.pages);
 		hmmc_arena_free(prefetch, sizeof(*prefetch));
+		if (error == -ESTALE)
+			return hmmc_fail(error, "the mirror is being unregistered");
 		return hmmc_fail(error, "the completion descriptor cannot be used: %s",
 				 strerror(-error));
 	}

@@ -323,7 +323,7 @@ static uint8_t entry_of(const struct hmm_range_private *private, unsigned long a
 	result = HMM_RANGE_ENTRY_VALID | (entry & HMM_TABLE_WRITE ? HMM_RANGE_ENTRY_WRITE : 0);
 	if (entry & HMM_TABLE_DEVICE && hmmc_mirror_has_copy(private->mirror, addr, entry))
 		holder = private->mirror->id & 0xff;
-	if (!(private->mirror->device->caps & HMM_DEVICE_FAULTS) &&
+	if (!private->mirror->faults &&
 	    (!(entry & HMM_TABLE_DEVICE) || holder != (private->mirror->id & 0xff)))
 		return 0;
 	if (entry & HMM_TABLE_DEVICE)

@@ -186,11 +186,12 @@ void *hmm_internal_mremap(void *old, size_t old_size, size_t new_size, int flags
 	    (uint64_t)old % HMM_PAGE_SIZE || (uint64_t)old + length > HMM_VA_END)
 		return moves ? call(old, old_size, new_size, flags, new) : map;
 	hmm = hmmc_space_enter_own();
-	if (!hmm && (hmmc_space_await_close() || moves))
+	if (!hmm) {
+		/* The mapping may be whole again: what really fails just fails once more. */
+		hmmc_space_await_close();
 		return call(old, old_size, new_size, flags, new);
+	}
 	errno = EFAULT;
-	if (!hmm)
-		return map;
 	map = moves ? move(hmm, old, length, flags, new)
 		    : call_paused(hmm, old, length, new_size, flags, new);
 	error = errno;

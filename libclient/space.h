@@ -47,6 +47,7 @@ struct hmm_mirror_private {
 	uint32_t gone;			/* its owner is: release() was called */
 	uint32_t leaving;		/* set under hmm->lock: nothing is queued any more */
 	uint32_t callbacks;		/* futex: running or queued */
+	bool faults;			/* its device can fault */
 	bool quiesces;			/* its device cannot fault, and stops for changes */
 	bool busy;			/* then: one of its callbacks is queued or runs. Under the queue's lock */
 	struct item *later;		/* those behind it, under the same; dispatch.c */

@@ -10,6 +10,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <spawn.h>
+#include <stdatomic.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -237,6 +238,41 @@ static void threads_end(void)
 		CHECK_EQ((uintptr_t)result, test_word(i, 0, 16));
 	}
 	test_check(memory, 64, 16);
+	test_close();
+}
+
+static char *wide;
+static _Atomic bool enough;
+#define WIDE (640UL << 20)	/* ten requests, of which a few are under way at a time */
+
+static void *migrate_wide(void *argument)
+{
+	while (!atomic_load(&enough))
+		CHECK(hmm_migrate(&mirror, (unsigned long)wide, WIDE, HMM_DEVICE, 0, NULL, NULL) >= 0);
+	return argument;
+}
+
+/* A fork waits for what is under way, and what is under way for nothing that waits for the fork. */
+static void fork_amid_requests(void)
+{
+	pthread_t thread;
+
+	test_open(0, DEVICE_MEMORY);
+	wide = mmap(NULL, WIDE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	CHECK(wide != MAP_FAILED);
+	CHECK_EQ(pthread_create(&thread, NULL, migrate_wide, NULL), 0);
+	for (int i = 0; i < 10; i++) {
+		pid_t child = fork();
+
+		if (!child)
+			_exit(0);
+		CHECK(child > 0);
+		test_reap(child, 0);
+		usleep(3000);
+	}
+	atomic_store(&enough, true);
+	CHECK_EQ(pthread_join(thread, NULL), 0);
+	munmap(wide, WIDE);
 	test_close();
 }
 
@@ -485,6 +521,7 @@ static const struct test_case cases[] = {
 	{ "many-forks", many_forks, false }, { "vforked", vforked, false }, { "vfork-touches", vfork_touches, false },
 	{ "spawned", spawned, false }, { "executes", executes, false }, { "exits", exits, false }, { "dies", dies, false },
 	{ "threads-end", threads_end, false }, { "thread-memory-leaves", thread_memory_leaves, false },
+	{ "fork-amid-requests", fork_amid_requests, false },
 	{ "leader-ends", leader_ends, false }, { "memory-outlives-process", memory_outlives_process, false },
 	{ "closes-all", closes_all, false }, { "no-descriptor", no_descriptor, false },
 	{ "traced-agent", traced_agent, false }, { "read-by-another", read_by_another, false }, { NULL, NULL, false },
