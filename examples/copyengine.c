@@ -121,5 +121,6 @@ int main(int argc, char **argv)
 		changed += bytes[i * PAGE] == 'b';
 	printf("%lu pages came home changed by the device\n", changed);
 	hmm_close(hmm);
+	free(bytes);
 	return status;
 }

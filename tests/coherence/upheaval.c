@@ -389,9 +389,12 @@ void *upheaval_thread(void *context)
 	while (!board_stopped(board)) {
 		uint32_t choice = draw_below(&me->random, 100);
 
-		if (forks && (!(events || board->settings.several) || choice < 6))
+		if (forks && (!(events || board->settings.several) || choice < 6)) {
 			fork_and_verify(&upheaval);
-		else if (!events)
+			/* Or the drivers get nowhere. */
+			if (board->settings.exclusive)
+				pause_us(50000);
+		} else if (!events)
 			discard_on_device(me);
 		else if (choice < 32)
 			discard(me, OP_DONTNEED, MADV_DONTNEED, DISCARD_HARD);

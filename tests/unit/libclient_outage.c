@@ -691,7 +691,7 @@ Test(outage, a_prefetch_is_cancelled)
 
 static void *let_on(void *argument)
 {
-	usleep(100000);
+	usleep(1000000);
 	script->hold_migrates = false;
 	return NULL;
 }
@@ -958,7 +958,7 @@ long syscall(long number, ...)
 		wait_for_next_hmmd();
 		return 0;
 	}
-	if (wait && hold.at_sleep && pthread_equal(pthread_self(), hold.program)) {
+	if (wait && a[2] != 2 && hold.at_sleep && pthread_equal(pthread_self(), hold.program)) {
 		hold.at_sleep = false;
 		__atomic_store_n(&script->program_waits, 1, __ATOMIC_RELEASE);
 		result = raw_syscall(number, a);

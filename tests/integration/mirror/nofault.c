@@ -43,12 +43,12 @@ static void resume(struct hmm_mirror *me, const struct hmm_update *update)
 	CHECK(atomic_load(&stopped));
 	CHECK(update->event == HMM_UPDATE_RESTORED || update->event == HMM_UPDATE_GONE);
 	last_resume = *update;
-	/* Of other addresses, too? */
-	if (!update->pending)
-		atomic_store(&stopped, false);
 	if (update->event == HMM_UPDATE_GONE)
 		atomic_fetch_add(&gone, 1);
 	atomic_fetch_add(&resumes, 1);
+	/* Of other addresses, too? Last: who waits for this looks at the rest. */
+	if (!update->pending)
+		atomic_store(&stopped, false);
 }
 
 static void release(struct hmm_mirror *me)
@@ -456,6 +456,7 @@ static void windowed(void)
 	const size_t first = 4, last = 8;
 	struct hmm_events *events;
 	struct hmm_event event;
+	long told;
 	unsigned int reads = 0;
 	struct hmm_device *device;
 	uint64_t word;
@@ -474,7 +475,10 @@ static void windowed(void)
 	CHECK_EQ(driver_reads(socket, first), -1);
 	CHECK_EQ(test_device_pages(memory, PAGES), 0);
 	/* And not in silence. */
-	CHECK_EQ(hmm_event_read(events, &event, 1), 1);
+	/* hmmd tells after it has refused. */
+	while ((told = hmm_event_read(events, &event, 1)) == 0)
+		usleep(1000);
+	CHECK_EQ(told, 1);
 	CHECK_EQ(event.kind, HMM_EVENT_POISON);
 	CHECK_EQ(event.error, -EFAULT);
 	CHECK_EQ(event.start, (unsigned long)memory + first * PAGE);
