@@ -92,9 +92,8 @@ void invalidate_settled(struct block *block)
 	if (block->stopped_for && mirror)
 		send_settled(mirror, block->stopped_for);
 	block->stopped_for = 0;
-	for (unsigned int i = 0; i < MIRRORS_MAX; i++)
-		if (owner->mirror[i] && owner->mirror[i]->restarting)
-			invalidate_restart(owner);
+	if (owner->restarting)
+		invalidate_restart(owner);
 }
 
 struct moving {
@@ -112,15 +111,20 @@ static void find_moving(struct block *block, void *data)
 /* Of what other devices have nothing was stopped. */
 void invalidate_restart(struct owner *owner)
 {
-	for (unsigned int i = 0; i < MIRRORS_MAX && !owner->recovering; i++) {
+	if (owner->recovering)
+		return;
+	owner->restarting = false;
+	for (unsigned int i = 0; i < MIRRORS_MAX; i++) {
 		struct mirror *mirror = owner->mirror[i];
 		struct moving moving = { mirror, false };
 
 		if (!mirror || !mirror->restarting)
 			continue;
 		block_for_each(owner, 0, HMM_VA_END, find_moving, &moving);
-		if (moving.any)
+		if (moving.any) {
+			owner->restarting = true;
 			continue;
+		}
 		mirror->restarting = false;
 		send_settled(mirror, 0);
 	}

@@ -141,7 +141,7 @@ void mirror_ready(struct owner *owner, struct letter *letter)
 	}
 	mirror->unready = false;
 	if (!device_faults(mirror->device)) {
-		mirror->restarting = true;
+		mirror->restarting = owner->restarting = true;
 		invalidate_restart(owner);
 	}
 	if (!letter_reply(letter, HMM_OP_MIRROR_READY_REPLY, sizeof(struct hmm_msg_mirror_ready_reply)))

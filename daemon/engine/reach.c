@@ -12,11 +12,8 @@
  * Only memory that cannot come home at present (its owner's is used up) stays there
  * without a pin: whole, and its device is stopped for each change as for any other.
  */
-#include <stdlib.h>
-
 #include "engine/owner.h"
 #include "engine/worker.h"
-#include "log.h"
 
 bool reach_page(const struct mirror *mirror, const struct block *block, unsigned int i)
 {
@@ -50,49 +47,10 @@ uint32_t reach_pinned(const struct owner *owner, uint64_t start, uint64_t end)
 	return mirrors;
 }
 
-struct reach {
-	struct mirror *mirror;
-	uint64_t at, end;
-	migrate_done done;
-	void *data;
-};
-
-/* Run by run of what no pin keeps there. */
-static void leave_next(struct owner *owner, void *data, uint64_t pages)
-{
-	struct reach *reach = data;
-	struct reach over;
-
-	(void)pages;
-	while (reach->at < reach->end) {
-		struct hmm_attribute here = attribute_at(&owner->attributes, reach->at);
-		uint64_t start = reach->at;
-
-		reach->at = here.end < reach->end ? here.end : reach->end;
-		if (here.flags & HMM_ATTRIBUTE_PIN && here.pinned == reach->mirror->index)
-			continue;
-		migrate_home_unless_pinned(reach->mirror, start, reach->at, leave_next, reach);
-		return;
-	}
-	over = *reach;
-	free(reach);
-	over.done(owner, over.data, 0);
-}
-
 void reach_leave(struct mirror *mirror, uint64_t start, uint64_t end, migrate_done done, void *data)
 {
-	struct owner *owner = mirror->owner;
-	struct reach *reach = NULL;
-
-	if (!device_faults(mirror->device) && !owner->gone) {
-		reach = calloc(1, sizeof(*reach));
-		if (!reach)
-			log_error("owner %u: out of memory: its pages stay on the device for now", owner->id);
-	}
-	if (!reach) {
-		done(owner, data, 0);
-		return;
-	}
-	*reach = (struct reach){ mirror, start, end, done, data };
-	leave_next(owner, reach, 0);
+	if (device_faults(mirror->device) || mirror->owner->gone)
+		done(mirror->owner, data, 0);
+	else
+		migrate_home_unless_pinned(mirror, start, end, done, data);
 }
