@@ -150,7 +150,7 @@ struct hmm_journal_mirror {
 	uint32_t reserved;
 	char device[64];
 };
-#define HMM_JOURNAL_MIRRORS	16
+#define HMM_MIRRORS_MAX		16	/* of one owner */
 
 struct hmm_journal {
 	uint32_t magic;
@@ -160,7 +160,7 @@ struct hmm_journal {
 	uint64_t applied;	/* messages applied so far; slot = applied % HMM_JOURNAL_SLOTS */
 	uint64_t open_flags;	/* as the owner asked */
 	uint64_t reserved[3];
-	struct hmm_journal_mirror mirror[HMM_JOURNAL_MIRRORS];	/* by index */
+	struct hmm_journal_mirror mirror[HMM_MIRRORS_MAX];	/* by index */
 	_Alignas(64) uint8_t slot[HMM_JOURNAL_SLOTS][HMM_JOURNAL_SLOT_SIZE];
 };
 #define HMM_JOURNAL_SIZE	((sizeof(struct hmm_journal) + 4095) & ~4095UL)

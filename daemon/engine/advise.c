@@ -4,10 +4,10 @@
  * Runs on the owner's worker.
  *
  * Most advice is only noted (attribute.c) and answered with the policy that
- * holds then. Three do something first:
+ * holds then. Some do something first, or after:
  *
  * PIN and ACCESSED_BY send pages to the device, and home again: errand.c. A pin is only
- * noted when it holds.
+ * noted when it holds. What a device that cannot fault had of one that is taken back goes home (reach.c).
  *
  * DISCARD drops what is on a device, without copying: the next touch, from
  * either side, finds zeros. Pages at the CPU keep their bytes, as those of
@@ -19,7 +19,6 @@
 
 #include "engine/errand.h"
 #include "engine/worker.h"
-#include "log.h"
 #include "policy/advice.h"
 
 #define ANSWER_MAX 1024U	/* ranges in one answer */
@@ -249,37 +248,25 @@ int advise_note(struct owner *owner, struct letter *letter, const struct change 
 
 struct unpinning {
 	struct letter *letter;
-	uint32_t mirrors;		/* whose devices have to let go yet: a bit each */
-	struct mirror *leaving;		/* of this one it is under way; or NULL */
+	unsigned int left;		/* devices that have to let go yet, and who asks them */
 };
 
-/* A device that cannot fault has nothing that is not pinned: one after the other gives up what it had. */
-static void unpin_next(struct owner *owner, void *data, uint64_t pages)
+static void unpin_left(struct owner *owner, void *data, uint64_t pages)
 {
 	struct unpinning *unpinning = data;
-	const struct hmm_msg_advise *message = (const void *)unpinning->letter->message;
 
 	(void)pages;
-	if (unpinning->leaving)
-		unpinning->leaving->migrations--;
-	unpinning->leaving = NULL;
-	for (unsigned int i = 0; i < MIRRORS_MAX; i++) {
-		if (!(unpinning->mirrors >> i & 1) || !owner->mirror[i])
-			continue;
-		unpinning->mirrors &= ~(1U << i);
-		unpinning->leaving = owner->mirror[i];
-		unpinning->leaving->migrations++;	/* the mirror stays while it runs */
-		reach_leave(unpinning->leaving, message->addr, message->addr + message->length, unpin_next,
-			    unpinning);
+	if (--unpinning->left)
 		return;
-	}
-	owner->jobs--;
 	advise_answer(owner, unpinning->letter);
 	free(unpinning);
 }
 
+/* A device that cannot fault has nothing that is not pinned: each gives up what it had. */
 static int unpin(struct owner *owner, struct letter *letter, const struct change *change, uint32_t mirrors)
 {
+	const struct hmm_msg_advise *message = (const void *)letter->message;
+	uint64_t start = message->addr, end = message->addr + message->length;
 	struct unpinning *unpinning = calloc(1, sizeof(*unpinning));
 	int r;
 
@@ -291,9 +278,14 @@ static int unpin(struct owner *owner, struct letter *letter, const struct change
 		return r;
 	}
 	unpinning->letter = letter;
-	unpinning->mirrors = mirrors;
-	owner->jobs++;
-	unpin_next(owner, unpinning, 0);
+	unpinning->left = 1;
+	for (unsigned int i = 0; i < MIRRORS_MAX; i++) {
+		if (!(mirrors >> i & 1) || !owner->mirror[i])
+			continue;
+		unpinning->left++;
+		reach_leave(owner->mirror[i], start, end, unpin_left, unpinning);
+	}
+	unpin_left(owner, unpinning, 0);
 	return 0;
 }
 

@@ -123,7 +123,7 @@ static bool is_sound(const struct hmm_attribute *attribute)
 	       attribute->granularity <= HMM_BLOCK_PAGES &&
 	       !(attribute->granularity & (attribute->granularity - 1)) &&
 	       attribute->priority <= EVICT_PRIORITY_MAX &&
-	       attribute->preferred < HMM_JOURNAL_MIRRORS && attribute->pinned < HMM_JOURNAL_MIRRORS;
+	       attribute->preferred < HMM_MIRRORS_MAX && attribute->pinned < HMM_MIRRORS_MAX;
 }
 
 bool attribute_map_open(struct attribute_map *map, struct hmm_attributes *shared)

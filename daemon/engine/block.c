@@ -694,7 +694,7 @@ void block_discard(struct block *block, unsigned int first, unsigned int end, in
 
 	for (unsigned int i = first; i < end; i++) {
 		enum hmm_page_state state = page_state(block, i);
-		bool pending = busy && block->record->pending[i / 64] >> (i % 64) & 1;
+		bool pending = page_is_pending(block, i);
 
 		if (pending)
 			block_bury(block, i);

@@ -79,7 +79,8 @@ static void lose(struct block *block, void *data)
 	/* It is not armed: the event is of what was mapped there before, and read late. */
 	if (block_at_rest(block) && block_count(block, HMM_PAGE_COHERENT))
 		return;
-	graft_drop(block->owner, start, end);
+	if (!pages_empty(&block->grafted))
+		graft_drop(block->owner, start, end);
 	/* Voided first; only then is an order taken back, so that what it moved is not believed. */
 	block_discard(block, first, last, lost->reason);
 	if (lost->reason != HMM_REASON_DISCARD)
@@ -272,5 +273,4 @@ void journal_replay(struct owner *owner)
 		__atomic_store_n(&owner->journal->applied, n + 1, __ATOMIC_RELEASE);
 	}
 	owner->journal_read = to;
-	__atomic_store_n(&owner->journal->applied, to, __ATOMIC_RELEASE);
 }

@@ -225,8 +225,6 @@ static bool look_at_copy(struct part *part, const struct copy *copy)
 		.used = copy->used,
 		.priority = block_evict_priority(copy->block),
 		.unused = pages_empty(&copy->pages),
-		.copies = true,
-		.elsewhere = true,
 	};
 	return true;
 }
@@ -449,8 +447,8 @@ static void take_copy(struct part *part, struct copy *copy)
 	if (!eviction)
 		return;
 	eviction->mirror = copy->mirror->id;
-	eviction_begun(eviction, eviction->claimed && !migrate_return(copy->mirror, copy->block->addr,
-								      !part->insisting, given_back, eviction));
+	eviction_begun(eviction, eviction->claimed &&
+					 !migrate_return(copy, !part->insisting, given_back, eviction));
 }
 
 static void take_block(struct part *part, struct block *block)
@@ -466,8 +464,8 @@ static void take_block(struct part *part, struct block *block)
 	if (!eviction)
 		return;
 	eviction->pages = shadow_pages(block);
-	eviction_begun(eviction, eviction->claimed && !migrate_evict(block->owner, block->addr, part->device,
-								     !part->insisting, evicted, eviction));
+	eviction_begun(eviction, eviction->claimed &&
+					 !migrate_evict(block, part->device, !part->insisting, evicted, eviction));
 }
 
 static void take(struct part *part, const struct evict_candidate *candidate)

@@ -212,11 +212,6 @@ bool far_let_go_lost(struct block *block)
 	return true;
 }
 
-static bool is_pending(const struct block *block, unsigned int i)
-{
-	return !block_at_rest(block) && block->record->pending[i / 64] >> (i % 64) & 1;
-}
-
 struct loss {
 	struct mirror *mirror;
 	uint64_t pages;
@@ -232,7 +227,7 @@ static void lose_block(struct block *block, void *data)
 		return;
 	/* What was discarded is no loss, and ends with its transit. */
 	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++)
-		if (pages_test(&far, i) && is_pending(block, i) &&
+		if (pages_test(&far, i) && page_is_pending(block, i) &&
 		    (!block->ask || pages_test(&block->dead, i)))
 			pages_clear(&far, i);
 	block_hide(block, &far);
@@ -278,7 +273,7 @@ static void ask_finish(struct ask *ask)
 	struct job *job = ask->job;
 
 	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++) {
-		if (!is_pending(block, i))
+		if (!page_is_pending(block, i))
 			continue;
 		/* Unmapped or discarded while it was asked for: the driver's page is free. */
 		if (pages_test(&block->dead, i) && page_state(block, i) == HMM_PAGE_DEVICE)

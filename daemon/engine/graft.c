@@ -121,9 +121,8 @@ static void install(struct owner *owner, uint64_t addr, unsigned int mirror, uin
 static bool has_to_wait(struct owner *owner, uint64_t addr)
 {
 	const struct block *block = block_find(owner, addr);
-	unsigned int i = page_index(addr);
 
-	return block && !block_at_rest(block) && block->record->pending[i / 64] >> (i % 64) & 1;
+	return block && page_is_pending(block, page_index(addr));
 }
 
 /* That of @addr, or a free one; HMM_GRAFTS_MAX: there is none. */

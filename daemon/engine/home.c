@@ -277,17 +277,18 @@ void home_begin(struct block *block, const struct pages *pages, unsigned int fir
 static void unshare_proceed(struct block *block)
 {
 	struct owner *owner = block->owner;
-	struct pages *want = &block->move.want, shared;
+	struct pages *want = &block->move.want, shared = { 0 };
 	struct job *job = block->move.job;
 	unsigned int first = 0, end;
 
-	/* What was R was never on the device: only its entry has gone. */
-	block_pages_in(block, HMM_PAGE_SHARED, 0, HMM_BLOCK_PAGES, &shared);
-	for (unsigned int w = 0; w < HMM_BITMAP_WORDS; w++)
-		shared.word[w] &= want->word[w];
 	/* The copy goes before the CPU may write: windows are emptied first. */
-	for (; pages_run(want, &first, &end); first = end)
+	for (; pages_run(want, &first, &end); first = end) {
+		/* What was R was never on the device: only its entry has gone. */
+		for (unsigned int i = first; i < end; i++)
+			if (page_state(block, i) == HMM_PAGE_SHARED)
+				pages_set(&shared, i);
 		block_set_state(block, first, end, HMM_PAGE_INVALID);
+	}
 	if (block->move.reason == HMM_REASON_EVICT)
 		notice_pages(block, HMM_EVENT_KIND_EVICT, &shared);
 	if (block_has_window(block))

@@ -154,28 +154,37 @@ static bool copies_step(struct job *job, struct block *block)
 	return true;
 }
 
+static const struct copy *copy_to_return(const struct migration *migration, const struct block *block)
+{
+	const struct mirror *mirror = mirror_by_id(migration->owner, migration->returns);
+
+	return mirror ? copies_find(block, mirror) : NULL;
+}
+
 /* Chosen to make room, it has been waiting for its turn: it may be the last one to go by now. */
 static bool was_used_since(const struct job *job, const struct block *block)
 {
 	const struct migration *migration = job->migration;
-	const struct mirror *mirror = migration->returns ? mirror_by_id(migration->owner, migration->returns) : NULL;
-	const struct copy *copy = mirror ? copies_find(block, mirror) : NULL;
+	const struct copy *copy;
 
 	if (!migration->chosen)
 		return false;
-	return (migration->returns ? copy && copy->used != migration->chosen : block->used != migration->chosen);
+	if (!migration->returns)
+		return block->used != migration->chosen;
+	copy = copy_to_return(migration, block);
+	return copy && copy->used != migration->chosen;
 }
 
 /* Of these pages the copies that are to go: the device's, or those of one of its mirrors. */
 static struct pages returned(const struct job *job, const struct block *block)
 {
 	const struct migration *migration = job->migration;
-	const struct mirror *mirror = migration->returns ? mirror_by_id(migration->owner, migration->returns) : NULL;
-	const struct copy *copy = mirror ? copies_find(block, mirror) : NULL;
+	const struct copy *copy;
 
-	if (migration->returns)
-		return copy ? copy->pages : (struct pages){ 0 };
-	return copies_on(block, migration->only);
+	if (!migration->returns)
+		return copies_on(block, migration->only);
+	copy = copy_to_return(migration, block);
+	return copy ? copy->pages : (struct pages){ 0 };
 }
 
 /* Does the next thing. True: it is under way and the job will be run again. */

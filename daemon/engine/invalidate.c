@@ -65,12 +65,6 @@ static void send_settled(struct mirror *mirror, uint64_t cookie)
 	worker_event(mirror->owner->worker, mirror->peer, message, -1);
 }
 
-/* A device that cannot fault stops for the change; and for none that is about others' pages. */
-static bool is_concerned(const struct mirror *mirror, const struct block *block, uint64_t start, uint64_t end)
-{
-	return device_faults(mirror->device) || reach_any(mirror, block, start, end);
-}
-
 static void note_stopped(struct block *block, struct mirror *mirror, uint64_t cookie, bool wait)
 {
 	if (device_faults(mirror->device))
@@ -87,28 +81,29 @@ static void note_stopped(struct block *block, struct mirror *mirror, uint64_t co
 void invalidate_settled(struct block *block)
 {
 	struct owner *owner = block->owner;
-	struct mirror *mirror = mirror_by_id(owner, block->stopped);
+	struct mirror *mirror;
 
-	if (block->stopped_for && mirror)
-		send_settled(mirror, block->stopped_for);
-	block->stopped_for = 0;
+	if (block->stopped_for) {
+		mirror = mirror_by_id(owner, block->stopped);
+		if (mirror)
+			send_settled(mirror, block->stopped_for);
+		block->stopped_for = 0;
+	}
 	if (owner->restarting)
 		invalidate_restart(owner);
 }
 
-struct moving {
-	const struct mirror *mirror;
-	bool any;
-};
-
-static void find_moving(struct block *block, void *data)
+/* Of what other devices have nothing was stopped. */
+static bool is_moving(const struct mirror *mirror)
 {
-	struct moving *moving = data;
+	const struct block *block;
 
-	moving->any |= !block_at_rest(block) && block_mirror(block) == moving->mirror;
+	for (uint64_t at = 0; (block = block_next(mirror->owner, at, HMM_VA_END)); at = block->addr + HMM_BLOCK_SIZE)
+		if (!block_at_rest(block) && block_mirror(block) == mirror)
+			return true;
+	return false;
 }
 
-/* Of what other devices have nothing was stopped. */
 void invalidate_restart(struct owner *owner)
 {
 	if (owner->recovering)
@@ -116,12 +111,10 @@ void invalidate_restart(struct owner *owner)
 	owner->restarting = false;
 	for (unsigned int i = 0; i < MIRRORS_MAX; i++) {
 		struct mirror *mirror = owner->mirror[i];
-		struct moving moving = { mirror, false };
 
 		if (!mirror || !mirror->restarting)
 			continue;
-		block_for_each(owner, 0, HMM_VA_END, find_moving, &moving);
-		if (moving.any) {
+		if (is_moving(mirror)) {
 			owner->restarting = true;
 			continue;
 		}
@@ -145,7 +138,7 @@ unsigned int invalidate_send(struct block *block, uint64_t start, uint64_t end, 
 		struct ack *ack;
 
 		if (!mirror || !mirror->peer || !(mirror->flags & HMM_MIRROR_FLAGS_CALLBACKS) ||
-		    !is_concerned(mirror, block, start, end))
+		    !reach_any(mirror, block, start, end))
 			continue;
 		message = malloc(sizeof(*message));
 		ack = message ? ack_new(owner, mirror, wait ? block : NULL, start, end) : NULL;

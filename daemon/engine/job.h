@@ -20,7 +20,7 @@ struct migration {
 	struct share *share;		/* what has left becomes coherent, or NULL */
 	struct mirror *mirror;		/* to the device; NULL: home from any */
 	const struct device *only;	/* home: pages of this device only; NULL: all */
-	const struct mirror *unless_pinned;	/* home: what is pinned on it by now stays; or NULL */
+	struct mirror *unless_pinned;	/* home: what is pinned on it by now stays; or NULL */
 	uint64_t start, end, next;	/* next: where no job has been yet */
 	bool to_device, populate;
 	bool copies;			/* home as S: the device keeps its copy */

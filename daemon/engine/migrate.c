@@ -99,6 +99,8 @@ static void migration_finish(struct task *task)
 	struct owner *owner = migration->owner;
 
 	owner->jobs--;
+	if (migration->unless_pinned)
+		migration->unless_pinned->migrations--;
 	if (migration->to_device) {
 		migration->mirror->migrations--;
 		TAILQ_REMOVE(&owner->outgoing, migration, link);
@@ -258,6 +260,8 @@ struct migration *migration_new(struct owner *owner, uint64_t start, uint64_t en
 void migration_begin(struct migration *migration)
 {
 	migration->owner->jobs++;
+	if (migration->unless_pinned)
+		migration->unless_pinned->migrations++;	/* the mirror stays while it runs */
 	if (migration->to_device) {
 		migration->mirror->migrations++;
 		TAILQ_INSERT_TAIL(&migration->owner->outgoing, migration, link);
@@ -347,7 +351,7 @@ void migrate_request(struct owner *owner, struct letter *letter)
 }
 
 static void home(struct owner *owner, uint64_t start, uint64_t end, const struct device *device,
-		 const struct mirror *unless_pinned, enum hmm_reason reason, migrate_done done, void *data)
+		 struct mirror *unless_pinned, enum hmm_reason reason, migrate_done done, void *data)
 {
 	struct migration *migration = migration_new(owner, start, end, false);
 
@@ -371,7 +375,7 @@ void migrate_home(struct owner *owner, uint64_t start, uint64_t end, const struc
 	home(owner, start, end, device, NULL, HMM_REASON_MIGRATE, done, data);
 }
 
-void migrate_home_unless_pinned(const struct mirror *mirror, uint64_t start, uint64_t end, migrate_done done,
+void migrate_home_unless_pinned(struct mirror *mirror, uint64_t start, uint64_t end, migrate_done done,
 				void *data)
 {
 	home(mirror->owner, start, end, mirror->device, mirror, HMM_REASON_MIGRATE, done, data);
@@ -415,38 +419,34 @@ int migrate_copies(struct mirror *mirror, uint64_t start, uint64_t end, migrate_
 	return 0;
 }
 
-int migrate_evict(struct owner *owner, uint64_t addr, const struct device *device, bool cheap,
-		  migrate_done done, void *data)
+/* @returns: only the copies that this mirror has. @chosen: when it, or they, were used last. */
+static int make_room(struct block *block, const struct device *device, uint32_t returns, uint64_t chosen,
+		     bool cheap, migrate_done done, void *data)
 {
-	struct migration *migration = migration_new(owner, addr, addr + HMM_BLOCK_SIZE, false);
+	struct migration *migration =
+		migration_new(block->owner, block->addr, block->addr + HMM_BLOCK_SIZE, false);
 
 	if (!migration)
 		return -ENOMEM;
 	migration->only = device;
+	migration->returns = returns;
+	migration->chosen = chosen;
 	migration->reason = HMM_REASON_EVICT;
 	migration->cheap = cheap;
-	migration->chosen = block_find(owner, addr)->used;
 	migration->done = done;
 	migration->data = data;
 	migration_begin(migration);
 	return 0;
 }
 
-int migrate_return(struct mirror *mirror, uint64_t addr, bool cheap, migrate_done done, void *data)
+int migrate_evict(struct block *block, const struct device *device, bool cheap, migrate_done done, void *data)
 {
-	struct migration *migration = migration_new(mirror->owner, addr, addr + HMM_BLOCK_SIZE, false);
+	return make_room(block, device, 0, block->used, cheap, done, data);
+}
 
-	if (!migration)
-		return -ENOMEM;
-	migration->only = mirror->device;
-	migration->chosen = copies_find(block_find(mirror->owner, addr), mirror)->used;
-	migration->returns = mirror->id;
-	migration->reason = HMM_REASON_EVICT;
-	migration->cheap = cheap;
-	migration->done = done;
-	migration->data = data;
-	migration_begin(migration);
-	return 0;
+int migrate_return(const struct copy *copy, bool cheap, migrate_done done, void *data)
+{
+	return make_room(copy->block, copy->mirror->device, copy->mirror->id, copy->used, cheap, done, data);
 }
 
 static void window_migrated(struct owner *owner, void *data, uint64_t pages)

@@ -25,7 +25,7 @@
 #include "memory/shadow.h"
 #include "policy/prefetch.h"
 
-#define MIRRORS_MAX	16
+#define MIRRORS_MAX	HMM_MIRRORS_MAX
 #define NS_PER_US	1000LL
 #define NS_PER_MS	1000000LL
 
@@ -177,7 +177,7 @@ struct mirror {
 	uint64_t flags_before;		/* it began to leave */
 	uint64_t peer;			/* the driver's connection; 0: gone */
 	bool leaving;
-	unsigned int migrations;	/* that go out to it */
+	unsigned int migrations;	/* that go out to it, and whatever else needs it to stay */
 	unsigned int awaited;		/* windows of before a restart that are not back yet */
 	bool restarting;		/* its device cannot fault, stopped for another hmmd, and may go on when all is at rest */
 	bool unready;			/* its driver may act on what it was told before a restart */
@@ -338,7 +338,7 @@ struct owner {
 	uint64_t walk_end;		/* behind the last block that comes home whole, for a walk */
 
 	int64_t last_fault;		/* when one was served */
-	unsigned int jobs;		/* migrations that run */
+	unsigned int jobs;		/* migrations that run, and whatever else needs the owner to stay */
 	bool agent_stuck;		/* it did not get on with its last order: do without it */
 	bool deferred_read;		/* the userfaultfd is to be read, but the agent commits */
 	bool recovering;		/* between REOPEN and the end of settling, or of waiting for windows */
@@ -428,6 +428,12 @@ static inline bool page_is_far(const struct block *block, unsigned int i)
 static inline bool block_at_rest(const struct block *block)
 {
 	return block->record->transit == HMM_TRANSIT_REST;
+}
+
+/* The transit that the block is in is about this very page. */
+static inline bool page_is_pending(const struct block *block, unsigned int i)
+{
+	return !block_at_rest(block) && block->record->pending[i / 64] >> (i % 64) & 1;
 }
 
 struct mirror *block_mirror(const struct block *block);
@@ -653,18 +659,17 @@ typedef void (*migrate_done)(struct owner *owner, void *data, uint64_t pages);
 void migrate_home(struct owner *owner, uint64_t start, uint64_t end, const struct device *device,
 		  migrate_done done, void *data);
 /* What this mirror has, but for what is pinned on it when its turn comes. The mirror stays meanwhile. */
-void migrate_home_unless_pinned(const struct mirror *mirror, uint64_t start, uint64_t end, migrate_done done,
+void migrate_home_unless_pinned(struct mirror *mirror, uint64_t start, uint64_t end, migrate_done done,
 				void *data);
 /* The same of everything, because the owner forks. */
 void migrate_home_for_fork(struct owner *owner, migrate_done done, void *data);
 /*
- * The block of @addr leaves this device, to make room, unless it is used before it comes to that.
- * @cheap: where no driver would have to wait.
+ * The block leaves this device, to make room, unless it is used before it comes to that.
+ * @cheap: where no driver would have to wait. Or -ENOMEM, and done() is not called.
  */
-int migrate_evict(struct owner *owner, uint64_t addr, const struct device *device, bool cheap,
-		  migrate_done done, void *data);		/* or -ENOMEM, and done() is not called */
-/* The same for the copies that @mirror has of this block, which another mirror holds and keeps. */
-int migrate_return(struct mirror *mirror, uint64_t addr, bool cheap, migrate_done done, void *data);
+int migrate_evict(struct block *block, const struct device *device, bool cheap, migrate_done done, void *data);
+/* The same for copies of a block that another mirror holds and keeps. */
+int migrate_return(const struct copy *copy, bool cheap, migrate_done done, void *data);
 /* Whether that journey's migration is still running. */
 bool migrate_is_under_way(const struct owner *owner, uint64_t journey);
 void migrate_out_done(struct block *block, struct block_order *order, struct hmm_order *shared);
@@ -723,9 +728,9 @@ void window_revoke_range(struct owner *owner, uint64_t start, uint64_t end, int 
 void window_reopen(struct owner *owner, uint64_t start, uint64_t end);
 
 /* reach.c: what a device that cannot fault may have */
-/* The mirror's device may have page @i; one that can fault may have any. The block must be at rest. */
+/* The mirror's device may have page @i; one that can fault may have any. At rest, or before a transit has changed it. */
 bool reach_page(const struct mirror *mirror, const struct block *block, unsigned int i);
-/* Whether any page of [start, end), in one block, is the mirror's device's now. */
+/* Whether the mirror's device may have any page of [start, end), in one block: what happens there concerns it. */
 bool reach_any(const struct mirror *mirror, const struct block *block, uint64_t start, uint64_t end);
 /* What of [start, end) it may have no longer, since no pin keeps it there, comes home; then done(data). */
 void reach_leave(struct mirror *mirror, uint64_t start, uint64_t end, migrate_done done, void *data);

@@ -13,7 +13,6 @@
  * without a pin: whole, and its device is stopped for each change as for any other.
  */
 #include "engine/owner.h"
-#include "engine/worker.h"
 
 bool reach_page(const struct mirror *mirror, const struct block *block, unsigned int i)
 {
@@ -26,6 +25,10 @@ bool reach_page(const struct mirror *mirror, const struct block *block, unsigned
 
 bool reach_any(const struct mirror *mirror, const struct block *block, uint64_t start, uint64_t end)
 {
+	if (device_faults(mirror->device))
+		return true;
+	if (block_mirror(block) != mirror)
+		return false;
 	for (uint64_t at = start; at < end; at += HMM_PAGE_SIZE)
 		if (reach_page(mirror, block, page_index(at)))
 			return true;

@@ -41,7 +41,7 @@ static bool is_discarded(const struct block *block, unsigned int i)
 	if (block_at_rest(block))
 		return false;
 	return pages_test(&block->dead, i) ||
-	       (block->record->transit == HMM_TRANSIT_UNSHARING && block->record->pending[i / 64] >> (i % 64) & 1);
+	       (block->record->transit == HMM_TRANSIT_UNSHARING && page_is_pending(block, i));
 }
 
 static void move_block(struct block *block, void *data)

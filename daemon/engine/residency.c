@@ -109,7 +109,7 @@ full:
 
 static void count_page(const struct block *block, unsigned int i, struct hmm_record_run_info *cell)
 {
-	if (!block_at_rest(block) && block->record->pending[i / 64] >> (i % 64) & 1) {
+	if (page_is_pending(block, i)) {
 		cell->transit++;
 		return;
 	}

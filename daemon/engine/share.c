@@ -36,7 +36,6 @@
 struct share {
 	struct letter *letter;
 	struct migration *migration;
-	struct mirror *mirror;
 	bool refused;			/* by a block: the others need not begin */
 	int error;			/* of an exchange */
 };
@@ -274,33 +273,30 @@ static void answer(struct owner *owner, struct share *share)
 	}
 }
 
-static void share_end(struct owner *owner, void *data, uint64_t pages)
+static void reply_letter(struct owner *owner, void *letter, uint64_t pages)
 {
-	struct share *share = data;
-
 	(void)pages;
-	share->mirror->migrations--;
-	owner->jobs--;
-	worker_reply(owner->worker, share->letter);
-	free(share);
+	worker_reply(owner->worker, letter);
 }
 
 /* What went out and did not become coherent stays where it is, on a device that can fault. */
 static void share_done(struct owner *owner, void *data, uint64_t pages)
 {
 	struct share *share = data;
-	const struct hmm_msg_share *message = (const void *)share->letter->message;
+	struct letter *letter = share->letter;
+	struct mirror *mirror = share->migration->mirror;
+	const struct hmm_msg_share *message = (const void *)letter->message;
+	uint64_t start = message->addr, end = message->addr + message->length;
 
 	(void)pages;
 	answer(owner, share);
-	share->mirror->migrations++;	/* the mirror stays while it runs */
-	owner->jobs++;
-	if (!share->letter->error) {
-		window_reopen(owner, message->addr, message->addr + message->length);
-		share_end(owner, share, 0);
-	} else {
-		reach_leave(share->mirror, message->addr, message->addr + message->length, share_end, share);
+	free(share);
+	if (letter->error) {
+		reach_leave(mirror, start, end, reply_letter, letter);
+		return;
 	}
+	window_reopen(owner, start, end);
+	reply_letter(owner, letter, 0);
 }
 
 static int share_begin(struct owner *owner, struct letter *letter)
@@ -323,7 +319,6 @@ static int share_begin(struct owner *owner, struct letter *letter)
 	}
 	share->letter = letter;
 	share->migration = migration;
-	share->mirror = mirror;
 	migration->share = share;
 	migration->to_device = true;
 	migration->populate = true;
@@ -348,17 +343,6 @@ struct unsharing {
 	uint64_t pages;
 };
 
-static void unsharing_answer(struct owner *owner, void *data, uint64_t pages)
-{
-	struct unsharing *unsharing = data;
-
-	(void)pages;
-	unsharing->mirror->migrations--;
-	owner->jobs--;
-	worker_reply(owner->worker, unsharing->letter);
-	free(unsharing);
-}
-
 static void unsharing_end(struct unsharing *unsharing, int error)
 {
 	struct letter *letter = unsharing->letter;
@@ -374,7 +358,10 @@ static void unsharing_end(struct unsharing *unsharing, int error)
 		else
 			letter_fail(letter, -ENOMEM, "out of memory for the answer");
 	}
-	reach_leave(unsharing->mirror, unsharing->start, unsharing->end, unsharing_answer, unsharing);
+	unsharing->mirror->migrations--;
+	unsharing->owner->jobs--;
+	reach_leave(unsharing->mirror, unsharing->start, unsharing->end, reply_letter, letter);
+	free(unsharing);
 }
 
 /* 1: it is under way, the task goes on later. 0: nothing is left to do to this block. Or -errno. */

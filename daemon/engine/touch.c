@@ -15,7 +15,6 @@
  */
 #include <errno.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "engine/copies.h"
 #include "engine/notice.h"
@@ -154,20 +153,23 @@ static bool show(struct window *window, const struct block *block, unsigned int 
 /* It lies in the shadow: the driver may have it, or has to get it from the CPU first. */
 static bool touch_present(struct window *window, struct block *block, struct touch *touch)
 {
+	struct copy *copy = copies_find(block, window->mirror);
 	unsigned int i = page_index(touch->addr);
 	uint64_t page = driver_addr(window, touch->addr & ~(HMM_PAGE_SIZE - 1));
 	size_t done;
 
+	if (copy && !pages_test(&copy->pages, i))
+		copy = NULL;
 	/* It was guarded before hmmd started anew. */
 	if (touch->flags & UFFD_PAGEFAULT_FLAG_MINOR)
 		*window_guarded(window, block) = true;
 	if (block_mirror(block) == window->mirror)
 		block_touch(block);
-	else if (copies_have(block, window->mirror, i))
-		copies_touch(copies_find(block, window->mirror));
+	else if (copy)
+		copies_touch(copy);
 	/* Another device's: this window's shadow has nothing of it, or a copy to be read. */
 	if (block_mirror(block) != window->mirror && page_state(block, i) != HMM_PAGE_ERROR &&
-	    (!copies_have(block, window->mirror, i) || touch_writes(touch)))
+	    (!copy || touch_writes(touch)))
 		return false;
 	switch (page_state(block, i)) {
 	case HMM_PAGE_DEVICE:

@@ -22,7 +22,7 @@ static int kind(const struct evict_candidate *candidate)
 /* Of taking it. */
 static unsigned int cost(const struct evict_candidate *candidate)
 {
-	return candidate->elsewhere ? 0 : candidate->copies ? 1 : 2;
+	return candidate->mirror ? 0 : candidate->copies ? 1 : 2;
 }
 
 static int order(uint64_t a, uint64_t b)

@@ -26,7 +26,6 @@ struct evict_candidate {
 	bool unused;		/* holds nothing any more */
 	bool discarded;		/* what it holds is worth nothing */
 	bool copies;		/* all that it holds the CPU has, too */
-	bool elsewhere;		/* ... and another device: nobody has to do anything about it */
 };
 
 /*

@@ -144,7 +144,7 @@ static uint64_t evict_first(bool cheap)
 	uint64_t before = fixture_sequence(fixture_block(&fixture, 0));
 
 	finished = 0;
-	cr_assert(eq(int, migrate_evict(fixture.owner, ROOM_START, fixture.device, cheap, note_finished, NULL), 0));
+	cr_assert(eq(int, migrate_evict(fixture_block(&fixture, 0), fixture.device, cheap, note_finished, NULL), 0));
 	owner_run(fixture.owner);
 	cr_assert(not(block_at_rest(fixture_block(&fixture, 0))));
 	cr_assert(eq(u64, fixture_sequence(fixture_block(&fixture, 0)), before + 1));

@@ -85,13 +85,13 @@ Test(evict, copies_of_the_same_age_first)
 Test(evict, copies_of_what_is_elsewhere)
 {
 	struct evict_candidate candidates[] = {
-		{ .addr = 1, .used = 900, .unused = true, .copies = true, .elsewhere = true, .priority = 50 },
-		{ .addr = 2, .used = 999, .copies = true, .elsewhere = true, .priority = 10 },
+		{ .addr = 1, .used = 900, .unused = true, .mirror = 9, .priority = 50 },
+		{ .addr = 2, .used = 999, .mirror = 9, .priority = 10 },
 		{ .addr = 3, .used = EVICT_STEP - 1, .priority = 50 },
-		{ .addr = 4, .used = EVICT_STEP + 7, .copies = true, .elsewhere = true, .priority = 50 },
+		{ .addr = 4, .used = EVICT_STEP + 7, .mirror = 9, .priority = 50 },
 		{ .addr = 5, .used = EVICT_STEP + 5, .copies = true, .priority = 50 },
 		{ .addr = 6, .used = EVICT_STEP, .priority = 50 },
-		{ .addr = 7, .used = 2 * EVICT_STEP, .copies = true, .elsewhere = true, .priority = 50 },
+		{ .addr = 7, .used = 2 * EVICT_STEP, .mirror = 9, .priority = 50 },
 	};
 
 	expect_order(candidates, 7, 7);
