@@ -16,7 +16,7 @@
 
 _Static_assert(HMM_POLICY_READ_MOSTLY == HMM_ADVISED_READ_MOSTLY &&
 		       HMM_POLICY_UNPINNED == HMM_ADVISED_UNPINNED &&
-		       HMM_POLICY_MIRRORS == HMM_JOURNAL_MIRRORS &&
+		       HMM_POLICY_MIRRORS == HMM_MIRRORS_MAX &&
 		       sizeof(((struct hmm_policy *)0)->why) ==
 			       sizeof(((struct hmm_msg_advise_reply *)0)->why),
 	       "the protocol says the same");
@@ -226,7 +226,7 @@ static void translate(const struct hmm *hmm, const struct hmm_attribute *from,
 	to->priority = from->priority;
 	to->preferred = new_index(hmm, from->preferred);
 	to->pinned = new_index(hmm, from->pinned);
-	for (unsigned int i = 0; i < HMM_JOURNAL_MIRRORS; i++) {
+	for (unsigned int i = 0; i < HMM_MIRRORS_MAX; i++) {
 		int index = from->accessed_by >> i & 1 ? new_index(hmm, i) : -1;
 
 		if (index >= 0)

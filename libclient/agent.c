@@ -24,14 +24,6 @@
 
 #define SPIN_NS 20000
 
-static uint64_t now_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * 1000000000ULL + (uint64_t)now.tv_nsec;
-}
-
 static bool has_work(const struct agent *agent)
 {
 	const struct hmm_orders *orders = agent->orders;
@@ -164,9 +156,9 @@ bool hmmc_agent_step(struct agent *agent)
 
 static void look_around(struct agent *agent)
 {
-	uint64_t end = now_ns() + SPIN_NS;
+	uint64_t end = clock_ns() + SPIN_NS;
 
-	while (!has_work(agent) && now_ns() < end)
+	while (!has_work(agent) && clock_ns() < end)
 		__builtin_ia32_pause();
 }
 

@@ -416,7 +416,7 @@ int hmm_devmem_remove(struct hmm_devmem *public, bool block)
 		hmm_drain(mirror->mirror);
 	/* hmmd has said which are free before it answered: let that be done. */
 	for (mirror = devmem->mirrors; mirror; mirror = mirror->devmem_next)
-		hmmc_dispatch_finish(mirror);
+		hmmc_dispatch_wait_zero(&mirror->callbacks);
 	error = await_references(devmem, block);
 	if (!error)
 		error = give_back(devmem);

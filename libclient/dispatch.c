@@ -504,14 +504,6 @@ void hmmc_dispatch_wait(const uint32_t *latch)
 		hmmc_dispatch_pause(latch, 0, NULL);
 }
 
-static uint64_t clock_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
-}
-
 void hmmc_dispatch_nap(long ns)
 {
 	uint64_t now = clock_ns(), end = now + (uint64_t)ns;
@@ -521,12 +513,12 @@ void hmmc_dispatch_nap(long ns)
 		hmmc_dispatch_pause(&never, 0, &(struct timespec){ .tv_nsec = (long)(end - now) });
 }
 
-void hmmc_dispatch_finish(struct hmm_mirror_private *mirror)
+void hmmc_dispatch_wait_zero(const uint32_t *count)
 {
-	uint32_t running;
+	uint32_t now;
 
-	while ((running = __atomic_load_n(&mirror->callbacks, __ATOMIC_ACQUIRE)) != 0)
-		hmmc_dispatch_pause(&mirror->callbacks, running, NULL);
+	while ((now = __atomic_load_n(count, __ATOMIC_ACQUIRE)) != 0)
+		hmmc_dispatch_pause(count, now, NULL);
 }
 
 void hmmc_dispatch_forget(void)

@@ -31,8 +31,9 @@ int hmmc_dispatch_check(void);
  */
 /* As futex_wait(): returns for no reason, too. */
 void hmmc_dispatch_pause(const uint32_t *word, uint32_t value, const struct timespec *timeout);
-/* Until the latch is set. */
+/* Until the latch is set; until there is none any more. */
 void hmmc_dispatch_wait(const uint32_t *latch);
+void hmmc_dispatch_wait_zero(const uint32_t *count);
 /* As nanosleep(), for less than a second. */
 void hmmc_dispatch_nap(long ns);
 
@@ -45,8 +46,6 @@ struct dispatchers *hmmc_dispatch_dispatchers(struct dispatch *dispatch);
  * (hmmc_dispatch_post()), unless @all: hmmd waits for that while the mirror leaves.
  */
 void hmmc_dispatch_drop(struct hmm *hmm, struct hmm_mirror_private *mirror, bool all);
-/* Returns when none of the mirror's callbacks is queued or runs. */
-void hmmc_dispatch_finish(struct hmm_mirror_private *mirror);
 
 /* Has run(mirror, a copy of message) called, behind what is queued. False: out of memory, or no callbacks. */
 typedef void (*hmmc_dispatch_fn)(struct hmm_mirror_private *mirror, const void *message);

@@ -107,11 +107,8 @@ static unsigned int ring_take(struct ring *ring, struct hmm_notice *out, unsigne
 
 static void fill_lost(struct hmm_notice *notice)
 {
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
 	memset(notice, 0, sizeof(*notice));
-	notice->time = (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+	notice->time = clock_ns();
 	notice->kind = HMM_EVENT_LOST;
 }
 

@@ -80,14 +80,6 @@ static inline void futex_lock(struct futex_lock *lock)
 		futex_wait(&lock->word, 2, NULL);
 }
 
-static inline bool futex_trylock(struct futex_lock *lock)
-{
-	uint32_t seen = 0;
-
-	return __atomic_compare_exchange_n(&lock->word, &seen, 1, false, __ATOMIC_ACQUIRE,
-					   __ATOMIC_RELAXED);
-}
-
 static inline void futex_unlock(struct futex_lock *lock)
 {
 	if (__atomic_exchange_n(&lock->word, 0, __ATOMIC_RELEASE) == 2)
@@ -110,12 +102,17 @@ static inline void futex_latch_set(uint32_t *word, uint32_t value)
 	futex_wake(word, INT32_MAX);
 }
 
-static inline uint64_t clock_ms(void)
+static inline uint64_t clock_ns(void)
 {
 	struct timespec now;
 
 	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
+static inline uint64_t clock_ms(void)
+{
+	return clock_ns() / 1000000;
 }
 
 #endif

@@ -14,7 +14,6 @@
  * goes on with those that are left. Runs in the program's threads.
  */
 #include <stdio.h>
-#include <string.h>
 
 #include "arena.h"
 #include "dispatch.h"
@@ -25,7 +24,7 @@ static const struct hmm_mirror_ops no_callbacks = { .size = sizeof(no_callbacks)
 struct group {
 	struct hmm_mirror *mirror;	/* the program's */
 	struct hmm_device *device;	/* referenced */
-	struct hmm_mirror members[HMMC_GROUP_MAX];
+	struct hmm_mirror members[HMM_MIRRORS_MAX];
 };
 
 /* ---- devices ------------------------------------------------------------------------ */
@@ -58,9 +57,9 @@ int hmm_device_group(struct hmm *hmm, struct hmm_device *const *devices, unsigne
 
 	if (error)
 		return error;
-	if (!devices || !result || !count || count > HMMC_GROUP_MAX)
+	if (!devices || !result || !count || count > HMM_MIRRORS_MAX)
 		return hmmc_fail(-EINVAL, "devices or result is NULL, or count is not 1 to %d",
-				 HMMC_GROUP_MAX);
+				 HMM_MIRRORS_MAX);
 	error = check_members(hmm, devices, count);
 	if (error)
 		return error;

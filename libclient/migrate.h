@@ -17,7 +17,7 @@ struct rest {
 /* The most that one request may be about. */
 #define HMMC_PIECE_MAX (64UL << 20)
 
-/* What a program asks for, all but the flags. Return: 0, or what is wrong, with the text. */
+/* All that a program asks for. Return: 0, or what is wrong, with the text. */
 int hmmc_migrate_check_target(const struct hmm_mirror *mirror, unsigned long addr, size_t length,
 			      enum hmm_target target, uint64_t flags);
 /* The request for its next piece. NULL: no memory. */

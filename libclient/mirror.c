@@ -263,7 +263,7 @@ int hmmc_mirror_leave(struct hmm_mirror *mirror)
 		if (error == -EBUSY) {
 			/* Pages that cannot come home yet. What the device stopped for it had let go of. */
 			if (private->quiesces) {
-				hmmc_dispatch_finish(private);
+				hmmc_dispatch_wait_zero(&private->callbacks);
 				hmmc_dispatch_forget_changes(private);
 			}
 			stop_callbacks(private, false);
@@ -274,7 +274,7 @@ int hmmc_mirror_leave(struct hmm_mirror *mirror)
 	}
 	forget(hmm, private);
 	hmmc_dispatch_drop(hmm, private, true);
-	hmmc_dispatch_finish(private);
+	hmmc_dispatch_wait_zero(&private->callbacks);
 	__atomic_store_n(&private->unregistered, 1, __ATOMIC_RELEASE);
 	__atomic_store_n(&mirror->priv, NULL, __ATOMIC_RELEASE);
 	hmmc_dispatch_forget_changes(private);

@@ -16,7 +16,7 @@
  * to be asked again, after a restart, is asked again.
  *
  * References: the program's handle, if there is one, and one as long as it runs. One that
- * runs is in hmm->prefetches, and hmm->prefetching keeps the address space; afterwards
+ * runs is in hmm->prefetches, which keeps the address space; afterwards
  * the handle stands alone.
  */
 #include <errno.h>
@@ -76,7 +76,6 @@ static void end(struct hmm_prefetch *prefetch, int error, const char *text)
 {
 	struct hmm_migrate_report *report = &prefetch->report;
 	uint64_t signal = 1 + report->moved + report->already;
-	struct hmm *hmm = prefetch->hmm;
 
 	prefetch->error = error;
 	snprintf(prefetch->text, sizeof(prefetch->text), "%s", text);
@@ -92,8 +91,6 @@ static void end(struct hmm_prefetch *prefetch, int error, const char *text)
 	delist(prefetch);
 	futex_latch_set(&prefetch->done, 1);
 	drop(prefetch);
-	__atomic_sub_fetch(&hmm->prefetching, 1, __ATOMIC_ACQ_REL);
-	futex_wake(&hmm->prefetching, INT32_MAX);
 }
 
 static void advance(struct hmm_prefetch *prefetch);
@@ -184,7 +181,6 @@ static int start(void *argument)
 		if (prefetch->completion < 0)
 			return prefetch->completion;
 	}
-	__atomic_add_fetch(&hmm->prefetching, 1, __ATOMIC_ACQ_REL);
 	futex_lock(&hmm->lock);
 	/* Whoever stops those of a mirror that leaves may have looked already. */
 	leaving = prefetch->rest.mirror->leaving;
@@ -196,8 +192,6 @@ static int start(void *argument)
 	if (leaving) {
 		if (prefetch->completion >= 0)
 			close(prefetch->completion);
-		__atomic_sub_fetch(&hmm->prefetching, 1, __ATOMIC_ACQ_REL);
-		futex_wake(&hmm->prefetching, INT32_MAX);
 		return -ESTALE;
 	}
 	advance(prefetch);

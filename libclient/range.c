@@ -26,7 +26,6 @@
 #include "arena.h"
 #include "devmem.h"
 #include "dispatch.h"
-#include "group.h"
 #include "mapping.h"
 #include "space.h"
 

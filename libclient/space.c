@@ -162,14 +162,12 @@ void hmmc_space_leave(struct hmm *hmm)
 /* This thread is the one that closes. */
 static __thread bool closes __attribute__((tls_model("initial-exec")));
 
-bool hmmc_space_await_close(void)
+void hmmc_space_await_close(void)
 {
 	if (closes || holding || __atomic_load_n(&process.own, __ATOMIC_ACQUIRE) ||
 	    !__atomic_load_n(&process.closing, __ATOMIC_ACQUIRE))
-		return false;
-	while (__atomic_load_n(&process.closing, __ATOMIC_ACQUIRE))
-		hmmc_dispatch_pause(&process.closing, 1, NULL);
-	return true;
+		return;
+	hmmc_dispatch_wait_zero(&process.closing);
 }
 
 void hmmc_space_forget(void)
@@ -533,19 +531,10 @@ static void drain_all(struct hmm *hmm)
 	hmmc_request_free(request);
 }
 
-static void wait_until_zero(const uint32_t *count)
-{
-	uint32_t now;
-
-	while ((now = __atomic_load_n(count, __ATOMIC_ACQUIRE)) != 0)
-		hmmc_dispatch_pause(count, now, NULL);
-}
-
 /* All that was made with it, which waits for callbacks. Those may go on remapping and forking as before. */
 static void close_all(struct hmm *hmm)
 {
 	hmmc_prefetch_stop(hmm, NULL);
-	wait_until_zero(&hmm->prefetching);
 	while (hmm->events)
 		hmm_event_close(hmm->events);
 	while (hmm->windows)
@@ -606,7 +595,7 @@ void hmm_close(struct hmm *hmm)
 		closes = true;
 		set_own(NULL, 1);
 	}
-	wait_until_zero(&hmm->users);
+	hmmc_dispatch_wait_zero(&hmm->users);
 	if (hmm->key >= 0)
 		hmmc_clerk_call(drop_key, hmm);
 	free_space(hmm);

@@ -9,9 +9,6 @@
 #include "connection.h"
 #include "owner.h"
 
-/* As many mirrors as an owner can have. */
-#define HMMC_GROUP_MAX 16
-
 struct hmm_device {
 	struct hmm_device *next;
 	struct hmm *hmm;
@@ -27,7 +24,7 @@ struct hmm_device {
 	void *drvdata;
 	struct hmm_devmem_private *devmem;	/* added by this handle, or NULL */
 	unsigned int count;		/* a group: its members, referenced; else 0 */
-	struct hmm_device *members[HMMC_GROUP_MAX];
+	struct hmm_device *members[HMM_MIRRORS_MAX];
 };
 
 struct item;
@@ -87,7 +84,6 @@ struct hmm {
 	struct dispatch *dispatch;	/* NULL: nobody wants callbacks */
 	struct regions *staging;	/* a driver's: what pages pass through; or NULL */
 
-	uint32_t prefetching;		/* futex: prefetches under way */
 	uint32_t users;			/* futex: who has entered it: mprotect(), mremap(), fork() */
 	struct alloc *allocs;		/* coherent memory */
 };
@@ -109,9 +105,8 @@ struct hmm *hmmc_space_enter_any(void);	/* also one that does not: whose hmmd is
 void hmmc_space_leave(struct hmm *hmm);
 /*
  * There is none: if one is just being freed, and watches memory still, waits until that is done.
- * Return: whether that was so.
  */
-bool hmmc_space_await_close(void);
+void hmmc_space_await_close(void);
 /* After fork, in the child. */
 void hmmc_space_forget(void);
 

@@ -34,7 +34,7 @@ enum hmm_update_reason {
 	HMM_REASON_MIGRATE = 8,
 	HMM_REASON_EXCLUSIVE = 9,
 	HMM_REASON_EVICT = 10,
-	HMM_REASON_RELEASE = 11,
+	HMM_REASON_RELEASE = 11,	/* release() tells of it, never an update */
 };
 
 struct hmm_update {

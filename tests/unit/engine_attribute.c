@@ -257,7 +257,7 @@ static void damage_edge(struct hmm_attributes *shared)
 
 static void damage_mirror(struct hmm_attributes *shared)
 {
-	shared->list[shared->active][0].pinned = HMM_JOURNAL_MIRRORS;
+	shared->list[shared->active][0].pinned = HMM_MIRRORS_MAX;
 }
 
 static void damage_flags(struct hmm_attributes *shared)

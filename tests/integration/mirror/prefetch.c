@@ -245,9 +245,10 @@ static void closed(void)
 	prefetch = begin(memory, LARGE_PAGES, HMM_DEVICE, 0);
 	test_close();
 	there = await();
-	CHECK(hmm_prefetch_progress(prefetch, &pages) <= LARGE_PAGES);
-	CHECK_EQ(pages, LARGE_PAGES);
 	CHECK_EQ(hmm_prefetch_result(prefetch, said, NULL), there ? there : -ECANCELED);
+	CHECK_EQ(hmm_prefetch_progress(prefetch, &pages),
+		 LARGE_PAGES - count(said, LARGE_PAGES, HMM_NOT_TRIED));
+	CHECK_EQ(pages, LARGE_PAGES);
 	CHECK_EQ(count(said, LARGE_PAGES, HMM_MIGRATED), there);
 	hmm_prefetch_free(prefetch);
 	test_check(memory, LARGE_PAGES, 3);
@@ -259,6 +260,7 @@ static void forked(void)
 {
 	struct hmm_prefetch *prefetch;
 	char *memory;
+	long there;
 	pid_t child;
 
 	test_open(0, DEVICE_MEMORY);
@@ -274,7 +276,9 @@ static void forked(void)
 		_exit(0);
 	}
 	test_reap(child, 0);
-	CHECK(await() >= 0);
+	there = await();
+	CHECK(there > 0);
+	CHECK_EQ(hmm_prefetch_result(prefetch, NULL, NULL), there);
 	CHECK_EQ(hmm_prefetch_progress(prefetch, NULL), LARGE_PAGES);
 	hmm_prefetch_free(prefetch);
 	test_check(memory, LARGE_PAGES, 3);
