@@ -178,6 +178,20 @@ unsigned int fixture_answer_with(struct fixture *fixture, int status)
 	return n;
 }
 
+int fixture_reply(struct fixture *fixture)
+{
+	struct letter *letter = mailbox_take(&fixture->outbox), *next;
+	int error = 1;
+
+	for (; letter; letter = next) {
+		next = letter->next;
+		if (letter->kind == LETTER_REPLY)
+			error = letter->error;
+		letter_free(letter);
+	}
+	return error;
+}
+
 /* ---- pages ----------------------------------------------------------------------- */
 
 void fixture_bytes(unsigned int page, void *bytes)

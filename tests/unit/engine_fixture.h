@@ -43,6 +43,8 @@ void fixture_callbacks(struct fixture *fixture);
 unsigned int fixture_answer(struct fixture *fixture);
 /* The same with this status: -EAGAIN where it would have to wait for its device. */
 unsigned int fixture_answer_with(struct fixture *fixture, int status);
+/* hmmd's answer to a request, its error or 0; 1: there is none yet. Letters to drivers are dropped. */
+int fixture_reply(struct fixture *fixture);
 
 /* Bytes of page @page (of the room) as they were written. */
 void fixture_bytes(unsigned int page, void *bytes);

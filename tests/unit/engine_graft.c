@@ -156,20 +156,6 @@ Test(graft, is_moved_on_while_it_waits)
 	fixture_end(&fixture);
 }
 
-static int reply_error(void)
-{
-	struct letter *letter = mailbox_take(&fixture.outbox), *next;
-	int error = 1;
-
-	for (; letter; letter = next) {
-		next = letter->next;
-		if (letter->kind == LETTER_REPLY)
-			error = letter->error;
-		letter_free(letter);
-	}
-	return error;
-}
-
 /* Another hmmd takes over what the ledger says at this moment. */
 static void die_and_succeed(void)
 {
@@ -188,7 +174,7 @@ static void die_and_succeed(void)
 		records[n] = owner->ledger[(ROOM_START >> HMM_BLOCK_SHIFT) + n];
 	owner_gone(owner);
 	owner->gone = owner->closing = false;
-	reply_error();
+	fixture_reply(&fixture);
 	for (n = 0; n < 4; n++) {
 		struct block *block = fixture_block(&fixture, n);
 
@@ -209,7 +195,7 @@ static void die_and_succeed(void)
 	owner->reopen_done = letter_new(LETTER_REQUEST);
 	cr_assert(recover_tick(owner, fixture.worker.now));
 	cr_assert(not(owner->recovering));
-	cr_expect(eq(int, reply_error(), 0));
+	cr_expect(eq(int, fixture_reply(&fixture), 0));
 	fixture_check(&fixture);
 }
 

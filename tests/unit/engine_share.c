@@ -49,21 +49,6 @@ static void ask(uint16_t opcode)
 	owner_run(fixture.owner);
 }
 
-/* The answer; 1: there is none yet. */
-static int answer(void)
-{
-	struct letter *letter = mailbox_take(&fixture.outbox), *next;
-	int error = 1;
-
-	for (; letter; letter = next) {
-		next = letter->next;
-		if (letter->kind == LETTER_REPLY)
-			error = letter->error;
-		letter_free(letter);
-	}
-	return error;
-}
-
 static struct hmm_order *last_order(uint32_t kind)
 {
 	struct owner *owner = fixture.owner;
@@ -105,7 +90,7 @@ static unsigned int count(enum hmm_page_state state)
 static void end_all(void)
 {
 	owner_gone(fixture.owner);
-	answer();
+	fixture_reply(&fixture);
 }
 
 /* Another hmmd takes over what the ledger and the ring say at this moment. */
@@ -133,7 +118,7 @@ static void die_and_succeed(void)
 	owner->reopen_done = letter_new(LETTER_REQUEST);
 	cr_assert(recover_tick(owner, fixture.worker.now));
 	cr_assert(not(owner->recovering));
-	cr_expect(eq(int, answer(), 0));
+	cr_expect(eq(int, fixture_reply(&fixture), 0));
 	fixture_check(&fixture);
 }
 
@@ -162,7 +147,7 @@ Test(share, whoever_waits_for_the_ring_goes_on)
 	owner_run(fixture.owner);
 	cr_expect(owner_agent_idle(fixture.owner));
 	cr_expect(eq(uint, waiting.runs, 1));
-	cr_expect(eq(int, answer(), 0));
+	cr_expect(eq(int, fixture_reply(&fixture), 0));
 	fixture_end(&fixture);
 }
 
@@ -191,11 +176,11 @@ Test(share, an_exchange_ends_after_its_own_event)
 	owner_run(fixture.owner);
 	cr_expect(eq(uint, count(HMM_PAGE_COHERENT), HMM_BLOCK_PAGES));
 	cr_expect(eq(u64, fixture.owner->registered_bytes, 0));
-	cr_expect(eq(int, answer(), 0));
+	cr_expect(eq(int, fixture_reply(&fixture), 0));
 	fixture_check(&fixture);
 	/* Asked again, as after a restart: nothing is left to do. */
 	ask(HMM_OP_SHARE);
-	cr_expect(eq(int, answer(), 0));
+	cr_expect(eq(int, fixture_reply(&fixture), 0));
 	/* What is told of its addresses now was before. */
 	say(UFFD_EVENT_UNMAP, 0, HMM_BLOCK_PAGES);
 	event_read(fixture.owner);
@@ -250,7 +235,7 @@ Test(share, what_waits_for_the_move_runs_behind_the_exchange)
 	order_reap(fixture.owner);
 	owner_run(fixture.owner);
 	cr_expect(eq(uint, count(HMM_PAGE_COHERENT), HMM_BLOCK_PAGES));
-	cr_expect(eq(int, answer(), 0));
+	cr_expect(eq(int, fixture_reply(&fixture), 0));
 	fixture_check(&fixture);
 	fixture_end(&fixture);
 }
@@ -272,7 +257,7 @@ Test(share, unmapped_before_the_exchange_it_is_taken_back)
 	fixture.owner->orders->consumed = fixture.owner->produced;
 	fixture_later(&fixture, 2 * NS_PER_MS);
 	fixture_later(&fixture, 2 * NS_PER_MS);
-	cr_expect(eq(int, answer(), -EFAULT));
+	cr_expect(eq(int, fixture_reply(&fixture), -EFAULT));
 	fixture_check(&fixture);
 	fixture_end(&fixture);
 }
@@ -285,7 +270,7 @@ Test(share, no_room_for_a_mapping)
 	order_reap(fixture.owner);
 	owner_run(fixture.owner);
 	fixture_later(&fixture, 2 * NS_PER_MS);
-	cr_expect(eq(int, answer(), -ENOMEM));
+	cr_expect(eq(int, fixture_reply(&fixture), -ENOMEM));
 	cr_expect(eq(uint, count(HMM_PAGE_DEVICE), HMM_BLOCK_PAGES));
 	fixture_check(&fixture);
 	fixture_end(&fixture);
@@ -327,7 +312,7 @@ Test(share, half_an_exchange_is_none)
 	order_reap(fixture.owner);
 	owner_run(fixture.owner);
 	fixture_later(&fixture, 2 * NS_PER_MS);
-	cr_expect(eq(int, answer(), -EIO));
+	cr_expect(eq(int, fixture_reply(&fixture), -EIO));
 	fixture_end(&fixture);
 }
 
@@ -341,7 +326,7 @@ static struct block *begin_coherent(void)
 	finish(last_order(HMM_ORDER_COHERE), 0);
 	order_reap(fixture.owner);
 	owner_run(fixture.owner);
-	cr_assert(eq(int, answer(), 0));
+	cr_assert(eq(int, fixture_reply(&fixture), 0));
 	cr_assert(eq(uint, count(HMM_PAGE_COHERENT), HMM_BLOCK_PAGES));
 	return block;
 }
@@ -358,11 +343,11 @@ Test(share, back)
 	order_reap(fixture.owner);
 	owner_run(fixture.owner);
 	cr_expect(eq(uint, count(HMM_PAGE_DEVICE), HMM_BLOCK_PAGES));
-	cr_expect(eq(int, answer(), 0));
+	cr_expect(eq(int, fixture_reply(&fixture), 0));
 	fixture_check(&fixture);
 	/* Twice is no error; it is the library that knows better. */
 	ask(HMM_OP_UNSHARE);
-	cr_expect(eq(int, answer(), 0));
+	cr_expect(eq(int, fixture_reply(&fixture), 0));
 	fixture_end(&fixture);
 }
 
@@ -373,7 +358,7 @@ Test(share, back_without_room)
 	finish(last_order(HMM_ORDER_UNCOHERE), -ENOMEM);
 	order_reap(fixture.owner);
 	owner_run(fixture.owner);
-	cr_expect(eq(int, answer(), -ENOMEM));
+	cr_expect(eq(int, fixture_reply(&fixture), -ENOMEM));
 	cr_expect(eq(uint, count(HMM_PAGE_COHERENT), HMM_BLOCK_PAGES));
 	cr_expect(eq(u64, fixture.owner->registered_bytes, 0));
 	fixture_check(&fixture);
@@ -395,7 +380,7 @@ Test(share, unmapped_right_after)
 	owner_run(fixture.owner);
 	cr_expect(eq(uint, count(HMM_PAGE_DEVICE), HMM_BLOCK_PAGES - 100));
 	cr_expect(eq(uint, count(HMM_PAGE_COHERENT), 0));
-	cr_expect(eq(int, answer(), 0));
+	cr_expect(eq(int, fixture_reply(&fixture), 0));
 	fixture_check(&fixture);
 	fixture_end(&fixture);
 }
