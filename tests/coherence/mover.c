@@ -207,8 +207,8 @@ static void share(struct thread_context *me)
 		    (uint32_t)(length / PAGE_BYTES), 0, 0);
 	error = hmm_share(me->mirror, (void *)start, length);
 	if (error) {
-		/* Wanted elsewhere without a pause, or no room is to be made: that is an answer. */
-		if (error != -EBUSY && error != -ENOSPC)
+		/* Wanted elsewhere without a pause, no room to be made, or another mover excludes it now: that is an answer. */
+		if (error != -EBUSY && error != -ENOSPC && !(board->settings.several && error == -EOPNOTSUPP))
 			board_excused(board, me->who, "hmm_share", error);
 		board_done(board, me->who, OP_SHARE, false);
 		return;
