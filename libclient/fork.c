@@ -149,7 +149,7 @@ static void before(void)
 		hmmc_dispatch_wait(&hmm->owner->rescuer.done);
 	if (hmm)
 		hmmc_space_leave(hmm);
-	/* Last: what was waited for may wait for a callback, and that for the lock. */
+	/* Last: what was waited for may wait for a callback, and that may open. */
 	hmmc_space_lock();
 }
 

@@ -38,6 +38,19 @@ static inline void futex_wake_shared(const uint32_t *word, int waiters)
 }
 
 /*
+ * A write fault at @word that changes nothing and waits for nobody: the kernel adds no bit to
+ * it, and on a fault does not let userfaultfd hold the caller up, as MADV_POPULATE_WRITE does.
+ * -EFAULT: the page is missing and watched, protected, or not to be written at all.
+ */
+static inline int futex_write_fault(uint32_t *word)
+{
+	static uint32_t nobody;
+
+	return syscall(SYS_futex, &nobody, FUTEX_WAKE_OP_PRIVATE, 0, NULL, word,
+		       FUTEX_OP(FUTEX_OP_OR, 0, FUTEX_OP_CMP_EQ, 0x5a5)) < 0 ? -errno : 0;
+}
+
+/*
  * Until one of the words has another value than it had, or a little longer. The timeout is
  * relative; NULL: for ever.
  */

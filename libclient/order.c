@@ -25,6 +25,7 @@
 #include "agent.h"
 #include "arena.h"
 #include "fill.h"
+#include "futex.h"
 #include "mapping.h"
 
 #define PAGES HMM_BLOCK_PAGES
@@ -191,7 +192,8 @@ static int unprotect(struct agent *agent, uint64_t address, unsigned int pages)
 
 /*
  * Gives the busy page and those after it, as far as they are present, their own
- * copies. Returns the first page that was not touched.
+ * copies. Returns the first page that was not touched. hmmd may be waiting for this very
+ * order: a page that went away since must not make us wait for hmmd.
  */
 static unsigned int break_sharing(struct agent *agent, const struct move *move, unsigned int page,
 			    unsigned int end)
@@ -202,13 +204,14 @@ static unsigned int break_sharing(struct agent *agent, const struct move *move, 
 		return page + 1;
 	while (present < end && agent->map[present] & PM_PRESENT)
 		present++;
-	/* A protection that outlived its state would make us wait for who waits for us. */
-	if (present > page && unprotect(agent, page_address(move->from, page), present - page))
+	/* A protection that outlived its state. */
+	if (present == page || unprotect(agent, page_address(move->from, page), present - page))
 		return page + 1;
-	if (present > page)
-		madvise((void *)page_address(move->from, page),
-			(size_t)(present - page) << HMM_PAGE_SHIFT, MADV_POPULATE_WRITE);
-	return present > page ? present : page + 1;
+	do
+		if (futex_write_fault((uint32_t *)page_address(move->from, page)))
+			return page + 1;
+	while (++page < present);
+	return present;
 }
 
 /* One wanted run. Return: 1 go on, 0 enough, -ECANCELED taken back. */

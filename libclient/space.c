@@ -31,7 +31,13 @@
 #include "migrate.h"
 #include "space.h"
 
+/*
+ * Two locks. Who opens holds @opening until it is done, and who forks until there are two processes, with the
+ * program's own fork handlers in between. @lock, under it or alone, guards the rest, for a moment: all that
+ * remaps, protects, and closes takes it, and none of those may wait for a program's handler.
+ */
 static struct {
+	struct futex_lock opening;
 	struct futex_lock lock;
 	struct hmm *own;
 	uint32_t closing;	/* futex: 1: own is being closed, or has just been taken away and watches memory still */
@@ -87,21 +93,21 @@ int hmmc_space_check(const struct hmm *hmm)
 }
 
 /*
- * How often this thread has taken the lock: who opens, or forks, holds it for a while, and what they
- * call (a program's fork handlers, a signal's handler on top of them) may come here again.
- * Nobody waits for a callback with it: callbacks, too, remap, protect and fork.
+ * How often this thread has taken each: a fork handler may open, and a signal's handler, on top of anything,
+ * may protect. Nobody waits for a callback with either: callbacks, too, remap, protect and fork.
  */
-static __thread unsigned int holding __attribute__((tls_model("initial-exec")));
+static __thread unsigned int opens __attribute__((tls_model("initial-exec")));
+static __thread unsigned int locks __attribute__((tls_model("initial-exec")));
 
 static void lock_process(void)
 {
-	if (!holding++)
+	if (!locks++)
 		futex_lock(&process.lock);
 }
 
 static void unlock_process(void)
 {
-	if (!--holding)
+	if (!--locks)
 		futex_unlock(&process.lock);
 }
 
@@ -113,18 +119,14 @@ static bool is_copy(void)
 
 void hmmc_space_lock(void)
 {
-	if (is_copy())
-		holding++;
-	else
-		lock_process();
+	if (!opens++ && !is_copy())
+		futex_lock(&process.opening);
 }
 
 void hmmc_space_unlock(void)
 {
-	if (is_copy())
-		holding--;
-	else
-		unlock_process();
+	if (!--opens && !is_copy())
+		futex_unlock(&process.opening);
 }
 
 struct hmm *hmmc_space_enter_any(void)
@@ -132,7 +134,7 @@ struct hmm *hmmc_space_enter_any(void)
 	struct hmm *hmm = __atomic_load_n(&process.own, __ATOMIC_ACQUIRE);
 
 	/* Not even the lock, where nothing is mirrored. */
-	if (!hmm || holding || is_copy())
+	if (!hmm || opens || locks || is_copy())
 		return NULL;
 	lock_process();
 	hmm = process.own;
@@ -164,7 +166,7 @@ static __thread bool closes __attribute__((tls_model("initial-exec")));
 
 void hmmc_space_await_close(void)
 {
-	if (closes || holding || __atomic_load_n(&process.own, __ATOMIC_ACQUIRE) ||
+	if (closes || opens || locks || __atomic_load_n(&process.own, __ATOMIC_ACQUIRE) ||
 	    !__atomic_load_n(&process.closing, __ATOMIC_ACQUIRE))
 		return;
 	hmmc_dispatch_wait_zero(&process.closing);
@@ -177,7 +179,7 @@ void hmmc_space_forget(void)
 	memset(&process, 0, sizeof(process));
 	process.generation = generation;
 	hmmc_devmem_forget();
-	holding = 0;
+	opens = locks = 0;
 	closes = false;
 }
 
@@ -260,19 +262,57 @@ static void free_space(struct hmm *hmm)
 	hmmc_arena_free(hmm, sizeof(*hmm));
 }
 
-/* Takes the lock when no handle is being closed: hmmd and the kernel know one owner per process. */
-static int lock_to_open(void)
+/*
+ * hmmd and the kernel know one owner per process. One that no hmmd came back for makes way for the next
+ * when all of its pages are home. Return: 1, and one more reference of the one that there is; 0, there is
+ * none, and nobody else opens one until hmmc_space_unlock(); -EDEADLK.
+ */
+static int join_own(struct hmm **result)
 {
-	lock_process();
-	while (__atomic_load_n(&process.closing, __ATOMIC_ACQUIRE)) {
+	struct hmm *own;
+	bool closing, lost;
+
+	for (;;) {
+		hmmc_space_lock();
+		lock_process();
+		own = process.own;
+		closing = process.closing;
+		lost = own && __atomic_load_n(&own->lost, __ATOMIC_ACQUIRE);
+		if (!closing && (!lost || __atomic_load_n(&own->owner->rescuer.done, __ATOMIC_ACQUIRE)))
+			break;
+		if (!closing)
+			__atomic_add_fetch(&own->users, 1, __ATOMIC_ACQ_REL);
 		unlock_process();
-		if (hmmc_dispatch_is_current() || holding)
+		hmmc_space_unlock();
+		if (!closing) {
+			hmmc_dispatch_wait(&own->owner->rescuer.done);
+			hmmc_space_leave(own);
+		} else if (hmmc_dispatch_is_current() || opens) {
 			return hmmc_fail(-EDEADLK,
 					 "this process's handle is being closed, which may wait for this callback, or fork handler");
-		hmmc_dispatch_pause(&process.closing, 1, NULL);
-		lock_process();
+		} else {
+			hmmc_dispatch_pause(&process.closing, 1, NULL);
+		}
 	}
-	return 0;
+	if (!own || lost) {
+		__atomic_store_n(&process.own, NULL, __ATOMIC_RELEASE);
+		unlock_process();
+		return 0;
+	}
+	own->references++;
+	*result = own;
+	unlock_process();
+	hmmc_space_unlock();
+	return 1;
+}
+
+static void set_own(struct hmm *own, uint32_t closing)
+{
+	lock_process();
+	__atomic_store_n(&process.own, own, __ATOMIC_RELEASE);
+	__atomic_store_n(&process.closing, closing, __ATOMIC_RELEASE);
+	unlock_process();
+	futex_wake(&process.closing, INT32_MAX);
 }
 
 int hmm_open(const struct hmm_open_options *given, struct hmm **result)
@@ -292,15 +332,9 @@ int hmm_open(const struct hmm_open_options *given, struct hmm **result)
 	if (options.flags & HMM_OPEN_PRELOADED)
 		flags |= HMM_OPEN_FLAGS_PRELOADED;
 	hmmc_fork_watch();
-	error = lock_to_open();
+	error = join_own(result);
 	if (error)
-		return error;
-	if (process.own && !__atomic_load_n(&process.own->lost, __ATOMIC_ACQUIRE)) {
-		process.own->references++;
-		*result = process.own;
-		unlock_process();
-		return 0;
-	}
+		return error < 0 ? error : 0;
 	error = new_space(HMM_ROLE_OWNER, &options, &hmm);
 	if (!error) {
 		error = hmmc_owner_new(hmm, flags, options.slots, &hmm->owner);
@@ -312,11 +346,11 @@ int hmm_open(const struct hmm_open_options *given, struct hmm **result)
 			free_space(hmm);
 		} else {
 			process.pid = getpid();
-			__atomic_store_n(&process.own, hmm, __ATOMIC_RELEASE);
+			set_own(hmm, 0);
 			*result = hmm;
 		}
 	}
-	unlock_process();
+	hmmc_space_unlock();
 	return error;
 }
 
@@ -555,15 +589,6 @@ static void close_all(struct hmm *hmm)
 		hmm->devices->references = 1;
 		hmm_device_put(hmm->devices);
 	}
-}
-
-static void set_own(struct hmm *own, uint32_t closing)
-{
-	lock_process();
-	__atomic_store_n(&process.own, own, __ATOMIC_RELEASE);
-	__atomic_store_n(&process.closing, closing, __ATOMIC_RELEASE);
-	unlock_process();
-	futex_wake(&process.closing, INT32_MAX);
 }
 
 /* True: it was the last reference. */

@@ -96,7 +96,7 @@ int hmmc_space_check_handle(const struct hmm *hmm);
 uint32_t hmmc_space_generation(void);
 /* request->prepare for messages whose first field is the owner: a restart may change its id. */
 int hmmc_prepare_owner(struct request *request);
-/* Nobody opens, or is half closed, until the unlock. With no callback to be waited for. */
+/* Nobody opens until the unlock. With no callback to be waited for. */
 void hmmc_space_lock(void);
 void hmmc_space_unlock(void);
 /* This process's, or NULL when there is none that works; it is not freed until it is left. */

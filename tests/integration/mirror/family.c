@@ -276,6 +276,67 @@ static void fork_amid_requests(void)
 	test_close();
 }
 
+static pthread_mutex_t handlers_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_barrier_t taken;
+static _Atomic bool forking;
+
+static void want_the_lock(void)
+{
+	atomic_store(&forking, true);
+	pthread_mutex_lock(&handlers_lock);
+}
+
+static void let_it_go(void)
+{
+	pthread_mutex_unlock(&handlers_lock);
+}
+
+/* With the lock that a fork waits for: what remaps and protects must not wait for the fork. */
+static void *change_meanwhile(void *argument)
+{
+	char *memory = argument, *moved = test_map(4);
+	struct hmm *again;
+
+	CHECK_EQ(hmm_open(NULL, &again), 0);
+	pthread_mutex_lock(&handlers_lock);
+	pthread_barrier_wait(&taken);
+	while (!atomic_load(&forking))
+		usleep(100);
+	CHECK_EQ(mprotect(memory, 4 * PAGE, PROT_READ), 0);
+	CHECK_EQ(mprotect(memory, 4 * PAGE, PROT_READ | PROT_WRITE), 0);
+	CHECK(mremap(memory + 4 * PAGE, 4 * PAGE, 4 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, moved) == moved);
+	hmm_close(again);
+	pthread_mutex_unlock(&handlers_lock);
+	return moved;
+}
+
+/* A program's own handler, older than the library's, runs behind it. */
+static void fork_handler_waits(void)
+{
+	pthread_t thread;
+	void *moved;
+	char *memory;
+	pid_t child;
+
+	CHECK_EQ(pthread_atfork(want_the_lock, let_it_go, let_it_go), 0);
+	pthread_barrier_init(&taken, NULL, 2);
+	test_open(0, DEVICE_MEMORY);
+	memory = on_device(8, 26);
+	CHECK_EQ(pthread_create(&thread, NULL, change_meanwhile, memory), 0);
+	pthread_barrier_wait(&taken);
+	child = fork();
+	if (!child) {
+		test_check(memory, 4, 26);
+		_exit(0);
+	}
+	test_reap(child, 0);
+	CHECK_EQ(pthread_join(thread, &moved), 0);
+	test_check(memory, 4, 26);
+	for (size_t i = 4; i < 8; i++)
+		CHECK_EQ(*(volatile uint64_t *)((char *)moved + (i - 4) * PAGE), test_word(i, 0, 26));
+	test_close();
+}
+
 static void *wait_to_end(void *argument)
 {
 	pthread_barrier_wait(argument);
@@ -521,7 +582,7 @@ static const struct test_case cases[] = {
 	{ "many-forks", many_forks, false }, { "vforked", vforked, false }, { "vfork-touches", vfork_touches, false },
 	{ "spawned", spawned, false }, { "executes", executes, false }, { "exits", exits, false }, { "dies", dies, false },
 	{ "threads-end", threads_end, false }, { "thread-memory-leaves", thread_memory_leaves, false },
-	{ "fork-amid-requests", fork_amid_requests, false },
+	{ "fork-amid-requests", fork_amid_requests, false }, { "fork-handler-waits", fork_handler_waits, false },
 	{ "leader-ends", leader_ends, false }, { "memory-outlives-process", memory_outlives_process, false },
 	{ "closes-all", closes_all, false }, { "no-descriptor", no_descriptor, false },
 	{ "traced-agent", traced_agent, false }, { "read-by-another", read_by_another, false }, { NULL, NULL, false },
