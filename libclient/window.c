@@ -530,14 +530,21 @@ void hmmc_window_region(struct hmm *hmm, const struct hmm_msg_region *event, int
 	close(fd);
 }
 
-/* What is opened again is let go of first, with the poison that hmmd has put there. */
+/*
+ * What is poisoned needs nothing more. Who waits at what is not is woken into the closed mapping. What is
+ * opened again is let go of first, with the poison that hmmd has put there.
+ */
 static void close_or_open(struct part *part, const struct hmm_msg_window_revoked *event)
 {
 	char *at = part->at + (event->start - part->addr);
 	size_t length = event->end - event->start;
+	struct uffdio_range range = { (uintptr_t)at, length };
 
 	if (event->error) {
+		if (event->poisoned)
+			return;
 		mprotect(at, length, PROT_NONE);
+		ioctl(part->uffd, UFFDIO_WAKE, &range);
 		return;
 	}
 	madvise(at, length, MADV_DONTNEED);

@@ -5,7 +5,7 @@
  * owner's worker.
  *
  * Happy path: a page is poisoned, so that the driver gets SIGBUS instead of waiting, and its
- * library is told. What was closed is remembered; when the owner's rights there
+ * library is told, which closes what the kernel can't poison. What was closed is remembered; when the owner's rights there
  * have changed the library is told to let go of the poison, and the next touch asks anew.
  *
  * What is not remembered (too many ranges, another hmmd) stays closed.
@@ -22,7 +22,7 @@
 /* Ranges of closed pages that a window remembers. */
 #define CLOSED_MAX	4096U
 
-static void send_revoked(const struct window *window, uint64_t start, uint64_t end, int error)
+static void send_revoked(const struct window *window, uint64_t start, uint64_t end, int error, bool poisoned)
 {
 	struct hmm_msg_window_revoked *message = malloc(sizeof(*message));
 
@@ -33,6 +33,7 @@ static void send_revoked(const struct window *window, uint64_t start, uint64_t e
 	message->error = error;
 	message->start = start;
 	message->end = end;
+	message->poisoned = poisoned;
 	worker_event(window->mirror->owner->worker, window->peer, message, -1);
 }
 
@@ -58,14 +59,15 @@ void window_close_page(struct window *window, uint64_t addr, int error)
 		kernel->uffd_wake(window->uffd, driver_addr(window, page), HMM_PAGE_SIZE);
 		return;
 	}
+	/* No poison before Linux 6.6: the driver waits until its library has closed the page. */
 	if (r && r != -ESRCH)
-		log_error("window %u: %#lx can't be had (%s) nor poisoned (%s): the driver waits",
-			  window->id, page, strerror(-error), strerror(-r));
+		log_debug("window %u: %#lx can't be had (%s), and is not poisoned: %s", window->id, page,
+			  strerror(-error), strerror(-r));
 	notice(window->mirror->owner, (struct hmm_notice){
 		.kind = HMM_EVENT_KIND_POISON, .error = error, .mirror = window->mirror->id,
 		.start = page, .end = page + HMM_PAGE_SIZE, .pages = 1 });
 	note_closed(window, page);
-	send_revoked(window, page, page + HMM_PAGE_SIZE, error);
+	send_revoked(window, page, page + HMM_PAGE_SIZE, error, !r);
 	owner_count(window->mirror->owner, COUNTER_REVOKED_WINDOWS, 1);
 }
 
@@ -79,7 +81,7 @@ static void close_all(struct window *window, int error)
 		.kind = HMM_EVENT_KIND_REVOKED, .error = error, .mirror = window->mirror->id,
 		.start = window->start, .end = window->end,
 		.pages = (window->end - window->start) >> HMM_PAGE_SHIFT });
-	send_revoked(window, window->start, window->end, error);
+	send_revoked(window, window->start, window->end, error, false);
 }
 
 void window_revoke(struct owner *owner, uint64_t peer, uint64_t start, uint64_t end, int error)
@@ -110,7 +112,8 @@ static void reopen(struct window *window, uint64_t start, uint64_t end)
 		uint64_t from = window->closed.list[i].start, to = window->closed.list[i].end;
 
 		if (from < end && to > start)
-			send_revoked(window, from > start ? from : start, to < end ? to : end, 0);
+			send_revoked(window, from > start ? from : start, to < end ? to : end, 0,
+				     false);
 	}
 	span_set_remove(&window->closed, start, end);
 }

@@ -382,7 +382,7 @@ int receive_key(int socket)
 
 static sigjmp_buf refused_access;
 
-/* SIGBUS by the poison, SIGSEGV once the library was told and has closed the page. */
+/* SIGBUS by the poison; SIGSEGV where there was none to be had, and the library has closed the page. */
 static void on_refused_access(int signal)
 {
 	siglongjmp(refused_access, 1);

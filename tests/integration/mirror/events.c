@@ -433,12 +433,14 @@ static void jump(int signal_number)
 	siglongjmp(escape, signal_number);
 }
 
-static bool touch_fails(volatile uint64_t *word)
+/* The signal that a read raises, or 0. */
+static int touch(volatile uint64_t *word)
 {
-	if (sigsetjmp(escape, 1))
-		return true;
-	(void)*word;
-	return false;
+	int raised = sigsetjmp(escape, 1);
+
+	if (!raised)
+		(void)*word;
+	return raised;
 }
 
 static void window_driver(void)
@@ -447,6 +449,8 @@ static void window_driver(void)
 	char *memory = (char *)test_driver_open(&patient);
 	struct hmm_window *window;
 	uint64_t word;
+	bool poison;
+	int raised;
 
 	sigaction(SIGBUS, &action, NULL);
 	sigaction(SIGSEGV, &action, NULL);
@@ -467,10 +471,17 @@ static void window_driver(void)
 	CHECK(test_hear(TEST_DRIVER_SOCKET, &word, NULL));
 	expect(HMM_EVENT_INVALIDATE, HMM_REASON_UNMAP, 0, memory + 32 * PAGE, 32, 32);
 	/* Woken once, in case that nobody waits any more, and closed when it comes again. */
-	CHECK(touch_fails((uint64_t *)(memory + 40 * PAGE)));
+	poison = hmm_features(hmm) & HMM_HAS_POISON;
+	raised = touch((uint64_t *)(memory + 40 * PAGE));
+	CHECK_EQ(raised, poison ? SIGBUS : SIGSEGV);
 	expect(HMM_EVENT_WINDOW_FAULT, 0, 0, memory + 40 * PAGE, 1, 1);
 	expect(HMM_EVENT_WINDOW_FAULT, 0, 0, memory + 40 * PAGE, 1, 1);
 	expect(HMM_EVENT_POISON, 0, -EFAULT, memory + 40 * PAGE, 1, 1);
+	/* And every time again, which hmmd hears nothing of. */
+	for (int i = 0; i < 3; i++) {
+		usleep(10000);
+		CHECK_EQ(touch((uint64_t *)(memory + 40 * PAGE)), raised);
+	}
 	expect_none();
 	CHECK_EQ(hmm_event_dropped(events), 0);
 	hmm_event_close(events);
