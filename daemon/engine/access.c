@@ -285,6 +285,13 @@ static int make_coherent(struct owner *owner, struct mirror *mirror, uint64_t ad
 		block_forget(block);
 		return r;
 	}
+	/* The system may have fewer huge pages than the pool is large: whoever touched a missing one would be killed. */
+	r = shadow_reserve(shadow, addr);
+	if (r) {
+		block_uncharge(block, HMM_BLOCK_PAGES);
+		block_forget(block);
+		return r;
+	}
 	block_keep(block);
 	block_set_state(block, 0, HMM_BLOCK_PAGES, HMM_PAGE_COHERENT);
 	return 0;

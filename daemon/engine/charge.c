@@ -14,6 +14,7 @@
 
 #include "engine/owner.h"
 #include "engine/worker.h"
+#include "log.h"
 
 static void enlist(struct block *block, struct mirror *mirror)
 {
@@ -29,25 +30,46 @@ static void unlist(struct block *block)
 	block->charged_to->used_blocks--;
 }
 
-int block_charge(struct block *block, struct device *device, unsigned int pages)
+/* A block is charged for all of its pages at most. */
+static unsigned int chargeable(const struct block *block, unsigned int pages)
 {
-	struct mirror *mirror = block_mirror(block);
-	int r;
+	return block->charged + pages > HMM_BLOCK_PAGES ? HMM_BLOCK_PAGES - block->charged : pages;
+}
 
-	assert(mirror && mirror->device == device);
-	if (block->charged + pages > HMM_BLOCK_PAGES)
-		pages = HMM_BLOCK_PAGES - block->charged;
-	r = device_charge(device, (uint64_t)pages << HMM_PAGE_SHIFT);
-	if (r)
-		return r;
+static void charged(struct block *block, unsigned int pages)
+{
 	block->charged += pages;
 	if (!block->charged)
-		return 0;
+		return;
 	if (!block->charged_to)
-		enlist(block, mirror);
+		enlist(block, block_mirror(block));
 	else
 		block_touch(block);
-	return 0;
+}
+
+int block_charge(struct block *block, struct device *device, unsigned int pages)
+{
+	int r;
+
+	assert(block_mirror(block) && block_mirror(block)->device == device);
+	pages = chargeable(block, pages);
+	r = device_charge(device, (uint64_t)pages << HMM_PAGE_SHIFT);
+	if (!r)
+		charged(block, pages);
+	return r;
+}
+
+void block_overcharge(struct block *block, unsigned int pages)
+{
+	struct device *device = block_mirror(block)->device;
+
+	if (!block_charge(block, device, pages))
+		return;
+	log_debug("owner %u: block %#lx exceeds the share of %s for a while", block->owner->id, block->addr,
+		  device->name);
+	pages = chargeable(block, pages);
+	device_overcharge(device, (uint64_t)pages << HMM_PAGE_SHIFT);
+	charged(block, pages);
 }
 
 void block_uncharge(struct block *block, unsigned int pages)

@@ -311,9 +311,7 @@ static void fetch_proceed(struct block *block)
 		return;
 	}
 	/* Over its share if need be: it is on its way home, and must not wait for others that are. */
-	if (block_charge(block, mirror->device, pool_is_huge(mirror->device->pool->kind) ? HMM_BLOCK_PAGES : n))
-		log_debug("owner %u: pages on their way home exceed the share of %s for a moment",
-			  block->owner->id, mirror->device->name);
+	block_overcharge(block, pool_is_huge(mirror->device->pool->kind) ? HMM_BLOCK_PAGES : n);
 	far_ask_send(ask);
 }
 

@@ -54,8 +54,7 @@ static int install_bytes(struct block *block, unsigned int i, unsigned int mirro
 	if (r)
 		return r;
 	/* Over the quota if need be: the bytes exist, the old place is freed right after. */
-	if (block_charge(block, mirror->device, 1))
-		log_debug("owner %u: a remapped page exceeds the pool for a moment", block->owner->id);
+	block_overcharge(block, 1);
 	/* Zeros may be seen before the bytes are: not by a window. */
 	if (block_has_window(block))
 		window_guard(block);

@@ -372,9 +372,7 @@ static int out_begin(struct job *job, struct block *block, const struct segment 
 	}
 	block->brought = migration->journey;
 	job->room = (struct room_wait){ 0 };
-	if (shadow->kind == HMM_POOL_KIND_HUGETLB &&
-	    fallocate(shadow->fd, 0, (off_t)(block->addr - shadow->base), HMM_BLOCK_SIZE) < 0)
-		r = -ENOSPC;
+	r = shadow_reserve(shadow, block->addr);
 	if (!r)
 		r = block_arm(block, segment->start, segment->end);
 	if (r) {

@@ -498,6 +498,8 @@ void block_let_go_coherent(struct block *block);
 /* charge.c */
 /* Room for so many more of its pages on its mirror's @device, or -ENOSPC. It counts as a use. */
 int block_charge(struct block *block, struct device *device, unsigned int pages);
+/* The pages are there already, whether or not its device has room: nothing else gets any until it has. */
+void block_overcharge(struct block *block, unsigned int pages);
 void block_uncharge(struct block *block, unsigned int pages);
 void block_touch(struct block *block);		/* its device uses it */
 void block_cool(struct block *block);		/* as if it had not been used for longest */

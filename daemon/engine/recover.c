@@ -477,9 +477,8 @@ static void settle_block(struct owner *owner, uint64_t addr, uint64_t *settled)
 		/* What only the driver reaches takes no room in the pool. */
 		if (!held && device_is_far(mirror->device))
 			pages = 0;
-		if (pages && block_charge(block, mirror->device, pages))
-			log_warn("owner %u: device %s holds more than its size after the restart",
-				 owner->id, mirror->device->name);
+		if (pages)
+			block_overcharge(block, pages);
 		if (block_count(block, HMM_PAGE_COHERENT))
 			block_keep(block);
 	}

@@ -259,22 +259,32 @@ void device_let_go(struct devices *devices, uint64_t creator, uint32_t id)
 	pthread_mutex_unlock(&devices->lock);
 }
 
+static void pool_charge(struct pool *pool, uint64_t bytes)
+{
+	uint64_t now = atomic_fetch_add(&pool->used, bytes) + bytes, peak = atomic_load(&pool->peak);
+
+	while (now > peak && !atomic_compare_exchange_weak(&pool->peak, &peak, now))
+		;
+}
+
 int device_charge(struct device *device, uint64_t bytes)
 {
-	uint64_t used = atomic_load(&device->used), now, peak;
+	uint64_t used = atomic_load(&device->used);
 
 	do {
 		uint64_t size = atomic_load(&device->size);
 
-		if (used > size || bytes > size - used)
+		if (bytes && (used > size || bytes > size - used))
 			return -ENOSPC;
 	} while (!atomic_compare_exchange_weak(&device->used, &used, used + bytes));
-
-	now = atomic_fetch_add(&device->pool->used, bytes) + bytes;
-	peak = atomic_load(&device->pool->peak);
-	while (now > peak && !atomic_compare_exchange_weak(&device->pool->peak, &peak, now))
-		;
+	pool_charge(device->pool, bytes);
 	return 0;
+}
+
+void device_overcharge(struct device *device, uint64_t bytes)
+{
+	atomic_fetch_add(&device->used, bytes);
+	pool_charge(device->pool, bytes);
 }
 
 void device_uncharge(struct device *device, uint64_t bytes)

@@ -110,6 +110,8 @@ void device_let_go(struct devices *devices, uint64_t creator, uint32_t id);
 
 /* Room for @bytes, or -ENOSPC. Exact: what is charged is what may be allocated. */
 int device_charge(struct device *device, uint64_t bytes);
+/* Beyond its size, too. */
+void device_overcharge(struct device *device, uint64_t bytes);
 void device_uncharge(struct device *device, uint64_t bytes);
 
 /* Its pages only pass through the shadow, to memory that no CPU but the driver's reaches. */

@@ -150,13 +150,22 @@ bool shadow_has_data(const struct shadow *shadow, uint64_t addr, uint64_t length
 	return data >= 0 && (uint64_t)(data - offset) < length;
 }
 
+int shadow_reserve(const struct shadow *shadow, uint64_t addr)
+{
+	off_t offset = (off_t)((addr & ~(HMM_BLOCK_SIZE - 1)) - shadow->base);
+
+	if (shadow->kind == HMM_POOL_KIND_HUGETLB && fallocate(shadow->fd, 0, offset, HMM_BLOCK_SIZE) < 0)
+		return -ENOSPC;
+	return 0;
+}
+
 int shadow_store(const struct shadow *shadow, uint64_t addr, const void *bytes)
 {
 	off_t offset = (off_t)(addr - shadow->base);
 
 	if (shadow->kind == HMM_POOL_KIND_HUGETLB) {
-		if (fallocate(shadow->fd, 0, offset & ~(off_t)(HMM_BLOCK_SIZE - 1), HMM_BLOCK_SIZE) < 0)
-			return -errno;
+		if (shadow_reserve(shadow, addr))
+			return -ENOSPC;
 		memcpy(shadow_at(shadow, addr), bytes, HMM_PAGE_SIZE);
 		return 0;
 	}

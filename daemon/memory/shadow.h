@@ -38,6 +38,12 @@ static inline void *shadow_at(const struct shadow *shadow, uint64_t addr)
 	return shadow->map + (addr - shadow->base);
 }
 
+/*
+ * The system may have fewer huge pages than the pool is large, and who touches one that is missing is killed:
+ * that of @addr is taken first. Pools of other kinds need no such thing. 0 or -ENOSPC.
+ */
+int shadow_reserve(const struct shadow *shadow, uint64_t addr);
+
 /* Stores one page, allocating no more than that page (of the pool's size). 0 or -ENOSPC. */
 int shadow_store(const struct shadow *shadow, uint64_t addr, const void *bytes);
 

@@ -6,6 +6,7 @@
  */
 #include <criterion/criterion.h>
 #include <criterion/new/assert.h>
+#include <errno.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -121,6 +122,24 @@ Test(graft, goes_in_before_anybody_looks)
 	cr_expect(eq(uint, fixture.mirror->migrations, 0));
 	expect_there(TO, FROM);
 	cr_expect(eq(int, page_state(fixture_block(&fixture, 0), FROM), HMM_PAGE_INVALID));
+	fixture_end(&fixture);
+}
+
+/* Its bytes exist: they take room, and whoever wants some waits for it. */
+Test(graft, goes_in_where_the_device_is_full)
+{
+	struct block *block = begin();
+	uint64_t rest = fixture.device->size - fixture.device->used;
+	unsigned int charged = block->charged;
+
+	move_there();
+	cr_assert(eq(int, device_charge(fixture.device, rest), 0));
+	fixture_answer(&fixture);
+	cr_expect(eq(uint, block->charged, charged + 1));
+	cr_expect(eq(u64, fixture.device->used, fixture.device->size + HMM_PAGE_SIZE));
+	cr_expect(eq(int, device_charge(fixture.device, 1), -ENOSPC));
+	device_uncharge(fixture.device, rest);
+	expect_there(TO, FROM);
 	fixture_end(&fixture);
 }
 

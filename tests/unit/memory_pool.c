@@ -176,11 +176,18 @@ Test(pool, charges_are_exact)
 	/* A full device does not touch another's room. */
 	cr_expect(eq(int, device_charge(b, 2 * MIB), 0));
 	cr_expect(eq(u64, a->pool->used, 3 * MIB));
+	/* What is there already counts: nothing else comes before it has gone. */
+	device_overcharge(a, HMM_PAGE_SIZE);
+	cr_expect(eq(u64, a->used, MIB + HMM_PAGE_SIZE));
+	cr_expect(eq(int, device_charge(a, 1), -ENOSPC));
+	cr_expect(eq(int, device_charge(a, 0), 0));
+	device_uncharge(a, 2 * HMM_PAGE_SIZE);
+	cr_expect(eq(int, device_charge(a, HMM_PAGE_SIZE), 0));
 	device_uncharge(b, 2 * MIB);
 	device_uncharge(a, MIB);
 	cr_expect(eq(u64, a->used, 0));
 	cr_expect(eq(u64, a->pool->used, 0));
-	cr_expect(eq(u64, a->pool->peak, 3 * MIB), "the peak stays");
+	cr_expect(eq(u64, a->pool->peak, 3 * MIB + HMM_PAGE_SIZE), "the peak stays");
 	devices_deinit(&devices);
 }
 

@@ -255,6 +255,23 @@ static void coherent_limits(void)
 	test_close();
 }
 
+/* The system has four huge pages, the pool's size promises more: a refusal, and nobody is killed by a touch. */
+static void coherent_few_huge_pages(void)
+{
+	void *memory = NULL, *more = NULL;
+
+	test_open(0, 16 * BLOCK);
+	for (int round = 0; round < 3; round++) {
+		CHECK_EQ(hmm_alloc(&mirror, 8 * BLOCK, &memory), -ENOSPC);
+		CHECK_EQ(hmm_alloc(&mirror, 4 * BLOCK, &memory), 0);
+		CHECK_EQ(hmm_alloc(&mirror, BLOCK, &more), -ENOSPC);
+		test_fill(memory, 4 * BLOCK / PAGE, 12);
+		test_device_check(memory, 4 * BLOCK / PAGE, 12);
+		CHECK_EQ(hmm_free(&mirror, memory, 4 * BLOCK), 0);
+	}
+	test_close();
+}
+
 /* It cannot migrate: it is where both want it. */
 static void coherent_stays(void)
 {
@@ -305,7 +322,8 @@ static const struct test_case cases[] = {
 	{ "protection", protection, false }, { "fresh-memory", fresh_memory, false }, { "files", files, false },
 	{ "many-states", many_states, false }, { "coherent", coherent, false }, { "coherent-many", coherent_many, false },
 	{ "coherent-limits", coherent_limits, false }, { "coherent-stays", coherent_stays, false },
-	{ "coherent-forked", coherent_forked, false }, { NULL, NULL, false },
+	{ "coherent-forked", coherent_forked, false }, { "coherent-few-huge-pages", coherent_few_huge_pages, true },
+	{ NULL, NULL, false },
 };
 
 int main(int argc, char **argv)
