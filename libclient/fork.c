@@ -138,10 +138,12 @@ static void bring_home(struct hmm *hmm)
 static void before(void)
 {
 	bool in_callback = hmmc_dispatch_is_current();
-	struct hmm *hmm = hmmc_space_enter_any();
+	struct hmm *hmm;
 
+	/* First: one that is opened behind our back finds the gate closed. */
 	if (!in_callback)
 		close_gate();
+	hmm = hmmc_space_enter_any();
 	if (hmm && !__atomic_load_n(&hmm->lost, __ATOMIC_ACQUIRE) &&
 	    !(in_callback && hmm->features & HMM_FEATURE_EVENT_FORK))
 		bring_home(hmm);
