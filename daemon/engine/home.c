@@ -218,8 +218,7 @@ static void home_proceed(struct block *block)
 			block_set_state(block, i, i + 1, state_after(block, i, &done));
 	block->touched = true;
 	block->record->flags &= ~HMM_BLOCK_HUGE;
-	notice_pages(block, block->move.reason == HMM_REASON_EVICT ? HMM_EVENT_KIND_EVICT :
-								     HMM_EVENT_KIND_MIGRATE_HOME, &done);
+	notice_home(block, &done);
 	if (windows) {
 		block_punch_stale(block);
 		if (!share)

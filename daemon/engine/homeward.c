@@ -131,7 +131,7 @@ void home_slot_done(struct block *block, struct block_order *order, struct hmm_o
 	}
 	block->record->flags &= ~HMM_BLOCK_HUGE;
 	owner_count(owner, COUNTER_PAGES_HOME, moved);
-	notice_pages(block, HMM_EVENT_KIND_MIGRATE_HOME, &came);
+	notice_home(block, &came);
 	attribute_note_left(block, &block->move.want);
 	slot_release(owner, order->slot);
 	fault_wake(owner, block->addr, HMM_BLOCK_SIZE);

@@ -48,4 +48,11 @@ static inline void notice_pages(const struct block *block, uint32_t kind, const 
 		notice_send_pages(block, kind, pages);
 }
 
+/* They came home; an eviction has a kind of its own, however it was done. */
+static inline void notice_home(const struct block *block, const struct pages *pages)
+{
+	notice_pages(block, block->move.reason == HMM_REASON_EVICT ? HMM_EVENT_KIND_EVICT :
+								     HMM_EVENT_KIND_MIGRATE_HOME, pages);
+}
+
 #endif

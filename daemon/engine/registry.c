@@ -19,6 +19,7 @@ static int device_make(struct engine *engine, struct letter *letter)
 	struct devices *devices = &engine->devices;
 	struct hmm_msg_device_new_reply *reply;
 	enum hmm_pool_kind kind = (enum hmm_pool_kind)message->pool;
+	int node = message->node < 0 ? engine->options.pool_node : message->node;
 	struct device *device;
 	int r;
 
@@ -38,8 +39,10 @@ static int device_make(struct engine *engine, struct letter *letter)
 	if (kind == HMM_POOL_KIND_HUGETLB && message->size && !engine->facts.hugetlb)
 		return letter_fail(letter, -ENOSPC,
 				   "no huge pages are reserved: write their number into /proc/sys/vm/nr_hugepages, or use pool memfd-huge");
-	r = device_new(devices, message->name, kind, message->node,
-		       message->size, message->caps, letter->peer, &device);
+	if (node >= 0 && !kernel_has_node(node))
+		return letter_fail(letter, -EINVAL,
+				   "there is no memory node %d here that hmmd may use: see /sys/devices/system/node; -1 is any", node);
+	r = device_new(devices, message->name, kind, node, message->size, message->caps, letter->peer, &device);
 	if (r == -EBUSY)
 		return letter_fail(letter, r, "there is a device %s already", message->name);
 	if (r == -ENOSPC)

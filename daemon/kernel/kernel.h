@@ -88,6 +88,8 @@ struct kernel_facts {
 	unsigned int nodes;		/* NUMA nodes */
 };
 void kernel_probe(struct kernel_facts *facts);
+/* Whether memory can be had on that NUMA node; true where the kernel does not tell. */
+bool kernel_has_node(int node);
 
 /* Opens a userfaultfd: by /dev/userfaultfd or the system call. Not handshaken. */
 int kernel_uffd_new(void);

@@ -131,3 +131,9 @@ void kernel_probe(struct kernel_facts *facts)
 	}
 	facts->nodes = numa_available() < 0 ? 1 : (unsigned int)numa_num_configured_nodes();
 }
+
+bool kernel_has_node(int node)
+{
+	return numa_available() < 0 ||
+	       (node >= 0 && numa_bitmask_isbitset(numa_all_nodes_ptr, (unsigned int)node));
+}

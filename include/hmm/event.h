@@ -19,8 +19,8 @@ struct hmm_events;
 enum hmm_event_kind {
 	HMM_EVENT_CPU_FAULT = 1,	/* the CPU touched what the device has; pages: that come or change with it */
 	HMM_EVENT_MIGRATE_OUT = 2,	/* pages went to the device */
-	HMM_EVENT_MIGRATE_HOME = 3,	/* pages came home; reason says what for */
-	HMM_EVENT_EVICT = 4,		/* the device's copies were taken, for want of room or of use */
+	HMM_EVENT_MIGRATE_HOME = 3,	/* pages came home; reason says what for, never EVICT */
+	HMM_EVENT_EVICT = 4,		/* the device's pages came home, or its copies were taken, for want of room or of use */
 	HMM_EVENT_INVALIDATE = 5,	/* devices had to let go of the range; reason says why */
 	HMM_EVENT_WINDOW_FAULT = 6,	/* a driver touched what its window does not show (yet) */
 	HMM_EVENT_REVOKED = 7,		/* a window was closed: its driver did not answer in time */

@@ -847,15 +847,15 @@ static const struct test_case cases[] = {
 	{ "no-memory", no_memory, false }, { "callback", callback, false }, { "peer", peer, false }, { "ranges", ranges, false }, { "silent", silent, false },
 	{ "dying", dying, false }, { "orphaned", orphaned, false },
 	{ "executed", executed, false }, { "stale-key", stale_key, false },
-	{ "two-owners", two_owners, false }, { "windowed", windowed, false }, { NULL, NULL, false },
-	{ "two-owners", two_owners, false }, { "advised", advised, false }, { NULL, NULL, false },
+	{ "two-owners", two_owners, false }, { "windowed", windowed, false },
+	{ "advised", advised, false }, { NULL, NULL, false },
 };
 
 static const struct test_case drivers[] = {
 	{ "peer", peer_driver, false }, { "ranges", ranges_driver, false }, { "silent", silent_driver, false }, { "dying", dying_driver, false },
 	{ "orphaned", orphaned_driver, false }, { "executed", executed_driver, false },
-	{ "stale-key", stale_key_driver, false }, { "windowed", windowed_driver, false }, { NULL, NULL, false },
-	{ "stale-key", stale_key_driver, false }, { "advised", advised_driver, false }, { NULL, NULL, false },
+	{ "stale-key", stale_key_driver, false }, { "windowed", windowed_driver, false },
+	{ "advised", advised_driver, false }, { NULL, NULL, false },
 };
 
 int main(int argc, char **argv)

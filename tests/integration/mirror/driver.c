@@ -9,11 +9,9 @@
 
 extern char **environ;
 
-int test_driver_main(int argc, char **argv, const struct test_case *cases, const struct test_case *drivers)
+bool test_is_driver(int argc, char **argv)
 {
-	if (argc == 3 && !strcmp(argv[2], "driver"))
-		return test_main(2, argv, drivers);
-	return test_main(argc, argv, cases);
+	return argc == 3 && !strcmp(argv[2], "driver");
 }
 
 pid_t test_driver_start(const char *name, int *socket)

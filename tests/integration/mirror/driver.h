@@ -12,8 +12,10 @@
 
 #define TEST_DRIVER_SOCKET 100
 
-/* main() of a program whose cases have drivers of the same names. */
-int test_driver_main(int argc, char **argv, const struct test_case *cases, const struct test_case *drivers);
+/* main() of a program whose cases have drivers of the same names; both are tables as test_main() takes them. */
+#define test_driver_main(argc, argv, cases, drivers) \
+	(test_is_driver(argc, argv) ? test_main(2, argv, drivers) : test_main(argc, argv, cases))
+bool test_is_driver(int argc, char **argv);
 pid_t test_driver_start(const char *name, int *socket);
 /* A message of one word, with the key or without. */
 void test_tell(int socket, uint64_t word, int key);

@@ -146,7 +146,7 @@ static int no_matter(struct hmm_mirror *me, const struct hmm_update *update)
 static const struct hmm_mirror_ops patient = { .size = sizeof(patient),
 					       .sync_cpu_device_pagetables = no_matter };
 
-/* A device that reads: pages are shared, a write takes them, and a copy that nobody reads is evicted. */
+/* A device that reads: pages are shared, and a write takes them. */
 static void story_of_a_copy(void)
 {
 	char *memory;
@@ -171,6 +171,64 @@ static void story_of_a_copy(void)
 	expect_none();
 	hmm_event_close(events);
 	test_close();
+}
+
+/* The CPU reads one page that is pinned, and writes another. */
+static void story_of_a_pin(void)
+{
+	struct hmm_advise_options options = { .size = sizeof(options), .mirror = &mirror };
+	char *memory;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = test_map_in_block(16);
+	test_fill(memory, 16, 4);
+	CHECK_EQ(hmm_advise(hmm, (unsigned long)memory, 16 * PAGE, HMM_ADVISE_PIN, &options), 0);
+	open_events(MASK(HMM_EVENT_PIN_BROKEN), 0);
+	CHECK_EQ(*(volatile uint64_t *)(memory + 2 * PAGE), test_word(2, 0, 4));
+	expect_none();
+	*(volatile uint64_t *)(memory + 3 * PAGE) = test_word(3, 0, 4);
+	expect(HMM_EVENT_PIN_BROKEN, 0, 0, memory + 3 * PAGE, 1, 1);
+	expect_none();
+	test_check(memory, 16, 4);
+	hmm_event_close(events);
+	test_close();
+}
+
+/* Eight blocks on a device of four: what makes way is told of, whether it comes home page by page or as one. */
+static void full_device(bool huge)
+{
+	size_t evicted = 0, moved = 0;
+	char *memory;
+
+	test_open(0, 4 * BLOCK);
+	open_events(MASK(HMM_EVENT_EVICT) | MASK(HMM_EVENT_MIGRATE_HOME), 0);
+	memory = test_map_huge(8);
+	if (!huge)
+		madvise(memory, 8 * BLOCK, MADV_NOHUGEPAGE);
+	test_fill(memory, 8 * 512, 5);
+	for (size_t i = 0; i < 8; i++)
+		moved += (size_t)test_migrate(memory + i * BLOCK, 512, HMM_DEVICE, NULL);
+	moved -= test_device_pages(memory, 8 * 512);
+	CHECK(moved >= 512);
+	while (evicted < moved) {
+		struct hmm_event event = next_event();
+
+		CHECK_EQ(event.kind, HMM_EVENT_EVICT);
+		CHECK_EQ(event.reason, HMM_REASON_EVICT);
+		CHECK(event.start >= (unsigned long)memory && event.end <= (unsigned long)memory + 8 * BLOCK);
+		CHECK(event.pages && event.mirror == &mirror);
+		evicted += event.pages;
+	}
+	CHECK_EQ(evicted, moved);
+	hmm_event_close(events);
+	test_check(memory, 8 * 512, 5);
+	test_close();
+}
+
+static void story_of_a_full_device(void)
+{
+	full_device(false);
+	full_device(true);
 }
 
 /* ---- the ring ----------------------------------------------------------------------------- */
@@ -615,7 +673,8 @@ static void orphaned(void)
 
 static const struct test_case cases[] = {
 	{ "story", story, false }, { "story-of-a-huge-page", story_of_a_huge_page, false },
-	{ "story-of-a-copy", story_of_a_copy, false }, { "overflow", overflow, false },
+	{ "story-of-a-copy", story_of_a_copy, false }, { "story-of-a-pin", story_of_a_pin, false },
+	{ "story-of-a-full-device", story_of_a_full_device, false }, { "overflow", overflow, false },
 	{ "descriptor", descriptor, false }, { "two-readers", two_readers, false }, { "wake-ups", wake_ups, false },
 	{ "into-migrated-memory", into_migrated_memory, false }, { "arguments", arguments, false },
 	{ "too-many", too_many, false }, { "forked", forked, false }, { "window", window, false },

@@ -34,18 +34,33 @@ void test_skip(const char *why)
 	_exit(77);
 }
 
-int test_main(int argc, char **argv, const struct test_case *cases)
+/* Two merged tables are one with an end in its middle, and what lies behind that never runs. */
+static void check_table(const struct test_case *cases, size_t count)
 {
+	for (size_t i = 0; i < count; i++) {
+		if (!cases[i].name != (i == count - 1))
+			FAIL("entry %zu of the %zu cases: only the last has no name", i, count);
+		for (size_t k = 0; cases[i].name && k < i; k++)
+			if (!strcmp(cases[i].name, cases[k].name))
+				FAIL("there are two cases '%s'", cases[i].name);
+	}
+}
+
+int test_main_of(int argc, char **argv, const struct test_case *cases, size_t count)
+{
+	bool list = argc == 2 && !strcmp(argv[1], "--list"), all = argc == 2 && !strcmp(argv[1], "--list-all");
+
+	check_table(cases, count);
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	for (const struct test_case *one = cases; one->name && argc == 2; one++) {
-		if (!strcmp(argv[1], "--list") && !one->special)
+		if (all || (list && !one->special))
 			puts(one->name);
 		if (!strcmp(argv[1], one->name))
 			return one->run(), 0;
 	}
-	if (argc == 2 && !strcmp(argv[1], "--list"))
+	if (list || all)
 		return 0;
-	fprintf(stderr, "usage: %s CASE | --list\n", argv[0]);
+	fprintf(stderr, "usage: %s CASE | --list | --list-all\n", argv[0]);
 	return 2;
 }
 

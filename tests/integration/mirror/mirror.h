@@ -43,8 +43,13 @@ struct test_case {
 	bool special;		/* needs what only its own test arranges: not listed */
 };
 
-/* Runs the case that the command line names; --list prints them. */
-int test_main(int argc, char **argv, const struct test_case *cases);
+/*
+ * Runs the case that the command line names; --list prints them, --list-all the special ones, too.
+ * @cases is an array, and its last entry has no name: a table that ends before its end, or names
+ * a case twice, runs nothing.
+ */
+#define test_main(argc, argv, cases) test_main_of(argc, argv, cases, sizeof(cases) / sizeof(*(cases)))
+int test_main_of(int argc, char **argv, const struct test_case *cases, size_t count);
 void test_fail(const char *file, int line, const char *format, ...)
 	__attribute__((noreturn, format(printf, 3, 4)));
 void test_skip(const char *why) __attribute__((noreturn));
