@@ -284,11 +284,14 @@ static int check_arrays(const struct hmm_range *range)
 		all |= flags[i];
 	if (all & number)
 		return hmmc_fail(-EINVAL, "a flag lies in the bits of the page's number");
-	if (!flags[HMM_PFN_VALID] || values[HMM_PFN_NONE] & flags[HMM_PFN_VALID] ||
-	    values[HMM_PFN_NONE] == values[HMM_PFN_ERROR] ||
+	for (unsigned int i = 0; i < HMM_PFN_VALUE_MAX; i++)
+		if (values[i] & flags[HMM_PFN_VALID])
+			return hmmc_fail(-EINVAL, "the value of NONE, ERROR or SPECIAL has a bit of VALID: "
+						  "it would read as a page");
+	if (!flags[HMM_PFN_VALID] || values[HMM_PFN_NONE] == values[HMM_PFN_ERROR] ||
 	    values[HMM_PFN_NONE] == values[HMM_PFN_SPECIAL])
 		return hmmc_fail(-EINVAL,
-				 "the value of NONE cannot be told from a page, ERROR or SPECIAL");
+				 "VALID is no bit, or the value of NONE cannot be told from ERROR or SPECIAL");
 	return 0;
 }
 

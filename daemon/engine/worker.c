@@ -394,7 +394,8 @@ static void worker_deinit(struct worker *worker)
 
 static const struct { uint64_t bit; const char *why_off; } feature_reasons[] = {
 	{ HMM_FEATURE_MOVE, "the kernel lacks UFFDIO_MOVE (Linux 6.8 has it): only ranges declared UNPINNED migrate" },
-	{ HMM_FEATURE_EVENT_FORK, "hmmd lacks CAP_SYS_PTRACE: forks are seen by the library's hook only" },
+	{ HMM_FEATURE_EVENT_FORK, "hmmd lacks CAP_SYS_PTRACE: only fork() is seen, by the library's hook; after a raw clone() the child "
+				  "reads zeros where a page was on a device" },
 	{ HMM_FEATURE_WP_SHMEM, "the kernel can't write-protect shared memory (Linux 5.19 can)" },
 	{ HMM_FEATURE_POISON, "the kernel lacks UFFDIO_POISON (Linux 6.6 has it): lost pages hang instead of SIGBUS" },
 	{ HMM_FEATURE_PAGEMAP_SCAN, "the kernel lacks PAGEMAP_SCAN (Linux 6.7 has it)" },
@@ -450,6 +451,9 @@ int engine_new(const struct engine_options *options, struct mailbox *outbox, str
 	engine->outbox = outbox;
 	kernel_probe(&engine->facts);
 	engine->features = find_features(engine);
+	/* The one that costs bytes, and whoever loses them hears nothing. */
+	if (!(engine->features & HMM_FEATURE_EVENT_FORK))
+		log_warn("%s", engine_feature_reason(engine, HMM_FEATURE_EVENT_FORK));
 	if (getrandom(&engine->incarnation, sizeof(engine->incarnation), 0) < 0)
 		engine->incarnation = (uint64_t)clock_now();
 	engine->incarnation &= ~(1ULL << 63);	/* never the rescuer's */

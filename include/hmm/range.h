@@ -67,8 +67,8 @@ enum hmm_pfn_value_e {
  * before or after registering; the rest is set by hmm_range_register(). Zero it first.
  *
  * An entry is flags | pfn << pfn_shift, or one of values. flags[HMM_PFN_VALID] is at
- * least one bit; values[HMM_PFN_NONE] has none of it and is neither ERROR nor SPECIAL, which
- * may be the same; no flag lies in the 40 bits of the pfn; pfn_shift is at most 12.
+ * least one bit, and no value has any of it: else a page that was lost would read as one that is
+ * there. values[HMM_PFN_NONE] is neither ERROR nor SPECIAL, which may be the same; no flag lies in the 40 bits of the pfn; pfn_shift is at most 12.
  * All other flags may be 0: the driver does not want to know.
  */
 struct hmm_range {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
  * Private mappings of files. Pages of them that were written are anonymous to the
- * kernel's HMM, which migrates them. From outside there is no sound way: nothing about
- * such a mapping can be watched, and nothing in it can be taken.
+ * kernel's HMM, which migrates them. From outside there is no sound way: of a file on a
+ * disk nothing can be watched, of one in memory it can, and of neither anything can be taken.
  *
  * What can fail: a kernel that allows one of these. Then there is something to gain.
  */
@@ -64,4 +64,41 @@ Test(file, written_private_pages_stay_in_their_mapping)
 		     room + PAGE);
 	cr_assert_eq(room[PAGE], 2);
 	cr_assert_eq(uffd_register(fd, room + PAGE, 2 * PAGE, MISSING), -EINVAL);
+}
+
+/* Of a file in memory faults are told, and its pages stay where they are all the same. */
+Test(file, written_private_pages_of_a_memory_file_are_watched_and_stay)
+{
+	const uint64_t modes[] = { MISSING, WP, MISSING | WP };
+	int fd = uffd_open(UFFD_FEATURE_MOVE | UFFD_FEATURE_WP_HUGETLBFS_SHMEM);
+	int memory = memfd_new("private", 4 * PAGE, 0);
+	char *file = mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, memory, 0);
+	char *slot = map_pages(4), *filled = map_pages(1);
+	struct call store, load;
+
+	cr_assert_neq(file, MAP_FAILED);
+	memset(file, 2, 3 * PAGE);
+	for (size_t i = 0; i < sizeof(modes) / sizeof(modes[0]); i++) {
+		cr_assert_eq(uffd_register(fd, file, 4 * PAGE, modes[i]), 0, "modes %#lx", (unsigned long)modes[i]);
+		cr_assert_eq(uffd_unregister(fd, file, 4 * PAGE), 0);
+	}
+	cr_assert_eq(uffd_register(fd, file, 4 * PAGE, MISSING | WP), 0);
+	cr_assert_eq(uffd_wp(fd, file, PAGE, true), 0);
+	store_start(&store, file, 3);
+	expect_fault(fd, file, FAULT_WRITE | FAULT_WP);
+	cr_assert_eq(uffd_wp(fd, file, PAGE, false), 0);
+	call_end(&store);
+	cr_assert_eq(file[0], 3);
+
+	cr_assert_eq(uffd_register(fd, slot, 4 * PAGE, MISSING), 0);
+	cr_assert_eq(uffd_move(fd, slot, file, PAGE, 0), -EINVAL);
+	cr_assert_eq(file[0], 3);
+	/* A page of which neither has bytes is missing, and can be filled. */
+	cr_assert_not(file_has(memory, 3 * PAGE));
+	memset(filled, 5, PAGE);
+	load_start(&load, file + 3 * PAGE);
+	expect_fault(fd, file + 3 * PAGE, 0);
+	cr_assert_eq(uffd_copy(fd, file + 3 * PAGE, filled, PAGE, 0), 0);
+	cr_assert_eq(call_end(&load), 5);
+	cr_assert_not(file_has(memory, 3 * PAGE), "the program's own page");
 }

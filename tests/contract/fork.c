@@ -182,6 +182,52 @@ Test(fork, without_the_event_the_child_reads_zeros)
 	cr_assert(pagemap(mem + PAGE) & PM_UFFD_WP, "the parent keeps its own");
 }
 
+/*
+ * Nothing of it can be made loud. A poisoned page is one in the child as well, event or none; but the
+ * parent's touch is then SIGBUS, too, and never a fault that somebody could serve.
+ */
+static void touch_poison(void *arg)
+{
+	alarm(120);
+	_exit(*(volatile char *)arg);
+}
+
+Test(fork, poison_is_inherited_but_faults_in_nobody)
+{
+	int fd = uffd_open(UFFD_FEATURE_POISON);
+	pid_t pid;
+
+	mem = map_pages(1);
+	cr_assert_eq(uffd_register(fd, mem, PAGE, MISSING), 0);
+	cr_assert_eq(uffd_poison(fd, mem, PAGE), 0);
+	cr_assert_eq(child_end(child_start(touch_poison, mem)), SIGBUS, "by a fork that nobody saw");
+	/* In a process that shares the memory, as a thread of the parent's does. */
+	pid = vfork();
+	if (!pid)
+		_exit(*(volatile char *)mem);
+	cr_assert_eq(child_end(pid), SIGBUS);
+	cr_assert(no_event(fd));
+}
+
+/*
+ * Memory that a child is not to have at all is its SIGSEGV. That holds of a mapping, so it takes what
+ * is at home from the child as well; and it has to be undone for each fork that is seen.
+ */
+Test(fork, dontfork_is_loud_for_what_is_at_home_as_well)
+{
+	int fd = uffd_open(UFFD_FEATURE_MISSING_SHMEM);
+
+	mem = map_pages(2);
+	cr_assert_eq(uffd_register(fd, mem, 2 * PAGE, MISSING), 0);
+	cr_assert_eq(uffd_copy(fd, mem + PAGE, filled(7), PAGE, 0), 0);
+	cr_assert_eq(child_end(child_start(touch_poison, mem)), 0, "zeros");
+	cr_assert_eq(madvise(mem, 2 * PAGE, MADV_DONTFORK), 0);
+	cr_assert_eq(child_end(child_start(touch_poison, mem)), SIGSEGV);
+	cr_assert_eq(child_end(child_start(touch_poison, mem + PAGE)), SIGSEGV, "and here the parent has a page");
+	cr_assert_eq(madvise(mem, 2 * PAGE, MADV_DOFORK), 0);
+	cr_assert_eq(WEXITSTATUS(child_end(child_start(touch_poison, mem + PAGE))), 7);
+}
+
 static void forked_again(void)
 {
 	alarm(120);

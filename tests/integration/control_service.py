@@ -359,6 +359,18 @@ class Lists(Service):
         with open("/proc/sys/vm/max_map_count") as file:
             self.assertEqual("max_map_count" in found, int(file.read()) < 262144)
 
+    def test_forks_that_are_not_seen(self):
+        """Without CAP_SYS_PTRACE a child may read zeros and never know: hmmd says so at once, and whenever it is asked."""
+        self.daemon_lacks = ["sys_ptrace"]
+        self.start_daemon()
+        self.expect_log("warning.*lacks CAP_SYS_PTRACE.*reads zeros")
+        client = self.connect(role=wire.TOOL)
+        found = {wire.untext(name): (severity, wire.untext(text), wire.untext(fix))
+                 for severity, _, name, text, fix in client.list_findings()}
+        self.assertEqual(found["fork"][0], 2)
+        self.assertRegex(found["fork"][1], "lacks CAP_SYS_PTRACE.*reads zeros")
+        self.assertIn("CAP_SYS_PTRACE", found["fork"][2])
+
     def test_doctor_sees_limits(self):
         """A limit on file sizes makes every mirror fail; doctor says so before anybody tries. It looks when it is asked."""
         config = self.write("h.conf", "[daemon]\ngroup = no-such-group\n")

@@ -223,7 +223,7 @@ class Daemon:
         ready, told = os.pipe()
         self.starts += 1
         name = "hmmd" if self.starts == 1 else f"hmmd-{self.starts}"
-        command = [binary("hmmd"), "--no-config", "--socket", self.socket, "--ready-fd", str(told), *self.args]
+        command = [*self.test.without_capabilities(), binary("hmmd"), "--no-config", "--socket", self.socket, "--ready-fd", str(told), *self.args]
         try:
             self.process = self.test.spawn_command(name, command, environment=self.environment, pass_fds=(told,),
                                                    stdin=subprocess.DEVNULL)
@@ -307,6 +307,8 @@ class Test(unittest.TestCase):
     daemon_args = ["--pool", "memfd"]
     # Descriptors that hmmd opens on first use and keeps.
     daemon_keeps = [r"/dev/userfaultfd"]
+    # Capabilities that hmmd is not to have, as setpriv spells them: "sys_ptrace".
+    daemon_lacks = []
 
     @classmethod
     def setUpClass(cls):
@@ -364,6 +366,15 @@ class Test(unittest.TestCase):
         """Starts this test's hmmd, with daemon_args and args, and waits until it serves."""
         self.daemon = Daemon(self, *self.daemon_args, *args, environment=environment)
         return self.daemon.start()
+
+    def without_capabilities(self):
+        """What to begin hmmd's command with. An ordinary user's processes have none to begin with."""
+        with open("/proc/self/status") as file:
+            held = int(re.search(r"^CapEff:\s*([0-9a-f]+)", file.read(), re.M).group(1), 16)
+        if not self.daemon_lacks or not held:
+            return []
+        drop = ",".join(f"-{name}" for name in self.daemon_lacks)
+        return [binary("setpriv"), f"--bounding-set={drop}", f"--inh-caps={drop}"]
 
     def environment(self, **extra):
         return dict(os.environ, HMM_SOCKET=os.path.join(self.folder, "hmmd.sock"), TMPDIR=self.folder,

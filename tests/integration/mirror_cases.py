@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Each case of a program of mirror/ under an hmmd of its own: mirror_cases.py GROUP[:CASE] [hmmd's arguments...]
+"""Each case of a program of mirror/ under an hmmd of its own: mirror_cases.py GROUP[:CASE] [without=CAPABILITY] [hmmd's arguments...]
 
 GROUP is a program of that folder without its "mirror-". After each case nothing of it may be left:
 no descriptor in hmmd (the harness sees to that), no owner, no page of the pool in use.
@@ -13,6 +13,7 @@ import harness
 GROUP, *DAEMON_ARGS = sys.argv[1:]
 GROUP, _, CASE = GROUP.partition(":")
 PROGRAM = f"mirror-{GROUP}"
+LACKS = [DAEMON_ARGS.pop(0).removeprefix("without=")] if DAEMON_ARGS and DAEMON_ARGS[0].startswith("without=") else []
 
 
 # What a program under AddressSanitizer does not do, or does elsewhere.
@@ -25,6 +26,7 @@ UNDER_SANITIZERS = {
 
 class Mirror(harness.Test):
     daemon_args = DAEMON_ARGS or ["--pool", "memfd-huge"]
+    daemon_lacks = LACKS
 
     def others(self):
         return [client for client in self.hmmctl_json("clients")["clients"] if client["role"] != "tool"]

@@ -77,7 +77,7 @@ static void bad_arrays(void)
 	memory = test_map(4);
 	test_fill(memory, 4, 1);
 	range = look_at(memory, 4);
-	for (int bad = 0; bad < 10; bad++) {
+	for (int bad = 0; bad < 13; bad++) {
 		uint64_t *pfns = range.pfns;
 
 		memcpy(f, flags, sizeof(f));
@@ -95,6 +95,10 @@ static void bad_arrays(void)
 		case 7: v[HMM_PFN_NONE] = VALID; break;
 		case 8: f[HMM_PFN_WRITE] = 1UL << 20; break;
 		case 9: f[HMM_PFN_DEVICE_PRIVATE] = 1UL << 51; break;
+		case 10: v[HMM_PFN_ERROR] = ERROR | VALID; break;
+		case 11: v[HMM_PFN_SPECIAL] = VALID; break;
+		/* Of the bits of one that has several, too. */
+		case 12: f[HMM_PFN_VALID] = VALID | 1UL << 63; v[HMM_PFN_ERROR] = 1UL << 63; break;
 		}
 		CHECK_EQ(both_ways(&range), -EINVAL);
 		range.pfns = pfns;
