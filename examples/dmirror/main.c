@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/auxv.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -131,6 +132,9 @@ static void looks(void)
 	memset(huge, 'h', BLOCK);
 	snapshot("huge, where the system has huge pages", huge, 2);
 	munmap(huge, BLOCK);
+
+	/* The kernel's own code in every program. */
+	snapshot("what is not memory", (void *)getauxval(AT_SYSINFO_EHDR), 1);
 
 	must(dmirror_alloc(here, BLOCK, &both), "alloc");
 	memset(both, 'b', BLOCK);

@@ -309,6 +309,63 @@ Test(agent, no_room_in_the_shadow_costs_nothing)
 	end();
 }
 
+/*
+ * The shadow takes ten pages, wanted are 0-3 and 20-511: each way of filling says so, what it did
+ * not take is at home with its bytes, and nothing is left on the way.
+ */
+static void run_out(enum hmm_order_kind kind, enum hmm_pool_kind pool, uint32_t flags, unsigned int taken)
+{
+	struct hmm_order *done;
+	int piped = -1;
+
+	begin(pool, UFFD_FEATURE_MOVE, 10 * HMM_PAGE_SIZE);
+	madvise(home, HMM_BLOCK_SIZE, MADV_NOHUGEPAGE);
+	for (unsigned int i = 0; i < PAGES; i++)
+		if (i < 4 || i >= 20)
+			memcpy(home + i * HMM_PAGE_SIZE, golden + i * HMM_PAGE_SIZE, HMM_PAGE_SIZE);
+	arm(home, HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
+	done = order(kind, flags);
+	cr_assert(hmmc_agent_step(agent));
+	cr_assert_eq(done->state, HMM_ORDER_DONE);
+	cr_assert_lt(done->error, 0);
+	cr_assert_eq(count(done->hole), 16);
+	cr_assert_eq(count(done->moved), taken, "%u moved: %s", count(done->moved), strerror(-done->error));
+	cr_assert_eq(count(done->busy), kind == HMM_ORDER_OUT_MOVE ? PAGES - 16 - taken : 0);
+	check_shadow(done);
+	for (unsigned int i = 0; i < PAGES; i++)
+		if (!bit(done->moved, i) && !bit(done->hole, i))
+			cr_assert_eq(memcmp(home + i * HMM_PAGE_SIZE, golden + i * HMM_PAGE_SIZE,
+					    HMM_PAGE_SIZE), 0, "page %u is home", i);
+	cr_assert_eq(ioctl(agent->pipe[0], FIONREAD, &piped), 0);
+	cr_assert_eq(piped, 0, "%d bytes are left in the pipe", piped);
+	end();
+}
+
+Test(agent, no_room_for_a_whole_block)
+{
+	run_out(HMM_ORDER_OUT_MOVE, HMM_POOL_KIND_MEMFD_HUGE, HMM_ORDER_WHOLE, 0);
+	run_out(HMM_ORDER_OUT_ZAP, HMM_POOL_KIND_MEMFD_HUGE, HMM_ORDER_WHOLE, 0);
+}
+
+/* hugetlb memory is filled through the mapping a run at a time. */
+Test(agent, no_room_in_the_mapping)
+{
+	run_out(HMM_ORDER_OUT_MOVE, HMM_POOL_KIND_HUGETLB, 0, 4);
+	run_out(HMM_ORDER_OUT_MOVE, HMM_POOL_KIND_HUGETLB, HMM_ORDER_WHOLE, 0);
+}
+
+Test(agent, no_room_behind_the_pipe)
+{
+	run_out(HMM_ORDER_OUT_MOVE, HMM_POOL_KIND_MEMFD, HMM_ORDER_VISIBLE, 4);
+	run_out(HMM_ORDER_OUT_MOVE, HMM_POOL_KIND_MEMFD_HUGE, HMM_ORDER_VISIBLE, 4);
+}
+
+Test(agent, no_room_for_single_pages)
+{
+	run_out(HMM_ORDER_OUT_MOVE, HMM_POOL_KIND_MEMFD, 0, 4);
+	run_out(HMM_ORDER_OUT_ZAP, HMM_POOL_KIND_MEMFD, 0, 0);
+}
+
 Test(agent, an_order_taken_back_changes_nothing)
 {
 	struct hmm_order *done;

@@ -6,6 +6,8 @@
 #include "mirror.h"
 
 #include <fcntl.h>
+#include <signal.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 
 #ifndef MADV_COLLAPSE
@@ -358,7 +360,13 @@ static void removed(void)
 	test_close();
 }
 
-static void wipe_on_fork(void)
+/* By fork(), which waits for what is away, and by a clone() that nobody announces: the same of both kinds. */
+static pid_t split(bool raw)
+{
+	return raw ? (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0) : fork();
+}
+
+static void wipe(bool raw)
 {
 	char *memory;
 	pid_t child;
@@ -367,18 +375,31 @@ static void wipe_on_fork(void)
 	memory = test_map(16);
 	CHECK_EQ(madvise(memory, 16 * PAGE, MADV_WIPEONFORK), 0);
 	test_fill(memory, 16, 20);
-	test_migrate(memory, 16, HMM_DEVICE, NULL);
-	child = fork();
+	test_out(memory, 16);
+	child = split(raw);
 	if (!child) {
 		test_check_zero(memory, 16);
+		test_fill(memory, 16, 21);
+		test_check(memory, 16, 21);
 		_exit(0);
 	}
 	test_reap(child, 0);
+	CHECK_EQ(test_device_pages(memory, 16), raw ? 16 : 0);
 	test_check(memory, 16, 20);
 	test_close();
 }
 
-static void dont_fork(void)
+static void wipe_on_fork(void)
+{
+	wipe(false);
+}
+
+static void wipe_on_clone(void)
+{
+	wipe(true);
+}
+
+static void dont(bool raw)
 {
 	char *memory;
 	pid_t child;
@@ -387,13 +408,24 @@ static void dont_fork(void)
 	memory = test_map(16);
 	CHECK_EQ(madvise(memory, 16 * PAGE, MADV_DONTFORK), 0);
 	test_fill(memory, 16, 21);
-	test_migrate(memory, 16, HMM_DEVICE, NULL);
-	child = fork();
+	test_out(memory, 16);
+	child = split(raw);
 	if (!child)
 		_exit(write(memfd_create("x", 0), memory, 1) == -1 && errno == EFAULT ? 0 : 1);
 	test_reap(child, 0);
+	CHECK_EQ(test_device_pages(memory, 16), raw ? 16 : 0);
 	test_check(memory, 16, 21);
 	test_close();
+}
+
+static void dont_fork(void)
+{
+	dont(false);
+}
+
+static void dont_clone(void)
+{
+	dont(true);
 }
 
 static void protect(void)
@@ -478,24 +510,47 @@ static void guard_over(void)
 	test_close();
 }
 
+/* Of blocks of small pages, of which @away are on the device: none of those may be invented, or come home by it. */
+static bool collapse_blocks(char *memory, size_t blocks, size_t away)
+{
+	bool done = !madvise(memory, blocks * BLOCK, MADV_COLLAPSE);
+
+	CHECK_EQ(test_device_pages(memory, blocks * 512), away);
+	return done;
+}
+
 static void collapse(void)
 {
-	char *memory;
+	char *memory, *at_home;
 
 	test_open(0, DEVICE_MEMORY);
 	memory = test_map_huge(2);
+	at_home = memory + BLOCK;
+	CHECK_EQ(madvise(memory, 2 * BLOCK, MADV_NOHUGEPAGE), 0);
 	test_fill(memory, 1024, 28);
+	CHECK_EQ(madvise(memory, 2 * BLOCK, MADV_HUGEPAGE), 0);
+	CHECK_EQ(test_smaps(memory, 2 * BLOCK, "AnonHugePages"), 0);
 	test_out(memory + 10 * PAGE, 40);
-	/* With pages away it may refuse; with pages away it may not invent any. */
-	madvise(memory, 2 * BLOCK, MADV_COLLAPSE);
+	if (!collapse_blocks(at_home, 1, 0))
+		test_skip("the system gives no huge pages");
+	CHECK_EQ(test_smaps(memory, 2 * BLOCK, "AnonHugePages"), BLOCK >> 10);
+	CHECK(!collapse_blocks(memory, 1, 40));
+	CHECK_EQ(test_smaps(memory, 2 * BLOCK, "AnonHugePages"), BLOCK >> 10);
 	test_check(memory, 1024, 28);
-	madvise(memory, 2 * BLOCK, MADV_COLLAPSE);
+	/* All is there again: as the kernel likes it. */
+	collapse_blocks(memory, 2, 0);
 	test_check(memory, 1024, 28);
 	test_out(memory, 1024);
-	madvise(memory, 2 * BLOCK, MADV_COLLAPSE);
+	CHECK(!collapse_blocks(memory, 2, 1024));
+	CHECK_EQ(test_smaps(memory, 2 * BLOCK, "AnonHugePages"), 0);
 	test_device_check(memory, 1024, 28);
 	test_check(memory, 1024, 28);
 	test_close();
+	/* Nobody watches it any more. */
+	if (madvise(memory, 2 * BLOCK, MADV_COLLAPSE) && (errno == ENOMEM || errno == EAGAIN))
+		test_skip("the system gives no huge pages");
+	CHECK_EQ(test_smaps(memory, 2 * BLOCK, "AnonHugePages"), 2 * BLOCK >> 10);
+	test_check(memory, 1024, 28);
 }
 
 static void lock_later(void)
@@ -572,7 +627,8 @@ static const struct test_case cases[] = {
 	{ "remap-onto", remap_onto, false }, { "remap-partly-out", remap_partly_out, false },
 	{ "remap-dontunmap", remap_dontunmap, false },
 	{ "dontneed", dontneed, false }, { "lazily-freed", lazily_freed, false }, { "removed", removed, false },
-	{ "wipe-on-fork", wipe_on_fork, false }, { "dont-fork", dont_fork, false }, { "protect", protect, false },
+	{ "wipe-on-fork", wipe_on_fork, false }, { "dont-fork", dont_fork, false },
+	{ "wipe-on-clone", wipe_on_clone, false }, { "dont-clone", dont_clone, false }, { "protect", protect, false },
 	{ "protect-pieces", protect_pieces, false }, { "protect-on-device", protect_on_device, false },
 	{ "guard-over", guard_over, false }, { "collapse", collapse, false }, { "lock-later", lock_later, false },
 	{ "merged-by-ksm", merged_by_ksm, true }, { NULL, NULL, false },

@@ -11,6 +11,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
+#include <setjmp.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <sys/socket.h>
@@ -380,17 +381,55 @@ static void ranges(void)
 	test_reap(driver, 0);
 }
 
-/* A driver never answers: past the deadline the owner goes on. */
+/* Whether the window shows that page. */
+static sigjmp_buf at_fault;
+
+static void jump(int number)
+{
+	siglongjmp(at_fault, number);
+}
+
+static bool is_shown(const char *view)
+{
+	struct sigaction action = { .sa_handler = jump };
+
+	CHECK_EQ(sigaction(SIGBUS, &action, NULL), 0);
+	CHECK_EQ(sigaction(SIGSEGV, &action, NULL), 0);
+	if (sigsetjmp(at_fault, 1))
+		return false;
+	(void)*(const volatile char *)view;
+	return true;
+}
+
+/* A window over 64 pages that are the device's; what it writes to the last of them comes through it. */
+static char *store_through_window(void *address, uint64_t word)
+{
+	struct hmm_window *window = NULL;
+	char *view;
+
+	CHECK_EQ(hmm_window_map(&mirror, (unsigned long)address, 64 * PAGE, HMM_WINDOW_OFFSET, &window), 0);
+	CHECK_EQ(hmm_migrate(&mirror, (unsigned long)address, 64 * PAGE, HMM_DEVICE, 0, NULL, NULL), 64);
+	view = hmm_window_ptr(window, (unsigned long)address);
+	*(volatile uint64_t *)(view + 63 * PAGE) = word;
+	CHECK(is_shown(view) && is_shown(view + 63 * PAGE));
+	CHECK_EQ(hmm_migrate(&mirror, (unsigned long)address, 64 * PAGE, HMM_DEVICE, 0, NULL, NULL), 64);
+	return view;
+}
+
+/* A driver never answers: past the deadline its window is closed and the owner goes on. */
 static void silent_driver(void)
 {
 	void *address = (void *)test_driver_open(&answering);
 	uint64_t word;
+	char *view;
 
 	test_device_check(address, 64, 10);
-	CHECK_EQ(hmm_migrate(&mirror, (unsigned long)address, 64 * PAGE, HMM_DEVICE, 0, NULL, NULL), 64);
+	view = store_through_window(address, test_word(63, 0, 10) + 1);
 	atomic_store(&driver_silent, 1);
 	test_tell(TEST_DRIVER_SOCKET, 1, -1);
 	test_hear(TEST_DRIVER_SOCKET, &word, NULL);
+	for (size_t i = 0; i < 64; i++)
+		CHECK(!is_shown(view + i * PAGE));
 	_exit(0);
 }
 
@@ -399,17 +438,29 @@ static void silent(void)
 	uint64_t word;
 	char *memory;
 	int socket;
+	struct hmm_event_options options = { .size = sizeof(options), .mask = 1ULL << HMM_EVENT_REVOKED };
 	pid_t driver = test_driver_start("silent", &socket);
+	struct hmm_event seen[4];
+	struct hmm_events *events;
 
 	test_open(0, DEVICE_MEMORY);
-	memory = test_map(64);
+	memory = test_map_in_block(64);
 	test_fill(memory, 64, 10);
 	test_invite(socket, memory);
 	CHECK(test_hear(socket, &word, NULL));
+	CHECK_EQ(hmm_event_open(hmm, &options, &events), 0);
+	/* What the window wrote, read and written by the CPU; and the rest at once: three changes. */
+	CHECK_EQ(*(volatile uint64_t *)(memory + 63 * PAGE), test_word(63, 0, 10) + 1);
+	*(volatile uint64_t *)(memory + 63 * PAGE) = test_word(63, 0, 10);
+	test_home(memory, 64);
+	test_check(memory, 64, 10);
+	/* For what the device has no more, it is not waited for. */
 	test_fill(memory, 64, 11);
 	test_check(memory, 64, 11);
-	test_home(memory, 64);
-	test_check(memory, 64, 11);
+	/* One window is closed once. */
+	CHECK_EQ(hmm_event_read(events, seen, 4), 1);
+	CHECK_EQ(seen[0].error, -ETIMEDOUT);
+	hmm_event_close(events);
 	test_tell(socket, 2, -1);
 	test_reap(driver, 0);
 	test_close();
@@ -420,14 +471,14 @@ static void dying_driver(void)
 	void *address = (void *)test_driver_open(&answering);
 	uint64_t word;
 
-	CHECK_EQ(hmm_migrate(&mirror, (unsigned long)address, 64 * PAGE, HMM_DEVICE, 0, NULL, NULL), 64);
+	store_through_window(address, test_word(63, 0, 12) + 1);
 	word = test_word(0, 0, 12) + 1;
 	CHECK_EQ(hmm_device_write(&mirror, (unsigned long)address, &word, 8), 8);
 	test_tell(TEST_DRIVER_SOCKET, 1, -1);
 	raise(SIGKILL);
 }
 
-/* What it wrote stays, what it had comes home. */
+/* What it wrote stays, through its window as otherwise; what it had comes home. */
 static void dying(void)
 {
 	uint64_t word;
@@ -443,6 +494,8 @@ static void dying(void)
 	test_reap(driver, SIGKILL);
 	CHECK_EQ(*(volatile uint64_t *)memory, test_word(0, 0, 12) + 1);
 	*(volatile uint64_t *)memory = test_word(0, 0, 12);
+	CHECK_EQ(*(volatile uint64_t *)(memory + 63 * PAGE), test_word(63, 0, 12) + 1);
+	*(volatile uint64_t *)(memory + 63 * PAGE) = test_word(63, 0, 12);
 	test_check(memory, 64, 12);
 	test_out(memory, 64);
 	test_check(memory, 64, 12);

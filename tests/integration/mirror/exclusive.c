@@ -456,6 +456,46 @@ static void cloned(void)
 	close_own();
 }
 
+/* A child lives that shares the pages: the owner gets its own first, and nobody sees what the device writes but the owner. */
+static void shared_with_a_child(void)
+{
+	char *memory, byte;
+	int go[2], gone[2];
+	pid_t child;
+
+	open_own();
+	memory = test_map(PAGES);
+	test_fill(memory, PAGES, 15);
+	CHECK_EQ(pipe(go), 0);
+	CHECK_EQ(pipe(gone), 0);
+	child = fork();
+	if (!child) {
+		CHECK_EQ(read(go[0], &byte, 1), 1);
+		test_check(memory, PAGES, 15);
+		test_fill(memory, PAGES, 16);
+		CHECK_EQ(write(gone[1], &byte, 1), 1);
+		CHECK_EQ(read(go[0], &byte, 1), 1);
+		test_check(memory, PAGES, 16);
+		_exit(0);
+	}
+	CHECK_EQ(hmm_device_exclusive_begin(&own, (unsigned long)memory, PAGES * PAGE, NULL), PAGES);
+	for (size_t i = 0; i < PAGES; i++) {
+		uint64_t word = test_word(i, 0, 17);
+
+		CHECK_EQ(hmm_device_write(&own, (unsigned long)memory + i * PAGE, &word, 8), 8);
+	}
+	CHECK_EQ(write(go[1], "r", 1), 1);
+	CHECK_EQ(read(gone[0], &byte, 1), 1);
+	/* The child has read and written all of it, and that took nothing back. */
+	CHECK_EQ(count_marked(memory, PAGES), PAGES);
+	for (size_t i = 0; i < PAGES; i++)
+		CHECK_EQ(*(volatile uint64_t *)(memory + i * PAGE), test_word(i, 0, 17));
+	CHECK_EQ(count_marked(memory, PAGES), 0);
+	CHECK_EQ(write(go[1], "e", 1), 1);
+	test_reap(child, 0);
+	close_own();
+}
+
 /* What a driver that died had for itself is not the next one's. */
 static void orphaned_driver(void)
 {
@@ -627,6 +667,7 @@ static const struct test_case cases[] = {
 	{ "walked-up-to", walked_up_to, false }, { "shared-before", shared_before, false },
 	{ "by-another-device", by_another_device, false }, { "by-changes", by_changes, false },
 	{ "protected", protected, false }, { "forked", forked, false }, { "cloned", cloned, false },
+	{ "shared-with-a-child", shared_with_a_child, false },
 	{ "orphaned", orphaned, false }, { "counted", counted, false },
 	{ "counted-plainly", counted_plainly, false }, { NULL, NULL, false },
 };

@@ -149,6 +149,108 @@ static void many_forks(void)
 	test_close();
 }
 
+/* The odd or the even pages, written by the device. */
+static void device_fills(char *memory, size_t first, uint64_t seed)
+{
+	for (size_t i = first; i < 64; i += 2) {
+		uint64_t word = test_word(i, 0, seed);
+
+		CHECK_EQ(hmm_device_write(&mirror, (unsigned long)memory + i * PAGE, &word, 8), 8);
+	}
+}
+
+static void check_first_words(const char *memory, uint64_t even, uint64_t odd)
+{
+	for (size_t i = 0; i < 64; i++)
+		CHECK_EQ(*(const volatile uint64_t *)(memory + i * PAGE), test_word(i, 0, i % 2 ? odd : even));
+}
+
+/* The child of an owner opens for itself: an owner with a device of its own, at the same addresses. */
+static void owner_of_its_own(char *memory, int here, int there)
+{
+	char byte = 'c';
+
+	memset(&mirror, 0, sizeof(mirror));
+	test_open(0, DEVICE_MEMORY / 2);
+	test_device_check(memory, 64, 27);
+	test_out(memory, 64);
+	test_device_check(memory, 64, 27);
+	device_fills(memory, 0, 28);
+	CHECK_EQ(write(there, &byte, 1), 1);
+	CHECK_EQ(read(here, &byte, 1), 1);
+	/* Both have their pages away and have written to them. */
+	check_first_words(memory, 28, 27);
+	test_fill(memory, 64, 29);
+	test_out(memory, 64);
+	test_check(memory, 64, 29);
+	test_out(memory, 64);
+	test_close();
+	test_check(memory, 64, 29);
+	_exit(0);
+}
+
+static void migrated_on_either_side(void)
+{
+	int to[2], from[2];
+	char *memory, byte;
+	pid_t child;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = on_device(64, 27);
+	CHECK_EQ(pipe(to), 0);
+	CHECK_EQ(pipe(from), 0);
+	child = fork();
+	if (!child)
+		owner_of_its_own(memory, to[0], from[1]);
+	test_out(memory, 64);
+	device_fills(memory, 1, 30);
+	CHECK_EQ(read(from[0], &byte, 1), 1);
+	CHECK_EQ(test_device_pages(memory, 64), 64);
+	check_first_words(memory, 27, 30);
+	test_out(memory, 64);
+	CHECK_EQ(write(to[1], &byte, 1), 1);
+	test_fill(memory, 64, 31);
+	test_out(memory, 64);
+	test_reap(child, 0);
+	test_check(memory, 64, 31);
+	test_close();
+}
+
+#define DYING (4 * 512UL)
+
+/* Killed while they are given their bytes, or while they wait for what is on its way; some at once. */
+static void dying_children(void)
+{
+	bool away[DYING];
+	char *memory;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = test_map_huge(4);
+	test_fill(memory, DYING, 32);
+	for (unsigned int i = 0; i < 24; i++) {
+		pid_t child;
+
+		test_migrate(memory, DYING, HMM_DEVICE, NULL);
+		find_away(memory, DYING, away);
+		child = i % 2 ? fork() : (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+		if (!child) {
+			if (i % 2)
+				test_check(memory, DYING, 32);
+			else
+				check_cloned(memory, DYING, 32, away);
+			for (;;)
+				pause();
+		}
+		usleep(i % 3 * 700);
+		kill(child, SIGKILL);
+		test_reap(child, SIGKILL);
+		CHECK_EQ(*(volatile uint64_t *)(memory + i * 37 * PAGE), test_word(i * 37, 0, 32));
+	}
+	test_device_check(memory, DYING, 32);
+	test_check(memory, DYING, 32);
+	test_close();
+}
+
 static void vforked(void)
 {
 	char *memory, program[] = "/bin/true";
@@ -604,7 +706,9 @@ static void read_by_another(void)
 
 static const struct test_case cases[] = {
 	{ "forked", forked, false }, { "cloned", cloned, false }, { "grandchildren", grandchildren, false },
-	{ "many-forks", many_forks, false }, { "vforked", vforked, false }, { "vfork-touches", vfork_touches, false },
+	{ "many-forks", many_forks, false },
+	{ "migrated-on-either-side", migrated_on_either_side, false }, { "dying-children", dying_children, false },
+	{ "vforked", vforked, false }, { "vfork-touches", vfork_touches, false },
 	{ "spawned", spawned, false }, { "executes", executes, false }, { "exits", exits, false }, { "dies", dies, false },
 	{ "threads-end", threads_end, false }, { "thread-memory-leaves", thread_memory_leaves, false },
 	{ "fork-amid-requests", fork_amid_requests, false }, { "fork-handler-waits", fork_handler_waits, false },
