@@ -71,6 +71,15 @@ static const struct word log_words[] = {
 	{ NULL, 0 },
 };
 
+/* In the order of enum tracking_wish. */
+static const struct word tracking_words[] = {
+	{ "auto", 0 },
+	{ "pagemap-scan", 1 },
+	{ "uffd-wp", 2 },
+	{ "soft-dirty", 3 },
+	{ NULL, 0 },
+};
+
 static const struct word pool_words[] = {
 	{ "memfd", HMM_POOL_KIND_MEMFD },
 	{ "memfd-huge", HMM_POOL_KIND_MEMFD_HUGE },
@@ -92,6 +101,7 @@ static const struct key keys[] = {
 	{ "engine", "spin", VALUE_US, AT(spin_us), 0, 10000 },
 	{ "engine", "ack_timeout", VALUE_MS, AT(ack_timeout_ms), 1, 600000 },
 	{ "engine", "grace", VALUE_MS, AT(grace_ms), 100, 3600000 },
+	{ "engine", "tracking", VALUE_WORD, AT(tracking), .words = tracking_words },
 	{ "pool", "kind", VALUE_WORD, AT(pool_kind), .words = pool_words },
 	{ "pool", "size", VALUE_SIZE, AT(pool_size), 2 * MiB, 64 * TiB, "auto" },
 	{ "pool", "node", VALUE_NODE, AT(pool_node), 0, 1023 },

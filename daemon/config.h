@@ -29,6 +29,7 @@ struct config {
 	uint64_t spin_us;
 	uint64_t ack_timeout_ms;
 	uint64_t grace_ms;
+	uint64_t tracking;		/* enum tracking_wish */
 
 	/* [pool] */
 	uint64_t pool_kind;		/* enum hmm_pool_kind */
@@ -42,7 +43,7 @@ struct config {
 	uint64_t owners;
 	uint64_t fds;
 	uint64_t requests;		/* unanswered ones */
-	uint64_t rings;			/* bytes of rings of notices */
+	uint64_t rings;			/* bytes of rings of notices, and of tracks */
 	/* ... for each connection */
 	uint64_t queue;			/* bytes that wait for a peer which does not read */
 	uint64_t stall_ms;		/* how long it may not read */

@@ -46,6 +46,7 @@ static const struct {
 	{ "--spin", "engine", "spin", NULL },
 	{ "--grace", "engine", "grace", NULL },
 	{ "--ack-timeout", "engine", "ack_timeout", NULL },
+	{ "--tracking", "engine", "tracking", NULL },
 	{ "--pool", "pool", "kind", NULL },
 	{ "--pool-size", "pool", "size", NULL },
 	{ "--pool-node", "pool", "node", NULL },
@@ -92,6 +93,7 @@ static const char help[] =
 	"  --spin TIME          how long a worker polls before it sleeps\n"
 	"  --ack-timeout TIME   how long a driver may take to let go of a range\n"
 	"  --grace TIME         after how long without hmmd programs bring their pages home themselves\n"
+	"  --tracking ENGINE    how written pages are found: auto, pagemap-scan, uffd-wp or soft-dirty\n"
 	"  --log LEVEL          error, warning, info or debug\n"
 	"  --ready-fd N         write READY=1 there when serving, and close it\n"
 	"  --help, --version\n"

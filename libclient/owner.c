@@ -34,19 +34,29 @@ static void close_fd(int *fd)
 }
 
 /* The strongest userfaultfd there is: hmmd's device, the system call, faults of user mode only. */
-static int open_userfaultfd(int device)
+int hmmc_owner_userfaultfd(int device, bool *user_mode)
 {
 	int fd;
 
+	*user_mode = false;
 	if (device >= 0) {
 		fd = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
 		if (fd >= 0)
 			return fd;
 	}
 	fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-	if (fd < 0 && errno == EPERM)
+	if (fd < 0 && errno == EPERM) {
+		*user_mode = true;
 		fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
+	}
 	return fd < 0 ? -errno : fd;
+}
+
+static int open_userfaultfd(int device)
+{
+	bool user_mode;
+
+	return hmmc_owner_userfaultfd(device, &user_mode);
 }
 
 static int open_file(const char *path, int flags)

@@ -30,6 +30,8 @@ struct owner {
 	struct regions regions;
 };
 
+/* In a thread with the private table: the strongest that can be had; or a negative errno. */
+int hmmc_owner_userfaultfd(int device, bool *user_mode);
 /* Opens this process on a connection that is up. Return: 0 or a negative errno with its text. */
 int hmmc_owner_new(struct hmm *hmm, uint64_t flags, uint32_t slots, struct owner **result);
 /* Everything is home. Stops the threads and lets go of everything. NULL is allowed. */

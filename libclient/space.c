@@ -571,6 +571,8 @@ static void close_all(struct hmm *hmm)
 	hmmc_prefetch_stop(hmm, NULL);
 	while (hmm->events)
 		hmm_event_close(hmm->events);
+	while (hmm->dirties)
+		hmm_dirty_stop(hmm->dirties);
 	while (hmm->windows)
 		hmm_window_unmap(hmm->windows);
 	while (hmm->mirrors)
@@ -662,6 +664,9 @@ void hmmc_space_event(struct hmm *hmm, struct hmm_frame *frame)
 		break;
 	case HMM_OP_NOTICES:
 		hmmc_event_signal(hmm, ((const struct hmm_msg_notices *)event)->notices);
+		break;
+	case HMM_OP_TRACK_WANTED:
+		hmmc_dirty_wanted(hmm);
 		break;
 	case HMM_OP_OWNER_GONE:
 		if (!hmm->owner) {

@@ -80,6 +80,7 @@ struct hmm {
 	struct key *keys;
 	struct statement *statements;
 	struct hmm_events *events;
+	struct hmm_dirty *dirties;	/* under lock */
 	struct hmm_prefetch *prefetches;	/* that run */
 	struct dispatch *dispatch;	/* NULL: nobody wants callbacks */
 	struct regions *staging;	/* a driver's: what pages pass through; or NULL */
@@ -129,6 +130,9 @@ void hmmc_mirror_put(struct hmm_mirror_private *private);
 bool hmmc_mirror_has_copy(const struct hmm_mirror_private *mirror, unsigned long addr, uint64_t entry);
 /* Registers every mirror again, under its old id where @same. */
 int hmmc_mirror_restore(struct hmm *hmm, bool same);
+
+/* dirty.c, in the receiver: hmmd wants a userfaultfd for tracking. */
+void hmmc_dirty_wanted(struct hmm *hmm);
 
 /* event.c, in the receiver. */
 void hmmc_event_signal(struct hmm *hmm, uint32_t notices);	/* 0: all, for nothing more will come */

@@ -176,6 +176,20 @@ static void check_kernel_features(struct examination *exam)
 	}
 }
 
+static void check_tracking(struct examination *exam)
+{
+	const uint64_t engines = HMM_FEATURE_TRACK_PAGEMAP_SCAN | HMM_FEATURE_TRACK_UFFD_WP |
+				 HMM_FEATURE_TRACK_SOFT_DIRTY;
+
+	if (exam->features & engines)
+		return;
+	find(exam, DOCTOR_WARNING, 0, "tracking",
+	     exam->server->config.tracking ? "tracking = auto in hmmd.conf" : "a kernel with userfaultfd's write protection",
+	     "what programs write can't be tracked: %s",
+	     exam->server->config.tracking ? "the kernel lacks the engine that tracking names (hmmctl features)" :
+					     "the kernel has none of the engines (hmmctl features)");
+}
+
 static void check_io_uring(struct examination *exam)
 {
 	uint64_t disabled = 0;
@@ -404,7 +418,7 @@ static void check_user_mode(struct examination *exam)
 unsigned int doctor_examine(struct server *server, struct hmm_record_finding *out, unsigned int max)
 {
 	static void (*const checks[])(struct examination *exam) = {
-		check_userfaultfd, check_tier, check_fork, check_io_uring, check_kernel_features,
+		check_userfaultfd, check_tier, check_fork, check_tracking, check_io_uring, check_kernel_features,
 		check_huge_pages, check_hugetlb, check_pool_size, check_cgroup, check_map_count,
 		check_limits, check_locked, check_group, check_user_mode,
 	};

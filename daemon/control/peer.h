@@ -29,7 +29,8 @@ struct parcel {
 /* A ring of notices that the engine has for a peer. */
 struct peer_ring {
 	struct peer_ring *next;
-	uint32_t owner, notices;
+	uint16_t opcode;		/* what made it: a ring of notices, or a track */
+	uint32_t owner, number;
 	uint64_t bytes;
 };
 
@@ -56,7 +57,7 @@ struct peer {
 	uint32_t windows;		/* mapped by it; a descriptor each */
 	uint64_t acks;			/* invalidate events that it has not answered */
 	uint64_t fds;			/* charged to uid: socket, pidfd, windows, rings of notices */
-	struct peer_ring *rings;	/* of notices, and */
+	struct peer_ring *rings;	/* of notices, and tracks' bitmaps; and */
 	uint64_t ring_bytes;		/* what of them is charged to uid */
 	struct letter *farewell; /* PEER_GONE, made in time: saying it must not need memory */
 

@@ -21,7 +21,7 @@ static const struct {
 	[QUOTA_OWNERS] = { "mirrored processes", "owners" },
 	[QUOTA_FDS] = { "descriptors", "fds" },
 	[QUOTA_REQUESTS] = { "unanswered requests", "requests" },
-	[QUOTA_RINGS] = { "bytes of event rings", "rings" },
+	[QUOTA_RINGS] = { "bytes of event rings and tracks", "rings" },
 };
 
 static struct quota_user *find_user(const struct quota *quota, uid_t uid)

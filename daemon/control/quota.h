@@ -18,7 +18,7 @@ enum quota_kind {
 	QUOTA_OWNERS,
 	QUOTA_FDS,		/* of peers and owners: sockets, userfaultfds, memfds, keys */
 	QUOTA_REQUESTS,		/* not answered yet */
-	QUOTA_RINGS,		/* bytes of rings of notices */
+	QUOTA_RINGS,		/* bytes of rings of notices, and of tracks' bitmaps */
 	QUOTA_KINDS
 };
 

@@ -325,6 +325,7 @@ static int start_engine(struct server *server)
 		.ack_timeout_ms = (unsigned int)config->ack_timeout_ms,
 		.spin_us = (unsigned int)config->spin_us,
 		.grace_ms = (unsigned int)config->grace_ms,
+		.tracking = (unsigned int)config->tracking,
 	};
 	sigset_t all, old;
 	int r;

@@ -118,6 +118,10 @@ static const struct verb verbs[] = {
 	[HMM_OP_RANGE_FAULT] = { ABOUT(MIRROR, range_fault, mirror, DRIVE) },
 	[HMM_OP_RANGE_RELEASE] = { ABOUT(MIRROR, range_release, mirror, DRIVE) },
 	[HMM_OP_NOTICES_OPEN] = { ABOUT(OWNER, notices_open, owner, LOOK), .keeps_fds = 2, .grows = true },
+	[HMM_OP_TRACK_OPEN] = { ABOUT(OWNER, track_open, owner, OWN), .keeps_fds = 1 },
+	[HMM_OP_DIRTY_START] = { ABOUT(OWNER, dirty_start, owner, DRIVE), .grows = true },
+	[HMM_OP_DIRTY_READ] = { ABOUT(OWNER, dirty_read, owner, DRIVE) },
+	[HMM_OP_DIRTY_STOP] = { ABOUT(OWNER, dirty_stop, owner, DRIVE) },
 	[HMM_OP_PROTECT] = { ABOUT(OWNER, protect, owner, OWN) },
 	[HMM_OP_NOTICES_CLOSE] = { ABOUT(OWNER, notices_close, owner, LOOK) },
 	[HMM_OP_ATTRIBUTE] = { ABOUT(OWNER, attribute, owner, LOOK) },
@@ -202,11 +206,14 @@ static int check_right(const struct peer *peer, struct letter *letter, uint32_t 
 
 /* ---- charges -------------------------------------------------------------------- */
 
-/* Of the ring that a letter asks for; what cannot be had is refused without one. */
+/* Of the ring, or the bitmaps, that a letter asks for; what cannot be had is refused without one. */
 static uint64_t ring_bytes(const struct letter *letter)
 {
 	const struct hmm_msg_notices_open *open = (const void *)letter->message;
+	const struct hmm_msg_dirty_start *start = (const void *)letter->message;
 
+	if (letter->message->opcode == HMM_OP_DIRTY_START)
+		return HMM_TRACK_BYTES(start->length);
 	if (letter->message->opcode != HMM_OP_NOTICES_OPEN || open->entries > HMM_NOTICES_MAX ||
 	    (open->entries && open->entries < HMM_NOTICES_MIN))
 		return 0;
@@ -576,10 +583,9 @@ static int adopt_owner(struct server *server, struct peer *peer, struct letter *
 	return peer ? peer_grant(peer, letter->owner, RIGHT_OWN) : 0;
 }
 
-/* A ring is the peer's from now on. Its size is remembered: who closes it does not say it. */
-static void note_ring(struct peer *peer, const struct letter *letter)
+/* A ring, or a track, is the peer's from now on. Its size is remembered: who closes it does not say it. */
+static void note_ring(struct peer *peer, const struct letter *letter, uint32_t number)
 {
-	const struct hmm_msg_notices_open_reply *reply = (const void *)letter->reply;
 	struct peer_ring *ring = malloc(sizeof(*ring));
 
 	peer->fds += verb_of(letter)->keeps_fds;
@@ -588,23 +594,24 @@ static void note_ring(struct peer *peer, const struct letter *letter)
 	if (!ring)
 		return;
 	ring->owner = letter->owner;
-	ring->notices = reply->notices;
+	ring->opcode = letter->message->opcode;
+	ring->number = number;
 	ring->bytes = ring_bytes(letter);
 	ring->next = peer->rings;
 	peer->rings = ring;
 }
 
-/* A ring is closed, for its listener or with its owner. */
-static void release_notices(struct server *server, struct peer *peer, uint32_t owner, uint32_t notices)
+/* A ring is closed, for its listener or with its owner; or a track is. @opcode: what made it. */
+static void release_ring(struct server *server, struct peer *peer, uint16_t opcode, uint32_t owner, uint32_t number)
 {
-	const uint64_t fds = verbs[HMM_OP_NOTICES_OPEN].keeps_fds;
+	const uint64_t fds = verbs[opcode].keeps_fds;
 	struct peer_ring **link = peer ? &peer->rings : NULL, *ring;
 
 	if (!peer || peer->fds < fds)
 		return;
 	peer->fds -= fds;
 	quota_release(&server->quota, peer->uid, QUOTA_FDS, fds);
-	while (*link && ((*link)->owner != owner || (*link)->notices != notices))
+	while (*link && ((*link)->owner != owner || (*link)->number != number || (*link)->opcode != opcode))
 		link = &(*link)->next;
 	ring = *link;
 	if (!ring)
@@ -657,13 +664,30 @@ static void settle_success(struct server *server, struct peer *peer, struct lett
 		break;
 	case HMM_OP_NOTICES_OPEN:
 		if (peer)
-			note_ring(peer, letter);
+			note_ring(peer, letter, ((const struct hmm_msg_notices_open_reply *)(const void *)letter->reply)->notices);
 		else
 			release_kept(server, letter);
 		break;
 	case HMM_OP_NOTICES_CLOSE:
-		release_notices(server, peer, letter->owner,
-				((const struct hmm_msg_notices_close *)(const void *)letter->message)->notices);
+		release_ring(server, peer, HMM_OP_NOTICES_OPEN, letter->owner,
+			     ((const struct hmm_msg_notices_close *)(const void *)letter->message)->notices);
+		break;
+	case HMM_OP_DIRTY_START:
+		if (peer)
+			note_ring(peer, letter, ((const struct hmm_msg_dirty_start_reply *)(const void *)letter->reply)->dirty);
+		else
+			release_kept(server, letter);
+		break;
+	case HMM_OP_DIRTY_STOP:
+		release_ring(server, peer, HMM_OP_DIRTY_START, letter->owner,
+			     ((const struct hmm_msg_dirty_stop *)(const void *)letter->message)->dirty);
+		break;
+	case HMM_OP_TRACK_OPEN:
+		/* Without a descriptor it said that there is none. */
+		if (owner && letter->nfds)
+			owner->fds++;
+		else
+			release_kept(server, letter);
 		break;
 	case HMM_OP_MIRROR_REGISTER:
 		if (peer)
@@ -729,13 +753,25 @@ static void take_event(struct server *server, struct letter *letter)
 	if (letter->message->opcode == HMM_OP_INVALIDATE && invalidate->cookie)
 		peer->acks++;
 	if (letter->message->opcode == HMM_OP_NOTICES && notices->closed)
-		release_notices(server, peer, notices->owner, notices->notices);
+		release_ring(server, peer, HMM_OP_NOTICES_OPEN, notices->owner, notices->notices);
 	for (i = 0; i < letter->nfds; i++)
 		fds[i] = letter_take_fd(letter, i);
 	message = letter->message;
 	letter->message = NULL;
 	peer_send_consume(peer, message, fds, letter->nfds);
 	letter_free(letter);
+}
+
+/* Its tracks ended with it; rings are closed by messages of their own. */
+static void release_tracks(struct server *server, struct peer *peer, uint32_t owner)
+{
+	struct peer_ring *ring, *next;
+
+	for (ring = peer->rings; ring; ring = next) {
+		next = ring->next;
+		if (ring->owner == owner && ring->opcode == HMM_OP_DIRTY_START)
+			release_ring(server, peer, ring->opcode, owner, ring->number);
+	}
 }
 
 static void announce_owner_gone(struct peer *peer, uint32_t owner)
@@ -763,6 +799,7 @@ static void forget_owner(struct server *server, uint32_t id)
 	rights_remove(&server->rights, id);
 	for (peer = server->peers; peer; peer = next) {
 		next = peer->next;
+		release_tracks(server, peer, id);
 		if (peer_revoke(peer, id) == RIGHT_DRIVE)
 			announce_owner_gone(peer, id);
 	}

@@ -16,6 +16,7 @@
 #include "engine/owner.h"
 #include "engine/worker.h"
 #include "log.h"
+#include "tracking/tracking.h"
 
 /* An access finds what it filled zapped again, or something that is never there: how often it asks. */
 #define ZAPPED_TRIES	20U
@@ -100,6 +101,8 @@ ssize_t access_in_place(struct owner *owner, const struct block *block, uint64_t
 			  : kernel->mem_read(owner->mem, addr, buffer, n);
 		if (r != -EIO && r != -EFAULT && r != 0)
 			return r;
+		if (write && tracking_lift(owner, addr))
+			continue;
 		if (!block || !(block->record->flags & HMM_BLOCK_ARMED))
 			break;
 		/* Armed and never touched: nobody fills it but hmmd. Or protected from a former S. */

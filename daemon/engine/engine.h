@@ -30,6 +30,7 @@ struct engine_options {
 	unsigned int evict_low;		/* down to; 0: as far as need be, and some blocks */
 	unsigned int ack_timeout_ms;	/* a driver that answers later loses its windows */
 	unsigned int spin_us;		/* how long a worker polls before it sleeps */
+	unsigned int tracking;		/* enum tracking_wish: how what is written is found; 0: whichever way works best */
 	unsigned int grace_ms;		/* told to clients: when their rescuer takes over */
 };
 

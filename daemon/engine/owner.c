@@ -30,6 +30,7 @@
 #include "engine/protect.h"
 #include "engine/worker.h"
 #include "log.h"
+#include "tracking/tracking.h"
 #include "uapi.h"
 
 /* A process that exits closes its descriptors a moment before its mm is gone. */
@@ -67,6 +68,9 @@ const char *const counter_names[COUNTER_MAX] = {
 	[COUNTER_EVICTIONS_REFUSED] = "evictions_refused",
 	[COUNTER_UNREACHABLE] = "unreachable",
 	[COUNTER_QUIESCES] = "quiesces",
+	[COUNTER_TRACK_FAULTS] = "track_faults",
+	[COUNTER_TRACK_WRITTEN] = "track_written",
+	[COUNTER_TRACK_PRESUMED] = "track_presumed",
 };
 
 void owner_count(struct owner *owner, enum counter counter, uint64_t n)
@@ -466,9 +470,13 @@ static void exclude(struct owner *owner, struct letter *letter)
 {
 	const struct hmm_msg_exclude *message = (const void *)letter->message;
 
-	if (note_exclusion(owner, letter))
+	if (note_exclusion(owner, letter)) {
 		worker_reply(owner->worker, letter);
-	else if (message->include) {
+		return;
+	}
+	if (!message->include)
+		tracking_let_go(owner, message->addr, message->addr + message->length);
+	if (message->include) {
 		window_reopen(owner, message->addr, message->addr + message->length);
 		exclude_done(owner, letter, 0);
 	} else
@@ -540,6 +548,12 @@ void owner_request(struct owner *owner, struct letter *letter)
 	case HMM_OP_NOTICES_CLOSE:
 		notice_request(owner, letter);
 		return;
+	case HMM_OP_TRACK_OPEN:
+	case HMM_OP_DIRTY_START:
+	case HMM_OP_DIRTY_READ:
+	case HMM_OP_DIRTY_STOP:
+		tracking_request(owner, letter);
+		return;
 	case HMM_OP_DEVMEM_READY:
 	case HMM_OP_DEVMEM_STORED:
 	case HMM_OP_DEVMEM_FETCHED:
@@ -588,6 +602,7 @@ void owner_peer_gone(struct owner *owner, uint64_t peer)
 	mirror_peer_gone(owner, peer);
 	range_peer_gone(owner, peer);
 	notice_peer_gone(owner, peer);
+	tracking_peer_gone(owner, peer);
 	if (owner->peer != peer)
 		return;
 	owner->peer = 0;
@@ -692,6 +707,7 @@ void owner_free(struct owner *owner)
 	invalidate_deinit(owner);
 	range_deinit(owner);
 	notice_deinit(owner);
+	tracking_deinit(owner);
 	for (unsigned int i = 0; i < MIRRORS_MAX; i++)
 		if (owner->mirror[i])
 			mirror_free(owner->mirror[i]);

@@ -253,6 +253,9 @@ enum counter {
 	COUNTER_EVICTIONS_REFUSED,	/* by a driver that did not want to wait for its device */
 	COUNTER_UNREACHABLE,		/* what devices that cannot fault asked for and may not have */
 	COUNTER_QUIESCES,		/* changes for which they were stopped */
+	COUNTER_TRACK_FAULTS,		/* first writes to tracked pages that hmmd had to let through */
+	COUNTER_TRACK_WRITTEN,		/* pages told to have been written */
+	COUNTER_TRACK_PRESUMED,		/* of these, what nobody saw being written */
 	COUNTER_MAX
 };
 extern const char *const counter_names[COUNTER_MAX];
@@ -332,6 +335,10 @@ struct owner {
 	TAILQ_HEAD(, migration) outgoing;	/* migrations to devices that run */
 	TAILQ_HEAD(, room_wait) room_waiters;	/* what waits for room on a device */
 	uint32_t next_journey;
+	struct tracker *tracker;	/* of what it writes; NULL: nobody asks. tracking/ */
+	uint32_t next_track;
+	int64_t tracker_asked;		/* when its library was asked for a userfaultfd */
+	int untrackable;		/* it has none to give: an error */
 	struct span_set threads;	/* stacks and control blocks, as found last */
 	int64_t threads_found;
 	struct prefetch prefetch;
@@ -817,7 +824,9 @@ struct view {
 };
 /* -EFAULT: nothing is mapped there. */
 int view_at(struct owner *owner, uint64_t addr, uint64_t end, struct view *view);
-/* The mapping that has @addr (or the gap after it), clipped to @end. */
+/* The mapping that has @addr (or the gap after it), clipped to @end. What is tracked is not eligible. */
 int segment_at(struct owner *owner, uint64_t addr, uint64_t end, struct segment *segment);
+/* The same, whoever tracks it. */
+int segment_of_map(struct owner *owner, uint64_t addr, uint64_t end, struct segment *segment);
 
 #endif

@@ -14,6 +14,7 @@
 
 #include "engine/owner.h"
 #include "engine/worker.h"
+#include "tracking/tracking.h"
 
 static uint8_t verdict(const struct kernel_vma *vma)
 {
@@ -143,7 +144,7 @@ static void clip_excluded(const struct owner *owner, uint64_t addr, struct segme
 		clip_set(&owner->threads, addr, segment);
 }
 
-int segment_at(struct owner *owner, uint64_t addr, uint64_t end, struct segment *segment)
+int segment_of_map(struct owner *owner, uint64_t addr, uint64_t end, struct segment *segment)
 {
 	struct kernel_vma vma;
 	int r = kernel->vma_at(owner->maps, addr, &vma);
@@ -170,6 +171,15 @@ int segment_at(struct owner *owner, uint64_t addr, uint64_t end, struct segment 
 	else
 		clip_excluded(owner, addr, segment);
 	return 0;
+}
+
+int segment_at(struct owner *owner, uint64_t addr, uint64_t end, struct segment *segment)
+{
+	int r = segment_of_map(owner, addr, end, segment);
+
+	if (!r && segment->result == HMM_PAGE_RESULT_MOVED && tracking_clip(owner, addr, &segment->end))
+		segment->result = HMM_PAGE_RESULT_TRACKED;
+	return r;
 }
 
 /* What drivers and the kernel itself map: frames that are nobody's memory. */

@@ -431,7 +431,7 @@ static uint64_t find_features(const struct engine *engine)
 
 	for (unsigned int i = 0; i < sizeof(all) / sizeof(all[0]); i++)
 		features |= all[i].on ? all[i].bit : 0;
-	return features;
+	return features | tracking_feature(&engine->tracking);
 }
 
 int engine_new(const struct engine_options *options, struct mailbox *outbox, struct engine **result)
@@ -450,6 +450,10 @@ int engine_new(const struct engine_options *options, struct mailbox *outbox, str
 	engine->options = *options;
 	engine->outbox = outbox;
 	kernel_probe(&engine->facts);
+	tracking_choose(&engine->tracking, (enum tracking_wish)options->tracking, &engine->facts);
+	if (!engine->tracking.ops)
+		log_warn("what programs write can't be tracked: %s",
+			 tracking_why_none(&engine->tracking, (enum tracking_wish)options->tracking));
 	engine->features = find_features(engine);
 	/* The one that costs bytes, and whoever loses them hears nothing. */
 	if (!(engine->features & HMM_FEATURE_EVENT_FORK))
@@ -634,7 +638,9 @@ const char *engine_feature_reason(const struct engine *engine, uint64_t feature)
 	for (unsigned int i = 0; i < sizeof(feature_reasons) / sizeof(feature_reasons[0]); i++)
 		if (feature_reasons[i].bit == feature)
 			why = feature_reasons[i].why_off;
-	if (why && engine->features & feature)
+	if (!why)
+		return tracking_why_not(&engine->tracking, feature);
+	if (engine->features & feature)
 		return "";
 	if (feature == HMM_FEATURE_MOVE && engine->options.no_move)
 		return "hmmd was told not to use it (--no-move, or move = no): only ranges declared UNPINNED migrate";

@@ -7,6 +7,7 @@
 
 #include "engine/engine.h"
 #include "engine/owner.h"
+#include "tracking/choose.h"
 
 struct worker {
 	struct engine *engine;
@@ -33,6 +34,7 @@ struct engine {
 	struct engine_options options;
 	struct kernel_facts facts;
 	uint64_t features;
+	struct tracking_choice tracking;
 	uint64_t incarnation;
 	struct mailbox *outbox;
 	struct devices devices;

@@ -24,6 +24,11 @@ struct kernel_vma {
 	char name[256];		/* "[heap]", "[stack]", a path's beginning or "" */
 };
 
+/* Pages that were written, or have nothing and no mark that says so. */
+struct kernel_region {
+	uint64_t start, end;
+};
+
 #define KERNEL_PAGE_HUGE	1U
 #define KERNEL_PAGE_ZERO	2U
 
@@ -55,6 +60,17 @@ struct kernel_ops {
 	/* Which of these pages are a part of a huge page, or the page of zeros: 0, or -errno (before Linux 6.7). */
 	int (*page_kinds)(int pagemap, uint64_t start, unsigned int pages, uint8_t *kinds);
 
+	/*
+	 * Of [start, end), which is registered with an asynchronous userfaultfd: what was written since this was asked
+	 * last, and from now on is marked as not written. Return: how many of @regions, or -errno: then some may
+	 * have been marked and not told. -EPERM: some of it is not registered so. *@walked: as far as it went.
+	 */
+	int (*pages_written)(int pagemap, uint64_t start, uint64_t end, struct kernel_region *regions,
+			     unsigned int max, uint64_t *walked);
+
+	/* The soft-dirty bits of a whole process begin anew. */
+	int (*soft_dirty_clear)(int clear_refs);
+
 	/* The owner's bytes through its own /proc/self/mem: present pages only, never a wait. */
 	ssize_t (*mem_read)(int mem, uint64_t addr, void *buffer, size_t length);
 	ssize_t (*mem_write)(int mem, uint64_t addr, const void *buffer, size_t length);
@@ -79,6 +95,7 @@ struct kernel_facts {
 	bool event_fork;		/* may ask for UFFD_FEATURE_EVENT_FORK */
 	bool procmap_query;
 	bool pagemap_scan;
+	bool soft_dirty;		/* pagemap has such bits */
 	bool guard;			/* pagemap shows guard pages */
 	bool shmem_huge;		/* shmem_enabled lets MADV_HUGEPAGE work */
 	bool shmem_unasked;		/* ... and it makes shmem pages huge without being asked */

@@ -55,6 +55,45 @@ int kernel_page_kinds(int pagemap, uint64_t start, unsigned int pages, uint8_t *
 	return 0;
 }
 
+/* A page with nothing and without a mark was discarded, or never there: it counts as written once. */
+static bool is_written(const struct page_region *region)
+{
+	return region->categories & PAGE_IS_WRITTEN ||
+	       !(region->categories & (PAGE_IS_PRESENT | PAGE_IS_SWAPPED));
+}
+
+int kernel_pages_written(int pagemap, uint64_t start, uint64_t end, struct kernel_region *regions,
+			 unsigned int max, uint64_t *walked)
+{
+	struct page_region found[256];
+	/*
+	 * Written, or not present: that catches what whole page tables without an entry hide, which
+	 * WRITTEN alone does not.
+	 */
+	struct pm_scan_arg scan = {
+		.size = sizeof(scan), .start = start, .end = end,
+		.flags = PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC,
+		.vec = (uintptr_t)found, .vec_len = max < 256 ? max : 256,
+		.category_inverted = PAGE_IS_PRESENT,
+		.category_anyof_mask = PAGE_IS_PRESENT | PAGE_IS_WRITTEN,
+		.return_mask = PAGE_IS_PRESENT | PAGE_IS_WRITTEN | PAGE_IS_SWAPPED,
+	};
+	int n = ioctl(pagemap, PAGEMAP_SCAN, &scan), told = 0;
+
+	if (n < 0)
+		return -errno;
+	for (int i = 0; i < n; i++)
+		if (is_written(&found[i]))
+			regions[told++] = (struct kernel_region){ found[i].start, found[i].end };
+	*walked = scan.walk_end;
+	return told;
+}
+
+int kernel_soft_dirty_clear(int clear_refs)
+{
+	return pwrite(clear_refs, "4", 1, 0) == 1 ? 0 : -errno;
+}
+
 ssize_t kernel_mem_read(int mem, uint64_t addr, void *buffer, size_t length)
 {
 	ssize_t n = pread(mem, buffer, length, (off_t)addr);

@@ -7,6 +7,9 @@
 
 int kernel_pagemap_read(int pagemap, uint64_t start, unsigned int pages, uint64_t *entries);
 int kernel_page_kinds(int pagemap, uint64_t start, unsigned int pages, uint8_t *kinds);
+int kernel_pages_written(int pagemap, uint64_t start, uint64_t end, struct kernel_region *regions,
+			 unsigned int max, uint64_t *walked);
+int kernel_soft_dirty_clear(int clear_refs);
 ssize_t kernel_mem_read(int mem, uint64_t addr, void *buffer, size_t length);
 ssize_t kernel_mem_write(int mem, uint64_t addr, const void *buffer, size_t length);
 int kernel_vma_at(int maps, uint64_t addr, struct kernel_vma *vma);

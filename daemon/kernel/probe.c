@@ -56,6 +56,32 @@ static void probe_proc(struct kernel_facts *facts)
 	}
 }
 
+/* Where the kernel was built without them, clearing succeeds and the bit never shows. */
+static void probe_soft_dirty(struct kernel_facts *facts)
+{
+	int clear = open("/proc/self/clear_refs", O_WRONLY | O_CLOEXEC);
+	int pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	uint64_t before = 0, after = 0;
+	volatile char *page;
+
+	page = mmap(NULL, HMM_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (clear >= 0 && pagemap >= 0 && page != MAP_FAILED) {
+		*page = 1;
+		if (!kernel_soft_dirty_clear(clear) &&
+		    !kernel_pagemap_read(pagemap, (uintptr_t)page, 1, &before)) {
+			*page = 2;
+			facts->soft_dirty = !kernel_pagemap_read(pagemap, (uintptr_t)page, 1, &after) &&
+					    !(before & PM_SOFT_DIRTY) && after & PM_SOFT_DIRTY;
+		}
+	}
+	if (page != MAP_FAILED)
+		munmap((void *)page, HMM_PAGE_SIZE);
+	if (clear >= 0)
+		close(clear);
+	if (pagemap >= 0)
+		close(pagemap);
+}
+
 static void probe_guard_and_collapse(struct kernel_facts *facts)
 {
 	char *page;
@@ -123,6 +149,7 @@ void kernel_probe(struct kernel_facts *facts)
 	memset(facts, 0, sizeof(*facts));
 	probe_uffd(facts);
 	probe_proc(facts);
+	probe_soft_dirty(facts);
 	probe_guard_and_collapse(facts);
 	probe_huge(facts);
 	if (io_uring_queue_init(8, &ring, 0) == 0) {

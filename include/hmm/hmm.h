@@ -51,6 +51,10 @@ struct hmm;
 #define HMM_HAS_USER_MODE	(1ULL << 10)	/* hmmd serves one uid without privileges */
 #define HMM_HAS_COLLAPSE	(1ULL << 11)
 #define HMM_HAS_NUMA		(1ULL << 12)
+/* How written pages are found (dirty.h): one of these, or none. */
+#define HMM_HAS_TRACK_PAGEMAP_SCAN	(1ULL << 20)
+#define HMM_HAS_TRACK_UFFD_WP		(1ULL << 21)
+#define HMM_HAS_TRACK_SOFT_DIRTY	(1ULL << 22)
 
 struct hmm_open_options {
 	size_t size;		/* sizeof(struct hmm_open_options) */
@@ -137,6 +141,7 @@ void hmm_set_log(hmm_log_fn fn, void *data);
 
 #include <hmm/device.h>
 #include <hmm/devmem.h>
+#include <hmm/dirty.h>
 #include <hmm/event.h>
 #include <hmm/dispatch.h>
 #include <hmm/exclusive.h>

@@ -34,6 +34,7 @@ enum hmm_migrate_result {
 	HMM_UNDECLARED = 13,	/* base engine: the range was not declared UNPINNED */
 	HMM_MIGRATE_ERROR = 14,
 	HMM_NOT_TRIED = 15,	/* hmm_prefetch(): it was over before this page's turn */
+	HMM_TRACKED = 16,	/* hmm_dirty_start(): what is written there is tracked */
 };
 
 struct hmm_migrate_report {

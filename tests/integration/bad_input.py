@@ -674,7 +674,7 @@ class Behaviour(wire.Test):
 
         rings = [open_ring(client) for _ in range(3)] + [open_ring(tool)]
         self.assertFalse([ring.text for ring in rings if ring.is_error])
-        full = f"uid {os.getuid()} has 49152 of 49152 bytes of event rings and asks for"
+        full = f"uid {os.getuid()} has 49152 of 49152 bytes of event rings and tracks and asks for"
         self.expect_error(open_ring(tool), errno.EDQUOT, f"{full} 12288 more; 'rings' in [limits]")
         self.expect_error(open_ring(client, 0), errno.EDQUOT, f"{full} 270336 more")
         # What cannot be is no matter of quotas, and costs nothing.

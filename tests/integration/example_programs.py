@@ -63,6 +63,13 @@ class Example(harness.Test):
         self.assertEqual((pages["to the device"], pages["the CPU touched"], pages["home"]), (256, 1, 256))
         self.assertEqual(self.numbers(r"^(\d+) events did not fit$", output), [0])
 
+    def test_checkpoint(self):
+        first, pages, later, rounds = self.numbers(
+            r"^at first (\d+) of (\d+) pages were copied\nthen (\d+), in (\d+) rounds\nthe copy is the same$",
+            self.example("checkpoint"))
+        self.assertEqual(first, pages)
+        self.assertTrue(0 < later < rounds * pages / 10)
+
     def test_prefetch(self):
         output = self.example("prefetch")
         pieces, pages, room = self.numbers(r"^(\d+) pieces of (\d+) pages went through a device with room for (\d+)", output)

@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * tracking.h - what was written: who asks (tracks), how it is found (one of three
+ * engines, by one table), and for which memory it can be found at all.
+ *
+ * An owner that is tracked has a second userfaultfd, because the way in which protected pages
+ * are handled belongs to a whole descriptor, and coherent memory needs the other way.
+ * hmmd alone holds it: when hmmd dies, the kernel lifts every protection, nobody waits, and for
+ * the next hmmd every page counts as written.
+ *
+ * All of it belongs to the owner's worker.
+ */
+#ifndef HMMD_TRACKING_H
+#define HMMD_TRACKING_H
+
+#include "engine/owner.h"
+#include "tracking/freeze.h"
+
+struct tracker;
+
+/* What a look at a page has shown. */
+enum sight {
+	SIGHT_WRITTEN,		/* since the last look */
+	SIGHT_PRESUMED,		/* it can't be seen: it may have been */
+	SIGHT_CLEAN,
+	SIGHT_GAP,		/* nothing is mapped there: told once */
+};
+
+struct tracking_ops {
+	const char *name;
+	uint64_t feature;		/* HMM_FEATURE_TRACK_* */
+	bool userfaultfd;		/* one of the owner's is needed, with */
+	uint64_t uffd_features;
+	uint64_t uffd_optional;		/* asked for where the kernel has them */
+	bool kernel_faults;		/* ... and with faults in the kernel, too */
+	bool whole;			/* a look begins anew for all of the owner's memory at once */
+	/* NULL: this kernel has what it takes. Otherwise what it lacks, in words. */
+	const char *(*lacks)(const struct kernel_facts *facts);
+	/* Before and after a look. NULL: nothing to do. */
+	int (*begin)(struct tracker *tracker);
+	int (*end)(struct tracker *tracker);
+	/*
+	 * Looks at [start, end), within one private anonymous mapping, says what it sees by track_sight(), and
+	 * what was written is looked for anew from then on. What it says nothing of is clean.
+	 * Return: 0; -EBUSY: somebody else's userfaultfd watches it; -EAGAIN: the map is
+	 * changing; -ESRCH: the mm is gone; or another error. With any but 0 all of it is presumed to be written.
+	 */
+	int (*look)(struct tracker *tracker, uint64_t start, uint64_t end);
+	/* The memory is not looked at any more. */
+	void (*let_go)(struct tracker *tracker, uint64_t start, uint64_t end);
+	/* A thread waits to write there. */
+	void (*fault)(struct tracker *tracker, uint64_t addr);
+};
+extern const struct tracking_ops tracking_pagemap_scan, tracking_uffd_wp, tracking_soft_dirty;
+
+
+/* ---- tracks (track.c) -------------------------------------------------------- */
+
+/* A range for which one connection asks what was written. A bit per page each: */
+struct track {
+	TAILQ_ENTRY(track) link;	/* tracker->tracks */
+	uint32_t id;
+	uint64_t peer;
+	uint64_t start, end;
+	uint64_t *written;		/* and not told yet */
+	uint64_t *presumed;		/* of these, what nobody saw being written */
+	uint64_t *gap;			/* at the last look */
+};
+TAILQ_HEAD(track_list, track);
+
+struct track *track_new(uint32_t id, uint64_t peer, uint64_t start, uint64_t end);
+struct track *track_free(struct track *track);
+/* For every track that has some of it. */
+void track_sight(struct tracker *tracker, uint64_t start, uint64_t end, enum sight sight);
+/* Stores what of [start, end) is written into @bits, of which @at is the first to be used; how many, and of these presumed. */
+uint64_t track_tell(struct track *track, uint64_t start, uint64_t end, bool clear, uint64_t *bits,
+		    uint64_t at, uint64_t *presumed);
+
+/* ---- an owner's (tracker.c) ------------------------------------------------------ */
+
+struct tracker {
+	struct owner *owner;
+	const struct tracking_ops *ops;
+	int uffd;			/* -1: the engine needs none */
+	uint64_t features;		/* that it has */
+	int clear_refs;			/* the same */
+	struct source source;		/* of the userfaultfd */
+	struct track_list tracks;
+	struct stopped_threads stopped;
+};
+
+/* TRACK_OPEN, DIRTY_START, _READ, _STOP. Any may be answered later. */
+void tracking_request(struct owner *owner, struct letter *letter);
+void tracking_peer_gone(struct owner *owner, uint64_t peer);
+void tracking_deinit(struct owner *owner);
+/* The program wants this range left alone: it is one mapping again. */
+void tracking_let_go(struct owner *owner, uint64_t start, uint64_t end);
+/* Whether somebody asks for what is written at @addr, so that it does not migrate; *@end: as far as that goes, at most. */
+bool tracking_clip(const struct owner *owner, uint64_t addr, uint64_t *end);
+/* hmmd is about to write there. True: it may have been protected and is not any more. */
+bool tracking_lift(struct owner *owner, uint64_t addr);
+/* All messages that there are: changes of the map first, then who waits to write. */
+void tracker_read(struct tracker *tracker);
+/* The engine's call on @tracker gave -EAGAIN: when its messages are read it may work. False: it is no use. */
+bool tracker_settle(struct tracker *tracker, unsigned int *tries);
+
+/* look.c: 0, or -errno; then nothing is known and nothing lost. */
+int tracking_look(struct tracker *tracker, uint64_t start, uint64_t end);
+
+/* No thread of the owner runs until it thaws: freeze.h. */
+int tracking_freeze(struct tracker *tracker);
+void tracking_thaw(struct tracker *tracker);
+
+#endif

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""hmmd dies while it tracks: mirror_dirty_outage.py ENGINE. Who writes goes on, and no write is missed."""
+
+import signal
+import sys
+import time
+
+import harness
+
+ENGINE = sys.argv.pop(1)
+
+
+class DirtyOutage(harness.Test):
+    daemon_args = ["--pool", "memfd-huge", "--tracking", ENGINE]
+
+    def writing(self, case):
+        if not any(feature["here"] for feature in self.hmmctl_json("features")["features"]
+                   if feature["name"].startswith("track_")):
+            self.skipTest(f"this kernel cannot track by {ENGINE}")
+        owner = self.spawn("mirror-dirty", case)
+        owner.expect("^ready")
+        return owner
+
+    def ask(self, owner):
+        owner.send("more")
+        return [int(n) for n in owner.expect(r"^told (\d+) of which (\d+), at (\d+)$", 60).groups()]
+
+    def test_kill_again_and_again(self):
+        self.start_daemon()
+        owner = self.writing("outage")
+        for _ in range(8):
+            self.ask(owner)
+            self.daemon.restart()
+            written, presumed, at = self.ask(owner)
+            # Nobody has seen anything: all of it counts as written.
+            self.assertEqual((written, presumed), (256, 256))
+            harness.wait_until(lambda: self.ask(owner)[2] > at + 1000, 20, "that the program writes on")
+        owner.send("enough")
+        owner.finish()
+
+    def test_stopped_again_and_again(self):
+        self.start_daemon()
+        owner = self.writing("outage")
+        for _ in range(8):
+            owner.signal(signal.SIGSTOP)
+            time.sleep(self.random.uniform(0, 0.05))
+            owner.signal(signal.SIGCONT)
+            self.ask(owner)
+        owner.send("enough")
+        owner.finish()
+
+    def test_killed_owner_leaves_nothing(self):
+        self.start_daemon()
+        for _ in range(4):
+            owner = self.writing("outage")
+            self.ask(owner)
+            owner.kill9()
+
+    def test_nobody_comes(self):
+        self.start_daemon("--grace", "300ms")
+        owner = self.writing("abandoned")
+        self.daemon.kill9()
+        owner.send("go on")
+        owner.finish()
+
+    def test_sigterm(self):
+        """hmmd ends in good order, and another comes."""
+        self.start_daemon()
+        owner = self.writing("outage")
+        self.ask(owner)
+        self.daemon.stop()
+        self.daemon.start()
+        written, presumed, _ = self.ask(owner)
+        self.assertEqual((written, presumed), (256, 256))
+        owner.send("enough")
+        owner.finish()
+
+
+if __name__ == "__main__":
+    harness.main()

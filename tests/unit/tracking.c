@@ -1,0 +1,310 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * tracking.c - tracks' bitmaps against a model of one byte per page, the choice of an
+ * engine, and processes that stand still.
+ */
+#include <criterion/criterion.h>
+#include <criterion/new/assert.h>
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/ptrace.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "engine_random.h"
+#include "tests/leakcheck.h"
+#include "tracking/choose.h"
+#include "tracking/tracking.h"
+#include "uapi.h"
+
+LEAKCHECKED_SUITE(tracking);
+
+/* ---- bitmaps --------------------------------------------------------------------- */
+
+#define BASE	0x7f0000001000ULL
+#define PAGES	333U
+
+struct model {
+	bool written[PAGES], presumed[PAGES], gap[PAGES];
+};
+
+static void model_sight(struct model *model, unsigned int first, unsigned int end, enum sight sight)
+{
+	for (unsigned int i = first; i < end; i++) {
+		bool changed = sight == SIGHT_WRITTEN || sight == SIGHT_PRESUMED ||
+			       (sight == SIGHT_CLEAN && model->gap[i]) || (sight == SIGHT_GAP && !model->gap[i]);
+
+		model->presumed[i] |= sight == SIGHT_PRESUMED && !model->written[i];
+		model->written[i] |= changed;
+		model->gap[i] = sight == SIGHT_GAP;
+	}
+}
+
+static uint64_t addr(unsigned int page)
+{
+	return BASE + page * HMM_PAGE_SIZE;
+}
+
+static void check_tell(struct track *track, struct model *model, unsigned int first, unsigned int end, bool clear)
+{
+	uint64_t bits[PAGES / 64 + 2] = { 0 }, presumed = 0, expected = 0, guessed = 0, told;
+
+	told = track_tell(track, addr(first), addr(end), clear, bits, 3, &presumed);
+	for (unsigned int i = first; i < end; i++) {
+		unsigned int bit = 3 + i - first;
+
+		cr_assert_eq(bits[bit / 64] >> (bit % 64) & 1, model->written[i], "page %u", i);
+		expected += model->written[i];
+		guessed += model->written[i] && model->presumed[i];
+		if (clear)
+			model->written[i] = model->presumed[i] = false;
+	}
+	cr_assert(eq(u64, told, expected));
+	cr_assert(eq(u64, presumed, guessed));
+	for (unsigned int bit = 0; bit < 3; bit++)
+		cr_assert_not(bits[0] >> bit & 1);
+	for (unsigned int bit = 3 + end - first; bit < sizeof(bits) * 8; bit++)
+		cr_assert_not(bits[bit / 64] >> (bit % 64) & 1, "bit %u", bit);
+}
+
+Test(tracking, bitmaps_agree_with_a_model)
+{
+	struct tracker tracker = { .uffd = -1 };
+	struct random random = random_begin("bitmaps");
+	static struct model model;
+	struct track *track;
+
+	TAILQ_INIT(&tracker.tracks);
+	track = track_new(1, 2, BASE, addr(PAGES));
+	cr_assert_not_null(track);
+	TAILQ_INSERT_TAIL(&tracker.tracks, track, link);
+	memset(model.written, 1, sizeof(model.written));
+	memset(model.presumed, 1, sizeof(model.presumed));
+	for (int i = 0; i < 20000; i++) {
+		unsigned int a = random_below(&random, PAGES + 1);
+		unsigned int b = random_below(&random, PAGES + 1);
+		unsigned int first = a < b ? a : b, end = a < b ? b : a;
+		enum sight sight = (enum sight)random_below(&random, 4);
+
+		if (first == end)
+			continue;
+		if (random_below(&random, 3)) {
+			/* Beyond the track's ends, too. */
+			track_sight(&tracker, first ? addr(first) : BASE - 100 * HMM_PAGE_SIZE,
+				    end < PAGES ? addr(end) : addr(PAGES + 100), sight);
+			model_sight(&model, first, end, sight);
+		} else {
+			check_tell(track, &model, first, end, random_below(&random, 2));
+		}
+	}
+	track_free(track);
+}
+
+/* ---- the choice -------------------------------------------------------------------- */
+
+static const struct kernel_facts everything = {
+	.pagemap_scan = true,
+	.soft_dirty = true,
+	.uffd_features = UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_ASYNC,
+};
+
+static const struct tracking_ops *chosen(enum tracking_wish wish, const struct kernel_facts *facts)
+{
+	struct tracking_choice choice;
+	unsigned int silent = 0;
+
+	tracking_choose(&choice, wish, facts);
+	for (unsigned int i = 0; i < TRACKING_ENGINES; i++)
+		silent += !choice.why[i][0];
+	/* For all but the one in use there is a reason. */
+	cr_expect(eq(u32, silent, choice.ops != NULL));
+	cr_expect_eq(!choice.ops, strlen(tracking_why_none(&choice, wish)) > 0);
+	if (choice.ops) {
+		cr_expect(eq(str, (char *)tracking_why_not(&choice, choice.ops->feature), ""));
+		cr_expect(eq(u64, tracking_feature(&choice), choice.ops->feature));
+	}
+	cr_expect_null(tracking_why_not(&choice, HMM_FEATURE_MOVE));
+	return choice.ops;
+}
+
+Test(tracking, the_cheapest_or_the_one_that_is_named)
+{
+	struct kernel_facts facts = everything, nothing = { 0 };
+
+	cr_expect_eq(chosen(TRACKING_AUTO, &facts), &tracking_pagemap_scan);
+	cr_expect_eq(chosen(TRACKING_PAGEMAP_SCAN, &facts), &tracking_pagemap_scan);
+	cr_expect_eq(chosen(TRACKING_UFFD_WP, &facts), &tracking_uffd_wp);
+	cr_expect_eq(chosen(TRACKING_SOFT_DIRTY, &facts), &tracking_soft_dirty);
+	facts.pagemap_scan = false;
+	cr_expect_eq(chosen(TRACKING_AUTO, &facts), &tracking_uffd_wp);
+	cr_expect_null(chosen(TRACKING_PAGEMAP_SCAN, &facts));
+	facts.pagemap_scan = true;
+	facts.uffd_features = UFFD_FEATURE_PAGEFAULT_FLAG_WP;
+	cr_expect_eq(chosen(TRACKING_AUTO, &facts), &tracking_uffd_wp);
+	facts.uffd_features = 0;
+	cr_expect_eq(chosen(TRACKING_AUTO, &facts), &tracking_soft_dirty);
+	cr_expect_null(chosen(TRACKING_UFFD_WP, &facts));
+	for (int wish = TRACKING_AUTO; wish <= TRACKING_SOFT_DIRTY; wish++)
+		cr_expect_null(chosen((enum tracking_wish)wish, &nothing));
+}
+
+/* ---- standing still ------------------------------------------------------------------ */
+
+#define THREADS	5
+
+static atomic_ulong *count;
+
+static void *run(void *data)
+{
+	for (;;)
+		atomic_fetch_add((atomic_ulong *)data, 1);
+	return NULL;
+}
+
+static void *breed(void *data)
+{
+	pthread_t thread;
+
+	for (;;) {
+		if (!pthread_create(&thread, NULL, (void *(*)(void *))(void *)pthread_self, NULL))
+			pthread_join(thread, NULL);
+		atomic_fetch_add((atomic_ulong *)data, 1);
+	}
+	return NULL;
+}
+
+static pid_t start(bool breeds)
+{
+	pthread_t thread;
+	pid_t child;
+
+	count = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	cr_assert(count != MAP_FAILED);
+	child = fork();
+	if (!child) {
+		for (int i = 0; i < THREADS; i++)
+			if (pthread_create(&thread, NULL, breeds && i == 0 ? breed : run, &count[i]))
+				_exit(1);
+		pause();
+		_exit(0);
+	}
+	for (int i = 0; i < THREADS; i++)
+		while (!atomic_load(&count[i]))
+			usleep(100);
+	return child;
+}
+
+static void stop(pid_t child)
+{
+	kill(child, SIGKILL);
+	waitpid(child, NULL, 0);
+	munmap(count, 4096);
+}
+
+/* Freezes; -EAGAIN is for a machine that has more to do. */
+static void freeze_surely(pid_t child, struct stopped_threads *threads)
+{
+	int r;
+
+	while ((r = freeze(child, threads)) == -EAGAIN)
+		usleep(1000);
+	cr_assert(eq(int, r, 0));
+}
+
+static void check_standing(pid_t child)
+{
+	struct stopped_threads threads = { 0 };
+	unsigned long before[THREADS];
+
+	freeze_surely(child, &threads);
+	for (int i = 0; i < THREADS; i++)
+		before[i] = atomic_load(&count[i]);
+	usleep(20000);
+	for (int i = 0; i < THREADS; i++)
+		cr_assert(eq(u64, atomic_load(&count[i]), before[i]), "thread %d runs", i);
+	cr_assert(thaw(&threads));
+	cr_assert_null(threads.list);
+	for (int i = 0; i < THREADS; i++)
+		while (atomic_load(&count[i]) == before[i])
+			usleep(100);
+}
+
+Test(tracking, no_thread_runs)
+{
+	pid_t child = start(false);
+
+	for (int i = 0; i < 10; i++)
+		check_standing(child);
+	stop(child);
+}
+
+Test(tracking, nor_one_that_is_being_made)
+{
+	pid_t child = start(true);
+
+	for (int i = 0; i < 20; i++)
+		check_standing(child);
+	stop(child);
+}
+
+Test(tracking, a_stopped_process_stays_stopped)
+{
+	struct stopped_threads threads = { 0 };
+	pid_t child = start(false);
+	unsigned long before;
+	int status;
+
+	kill(child, SIGSTOP);
+	cr_assert_eq(waitpid(child, &status, WUNTRACED), child);
+	freeze_surely(child, &threads);
+	cr_assert(thaw(&threads));
+	before = atomic_load(&count[1]);
+	usleep(20000);
+	cr_assert(eq(u64, atomic_load(&count[1]), before));
+	kill(child, SIGCONT);
+	while (atomic_load(&count[1]) == before)
+		usleep(100);
+	stop(child);
+}
+
+Test(tracking, what_cannot_be_stopped)
+{
+	struct stopped_threads threads = { 0 };
+	pid_t child = start(false), tracer;
+	int ready[2], status;
+	char byte;
+
+	cr_assert(eq(int, freeze(0x7ffffff0, &threads), -ESRCH));
+	cr_assert_eq(pipe(ready), 0);
+	tracer = fork();
+	if (!tracer) {
+		if (ptrace(PTRACE_SEIZE, child, NULL, NULL))
+			_exit(1);
+		if (write(ready[1], "x", 1) != 1)
+			_exit(1);
+		pause();
+	}
+	cr_assert_eq(read(ready[0], &byte, 1), 1);
+	/* Somebody has its first thread. None of the others is left standing. */
+	do {
+		status = freeze(child, &threads);
+	} while (status == -EAGAIN);
+	cr_assert(status == -EBUSY || status == -EPERM);
+	cr_assert_null(threads.list);
+	for (int i = 0; i < THREADS; i++) {
+		unsigned long before = atomic_load(&count[i]);
+
+		while (atomic_load(&count[i]) == before)
+			usleep(100);
+	}
+	kill(tracer, SIGKILL);
+	waitpid(tracer, NULL, 0);
+	close(ready[0]);
+	close(ready[1]);
+	stop(child);
+}
