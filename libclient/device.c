@@ -112,6 +112,8 @@ int hmm_device_new(struct hmm *hmm, const struct hmm_device_options *given,
 		return error;
 	if (options.pool > HMM_POOL_HUGETLB)
 		return hmmc_fail(-EINVAL, "there is no pool of kind %d", options.pool);
+	if (options.node < -1)
+		return hmmc_fail(-EINVAL, "there is no memory node %d; -1 is any", options.node);
 	if (options.caps & ~(HMM_DEVICE_FAULTS | HMM_DEVICE_WRITE_PROTECT | HMM_DEVICE_DMA |
 			     HMM_DEVICE_COPY_ENGINE))
 		return hmmc_fail(-EINVAL, "options.caps has unknown bits");
@@ -208,26 +210,11 @@ static int finish_put(struct request *request, struct hmm_frame *frame)
 	return 0;
 }
 
-void hmm_device_put(struct hmm_device *device)
+static void give_back(struct hmm_device *device)
 {
+	struct hmm *hmm = device->hmm;
 	struct request *request;
-	struct hmm *hmm;
-	bool last;
 
-	if (!device || hmmc_space_check_handle(device->hmm))
-		return;		/* a fork's child has its parent's, and nothing to give back */
-	hmm = device->hmm;
-	futex_lock(&hmm->lock);
-	last = --device->references == 0;
-	futex_unlock(&hmm->lock);
-	if (!last)
-		return;
-	if (device->count) {
-		hmmc_group_free(device);
-		return;
-	}
-	if (device->devmem)
-		hmm_devmem_remove(&device->devmem->devmem, true);
 	if (hmmc_space_check(hmm) == 0) {
 		request = hmmc_request_new(hmm->connection, HMM_OP_DEVICE_PUT,
 					   sizeof(struct hmm_msg_device_put));
@@ -243,6 +230,32 @@ void hmm_device_put(struct hmm_device *device)
 	hmmc_arena_free(device, sizeof(*device));
 }
 
+void hmm_device_put(struct hmm_device *device)
+{
+	bool last;
+
+	if (!device || hmmc_space_check_handle(device->hmm))
+		return;		/* a fork's child has its parent's, and nothing to give back */
+	futex_lock(&device->hmm->lock);
+	last = --device->references == 0;
+	futex_unlock(&device->hmm->lock);
+	if (!last)
+		return;
+	if (device->count)
+		hmmc_group_free(device);
+	else if (device->devmem && hmm_devmem_remove(&device->devmem->devmem, true))
+		hmmc_device_reference(device);	/* the memory stays, and its device with it */
+	else
+		give_back(device);
+}
+
+void hmmc_device_close(struct hmm_device *device)
+{
+	if (device->devmem)
+		hmmc_devmem_close(device->devmem);
+	give_back(device);
+}
+
 void *hmm_device_drvdata(const struct hmm_device *device)
 {
 	return device ? device->drvdata : NULL;
@@ -251,6 +264,11 @@ void *hmm_device_drvdata(const struct hmm_device *device)
 uint64_t hmm_device_memory(const struct hmm_device *device)
 {
 	return device ? device->memory : 0;
+}
+
+uint64_t hmm_device_caps(const struct hmm_device *device)
+{
+	return device ? device->caps : 0;
 }
 
 /* ---- after a restart of hmmd, in the receiver ------------------------------------ */

@@ -23,6 +23,7 @@
 
 #define STAGING_MAX	(64UL << 20)	/* of the pool, for pages on their way */
 #define DRAIN_PAUSE_NS	5000000L
+#define MOMENT_MS	500		/* in which what came home is punched */
 
 static struct {
 	struct futex_lock lock;
@@ -150,30 +151,41 @@ static int tell_added(struct hmm_devmem_private *devmem)
 	return error;
 }
 
-/* Shared memory, which never migrates: callbacks look at it while they serve faults. */
+/*
+ * Shared memory, which never migrates: callbacks look at it while they serve faults. A part of it is
+ * touched when its pages are first used: most of a large device's never are.
+ */
 static int make_table(struct hmm_devmem_private *devmem)
 {
 	size_t pages = devmem->count * sizeof(struct hmm_page), free = devmem->count * sizeof(uint32_t);
 	char *table;
 
 	devmem->table_size = pages + (devmem->memory ? free : 0);
-	table = hmmc_map(NULL, devmem->table_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	table = hmmc_map_reserved(NULL, devmem->table_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
+				  -1, 0);
 	if (!table)
-		return hmmc_fail(-ENOMEM, "no memory to keep count of %llu pages",
-				 (unsigned long long)devmem->count);
+		return hmmc_fail(-ENOMEM, "no memory to keep count of %llu pages: %zu bytes",
+				 (unsigned long long)devmem->count, devmem->table_size);
 	madvise(table, devmem->table_size, MADV_DONTFORK);
 	madvise(table, devmem->table_size, MADV_DONTDUMP);
 	devmem->table = table;
 	devmem->devmem.pages = (struct hmm_page *)(void *)table;
-	for (uint64_t i = 0; i < devmem->count; i++)
-		devmem->devmem.pages[i].devmem = &devmem->devmem;
-	if (!devmem->memory)
-		return 0;
-	devmem->free = (uint32_t *)(void *)(table + pages);
-	/* The lowest are on top. */
-	for (uint64_t i = devmem->count; i; i--)
-		devmem->free[devmem->free_count++] = (uint32_t)(i - 1);
+	if (devmem->memory)
+		devmem->free = (uint32_t *)(void *)(table + pages);
 	return 0;
+}
+
+/* Nobody's until it is used for the first time, so its place tells. */
+struct hmm_devmem_private *hmmc_devmem_of(const struct hmm_page *page)
+{
+	struct hmm_devmem_private *devmem;
+
+	futex_lock(&memories.lock);
+	for (devmem = memories.list; devmem; devmem = devmem->next)
+		if (devmem->devmem.pages && page >= devmem->devmem.pages && page < devmem->devmem.pages + devmem->count)
+			break;
+	futex_unlock(&memories.lock);
+	return devmem;
 }
 
 static void destroy(struct hmm_devmem_private *devmem)
@@ -209,6 +221,9 @@ static void delist(struct hmm_devmem_private *devmem)
 		;
 	if (*at)
 		*at = devmem->next;
+	/* A mirror that was registered meanwhile had found it. */
+	for (struct hmm_mirror_private *mirror = devmem->mirrors; mirror; mirror = mirror->devmem_next)
+		mirror->devmem = NULL;
 	futex_unlock(&memories.lock);
 }
 
@@ -260,13 +275,14 @@ static int add(struct hmm_devmem_private *devmem, uint64_t size, struct hmm_devm
 			devmem->pool = devmem->base;
 		if (devmem->count >= HMM_FAR_NONE)
 			error = hmmc_fail(-ENOSPC, "fewer than %u pages can be numbered", HMM_FAR_NONE);
-		if (!error)
-			error = make_table(devmem);
 	}
 	if (!error)
 		error = enlist(devmem);
 	if (!error) {
-		error = tell_added(devmem);
+		if (devmem->token)
+			error = make_table(devmem);
+		if (!error)
+			error = tell_added(devmem);
 		if (error)
 			delist(devmem);
 	}
@@ -387,10 +403,13 @@ static int await_references(struct hmm_devmem_private *devmem, bool block)
 	return 0;
 }
 
-/* What came home is punched, and no longer in use, a moment later. */
-static int give_back(struct hmm_devmem_private *devmem)
+/*
+ * What came home is punched, and no longer in use, a moment later; what mirrors of other processes
+ * have there stays until they let it go.
+ */
+static int give_back(struct hmm_devmem_private *devmem, bool block)
 {
-	uint64_t end = clock_ms() + devmem->devmem.device->hmm->connection->grace_ms;
+	uint64_t end = clock_ms() + (block ? devmem->devmem.device->hmm->connection->grace_ms : MOMENT_MS);
 	int error;
 
 	while ((error = tell_removed(devmem)) == -EBUSY && clock_ms() < end)
@@ -398,10 +417,31 @@ static int give_back(struct hmm_devmem_private *devmem)
 	return error == -ESTALE ? 0 : error;
 }
 
+/* Everything that this process's mirrors have on it comes home, and nobody refers to a page. */
+static int empty(struct hmm_devmem_private *devmem, bool block)
+{
+	struct hmm_mirror_private *mirror;
+
+	__atomic_store_n(&devmem->closing, 1, __ATOMIC_RELEASE);
+	for (mirror = devmem->mirrors; mirror; mirror = mirror->devmem_next)
+		hmm_drain(mirror->mirror);
+	/* hmmd has said which are free before it answered: let that be done. */
+	for (mirror = devmem->mirrors; mirror; mirror = mirror->devmem_next)
+		hmmc_dispatch_wait_zero(&mirror->callbacks);
+	return await_references(devmem, block);
+}
+
+static void forget(struct hmm_devmem_private *devmem)
+{
+	delist(devmem);
+	devmem->devmem.device->devmem = NULL;
+	devmem->devmem.device->memory = devmem->base;
+	destroy(devmem);
+}
+
 int hmm_devmem_remove(struct hmm_devmem *public, bool block)
 {
 	struct hmm_devmem_private *devmem = public ? public->priv : NULL;
-	struct hmm_mirror_private *mirror;
 	int error;
 
 	if (!devmem)
@@ -411,33 +451,33 @@ int hmm_devmem_remove(struct hmm_devmem *public, bool block)
 		return -ESTALE;	/* a fork's child has none of it */
 	if (hmmc_dispatch_is_current())
 		return hmmc_fail(-EDEADLK, "a callback cannot wait for itself; remove it from another thread");
-	__atomic_store_n(&devmem->closing, 1, __ATOMIC_RELEASE);
-	for (mirror = devmem->mirrors; mirror; mirror = mirror->devmem_next)
-		hmm_drain(mirror->mirror);
-	/* hmmd has said which are free before it answered: let that be done. */
-	for (mirror = devmem->mirrors; mirror; mirror = mirror->devmem_next)
-		hmmc_dispatch_wait_zero(&mirror->callbacks);
-	error = await_references(devmem, block);
+	error = empty(devmem, block);
 	if (!error)
-		error = give_back(devmem);
-	if (error) {
+		error = give_back(devmem, block);
+	if (error)
 		__atomic_store_n(&devmem->closing, 0, __ATOMIC_RELEASE);
-		return error;
-	}
-	delist(devmem);
-	futex_lock(&memories.lock);
-	for (mirror = devmem->mirrors; mirror; mirror = mirror->devmem_next)
-		mirror->devmem = NULL;
-	futex_unlock(&memories.lock);
-	devmem->devmem.device->devmem = NULL;
-	devmem->devmem.device->memory = devmem->base;
-	destroy(devmem);
-	return 0;
+	else
+		forget(devmem);
+	return error;
+}
+
+void hmmc_devmem_close(struct hmm_devmem_private *devmem)
+{
+	empty(devmem, true);
+	give_back(devmem, false);
+	forget(devmem);
 }
 
 void *hmm_devmem_page_address(const struct hmm_page *page)
 {
-	const struct hmm_devmem_private *devmem = page ? page->devmem->priv : NULL;
+	const struct hmm_devmem_private *devmem = hmmc_devmem_of(page);
 
 	return devmem && devmem->memory ? devmem->memory + (size_t)(page - devmem->devmem.pages) * HMM_PAGE_SIZE : NULL;
+}
+
+unsigned long hmm_devmem_page_to_pfn(const struct hmm_page *page)
+{
+	const struct hmm_devmem_private *devmem = hmmc_devmem_of(page);
+
+	return devmem ? devmem->devmem.pfn_first + (unsigned long)(page - devmem->devmem.pages) : -1UL;
 }

@@ -17,6 +17,7 @@ struct hmm_devmem_private {
 	uint32_t token;			/* which memory it is, for hmmd; 0: of hmmd's pool */
 	uint64_t base, pool;		/* the device's share of hmmd's pool without it, and with it */
 	uint64_t count;			/* pages */
+	uint64_t touched;		/* those from here on were never anyone's; atomic */
 	void *table;			/* of pages, and of those that are free */
 	size_t table_size;
 	struct hmm_mirror_private *mirrors;	/* by devmem_next; under the list's lock */
@@ -27,8 +28,9 @@ struct hmm_devmem_private {
 	char *memory;
 	size_t memory_size;
 	struct futex_lock lock;
-	uint32_t *free;			/* numbers of pages, a stack */
+	uint32_t *free;			/* numbers of pages that came back, a stack */
 	uint64_t free_count;
+	uint64_t fresh;			/* from here on none was ever taken */
 };
 
 /* resource.c: memory in something that exists */
@@ -42,6 +44,13 @@ void hmmc_resource_free(struct hmm_devmem_private *devmem, const struct hmm_page
 
 /* The memory of that device's, or NULL. */
 struct hmm_devmem_private *hmmc_devmem_find(const char *device);
+/* Whose page it is, also of one that was never used; NULL: no page of this process's. */
+struct hmm_devmem_private *hmmc_devmem_of(const struct hmm_page *page);
+/*
+ * Its device's handle is being closed, and its mirrors are gone. Pages that other processes have there stay
+ * with hmmd's device, as after the death of the device's maker.
+ */
+void hmmc_devmem_close(struct hmm_devmem_private *devmem);
 /* A mirror of its device begins: it has the memory, and what pages pass through. Return: 0 or -ENOMEM. */
 int hmmc_devmem_join(struct hmm_mirror_private *mirror);
 /* ... and ends: nobody needs what its pages hold. Callbacks are over. */

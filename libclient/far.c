@@ -57,6 +57,16 @@ static uint32_t number_of(const struct hmm_page *page)
 	return (uint32_t)(page - page->devmem->pages);
 }
 
+/* Drivers of two handles may choose at once. */
+static void touch(struct hmm_devmem_private *devmem, uint64_t end)
+{
+	uint64_t touched = __atomic_load_n(&devmem->touched, __ATOMIC_RELAXED);
+
+	while (touched < end && !__atomic_compare_exchange_n(&devmem->touched, &touched, end, true, __ATOMIC_ACQ_REL,
+							     __ATOMIC_RELAXED))
+		;
+}
+
 /* The driver's choice, if it is one. */
 static bool hold(struct hmm_devmem_private *devmem, struct hmm_mirror_private *mirror, struct hmm_page *page,
 		 unsigned long addr)
@@ -69,6 +79,8 @@ static bool hold(struct hmm_devmem_private *devmem, struct hmm_mirror_private *m
 		return false;
 	}
 	__atomic_add_fetch(&devmem->in_use, 1, __ATOMIC_ACQ_REL);
+	page->devmem = &devmem->devmem;
+	touch(devmem, number_of(page) + 1UL);
 	page->mirror = mirror;
 	page->addr = addr;
 	page->held = HELD_ASKED;
@@ -86,8 +98,9 @@ static void let_go(struct hmm_page *page)
 static void let_go_of(struct hmm_mirror_private *mirror, enum held held, bool all)
 {
 	struct hmm_devmem_private *devmem = mirror->devmem;
+	uint64_t touched = devmem ? __atomic_load_n(&devmem->touched, __ATOMIC_ACQUIRE) : 0;
 
-	for (uint64_t i = 0; devmem && devmem->devmem.pages && i < devmem->count; i++) {
+	for (uint64_t i = 0; i < touched; i++) {
 		struct hmm_page *page = &devmem->devmem.pages[i];
 
 		if (page->mirror == mirror && (all || page->held == held))
@@ -474,6 +487,7 @@ int hmmc_devmem_ready(struct hmm_mirror_private *mirror)
 {
 	struct hmm_devmem_private *devmem = mirror->devmem;
 	struct returning *returning;
+	uint64_t touched;
 	int more = 1;
 
 	if (!devmem || !devmem->token)
@@ -488,7 +502,8 @@ int hmmc_devmem_ready(struct hmm_mirror_private *mirror)
 	if (more)
 		return more;
 	let_go_of(mirror, HELD, false);
-	for (uint64_t i = 0; i < devmem->count; i++)
+	touched = __atomic_load_n(&devmem->touched, __ATOMIC_ACQUIRE);
+	for (uint64_t i = 0; i < touched; i++)
 		if (devmem->devmem.pages[i].mirror == mirror && devmem->devmem.pages[i].held == HELD_LISTED)
 			devmem->devmem.pages[i].held = HELD;
 	return 0;

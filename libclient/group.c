@@ -70,7 +70,9 @@ int hmm_device_group(struct hmm *hmm, struct hmm_device *const *devices, unsigne
 	group->references = 1;
 	group->count = count;
 	snprintf(group->name, sizeof(group->name), "group");
+	group->caps = ~0ULL;
 	for (unsigned int i = 0; i < count; i++) {
+		group->caps &= devices[i]->caps;
 		group->members[i] = devices[i];
 		group->memory += devices[i]->memory;
 		hmmc_device_reference(devices[i]);

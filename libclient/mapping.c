@@ -49,10 +49,9 @@ static void *choose_place(size_t size)
 	return (void *)(PLACES_START + (place - PLACES_START) % (2 * PLACES));
 }
 
-void *hmmc_map(void *at, size_t size, int protection, int flags, int fd, uint64_t offset)
+void *hmmc_map_reserved(void *at, size_t size, int protection, int flags, int fd, uint64_t offset)
 {
-	void *map =
-		mmap(choose_place(size), size, PROT_NONE, flags | MAP_NORESERVE, fd, (off_t)offset);
+	void *map = mmap(choose_place(size), size, PROT_NONE, flags, fd, (off_t)offset);
 	void *moved = map;
 	int error;
 
@@ -73,4 +72,9 @@ void *hmmc_map(void *at, size_t size, int protection, int flags, int fd, uint64_
 	munmap(map, size);
 	errno = error;
 	return NULL;
+}
+
+void *hmmc_map(void *at, size_t size, int protection, int flags, int fd, uint64_t offset)
+{
+	return hmmc_map_reserved(at, size, protection, flags | MAP_NORESERVE, fd, offset);
 }

@@ -12,5 +12,10 @@
  * Return: NULL and errno when it fails.
  */
 void *hmmc_map(void *at, size_t size, int protection, int flags, int fd, uint64_t offset);
+/*
+ * The same, and refused where there is no memory for it: the kernel counts it where it counts such
+ * memory at all, and sets huge pages of a hugetlb file aside.
+ */
+void *hmmc_map_reserved(void *at, size_t size, int protection, int flags, int fd, uint64_t offset);
 
 #endif

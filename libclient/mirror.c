@@ -79,6 +79,52 @@ void hmmc_mirror_put(struct hmm_mirror_private *private)
 		hmmc_arena_free(private, sizeof(*private));
 }
 
+/*
+ * Those of all handles, to know a struct that is registered: it may not be taken twice, and what it holds when
+ * it is not, nobody knows.
+ */
+static struct {
+	struct futex_lock lock;
+	struct hmm_mirror_private *list;
+} registered LIBRARY_DATA = { .lock = { 0 } };
+
+static bool is_registered(const struct hmm_mirror *mirror)
+{
+	const struct hmm_mirror_private *private;
+
+	futex_lock(&registered.lock);
+	for (private = registered.list; private; private = private->next_registered)
+		if (private->mirror == mirror || private->told == mirror)
+			break;
+	futex_unlock(&registered.lock);
+	return private;
+}
+
+static void note(struct hmm_mirror_private *private)
+{
+	futex_lock(&registered.lock);
+	private->next_registered = registered.list;
+	registered.list = private;
+	futex_unlock(&registered.lock);
+}
+
+static void strike(const struct hmm_mirror_private *private)
+{
+	struct hmm_mirror_private **at;
+
+	futex_lock(&registered.lock);
+	for (at = &registered.list; *at && *at != private; at = &(*at)->next_registered)
+		;
+	if (*at)
+		*at = private->next_registered;
+	futex_unlock(&registered.lock);
+}
+
+void hmmc_mirror_forget(void)
+{
+	memset(&registered, 0, sizeof(registered));
+}
+
 static int prepare_register(struct request *request)
 {
 	struct hmm_mirror_private *mirror = request->data;
@@ -152,6 +198,7 @@ int hmmc_mirror_join(struct hmm_mirror *mirror, struct hmm *hmm, struct group *g
 		private->quiesces = ops.quiesce && !(mirror->device->caps & HMM_DEVICE_FAULTS);
 		if (ops.sync_cpu_device_pagetables || private->quiesces)
 			private->flags |= HMM_MIRROR_FLAGS_CALLBACKS;
+		note(private);
 		mirror->hmm = private->told->hmm = hmm;
 		mirror->priv = private->told->priv = private;
 		request->data = private;
@@ -164,6 +211,7 @@ int hmmc_mirror_join(struct hmm_mirror *mirror, struct hmm *hmm, struct group *g
 			error = hmmc_request_call(request);
 		if (error) {
 			hmmc_devmem_leave(private);
+			strike(private);
 			mirror->priv = private->told->priv = NULL;
 			hmm_device_put(private->device);
 		}
@@ -188,6 +236,8 @@ int hmm_mirror_register(struct hmm_mirror *mirror, struct hmm *hmm)
 	error = hmmc_space_check(hmm);
 	if (error)
 		return error;
+	if (is_registered(mirror))
+		return hmmc_fail(-EINVAL, "the mirror is registered already");
 	if (mirror->device->hmm != hmm)
 		return hmmc_fail(
 			-EINVAL,
@@ -275,6 +325,7 @@ int hmmc_mirror_leave(struct hmm_mirror *mirror)
 	forget(hmm, private);
 	hmmc_dispatch_drop(hmm, private, true);
 	hmmc_dispatch_wait_zero(&private->callbacks);
+	strike(private);
 	__atomic_store_n(&private->unregistered, 1, __ATOMIC_RELEASE);
 	__atomic_store_n(&mirror->priv, NULL, __ATOMIC_RELEASE);
 	hmmc_dispatch_forget_changes(private);

@@ -39,6 +39,7 @@
 struct hmm_range_private {
 	struct hmm_mirror_private *mirror; /* referenced */
 	struct hmm *hmm;		   /* not looked at when the mirror has been unregistered */
+	const struct hmm_range *range;
 	bool group;	  /* its pages are for all members of a group */
 	uint64_t numbers; /* the sum that it was valid at */
 	bool stable;	  /* nothing was changing then */
@@ -164,6 +165,18 @@ bool hmm_range_read_retry(struct hmm_range *range, unsigned long number)
 
 /* ---- registering --------------------------------------------------------------- */
 
+/*
+ * A range that was never set has anything in priv, so that is believed only where it leads into the arena and
+ * back. A copy of a registered range is none.
+ */
+static bool is_taken(const struct hmm_range *range)
+{
+	const struct hmm_range_private *private = range->priv;
+
+	return (uintptr_t)private % _Alignof(struct hmm_range_private) == 0 && hmmc_arena_contains(private) &&
+	       hmmc_arena_contains((const char *)(private + 1) - 1) && private->range == range;
+}
+
 int hmm_range_register(struct hmm_range *range, struct hmm_mirror *mirror, unsigned long start,
 		       unsigned long end, unsigned int page_shift)
 {
@@ -174,6 +187,8 @@ int hmm_range_register(struct hmm_range *range, struct hmm_mirror *mirror, unsig
 		return hmmc_fail(
 			-EINVAL,
 			"the range or the mirror is NULL, or the mirror is not registered");
+	if (is_taken(range))
+		return hmmc_fail(-EINVAL, "the range is registered already");
 	if (page_shift < HMM_PAGE_SHIFT || page_shift > HMM_REGION_SHIFT)
 		return hmmc_fail(-EINVAL, "there are no pages of 1 << %u bytes", page_shift);
 	page = 1UL << page_shift;
@@ -194,6 +209,7 @@ int hmm_range_register(struct hmm_range *range, struct hmm_mirror *mirror, unsig
 		return hmmc_fail(-EINVAL, "the mirror is not registered");
 	}
 	private->hmm = private->mirror->hmm;
+	private->range = range;
 	/* A group's stands for its first member, which has one of its own. */
 	private->group = private->mirror->mirror != mirror;
 	if (hmmc_space_check(private->hmm) || __atomic_load_n(&private->mirror->gone, __ATOMIC_ACQUIRE)) {
@@ -264,6 +280,7 @@ void hmm_range_unregister(struct hmm_range *range)
 			release(private);
 	}
 	hmmc_mirror_put(private->mirror);
+	private->range = NULL;
 	hmmc_arena_free(private, sizeof(*private));
 }
 
@@ -676,9 +693,9 @@ unsigned long hmm_range_page_pfn(const struct hmm_range *range, const struct hmm
 	unsigned long part = 0;
 	struct hmm_devmem_private *devmem = part_of(range, &part);
 
-	if (!devmem || !page || page->devmem != &devmem->devmem)
+	if (!devmem || !page || hmmc_devmem_of(page) != devmem)
 		return -1UL;
-	return part + hmm_devmem_page_to_pfn(page) - page->devmem->pfn_first;
+	return part + (unsigned long)(page - devmem->devmem.pages);
 }
 
 /* ---- addresses for the device's own engine ---------------------------------------------- */

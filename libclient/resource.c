@@ -4,7 +4,8 @@
  * what a driver can be mapped from. It is mapped here, in the driver; pages are taken
  * from a stack of free ones, and their bytes copied by memcpy().
  *
- * Whatever cannot be mapped whole, and written, is refused with the reason.
+ * Whatever cannot be mapped whole, and written, is refused with the reason. Huge pages are reserved. What
+ * shrinks later, or lies on a full file system, cannot be: SIGBUS in the driver.
  */
 #include <fcntl.h>
 #include <string.h>
@@ -57,8 +58,11 @@ int hmmc_resource_map(struct hmm_devmem_private *devmem, const struct hmm_resour
 
 	if (error)
 		return error;
-	devmem->memory = hmmc_map(NULL, resource->length, PROT_READ | PROT_WRITE, MAP_SHARED, resource->fd,
-				  resource->offset);
+	/* Reserved: a huge page that is not there later is a signal, in the driver, while it copies. */
+	devmem->memory = hmmc_map_reserved(NULL, resource->length, PROT_READ | PROT_WRITE, MAP_SHARED, resource->fd,
+					   resource->offset);
+	if (!devmem->memory && errno == ENOMEM && unit_of(resource->fd) != HMM_PAGE_SIZE)
+		return hmmc_fail(-EINVAL, "the resource's huge pages cannot be reserved: too few are free; see /proc/sys/vm/nr_hugepages");
 	if (!devmem->memory)
 		return hmmc_fail(-EINVAL, "the resource cannot be mapped for writing: %s", strerror(errno));
 	devmem->memory_size = resource->length;
@@ -73,6 +77,7 @@ void hmmc_resource_unmap(struct hmm_devmem_private *devmem)
 		munmap(devmem->memory, devmem->memory_size);
 }
 
+/* Those that were used before first: the table is touched as far as it has to be. */
 static struct hmm_page *take(struct hmm_devmem_private *devmem)
 {
 	struct hmm_page *page = NULL;
@@ -80,6 +85,8 @@ static struct hmm_page *take(struct hmm_devmem_private *devmem)
 	futex_lock(&devmem->lock);
 	if (devmem->free_count)
 		page = &devmem->devmem.pages[devmem->free[--devmem->free_count]];
+	else if (devmem->fresh < devmem->count)
+		page = &devmem->devmem.pages[devmem->fresh++];
 	futex_unlock(&devmem->lock);
 	return page;
 }

@@ -179,6 +179,7 @@ void hmmc_space_forget(void)
 	memset(&process, 0, sizeof(process));
 	process.generation = generation;
 	hmmc_devmem_forget();
+	hmmc_mirror_forget();
 	opens = locks = 0;
 	closes = false;
 }
@@ -587,10 +588,8 @@ static void close_all(struct hmm *hmm)
 		hmm->groups->references = 1;
 		hmm_device_put(hmm->groups);
 	}
-	while (hmm->devices) {
-		hmm->devices->references = 1;
-		hmm_device_put(hmm->devices);
-	}
+	while (hmm->devices)
+		hmmc_device_close(hmm->devices);
 }
 
 /* True: it was the last reference. */

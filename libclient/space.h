@@ -30,6 +30,7 @@ struct hmm_device {
 struct item;
 struct hmm_mirror_private {
 	struct hmm_mirror_private *next;
+	struct hmm_mirror_private *next_registered;	/* in the process, whatever its handle */
 	struct hmm_mirror *mirror;
 	struct hmm_mirror *told;	/* the one that callbacks are about: its group's, or the same */
 	struct group *group;		/* that it is a member of, or NULL */
@@ -116,6 +117,8 @@ struct hmm_mirror_private *hmmc_mirror_find(struct hmm *hmm, uint32_t id);
 /* device.c: makes or opens every device again. In the receiver. */
 int hmmc_device_restore(struct hmm *hmm);
 void hmmc_device_reference(struct hmm_device *device);
+/* Whoever refers to it: its handle is being closed. */
+void hmmc_device_close(struct hmm_device *device);
 /* mirror.c: -EINVAL, -ESTALE or 0, with the text. */
 int hmmc_mirror_check(const struct hmm_mirror *mirror);
 /* The same where a group of devices will do, too. */
@@ -128,6 +131,8 @@ struct hmm_mirror_private *hmmc_mirror_get(struct hmm_mirror *mirror);
 void hmmc_mirror_put(struct hmm_mirror_private *private);
 /* mirror.c: of a page that another mirror holds (its entry is @entry) this one may have a copy: to be read. */
 bool hmmc_mirror_has_copy(const struct hmm_mirror_private *mirror, unsigned long addr, uint64_t entry);
+/* After fork, in the child. */
+void hmmc_mirror_forget(void);
 /* Registers every mirror again, under its old id where @same. */
 int hmmc_mirror_restore(struct hmm *hmm, bool same);
 

@@ -22,9 +22,10 @@ struct hmm_device;
  * - it is stopped for changes: quiesce() and resume() of struct hmm_mirror_ops.
  * hmm_device_read() and hmm_device_write() reach everything, as for any device.
  */
+/* WRITE_PROTECT and DMA are noted (hmm_device_caps()), and change nothing yet: hmmd has no IOMMU to program. */
 #define HMM_DEVICE_FAULTS	(1ULL << 0)	/* the device can retry an access */
 #define HMM_DEVICE_WRITE_PROTECT (1ULL << 1)	/* ... and protect its own pages: needs FAULTS */
-#define HMM_DEVICE_DMA		(1ULL << 2)
+#define HMM_DEVICE_DMA		(1ULL << 2)	/* it reaches the owner's memory by itself, through an IOMMU */
 #define HMM_DEVICE_COPY_ENGINE	(1ULL << 3)	/* only its driver reaches its memory: <hmm/devmem.h> */
 
 enum hmm_pool {
@@ -39,7 +40,7 @@ struct hmm_device_options {
 	const char *name;	/* 1..63 printable characters, unique in the hmmd */
 	uint64_t memory;	/* bytes of device memory; 0: no pool, state R only. With a copy engine: for bytes that pass */
 	enum hmm_pool pool;
-	int node;		/* NUMA node, -1: any */
+	int node;		/* NUMA node, -1: what hmmd's configuration says, which may be any */
 	uint64_t caps;		/* HMM_DEVICE_* */
 	void *drvdata;
 };
@@ -48,7 +49,7 @@ struct hmm_device_options {
  * hmm_device_new() - a device of this name. It lives as long as its creator's
  * connection or the last mirror on it, whichever is longer.
  * Return: 0; -EBUSY: the name is taken; -ENOSPC: more than the pool has;
- *	-EINVAL; -EOPNOTSUPP: a copy engine with a hugetlb pool, or without FAULTS.
+ *	-EINVAL: a bad name, unknown bits, or a node that hmmd has no memory on; -EOPNOTSUPP: a copy engine with a hugetlb pool, or without FAULTS.
  */
 int hmm_device_new(struct hmm *hmm, const struct hmm_device_options *options,
 		   struct hmm_device **result);
@@ -66,12 +67,18 @@ int hmm_device_open(struct hmm *hmm, const char *name, struct hmm_device **resul
 int hmm_device_group(struct hmm *hmm, struct hmm_device *const *devices, unsigned int count,
 		     struct hmm_device **result);
 
-/* Gives the handle back. NULL is allowed. */
+/*
+ * hmm_device_put() - gives the handle back. NULL is allowed. The last one takes back the memory that was added
+ *	(hmm_devmem_remove(), blocking). Where that can't be done, in a callback, say, or while another process's
+ *	mirror has pages there, the handle stays as it was and hmm_last_error() says why: put it again. hmm_close()
+ *	takes the rest. Any thread.
+ */
 void hmm_device_put(struct hmm_device *device);
 
-/* Of a group: NULL, and the sum of its members'. */
+/* Of a group: NULL, the sum of its members', and what all of them can do. Of NULL: NULL and 0. Any thread. */
 void *hmm_device_drvdata(const struct hmm_device *device);
 uint64_t hmm_device_memory(const struct hmm_device *device);
+uint64_t hmm_device_caps(const struct hmm_device *device);
 
 #ifdef __cplusplus
 }

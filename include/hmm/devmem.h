@@ -24,13 +24,18 @@ extern "C" {
 struct hmm_devmem;
 struct hmm_mirror;
 struct hmm_device;
+struct hmm_page;
+
+/* What ops->fault is; see there. */
+typedef int (*dev_page_fault_t)(struct hmm_devmem *devmem, unsigned long addr, const struct hmm_page *page,
+				unsigned int flags);
 
 /*
  * A page of a driver's memory. Its fields are the library's, but for what the calls
  * below give; a driver knows a page by its place: page - devmem->pages.
  */
 struct hmm_page {
-	struct hmm_devmem *devmem;
+	struct hmm_devmem *devmem;	/* NULL until it was used for the first time */
 	unsigned long drvdata;		/* hmm_devmem_page_set_drvdata() */
 	unsigned long addr;		/* the owner's address whose bytes it got; mremap() may have moved them */
 	struct hmm_mirror_private *mirror;	/* whose page it is; NULL: nobody's */
@@ -71,8 +76,7 @@ struct hmm_devmem_ops {
 	 * not be changed: it is freed by ops->free when hmmd has noted its bytes.
 	 * Return: HMM_FAULT_*. A success without the bytes counts as HMM_FAULT_SIGBUS.
 	 */
-	int (*fault)(struct hmm_devmem *devmem, unsigned long addr, const struct hmm_page *page,
-		     unsigned int flags);
+	dev_page_fault_t fault;
 	/*
 	 * Choose a free page in dst[] for each page that has a src[], and copy. A
 	 * choice that is no page of @devmem, or in use, counts as none.
@@ -123,17 +127,21 @@ int hmm_devmem_add(const struct hmm_devmem_ops *ops, struct hmm_device *device, 
  * copy engine. What @ops (or NULL) does not have, the library does: it picks pages
  * and copies by memcpy().
  * Return: as above; -EINVAL with the reason: not open, empty, not a multiple of its
- * page, smaller than offset + length, read-only, or not mappable.
+ * page, smaller than offset + length, read-only, not mappable, or its huge pages cannot be
+ * reserved. The file must not shrink, and its file system must have room for all of it: the
+ * driver gets a signal otherwise, as for any mapping.
  */
 int hmm_devmem_add_resource(const struct hmm_devmem_ops *ops, struct hmm_device *device,
 			    const struct hmm_resource *resource, struct hmm_devmem **result);
 
 /*
- * hmm_devmem_remove() - brings every page of the device home, waits for the last
+ * hmm_devmem_remove() - brings every page home that mirrors of this process have there, waits for the last
  * hmm_page_put(), and gives the memory back. The last hmm_device_put() does it too.
  * @block: false: does not wait for references.
- * Return: 0; -EBUSY: pages that are in use; -EDEADLK: called from inside a callback; -EINVAL;
- * -ESTALE: in a fork's child.
+ *	Mirrors of other processes keep what they have: it is waited for them to let it go, true: for
+ *	hmmd's grace time, false: for a moment.
+ * Return: 0; -EBUSY: pages that are in use, here or by another process's mirror: the memory stays, try
+ * again; -EDEADLK: called from inside a callback; -EINVAL; -ESTALE: in a fork's child.
  */
 int hmm_devmem_remove(struct hmm_devmem *devmem, bool block);
 
@@ -179,11 +187,8 @@ static inline struct hmm_page *hmm_devmem_pfn_to_page(const struct hmm_devmem *d
 	return &devmem->pages[n];
 }
 
-/* From pfn_first to pfn_last. */
-static inline unsigned long hmm_devmem_page_to_pfn(const struct hmm_page *page)
-{
-	return page->devmem->pfn_first + (unsigned long)(page - page->devmem->pages);
-}
+/* From pfn_first to pfn_last; -1UL: no page of this process's memories. Any thread, a callback, too. */
+unsigned long hmm_devmem_page_to_pfn(const struct hmm_page *page);
 
 #ifdef __cplusplus
 }

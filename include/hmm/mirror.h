@@ -105,11 +105,13 @@ struct hmm_mirror {
 };
 
 /*
- * hmm_mirror_register() - Return: 0; -EINVAL: a NULL mirror, hmm, ops or
- * device, ops->size is not set, one of quiesce and resume without the other, or release
- * and no way to stop a device that cannot fault; -E2BIG: ops of a later library; -ENOMEM; -EPERM;
- * -ESTALE: the owner is gone; -EOPNOTSUPP: the device's memory is reached by another
- * process's driver only, or by one in the owner itself.
+ * hmm_mirror_register() - the mirror may be anything before, but must not be registered.
+ * Return: 0; -EINVAL: a NULL mirror, hmm, ops or
+ * device, the mirror is registered already, ops->size is not set, one of quiesce and resume without the
+ * other, or release and no way to stop a device that cannot fault; -E2BIG: ops of a later library;
+ * -ENOSPC: the owner has 16 mirrors, of all processes together; -ENOMEM; -EPERM: hmmd does not know that
+ * the handle has a right to the owner, which hmm_open() and hmm_open_peer() give: open anew; -ESTALE: the owner is gone;
+ * -EOPNOTSUPP: the device's memory is reached by another process's driver only, or by one in the owner itself.
  */
 int hmm_mirror_register(struct hmm_mirror *mirror, struct hmm *hmm);
 

@@ -97,8 +97,9 @@ struct hmm_range {
  * The mirror may be unregistered, also in another thread and also while a call on the range is under
  * way: then the range is invalid for good and hmm_range_snapshot(), hmm_range_fault() give -EFAULT. It
  * is unregistered itself by whoever uses it, before that or after.
- * Return: 0; -EINVAL: a NULL range or mirror, start >= end, misaligned, above user
- *	space, an impossible page_shift, or the mirror is not registered; -EFAULT: the owner is gone; -ENOMEM.
+ * Return: 0; -EINVAL: a NULL range or mirror, a range that is registered already (one that was never set is not,
+ *	whatever its priv holds), start >= end, misaligned, above user space, an impossible page_shift,
+ *	or the mirror is not registered; -EFAULT: the owner is gone; -ENOMEM.
  */
 int hmm_range_register(struct hmm_range *range, struct hmm_mirror *mirror, unsigned long start,
 		       unsigned long end, unsigned int page_shift);
@@ -125,6 +126,7 @@ bool hmm_range_wait_until_valid(struct hmm_range *range, unsigned long timeout);
 /*
  * hmm_range_snapshot() - fill pfns[] with what is there. Faults nothing in. A driver with a
  * flag for HUGE or ZERO is told of them, too, where the kernel tells (Linux 6.7); that always asks hmmd.
+ * What was poisoned in the owner's memory looks as if it were in swap: NONE; hmm_range_fault() tells.
  * Return: how many pages, all of the range; or
  *	-EAGAIN: the range is not valid: wait until it is, and ask again. pfns[] is as it was;
  *	-EFAULT: nothing is mapped, a device lost the page (ERROR), or it is not memory

@@ -127,6 +127,16 @@ class Devmem(harness.Test):
         self.wait_in_use(owner, 0)
         owner.kill9()
 
+    def test_without_memory_for_long(self):
+        """It is asked again and again, after 1 ms, 2 ms, ... 1 s, and never given up; after 3 s the log says so."""
+        self.start_daemon()
+        owner = self.owner()
+        self.ask(owner, "out 1", "^out 1$")
+        self.ask(owner, "starve 14", "^starving$")
+        self.ask(owner, "check 1", "^checked$")
+        self.assertRegex(self.daemon.log, "has had no memory for 3 s to bring 1 pages of 0x[0-9a-f]+ home")
+        self.finish(owner)
+
     def test_hmmctl_drain(self):
         self.start_daemon()
         owner = self.owner()

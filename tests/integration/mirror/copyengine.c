@@ -6,6 +6,7 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
 
@@ -234,6 +235,12 @@ static int fault(struct hmm_devmem *me, unsigned long addr, const struct hmm_pag
 	}
 	if (addr == atomic_load(&board->liar))
 		return HMM_FAULT_MAJOR;
+	/* Nobody asks for another block, nor for an address that stayed at home. */
+	CHECK(!hmm_vma_alloc_locked_page(me, addr + BLOCK));
+	if (atomic_load(&board->stray)) {
+		CHECK(!hmm_vma_alloc_locked_page(me, atomic_load(&board->stray)));
+		atomic_fetch_add(&board->strayed, 1);
+	}
 	if (atomic_load(&board->out_of_memory) > 0) {
 		atomic_fetch_sub(&board->out_of_memory, 1);
 		hmm_vma_alloc_locked_page(me, addr);
@@ -243,7 +250,9 @@ static int fault(struct hmm_devmem *me, unsigned long addr, const struct hmm_pag
 		for (unsigned int i = 0; i < DEVICE_PAGES; i++)
 			if (used[i] && me->pages[i].addr != addr)
 				bring(me, me->pages[i].addr, &me->pages[i]);
-	return bring(me, addr, page);
+	if (bring(me, addr, page) != HMM_FAULT_MINOR)
+		return HMM_FAULT_OOM;
+	return atomic_load(&board->slow) ? HMM_FAULT_MAJOR : HMM_FAULT_MINOR;
 }
 
 static const struct hmm_devmem_ops ops = {
@@ -294,6 +303,31 @@ static long look(unsigned long start, size_t pages)
 	return found;
 }
 
+static _Atomic bool given_back;
+
+/* All others are home by then, so what removes the memory waits for this one. */
+static void *put_later(void *page)
+{
+	while (atomic_load(&board->in_use) != 1)
+		usleep(1000);
+	usleep(100000);
+	atomic_store(&given_back, true);
+	hmm_page_put(page);
+	return NULL;
+}
+
+static int remove_and_put(void)
+{
+	pthread_t thread;
+	int error;
+
+	CHECK_EQ(pthread_create(&thread, NULL, put_later, referred), 0);
+	error = hmm_devmem_remove(devmem, true);
+	CHECK(atomic_load(&given_back));
+	CHECK_EQ(pthread_join(thread, NULL), 0);
+	return error;
+}
+
 static uint64_t obey(enum command command)
 {
 	struct hmm_device *device = mirror.device;
@@ -316,6 +350,8 @@ static uint64_t obey(enum command command)
 		return (uint64_t)hmm_window_map(&mirror, board->addr, board->pages * PAGE, 0, &window);
 	case COMMAND_REMOVE:
 		return (uint64_t)hmm_devmem_remove(devmem, board->word);
+	case COMMAND_REMOVE_AND_PUT:
+		return (uint64_t)remove_and_put();
 	case COMMAND_GET:
 		referred = page_of(board->addr);
 		CHECK(referred);
@@ -347,16 +383,28 @@ static uint64_t obey(enum command command)
 	FAIL("what is command %d?", command);
 }
 
-static void add_memory(struct hmm_device *device, bool resource)
+static bool is_resource(const char *kind)
+{
+	return !strcmp(kind, "resource") || !strcmp(kind, "huge-pages") || !strcmp(kind, "own-descriptor");
+}
+
+static void add_memory(struct hmm_device *device, const char *kind)
 {
 	struct hmm_resource file = { .size = sizeof(file), .length = DEVICE_PAGES * PAGE, .offset = 2 * PAGE };
+	bool huge = !strcmp(kind, "huge-pages");
 
-	if (!resource) {
+	if (!is_resource(kind)) {
 		CHECK_EQ(hmm_devmem_add(&ops, device, DEVICE_PAGES * PAGE - 100, &devmem), 0);
 	} else {
-		file.fd = memfd_create("device", MFD_CLOEXEC);
+		if (huge)
+			file.offset = BLOCK;
+		if (!strcmp(kind, "own-descriptor"))
+			file.fd = open("/dev/zero", O_RDWR | O_CLOEXEC);
+		else
+			file.fd = memfd_create("device", MFD_CLOEXEC | (huge ? MFD_HUGETLB : 0));
 		CHECK(file.fd >= 0);
-		CHECK_EQ(ftruncate(file.fd, (DEVICE_PAGES + 2) * PAGE), 0);
+		if (strcmp(kind, "own-descriptor"))
+			CHECK_EQ(ftruncate(file.fd, (off_t)(file.offset + file.length)), 0);
 		CHECK_EQ(hmm_devmem_add_resource(NULL, device, &file, &devmem), 0);
 		close(file.fd);
 	}
@@ -391,7 +439,6 @@ static bool next(int fd, uint64_t *word)
 
 void copyengine_main(const char *kind)
 {
-	bool resource = !strcmp(kind, "resource");
 	int fd = -1;
 	struct hmm_device_options options = { .size = sizeof(options), .node = -1,
 					      .caps = HMM_DEVICE_FAULTS | HMM_DEVICE_COPY_ENGINE };
@@ -417,9 +464,9 @@ void copyengine_main(const char *kind)
 	if (hmm_device_new(hmm, &options, &mirror.device) == -EBUSY)
 		CHECK_EQ(hmm_device_open(hmm, name, &mirror.device), 0);
 	CHECK(mirror.device);
-	mirror.ops = resource ? &none : &told;
+	mirror.ops = is_resource(kind) ? &none : &told;
 	CHECK_EQ(hmm_mirror_register(&mirror, hmm), -EOPNOTSUPP);	/* without memory, or another's */
-	add_memory(mirror.device, resource);
+	add_memory(mirror.device, kind);
 	CHECK_EQ(hmm_mirror_register(&mirror, hmm), 0);
 	test_tell(TEST_DRIVER_SOCKET, 0, -1);
 	while (next(fd, &word))

@@ -24,6 +24,7 @@ enum command {
 	COMMAND_WRITE,		/* board->word there */
 	COMMAND_WINDOW,		/* the answer is hmm_window_map()'s */
 	COMMAND_REMOVE,		/* hmm_devmem_remove() that blocks or (board->word 0) does not */
+	COMMAND_REMOVE_AND_PUT,	/* ... that blocks, and a thread gives the reference back when it is the last */
 	COMMAND_GET,		/* one reference to the page that has board->addr, and back */
 	COMMAND_PUT,
 	COMMAND_DEVICE_PUT,	/* mirror and device are given back, with the memory still there */
@@ -45,6 +46,9 @@ struct board {
 	_Atomic unsigned long sigbus;	/* the address that fault() has lost; 0: none */
 	_Atomic unsigned long liar;	/* ... that it says it brought */
 	_Atomic bool whole;		/* fault() brings all it may */
+	_Atomic bool slow;		/* fault() says that it took long */
+	_Atomic unsigned long stray;	/* an address of the block that is not asked for; 0: none */
+	_Atomic unsigned int strayed;	/* times that there was no room for it */
 	_Atomic unsigned int stores, faults, writes, moved, refused, bad_free;
 	_Atomic unsigned int in_use;	/* pages of the driver's memory */
 	_Atomic bool hold_store;	/* alloc_and_copy() does not return */
@@ -80,8 +84,8 @@ void test_part(const char *memory, size_t first, size_t end, uint64_t seed);
 bool test_lost(const char *page);
 
 /*
- * The driver's main program; "resource": it keeps its pages in a memfd, by the library's defaults;
- * "dispatching": its callbacks run in its own loop.
+ * The driver's main program; "resource", "huge-pages", "own-descriptor": it keeps its pages in a memfd, one of huge
+ * pages, or /dev/zero, by the library's defaults; "dispatching": its callbacks run in its own loop.
  */
 void copyengine_main(const char *name);
 

@@ -2,7 +2,7 @@
 /*
  * devmem.c - memory that only the driver reaches: pages go there and come home by its
  * own copies, whatever the owner does meanwhile, and although the driver has no room or no
- * memory. When it has lost them, or dies: loss.c.
+ * memory. When it has lost them, or dies: loss.c. Memory that exists before: resource.c.
  */
 #include "copyengine.h"
 #include "driver.h"
@@ -94,23 +94,6 @@ static void already(void)
 	engine_end();
 }
 
-static void resource(void)
-{
-	char *memory;
-
-	engine_begin("resource");
-	memory = test_map_huge(2);
-	for (uint64_t round = 1; round < 4; round++) {
-		test_fill(memory, 1024, round);
-		engine_out(memory, 1024);
-		CHECK_EQ(engine_entry(memory), HMM_ENTRY_VALID | HMM_ENTRY_WRITE | HMM_ENTRY_DEVICE);
-		test_part(memory, 100, 600, round);
-		CHECK_EQ(copyengine_ask(engine, COMMAND_HOME, memory, 1024), 1024);
-		test_check(memory, 1024, round);
-	}
-	engine_end();
-}
-
 /* ---- the driver's answers --------------------------------------------------------------- */
 
 static void no_room(void)
@@ -172,6 +155,23 @@ static void no_memory(void)
 	test_check(memory, 64, 1);
 	CHECK_EQ(board->out_of_memory, 0);
 	CHECK(board->faults >= 6);
+	engine_end();
+}
+
+/* It took long, and is there; and room for what was not asked for there is none. */
+static void takes_long(void)
+{
+	char *memory;
+
+	engine_begin("takes-long");
+	memory = test_map_in_block(64);
+	test_fill(memory, 64, 1);
+	engine_out(memory + 3 * PAGE, 1);
+	atomic_store(&board->stray, (unsigned long)memory + 4 * PAGE);
+	atomic_store(&board->slow, true);
+	test_check(memory, 64, 1);
+	CHECK_EQ(board->faults, 1);
+	CHECK_EQ(board->strayed, 1);
 	engine_end();
 }
 
@@ -413,88 +413,6 @@ static void ranged(void)
 	engine_end();
 }
 
-static void bad_resource(struct hmm_device *device, int fd, uint64_t offset, uint64_t length, const char *why)
-{
-	struct hmm_resource resource = { .size = sizeof(resource), .fd = fd, .offset = offset, .length = length };
-	struct hmm_devmem *devmem = NULL;
-
-	CHECK_EQ(hmm_devmem_add_resource(NULL, device, &resource, &devmem), -EINVAL);
-	if (!strstr(hmm_last_error(), why))
-		FAIL("the reason is not '%s'", why);
-	CHECK(!devmem);
-}
-
-static void bad_resources(void)
-{
-	struct hmm_device_options options = { .size = sizeof(options), .name = "bad-resources", .node = -1,
-					      .caps = HMM_DEVICE_FAULTS | HMM_DEVICE_COPY_ENGINE };
-	struct { struct hmm_resource known; uint64_t more; } larger = { .more = 1 };
-	struct hmm_resource resource = { .size = sizeof(resource) };
-	struct hmm_devmem *devmem = NULL, *twice = NULL;
-	int file, sealed, readonly, pair[2];
-	pid_t child;
-	struct hmm_device *device, *plain;
-	char path[32];
-
-	test_open(0, DEVICE_MEMORY);
-	plain = test_device("plain", 0);
-	CHECK_EQ(hmm_device_new(hmm, &options, &device), 0);
-	file = memfd_create("resource", MFD_ALLOW_SEALING);
-	sealed = memfd_create("sealed", MFD_ALLOW_SEALING);
-	CHECK_EQ(ftruncate(file, 64 * PAGE), 0);
-	CHECK_EQ(ftruncate(sealed, 64 * PAGE), 0);
-	CHECK_EQ(fcntl(sealed, F_ADD_SEALS, F_SEAL_WRITE), 0);
-	snprintf(path, sizeof(path), "/proc/self/fd/%d", file);
-	readonly = open(path, O_RDONLY | O_CLOEXEC);
-	CHECK_EQ(pipe(pair), 0);
-	bad_resource(device, -1, 0, PAGE, "not open");
-	bad_resource(device, 1000, 0, PAGE, "not open");
-	bad_resource(device, file, 0, 0, "length is 0");
-	bad_resource(device, file, 0, PAGE + 1, "multiple");
-	bad_resource(device, file, 100, PAGE, "offset");
-	bad_resource(device, file, 0, 65 * PAGE, "fewer");
-	bad_resource(device, file, PAGE, 64 * PAGE, "fewer");
-	bad_resource(device, file, INT64_MAX & ~(PAGE - 1), 2 * PAGE, "above");
-	bad_resource(device, readonly, 0, PAGE, "reading and writing");
-	bad_resource(device, sealed, 0, PAGE, "cannot be mapped");
-	bad_resource(device, pair[1], 0, PAGE, "reading and writing");
-	bad_resource(plain, file, 0, PAGE, "COPY_ENGINE");
-	CHECK_EQ(hmm_devmem_add_resource(NULL, device, NULL, &devmem), -EINVAL);
-	resource.size = 0;
-	CHECK_EQ(hmm_devmem_add_resource(NULL, device, &resource, &devmem), -EINVAL);
-	larger.known = (struct hmm_resource){ .size = sizeof(larger), .fd = file, .length = PAGE };
-	CHECK_EQ(hmm_devmem_add_resource(NULL, device, &larger.known, &devmem), -E2BIG);
-	/* And one that is good, once. */
-	resource = (struct hmm_resource){ .size = sizeof(resource), .fd = file, .length = 64 * PAGE };
-	CHECK_EQ(hmm_devmem_add_resource(NULL, device, &resource, &devmem), 0);
-	CHECK_EQ(hmm_devmem_add_resource(NULL, device, &resource, &twice), -EBUSY);
-	CHECK(hmm_devmem_page_address(&devmem->pages[3]));
-	CHECK(hmm_devmem_pfn_to_page(devmem, devmem->pfn_first + 3) == &devmem->pages[3]);
-	CHECK(hmm_devmem_pfn_to_page(devmem, 5 * HMM_PFN_DEVICE_FIRST + 3) == &devmem->pages[3]);
-	CHECK_EQ(hmm_devmem_page_to_pfn(&devmem->pages[3]), devmem->pfn_first + 3);
-	CHECK(!hmm_devmem_pfn_to_page(devmem, devmem->pfn_last + 1));
-	CHECK(!hmm_devmem_pfn_to_page(devmem, 3));
-	hmm_devmem_page_set_drvdata(&devmem->pages[3], 99);
-	CHECK_EQ(hmm_devmem_page_get_drvdata(&devmem->pages[3]), 99);
-	child = fork();
-	if (!child) {
-		hmm_device_put(device);
-		_exit(hmm_devmem_remove(devmem, true) == -ESTALE ? 0 : 1);
-	}
-	test_reap(child, 0);
-	hmm_page_get(NULL);
-	CHECK_EQ(hmm_devmem_remove(devmem, false), 0);
-	CHECK_EQ(hmm_devmem_add_resource(NULL, device, &resource, &devmem), 0);
-	hmm_device_put(device);
-	hmm_device_put(plain);
-	close(pair[0]);
-	close(pair[1]);
-	close(readonly);
-	close(sealed);
-	close(file);
-	test_close();
-}
-
 /* Memory of hmmd's pool, for a device that was made without. */
 static void from_the_pool(void)
 {
@@ -731,6 +649,22 @@ static void removed(void)
 	engine_end();
 }
 
+/* A reference that another thread gives back later. */
+static void removal_waits(void)
+{
+	char *memory;
+
+	engine_begin("removal-waits");
+	memory = test_map(64);
+	test_fill(memory, 64, 1);
+	engine_out(memory, 64);
+	copyengine_ask(engine, COMMAND_GET, memory, 1);
+	CHECK_EQ((long)copyengine_ask(engine, COMMAND_REMOVE_AND_PUT, NULL, 0), 0);
+	CHECK_EQ(board->in_use, 0);
+	test_check(memory, 64, 1);
+	engine_end();
+}
+
 /* The owner ends with pages on the device: they are the driver's again. */
 static void owner_ends(void)
 {
@@ -758,7 +692,7 @@ static void owner_ends(void)
 /*
  * Lines on standard input, each answered by one: out N, check N (the CPU reads the first N), rest N
  * (and those behind), lost N (SIGBUS for each of N), drvdata, use (pages in use), unmap N (the last
- * N), hold and let go (a store that takes its time), end.
+ * N), hold and let go (a store that takes its time), starve N (the next N faults find no memory), end.
  */
 static void told(void)
 {
@@ -783,6 +717,9 @@ static void told(void)
 			for (size_t i = 0; i < n; i++)
 				CHECK(test_lost(memory + i * PAGE));
 			puts("lost");
+		} else if (sscanf(line, "starve %zu", &n) == 1) {
+			atomic_store(&board->out_of_memory, (int)n);
+			puts("starving");
 		} else if (!strcmp(line, "drvdata")) {
 			CHECK_EQ(copyengine_ask(engine, COMMAND_DRVDATA, memory + 5 * PAGE, 1),
 				 (unsigned long)memory + 5 * PAGE);
@@ -824,16 +761,16 @@ static void told(void)
 
 static const struct test_case cases[] = {
 	{ "round-trip", round_trip, false }, { "huge", huge, false }, { "holes", holes, false },
-	{ "already", already, false }, { "resource", resource, false }, { "no-room", no_room, false },
+	{ "already", already, false }, { "no-room", no_room, false },
 	{ "bad-choice", bad_choice, false }, { "no-memory", no_memory, false },
-	{ "brings-all", brings_all, false }, { "touched-in-store", touched_in_store, false },
+	{ "takes-long", takes_long, false }, { "brings-all", brings_all, false }, { "touched-in-store", touched_in_store, false },
 	{ "accesses", accesses, false }, { "dispatching", dispatching, false },
 	{ "dispatching-leaves", dispatching_leaves, false }, { "protected", protected, false },
 	{ "ranged", ranged, false }, { "refusals", refusals, false },
-	{ "bad-resources", bad_resources, false }, { "from-the-pool", from_the_pool, false },
+	{ "from-the-pool", from_the_pool, false },
 	{ "unmapped", unmapped, false }, { "remapped", remapped, false }, { "forked", forked, false },
 	{ "unregistered", unregistered, false }, { "device-put", device_put, false },
-	{ "removed", removed, false }, { "owner-ends", owner_ends, false }, { "crowd", crowd, false },
+	{ "removed", removed, false }, { "removal-waits", removal_waits, false }, { "owner-ends", owner_ends, false }, { "crowd", crowd, false },
 	{ "told", told, true },
 	{ NULL, NULL, false },
 };

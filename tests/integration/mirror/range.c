@@ -8,12 +8,24 @@
 #include "look.h"
 
 #include <fcntl.h>
+#include <linux/userfaultfd.h>
 #include <sys/auxv.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
 
 #define DEVICE_MEMORY (256UL << 20)
 
 #ifndef MADV_GUARD_INSTALL
 #define MADV_GUARD_INSTALL 102
+#endif
+
+#ifndef UFFDIO_POISON
+struct uffdio_poison {
+	struct uffdio_range range;
+	__u64 mode;
+	__s64 updated;
+};
+#define UFFDIO_POISON _IOWR(UFFDIO, 0x08, struct uffdio_poison)
 #endif
 
 /* ---- registering ----------------------------------------------------------------- */
@@ -53,6 +65,42 @@ static void registering(void)
 	CHECK_EQ(hmm_range_read_begin(&range), 0);
 	CHECK(hmm_range_read_retry(&range, 0));
 	free(range.pfns);
+	test_close();
+}
+
+/* One that is registered is not taken again; what an unset one or a copy holds means nothing. */
+static void registered_twice(void)
+{
+	struct hmm_range range = prepare(2), raw, copy;
+	struct hmm_mirror other = { 0 };
+	struct hmm_range_private *before;
+	unsigned long start;
+
+	test_open(0, DEVICE_MEMORY);
+	test_mirror(&other, test_device("other", 0));
+	start = (unsigned long)test_map(2);
+	CHECK_EQ(hmm_range_register(&range, &mirror, start, start + PAGE, 12), 0);
+	before = range.priv;
+	CHECK_EQ(hmm_range_register(&range, &mirror, start, start + 2 * PAGE, 12), -EINVAL);
+	CHECK(strstr(hmm_last_error(), "already"));
+	CHECK_EQ(hmm_range_register(&range, &other, start, start + 2 * PAGE, 12), -EINVAL);
+	CHECK(range.priv == before && range.end == start + PAGE && hmm_range_valid(&range));
+	memset(&raw, 0x5a, sizeof(raw));
+	CHECK_EQ(hmm_range_register(&raw, &mirror, start, start + PAGE, 12), 0);
+	hmm_range_unregister(&raw);
+	copy = range;
+	CHECK_EQ(hmm_range_register(&copy, &mirror, start, start + PAGE, 12), 0);
+	CHECK(copy.priv != before);
+	hmm_range_unregister(&copy);
+	hmm_range_unregister(&range);
+	/* What it held once it holds no more. */
+	range.priv = before;
+	CHECK_EQ(hmm_range_register(&range, &mirror, start, start + PAGE, 12), 0);
+	range.default_flags = VALID;
+	CHECK_EQ(again(&range, false), 1);
+	end(&range);
+	CHECK_EQ(hmm_mirror_unregister(&other), 0);
+	hmm_device_put(other.device);
 	test_close();
 }
 
@@ -117,6 +165,14 @@ static void bad_arrays(void)
 		CHECK_EQ(hmm_pfn_to_pfn(&range, range.pfns[i]), (unsigned long)memory / PAGE + i);
 		CHECK_EQ(hmm_pfn_from_pfn(&range, (unsigned long)memory / PAGE + i), range.pfns[i]);
 	}
+	/* Numbers may be at the very bottom. */
+	memcpy(f, (uint64_t[HMM_PFN_FLAG_MAX]){ 1UL << 40, 1UL << 41, 1UL << 42 }, sizeof(f));
+	memcpy(v, (uint64_t[]){ 1UL << 50, 0, 1UL << 51 }, sizeof(v));
+	range.pfn_shift = 0;
+	range.default_flags = 1UL << 40;
+	CHECK_EQ(both_ways(&range), 4);
+	for (size_t i = 0; i < 4; i++)
+		CHECK_EQ(range.pfns[i], ((unsigned long)memory / PAGE + i) | 3UL << 40);
 	end(&range);
 	CHECK_EQ(both_ways(&range), -EINVAL);
 	test_close();
@@ -148,6 +204,42 @@ static void untouched(void)
 	snapshot(memory, 600, VALID | WRITE);
 	test_device_check(memory, 600, 1);
 	test_check(memory, 600, 1);
+	test_close();
+}
+
+/* A mark of the kernel's in the owner's own memory, which looks as a page in swap does until it is read. */
+static void poisoned(void)
+{
+	char *memory = test_map(8), byte;
+	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_register watch = { .range = { (unsigned long)memory, 8 * PAGE },
+					 .mode = UFFDIO_REGISTER_MODE_MISSING };
+	struct uffdio_poison poison = { .range = { (unsigned long)memory + 3 * PAGE, PAGE } };
+	struct hmm_range range;
+	int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | 1 /* UFFD_USER_MODE_ONLY */);
+
+	test_fill(memory, 8, 1);
+	CHECK_EQ(madvise(memory + 3 * PAGE, PAGE, MADV_DONTNEED), 0);
+	CHECK(uffd >= 0);
+	CHECK_EQ(ioctl(uffd, UFFDIO_API, &api), 0);
+	CHECK_EQ(ioctl(uffd, UFFDIO_REGISTER, &watch), 0);
+	if (ioctl(uffd, UFFDIO_POISON, &poison))
+		test_skip("this kernel has no UFFDIO_POISON");
+	close(uffd);
+	test_open(0, DEVICE_MEMORY);
+	range = look_at(memory, 8);
+	CHECK_EQ(again(&range, true), 8);
+	check_entries(&range, 0, 3, VALID | WRITE);
+	check_entries(&range, 3, 4, NONE);
+	check_entries(&range, 4, 8, VALID | WRITE);
+	range.default_flags = VALID;
+	CHECK_EQ(again(&range, false), -EFAULT);
+	check_entries(&range, 0, 3, VALID | WRITE);
+	check_entries(&range, 3, 4, ERROR);
+	check_entries(&range, 4, 8, NONE);
+	CHECK_EQ(hmm_device_read(&mirror, (unsigned long)memory + 3 * PAGE, &byte, 1), -EFAULT);
+	end(&range);
+	test_check(memory, 3, 1);
 	test_close();
 }
 
@@ -662,7 +754,8 @@ static void large(void)
 }
 
 static const struct test_case cases[] = {
-	{ "registering", registering, false }, { "bad-arrays", bad_arrays, false },
+	{ "registering", registering, false }, { "registered-twice", registered_twice, false },
+	{ "poisoned", poisoned, false }, { "bad-arrays", bad_arrays, false },
 	{ "untouched", untouched, false }, { "page-by-page", page_by_page, false },
 	{ "read-only", read_only, false }, { "not-readable", not_readable, false },
 	{ "nothing-mapped", nothing_mapped, false }, { "special", special, false },
