@@ -312,6 +312,31 @@ Test(far, no_memory_is_asked_again)
 	fixture_end(&fixture);
 }
 
+/* Whoever waits does so for one page, and the driver may give up after it. */
+Test(far, the_faulting_address_comes_first)
+{
+	struct pages pages = pages_from(2, 10);
+	struct block *block = begin_far();
+	const struct hmm_msg_devmem_fetch *fetch;
+	struct letter *letter;
+
+	cr_assert(far_fetch(block, &pages, 7, 0, HMM_REASON_CPU_FAULT, &waiter));
+	letter = next_letter(HMM_OP_DEVMEM_FETCH);
+	cr_assert(letter != NULL);
+	fetch = (const void *)letter->message;
+	cr_expect(eq(uint, fetch->count, 8));
+	cr_expect(eq(uint, fetch->pages[0].index, 7));
+	cr_expect(eq(uint, fetch->pages[0].number, 5));
+	cr_expect(eq(uint, fetch->pages[1].index, 2));
+	for (unsigned int k = 2; k < 8; k++)
+		cr_expect(lt(uint, fetch->pages[k - 1].index, fetch->pages[k].index));
+	fetched(fetch->cookie, HMM_FAR_RESULT_HERE, 8);
+	letter_free(letter);
+	owner_run(fixture.owner);
+	cr_expect(eq(uint, woken, 1));
+	fixture_end(&fixture);
+}
+
 Test(far, discarded_while_it_is_asked_for)
 {
 	struct pages pages = pages_from(0, 10);

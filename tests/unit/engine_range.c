@@ -10,6 +10,7 @@
 #include <sys/mman.h>
 
 #include "engine_fixture.h"
+#include "uapi.h"
 #include "tests/leakcheck.h"
 
 LEAKCHECKED_SUITE(range);
@@ -130,6 +131,49 @@ Test(range, sees_what_is_there)
 	/* Four blocks and two regions. */
 	look(30, ROOM_PAGES, HMM_RANGE_FLAGS_BLOCK, HMM_RANGE_WANT_READ, 0, 0, HERE);
 	cr_expect(eq(uint, entries(30, ROOM_PAGES), ROOM_PAGES - 30));
+	fixture_end(&fixture);
+}
+
+static unsigned int mem_reads;
+
+/* Pages 3 and 4 are in swap until they are read. */
+static int swapped_pagemap(int pagemap, uint64_t addr, unsigned int pages, uint64_t *entries)
+{
+	int r = kernel_real.pagemap_read(pagemap, addr, pages, entries);
+
+	for (unsigned int i = 0; !r && i < pages; i++) {
+		uint64_t at = addr + i * HMM_PAGE_SIZE;
+
+		if (!mem_reads && at >= (uint64_t)page(3) && at < (uint64_t)page(5))
+			entries[i] = PM_SWAP;
+	}
+	return r;
+}
+
+static ssize_t counted_read(int mem, uint64_t addr, void *buffer, size_t length)
+{
+	mem_reads++;
+	return kernel_real.mem_read(mem, addr, buffer, length);
+}
+
+Test(range, what_is_in_swap_is_faulted_in)
+{
+	struct kernel_ops swapped = kernel_real;
+
+	swapped.pagemap_read = swapped_pagemap;
+	swapped.mem_read = counted_read;
+	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
+	memset(page(0), 1, 10 * HMM_PAGE_SIZE);
+	kernel = &swapped;
+	/* A snapshot faults nothing in, and nobody asked. */
+	look(3, 5, HMM_RANGE_FLAGS_SNAPSHOT, 0, 0, 0, 0);
+	look(3, 5, HMM_RANGE_FLAGS_BLOCK, 0, 0, 0, 0);
+	cr_expect(eq(uint, mem_reads, 0));
+	cr_expect(eq(uint, entries(0, 10), 0));
+	look(0, 4, HMM_RANGE_FLAGS_BLOCK, HMM_RANGE_WANT_READ, 0, 0, HERE);
+	cr_expect(eq(uint, mem_reads, 1));
+	cr_expect(eq(uint, entries(0, 10), 4));
+	kernel = &kernel_real;
 	fixture_end(&fixture);
 }
 

@@ -100,6 +100,30 @@ Test(outage, the_text_of_an_error_reaches_the_caller)
 	script_end();
 }
 
+/* What hmmd refuses is as if nobody had asked, and may be asked again. */
+Test(outage, a_mirror_that_hmmd_refuses)
+{
+	struct hmm_mirror other = { .ops = &ops };
+	const int errors[] = { -ENOMEM, -EPERM, -ENOSPC };
+
+	script_begin();
+	be_driver();
+	other.device = mirror.device;
+	for (size_t i = 0; i < sizeof(errors) / sizeof(*errors); i++) {
+		script->register_error = errors[i];
+		cr_assert_eq(hmm_mirror_register(&other, hmm), errors[i]);
+		cr_assert_str_eq(hmm_last_error(), "no mirror");
+		cr_assert_null(other.priv);
+	}
+	script->register_error = 0;
+	cr_assert_eq(hmm_mirror_register(&other, hmm), 0, "%s", hmm_last_error());
+	cr_assert_eq(hmm_mirror_register(&other, hmm), -EINVAL);
+	cr_assert_eq(hmm_mirror_unregister(&other), 0);
+	check_read();
+	stop_being_driver();
+	script_end();
+}
+
 Test(outage, versions_that_do_not_fit)
 {
 	script_begin();

@@ -118,9 +118,13 @@ static bool serve(int fd, struct hmm_frame *frame)
 		break;
 	}
 	case HMM_OP_MIRROR_REGISTER: {
-		struct hmm_msg_mirror_register_reply *registered = reply =
-			answer(frame, sizeof(*registered));
+		struct hmm_msg_mirror_register_reply *registered;
 
+		if (script->register_error) {
+			send_error(fd, frame, script->register_error, "no mirror");
+			return true;
+		}
+		registered = reply = answer(frame, sizeof(*registered));
 		/* Another one after each restart. */
 		registered->mirror = script->mirror = 0x300 + script->notes % 100;
 		break;

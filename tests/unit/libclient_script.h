@@ -27,6 +27,7 @@ struct script {
 	bool vanish;			/* after that nobody listens any more */
 	bool invalidate; /* a device_read first raises an invalidation, and waits for its answer */
 	int hello_error;
+	int register_error;		/* a mirror_register is answered so */
 	bool garbage;			/* before each reply something that is no message */
 	bool die_at_close;		/* a notices_close is answered, to one who waits, and the connection goes */
 	uint32_t program_waits;		/* a thread of the program is about to sleep */

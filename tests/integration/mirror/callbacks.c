@@ -6,6 +6,8 @@
  * These run under a hmmd whose deadline is longer than a test may take: an answer
  * that is missing shows as a test that hangs.
  */
+#include <hmm/compat.h>	/* before a mirror is named mirror */
+
 #include "told.h"
 
 #include <poll.h>
@@ -461,6 +463,60 @@ static void inside_loop(void)
 	inside(false);
 }
 
+/* ---- ranges, while a driver takes its time ------------------------------------------- */
+
+static void *bring_home(void *arg)
+{
+	CHECK_EQ(hmm_migrate(&told[0], (unsigned long)changed, PAGES * PAGE, HMM_SYSTEM, 0, NULL, NULL), PAGES);
+	return arg;
+}
+
+/* As long as a callback has not returned its block changes, and whoever waits for that is not kept. */
+static void never_valid(void)
+{
+	static const uint64_t flags[HMM_PFN_FLAG_MAX] = { 1, 2, 4 }, values[HMM_PFN_VALUE_MAX] = { 64, 0, 128 };
+	struct hmm_range range = { .flags = flags, .values = values, .pfn_shift = 12 };
+	uint64_t pfns[PAGES];
+	pthread_t thread;
+
+	test_open(0, DEVICE_MEMORY);
+	changed = test_map_in_block(PAGES);
+	test_fill(changed, PAGES, 1);
+	tell_mirrors(1, &taking_time);
+	migrate_out(NULL);
+	atomic_store(&takes_time, true);
+	thread = start(bring_home);
+	while (!atomic_load(&was_asked))
+		usleep(1000);
+	range.pfns = pfns;
+	range.start = (unsigned long)changed;
+	range.end = range.start + PAGES * PAGE;
+	for (size_t i = 0; i < PAGES; i++)
+		pfns[i] = 1;
+	CHECK_EQ(hmm_vma_fault(&mirror, &range, true), -EAGAIN);
+	/* 5.2 left it registered. */
+	CHECK(!range.priv);
+	CHECK_EQ(hmm_range_register(&range, &mirror, range.start, range.end, 12), 0);
+	CHECK(!hmm_range_wait_until_valid(&range, 0) && !hmm_range_wait_until_valid(&range, 100));
+	CHECK(!range.valid && !hmm_range_valid(&range));
+	CHECK_EQ(hmm_range_snapshot(&range), -EAGAIN);
+	CHECK(hmm_range_fault(&range, false) < 0);
+	for (size_t i = 0; i < PAGES; i++)
+		CHECK_EQ(pfns[i], 1);
+	atomic_store(&takes_time, false);
+	atomic_store(&may_answer, true);
+	CHECK_EQ(pthread_join(thread, NULL), 0);
+	CHECK(hmm_range_wait_until_valid(&range, 30000));
+	hmm_range_unregister(&range);
+	while (hmm_vma_fault(&mirror, &range, true) == -EBUSY)
+		;
+	CHECK(hmm_vma_range_done(&range));
+	CHECK_EQ(pfns[5], hmm_device_entry_from_pfn(&range, (unsigned long)changed / PAGE + 5) | 2);
+	test_check(changed, PAGES, 1);
+	forget_mirrors(1);
+	test_close();
+}
+
 static const struct test_case cases[] = {
 	{ "arguments", arguments, false }, { "mapped-anew", mapped_anew, false },
 	{ "mapped-anew-shared", mapped_anew_shared, false }, { "too-late", too_late, false },
@@ -469,7 +525,7 @@ static const struct test_case cases[] = {
 	{ "many-threads", many_threads, false }, { "forking-loop", forking_loop, false },
 	{ "before-the-gate", before_the_gate, false }, { "range-in-loop", range_in_loop, false },
 	{ "in-child", in_child, false }, { "inside-thread", inside_thread, false },
-	{ "inside-loop", inside_loop, false }, { NULL, NULL, false },
+	{ "inside-loop", inside_loop, false }, { "never-valid", never_valid, false }, { NULL, NULL, false },
 };
 
 int main(int argc, char **argv)
