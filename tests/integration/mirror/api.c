@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * api.c - what the calls of the headers refuse, and for which reasons drivers are told to let go, as far as
- * no other program of this folder has it: windows, what is the owner's alone, mremap and fork.
+ * no other program of this folder has it: windows, what is the owner's alone, mremap, fork, and a write.
  */
 #include <stdatomic.h>
 #include <sys/wait.h>
@@ -71,6 +71,27 @@ static void told_of_a_fork(void)
 	test_reap(child, 0);
 	CHECK_EQ(reasons, 1U << HMM_REASON_FORK);
 	test_check(memory, 16, 2);
+	test_close();
+}
+
+/* A page that CPU and device read, and that the CPU writes then. */
+static void told_of_a_write(void)
+{
+	char *memory;
+
+	open_noting();
+	memory = test_map_in_block(16);
+	test_fill(memory, 16, 1);
+	/* Copies that nobody reads are given up after a while: then it is nothing to tell. */
+	for (int tries = 0; tries < 100 && !(reasons & 1U << HMM_REASON_CPU_WRITE); tries++) {
+		test_out(memory, 16);
+		reasons = 0;
+		CHECK_EQ(*(volatile uint64_t *)(void *)(memory + 4 * PAGE), test_word(4, 0, 1));
+		CHECK(reasons & 1U << HMM_REASON_CPU_FAULT);
+		*(volatile uint64_t *)(void *)(memory + 4 * PAGE) = test_word(4, 0, 1);
+	}
+	CHECK(reasons & 1U << HMM_REASON_CPU_WRITE);
+	test_check(memory, 16, 1);
 	test_close();
 }
 
@@ -204,6 +225,7 @@ static void no_pool(void)
 static const struct test_case cases[] = {
 	{ "told-of-a-remap", told_of_a_remap, false },
 	{ "told-of-a-fork", told_of_a_fork, false },
+	{ "told-of-a-write", told_of_a_write, false },
 	{ "windows", windows, false },
 	{ "owner-only", owner_only, false },
 	{ "no-pool", no_pool, false },
