@@ -88,6 +88,21 @@ static int check_mapping(struct access *access, uint64_t addr)
 	return access->write && !vma->write ? -EPERM : 0;
 }
 
+/*
+ * What can't be read, though it is mapped, may be missing in a mapping that is registered here where nobody
+ * has noted it: one that was, and grew. Registering proves it, since what the program watches itself is refused.
+ */
+static struct block *watch_page(struct owner *owner, uint64_t addr)
+{
+	uint64_t page = addr & ~(HMM_PAGE_SIZE - 1);
+	struct view view;
+
+	if (owner->closing || view_at(owner, page, page + HMM_PAGE_SIZE, &view) || view.special || view.excluded ||
+	    block_watch(owner, view.watch_start, view.watch_end))
+		return NULL;
+	return block_find(owner, addr);
+}
+
 ssize_t access_in_place(struct owner *owner, const struct block *block, uint64_t addr, void *buffer,
 			size_t n, bool write)
 {
@@ -103,7 +118,9 @@ ssize_t access_in_place(struct owner *owner, const struct block *block, uint64_t
 			return r;
 		if (write && tracking_lift(owner, addr))
 			continue;
-		if (!block || !(block->record->flags & HMM_BLOCK_ARMED))
+		if (!block || !pages_test(&block->armed, page_index(addr)))
+			block = watch_page(owner, addr);
+		if (!block)
 			break;
 		/* Armed and never touched: nobody fills it but hmmd. Or protected from a former S. */
 		filled = kernel->uffd_zero(owner->uffd, addr & ~(HMM_PAGE_SIZE - 1), HMM_PAGE_SIZE, &done);

@@ -7,6 +7,9 @@
  * The ledger says ARMED before the kernel is asked, so that after a crash every armed
  * range is woken. Taking a registration away is not refused while an event is unread: what
  * an mremap has just moved in must not lose its own.
+ *
+ * A mapping that mremap() grew in place is registered as far as it goes, and nothing tells of
+ * it: a fault proves it, a device's access finds it out, and who disarms its end looks.
  */
 #include <errno.h>
 
@@ -131,14 +134,58 @@ static bool disarm(struct block *block, const struct pages *pages)
 	return true;
 }
 
+/*
+ * A mapping that grew in place is registered as far as it goes now, and nothing tells of it. Left so when the rest
+ * is disarmed it would be two mappings, of which mremap() takes one. Returns where that ends: at what
+ * is noted as armed, or with the mapping.
+ */
+static uint64_t grown_end(const struct block *block, uint64_t end)
+{
+	struct owner *owner = block->owner;
+	const struct block *next;
+	struct kernel_vma vma;
+	uint64_t at = block->addr + HMM_BLOCK_SIZE;
+	unsigned int first = 0, last;
+
+	/* The mapping of the page before it. */
+	if (kernel->vma_at(owner->maps, end - HMM_PAGE_SIZE, &vma) || vma.start >= end || vma.end <= end ||
+	    map_is_changing(owner))
+		return end;
+	if (owner->slots_addr >= end && owner->slots_addr < vma.end)
+		vma.end = owner->slots_addr;
+	for (; (next = block_next(owner, at, vma.end)); at = next->addr + HMM_BLOCK_SIZE)
+		if (pages_run(&next->armed, &first, &last))
+			break;
+	if (next && page_addr(next, first) < vma.end)
+		vma.end = page_addr(next, first);
+	/* Somebody else's is refused. */
+	if (vma.end > end && kernel->uffd_register(owner->uffd, end, vma.end - end, UFFDIO_REGISTER_MODE_WP))
+		return end;
+	return vma.end;
+}
+
 bool block_disarm(struct block *block)
 {
+	const uint64_t modes = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP;
 	struct pages armed = block->armed;
+	struct owner *owner = block->owner;
+	unsigned int first = 0, last;
+	uint64_t from = 0, end;
 
 	if (!(block->record->flags & HMM_BLOCK_ARMED))
 		return true;
-	if (!disarm(block, &armed))
+	for (; pages_run(&armed, &first, &last); first = last)
+		from = block->addr + (uint64_t)last * HMM_PAGE_SIZE;
+	end = from && !owner->gone ? grown_end(block, from) : from;
+	if (end > from)
+		unregister_run(owner, from, end);
+	if (!disarm(block, &armed)) {
+		if (end > from)
+			kernel->uffd_register(owner->uffd, from, end - from, modes);
 		return false;
+	}
+	if (end > from)
+		fault_wake(owner, from, end - from);
 	block_note_disarmed(block);
 	return true;
 }

@@ -57,6 +57,7 @@ struct job {
 	struct room_wait room;
 	uint32_t order_flags;
 	struct pages reported;		/* have their result */
+	struct pages kept;		/* S, and would not leave as they are: made I they may */
 	struct pages was_out;		/* home: pages that were on the device when it began */
 	struct pages came;		/* home: done. What is out again has gone anew, for somebody else */
 };

@@ -6,8 +6,9 @@
  * staging slot and charges the pool, the transit opens, and when the drivers
  * have answered out_proceed() orders the agent to MOVE the pages into the slot
  * and fill the shadow; what it reports becomes D in migrate_out_done(). S pages
- * only have to leave the CPU (DROP). Without UFFDIO_MOVE, and only where the
- * program promised that nothing pins its pages: protect, fill, zap.
+ * only have to leave the CPU (DROP); if they will not, they become I first. Without
+ * UFFDIO_MOVE, and only where the program promised that nothing pins its pages: protect,
+ * fill, zap.
  *
  * A page that can't go gets its reason as its result; the others go.
  */
@@ -122,7 +123,8 @@ static void drop_done(struct block *block, const struct block_order *order,
 			moved++;
 		} else {
 			block_set_state(block, i, i + 1, HMM_PAGE_SHARED);
-			result_set(job, i, HMM_PAGE_RESULT_PINNED);
+			pages_set(&job->kept, i);
+			job->again = true;
 		}
 	}
 	block->touched = true;
@@ -424,11 +426,20 @@ static struct pages out_wanted(const struct job *job, const struct block *block,
 	return want;
 }
 
+static struct pages pages_both(const struct pages *one, const struct pages *other)
+{
+	struct pages both;
+
+	for (unsigned int w = 0; w < HMM_BITMAP_WORDS; w++)
+		both.word[w] = one->word[w] & other->word[w];
+	return both;
+}
+
 /* One mapping's worth. True: under way, the job will be run again. */
 static bool out_step(struct job *job, struct block *block)
 {
 	struct owner *owner = block->owner;
-	struct pages want = { 0 };
+	struct pages want = { 0 }, kept;
 	struct segment segment;
 	unsigned int first = job->first, end = job->end, stop;
 	bool eligible;
@@ -445,11 +456,15 @@ static bool out_step(struct job *job, struct block *block)
 	stop = first + (unsigned int)((segment.end - segment.start) >> HMM_PAGE_SHIFT);
 	eligible = segment.result == HMM_PAGE_RESULT_MOVED;
 
-	/* First what is S: it only has to leave the CPU. Without MOVE it is made I, which may go. */
+	/*
+	 * First what is S: it only has to leave the CPU. Without MOVE it is made I, which may go. So is what
+	 * MOVE would not take: the agent breaks what a child shares, or has shared, only where the CPU may write.
+	 */
 	if (eligible && may_leave(owner, &segment))
 		want = out_wanted(job, block, first, stop, true);
-	if (!pages_empty(&want) && !(owner->features & HMM_FEATURE_MOVE)) {
-		unshare_begin(block, &want, HMM_REASON_MIGRATE, job);
+	kept = owner->features & HMM_FEATURE_MOVE ? pages_both(&want, &job->kept) : want;
+	if (!pages_empty(&kept)) {
+		unshare_begin(block, &kept, HMM_REASON_MIGRATE, job);
 		return true;
 	}
 	if (!pages_empty(&want)) {

@@ -52,7 +52,8 @@ static const char *const operation_names[OP_MAX] = {
 	[OP_ADD] = "add", [OP_WINDOW_ADD] = "window add", [OP_EXCLUSIVE_ADD] = "exclusive add",
 	[OP_DISCARD] = "DISCARD", [OP_FAR_OUT] = "to the driver's memory", [OP_FAR_HOME] = "home from there",
 	[OP_STORE_FAR] = "driver's copy there", [OP_FETCH_FAR] = "driver's copy back",
-	[OP_REFUSED] = "refused accesses",
+	[OP_REFUSED] = "refused accesses", [OP_REMOVE] = "REMOVE", [OP_KILLED] = "killed child",
+	[OP_SPAWN] = "posix_spawn",
 };
 
 const char *operation_name(unsigned int operation)
@@ -122,6 +123,9 @@ static void area_init(struct board *board, uint32_t index, uint32_t pages)
 	pthread_rwlock_init(&area->lock, &attributes);
 	area->first_page = index * pages;
 	area->pages = pages;
+	area->unit = 1;
+	area->file = -1;
+	area->flags = MAP_PRIVATE | MAP_ANONYMOUS;
 	/* Odd areas begin and end inside a block, so that blocks are shared with neighbours. */
 	area->homes[0] = ARENA_BASE + 2 * index * AREA_STRIDE + (index % 2 ? 5 * PAGE_BYTES : 0);
 	area->homes[1] = area->homes[0] + AREA_STRIDE + (index % 3 == 2 ? 3 * PAGE_BYTES : 0);
@@ -197,6 +201,11 @@ bool board_stopped(struct board *board)
 struct area *board_area(struct board *board, uint32_t page)
 {
 	return &board->areas[page / board->areas[0].pages];
+}
+
+bool area_stays(const struct area *area)
+{
+	return area->kind >= AREA_SHARED;
 }
 
 void *board_enter(struct board *board, uint32_t page)
@@ -497,7 +506,7 @@ void board_done(struct board *board, struct participant *who, enum operation ope
 
 bool board_excused(struct board *board, struct participant *who, const char *call, long error)
 {
-	if (!board->settings.kill_daemon)
+	if (!board->settings.kill_daemon || error != -ESTALE)
 		board_fail(board, who, "%s: %s (%s)", call, strerror((int)-error), hmm_last_error());
 	atomic_fetch_add(&board->refused, 1);
 	pause_us(2000);

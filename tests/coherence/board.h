@@ -34,7 +34,7 @@
 #define LINE_CELLS		8U
 #define PAGE_LINES		64U
 
-#define AREAS_MAX		8
+#define AREAS_MAX		12
 #define DRIVERS_MAX		4
 #define PARTICIPANTS_MAX	32
 #define MOVERS			2U
@@ -53,6 +53,10 @@ enum area_kind {
 	AREA_PINNED,	/* its cells are written by I/O; no event touches it */
 	AREA_COHERENT,	/* from hmm_alloc() */
 	AREA_COUNTERS,	/* everybody adds to its cells */
+	/* From here on: what stays where it is, so that devices reach it in place. */
+	AREA_SHARED,	/* anonymous, and shared */
+	AREA_FILE,	/* of a file, in tmpfs or on a disk, private or shared */
+	AREA_HUGETLB,
 };
 
 struct area {
@@ -61,6 +65,11 @@ struct area {
 	uint64_t homes[2];
 	uint32_t first_page, pages;
 	uint32_t kind;			/* enum area_kind */
+	uint32_t unit;			/* pages that it can be cut by */
+	bool shared;			/* ... and a child sees what its parent writes */
+	bool kept;			/* what is unmapped is there when it is mapped again */
+	int file, flags;		/* the owner's, for mmap() */
+	_Atomic uint64_t read, written;	/* by devices, without a window */
 };
 
 /*
@@ -81,7 +90,7 @@ enum operation {
 	OP_DONTNEED, OP_FREE, OP_REPLACE, OP_UNMAP, OP_MREMAP, OP_PROTECT, OP_COLLAPSE, OP_MLOCK,
 	OP_POPULATE, OP_PAGEOUT, OP_FORK, OP_CHILD, OP_DIRECT_READ, OP_DIRECT_WRITE, OP_FIXED_READ,
 	OP_FIXED_WRITE, OP_VMSPLICE, OP_FINAL, OP_ADD, OP_WINDOW_ADD, OP_EXCLUSIVE_ADD, OP_DISCARD,
-	OP_FAR_OUT, OP_FAR_HOME, OP_STORE_FAR, OP_FETCH_FAR, OP_REFUSED, OP_MAX
+	OP_FAR_OUT, OP_FAR_HOME, OP_STORE_FAR, OP_FETCH_FAR, OP_REFUSED, OP_REMOVE, OP_KILLED, OP_SPAWN, OP_MAX
 };
 
 struct trace_entry {
@@ -111,6 +120,8 @@ struct settings {
 	bool protect;		/* mprotect() while everybody goes on */
 	bool exclusive;		/* counters, on which devices have pages to themselves */
 	bool several;		/* each driver has a device of its own, and says what it wants where */
+	bool in_place;		/* files and shared memory, too */
+	bool hugetlb;		/* with in_place: and huge pages of a pool, which is there */
 	uint32_t hang;		/* seconds after which an operation hangs */
 	uint32_t scale;
 	char socket[108];
@@ -155,6 +166,8 @@ struct participant *board_join(struct board *board, const char *name, unsigned i
 void *board_enter(struct board *board, uint32_t page);
 void board_leave(struct board *board, uint32_t page);
 struct area *board_area(struct board *board, uint32_t page);
+/* What never leaves, and devices reach where it is. */
+bool area_stays(const struct area *area);
 
 uint32_t board_writer(const struct board *board, uint32_t page, uint32_t line);
 uint32_t board_pick_page(struct board *board, uint64_t *random);
@@ -241,6 +254,12 @@ struct thread_context {
 	uint64_t random;
 };
 
+/* In areas.c, for the owner alone: what lies behind each area, and its mapping. */
+void areas_open(struct board *board, struct participant *who);
+void areas_close(struct board *board);
+/* @pages from page number @offset of the area on, at @where. MAP_FAILED: errno says why. */
+void *area_map(const struct area *area, void *where, uint32_t offset, uint32_t pages, int more_flags);
+
 void *cpu_thread(void *context);
 void *mover_thread(void *context);
 void *upheaval_thread(void *context);
@@ -248,7 +267,11 @@ void *pins_thread(void *context);
 void *protector_thread(void *context);
 int driver_main(int board_fd, int socket_fd, unsigned int index);
 
-/* hmmd may be away: counts a refusal and returns true, or fails the test. */
+/*
+ * hmmd may be away: counts a refusal and returns true. Fails the test if hmmd is never away, and with any error
+ * that its absence does not give: the library asks again what hmmd did not answer, and says -ESTALE when none came
+ * in time. -EFAULT, -EIO, -EINVAL or the socket's own would be something else, whoever was away.
+ */
 bool board_excused(struct board *board, struct participant *who, const char *call, long error);
 
 /*

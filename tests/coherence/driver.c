@@ -118,6 +118,7 @@ static void device_read(struct driver *driver, uint32_t page)
 	} else {
 		board_excused(board, me->who, "hmm_device_read", got);
 	}
+	atomic_fetch_add_explicit(&area->read, got > 0, memory_order_relaxed);
 	board_done(board, me->who, OP_DEVICE_READ, got > 0);
 	board_leave(board, page);
 }
@@ -155,6 +156,7 @@ static void device_write(struct driver *driver, uint32_t page)
 	} else {
 		board_excused(board, me->who, "hmm_device_write", done);
 	}
+	atomic_fetch_add_explicit(&board_area(board, page)->written, done > 0, memory_order_relaxed);
 	board_done(board, me->who, OP_DEVICE_WRITE, done > 0);
 	board_leave(board, page);
 }
@@ -378,7 +380,7 @@ static void range_look(struct driver *driver, uint32_t page)
 	unsigned long start = range_begin(driver, page, range_flags[HMM_PFN_VALID]);
 	long result = 0;
 
-	if (draw_below(&me->random, 8) == 0)
+	if (draw_below(&me->random, 8) == 0 && !area_stays(board_area(me->board, page)))
 		looked_at->range.default_flags |= range_flags[HMM_PFN_DEVICE_PRIVATE];
 	if (draw_below(&me->random, 4) == 0)
 		looked_at->range.default_flags |= range_flags[HMM_PFN_WRITE];
@@ -466,7 +468,7 @@ static void access_at_random(struct driver *driver)
 	bool mine = kind != AREA_PINNED && kind != AREA_COUNTERS;
 	uint32_t choice = draw_below(&me->random, 100);
 
-	if (kind == AREA_ORDINARY && !draw_below(&me->random, 8)) {
+	if ((kind == AREA_ORDINARY || area_stays(area)) && !draw_below(&me->random, 8)) {
 		range_check(driver);
 		if (board->settings.several && draw_below(&me->random, 2))
 			range_snapshot(driver, page);
@@ -487,7 +489,7 @@ static void access_at_random(struct driver *driver)
 
 	/*
 	 * What I/O pins for long cannot be had through a window: SIGBUS says so. Nor can the
-	 * coherent memory of the owner's own device, which is not this driver's.
+	 * coherent memory of the owner's own device, which is not this driver's, nor what stays where it is.
 	 */
 	if (driver->window && kind == AREA_ORDINARY && choice < 70) {
 		if (choice < 20)
@@ -496,7 +498,7 @@ static void access_at_random(struct driver *driver)
 			window_load(driver, page);
 		else
 			window_store(driver, page);
-	} else if (choice < 85 || !mine) {
+	} else if (choice < (area_stays(area) ? 50 : 85) || !mine) {
 		device_read(driver, page);
 	} else {
 		device_write(driver, page);

@@ -77,6 +77,9 @@ static void migrate(struct thread_context *me, enum hmm_target target, uint8_t *
 		board_fail(board, me->who, "hmm_migrate of %u pages gave %ld, reports %lu pages, %lu moved, %lu already, %lu failed",
 			   journey.pages, there, report.pages, report.moved, report.already, report.failed);
 	for (uint32_t i = 0; i < journey.pages; i++) {
+		if (area_stays(board_area(board, journey.page)) && target == HMM_DEVICE &&
+		    (results[i] == HMM_MIGRATED || results[i] == HMM_ALREADY))
+			board_fail(board, me->who, "page %u of an area that stays is on the device", journey.page + i);
 		if (results[i] > HMM_MIGRATE_ERROR)
 			board_fail(board, me->who, "hmm_migrate: result %u of page %u of %u", results[i], i,
 				   journey.pages);

@@ -5,6 +5,7 @@ HMM_TEST_SEED replays a run's decisions; HMM_COHERENCE_SECONDS makes it longer t
 """
 
 import os
+import re
 import signal
 import sys
 import time
@@ -198,16 +199,47 @@ class Several(Pair):
         self.run_killed(*self.options)
 
 
-class Everything(Base):
-    """On demand: all at once, for longer."""
+class InPlace(Pair):
+    """What stays where it is, beside what moves: shared memory, and files in tmpfs and on a disk, private and shared."""
 
-    def test_all_together(self):
-        seconds = max(SECONDS, 120)
-        self.start_daemon()
-        process = self.coherence("--drivers", "2", "--windows", "--events", "--fork", "--pins", "--kill-daemon",
-                                 "--mib", "32", seconds=seconds)
-        self.kill_at_random(process, seconds)
-        self.verdict(process, seconds)
+    def test_changed(self):
+        self.run_half("--drivers", "2", "--in-place", "--windows", "--events", "--fork", "--mib", "18")
+
+    def test_kill(self):
+        self.run_killed("--drivers", "2", "--in-place", "--events", "--mib", "18")
+
+
+class Hugetlb(Pair):
+    """The same, and huge pages of the kernel's pool, private and shared."""
+
+    def test_changed(self):
+        with open("/proc/meminfo") as file:
+            free = int(re.search(r"HugePages_Free:\s*(\d+)", file.read()).group(1))
+        if free < 24:
+            self.skipTest("the system gives no huge pages")
+        self.run_half("--drivers", "2", "--hugetlb", "--events", "--fork", "--mib", "44")
+
+
+class SmallPages(Pair):
+    """A device whose memory is pages of 4 KiB."""
+
+    daemon_args = ["--pool", "memfd", "--pool-size", "1G"]
+
+    def test_changed(self):
+        self.run_half("--drivers", "2", "--windows", "--events", "--fork")
+
+
+class Everything(Pair):
+    """All at once."""
+
+    options = ["--drivers", "2", "--windows", "--events", "--fork", "--pins"]
+
+    def test_for_a_moment(self):
+        self.run_killed(*self.options)
+
+    def test_for_long(self):
+        self.seconds = max(SECONDS, 120)
+        self.run_killed(*self.options, "--mib", "32")
 
 
 if __name__ == "__main__":

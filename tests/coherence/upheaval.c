@@ -3,7 +3,7 @@
  * upheaval.c - the owner's thread that changes the address space under
  * everybody: discards, new mappings over old ones, mremap, mprotect, huge
  * pages made and pages locked, and forks whose child checks that its copy is
- * the moment's and stays so.
+ * the moment's and stays so, or is killed at it.
  *
  * What leaves no moment without a mapping runs unlocked beside loads and
  * stores. Only what would kill an innocent reader (munmap, mremap, mprotect)
@@ -14,6 +14,7 @@
 #include <errno.h>
 #include <sched.h>
 #include <signal.h>
+#include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -41,6 +42,7 @@ struct stretch {
 struct upheaval {
 	struct thread_context *me;
 	pid_t child;
+	bool killed;
 	/* Shared with the children, and so never armed. */
 	struct snapshot *snapshot;
 };
@@ -54,24 +56,38 @@ struct snapshot {
 	bool readable[CHILD_PAGES];
 };
 
-static struct stretch pick_stretch(struct thread_context *me)
+static bool may_change(const struct area *area, bool ordinary)
+{
+	return area->kind == AREA_ORDINARY || (!ordinary && area_stays(area));
+}
+
+/* Of any area that may be changed, or @ordinary: of those that migrate. */
+static struct stretch pick_stretch_of(struct thread_context *me, bool ordinary)
 {
 	struct board *board = me->board;
 	struct stretch stretch;
-	uint32_t offset;
+	uint32_t offset, unit;
 
 	do {
 		stretch.page = board_pick_page(board, &me->random);
 		stretch.area = board_area(board, stretch.page);
-	} while (stretch.area->kind != AREA_ORDINARY);
-	offset = stretch.page - stretch.area->first_page;
+	} while (!may_change(stretch.area, ordinary));
+	unit = stretch.area->unit;
+	offset = (stretch.page - stretch.area->first_page) / unit * unit;
+	stretch.page = stretch.area->first_page + offset;
 	stretch.pages = 1 + draw_below(&me->random, draw_below(&me->random, 8) ? 16 : 700);
+	stretch.pages = (stretch.pages + unit - 1) / unit * unit;
 	if (stretch.pages > stretch.area->pages - offset)
 		stretch.pages = stretch.area->pages - offset;
 	stretch.bytes = stretch.pages * PAGE_BYTES;
 	/* Only this thread moves areas, so it needs no lock to know where one is. */
 	stretch.address = (char *)atomic_load(&stretch.area->base) + offset * PAGE_BYTES;
 	return stretch;
+}
+
+static struct stretch pick_stretch(struct thread_context *me)
+{
+	return pick_stretch_of(me, false);
 }
 
 static void begin(struct thread_context *me, enum operation operation, const struct stretch *stretch)
@@ -96,10 +112,15 @@ static void settle(struct thread_context *me, const void *address)
 		pause_us(2000);
 }
 
+/* What is shared goes only where it lies: out of its file. */
 static void discard(struct thread_context *me, enum operation operation, int advice, enum discard kind)
 {
-	struct stretch stretch = pick_stretch(me);
+	struct stretch stretch = pick_stretch_of(me, kind == DISCARD_SOFT);
 
+	if (stretch.area->shared) {
+		operation = OP_REMOVE;
+		advice = MADV_REMOVE;
+	}
 	begin(me, operation, &stretch);
 	board_discard_begin(me->board, stretch.page, stretch.pages, kind);
 	if (madvise(stretch.address, stretch.bytes, advice))
@@ -112,7 +133,7 @@ static void discard(struct thread_context *me, enum operation operation, int adv
 /* What is on a device is dropped, what is not stays: done when the call returns. */
 static void discard_on_device(struct thread_context *me)
 {
-	struct stretch stretch = pick_stretch(me);
+	struct stretch stretch = pick_stretch_of(me, true);
 	int error;
 
 	begin(me, OP_DISCARD, &stretch);
@@ -124,17 +145,34 @@ static void discard_on_device(struct thread_context *me)
 	board_done(me->board, me->who, OP_DISCARD, !error);
 }
 
+static void *map_again(const struct stretch *stretch, int flag)
+{
+	return area_map(stretch->area, stretch->address, stretch->page - stretch->area->first_page, stretch->pages, flag);
+}
+
+/* The mapping goes, and with it the bytes, unless they lie in a file. */
+static void lose(struct thread_context *me, const struct stretch *stretch)
+{
+	if (!stretch->area->kept)
+		board_discard_begin(me->board, stretch->page, stretch->pages, DISCARD_HARD);
+}
+
+static void lost(struct thread_context *me, const struct stretch *stretch)
+{
+	if (!stretch->area->kept)
+		board_discard_end(me->board, stretch->page, stretch->pages, DISCARD_HARD);
+}
+
 static void replace(struct thread_context *me)
 {
 	struct stretch stretch = pick_stretch(me);
 
 	begin(me, OP_REPLACE, &stretch);
-	board_discard_begin(me->board, stretch.page, stretch.pages, DISCARD_HARD);
-	if (mmap(stretch.address, stretch.bytes, PROT_READ | PROT_WRITE,
-		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED)
+	lose(me, &stretch);
+	if (map_again(&stretch, MAP_FIXED) == MAP_FAILED)
 		board_fail(me->board, me->who, "mmap over a mapping: %m");
 	settle(me, stretch.address);
-	board_discard_end(me->board, stretch.page, stretch.pages, DISCARD_HARD);
+	lost(me, &stretch);
 	board_done(me->board, me->who, OP_REPLACE, true);
 }
 
@@ -144,16 +182,15 @@ static void unmap(struct thread_context *me)
 
 	pthread_rwlock_wrlock(&stretch.area->lock);
 	begin(me, OP_UNMAP, &stretch);
-	board_discard_begin(me->board, stretch.page, stretch.pages, DISCARD_HARD);
+	lose(me, &stretch);
 	if (munmap(stretch.address, stretch.bytes))
 		board_fail(me->board, me->who, "munmap: %m");
 	if (draw_below(&me->random, 2))
 		pause_us(draw_below(&me->random, 300));
-	if (mmap(stretch.address, stretch.bytes, PROT_READ | PROT_WRITE,
-		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == MAP_FAILED)
+	if (map_again(&stretch, MAP_FIXED_NOREPLACE) == MAP_FAILED)
 		board_fail(me->board, me->who, "mmap anew: %m");
 	settle(me, stretch.address);
-	board_discard_end(me->board, stretch.page, stretch.pages, DISCARD_HARD);
+	lost(me, &stretch);
 	board_done(me->board, me->who, OP_UNMAP, true);
 	pthread_rwlock_unlock(&stretch.area->lock);
 }
@@ -175,7 +212,7 @@ static void move_area(struct thread_context *me)
 	struct area *area = stretch.area;
 	char *from = (char *)atomic_load(&area->base);
 	char *to = (char *)(from == (char *)area->homes[0] ? area->homes[1] : area->homes[0]);
-	size_t bytes = area->pages * PAGE_BYTES, done = 0, piece;
+	size_t bytes = area->pages * PAGE_BYTES, unit = area->unit * PAGE_BYTES, done = 0, piece;
 
 	pthread_rwlock_wrlock(&area->lock);
 	stretch.page = area->first_page;
@@ -183,8 +220,8 @@ static void move_area(struct thread_context *me)
 	begin(me, OP_MREMAP, &stretch);
 	while (done < bytes) {
 		piece = bytes - done;
-		if (draw_below(&me->random, 3) == 0 && piece > 64 * PAGE_BYTES)
-			piece = (1 + draw_below(&me->random, 64)) * PAGE_BYTES;
+		if (draw_below(&me->random, 3) == 0 && piece > 64 * unit)
+			piece = (1 + draw_below(&me->random, 64)) * unit;
 		while (mremap(from + done, piece, piece, MREMAP_MAYMOVE | MREMAP_FIXED, to + done) ==
 		       MAP_FAILED) {
 			if (errno != EFAULT)
@@ -194,9 +231,9 @@ static void move_area(struct thread_context *me)
 				done += PAGE_BYTES;
 			if (done == bytes)
 				break;
-			if (piece == PAGE_BYTES)
+			if (piece == unit)
 				board_fail(me->board, me->who, "mremap of a page: EFAULT");
-			piece = (piece / 2 + PAGE_BYTES - 1) & ~(PAGE_BYTES - 1);
+			piece = (piece / 2 + unit - 1) & ~(unit - 1);
 			if (piece > bytes - done)
 				piece = bytes - done;
 		}
@@ -295,7 +332,8 @@ static void child_main(struct upheaval *upheaval)
 
 	/*
 	 * What its mappings forbid is forbidden to it for ever: it has them as they were. And of memory
-	 * that only a driver reaches it may get SIGBUS.
+	 * that only a driver reaches it may get SIGBUS. Where hmmd was killed while it served this very child
+	 * there may be zeros in place of what a device had: docs/LIMITS.md, 22.
 	 */
 	for (uint32_t i = 0; i < CHILD_PAGES; i++) {
 		const _Atomic uint64_t *memory = (const _Atomic uint64_t *)snapshot->addresses[i];
@@ -307,6 +345,8 @@ static void child_main(struct upheaval *upheaval)
 							&snapshot->sights[i][j], value,
 							snapshot->sights[i][j].stroke.begun);
 
+			if (why && value == 0 && board->settings.kill_daemon)
+				why = NULL;
 			if (why)
 				child_complains(upheaval, i, j, value, why);
 			snapshot->values[i][j] = value;
@@ -342,8 +382,29 @@ static void reap(struct upheaval *upheaval)
 	upheaval->child = 0;
 	if (pid < 0)
 		board_fail(me->board, me->who, "waitpid: %m");
+	if (upheaval->killed && WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL) {
+		atomic_fetch_add(&me->board->tally[OP_KILLED], 1);
+		return;
+	}
 	if (WIFSIGNALED(status) || WEXITSTATUS(status))
 		board_fail(me->board, me->who, "a forked child ended with status %#x", (unsigned int)status);
+	atomic_fetch_add(&me->board->tally[OP_CHILD], 1);
+}
+
+/* Another way to a child: one that shares the memory until it is another program. */
+static void spawn(struct thread_context *me)
+{
+	char program[] = "/bin/true", *arguments[] = { program, NULL }, *environment[] = { NULL };
+	int error, status;
+	pid_t child;
+
+	board_begin(me->board, me->who, OP_SPAWN, 0, me->board->n_pages, 0, 0);
+	error = posix_spawn(&child, program, NULL, NULL, arguments, environment);
+	if (error)
+		board_fail(me->board, me->who, "posix_spawn: %s", strerror(error));
+	if (waitpid(child, &status, 0) != child || status)
+		board_fail(me->board, me->who, "%s ended with status %#x", program, (unsigned int)status);
+	board_done(me->board, me->who, OP_SPAWN, true);
 }
 
 static void fork_and_verify(struct upheaval *upheaval)
@@ -359,7 +420,7 @@ static void fork_and_verify(struct upheaval *upheaval)
 		do {
 			snapshot->pages[i] = board_pick_page(me->board, &me->random);
 			area = board_area(me->board, snapshot->pages[i]);
-		} while (area->kind == AREA_COHERENT);
+		} while (area->kind == AREA_COHERENT || area->shared);
 		offset = snapshot->pages[i] - area->first_page;
 		snapshot->addresses[i] = atomic_load(&area->base) + offset * PAGE_BYTES;
 		for (uint32_t j = 0; j < PAGE_CELLS; j++)
@@ -373,6 +434,12 @@ static void fork_and_verify(struct upheaval *upheaval)
 	if (!upheaval->child)
 		child_main(upheaval);
 	board_done(me->board, me->who, OP_FORK, true);
+	/* In the middle of its reads, its writes or its end. */
+	upheaval->killed = draw_below(&me->random, 4) == 0;
+	if (upheaval->killed) {
+		pause_us(draw_below(&me->random, 4000));
+		kill(upheaval->child, SIGKILL);
+	}
 }
 
 void *upheaval_thread(void *context)
@@ -389,8 +456,11 @@ void *upheaval_thread(void *context)
 	while (!board_stopped(board)) {
 		uint32_t choice = draw_below(&me->random, 100);
 
-		if (forks && (!(events || board->settings.several) || choice < 6)) {
-			fork_and_verify(&upheaval);
+		if (forks && (!(events || board->settings.several) || choice < 8)) {
+			if (draw_below(&me->random, 4))
+				fork_and_verify(&upheaval);
+			else
+				spawn(me);
 			/* Or the drivers get nowhere. */
 			if (board->settings.exclusive)
 				pause_us(50000);

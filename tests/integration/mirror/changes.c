@@ -158,6 +158,43 @@ static void remap_grow_in_place(void)
 	test_close();
 }
 
+/* Over the borders of blocks: what was watched stays so as far as the mapping goes, and nothing tells of it. */
+static void remap_grow_far(void)
+{
+	const size_t pages = 300, grown = 2 * 512 + 100;
+
+	test_open(0, DEVICE_MEMORY);
+	for (int touched = 0; touched < 2; touched++) {
+		char *memory = test_map_huge(3), *room = test_map_huge(3), byte = 'x';
+
+		CHECK_EQ(munmap(memory + pages * PAGE, 3 * BLOCK - pages * PAGE), 0);
+		CHECK_EQ(munmap(room, 3 * BLOCK), 0);
+		test_fill(memory, pages, 31);
+		test_out(memory, pages);
+		CHECK(mremap(memory, pages * PAGE, grown * PAGE, 0) == memory);
+		if (touched) {
+			/* A device is there first. */
+			CHECK_EQ(hmm_device_read(&mirror, (unsigned long)memory + 700 * PAGE, &byte, 1), 1);
+			CHECK_EQ(byte, 0);
+			byte = 'y';
+			CHECK_EQ(hmm_device_write(&mirror, (unsigned long)memory + 1100 * PAGE, &byte, 1), 1);
+			CHECK_EQ(memory[1100 * PAGE], 'y');
+			memory[1100 * PAGE] = 0;
+		}
+		test_home(memory, pages);
+		/* Once it is left alone it is one mapping. */
+		usleep(300000);
+		CHECK(mremap(memory, grown * PAGE, grown * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP,
+			     room) == room);
+		test_check(room, pages, 31);
+		test_check_zero(room + pages * PAGE, grown - pages);
+		test_check_zero(memory, grown);
+		CHECK_EQ(munmap(memory, grown * PAGE), 0);
+		CHECK_EQ(munmap(room, grown * PAGE), 0);
+	}
+	test_close();
+}
+
 static void remap_shrink(void)
 {
 	char *memory;
@@ -622,7 +659,7 @@ static void merged_by_ksm(void)
 static const struct test_case cases[] = {
 	{ "unmap", unmap, false }, { "unmap-many", unmap_many, false }, { "map-over", map_over, false },
 	{ "brk-shrink", brk_shrink, false }, { "remap-grow", remap_grow, false },
-	{ "remap-grow-in-place", remap_grow_in_place, false }, { "remap-shrink", remap_shrink, false },
+	{ "remap-grow-in-place", remap_grow_in_place, false }, { "remap-grow-far", remap_grow_far, false }, { "remap-shrink", remap_shrink, false },
 	{ "remap-move", remap_move, false }, { "remap-move-mixed", remap_move_mixed, false },
 	{ "remap-onto", remap_onto, false }, { "remap-partly-out", remap_partly_out, false },
 	{ "remap-dontunmap", remap_dontunmap, false },

@@ -73,6 +73,43 @@ static void find_away(const char *memory, size_t pages, bool *away)
 		away[i] = test_on_device(memory + i * PAGE);
 }
 
+/* What both read when a child came, and has for itself since, leaves as ever. So does what a child has still. */
+static void cloned_while_shared(void)
+{
+	int ended[2];
+	pid_t child;
+
+	test_open(0, DEVICE_MEMORY);
+	for (int lives = 0; lives < 2; lives++) {
+		char *memory = on_device(200, 7), byte;
+
+		/* Both have each page. */
+		CHECK_EQ(hmm_advise(hmm, (unsigned long)memory, 200 * PAGE, HMM_ADVISE_SET_READ_MOSTLY, NULL), 0);
+		test_check(memory, 200, 7);
+		CHECK(hmm_mirror_lookup(&mirror, (unsigned long)memory) & HMM_ENTRY_VALID);
+		CHECK_EQ(pipe(ended), 0);
+		child = (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+		if (!child) {
+			close(ended[1]);
+			if (lives && read(ended[0], &byte, 1) != 0)
+				_exit(1);
+			test_check(memory, 200, 7);
+			_exit(0);
+		}
+		close(ended[0]);
+		if (!lives)
+			test_reap(child, 0);
+		test_out(memory, 200);
+		test_device_check(memory, 200, 7);
+		test_fill(memory, 200, 8);
+		test_check(memory, 200, 8);
+		close(ended[1]);
+		if (lives)
+			test_reap(child, 0);
+	}
+	test_close();
+}
+
 static void cloned(void)
 {
 	bool away[200];
@@ -705,7 +742,8 @@ static void read_by_another(void)
 }
 
 static const struct test_case cases[] = {
-	{ "forked", forked, false }, { "cloned", cloned, false }, { "grandchildren", grandchildren, false },
+	{ "forked", forked, false }, { "cloned", cloned, false },
+	{ "cloned-while-shared", cloned_while_shared, false }, { "grandchildren", grandchildren, false },
 	{ "many-forks", many_forks, false },
 	{ "migrated-on-either-side", migrated_on_either_side, false }, { "dying-children", dying_children, false },
 	{ "vforked", vforked, false }, { "vfork-touches", vfork_touches, false },
