@@ -222,7 +222,77 @@ static void no_pool(void)
 	test_close();
 }
 
+/*
+ * Where a window is not to be had, which its own test arranges: it is refused with the reason, nothing
+ * is left of it, and the device reaches the memory all the same.
+ */
+static void no_window_driver(const char *why)
+{
+	unsigned long address = test_driver_open(&quiet);
+	struct hmm_window *window = NULL;
+	uint64_t word = 5;
+
+	for (int i = 0; i < 3; i++) {
+		CHECK_EQ(hmm_window_map(&mirror, address, 4 * PAGE, i ? HMM_WINDOW_OFFSET : 0, &window), -EOPNOTSUPP);
+		CHECK(strstr(hmm_last_error(), why));
+		CHECK(!window);
+	}
+	/* Its addresses are free still. */
+	CHECK(mmap((void *)address, PAGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) ==
+	      (void *)address);
+	test_device_check((const void *)address, 4, 6);
+	CHECK_EQ(hmm_migrate(&mirror, address, 4 * PAGE, HMM_DEVICE, 0, NULL, NULL), 4);
+	CHECK_EQ(hmm_device_write(&mirror, address + PAGE, &word, 8), 8);
+	test_tell(TEST_DRIVER_SOCKET, 1, -1);
+	CHECK(test_hear(TEST_DRIVER_SOCKET, &word, NULL));
+	CHECK_EQ(hmm_mirror_unregister(&mirror), 0);
+	hmm_device_put(mirror.device);
+	hmm_close(hmm);
+}
+
+static void no_window(const char *name)
+{
+	uint64_t word;
+	char *memory;
+	int socket;
+	pid_t driver = test_driver_start(name, &socket);
+
+	test_open(0, DEVICE_MEMORY);
+	memory = test_map(4);
+	test_fill(memory, 4, 6);
+	test_invite(socket, memory);
+	CHECK(test_hear(socket, &word, NULL));
+	CHECK_EQ(*(volatile uint64_t *)(memory + PAGE), 5);
+	*(volatile uint64_t *)(memory + PAGE) = test_word(1, 0, 6);
+	test_check(memory, 4, 6);
+	test_tell(socket, 1, -1);
+	test_reap(driver, 0);
+	test_close();
+}
+
+static void window_over_hugetlb(void)
+{
+	no_window("window-over-hugetlb");
+}
+
+static void window_over_hugetlb_driver(void)
+{
+	no_window_driver("hugetlb");
+}
+
+static void window_huge_unasked(void)
+{
+	no_window("window-huge-unasked");
+}
+
+static void window_huge_unasked_driver(void)
+{
+	no_window_driver("shmem_enabled");
+}
+
 static const struct test_case cases[] = {
+	{ "window-over-hugetlb", window_over_hugetlb, true },
+	{ "window-huge-unasked", window_huge_unasked, true },
 	{ "told-of-a-remap", told_of_a_remap, false },
 	{ "told-of-a-fork", told_of_a_fork, false },
 	{ "told-of-a-write", told_of_a_write, false },
@@ -233,6 +303,8 @@ static const struct test_case cases[] = {
 };
 
 static const struct test_case drivers[] = {
+	{ "window-over-hugetlb", window_over_hugetlb_driver, false },
+	{ "window-huge-unasked", window_huge_unasked_driver, false },
 	{ "windows", window_driver, false },
 	{ "owner-only", asking_driver, false },
 	{ 0 },

@@ -9,6 +9,7 @@
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
+#include <sys/syscall.h>
 
 #include "driver.h"
 #include "mirror.h"
@@ -209,6 +210,17 @@ static void finalize(struct hmm_devmem *me, const struct hmm_devmem_move *move)
 			atomic_fetch_add(&board->moved, 1);
 		CHECK(!move->dst[i] || move->dst[i]->devmem == me);
 	}
+}
+
+/* In the driver the library's as well: it asks for a page before the driver stores into it. */
+__attribute__((visibility("default"))) int madvise(void *addr, size_t length, int advice)
+{
+	if (advice == MADV_POPULATE_WRITE && devmem && atomic_load(&board->no_page) > 0) {
+		atomic_fetch_sub(&board->no_page, 1);
+		errno = ENOMEM;
+		return -1;
+	}
+	return (int)syscall(SYS_madvise, addr, length, advice);
 }
 
 static int bring(struct hmm_devmem *me, unsigned long addr, const struct hmm_page *page)

@@ -43,6 +43,7 @@ struct board {
 	uint8_t results[DEVICE_PAGES];
 	_Atomic unsigned int room;	/* pages that alloc_and_copy() may take yet */
 	_Atomic int out_of_memory;	/* times that fault() answers OOM */
+	_Atomic int no_page;		/* times that the kernel has none for hmm_vma_alloc_locked_page() */
 	_Atomic unsigned long sigbus;	/* the address that fault() has lost; 0: none */
 	_Atomic unsigned long liar;	/* ... that it says it brought */
 	_Atomic bool whole;		/* fault() brings all it may */

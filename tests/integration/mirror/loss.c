@@ -317,7 +317,24 @@ static void cloned_on_the_way_home(void)
 	engine_end();
 }
 
+/* No page to put the bytes in: the driver is told NULL, says so, and is asked again. Nothing is lost by it. */
+static void no_page(void)
+{
+	char *memory;
+
+	engine_begin("no-page");
+	memory = test_map(64);
+	test_fill(memory, 64, 1);
+	engine_out(memory, 64);
+	atomic_store(&board->no_page, 5);
+	test_check(memory, 64, 1);
+	CHECK_EQ(board->no_page, 0);
+	CHECK(board->faults >= 6);
+	engine_end();
+}
+
 static const struct test_case cases[] = {
+	{ "no-page", no_page, false },
 	{ "sigbus", sigbus, false }, { "liar", liar, false },
 	{ "lost-for-good", lost_for_good, false }, { "driver-dies", driver_dies, false },
 	{ "driver-dies-in-fetch", driver_dies_in_fetch, false },

@@ -11,6 +11,7 @@
 #include <linux/userfaultfd.h>
 #include <sys/auxv.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 
 #define DEVICE_MEMORY (256UL << 20)
@@ -101,6 +102,35 @@ static void registered_twice(void)
 	end(&range);
 	CHECK_EQ(hmm_mirror_unregister(&other), 0);
 	hmm_device_put(other.device);
+	test_close();
+}
+
+/* The process may map nothing more: each call says so, the entries stay, and with room it goes on. */
+static void no_memory(void)
+{
+	const size_t pages = 2048;
+	struct rlimit all, none;
+	struct hmm_range range;
+	char *memory;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = test_map(pages);
+	test_fill(memory, pages, 6);
+	range = look_at(memory, pages);
+	range.default_flags = VALID;
+	CHECK_EQ(getrlimit(RLIMIT_AS, &all), 0);
+	none = (struct rlimit){ .rlim_cur = PAGE, .rlim_max = all.rlim_max };
+	CHECK_EQ(setrlimit(RLIMIT_AS, &none), 0);
+	CHECK_EQ(hmm_range_snapshot(&range), -ENOMEM);
+	CHECK_EQ(hmm_range_fault(&range, true), -ENOMEM);
+	CHECK(strstr(hmm_last_error(), "no memory"));
+	CHECK_EQ(setrlimit(RLIMIT_AS, &all), 0);
+	for (size_t i = 0; i < pages; i++)
+		CHECK_EQ(range.pfns[i], ~0UL);
+	CHECK(hmm_range_valid(&range));
+	CHECK_EQ(again(&range, false), pages);
+	check_entries(&range, 0, pages, VALID | WRITE);
+	end(&range);
 	test_close();
 }
 
@@ -756,6 +786,7 @@ static void large(void)
 static const struct test_case cases[] = {
 	{ "registering", registering, false }, { "registered-twice", registered_twice, false },
 	{ "poisoned", poisoned, false }, { "bad-arrays", bad_arrays, false },
+	{ "no-memory", no_memory, false },
 	{ "untouched", untouched, false }, { "page-by-page", page_by_page, false },
 	{ "read-only", read_only, false }, { "not-readable", not_readable, false },
 	{ "nothing-mapped", nothing_mapped, false }, { "special", special, false },
