@@ -790,6 +790,7 @@ static void outage(void)
 	copy = test_map(256);
 	test_fill(memory, 256, 1);
 	dirty = begin(memory, 256);
+	memcpy(copy, memory, 256 * PAGE);
 	CHECK(!pthread_create(&thread, NULL, write_on, memory));
 	printf("ready\n");
 	fflush(stdout);
