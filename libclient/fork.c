@@ -6,7 +6,8 @@
  * missing; its userfaultfd is its parent's affair. Where hmmd sees forks it gives
  * the child its pages, but libc touches memory in the child before any hook
  * runs there. So the prepare hook closes the gate for migrations, asks hmmd to
- * bring home what the device alone has, and the parent's hook opens the gate.
+ * bring home what the device alone has and to let nothing leave, whichever driver wants it; the parent's
+ * hook says that it is over, and opens the gate.
  *
  * The child is no owner: its handles answer -ESTALE, the library forgets its
  * threads, which the child does not have, and the parent's arena stays readable.
@@ -123,10 +124,12 @@ static void open_gate(void)
 	}
 }
 
-static void bring_home(struct hmm *hmm)
+/* This thread's forks of which hmmd was told: within a handler there may be another. */
+static __thread unsigned int told __attribute__((tls_model("initial-exec")));
+
+static void tell(struct hmm *hmm, uint16_t op, size_t size)
 {
-	struct request *request = hmmc_request_new(hmm->connection, HMM_OP_PREPARE_FORK,
-						   sizeof(struct hmm_msg_prepare_fork));
+	struct request *request = hmmc_request_new(hmm->connection, op, size);
 
 	if (!request)
 		return;
@@ -145,8 +148,10 @@ static void before(void)
 		close_gate();
 	hmm = hmmc_space_enter_any();
 	if (hmm && !__atomic_load_n(&hmm->lost, __ATOMIC_ACQUIRE) &&
-	    !(in_callback && hmm->features & HMM_FEATURE_EVENT_FORK))
-		bring_home(hmm);
+	    !(in_callback && hmm->features & HMM_FEATURE_EVENT_FORK)) {
+		tell(hmm, HMM_OP_PREPARE_FORK, sizeof(struct hmm_msg_prepare_fork));
+		told++;
+	}
 	if (hmm && __atomic_load_n(&hmm->lost, __ATOMIC_ACQUIRE))
 		hmmc_dispatch_wait(&hmm->owner->rescuer.done);
 	if (hmm)
@@ -157,9 +162,18 @@ static void before(void)
 
 static void in_parent(void)
 {
+	struct hmm *hmm;
+
+	hmmc_space_unlock();
+	hmm = told ? hmmc_space_enter_own() : NULL;
+	if (told)
+		told--;
+	if (hmm) {
+		tell(hmm, HMM_OP_FORKED, sizeof(struct hmm_msg_forked));
+		hmmc_space_leave(hmm);
+	}
 	if (!hmmc_dispatch_is_current())
 		open_gate();
-	hmmc_space_unlock();
 }
 
 static void in_child(void)
@@ -167,6 +181,7 @@ static void in_child(void)
 	gate.lock.word = 0;
 	gate.closed = gate.inside = 0;
 	gate.waiters = NULL;
+	told = 0;
 	hmmc_log_forget();
 	hmmc_dispatch_forget();
 	hmmc_space_forget();

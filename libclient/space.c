@@ -54,8 +54,8 @@ _Static_assert(
 		offsetof(struct hmm_msg_notices_open, owner) == offsetof(struct hmm_msg_drain, owner) &&
 		offsetof(struct hmm_msg_protect, owner) == offsetof(struct hmm_msg_drain, owner) &&
 		offsetof(struct hmm_msg_notices_close, owner) == offsetof(struct hmm_msg_drain, owner) &&
-		offsetof(struct hmm_msg_prepare_fork, owner) ==
-			offsetof(struct hmm_msg_drain, owner),
+		offsetof(struct hmm_msg_prepare_fork, owner) == offsetof(struct hmm_msg_drain, owner) &&
+		offsetof(struct hmm_msg_forked, owner) == offsetof(struct hmm_msg_drain, owner),
 	"hmmc_prepare_owner() is for all of them");
 
 int hmmc_prepare_owner(struct request *request)

@@ -105,6 +105,7 @@ static const struct verb verbs[] = {
 	[HMM_OP_UNSHARE] = { ABOUT(MIRROR, unshare, mirror, OWN) },
 	[HMM_OP_DRAIN] = { .answer = forward_drain },
 	[HMM_OP_PREPARE_FORK] = { ABOUT(OWNER, prepare_fork, owner, OWN) },
+	[HMM_OP_FORKED] = { ABOUT(OWNER, forked, owner, OWN) },
 	[HMM_OP_STATUS] = { .answer = answer_status },
 	[HMM_OP_FEATURE] = { .answer = answer_feature },
 	[HMM_OP_CLIENTS] = { .answer = answer_list },

@@ -11,6 +11,8 @@
  * parent stays in fork() until the event is read, and nothing else of the
  * owner is served in between, so the copies are of one moment.
  *
+ * And the fork that the library told of: nothing leaves until it is over.
+ *
  * Runs on the owner's worker; takes as long as copying takes.
  */
 #include "engine/fork.h"
@@ -31,6 +33,9 @@
 
 /* Tries of one page: while the child's map is changing, a yield apart; while memory is short, 1 ms. */
 #define TRIES_MAX	20000
+
+/* How many answers' time an owner that nobody can see forking may take between its library's fork handlers. */
+#define UNSEEN_PATIENCE	30
 
 /* What has become of a range in the child since (or by) the fork. */
 struct change {
@@ -324,4 +329,52 @@ void fork_child_consume_fd(struct owner *owner, int uffd)
 	fcntl(child.uffd, F_SETFL, O_NONBLOCK);
 	fetch_all(&child);
 	copy_to_child(&child);
+}
+
+/* ---- nothing leaves while a fork is under way ---------------------------------------- */
+
+static void let_go(struct owner *owner)
+{
+	owner->forks = 0;
+	TAILQ_CONCAT(&owner->runnable, &owner->fork_waiters, link);
+}
+
+void fork_hold(struct owner *owner)
+{
+	const struct worker *worker = owner->worker;
+	int64_t patience = worker->engine->options.ack_timeout_ms * NS_PER_MS;
+
+	/* A child that is seen gets its pages all the same. */
+	if (!(owner->features & HMM_FEATURE_EVENT_FORK))
+		patience *= UNSEEN_PATIENCE;
+	owner->forks++;
+	owner->fork_until = worker->now + patience;
+	worker_alarm(owner->worker, owner->fork_until);
+}
+
+void fork_release(struct owner *owner)
+{
+	if (owner->forks && !--owner->forks)
+		let_go(owner);
+}
+
+bool fork_holds(struct owner *owner, struct task *task)
+{
+	if (!owner->forks || owner->gone || owner->closing)
+		return false;
+	TAILQ_INSERT_TAIL(&owner->fork_waiters, task, link);
+	return true;
+}
+
+void fork_tick(struct owner *owner, int64_t now)
+{
+	if (!owner->forks)
+		return;
+	if (now < owner->fork_until) {
+		worker_alarm(owner->worker, owner->fork_until);
+		return;
+	}
+	log_warn("owner %u: its fork takes long: devices get pages again, and the child %s", owner->id,
+		 owner->features & HMM_FEATURE_EVENT_FORK ? "its copies of them" : "zeros where one has them then");
+	let_go(owner);
 }

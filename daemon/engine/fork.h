@@ -2,7 +2,21 @@
 #ifndef HMMD_FORK_H
 #define HMMD_FORK_H
 
+#include <stdbool.h>
+#include <stdint.h>
+
 struct owner;
+struct task;
+
+/*
+ * From PREPARE_FORK until FORKED nothing leaves for a device, whoever wants it: a driver in another process
+ * knows of no fork. What would is kept in owner->fork_waiters. Not for longer than the owner can be waited for.
+ */
+void fork_hold(struct owner *owner);
+void fork_release(struct owner *owner);
+/* True: @task is run again when it is over. */
+bool fork_holds(struct owner *owner, struct task *task);
+void fork_tick(struct owner *owner, int64_t now);
 
 /* A child was forked; @uffd is its userfaultfd, by EVENT_FORK. */
 void fork_child_consume_fd(struct owner *owner, int uffd);

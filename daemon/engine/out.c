@@ -18,6 +18,7 @@
 #include <string.h>
 
 #include "engine/breakage.h"
+#include "engine/fork.h"
 #include "engine/job.h"
 #include "engine/notice.h"
 #include "engine/worker.h"
@@ -526,9 +527,12 @@ void job_run_out(struct job *job)
 {
 	struct migration *migration = job->migration;
 	struct owner *owner = migration->owner;
-	struct block *block = block_get(owner, job->block);
 	enum hmm_page_result giving_up = HMM_PAGE_RESULT_ERROR;
+	struct block *block;
 
+	if (!migration->mirror->leaving && fork_holds(owner, &job->task))
+		return;
+	block = block_get(owner, job->block);
 	if (block && !block_at_rest(block) && !owner->gone) {
 		block_park(block, &job->task);
 		return;

@@ -24,6 +24,7 @@
 #include <unistd.h>
 
 #include "engine/evict.h"
+#include "engine/fork.h"
 #include "engine/graft.h"
 #include "engine/notice.h"
 #include "engine/owner.h"
@@ -128,6 +129,7 @@ struct owner *owner_new(struct worker *worker, const struct letter *letter)
 	TAILQ_INIT(&owner->windows);
 	TAILQ_INIT(&owner->listeners);
 	TAILQ_INIT(&owner->slot_waiters);
+	TAILQ_INIT(&owner->fork_waiters);
 	TAILQ_INIT(&owner->runnable);
 	TAILQ_INIT(&owner->acks);
 	TAILQ_INIT(&owner->asks);
@@ -491,6 +493,14 @@ void owner_restate(struct owner *owner, struct letter *letter)
 		reply_exclude(letter);
 }
 
+static void forked(struct owner *owner, struct letter *letter)
+{
+	fork_release(owner);
+	if (!letter_reply(letter, HMM_OP_FORKED_REPLY, sizeof(struct hmm_msg_forked_reply)))
+		letter_fail(letter, -ENOMEM, "out of memory for the answer");
+	worker_reply(owner->worker, letter);
+}
+
 void owner_request(struct owner *owner, struct letter *letter)
 {
 	const struct hmm_msg_drain *drain = (const void *)letter->message;
@@ -511,7 +521,11 @@ void owner_request(struct owner *owner, struct letter *letter)
 			     home_done, letter);
 		return;
 	case HMM_OP_PREPARE_FORK:
+		fork_hold(owner);
 		migrate_home_for_fork(owner, home_done, letter);
+		return;
+	case HMM_OP_FORKED:
+		forked(owner, letter);
 		return;
 	case HMM_OP_EXCLUDE:
 		exclude(owner, letter);
@@ -679,6 +693,7 @@ void owner_gone(struct owner *owner)
 		far_abandon(owner);
 		TAILQ_CONCAT(&owner->runnable, &owner->retry, link);
 		TAILQ_CONCAT(&owner->runnable, &owner->slot_waiters, link);
+		TAILQ_CONCAT(&owner->runnable, &owner->fork_waiters, link);
 		evict_wait_no_more(owner);
 		owner_run(owner);
 	} while (!TAILQ_EMPTY(&owner->retry) || !TAILQ_EMPTY(&owner->acks) || !owner_agent_idle(owner) ||
@@ -745,7 +760,8 @@ void owner_free(struct owner *owner)
 static bool anything_waits(const struct owner *owner)
 {
 	return owner->jobs || !TAILQ_EMPTY(&owner->runnable) || !TAILQ_EMPTY(&owner->retry) ||
-	       !TAILQ_EMPTY(&owner->slot_waiters) || !TAILQ_EMPTY(&owner->room_waiters);
+	       !TAILQ_EMPTY(&owner->slot_waiters) || !TAILQ_EMPTY(&owner->room_waiters) ||
+	       !TAILQ_EMPTY(&owner->fork_waiters);
 }
 
 static void tick_closing(struct owner *owner, int64_t now)
@@ -799,6 +815,7 @@ void owner_tick(struct owner *owner, int64_t now)
 		block_settle(block);
 	}
 	far_tick(owner, now);
+	fork_tick(owner, now);
 	fault_retry(owner);
 	evict_tick(owner, now);
 	owner_run(owner);
