@@ -8,6 +8,9 @@
 #   hmm_program_test(NAME x LABELS full SOURCES ... LIBS ... [ARGS ...] [...])
 #   hmm_fuzz_target(...), see there
 #
+# LABELS: quick or full, for tests/run; portable beside it for what depends on the kernel and is short: tests/guest runs
+# it on other kernels too, where everything takes 20 times as long; guest is that; soak is run by hand.
+#
 # A Criterion program counts as many tests as it holds, a script as many as it reports; exit status 77 of a
 # script or program is a skip, its reason the last line it printed. SETTINGS are machine settings (hugepages, sysctl): such a test
 # runs alone, through tests/fixture/settings, which puts them back.
@@ -135,5 +138,5 @@ function(hmm_fuzz_target)
 	else()
 		target_sources(fuzz-${P_NAME} PRIVATE ${PROJECT_SOURCE_DIR}/tests/fuzz/replay.c)
 	endif()
-	hmm_register_test(NAME fuzz-${P_NAME} LABELS full portable COMMAND ${command} ${P_CORPUS})
+	hmm_register_test(NAME fuzz-${P_NAME} LABELS full COMMAND ${command} ${P_CORPUS})
 endfunction()

@@ -149,6 +149,8 @@ int main(int argc, char **argv)
 	memory = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	memset((void *)memory, 1, PAGES * PAGE);
 	must(hmm_open(NULL, &hmm), "hmm_open");
+	/* What kernels before Linux 6.8 want to be told: no I/O goes to these pages, nobody unmaps them. */
+	must(hmm_advise(hmm, (unsigned long)memory, PAGES * PAGE, HMM_ADVISE_UNPINNED, NULL), "hmm_advise");
 	must(key = hmm_export(hmm), "hmm_export");
 	snprintf(key_text, sizeof(key_text), "%d", key);
 	snprintf(start_text, sizeof(start_text), "%p", (void *)memory);

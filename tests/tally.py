@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Adds up what tests/attend.py wrote: tally.py --skips FILE --expect LIST --results DIR [--expect ... --results ...]
+"""Adds up what tests/attend.py wrote: tally.py --skips FILE --expect LIST --results DIR [--expect ... --results ...] [--report FILE]
 
 LIST is the output of `ctest --show-only=json-v1`: a test in it without a result did not run, which is a failure.
 Prints every failure with the end of its output, every skip with its reason, the failures again with a line
 each, and one last line "N passed, N failed, N skipped". A skip that no line of FILE allows fails the run, but is counted as a skip.
+The report is a list of outcomes as attend.py takes it, for a run within a run; there such a skip is a failure.
 """
 
 import argparse
@@ -47,11 +48,12 @@ def main():
     parser.add_argument("--skips", required=True)
     parser.add_argument("--expect", action="append", required=True)
     parser.add_argument("--results", action="append", required=True)
+    parser.add_argument("--report")
     options = parser.parse_args()
 
     allowed = allowed_skips(options.skips)
     count = {"passed": 0, "failed": 0, "skipped": 0}
-    skips, refused, failures = [], [], []
+    skips, refused, failures, told = [], [], [], []
     for expect, results in zip(options.expect, options.results):
         build = os.path.basename(os.path.dirname(os.path.abspath(results)))
         try:
@@ -61,6 +63,7 @@ def main():
             names = []
             count["failed"] += 1
             failures.append((f"{build}: the list of tests", "cannot be read: did the build fail?", None))
+            told.append({"name": "the list of tests", "status": "failed", "message": "cannot be read"})
         for name in names:
             log = os.path.join(results, name + ".log")
             try:
@@ -77,6 +80,9 @@ def main():
                     line = f"{title}: {outcome['message']}"
                     known = any(pattern.search(line) for pattern in allowed)
                     (skips if known else refused).append(f"{build}: {line}")
+                    if not known:
+                        outcome = dict(outcome, status="failed", message=f"skipped, which is not allowed: {outcome['message']}")
+                told.append(dict(outcome, name=title))
 
     shown = set()
     for title, message, log in failures:
@@ -92,6 +98,9 @@ def main():
     for title, message, _ in failures:
         print(f"FAILED {title}: {' '.join(message.split())[:LINE_LENGTH]}")
     print(f"{count['passed']} passed, {count['failed']} failed, {count['skipped']} skipped")
+    if options.report:
+        with open(options.report, "w") as file:
+            json.dump(told, file)
     return 1 if failures or refused or not count["passed"] else 0
 
 

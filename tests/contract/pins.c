@@ -92,6 +92,12 @@ Test(pins, pin_after_protection_asks)
 	cr_assert_eq(uffd_register(fd, mem, PAGE, MISSING | WP), 0);
 	cr_assert_eq(uffd_wp(fd, mem, PAGE, true), 0);
 	CALL(&call, SYS_io_uring_register, ring.ring_fd, IORING_REGISTER_BUFFERS, (long)&iov, 1);
+	wait_until(call.done || !no_event(fd));
+	/* Linux 6.1 cannot wait there, and refuses. */
+	if (no_event(fd)) {
+		cr_assert_eq(call_end(&call), -EFAULT);
+		return;
+	}
 	expect_fault(fd, mem, FAULT_WRITE | FAULT_WP);
 	cr_assert_eq(uffd_wp(fd, mem, PAGE, false), 0);
 	cr_assert_eq(call_end(&call), 0);
@@ -129,6 +135,8 @@ Test(pins, move_of_a_huge_page_with_a_pinned_part_is_busy)
 {
 	int fd = uffd_open(UFFD_FEATURE_MOVE);
 	char *mem = map_huge(1), *slot = map_blocks(1);
+	struct uffdio_move part = { .dst = (uintptr_t)slot, .src = (uintptr_t)mem, .len = PAGE };
+	struct call call;
 	struct pin p;
 
 	madvise(slot, BLOCK, MADV_HUGEPAGE);
@@ -136,8 +144,13 @@ Test(pins, move_of_a_huge_page_with_a_pinned_part_is_busy)
 	cr_assert_eq(uffd_register(fd, slot, BLOCK, MISSING), 0);
 	cr_assert_eq(uffd_move(fd, slot, mem, BLOCK, 0), -EBUSY);
 	cr_assert_eq(mem[0], 1);
-	/* Nor can it be split, so none of its pages can go alone. */
-	cr_assert_neq(uffd_move(fd, slot, mem, PAGE, 0), 0);
+	/* Nor can it be split, so none of its pages can go alone. Linux 6.12 tries for ever, or until the program dies. */
+	CALL(&call, SYS_ioctl, fd, UFFDIO_MOVE, (long)&part);
+	for (int i = 0; i < 3000 && !call.done; i++)
+		usleep(1000);
+	if (!call.done)
+		skip("this kernel's MOVE of a part of a pinned huge page never ends");
+	cr_assert_lt(call_end(&call), 0);
 	cr_assert_eq(mem[0], 1);
 }
 

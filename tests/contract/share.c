@@ -193,8 +193,9 @@ Test(share, writeprotect_tells_what_is_armed)
 	int fd = uffd_open(ALL_EVENTS);
 	char *mem = map_blocks(1);
 	struct call call;
+	int answer;
 
-	/* Holes it steps over; what is there has to be armed. */
+	/* Pages that are not there it steps over; what is mapped has to be armed. */
 	cr_assert_eq(uffd_wp(fd, mem, BLOCK, false), -ENOENT);
 	cr_assert_eq(uffd_register(fd, mem, BLOCK, MISSING | WP), 0);
 	cr_assert_eq(uffd_wp(fd, mem, BLOCK, false), 0);
@@ -203,7 +204,9 @@ Test(share, writeprotect_tells_what_is_armed)
 	cr_assert_eq(uffd_wp(fd, mem, BLOCK, false), -EAGAIN);
 	expect_event(fd, UFFD_EVENT_UNMAP);
 	cr_assert_eq(call_end(&call), 0);
-	cr_assert_eq(uffd_wp(fd, mem, BLOCK, false), 0);
+	/* Linux 6.1 looks at one mapping only. */
+	answer = uffd_wp(fd, mem, BLOCK, false);
+	cr_assert(answer == 0 || answer == -ENOENT, "%s", strerror(-answer));
 	cr_assert_eq(mmap(mem + 10 * PAGE, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0),
 		     mem + 10 * PAGE);
 	cr_assert_eq(uffd_wp(fd, mem, BLOCK, false), -ENOENT);

@@ -202,6 +202,19 @@ Test(window, registering_with_fewer_modes_drops_protection)
 	cr_assert_eq(plain[0], 2);
 }
 
+/* Maps what the file has, to be read only. False: before Linux 6.4 it can be mapped to be written only. */
+static bool continue_protected(int fd, char *mem)
+{
+	int r = uffd_continue(fd, mem, PAGE, UFFDIO_CONTINUE_MODE_WP);
+
+	if (r == -EINVAL) {
+		cr_assert_eq(uffd_continue(fd, mem, PAGE, 0), 0);
+		return false;
+	}
+	cr_assert_eq(r, 0);
+	return true;
+}
+
 /* Guarded: MINOR added later asks for every page that the file has and nobody has mapped. */
 Test(window, minor_added_later_asks_for_each_page)
 {
@@ -209,6 +222,7 @@ Test(window, minor_added_later_asks_for_each_page)
 	int fd = uffd_open(FEATURES | UFFD_FEATURE_MINOR_SHMEM);
 	char *mem = map_memfd_aligned(shadow, BLOCK, AT), *plain = map_memfd(shadow, BLOCK, AT);
 	struct call call;
+	bool protects = false;
 
 	for (unsigned int i = 0; i < 40; i++)
 		plain[i * PAGE] = (char)i;
@@ -222,7 +236,7 @@ Test(window, minor_added_later_asks_for_each_page)
 	for (unsigned int i = 30; i < 32; i++) {
 		load_start(&call, mem + i * PAGE);
 		expect_fault(fd, mem + i * PAGE, FAULT_MINOR);
-		cr_assert_eq(uffd_continue(fd, mem + i * PAGE, PAGE, UFFDIO_CONTINUE_MODE_WP), 0);
+		protects = continue_protected(fd, mem + i * PAGE);
 		cr_assert_eq(call_end(&call), (long)i);
 	}
 	/* No longer mapped is asked for again. */
@@ -231,8 +245,10 @@ Test(window, minor_added_later_asks_for_each_page)
 	cr_assert_eq(uffd_continue(fd, mem + 2 * PAGE, PAGE, 0), 0);
 	cr_assert_eq(call_end(&call), 92);
 	store_start(&call, mem + 30 * PAGE, 1);
-	expect_fault(fd, mem + 30 * PAGE, FAULT_WRITE | FAULT_WP);
-	cr_assert_eq(uffd_wp(fd, mem + 30 * PAGE, PAGE, false), 0);
+	if (protects) {
+		expect_fault(fd, mem + 30 * PAGE, FAULT_WRITE | FAULT_WP);
+		cr_assert_eq(uffd_wp(fd, mem + 30 * PAGE, PAGE, false), 0);
+	}
 	call_end(&call);
 	/* A hole is MISSING as ever, and has nothing to go on with. */
 	load_start(&call, mem + 50 * PAGE);
@@ -378,6 +394,7 @@ Test(window, copy_behind_a_guard_is_asked_for)
 	char *plain = map_memfd(shadow, PAGE, AT);
 	struct call call, load;
 	unsigned char there;
+	bool protects;
 
 	cr_assert_eq(uffd_register(fd, mem, BLOCK, MISSING | WP | MINOR), 0);
 	cr_assert_eq(uffd_wp(fd, mem, PAGE, true), 0);
@@ -393,8 +410,10 @@ Test(window, copy_behind_a_guard_is_asked_for)
 	cr_assert_eq(uffd_copy(source_fd, source, filled(3), PAGE, 0), 0);
 	cr_assert_eq(call_end(&call), PAGE);
 	cr_assert(still_blocked(&load));
-	cr_assert_eq(uffd_continue(fd, mem, PAGE, UFFDIO_CONTINUE_MODE_WP), 0);
+	protects = continue_protected(fd, mem);
 	cr_assert_eq(call_end(&load), 3);
+	if (!protects)
+		return;
 	store_start(&call, mem, 9);
 	expect_fault(fd, mem, FAULT_WRITE | FAULT_WP);
 	/* Taken away again, the writer finds a hole. */

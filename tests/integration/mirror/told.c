@@ -81,7 +81,7 @@ int begin_loop(unsigned int n, const struct hmm_mirror_ops *operations)
 {
 	int fd = open_loop(n, operations);
 
-	changed = test_map(PAGES);
+	changed = test_map_in_block(PAGES);
 	test_fill(changed, PAGES, 1);
 	return fd;
 }
