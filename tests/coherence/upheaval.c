@@ -43,6 +43,7 @@ struct upheaval {
 	struct thread_context *me;
 	pid_t child;
 	bool killed;
+	bool raw;			/* by a clone() of its own, which waits for no page */
 	/* Shared with the children, and so never armed. */
 	struct snapshot *snapshot;
 };
@@ -332,8 +333,8 @@ static void child_main(struct upheaval *upheaval)
 
 	/*
 	 * What its mappings forbid is forbidden to it for ever: it has them as they were. And of memory
-	 * that only a driver reaches it may get SIGBUS. Where hmmd was killed while it served this very child
-	 * there may be zeros in place of what a device had: docs/LIMITS.md, 22.
+	 * that only a driver reaches it may get SIGBUS. Where hmmd was killed while it served this very child of a raw
+	 * clone() there may be zeros in place of what a device had: docs/LIMITS.md, 22.
 	 */
 	for (uint32_t i = 0; i < CHILD_PAGES; i++) {
 		const _Atomic uint64_t *memory = (const _Atomic uint64_t *)snapshot->addresses[i];
@@ -345,7 +346,7 @@ static void child_main(struct upheaval *upheaval)
 							&snapshot->sights[i][j], value,
 							snapshot->sights[i][j].stroke.begun);
 
-			if (why && value == 0 && board->settings.kill_daemon)
+			if (why && value == 0 && upheaval->raw && board->settings.kill_daemon)
 				why = NULL;
 			if (why)
 				child_complains(upheaval, i, j, value, why);
@@ -411,9 +412,10 @@ static void fork_and_verify(struct upheaval *upheaval)
 {
 	struct thread_context *me = upheaval->me;
 	struct snapshot *snapshot = upheaval->snapshot;
-	uint32_t offset, raw = draw_below(&me->random, 2);
+	uint32_t offset;
 
 	reap(upheaval);
+	upheaval->raw = draw_below(&me->random, 2);
 	for (uint32_t i = 0; i < CHILD_PAGES; i++) {
 		struct area *area;
 
@@ -427,10 +429,10 @@ static void fork_and_verify(struct upheaval *upheaval)
 			snapshot->sights[i][j] = board_look(me->board, snapshot->pages[i] * PAGE_CELLS + j);
 	}
 	/* Two of the child's pages may be the same: its own writes are told apart by value. */
-	board_begin(me->board, me->who, OP_FORK, 0, me->board->n_pages, raw, 0);
-	upheaval->child = raw ? (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0) : fork();
+	board_begin(me->board, me->who, OP_FORK, 0, me->board->n_pages, upheaval->raw, 0);
+	upheaval->child = upheaval->raw ? (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0) : fork();
 	if (upheaval->child < 0)
-		board_fail(me->board, me->who, "%s: %m", raw ? "clone" : "fork");
+		board_fail(me->board, me->who, "%s: %m", upheaval->raw ? "clone" : "fork");
 	if (!upheaval->child)
 		child_main(upheaval);
 	board_done(me->board, me->who, OP_FORK, true);
