@@ -213,8 +213,11 @@ static int track_open(struct owner *owner, struct letter *letter)
 	/* The kernel's own writes would fail in a system call of the program's. */
 	if (message->user_mode && ops->kernel_faults)
 		return refuse(owner, letter, -EPERM);
-	if (open_tracker(owner, letter, letter_take_fd(letter, 0)))
+	if (open_tracker(owner, letter, letter_take_fd(letter, 0))) {
+		/* Who asked would ask for ever. */
+		owner->untrackable = letter->error;
 		return letter->error;
+	}
 	if (!letter_reply(letter, HMM_OP_TRACK_OPEN_REPLY, sizeof(struct hmm_msg_track_open_reply)))
 		return letter_fail(letter, -ENOMEM, "out of memory for the answer");
 	return 0;
@@ -425,6 +428,9 @@ static int reading_step(struct reading *reading)
 	struct track *track;
 	int r;
 
+	/* First of all: a thread that was seized for an earlier try and stands by now. */
+	if (tracker && !owner->gone && !thaw(&tracker->stopped))
+		return 1;
 	if (owner->gone || owner->closing)
 		return letter_fail(reading->letter, -ESTALE, "owner %u is gone", owner->id);
 	/* It may have been stopped between two pieces. */

@@ -311,6 +311,10 @@ class Ids(wire.Test):
             wire.NOTICES_OPEN: struct.pack("<IIQ", owner, 64, 0),
             wire.NOTICES_CLOSE: struct.pack("<II", owner, 1),
             wire.PROTECT: pair + memory,
+            wire.TRACK_OPEN: pair + bytes(8),
+            wire.DIRTY_START: pair + memory,
+            wire.DIRTY_READ: struct.pack("<II", owner, 1) + memory + bytes(8),
+            wire.DIRTY_STOP: struct.pack("<II", owner, 1),
             wire.STATS: pair,
             wire.MIRROR_REGISTER: struct.pack("<IIQ", owner, 1, 0),
             wire.MIRROR_UNREGISTER: struct.pack("<II", mirror, 0),
@@ -367,6 +371,69 @@ class Ids(wire.Test):
                        wire.ATTRIBUTES):
             answer = tool.ask(opcode, self.requests_about(owner)[opcode])
             self.assertFalse(answer.is_error and answer.error == errno.EPERM, (opcode, answer.is_error and answer.text))
+        self.expect_healthy()
+
+    def test_tracking_that_makes_no_sense(self):
+        """An owner that gives what is no userfaultfd, or none; tracks that are not there, or another connection's."""
+        self.start_daemon("--tracking", "uffd-wp")
+        client = self.connect()
+        owner = client.open_owner()
+        start = struct.pack("<II", owner, 0) + struct.pack("<QQ", 1 << 32, 4 * PAGE)
+
+        def give(fds, error=0, user_mode=0):
+            return client.ask(wire.TRACK_OPEN, struct.pack("<IiII", owner, error, user_mode, 0), fds)
+
+        self.expect_error(client.ask(wire.DIRTY_START, start), errno.EAGAIN, "ask again")
+        for path in ("/dev/null", "/proc/self/mem"):
+            fd = os.open(path, os.O_RDONLY)
+            self.expect_error(give([fd]), errno.EBADF, "no userfaultfd")
+            os.close(fd)
+        fd = wire.userfaultfd()
+        self.assertFalse(give([fd]).is_error)
+        # Handed over, and once.
+        self.expect_error(give([fd]), errno.EEXIST)
+        os.close(fd)
+        for addr, length in ((1 << 32, 0), ((1 << 32) + 1, PAGE), (1 << 32, PAGE + 1), (1 << 46, 1 << 47), (2**64 - PAGE, 2 * PAGE)):
+            with self.subTest(addr=addr, length=length):
+                body = struct.pack("<IIQQ", owner, 0, addr, length)
+                self.expect_error(client.ask(wire.DIRTY_START, body), errno.EINVAL)
+        self.expect_error(client.ask(wire.DIRTY_START, struct.pack("<II", owner, owner << 8) + start[8:]), errno.EOPNOTSUPP)
+        answer = client.ask(wire.DIRTY_START, start)
+        self.assertFalse(answer.is_error and answer.text)
+        track = answer.unpack("I")[0]
+
+        def read(track, addr=1 << 32, length=PAGE, flags=1):
+            return client.ask(wire.DIRTY_READ, struct.pack("<IIQQQ", owner, track, addr, length, flags))
+
+        for bad in (0, track + 1, 2**32 - 1):
+            self.expect_error(read(bad), errno.ENOENT)
+            self.expect_error(client.ask(wire.DIRTY_STOP, struct.pack("<II", owner, bad)), errno.ENOENT)
+        self.expect_error(read(track, (1 << 32) - PAGE), errno.EINVAL)
+        self.expect_error(read(track, length=5 * PAGE), errno.EINVAL)
+        self.expect_error(read(track, length=(1 << 30) + PAGE), errno.EINVAL)
+        self.expect_error(read(track, flags=2), errno.EINVAL)
+        # Nothing of that has told anything.
+        answer = read(track, length=4 * PAGE)
+        self.assertEqual(answer.unpack("QQIIQ"), (4, 4, 1, 0, 0xf))
+        self.assertFalse(client.ask(wire.DIRTY_STOP, struct.pack("<II", owner, track)).is_error)
+        self.expect_error(read(track), errno.ENOENT)
+        client.close()
+        # One that has none to give is not asked again.
+        client = self.connect()
+        owner = client.open_owner()
+        start = struct.pack("<II", owner, 0) + start[8:]
+        self.expect_error(client.ask(wire.DIRTY_START, start), errno.EAGAIN)
+        self.expect_error(give([], error=-errno.ENFILE), errno.ENFILE)
+        self.expect_error(client.ask(wire.DIRTY_START, start), errno.ENFILE, "no userfaultfd to give")
+        client.close()
+        # For this engine one of faults in user mode alone will not do.
+        client = self.connect()
+        owner = client.open_owner()
+        start = struct.pack("<II", owner, 0) + start[8:]
+        fd = wire.userfaultfd()
+        self.expect_error(give([fd], user_mode=1), errno.EPERM)
+        os.close(fd)
+        self.expect_error(client.ask(wire.DIRTY_START, start), errno.EPERM)
         self.expect_healthy()
 
     def test_advice_that_makes_no_sense(self):
@@ -660,6 +727,29 @@ class Behaviour(wire.Test):
         answer = client.ask(wire.OPEN, struct.pack("<QQII", 0, 1 << 40, 4, os.getpid()), [null] * 5)
         os.close(null)
         self.expect_error(answer, errno.EDQUOT, "1 of 1 mirrored processes")
+
+    def test_too_many_tracked_bytes(self):
+        """Four bits for each page; with the track, and with its connection, they are released."""
+        self.configured(rings="16K")
+        client = self.connect()
+        owner = client.open_owner()
+        start = struct.pack("<IIQQ", owner, 0, 1 << 32, 128 << 20)
+        self.expect_error(client.ask(wire.DIRTY_START, start), errno.EAGAIN)
+        fd = wire.userfaultfd()
+        self.assertFalse(client.ask(wire.TRACK_OPEN, struct.pack("<IiII", owner, 0, 0, 0), [fd]).is_error)
+        os.close(fd)
+        for _ in range(3):
+            answer = client.ask(wire.DIRTY_START, start)
+            self.assertFalse(answer.is_error)
+            self.expect_error(client.ask(wire.DIRTY_START, start), errno.EDQUOT, "16384 of 16384 bytes of event rings and tracks")
+            self.assertFalse(client.ask(wire.DIRTY_STOP, struct.pack("<II", owner, answer.unpack("I")[0])).is_error)
+        self.assertFalse(client.ask(wire.DIRTY_START, start).is_error)
+        client.close()
+        client = self.connect()
+        owner = client.open_owner()
+        start = struct.pack("<II", owner, 0) + start[8:]
+        self.expect_error(client.ask(wire.DIRTY_START, start), errno.EAGAIN)
+        self.expect_healthy()
 
     def test_too_many_bytes_of_rings(self):
         """Each of 64 records takes three pages, and the next one up four."""

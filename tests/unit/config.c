@@ -239,7 +239,7 @@ Test(config, key_of_another_section)
 	expect_error_of(
 		"[engine]\nsize = 1G\n",
 		"FILE:2: unknown key 'size' in [engine]; known are: workers, io_uring, move, spin, "
-		"ack_timeout, grace\n");
+		"ack_timeout, grace, tracking\n");
 }
 
 Test(config, unknown_section_is_said_once)

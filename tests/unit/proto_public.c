@@ -86,6 +86,7 @@ SAME(HMM_POOL_FULL, HMM_PAGE_RESULT_FULL);
 SAME(HMM_CHANGED, HMM_PAGE_RESULT_CHANGED);
 SAME(HMM_UNDECLARED, HMM_PAGE_RESULT_UNDECLARED);
 SAME(HMM_MIGRATE_ERROR, HMM_PAGE_RESULT_ERROR);
+SAME(HMM_TRACKED, HMM_PAGE_RESULT_TRACKED);
 SAME(HMM_MIGRATE_POPULATE, HMM_MIGRATE_FLAGS_POPULATE);
 
 SAME(HMM_ADVISE_SET_READ_MOSTLY, HMM_ADVICE_SET_READ_MOSTLY);
@@ -135,6 +136,11 @@ SAME(HMM_HAS_GUARD, HMM_FEATURE_GUARD);
 SAME(HMM_HAS_USER_MODE, HMM_FEATURE_USER_MODE);
 SAME(HMM_HAS_COLLAPSE, HMM_FEATURE_COLLAPSE);
 SAME(HMM_HAS_NUMA, HMM_FEATURE_NUMA);
+SAME(HMM_HAS_TRACK_PAGEMAP_SCAN, HMM_FEATURE_TRACK_PAGEMAP_SCAN);
+SAME(HMM_HAS_TRACK_UFFD_WP, HMM_FEATURE_TRACK_UFFD_WP);
+SAME(HMM_HAS_TRACK_SOFT_DIRTY, HMM_FEATURE_TRACK_SOFT_DIRTY);
+
+SAME(HMM_DIRTY_CLEAR, HMM_DIRTY_FLAGS_CLEAR);
 
 static size_t count_of(const struct hmm_value_name *names)
 {
@@ -153,7 +159,7 @@ Test(proto_public, nothing_is_missing)
 	cr_assert_eq(count_of(hmm_reason_names), 11);
 	cr_assert_eq(count_of(hmm_event_kind_names), 10);
 	cr_assert_eq(count_of(hmm_target_names), 2);
-	cr_assert_eq(count_of(hmm_page_result_names), 15);
+	cr_assert_eq(count_of(hmm_page_result_names), 16);
 	cr_assert_eq(count_of(hmm_advice_names), 13);
 	cr_assert_eq(count_of(hmm_advised_names), 9);
 	/* ONWARD and EXCLUSIVE are between library and hmmd. */
@@ -162,5 +168,6 @@ Test(proto_public, nothing_is_missing)
 	cr_assert_eq(count_of(hmm_device_caps_names), 4);
 	cr_assert_eq(count_of(hmm_open_flags_names), 2);
 	cr_assert_eq(count_of(hmm_window_flags_names), 1);
-	cr_assert_eq(count_of(hmm_feature_names), 13);
+	cr_assert_eq(count_of(hmm_dirty_flags_names), 1);
+	cr_assert_eq(count_of(hmm_feature_names), 16);
 }

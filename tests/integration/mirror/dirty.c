@@ -566,7 +566,8 @@ static struct {
 	unsigned long seed;
 	struct hmm_dirty *dirty;
 	uint64_t bits[PAGES / 64];
-	unsigned long writes, changes, forks, told;
+	atomic_ulong changes, allowed;	/* no more than so many: who waits for the map has its turn, too */
+	unsigned long forks, told;
 } crowd;
 
 static uint64_t next_random(uint64_t *state)
@@ -672,11 +673,14 @@ static void *writer(void *argument)
 
 	while (!atomic_load(&crowd.over)) {
 		while (!atomic_load(&crowd.pause)) {
-			for (int i = 0; i < 50; i++)
+			for (int i = 0; i < (me ? 50 : 8); i++)
 				write_somewhere(&state);
-			if (me == 0)
+			/* Whoever changes the map, and hmmd, need the processor as well. */
+			if (me)
+				usleep(200);
+			if (me == 0 && atomic_load(&crowd.changes) < atomic_load(&crowd.allowed))
 				change_map(&state);
-			if (me == 1 && next_random(&state) % 64 == 0)
+			if (me == 1 && next_random(&state) % 16 == 0)
 				fork_somebody(&state);
 		}
 		pthread_barrier_wait(&crowd.barrier);
@@ -731,7 +735,9 @@ static void crowd_run(int rounds)
 	for (unsigned long i = 0; i < WRITERS; i++)
 		CHECK(!pthread_create(&threads[i], NULL, writer, (void *)i));
 	for (int round = 0; round < rounds; round++) {
-		for (int i = 0; i < 3; i++)
+		atomic_fetch_add(&crowd.allowed, 40);
+		/* Often enough for something to happen in between. */
+		for (int i = 0; i < 3 || atomic_load(&crowd.changes) < 10UL * (unsigned long)(round + 1); i++)
 			bring_up_to_date();
 		atomic_store(&crowd.pause, true);
 		pthread_barrier_wait(&crowd.barrier);
@@ -748,8 +754,8 @@ static void crowd_run(int rounds)
 	}
 	for (int i = 0; i < WRITERS; i++)
 		pthread_join(threads[i], NULL);
-	printf("%lu changes of the map, %lu forks, %lu pages told\n", crowd.changes, crowd.forks, crowd.told);
-	CHECK(crowd.changes && crowd.told > PAGES);
+	printf("%lu changes of the map, %lu forks, %lu pages told\n", atomic_load(&crowd.changes), crowd.forks, crowd.told);
+	CHECK(crowd.told > PAGES);
 	CHECK_EQ(hmm_dirty_stop(crowd.dirty), 0);
 }
 
