@@ -175,6 +175,7 @@ struct move {
 	const uint64_t *want;
 	bool unshare;			/* break what a fork left shared */
 	bool begun;			/* something has moved: no way back */
+	bool parted;			/* no huge page lies across what is wanted and what is not */
 	uint64_t done[HMM_BITMAP_WORDS];	/* moved, holes of the source included */
 	uint64_t busy[HMM_BITMAP_WORDS];
 	int error;			/* what could not be moved, or ended it */
@@ -214,6 +215,24 @@ static unsigned int break_sharing(struct agent *agent, const struct move *move, 
 	return present;
 }
 
+/*
+ * Linux 6.12 repeats the MOVE of a part of a huge page for ever when that is pinned (contract-pins), so
+ * it is parted first: where it is shared, by a write, else by a hint that parts it on the way. False: it
+ * is whole still.
+ */
+static bool part(struct agent *agent, struct move *move, unsigned int page, unsigned int end)
+{
+	if (!move->parted && is_huge(agent, move->from)) {
+		if (move->unshare)
+			break_sharing(agent, move, page, end);
+		madvise((void *)page_address(move->from, page), HMM_PAGE_SIZE, MADV_COLD);
+		if (is_huge(agent, move->from))
+			return false;
+	}
+	move->parted = true;
+	return true;
+}
+
 /* One wanted run. Return: 1 go on, 0 enough, -ECANCELED taken back. */
 static int move_run(struct agent *agent, struct hmm_order *order, struct move *move,
 		    unsigned int page, unsigned int end, bool *committed)
@@ -235,6 +254,8 @@ static int move_run(struct agent *agent, struct hmm_order *order, struct move *m
 		} else {
 			if (step > end - page)
 				step = end - page;
+			if (step < PAGES && !part(agent, move, page, end))
+				break;
 			arg.len = (uint64_t)step << HMM_PAGE_SHIFT;
 			error = ioctl(agent->uffd, UFFDIO_MOVE, &arg) ? errno : 0;
 		}

@@ -151,6 +151,34 @@ static void pinned(void)
 	test_close();
 }
 
+/* A huge page can't be parted while some of it is pinned: all of it stays, and nobody tries for ever. */
+static void pinned_huge(void)
+{
+	struct io_uring ring;
+	struct iovec buffer;
+	char *memory;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = test_map_huge(1);
+	test_fill(memory, 512, 26);
+	if (test_smaps(memory, BLOCK, "AnonHugePages") == 0)
+		test_skip("the system gives no huge pages");
+	if (io_uring_queue_init(2, &ring, 0))
+		test_skip("no io_uring here");
+	buffer = (struct iovec){ memory + 4 * PAGE, 4 * PAGE };
+	CHECK_EQ(io_uring_register_buffers(&ring, &buffer, 1), 0);
+	test_refused(memory, 512, HMM_PINNED);
+	test_refused(memory + 100 * PAGE, 100, HMM_PINNED);
+	test_device_check(memory, 512, 26);
+	CHECK_EQ(io_uring_unregister_buffers(&ring), 0);
+	io_uring_queue_exit(&ring);
+	for (int tries = 0; tries < 1000 && test_migrate(memory + 100 * PAGE, 100, HMM_DEVICE, NULL) < 100; tries++)
+		usleep(10000);
+	test_out(memory, 512);
+	test_check(memory, 512, 26);
+	test_close();
+}
+
 /* Pinned after it went to the device: the pin brings it home, where it stays. */
 static void pinned_later(void)
 {
@@ -384,7 +412,7 @@ static void pool_full(void)
 static const struct test_case cases[] = {
 	{ "file-private", file_private, false }, { "file-shared", file_shared, false },
 	{ "shared-memory", shared_memory, false }, { "readonly", readonly, false }, { "locked", locked, false },
-	{ "pinned", pinned, false }, { "pinned-later", pinned_later, false }, { "forked", forked, false },
+	{ "pinned", pinned, false }, { "pinned-huge", pinned_huge, false }, { "pinned-later", pinned_later, false }, { "forked", forked, false },
 	{ "armed", armed, false }, { "excluded", excluded, false }, { "stacks", stacks, false }, { "unmapped", unmapped, false },
 	{ "guard-pages", guard_pages, false }, { "program-itself", program_itself, false },
 	{ "pool-full", pool_full, false }, { NULL, NULL, false },
