@@ -128,15 +128,22 @@ static void wait_until_whole(struct hmm *hmm, uint64_t start, uint64_t end)
 		hmmc_dispatch_nap(MOMENT_NS);
 }
 
+/* Before Linux 6.11, where nothing tells. */
+#define SETTLED_NS	(20 * 1000000L)
+
 /* Paused, and once: what has moved must not be asked for again, others may have mapped there. */
 static void *move_paused(struct hmm *hmm, void *old, size_t size, int flags, void *new)
 {
+	struct procmap_query found;
 	void *map;
 
 	/* Excluded by the program itself: it is not watched. */
 	if (pause_range(hmm, (uint64_t)old, size, true))
 		return call(old, size, size, flags, new);
-	wait_until_whole(hmm, (uint64_t)old, (uint64_t)old + size);
+	if (look_at(hmm, (uint64_t)old, &found))
+		hmmc_dispatch_nap(SETTLED_NS);
+	else
+		wait_until_whole(hmm, (uint64_t)old, (uint64_t)old + size);
 	map = call(old, size, size, flags, new);
 	pause_range(hmm, (uint64_t)old, size, false);
 	return map;
@@ -155,9 +162,11 @@ static void *move(struct hmm *hmm, void *old, size_t size, int flags, void *new)
 	if (flags & MREMAP_DONTUNMAP || (looked && is_part(&found, start, end)))
 		return move_paused(hmm, old, size, flags, new);
 	map = call(old, size, size, flags, new);
-	/* Before Linux 6.11 it can't have moved a part; nor where nothing was. */
-	if (map != MAP_FAILED || errno != EFAULT || !looked || found.vma_start > start)
+	if (map != MAP_FAILED || errno != EFAULT || (looked && found.vma_start > start))
 		return map;
+	/* Before Linux 6.11 it can't have moved a part. */
+	if (!looked)
+		return move_paused(hmm, old, size, flags, new);
 	/* A part of it came to be watched just then. */
 	gone = moved_already(hmm, start, end);
 	map = move_paused(hmm, (char *)old + gone, size - gone, flags, (char *)new + gone);

@@ -343,8 +343,8 @@ struct hmm_notices {
 #define HMM_NOTICES_SIZE(entries) \
 	(sizeof(struct hmm_notices) + (uint64_t)(entries) * sizeof(struct hmm_notice))
 
-/* What hmmd keeps for a track of so many bytes of addresses: four bits for each page. */
-#define HMM_TRACK_BYTES(length) (((((length) >> HMM_PAGE_SHIFT) + 63) / 64) * 4 * sizeof(uint64_t))
+/* What hmmd keeps for a track of so many bytes of addresses: five bits for each page. */
+#define HMM_TRACK_BYTES(length) (((((length) >> HMM_PAGE_SHIFT) + 63) / 64) * 5 * sizeof(uint64_t))
 
 /* As many as a ring has for one that asks for so many: a power of two. */
 static inline uint32_t hmm_notices_entries(uint32_t asked)

@@ -42,7 +42,8 @@ struct track *track_new(uint32_t id, uint64_t peer, uint64_t start, uint64_t end
 	track->written = malloc(n * sizeof(uint64_t));
 	track->presumed = malloc(n * sizeof(uint64_t));
 	track->gap = calloc(n, sizeof(uint64_t));
-	if (!track->written || !track->presumed || !track->gap)
+	track->unseen = calloc(n, sizeof(uint64_t));
+	if (!track->written || !track->presumed || !track->gap || !track->unseen)
 		return track_free(track);
 	/* Nobody has looked: all of it. */
 	for (uint64_t w = 0; w < n; w++)
@@ -57,21 +58,24 @@ struct track *track_free(struct track *track)
 	free(track->written);
 	free(track->presumed);
 	free(track->gap);
+	free(track->unseen);
 	free(track);
 	return NULL;
 }
 
 static void sight_word(struct track *track, uint64_t w, uint64_t mask, enum sight sight)
 {
-	uint64_t gap = track->gap[w] & mask, changed = mask;
+	uint64_t gap = track->gap[w] & mask, unseen = track->unseen[w] & mask, changed = mask;
 
+	/* The first look at what nobody looked at before says nothing of the time until then. */
 	if (sight == SIGHT_CLEAN)
-		changed = gap;
+		changed = gap | unseen;
 	else if (sight == SIGHT_GAP)
 		changed &= ~gap;
 	track->gap[w] = (track->gap[w] & ~mask) | (sight == SIGHT_GAP ? mask : 0);
+	track->unseen[w] = (track->unseen[w] & ~mask) | (sight == SIGHT_PRESUMED ? mask : 0);
 	/* What was presumed before stays so: nobody knows when it was written, if it was. */
-	if (sight == SIGHT_PRESUMED)
+	if (sight == SIGHT_PRESUMED || sight == SIGHT_CLEAN)
 		track->presumed[w] |= changed & ~track->written[w];
 	track->written[w] |= changed;
 }

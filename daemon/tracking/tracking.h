@@ -65,6 +65,7 @@ struct track {
 	uint64_t *written;		/* and not told yet */
 	uint64_t *presumed;		/* of these, what nobody saw being written */
 	uint64_t *gap;			/* at the last look */
+	uint64_t *unseen;		/* at the last look: presumed */
 };
 TAILQ_HEAD(track_list, track);
 

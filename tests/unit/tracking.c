@@ -30,18 +30,20 @@ LEAKCHECKED_SUITE(tracking);
 #define PAGES	333U
 
 struct model {
-	bool written[PAGES], presumed[PAGES], gap[PAGES];
+	bool written[PAGES], presumed[PAGES], gap[PAGES], unseen[PAGES];
 };
 
 static void model_sight(struct model *model, unsigned int first, unsigned int end, enum sight sight)
 {
 	for (unsigned int i = first; i < end; i++) {
 		bool changed = sight == SIGHT_WRITTEN || sight == SIGHT_PRESUMED ||
-			       (sight == SIGHT_CLEAN && model->gap[i]) || (sight == SIGHT_GAP && !model->gap[i]);
+			       (sight == SIGHT_CLEAN && (model->gap[i] || model->unseen[i])) ||
+			       (sight == SIGHT_GAP && !model->gap[i]);
 
-		model->presumed[i] |= sight == SIGHT_PRESUMED && !model->written[i];
+		model->presumed[i] |= (sight == SIGHT_PRESUMED || sight == SIGHT_CLEAN) && changed && !model->written[i];
 		model->written[i] |= changed;
 		model->gap[i] = sight == SIGHT_GAP;
+		model->unseen[i] = sight == SIGHT_PRESUMED;
 	}
 }
 

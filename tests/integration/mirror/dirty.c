@@ -390,7 +390,9 @@ static void presumed_of(struct hmm_dirty *dirty, void *memory, size_t pages)
 
 	for (int i = 0; i < 2; i++) {
 		CHECK_EQ(hmm_dirty_read(dirty, (unsigned long)memory, pages * PAGE, HMM_DIRTY_CLEAR, NULL, &report), pages);
-		CHECK_EQ(report.presumed, pages);
+		/* New mappings have the bit without being written. */
+		if (i || !(hmm_features(hmm) & HMM_HAS_TRACK_SOFT_DIRTY))
+			CHECK_EQ(report.presumed, pages);
 	}
 }
 
@@ -403,9 +405,11 @@ static void unknowable(void)
 	open_tracked();
 	/* Nobody has promised that no I/O is in flight. */
 	memory = test_map(10);
+	CHECK_EQ(hmm_unadvise(hmm, (unsigned long)memory, 10 * PAGE, HMM_ADVISE_UNPINNED, NULL), 0);
 	test_fill(memory, 10, 1);
 	dirty = start(memory, 10);
 	presumed_of(dirty, memory, 10);
+	/* What was not looked at is told once more: what a pin wrote until now has left no trace. */
 	declare(memory + 5 * PAGE, 5);
 	CHECK_EQ(hmm_dirty_read(dirty, (unsigned long)memory, 10 * PAGE, HMM_DIRTY_CLEAR, NULL, NULL), 10);
 	CHECK_EQ(hmm_dirty_read(dirty, (unsigned long)memory, 10 * PAGE, HMM_DIRTY_CLEAR, NULL, NULL), 5);
