@@ -451,9 +451,24 @@ static int reply_exclude(struct letter *letter)
 	return letter_fail(letter, -ENOMEM, "out of memory for the answer");
 }
 
+static void disarm_now(struct block *block, void *data)
+{
+	(void)data;
+	if (block_at_rest(block))
+		block_settle(block);
+}
+
+/*
+ * What has come home is not left to the time when nobody waits for pages: whoever excluded it may move it
+ * next, and mremap() takes one mapping at a time.
+ */
 static void exclude_done(struct owner *owner, void *data, uint64_t pages)
 {
+	const struct hmm_msg_exclude *message = (const void *)((struct letter *)data)->message;
+
 	(void)pages;
+	if (!message->include)
+		block_for_each(owner, message->addr, message->addr + message->length, disarm_now, NULL);
 	reply_exclude(data);
 	worker_reply(owner->worker, data);
 }
