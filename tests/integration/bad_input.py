@@ -729,8 +729,8 @@ class Behaviour(wire.Test):
         self.expect_error(answer, errno.EDQUOT, "1 of 1 mirrored processes")
 
     def test_too_many_tracked_bytes(self):
-        """Four bits for each page; with the track, and with its connection, they are released."""
-        self.configured(rings="16K")
+        """Five bits for each page; with the track, and with its connection, they are released."""
+        self.configured(rings="20K")
         client = self.connect()
         owner = client.open_owner()
         start = struct.pack("<IIQQ", owner, 0, 1 << 32, 128 << 20)
@@ -741,7 +741,7 @@ class Behaviour(wire.Test):
         for _ in range(3):
             answer = client.ask(wire.DIRTY_START, start)
             self.assertFalse(answer.is_error)
-            self.expect_error(client.ask(wire.DIRTY_START, start), errno.EDQUOT, "16384 of 16384 bytes of event rings and tracks")
+            self.expect_error(client.ask(wire.DIRTY_START, start), errno.EDQUOT, "20480 of 20480 bytes of event rings and tracks")
             self.assertFalse(client.ask(wire.DIRTY_STOP, struct.pack("<II", owner, answer.unpack("I")[0])).is_error)
         self.assertFalse(client.ask(wire.DIRTY_START, start).is_error)
         client.close()
