@@ -239,8 +239,8 @@ long hmm_dirty_read(struct hmm_dirty *dirty, unsigned long addr, size_t length, 
 				    &total);
 	}
 	if (error) {
-		/* What was cleared already is told to nobody now: all of it counts as written. */
-		if (total.pages && flags & HMM_DIRTY_CLEAR) {
+		/* What was cleared already, the piece that failed among it, is told to nobody now: all of it counts as written. */
+		if (flags & HMM_DIRTY_CLEAR) {
 			end(dirty);
 			__atomic_store_n(&dirty->track, 0, __ATOMIC_RELEASE);
 		}

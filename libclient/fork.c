@@ -124,7 +124,7 @@ static void open_gate(void)
 	}
 }
 
-/* This thread's forks of which hmmd was told: within a handler there may be another. */
+/* A bit for each of this thread's forks, the innermost lowest, for a handler may fork: hmmd was told of it. */
 static __thread unsigned int told __attribute__((tls_model("initial-exec")));
 
 static void tell(struct hmm *hmm, uint16_t op, size_t size)
@@ -143,6 +143,7 @@ static void before(void)
 	bool in_callback = hmmc_dispatch_is_current();
 	struct hmm *hmm;
 
+	told <<= 1;
 	/* First: one that is opened behind our back finds the gate closed. */
 	if (!in_callback)
 		close_gate();
@@ -150,7 +151,7 @@ static void before(void)
 	if (hmm && !__atomic_load_n(&hmm->lost, __ATOMIC_ACQUIRE) &&
 	    !(in_callback && hmm->features & HMM_FEATURE_EVENT_FORK)) {
 		tell(hmm, HMM_OP_PREPARE_FORK, sizeof(struct hmm_msg_prepare_fork));
-		told++;
+		told |= 1;
 	}
 	if (hmm && __atomic_load_n(&hmm->lost, __ATOMIC_ACQUIRE))
 		hmmc_dispatch_wait(&hmm->owner->rescuer.done);
@@ -165,9 +166,8 @@ static void in_parent(void)
 	struct hmm *hmm;
 
 	hmmc_space_unlock();
-	hmm = told ? hmmc_space_enter_own() : NULL;
-	if (told)
-		told--;
+	hmm = told & 1 ? hmmc_space_enter_own() : NULL;
+	told >>= 1;
 	if (hmm) {
 		tell(hmm, HMM_OP_FORKED, sizeof(struct hmm_msg_forked));
 		hmmc_space_leave(hmm);

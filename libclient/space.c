@@ -107,8 +107,10 @@ static void lock_process(void)
 
 static void unlock_process(void)
 {
-	if (!--locks)
+	/* A signal's handler in between finds it held. */
+	if (locks == 1)
 		futex_unlock(&process.lock);
+	locks--;
 }
 
 /* A child of a raw clone(), where no handler ran: a copy of all this, and nobody behind it. */
@@ -125,8 +127,9 @@ void hmmc_space_lock(void)
 
 void hmmc_space_unlock(void)
 {
-	if (!--opens && !is_copy())
+	if (opens == 1 && !is_copy())
 		futex_unlock(&process.opening);
+	opens--;
 }
 
 struct hmm *hmmc_space_enter_any(void)

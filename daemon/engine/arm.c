@@ -45,6 +45,7 @@ int block_arm(struct block *block, uint64_t start, uint64_t end)
 {
 	const uint64_t modes = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP;
 	struct owner *owner = block->owner;
+	struct pages before = block->armed;
 	int r;
 
 	if (start < block->addr)
@@ -54,6 +55,9 @@ int block_arm(struct block *block, uint64_t start, uint64_t end)
 	/* First the ledger: after a crash every armed range is woken. */
 	block_note_armed(block, page_index(start), page_index(end - 1) + 1);
 	r = kernel->uffd_register(owner->uffd, start, end - start, modes);
+	/* Another's: nothing of it is ours to take back. */
+	if (r == -EBUSY)
+		block->armed = before;
 	if (r)
 		block_settle_later(block);
 	return r;
@@ -82,18 +86,28 @@ int block_watch(struct owner *owner, uint64_t start, uint64_t end)
 	return 0;
 }
 
+/*
+ * Linux before 6.17 takes a registration away whosever it is; registering is refused of what another
+ * userfaultfd watches, the program's own say. False: that is so, or it failed.
+ */
+static bool unregister_ours(struct owner *owner, uint64_t at, uint64_t stop)
+{
+	return kernel->uffd_register(owner->uffd, at, stop - at, UFFDIO_REGISTER_MODE_WP) != -EBUSY &&
+	       kernel->uffd_unregister(owner->uffd, at, stop - at) == 0;
+}
+
 static void unregister_run(struct owner *owner, uint64_t at, uint64_t stop)
 {
 	struct kernel_vma vma;
 
-	if (!kernel->uffd_unregister(owner->uffd, at, stop - at))
+	if (unregister_ours(owner, at, stop))
 		return;
 	/* A mapping in it can't be, or is not, registered here: one by one. */
 	while (at < stop && kernel->vma_at(owner->maps, at, &vma) == 0 && vma.start < stop) {
 		uint64_t from = vma.start > at ? vma.start : at;
 		uint64_t to = vma.end < stop ? vma.end : stop;
 
-		kernel->uffd_unregister(owner->uffd, from, to - from);
+		unregister_ours(owner, from, to);
 		at = to;
 	}
 }

@@ -26,6 +26,9 @@ static enum sight sight_of(uint64_t entry)
 {
 	if (entry & PM_SOFT_DIRTY)
 		return SIGHT_WRITTEN;
+	/* The page of zeros, say, in the place of one that was discarded. */
+	if (entry & PM_PRESENT && !(entry & PM_EXCLUSIVE))
+		return SIGHT_PRESUMED;
 	return entry & (PM_PRESENT | PM_SWAP) ? SIGHT_CLEAN : SIGHT_PRESUMED;
 }
 

@@ -37,7 +37,10 @@
 
 /* ---- messages -------------------------------------------------------------------- */
 
-/* Mapping by mapping, where the range is not one any more. */
+/*
+ * Mapping by mapping, where the range is not one any more. Registered first: unregistering alone may take away
+ * what another userfaultfd watches (arm.c), and leaves marks where one is gone for which nobody cares any more.
+ */
 static void unregister(struct tracker *tracker, uint64_t at, uint64_t end)
 {
 	struct kernel_vma vma;
@@ -47,7 +50,8 @@ static void unregister(struct tracker *tracker, uint64_t at, uint64_t end)
 	while (at < end && kernel->vma_at(tracker->owner->maps, at, &vma) == 0 && vma.start < end) {
 		uint64_t from = vma.start > at ? vma.start : at, to = vma.end < end ? vma.end : end;
 
-		tracker->ops->let_go(tracker, from, to);
+		if (kernel->uffd_register(tracker->uffd, from, to - from, UFFDIO_REGISTER_MODE_WP) == 0)
+			tracker->ops->let_go(tracker, from, to);
 		at = to;
 	}
 }
@@ -275,12 +279,11 @@ static uint64_t free_until(const struct tracker *tracker, uint64_t at, uint64_t 
 	return end;
 }
 
-/* With the track gone from the list: what no other one has is looked at no more. */
-static void release(struct tracker *tracker, struct track *track)
+/* With the track not in the list: what no other one has is looked at no more, and has no marks. */
+static void clean(struct tracker *tracker, const struct track *track)
 {
 	uint64_t at = track->start;
 
-	TAILQ_REMOVE(&tracker->tracks, track, link);
 	while (at < track->end && !tracker->owner->gone) {
 		bool taken;
 		uint64_t stop = free_until(tracker, at, track->end, &taken);
@@ -289,6 +292,12 @@ static void release(struct tracker *tracker, struct track *track)
 			unregister(tracker, at, stop);
 		at = stop;
 	}
+}
+
+static void release(struct tracker *tracker, struct track *track)
+{
+	TAILQ_REMOVE(&tracker->tracks, track, link);
+	clean(tracker, track);
 	track_free(track);
 }
 
@@ -393,6 +402,8 @@ static int dirty_start(struct owner *owner, struct letter *letter)
 	track = reply ? track_new(owner->next_track, letter->peer, message->addr, message->addr + message->length) : NULL;
 	if (!track)
 		return letter_fail(letter, -ENOMEM, "out of memory for %lu bytes to track", message->length);
+	/* A userfaultfd that was closed may have left marks on pages that are written without asking. */
+	clean(owner->tracker, track);
 	TAILQ_INSERT_TAIL(&owner->tracker->tracks, track, link);
 	reply->dirty = track->id;
 	return 0;
@@ -444,8 +455,12 @@ static int reading_step(struct reading *reading)
 	r = tracking_look(tracker, reading->at, stop);
 	if (r == -EAGAIN)
 		return 1;
-	if (r)
+	if (r) {
+		/* What this very answer was to tell. */
+		if (message->flags & HMM_DIRTY_FLAGS_CLEAR)
+			track_sight(tracker, message->addr, reading->at, SIGHT_WRITTEN);
 		return reading_fail(reading, r);
+	}
 	presumed = reply->presumed;
 	written = track_tell(track, reading->at, stop, message->flags & HMM_DIRTY_FLAGS_CLEAR, reply->bits,
 			     (reading->at - message->addr) >> HMM_PAGE_SHIFT, &reply->presumed);

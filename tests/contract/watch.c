@@ -146,3 +146,27 @@ Test(watch, files_are_refused)
 	cr_assert_eq(uffd_register(fd, mem, PAGE, WP), -EINVAL);
 	close(file);
 }
+
+/* UNREGISTER does not say, before Linux 6.17, whose registration it takes away. REGISTER does. */
+Test(watch, registering_tells_what_another_watches)
+{
+	int theirs = uffd_open(0), ours = uffd_open(0);
+	char *mem = map_pages(3);
+	struct call call;
+
+	cr_assert_eq(uffd_register(theirs, mem + PAGE, PAGE, MISSING), 0);
+	cr_assert_eq(uffd_register(ours, mem, PAGE, MISSING | WP), 0);
+	cr_assert_eq(uffd_register(ours, mem, 3 * PAGE, WP), -EBUSY);
+	cr_assert_eq(uffd_register(ours, mem + PAGE, PAGE, WP), -EBUSY);
+	/* Of what is ours for more it changes nothing, and it was refused as a whole. */
+	cr_assert_eq(uffd_register(ours, mem, PAGE, WP), 0);
+	load_start(&call, mem);
+	expect_fault(ours, mem, 0);
+	cr_assert_eq(uffd_zeropage(ours, mem, PAGE), 0);
+	cr_assert_eq(call_end(&call), 0);
+	load_start(&call, mem + PAGE);
+	expect_fault(theirs, mem + PAGE, 0);
+	cr_assert_eq(uffd_zeropage(theirs, mem + PAGE, PAGE), 0);
+	cr_assert_eq(call_end(&call), 0);
+	cr_assert(no_event(ours));
+}

@@ -813,6 +813,9 @@ static void outage(void)
 		       atomic_load(&written));
 		fflush(stdout);
 	}
+	/* Each page at least once. */
+	while (atomic_load(&written) < 256)
+		usleep(1000);
 	atomic_store(&enough, true);
 	pthread_join(thread, NULL);
 	CHECK(hmm_dirty_read(dirty, (unsigned long)memory, 256 * PAGE, HMM_DIRTY_CLEAR, bits, &report) >= 0);

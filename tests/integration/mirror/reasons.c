@@ -242,11 +242,20 @@ static void forked(void)
 	test_close();
 }
 
+static void *look_at(void *page)
+{
+	(void)*(volatile char *)page;
+	return NULL;
+}
+
 static void armed(void)
 {
 	struct uffdio_api api = { .api = UFFD_API };
 	struct uffdio_register registration = { .mode = UFFDIO_REGISTER_MODE_MISSING };
-	char *memory;
+	struct uffdio_copy fill = { .len = PAGE };
+	struct uffd_msg message;
+	char *memory, *copy;
+	pthread_t thread;
 	int own;
 
 	test_open(0, DEVICE_MEMORY);
@@ -259,6 +268,20 @@ static void armed(void)
 	CHECK_EQ(ioctl(own, UFFDIO_REGISTER, &registration), 0);
 	test_refused(memory, 16, HMM_ARMED);
 	test_device_check(memory, 16, 9);
+	test_check(memory, 16, 9);
+	/* And stays the program's, when hmmd has tidied up: it is asked for what is missing. */
+	usleep(200000);
+	CHECK_EQ(madvise(memory + 3 * PAGE, PAGE, MADV_DONTNEED), 0);
+	CHECK_EQ(pthread_create(&thread, NULL, look_at, memory + 3 * PAGE), 0);
+	CHECK_EQ(read(own, &message, sizeof(message)), sizeof(message));
+	CHECK_EQ(message.event, UFFD_EVENT_PAGEFAULT);
+	CHECK_EQ(message.arg.pagefault.address & ~(PAGE - 1), memory + 3 * PAGE);
+	copy = test_map(16);
+	test_fill(copy, 16, 9);
+	fill.dst = (unsigned long)memory + 3 * PAGE;
+	fill.src = (unsigned long)copy + 3 * PAGE;
+	CHECK_EQ(ioctl(own, UFFDIO_COPY, &fill), 0);
+	CHECK_EQ(pthread_join(thread, NULL), 0);
 	test_check(memory, 16, 9);
 	close(own);
 	test_out(memory, 16);
