@@ -217,14 +217,15 @@ static unsigned int break_sharing(struct agent *agent, const struct move *move, 
 
 /*
  * Linux 6.12 repeats the MOVE of a part of a huge page for ever when that is pinned (contract-pins), so
- * it is parted first: where it is shared, by a write, else by a hint that parts it on the way. False: it
- * is whole still.
+ * it is parted first: where it is shared, by a write, else by a hint that parts it on the way. Neither
+ * parts the mapping alone, as lifting a protection from a part would: then it could not be told any more.
+ * False: it is whole still.
  */
-static bool part(struct agent *agent, struct move *move, unsigned int page, unsigned int end)
+static bool part(struct agent *agent, struct move *move, unsigned int page)
 {
 	if (!move->parted && is_huge(agent, move->from)) {
 		if (move->unshare)
-			break_sharing(agent, move, page, end);
+			futex_write_fault((uint32_t *)page_address(move->from, page));
 		madvise((void *)page_address(move->from, page), HMM_PAGE_SIZE, MADV_COLD);
 		if (is_huge(agent, move->from))
 			return false;
@@ -254,7 +255,7 @@ static int move_run(struct agent *agent, struct hmm_order *order, struct move *m
 		} else {
 			if (step > end - page)
 				step = end - page;
-			if (step < PAGES && !part(agent, move, page, end))
+			if (step < PAGES && !part(agent, move, page))
 				break;
 			arg.len = (uint64_t)step << HMM_PAGE_SHIFT;
 			error = ioctl(agent->uffd, UFFDIO_MOVE, &arg) ? errno : 0;

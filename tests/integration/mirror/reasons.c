@@ -159,6 +159,8 @@ static void pinned_huge(void)
 	char *memory;
 
 	test_open(0, DEVICE_MEMORY);
+	if (!(hmm_features(hmm) & HMM_HAS_MOVE))
+		test_skip("this kernel has no UFFDIO_MOVE");
 	memory = test_map_huge(1);
 	test_fill(memory, 512, 26);
 	if (test_smaps(memory, BLOCK, "AnonHugePages") == 0)
