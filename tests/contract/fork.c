@@ -207,7 +207,7 @@ Test(fork, poison_is_inherited_but_faults_in_nobody)
 	/* In a process that shares the memory, as a thread of the parent's does. */
 	pid = vfork();
 	if (!pid)
-		_exit(*(volatile char *)mem);
+		touch_poison(mem);
 	cr_assert_eq(child_end(pid), SIGBUS);
 	cr_assert(no_event(fd));
 }
