@@ -14,6 +14,7 @@
 #include <errno.h>
 
 #include "engine/owner.h"
+#include "engine/worker.h"
 #include "uapi.h"
 
 void block_note_armed(struct block *block, unsigned int first, unsigned int end)
@@ -92,8 +93,10 @@ int block_watch(struct owner *owner, uint64_t start, uint64_t end)
  */
 static bool unregister_ours(struct owner *owner, uint64_t at, uint64_t stop)
 {
-	return kernel->uffd_register(owner->uffd, at, stop - at, UFFDIO_REGISTER_MODE_WP) != -EBUSY &&
-	       kernel->uffd_unregister(owner->uffd, at, stop - at) == 0;
+	if (!owner->worker->engine->facts.unregister_checks &&
+	    kernel->uffd_register(owner->uffd, at, stop - at, UFFDIO_REGISTER_MODE_WP) == -EBUSY)
+		return false;
+	return kernel->uffd_unregister(owner->uffd, at, stop - at) == 0;
 }
 
 static void unregister_run(struct owner *owner, uint64_t at, uint64_t stop)

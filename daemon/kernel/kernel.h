@@ -102,6 +102,7 @@ struct kernel_facts {
 	bool hugetlb;			/* huge pages are reserved */
 	bool collapse;
 	bool io_uring;
+	bool unregister_checks;		/* UNREGISTER refuses what another userfaultfd has registered */
 	unsigned int nodes;		/* NUMA nodes */
 };
 void kernel_probe(struct kernel_facts *facts);

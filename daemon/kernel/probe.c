@@ -35,6 +35,25 @@ static void probe_uffd(struct kernel_facts *facts)
 	close(fd);
 }
 
+/* Before Linux 6.17 one userfaultfd takes away what another has registered. */
+static void probe_unregister(struct kernel_facts *facts)
+{
+	void *page = mmap(NULL, HMM_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	int one = kernel_uffd_new(), other = kernel_uffd_new();
+
+	if (page != MAP_FAILED && one >= 0 && other >= 0 && !kernel_uffd_api(one, 0, NULL) &&
+	    !kernel_uffd_api(other, 0, NULL) &&
+	    !kernel_real.uffd_register(one, (uintptr_t)page, HMM_PAGE_SIZE, UFFDIO_REGISTER_MODE_MISSING))
+		facts->unregister_checks =
+			kernel_real.uffd_unregister(other, (uintptr_t)page, HMM_PAGE_SIZE) != 0;
+	if (one >= 0)
+		close(one);
+	if (other >= 0)
+		close(other);
+	if (page != MAP_FAILED)
+		munmap(page, HMM_PAGE_SIZE);
+}
+
 static void probe_proc(struct kernel_facts *facts)
 {
 	struct procmap_query query = {
@@ -148,6 +167,7 @@ void kernel_probe(struct kernel_facts *facts)
 
 	memset(facts, 0, sizeof(*facts));
 	probe_uffd(facts);
+	probe_unregister(facts);
 	probe_proc(facts);
 	probe_soft_dirty(facts);
 	probe_guard_and_collapse(facts);
