@@ -85,12 +85,19 @@ static long migrate(size_t n, enum hmm_target target)
 	return migrate_from(0, n, target);
 }
 
+/* A migration is a best effort: on a busy machine a block may have to be asked for again. */
 static long turn(void)
 {
 	long there = 0;
 
-	for (size_t first = 0; first < pages; first += 512)
-		there += migrate_from(first, pages - first < 512 ? pages - first : 512, HMM_DEVICE);
+	for (size_t first = 0; first < pages; first += 512) {
+		size_t n = pages - first < 512 ? pages - first : 512;
+		long got = 0;
+
+		for (int tries = 0; tries < 100 && got < (long)n; tries++)
+			got = migrate_from(first, n, HMM_DEVICE);
+		there += got;
+	}
 	return there;
 }
 
