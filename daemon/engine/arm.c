@@ -17,6 +17,8 @@
 #include "engine/worker.h"
 #include "uapi.h"
 
+#define MODES	(UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP)
+
 void block_note_armed(struct block *block, unsigned int first, unsigned int end)
 {
 	for (unsigned int i = first; i < end; i++)
@@ -44,7 +46,6 @@ void block_note_disarmed(struct block *block)
 
 int block_arm(struct block *block, uint64_t start, uint64_t end)
 {
-	const uint64_t modes = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP;
 	struct owner *owner = block->owner;
 	struct pages before = block->armed;
 	int r;
@@ -55,7 +56,7 @@ int block_arm(struct block *block, uint64_t start, uint64_t end)
 		end = block->addr + HMM_BLOCK_SIZE;
 	/* First the ledger: after a crash every armed range is woken. */
 	block_note_armed(block, page_index(start), page_index(end - 1) + 1);
-	r = kernel->uffd_register(owner->uffd, start, end - start, modes);
+	r = kernel->uffd_register(owner->uffd, start, end - start, MODES);
 	/* Another's: nothing of it is ours to take back. */
 	if (r == -EBUSY)
 		block->armed = before;
@@ -91,28 +92,32 @@ int block_watch(struct owner *owner, uint64_t start, uint64_t end)
  * Linux before 6.17 takes a registration away whosever it is; registering is refused of what another
  * userfaultfd watches, the program's own say. False: that is so, or it failed.
  */
-static bool unregister_ours(struct owner *owner, uint64_t at, uint64_t stop)
+static bool unregister_proved(int uffd, uint64_t at, uint64_t stop, bool prove)
 {
-	if (!owner->worker->engine->facts.unregister_checks &&
-	    kernel->uffd_register(owner->uffd, at, stop - at, UFFDIO_REGISTER_MODE_WP) == -EBUSY)
+	if (prove && kernel->uffd_register(uffd, at, stop - at, UFFDIO_REGISTER_MODE_WP))
 		return false;
-	return kernel->uffd_unregister(owner->uffd, at, stop - at) == 0;
+	return kernel->uffd_unregister(uffd, at, stop - at) == 0;
 }
 
-static void unregister_run(struct owner *owner, uint64_t at, uint64_t stop)
+void unregister_run(struct owner *owner, int uffd, uint64_t at, uint64_t stop, bool prove)
 {
 	struct kernel_vma vma;
 
-	if (unregister_ours(owner, at, stop))
+	if (unregister_proved(uffd, at, stop, prove))
 		return;
 	/* A mapping in it can't be, or is not, registered here: one by one. */
 	while (at < stop && kernel->vma_at(owner->maps, at, &vma) == 0 && vma.start < stop) {
 		uint64_t from = vma.start > at ? vma.start : at;
 		uint64_t to = vma.end < stop ? vma.end : stop;
 
-		unregister_ours(owner, from, to);
+		unregister_proved(uffd, from, to, prove);
 		at = to;
 	}
+}
+
+static void unregister_ours(struct owner *owner, uint64_t at, uint64_t stop)
+{
+	unregister_run(owner, owner->uffd, at, stop, !owner->worker->engine->facts.unregister_checks);
 }
 
 /* Whether the owner's map is changing, or has changed unread: such calls are refused then. */
@@ -129,17 +134,16 @@ static bool map_is_changing(struct owner *owner)
  */
 static bool disarm(struct block *block, const struct pages *pages)
 {
-	const uint64_t modes = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP;
 	struct owner *owner = block->owner;
 	unsigned int first = 0, end;
 
 	for (; pages_run(pages, &first, &end); first = end)
-		unregister_run(owner, page_addr(block, first),
-			       block->addr + (uint64_t)end * HMM_PAGE_SIZE);
+		unregister_ours(owner, page_addr(block, first),
+				block->addr + (uint64_t)end * HMM_PAGE_SIZE);
 	if (!owner->gone && map_is_changing(owner)) {
 		for (first = 0; pages_run(pages, &first, &end); first = end)
 			kernel->uffd_register(owner->uffd, page_addr(block, first),
-					      (uint64_t)(end - first) << HMM_PAGE_SHIFT, modes);
+					      (uint64_t)(end - first) << HMM_PAGE_SHIFT, MODES);
 		return false;
 	}
 	for (first = 0; pages_run(pages, &first, &end); first = end) {
@@ -183,7 +187,6 @@ static uint64_t grown_end(const struct block *block, uint64_t end)
 
 bool block_disarm(struct block *block)
 {
-	const uint64_t modes = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP;
 	struct pages armed = block->armed;
 	struct owner *owner = block->owner;
 	unsigned int first = 0, last;
@@ -195,10 +198,10 @@ bool block_disarm(struct block *block)
 		from = block->addr + (uint64_t)last * HMM_PAGE_SIZE;
 	end = from && !owner->gone ? grown_end(block, from) : from;
 	if (end > from)
-		unregister_run(owner, from, end);
+		unregister_ours(owner, from, end);
 	if (!disarm(block, &armed)) {
 		if (end > from)
-			kernel->uffd_register(owner->uffd, from, end - from, modes);
+			kernel->uffd_register(owner->uffd, from, end - from, MODES);
 		return false;
 	}
 	if (end > from)

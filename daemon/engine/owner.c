@@ -444,70 +444,6 @@ static void home_done(struct owner *owner, void *data, uint64_t pages)
 	reply_pages(owner, data, pages);
 }
 
-static int reply_exclude(struct letter *letter)
-{
-	if (letter_reply(letter, HMM_OP_EXCLUDE_REPLY, sizeof(struct hmm_msg_exclude_reply)))
-		return 0;
-	return letter_fail(letter, -ENOMEM, "out of memory for the answer");
-}
-
-static void disarm_now(struct block *block, void *data)
-{
-	(void)data;
-	if (block_at_rest(block))
-		block_settle(block);
-}
-
-/*
- * What has come home is not left to the time when nobody waits for pages: whoever excluded it may move it
- * next, and mremap() takes one mapping at a time.
- */
-static void exclude_done(struct owner *owner, void *data, uint64_t pages)
-{
-	const struct hmm_msg_exclude *message = (const void *)((struct letter *)data)->message;
-
-	(void)pages;
-	if (!message->include)
-		block_for_each(owner, message->addr, message->addr + message->length, disarm_now, NULL);
-	reply_exclude(data);
-	worker_reply(owner->worker, data);
-}
-
-static int note_exclusion(struct owner *owner, struct letter *letter)
-{
-	const struct hmm_msg_exclude *message = (const void *)letter->message;
-	uint64_t end = message->addr + message->length;
-	int r = message->include ? span_set_remove(&owner->excluded, message->addr, end)
-				 : span_set_add(&owner->excluded, message->addr, end);
-
-	return r ? letter_fail(letter, r, "out of memory for another excluded range") : 0;
-}
-
-static void exclude(struct owner *owner, struct letter *letter)
-{
-	const struct hmm_msg_exclude *message = (const void *)letter->message;
-
-	if (note_exclusion(owner, letter)) {
-		worker_reply(owner->worker, letter);
-		return;
-	}
-	if (!message->include)
-		tracking_let_go(owner, message->addr, message->addr + message->length);
-	if (message->include) {
-		window_reopen(owner, message->addr, message->addr + message->length);
-		exclude_done(owner, letter, 0);
-	} else
-		migrate_home(owner, message->addr, message->addr + message->length, NULL, exclude_done,
-			     letter);
-}
-
-/* Of excluded memory nothing is out: that was seen to when it was said first. */
-void owner_restate(struct owner *owner, struct letter *letter)
-{
-	if (!note_exclusion(owner, letter))
-		reply_exclude(letter);
-}
-
 static void forked(struct owner *owner, struct letter *letter)
 {
 	fork_release(owner);
@@ -543,7 +479,7 @@ void owner_request(struct owner *owner, struct letter *letter)
 		forked(owner, letter);
 		return;
 	case HMM_OP_EXCLUDE:
-		exclude(owner, letter);
+		exclude_request(owner, letter);
 		return;
 	case HMM_OP_ADVISE:
 	case HMM_OP_ATTRIBUTE:

@@ -472,6 +472,8 @@ bool block_remote_exceeds(const struct block *block, unsigned int i, bool read, 
 /* Its R entries go, though nothing has changed: nobody will hear of changes. At rest. */
 void block_drop_remote(struct block *block);
 /* arm.c */
+/* Mapping by mapping where it has to be; @prove: what another userfaultfd watches stays that one's, whatever the kernel checks. */
+void unregister_run(struct owner *owner, int uffd, uint64_t at, uint64_t stop, bool prove);
 /* Registers what of the block a mapping [start, end) covers; 0 or -errno. */
 int block_arm(struct block *block, uint64_t start, uint64_t end);
 /* Events about [start, end), in one block, are heard from now on; or -errno: the kernel can't. */
@@ -739,6 +741,10 @@ void window_revoke_range(struct owner *owner, uint64_t start, uint64_t end, int 
 /* What was refused there may be had by now: it is asked for and judged anew. */
 void window_reopen(struct owner *owner, uint64_t start, uint64_t end);
 
+/* exclude.c */
+void exclude_request(struct owner *owner, struct letter *letter);
+void exclude_restate(struct owner *owner, struct letter *letter);	/* while it is recovered */
+
 /* reach.c: what a device that cannot fault may have */
 /* The mirror's device may have page @i; one that can fault may have any. At rest, or before a transit has changed it. */
 bool reach_page(const struct mirror *mirror, const struct block *block, unsigned int i);
@@ -802,7 +808,6 @@ void advise_request(struct owner *owner, struct letter *letter);	/* ADVISE, ATTR
 /* recover.c */
 void recover_reopen(struct worker *worker, struct letter *letter);
 void recover_request(struct owner *owner, struct letter *letter);	/* REOPEN_REGION, _MIRROR, _DONE */
-void owner_restate(struct owner *owner, struct letter *letter);	/* EXCLUDE, while it is recovered */
 bool recover_serves(const struct owner *owner, uint16_t opcode);	/* while owner->recovering */
 bool recover_tick(struct owner *owner, int64_t now);	/* false: given up */
 

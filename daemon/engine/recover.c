@@ -309,7 +309,7 @@ void recover_request(struct owner *owner, struct letter *letter)
 		break;
 	case HMM_OP_EXCLUDE:
 		/* What it said before is known before a driver can ask for anything. */
-		owner_restate(owner, letter);
+		exclude_restate(owner, letter);
 		break;
 	default:
 		/* Not before its pages are where the ledger says. The library asks again. */

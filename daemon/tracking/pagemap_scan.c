@@ -50,11 +50,6 @@ static int look(struct tracker *tracker, uint64_t at, uint64_t end)
 	return 0;
 }
 
-static void let_go(struct tracker *tracker, uint64_t start, uint64_t end)
-{
-	kernel->uffd_unregister(tracker->uffd, start, end - start);
-}
-
 const struct tracking_ops tracking_pagemap_scan = {
 	.name = "pagemap-scan",
 	.feature = HMM_FEATURE_TRACK_PAGEMAP_SCAN,
@@ -62,5 +57,4 @@ const struct tracking_ops tracking_pagemap_scan = {
 	.uffd_features = UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_REMAP,
 	.lacks = lacks,
 	.look = look,
-	.let_go = let_go,
 };

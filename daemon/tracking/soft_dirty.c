@@ -51,7 +51,7 @@ static int look(struct tracker *tracker, uint64_t at, uint64_t end)
 
 static int begin(struct tracker *tracker)
 {
-	return tracking_freeze(tracker);
+	return freeze(tracker->owner->pid, &tracker->stopped);
 }
 
 /* Bits that can't be cleared are told once more. */
@@ -59,7 +59,7 @@ static int end(struct tracker *tracker)
 {
 	int r = kernel->soft_dirty_clear(tracker->clear_refs);
 
-	tracking_thaw(tracker);
+	thaw(&tracker->stopped);
 	return r;
 }
 

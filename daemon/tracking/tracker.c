@@ -38,22 +38,16 @@
 /* ---- messages -------------------------------------------------------------------- */
 
 /*
- * Mapping by mapping, where the range is not one any more. Registered first: unregistering alone may take away
- * what another userfaultfd watches (arm.c), and leaves marks where one is gone for which nobody cares any more.
+ * It is not looked at any more, and one mapping again. Registered first, whatever the kernel checks: that
+ * also wipes the marks of a userfaultfd that is gone, for which nobody cares any more.
  */
 static void unregister(struct tracker *tracker, uint64_t at, uint64_t end)
 {
-	struct kernel_vma vma;
-
-	if (tracker->uffd < 0 || !tracker->ops->let_go)
+	if (tracker->uffd < 0)
 		return;
-	while (at < end && kernel->vma_at(tracker->owner->maps, at, &vma) == 0 && vma.start < end) {
-		uint64_t from = vma.start > at ? vma.start : at, to = vma.end < end ? vma.end : end;
-
-		if (kernel->uffd_register(tracker->uffd, from, to - from, UFFDIO_REGISTER_MODE_WP) == 0)
-			tracker->ops->let_go(tracker, from, to);
-		at = to;
-	}
+	unregister_run(tracker->owner, tracker->uffd, at, end, true);
+	/* Unregistering forgets a writer that waits. */
+	kernel->uffd_wake(tracker->uffd, at, end - at);
 }
 
 /* What was moved is what was there before, at an address where nobody knew it. */
@@ -100,18 +94,6 @@ bool tracker_settle(struct tracker *tracker, unsigned int *tries)
 static void tracker_ready(struct source *source)
 {
 	tracker_read((struct tracker *)((char *)source - offsetof(struct tracker, source)));
-}
-
-/* ---- freezing -------------------------------------------------------------------- */
-
-int tracking_freeze(struct tracker *tracker)
-{
-	return freeze(tracker->owner->pid, &tracker->stopped);
-}
-
-void tracking_thaw(struct tracker *tracker)
-{
-	thaw(&tracker->stopped);
 }
 
 /* ---- coming and going -------------------------------------------------------------- */
@@ -251,7 +233,8 @@ static int find_tracker(struct owner *owner, struct letter *letter)
 	if (owner->tracker)
 		return 0;
 	if (!tracking->ops)
-		return letter_fail(letter, -EOPNOTSUPP, "this hmmd can't find what is written: %s", tracking_why_none(tracking, (enum tracking_wish)owner->worker->engine->options.tracking));
+		return letter_fail(letter, -EOPNOTSUPP, "this hmmd can't find what is written: %s",
+				   tracking_why_none(tracking, (enum tracking_wish)owner->worker->engine->options.tracking));
 	if (!tracking->ops->userfaultfd)
 		return open_tracker(owner, letter, -1);
 	if (owner->untrackable)

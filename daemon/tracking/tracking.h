@@ -46,13 +46,10 @@ struct tracking_ops {
 	 * changing; -ESRCH: the mm is gone; or another error. With any but 0 all of it is presumed to be written.
 	 */
 	int (*look)(struct tracker *tracker, uint64_t start, uint64_t end);
-	/* The memory is not looked at any more. */
-	void (*let_go)(struct tracker *tracker, uint64_t start, uint64_t end);
 	/* A thread waits to write there. */
 	void (*fault)(struct tracker *tracker, uint64_t addr);
 };
 extern const struct tracking_ops tracking_pagemap_scan, tracking_uffd_wp, tracking_soft_dirty;
-
 
 /* ---- tracks (track.c) -------------------------------------------------------- */
 
@@ -107,9 +104,5 @@ bool tracker_settle(struct tracker *tracker, unsigned int *tries);
 
 /* look.c: 0, or -errno; then nothing is known and nothing lost. */
 int tracking_look(struct tracker *tracker, uint64_t start, uint64_t end);
-
-/* No thread of the owner runs until it thaws: freeze.h. */
-int tracking_freeze(struct tracker *tracker);
-void tracking_thaw(struct tracker *tracker);
 
 #endif

@@ -81,13 +81,6 @@ static int look(struct tracker *tracker, uint64_t at, uint64_t end)
 	return r;
 }
 
-static void let_go(struct tracker *tracker, uint64_t start, uint64_t end)
-{
-	kernel->uffd_unregister(tracker->uffd, start, end - start);
-	/* Unregistering forgets a writer that waits. */
-	kernel->uffd_wake(tracker->uffd, start, end - start);
-}
-
 /* Lifting wakes. Where that fails the writer is woken all the same, and faults anew if it has to. */
 static void fault(struct tracker *tracker, uint64_t addr)
 {
@@ -106,6 +99,5 @@ const struct tracking_ops tracking_uffd_wp = {
 	.uffd_optional = UFFD_FEATURE_WP_UNPOPULATED,
 	.lacks = lacks,
 	.look = look,
-	.let_go = let_go,
 	.fault = fault,
 };

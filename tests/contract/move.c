@@ -6,10 +6,8 @@
  * The test's thread is the agent: it MOVEs from "own" memory to a staging slot and back.
  * What can fail: memory taken that was not meant, or left behind unnoticed.
  */
-#include <linux/futex.h>
-#include <sys/syscall.h>
-
 #include "contract.h"
+#include "libclient/futex.h"
 
 #define EVENTS	(UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP)
 
@@ -231,18 +229,8 @@ Test(move, cow_shared_pages_are_busy_until_written)
 	cr_assert_eq(uffd_move(s.fd, s.slot + PAGE, s.own + PAGE, PAGE, 0), 0);
 }
 
-/* An atomic operation of the kernel's own that changes nothing: FUTEX_WAKE_OP with OR 0. */
-static long futex_or_nothing(void *addr)
-{
-	uint32_t nobody = 0;
-	long result = syscall(SYS_futex, &nobody, FUTEX_WAKE_OP_PRIVATE, 0, NULL, addr,
-			      FUTEX_OP(FUTEX_OP_OR, 0, FUTEX_OP_CMP_EQ, 0x5a5));
-
-	return result < 0 ? -errno : result;
-}
-
 /*
- * It breaks sharing as a store does. Where a store, or MADV_POPULATE_WRITE, would wait for who
+ * The kernel's own atomic operation, which adds no bit, breaks sharing as a store does. Where a store, or MADV_POPULATE_WRITE, would wait for who
  * reads the userfaultfd, it fails: so it is safe for a thread that the reader waits for.
  */
 Test(move, futex_operation_breaks_sharing_and_waits_for_nobody)
@@ -252,12 +240,12 @@ Test(move, futex_operation_breaks_sharing_and_waits_for_nobody)
 	struct call call;
 
 	cr_assert_eq(uffd_move(s.fd, s.slot, s.own, PAGE, 0), -EBUSY);
-	cr_assert_eq(futex_or_nothing(s.own), 0);
+	cr_assert_eq(futex_write_fault((void *)s.own), 0);
 	cr_assert(pagemap(s.own) & PM_EXCLUSIVE);
 	cr_assert_eq(uffd_move(s.fd, s.slot, s.own, PAGE, 0), 0);
 	cr_assert_eq(s.slot[0], 1);
 	/* The page is away now. */
-	cr_assert_eq(futex_or_nothing(s.own), -EFAULT);
+	cr_assert_eq(futex_write_fault((void *)s.own), -EFAULT);
 	cr_assert(no_event(s.fd), "and nobody was asked");
 	CALL(&call, SYS_madvise, (long)s.own, PAGE, MADV_POPULATE_WRITE);
 	expect_fault(s.fd, s.own, FAULT_WRITE);
@@ -274,10 +262,10 @@ Test(move, futex_operation_at_a_protected_page_waits_for_nobody)
 	memset(mem, 7, PAGE);
 	cr_assert_eq(uffd_register(fd, mem, PAGE, WP), 0);
 	cr_assert_eq(uffd_wp(fd, mem, PAGE, true), 0);
-	cr_assert_eq(futex_or_nothing(mem), -EFAULT);
+	cr_assert_eq(futex_write_fault((void *)mem), -EFAULT);
 	cr_assert(no_event(fd));
 	cr_assert_eq(uffd_wp(fd, mem, PAGE, false), 0);
-	cr_assert_eq(futex_or_nothing(mem), 0);
+	cr_assert_eq(futex_write_fault((void *)mem), 0);
 	cr_assert_eq(mem[0], 7);
 }
 
@@ -463,7 +451,7 @@ Test(move, futex_operations_break_a_shared_huge_page)
 	pid_t pid = child_start(sleeper, NULL);
 
 	for (char *page = s.own; page < s.own + BLOCK; page += PAGE)
-		cr_assert_eq(futex_or_nothing(page), 0);
+		cr_assert_eq(futex_write_fault((void *)page), 0);
 	cr_assert_eq(uffd_move(s.fd, s.slot, s.own, BLOCK, 0), 0);
 	cr_assert_eq(s.slot[BLOCK - 1], 5);
 	child_kill(pid);
