@@ -44,18 +44,10 @@ static void for_each(void (*run)(const struct said *said))
 	test_close();
 }
 
-static struct hmm_policy policy_of(const void *memory, size_t pages)
-{
-	struct hmm_policy policy = { .size = sizeof(policy) };
-
-	CHECK_EQ(hmm_range_get_attribute(hmm, (unsigned long)memory, pages * PAGE, &policy), 0);
-	return policy;
-}
-
 /* All of it, and nothing else, with what belongs to it. */
 static void check_said(const void *memory, size_t pages, const struct said *said)
 {
-	struct hmm_policy policy = policy_of(memory, pages);
+	struct hmm_policy policy = test_policy(memory, pages);
 
 	CHECK_EQ(policy.said, said->bit);
 	CHECK_EQ(policy.mixed, 0);
@@ -68,7 +60,7 @@ static void check_said(const void *memory, size_t pages, const struct said *said
 
 static void check_unsaid(const void *memory, size_t pages)
 {
-	struct hmm_policy policy = policy_of(memory, pages);
+	struct hmm_policy policy = test_policy(memory, pages);
 
 	CHECK_EQ(policy.said | policy.mixed, 0);
 }
@@ -118,7 +110,7 @@ static void fork_of(const struct said *said)
 		test_check(memory, PAGES, 1);
 		test_out(memory, PAGES);
 		check_said(memory, PAGES, said);
-		CHECK_EQ(policy_of(memory, PAGES).on_device, PAGES);
+		CHECK_EQ(test_policy(memory, PAGES).on_device, PAGES);
 		raw = !raw;
 	} while (raw && hmm_features(hmm) & HMM_HAS_EVENT_FORK);
 	test_check(memory, PAGES, 1);
@@ -137,7 +129,7 @@ static void move_of(const struct said *said)
 	CHECK(mremap(memory, PAGES * PAGE, PAGES * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, place) == place);
 	check_unsaid(memory, PAGES);
 	check_said(place, PAGES, said);
-	CHECK_EQ(policy_of(place, PAGES).on_device, PAGES);
+	CHECK_EQ(test_policy(place, PAGES).on_device, PAGES);
 	test_check(place, PAGES, 3);
 
 	/* What stays behind is new memory, of which nothing was said. */

@@ -389,18 +389,11 @@ static void released(const char *name, bool execute)
 {
 	int socket;
 	pid_t driver = test_driver_start(name, &socket), owner;
-	uint64_t word;
 
 	owner = fork();
 	if (!owner) {
-		char *memory;
-
 		test_open(0, DEVICE_MEMORY);
-		memory = test_map(4);
-		test_fill(memory, 4, 3);
-		test_out(memory, 4);
-		test_invite(socket, memory);
-		CHECK(test_hear(socket, &word, NULL));
+		test_lend(socket, 4, 3);
 		if (!execute)
 			raise(SIGKILL);
 		execlp("sleep", "sleep", "1000", NULL);
@@ -485,17 +478,12 @@ static void crashing_thread_driver(void)
 /* The driver dies in its callback: the owner's write goes on, and finds what was there. */
 static void crashing(const char *name)
 {
-	uint64_t word;
 	char *memory;
 	int socket;
 	pid_t driver = test_driver_start(name, &socket);
 
 	test_open(0, DEVICE_MEMORY);
-	memory = test_map(PAGES);
-	test_fill(memory, PAGES, 4);
-	test_out(memory, PAGES);
-	test_invite(socket, memory);
-	CHECK(test_hear(socket, &word, NULL));
+	memory = test_lend(socket, PAGES, 4);
 	test_check(memory, PAGES, 4);
 	test_fill(memory, PAGES, 5);
 	test_reap(driver, SIGABRT);
@@ -566,17 +554,12 @@ static void never_dispatched_driver(void)
 
 static void never_dispatched(void)
 {
-	uint64_t word;
 	char *memory;
 	int socket;
 	pid_t driver = test_driver_start("never-dispatched", &socket);
 
 	test_open(0, DEVICE_MEMORY);
-	memory = test_map(PAGES);
-	test_fill(memory, PAGES, 6);
-	test_out(memory, PAGES);
-	test_invite(socket, memory);
-	CHECK(test_hear(socket, &word, NULL));
+	memory = test_lend(socket, PAGES, 6);
 	test_fill(memory, PAGES, 7);
 	test_check(memory, PAGES, 7);
 	test_tell(socket, 2, -1);

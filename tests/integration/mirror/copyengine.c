@@ -105,6 +105,18 @@ void test_part(const char *memory, size_t first, size_t end, uint64_t seed)
 			CHECK_EQ(((const volatile uint64_t *)(const void *)(memory + i * PAGE))[w], test_word(i, w, seed));
 }
 
+void engine_rounds(char *memory, size_t pages)
+{
+	for (uint64_t round = 1; round < 4; round++) {
+		test_fill(memory, pages, round);
+		engine_out(memory, pages);
+		CHECK_EQ(engine_entry(memory), HMM_ENTRY_VALID | HMM_ENTRY_WRITE | HMM_ENTRY_DEVICE);
+		test_part(memory, pages / 7, pages / 2, round);
+		CHECK_EQ(copyengine_ask(engine, COMMAND_HOME, memory, pages), (long)pages);
+		test_check(memory, pages, round);
+	}
+}
+
 uint64_t engine_entry(const void *page)
 {
 	return copyengine_ask(engine, COMMAND_ENTRY, page, 1);

@@ -81,6 +81,8 @@ uint64_t engine_entry(const void *page);
 void engine_until(const char *what, const _Atomic unsigned int *value, unsigned int expected);
 /* Pages [first, end) of what test_fill() wrote at @memory. */
 void test_part(const char *memory, size_t first, size_t end, uint64_t seed);
+/* Three times new bytes go to the driver, in part home by a touch, all home by a call; the last of seed 3. */
+void engine_rounds(char *memory, size_t pages);
 /* Whether a read of the page is SIGBUS. */
 bool test_lost(const char *page);
 

@@ -346,14 +346,7 @@ static void dispatching(void)
 
 	engine_begin("dispatching");
 	memory = test_map(700);
-	for (uint64_t round = 1; round < 4; round++) {
-		test_fill(memory, 700, round);
-		engine_out(memory, 700);
-		CHECK_EQ(engine_entry(memory), HMM_ENTRY_VALID | HMM_ENTRY_WRITE | HMM_ENTRY_DEVICE);
-		test_part(memory, 100, 300, round);
-		CHECK_EQ(copyengine_ask(engine, COMMAND_HOME, memory, 700), 700);
-		test_check(memory, 700, round);
-	}
+	engine_rounds(memory, 700);
 	engine_out(memory, 700);
 	board->word = 1;
 	CHECK_EQ((long)copyengine_ask(engine, COMMAND_REMOVE, NULL, 0), 0);

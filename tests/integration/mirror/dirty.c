@@ -9,11 +9,11 @@
 #include <stdatomic.h>
 #include <sys/wait.h>
 
-#include "mirror.h"
+#include "dirty.h"
 
 #define TRACKS (HMM_HAS_TRACK_PAGEMAP_SCAN | HMM_HAS_TRACK_UFFD_WP | HMM_HAS_TRACK_SOFT_DIRTY)
 
-static void open_tracked(void)
+void open_tracked(void)
 {
 	char why[256] = "";
 
@@ -26,12 +26,12 @@ static void open_tracked(void)
 	test_skip(why);
 }
 
-static void declare(void *memory, size_t pages)
+void declare(void *memory, size_t pages)
 {
 	CHECK_EQ(hmm_advise(hmm, (unsigned long)memory, pages * PAGE, HMM_ADVISE_UNPINNED, NULL), 0);
 }
 
-static struct hmm_dirty *start(void *memory, size_t pages)
+struct hmm_dirty *start(void *memory, size_t pages)
 {
 	struct hmm_dirty *dirty;
 
@@ -53,12 +53,27 @@ static struct hmm_dirty *begin(void *memory, size_t pages)
 	return dirty;
 }
 
-static bool told(const uint64_t *bits, size_t page)
+/* Memory with known bytes, of which nothing is to be told. */
+static struct hmm_dirty *open_and_begin(char **memory, size_t pages)
+{
+	open_tracked();
+	*memory = test_map(pages);
+	test_fill(*memory, pages, 1);
+	return begin(*memory, pages);
+}
+
+static void stop_and_close(struct hmm_dirty *dirty)
+{
+	CHECK_EQ(hmm_dirty_stop(dirty), 0);
+	test_close();
+}
+
+bool told(const uint64_t *bits, size_t page)
 {
 	return bits[page / 64] >> (page % 64) & 1;
 }
 
-static long take(struct hmm_dirty *dirty, void *memory, size_t pages, uint64_t *bits)
+long take(struct hmm_dirty *dirty, void *memory, size_t pages, uint64_t *bits)
 {
 	struct hmm_dirty_report report;
 	long n, count = 0;
@@ -104,10 +119,7 @@ static void exactly(void)
 	struct hmm_dirty *dirty;
 	char *memory;
 
-	open_tracked();
-	memory = test_map(200);
-	test_fill(memory, 200, 1);
-	dirty = begin(memory, 200);
+	dirty = open_and_begin(&memory, 200);
 	expect_none(dirty, memory, 200);
 	for (int round = 0; round < 3; round++) {
 		for (size_t i = 0; i < 7; i++)
@@ -132,10 +144,7 @@ static void kept(void)
 	uint64_t bits = 0;
 	char *memory;
 
-	open_tracked();
-	memory = test_map(64);
-	test_fill(memory, 64, 1);
-	dirty = begin(memory, 64);
+	dirty = open_and_begin(&memory, 64);
 	memory[5 * PAGE] = 1;
 	/* Without CLEAR it is told again and again; a part alone, too. */
 	for (int i = 0; i < 3; i++) {
@@ -149,8 +158,7 @@ static void kept(void)
 	expect(dirty, memory, 64, both, 2);
 	memory[5 * PAGE] = 2;
 	expect(dirty, memory, 64, which, 1);
-	CHECK_EQ(hmm_dirty_stop(dirty), 0);
-	test_close();
+	stop_and_close(dirty);
 }
 
 static void huge(void)
@@ -182,8 +190,7 @@ static void huge(void)
 	take(dirty, memory, 2048, bits);
 	for (size_t i = 1536; i < 1541; i++)
 		CHECK(told(bits, i));
-	CHECK_EQ(hmm_dirty_stop(dirty), 0);
-	test_close();
+	stop_and_close(dirty);
 }
 
 static void never_touched(void)
@@ -199,8 +206,7 @@ static void never_touched(void)
 	memory[10 * PAGE] = 1;
 	memory[300 * PAGE] = 1;
 	expect(dirty, memory, 600, which, 2);
-	CHECK_EQ(hmm_dirty_stop(dirty), 0);
-	test_close();
+	stop_and_close(dirty);
 }
 
 static void discarded(void)
@@ -210,10 +216,7 @@ static void discarded(void)
 	uint64_t bits[2];
 	char *memory;
 
-	open_tracked();
-	memory = test_map(100);
-	test_fill(memory, 100, 1);
-	dirty = begin(memory, 100);
+	dirty = open_and_begin(&memory, 100);
 	CHECK(!madvise(memory + 7 * PAGE, 3 * PAGE, MADV_DONTNEED));
 	expect(dirty, memory, 100, which, 3);
 	expect_none(dirty, memory, 100);
@@ -222,8 +225,7 @@ static void discarded(void)
 	CHECK(!madvise(memory + 20 * PAGE, PAGE, MADV_DONTNEED));
 	take(dirty, memory, 100, bits);
 	CHECK(told(bits, 20));
-	CHECK_EQ(hmm_dirty_stop(dirty), 0);
-	test_close();
+	stop_and_close(dirty);
 }
 
 static void mapped_anew(void)
@@ -232,10 +234,7 @@ static void mapped_anew(void)
 	uint64_t bits[2];
 	char *memory;
 
-	open_tracked();
-	memory = test_map(100);
-	test_fill(memory, 100, 1);
-	dirty = begin(memory, 100);
+	dirty = open_and_begin(&memory, 100);
 	CHECK(!munmap(memory + 10 * PAGE, 5 * PAGE));
 	CHECK(take(dirty, memory, 100, bits) >= 5);
 	CHECK(told(bits, 10) && told(bits, 14));
@@ -256,8 +255,7 @@ static void mapped_anew(void)
 	memory[33 * PAGE] = 4;
 	take(dirty, memory, 100, bits);
 	CHECK(told(bits, 33));
-	CHECK_EQ(hmm_dirty_stop(dirty), 0);
-	test_close();
+	stop_and_close(dirty);
 }
 
 static void remapped(void)
@@ -297,8 +295,7 @@ static void remapped(void)
 	memset(other, 1, 10 * PAGE);
 	take(dirty, memory, 100, bits);
 	expect_none(dirty, memory, 100);
-	CHECK_EQ(hmm_dirty_stop(dirty), 0);
-	test_close();
+	stop_and_close(dirty);
 }
 
 /* Half of one mapping is tracked; mremap() takes one mapping only. */
@@ -321,8 +318,7 @@ static void remapped_whole(void)
 	memory[60 * PAGE] = 1;
 	take(dirty, memory + 50 * PAGE, 50, bits);
 	CHECK(told(bits, 10));
-	CHECK_EQ(hmm_dirty_stop(dirty), 0);
-	test_close();
+	stop_and_close(dirty);
 }
 
 static void forked(void)
@@ -332,10 +328,7 @@ static void forked(void)
 	char *memory;
 	pid_t child;
 
-	open_tracked();
-	memory = test_map(100);
-	test_fill(memory, 100, 1);
-	dirty = begin(memory, 100);
+	dirty = open_and_begin(&memory, 100);
 	child = fork();
 	CHECK(child >= 0);
 	if (!child) {
@@ -355,8 +348,7 @@ static void forked(void)
 	expect(dirty, memory, 100, which, 1);
 	kill(child, SIGKILL);
 	test_reap(child, SIGKILL);
-	CHECK_EQ(hmm_dirty_stop(dirty), 0);
-	test_close();
+	stop_and_close(dirty);
 }
 
 static void overlapping(void)
@@ -441,8 +433,7 @@ static void unknowable(void)
 	expect_none(dirty, memory, 10);
 	memory[3 * PAGE] = 1;
 	expect(dirty, memory, 10, (const size_t[]){ 3 }, 1);
-	CHECK_EQ(hmm_dirty_stop(dirty), 0);
-	test_close();
+	stop_and_close(dirty);
 }
 
 /* The kernel writes for the program. */
@@ -453,10 +444,7 @@ static void system_calls(void)
 	char *memory;
 	int fd;
 
-	open_tracked();
-	memory = test_map(20);
-	test_fill(memory, 20, 1);
-	dirty = begin(memory, 20);
+	dirty = open_and_begin(&memory, 20);
 	fd = open("/proc/self/exe", O_RDONLY);
 	CHECK_EQ(pread(fd, memory + 3 * PAGE - 8, 16, 0), 16);
 	CHECK_EQ(pread(fd, memory + 9 * PAGE, 1, 0), 1);
@@ -466,8 +454,7 @@ static void system_calls(void)
 	CHECK_EQ(hmm_device_write(&mirror, (unsigned long)memory + 4 * PAGE, "x", 1), 1);
 	CHECK_EQ(memory[4 * PAGE], 'x');
 	expect(dirty, memory, 20, (const size_t[]){ 4 }, 1);
-	CHECK_EQ(hmm_dirty_stop(dirty), 0);
-	test_close();
+	stop_and_close(dirty);
 }
 
 static void stays_at_home(void)
@@ -475,10 +462,7 @@ static void stays_at_home(void)
 	struct hmm_dirty *dirty;
 	char *memory;
 
-	open_tracked();
-	memory = test_map(1024);
-	test_fill(memory, 1024, 1);
-	dirty = begin(memory, 1024);
+	dirty = open_and_begin(&memory, 1024);
 	test_refused(memory, 1024, HMM_TRACKED);
 	CHECK_EQ(hmm_dirty_stop(dirty), 0);
 	test_out(memory, 1024);
@@ -487,8 +471,7 @@ static void stays_at_home(void)
 	dirty = start(memory, 1024);
 	presumed_of(dirty, memory, 1024);
 	test_check(memory, 1024, 1);
-	CHECK_EQ(hmm_dirty_stop(dirty), 0);
-	test_close();
+	stop_and_close(dirty);
 }
 
 static void by_a_driver(void)
@@ -556,220 +539,6 @@ static void refusals(void)
 	test_close();
 }
 
-/* ---- everything at once ---------------------------------------------------------------- */
-
-#define PAGES	4096UL
-#define WRITERS	5
-#define CHUNK	16UL
-
-static struct {
-	char *memory, *copy, *spare;
-	pthread_rwlock_t map;		/* written-locked: mappings are missing for a moment */
-	pthread_barrier_t barrier;
-	atomic_bool pause, over;
-	unsigned long seed;
-	struct hmm_dirty *dirty;
-	uint64_t bits[PAGES / 64];
-	atomic_ulong changes, allowed;	/* no more than so many: who waits for the map has its turn, too */
-	unsigned long forks, told;
-} crowd;
-
-static uint64_t next_random(uint64_t *state)
-{
-	*state ^= *state << 13;
-	*state ^= *state >> 7;
-	*state ^= *state << 17;
-	return *state;
-}
-
-static void write_somewhere(uint64_t *state)
-{
-	uint64_t r = next_random(state);
-	char *page = crowd.memory + r % PAGES * PAGE;
-
-	pthread_rwlock_rdlock(&crowd.map);
-	__atomic_add_fetch((uint64_t *)(page + (r >> 20) % 512 * 8), r | 1, __ATOMIC_RELAXED);
-	pthread_rwlock_unlock(&crowd.map);
-}
-
-static char *chunk_at(uint64_t r)
-{
-	return crowd.memory + r % (PAGES / CHUNK) * CHUNK * PAGE;
-}
-
-static void map_over(char *at, size_t bytes)
-{
-	CHECK(mmap(at, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == at);
-}
-
-/* Each leaves memory that can be written, everywhere. */
-static void change_map(uint64_t *state)
-{
-	uint64_t r = next_random(state), s = next_random(state);
-	char *a = chunk_at(r), *b = chunk_at(s), *block = crowd.memory + s % (PAGES / 512) * BLOCK;
-	const size_t size = CHUNK * PAGE;
-
-	pthread_rwlock_wrlock(&crowd.map);
-	switch (r >> 32 & 7) {
-	case 0:
-		map_over(a, size);
-		break;
-	case 1:
-		CHECK(!madvise(a, size, MADV_DONTNEED));
-		break;
-	case 2:
-		CHECK(!madvise(block, BLOCK, MADV_DONTNEED));
-		CHECK(!madvise(block, BLOCK, MADV_HUGEPAGE));
-		break;
-	case 3:
-		if (a == b)
-			break;
-		CHECK(mremap(a, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, b) == b);
-		map_over(a, size);
-		break;
-	case 4:
-		/* Out, and in again elsewhere. */
-		CHECK(mremap(a, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, crowd.spare) == crowd.spare);
-		map_over(a, size);
-		CHECK(mremap(crowd.spare, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, b) == b);
-		break;
-	case 5:
-		CHECK(mremap(a, size, size, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, crowd.spare) == crowd.spare);
-		break;
-	case 6:
-		CHECK(!mprotect(a, size, PROT_READ));
-		CHECK(!mprotect(a, size, PROT_READ | PROT_WRITE));
-		break;
-	case 7:
-		memset(a, (int)r, PAGE);
-		CHECK(!madvise(a, PAGE, MADV_DONTNEED));
-		break;
-	}
-	crowd.changes++;
-	pthread_rwlock_unlock(&crowd.map);
-}
-
-/* Its writes are its own; what the parent writes meanwhile is copied on write. */
-static void fork_somebody(uint64_t *state)
-{
-	uint64_t r = next_random(state);
-	pid_t child, reaped;
-	int status;
-
-	pthread_rwlock_rdlock(&crowd.map);
-	child = fork();
-	if (child)
-		pthread_rwlock_unlock(&crowd.map);
-	if (!child) {
-		for (size_t i = 0; i < 64; i++)
-			crowd.memory[(r + i * 37) % PAGES * PAGE]++;
-		_exit(0);
-	}
-	reaped = waitpid(child, &status, 0);
-	CHECK(reaped == child && status == 0);
-	crowd.forks++;
-}
-
-static void *writer(void *argument)
-{
-	unsigned long me = (unsigned long)argument;
-	uint64_t state = crowd.seed * 0x9e3779b97f4a7c15ULL + me + 1;
-
-	while (!atomic_load(&crowd.over)) {
-		while (!atomic_load(&crowd.pause)) {
-			for (int i = 0; i < (me ? 50 : 8); i++)
-				write_somewhere(&state);
-			/* Whoever changes the map, and hmmd, need the processor as well. */
-			if (me)
-				usleep(200);
-			if (me == 0 && atomic_load(&crowd.changes) < atomic_load(&crowd.allowed))
-				change_map(&state);
-			if (me == 1 && next_random(&state) % 16 == 0)
-				fork_somebody(&state);
-		}
-		pthread_barrier_wait(&crowd.barrier);
-		pthread_barrier_wait(&crowd.barrier);
-	}
-	return NULL;
-}
-
-/* What is told is copied. */
-static void bring_up_to_date(void)
-{
-	crowd.told += (unsigned long)take(crowd.dirty, crowd.memory, PAGES, crowd.bits);
-	for (size_t i = 0; i < PAGES; i++) {
-		if (i % 64 == 0)
-			pthread_rwlock_rdlock(&crowd.map);
-		if (told(crowd.bits, i))
-			memcpy(crowd.copy + i * PAGE, crowd.memory + i * PAGE, PAGE);
-		if (i % 64 == 63)
-			pthread_rwlock_unlock(&crowd.map);
-	}
-}
-
-static void compare(int round)
-{
-	for (size_t i = 0; i < PAGES; i++)
-		if (memcmp(crowd.copy + i * PAGE, crowd.memory + i * PAGE, PAGE))
-			FAIL("seed %lu, round %d: a write to page %zu was missed", crowd.seed, round, i);
-}
-
-static void crowd_run(int rounds)
-{
-	const char *given = getenv("HMM_TEST_SEED");
-	pthread_t threads[WRITERS];
-	struct hmm_dirty_report report;
-	pthread_rwlockattr_t fair;
-	char *spare;
-
-	crowd.seed = given ? strtoul(given, NULL, 0) : (unsigned long)getpid() * 2654435761UL % 1000000007UL;
-	printf("seed %lu\n", crowd.seed);
-	fflush(stdout);
-	crowd.memory = test_map_huge(PAGES / 512);
-	crowd.copy = test_map(PAGES);
-	spare = test_map(CHUNK);
-	crowd.spare = spare;
-	test_fill(crowd.memory, PAGES, 1);
-	declare(crowd.memory, PAGES);
-	crowd.dirty = start(crowd.memory, PAGES);
-	pthread_rwlockattr_init(&fair);
-	pthread_rwlockattr_setkind_np(&fair, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
-	pthread_rwlock_init(&crowd.map, &fair);
-	pthread_barrier_init(&crowd.barrier, NULL, WRITERS + 1);
-	for (unsigned long i = 0; i < WRITERS; i++)
-		CHECK(!pthread_create(&threads[i], NULL, writer, (void *)i));
-	for (int round = 0; round < rounds; round++) {
-		atomic_fetch_add(&crowd.allowed, 40);
-		/* Often enough for something to happen in between. */
-		for (int i = 0; i < 3 || atomic_load(&crowd.changes) < 10UL * (unsigned long)(round + 1); i++)
-			bring_up_to_date();
-		atomic_store(&crowd.pause, true);
-		pthread_barrier_wait(&crowd.barrier);
-		bring_up_to_date();
-		compare(round);
-		/* And exact, when it is still: but for zeros that compare() was the first to read. */
-		take(crowd.dirty, crowd.memory, PAGES, crowd.bits);
-		CHECK(hmm_dirty_read(crowd.dirty, (unsigned long)crowd.memory, PAGES * PAGE, HMM_DIRTY_CLEAR, NULL, &report) >= 0);
-		/* A thread's stack may end where the memory begins: pages around its control block are excluded. */
-		CHECK_EQ(report.written - report.presumed, 0);
-		atomic_store(&crowd.over, round == rounds - 1);
-		atomic_store(&crowd.pause, round == rounds - 1);
-		pthread_barrier_wait(&crowd.barrier);
-	}
-	for (int i = 0; i < WRITERS; i++)
-		pthread_join(threads[i], NULL);
-	printf("%lu changes of the map, %lu forks, %lu pages told\n", atomic_load(&crowd.changes), crowd.forks, crowd.told);
-	CHECK(crowd.told > PAGES);
-	CHECK_EQ(hmm_dirty_stop(crowd.dirty), 0);
-}
-
-static void many_writers(void)
-{
-	open_tracked();
-	crowd_run(8);
-	test_close();
-}
-
 /* ---- hmmd dies ------------------------------------------------------------------------- */
 
 static atomic_ulong written;
@@ -826,8 +595,7 @@ static void outage(void)
 			FAIL("a write to page %zu was missed", i);
 	}
 	expect_none(dirty, memory, 256);
-	CHECK_EQ(hmm_dirty_stop(dirty), 0);
-	test_close();
+	stop_and_close(dirty);
 }
 
 /* No hmmd comes back: the program writes on, and its handle says so. */
@@ -838,10 +606,7 @@ static void abandoned(void)
 	char line[64], *memory;
 	unsigned long before;
 
-	open_tracked();
-	memory = test_map(256);
-	test_fill(memory, 256, 1);
-	dirty = begin(memory, 256);
+	dirty = open_and_begin(&memory, 256);
 	CHECK(!pthread_create(&thread, NULL, write_on, memory));
 	printf("ready\n");
 	fflush(stdout);

@@ -106,3 +106,15 @@ void test_invite(int socket, void *memory)
 	test_tell(socket, (uint64_t)getpid(), -1);
 	close(key);
 }
+
+char *test_lend(int socket, size_t pages, uint64_t seed)
+{
+	char *memory = test_map(pages);
+	uint64_t word;
+
+	test_fill(memory, pages, seed);
+	test_out(memory, pages);
+	test_invite(socket, memory);
+	CHECK(test_hear(socket, &word, NULL));
+	return memory;
+}

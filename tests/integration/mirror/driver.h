@@ -23,6 +23,8 @@ void test_tell(int socket, uint64_t word, int key);
 bool test_hear(int socket, uint64_t *word, int *key);
 /* In the owner: what test_driver_join() waits for. */
 void test_invite(int socket, void *memory);
+/* The same, of memory of its own with a known pattern that is on the device; and the driver is ready. */
+char *test_lend(int socket, size_t pages, uint64_t seed);
 /* In the driver: opens the owner whose key comes, and the owner's device. Returns the memory. */
 unsigned long test_driver_join(void);
 /* The same, and registers a mirror on it. */

@@ -19,18 +19,6 @@ static char *map_aligned(size_t blocks)
 	return memory;
 }
 
-static struct hmm_policy policy_of(const void *memory, size_t pages)
-{
-	struct hmm_policy policy = { .size = sizeof(policy) };
-
-	CHECK_EQ(hmm_range_get_attribute(hmm, (unsigned long)memory, pages * PAGE, &policy), 0);
-	CHECK_EQ(policy.pages, pages);
-	CHECK_EQ(policy.in_force & ~policy.said, 0);
-	/* Never in silence. */
-	CHECK((policy.in_force == policy.said) == !policy.why[0]);
-	return policy;
-}
-
 static int advise(void *memory, size_t pages, enum hmm_advice advice, struct hmm_mirror *which, unsigned int value)
 {
 	struct hmm_policy policy = { .size = sizeof(policy) }, same;
@@ -39,7 +27,7 @@ static int advise(void *memory, size_t pages, enum hmm_advice advice, struct hmm
 	int r = hmm_advise(hmm, (unsigned long)memory, pages * PAGE, advice, &options);
 
 	if (!r) {
-		same = policy_of(memory, pages);
+		same = test_policy(memory, pages);
 		CHECK_EQ(policy.said, same.said);
 		CHECK_EQ(policy.in_force, same.in_force);
 		CHECK(!strcmp(policy.why, same.why));
@@ -73,7 +61,7 @@ static bool is_device(const char *page)
 /* A copy wakes its thread before hmmd notes where the page is: an answer comes when it has. */
 static void await_hmmd(const char *memory)
 {
-	policy_of(memory, 1);
+	test_policy(memory, 1);
 }
 
 static size_t shared_pages(const char *memory, size_t pages)
@@ -118,7 +106,7 @@ static void read_mostly(void)
 	look(memory, 0, 1);
 	CHECK(!test_on_device(memory));
 	CHECK_EQ(advise(memory, 64, HMM_ADVISE_SET_READ_MOSTLY, NULL, 0), 0);
-	CHECK_EQ(policy_of(memory, 64).in_force, HMM_POLICY_READ_MOSTLY);
+	CHECK_EQ(test_policy(memory, 64).in_force, HMM_POLICY_READ_MOSTLY);
 	look(memory, 10, 1);
 	CHECK(is_shared(memory + 10 * PAGE));
 	test_check(memory, 64, 1);
@@ -130,7 +118,7 @@ static void read_mostly(void)
 	write_again(memory, 10, 1);
 	CHECK(!test_on_device(memory + 10 * PAGE));
 	CHECK_EQ(unadvise(memory, 64, HMM_ADVISE_SET_READ_MOSTLY, NULL), 0);
-	CHECK_EQ(policy_of(memory, 64).said, 0);
+	CHECK_EQ(test_policy(memory, 64).said, 0);
 	/* Nothing keeps the copies any more. */
 	for (int i = 0; i < 500 && test_device_pages(memory, 64); i++)
 		usleep(10000);
@@ -138,7 +126,7 @@ static void read_mostly(void)
 	/* The opposite by its own number. */
 	CHECK_EQ(advise(memory, 64, HMM_ADVISE_SET_READ_MOSTLY, NULL, 0), 0);
 	CHECK_EQ(advise(memory, 64, HMM_ADVISE_UNSET_READ_MOSTLY, NULL, 0), 0);
-	CHECK_EQ(policy_of(memory, 64).said, 0);
+	CHECK_EQ(test_policy(memory, 64).said, 0);
 	test_check(memory, 64, 1);
 	test_close();
 }
@@ -153,7 +141,7 @@ static void preferred_device(void)
 	test_fill(memory, 512, 2);
 	test_out(memory, 512);
 	CHECK_EQ(advise(memory, 512, HMM_ADVISE_SET_PREFERRED_LOCATION, &mirror, 0), 0);
-	policy = policy_of(memory, 512);
+	policy = test_policy(memory, 512);
 	CHECK_EQ(policy.in_force, HMM_POLICY_PREFERRED_DEVICE);
 	CHECK(policy.preferred == &mirror);
 	look(memory, 100, 2);
@@ -163,8 +151,8 @@ static void preferred_device(void)
 		write_again(memory, i, 2);
 	CHECK_EQ(test_device_pages(memory, 512), 504);
 	CHECK_EQ(advise(memory, 512, HMM_ADVISE_UNSET_PREFERRED_LOCATION, NULL, 0), 0);
-	CHECK_EQ(policy_of(memory, 512).said, 0);
-	CHECK(!policy_of(memory, 512).preferred);
+	CHECK_EQ(test_policy(memory, 512).said, 0);
+	CHECK(!test_policy(memory, 512).preferred);
 	test_check(memory, 512, 2);
 	test_close();
 }
@@ -180,7 +168,7 @@ static void preferred_system(void)
 	CHECK_EQ(advise(memory, 64, HMM_ADVISE_SET_PREFERRED_LOCATION, &mirror, 0), 0);
 	/* What is said later replaces it. */
 	CHECK_EQ(advise(memory, 64, HMM_ADVISE_SET_PREFERRED_LOCATION, NULL, 0), 0);
-	policy = policy_of(memory, 64);
+	policy = test_policy(memory, 64);
 	CHECK_EQ(policy.in_force, HMM_POLICY_PREFERRED_SYSTEM);
 	CHECK(!policy.preferred);
 	test_device_check(memory, 64, 3);
@@ -199,7 +187,7 @@ static void accessed_by(void)
 	test_fill(memory, 100, 4);
 	test_out(memory, 20);
 	CHECK_EQ(advise(memory, 100, HMM_ADVISE_SET_ACCESSED_BY, &mirror, 0), 0);
-	policy = policy_of(memory, 100);
+	policy = test_policy(memory, 100);
 	CHECK_EQ(policy.in_force, HMM_POLICY_ACCESSED_BY);
 	CHECK_EQ(policy.accessed_by_count, 1);
 	CHECK(policy.accessed_by[0] == &mirror);
@@ -214,7 +202,7 @@ static void accessed_by(void)
 	write_again(memory, 50, 4);
 	CHECK(!test_on_device(memory + 50 * PAGE));
 	CHECK_EQ(unadvise(memory, 100, HMM_ADVISE_SET_ACCESSED_BY, &mirror), 0);
-	CHECK_EQ(policy_of(memory, 100).accessed_by_count, 0);
+	CHECK_EQ(test_policy(memory, 100).accessed_by_count, 0);
 	test_check(memory, 100, 4);
 	test_close();
 }
@@ -247,8 +235,8 @@ static void granularity(void)
 	memory = map_aligned(1);
 	test_fill(memory, 512, 6);
 	CHECK_EQ(advise(memory, 256, HMM_ADVISE_GRANULARITY, NULL, 16), 0);
-	CHECK_EQ(policy_of(memory, 256).granularity, 16);
-	CHECK_EQ(policy_of(memory, 256).in_force, HMM_POLICY_GRANULARITY);
+	CHECK_EQ(test_policy(memory, 256).granularity, 16);
+	CHECK_EQ(test_policy(memory, 256).in_force, HMM_POLICY_GRANULARITY);
 	test_out(memory, 512);
 	look(memory, 20, 6);
 	CHECK_EQ(test_device_pages(memory + 16 * PAGE, 16), 0);
@@ -288,10 +276,10 @@ static void prefetch(void)
 	memory = map_aligned(1);
 	CHECK_EQ(walk(memory), 15);
 	CHECK_EQ(advise(memory, 512, HMM_ADVISE_PREFETCH, NULL, 0), 0);
-	CHECK_EQ(policy_of(memory, 512).in_force, HMM_POLICY_NO_PREFETCH);
+	CHECK_EQ(test_policy(memory, 512).in_force, HMM_POLICY_NO_PREFETCH);
 	CHECK_EQ(walk(memory), 4);
 	CHECK_EQ(advise(memory, 512, HMM_ADVISE_PREFETCH, NULL, 1), 0);
-	CHECK_EQ(policy_of(memory, 512).said, 0);
+	CHECK_EQ(test_policy(memory, 512).said, 0);
 	test_check(memory, 512, 7);
 	test_close();
 }
@@ -302,16 +290,16 @@ static void evict_priority(void)
 
 	test_open(0, DEVICE_MEMORY);
 	memory = test_map(64);
-	CHECK_EQ(policy_of(memory, 64).evict_priority, 50);
+	CHECK_EQ(test_policy(memory, 64).evict_priority, 50);
 	CHECK_EQ(advise(memory, 64, HMM_ADVISE_EVICT_PRIORITY, NULL, 100), 0);
-	CHECK_EQ(policy_of(memory, 64).evict_priority, 100);
+	CHECK_EQ(test_policy(memory, 64).evict_priority, 100);
 	CHECK_EQ(advise(memory + 32 * PAGE, 32, HMM_ADVISE_EVICT_PRIORITY, NULL, 0), 0);
-	CHECK_EQ(policy_of(memory, 32).evict_priority, 100);
-	CHECK_EQ(policy_of(memory + 32 * PAGE, 32).evict_priority, 0);
-	CHECK_EQ(policy_of(memory, 64).said, 0);
-	CHECK_EQ(policy_of(memory, 64).mixed, HMM_POLICY_EVICT_PRIORITY);
+	CHECK_EQ(test_policy(memory, 32).evict_priority, 100);
+	CHECK_EQ(test_policy(memory + 32 * PAGE, 32).evict_priority, 0);
+	CHECK_EQ(test_policy(memory, 64).said, 0);
+	CHECK_EQ(test_policy(memory, 64).mixed, HMM_POLICY_EVICT_PRIORITY);
 	CHECK_EQ(unadvise(memory, 64, HMM_ADVISE_EVICT_PRIORITY, NULL), 0);
-	CHECK_EQ(policy_of(memory, 64).evict_priority, 50);
+	CHECK_EQ(test_policy(memory, 64).evict_priority, 50);
 	test_close();
 }
 
@@ -372,7 +360,7 @@ static void pin(void)
 	test_fill(memory, 48, 11);
 	test_out(memory, 10);
 	CHECK_EQ(advise(memory, 64, HMM_ADVISE_PIN, &mirror, 0), 0);
-	policy = policy_of(memory, 64);
+	policy = test_policy(memory, 64);
 	CHECK_EQ(policy.in_force, HMM_POLICY_PIN);
 	CHECK(policy.pinned == &mirror);
 	CHECK_EQ(policy.on_device, 64);
@@ -384,24 +372,24 @@ static void pin(void)
 	CHECK_EQ(shared_pages(memory, 64), 64);
 	let_it_settle();
 	CHECK_EQ(shared_pages(memory, 64), 64);
-	CHECK_EQ(policy_of(memory, 64).in_force, HMM_POLICY_PIN);
+	CHECK_EQ(test_policy(memory, 64).in_force, HMM_POLICY_PIN);
 	/* A write takes the page, and it only. */
 	write_again(memory, 20, 11);
 	CHECK(!test_on_device(memory + 20 * PAGE));
-	policy = policy_of(memory, 64);
+	policy = test_policy(memory, 64);
 	CHECK_EQ(policy.said, HMM_POLICY_PIN);
 	CHECK_EQ(policy.in_force, 0);
 	CHECK_EQ(policy.on_device, 63);
 	CHECK(strstr(policy.why, "63 of 64"));
-	CHECK_EQ(policy_of(memory + 21 * PAGE, 43).in_force, HMM_POLICY_PIN);
+	CHECK_EQ(test_policy(memory + 21 * PAGE, 43).in_force, HMM_POLICY_PIN);
 	/* Back on the device it is pinned again. */
 	test_out(memory, 64);
-	CHECK_EQ(policy_of(memory, 64).in_force, HMM_POLICY_PIN);
+	CHECK_EQ(test_policy(memory, 64).in_force, HMM_POLICY_PIN);
 	for (size_t i = 30; i < 34; i++)
 		write_again(memory, i, 11);
 	CHECK_EQ(test_device_pages(memory, 64), 60);
 	CHECK_EQ(unadvise(memory, 64, HMM_ADVISE_PIN, NULL), 0);
-	CHECK_EQ(policy_of(memory, 64).said, 0);
+	CHECK_EQ(test_policy(memory, 64).said, 0);
 	test_check(memory, 48, 11);
 	test_close();
 }
@@ -425,8 +413,8 @@ static void pin_what_cant(void)
 	/* All or nothing: where they were before. */
 	CHECK_EQ(test_device_pages(memory, 64), 8);
 	CHECK_EQ(test_device_pages(memory, 8), 8);
-	CHECK_EQ(policy_of(memory, 64).said, 0);
-	CHECK_EQ(policy_of(memory, 64).mixed, 0);
+	CHECK_EQ(test_policy(memory, 64).said, 0);
+	CHECK_EQ(test_policy(memory, 64).mixed, 0);
 	test_check(memory, 64, 12);
 	CHECK_EQ(mprotect(memory + 10 * PAGE, PAGE, PROT_READ), 0);
 	CHECK_EQ(advise(memory, 32, HMM_ADVISE_PIN, &mirror, 0), -EPERM);
@@ -459,13 +447,13 @@ static void pin_too_much(void)
 	CHECK_EQ(advise(more, 2 * 512, HMM_ADVISE_PIN, &mirror, 0), -ENOSPC);
 	CHECK(strstr(hmm_last_error(), "8388608"));
 	CHECK_EQ(test_device_pages(more, 2 * 512), 0);
-	CHECK_EQ(policy_of(memory, 3 * 512).in_force, HMM_POLICY_PIN);
+	CHECK_EQ(test_policy(memory, 3 * 512).in_force, HMM_POLICY_PIN);
 	CHECK_EQ(advise(memory, 4 * 512, HMM_ADVISE_PIN, &mirror, 0), 0);
 	/* Others find no room; the pins stay. */
 	CHECK_EQ(test_migrate(more, 512, HMM_DEVICE, results), 0);
 	for (size_t i = 0; i < 512; i++)
 		CHECK_EQ(results[i], HMM_POOL_FULL);
-	CHECK_EQ(policy_of(memory, 4 * 512).in_force, HMM_POLICY_PIN);
+	CHECK_EQ(test_policy(memory, 4 * 512).in_force, HMM_POLICY_PIN);
 	CHECK_EQ(test_device_pages(memory, 4 * 512), 4 * 512);
 	test_check(memory, 4 * 512, 13);
 	test_check(more, 5 * 512, 14);
@@ -491,10 +479,10 @@ static void in_pieces(void)
 	CHECK_EQ(test_device_pages(memory, 100), 100);
 	CHECK_EQ(test_device_pages(memory + 40 * BLOCK + 5 * PAGE, 10), 10);
 	CHECK_EQ(test_device_pages(memory, all), 110);
-	CHECK_EQ(policy_of(memory, all).said, 0);
+	CHECK_EQ(test_policy(memory, all).said, 0);
 	CHECK_EQ(mprotect(bad, PAGE, PROT_READ | PROT_WRITE), 0);
 	CHECK_EQ(advise(memory, all, HMM_ADVISE_PIN, &mirror, 0), 0);
-	CHECK_EQ(policy_of(memory, all).in_force, HMM_POLICY_PIN);
+	CHECK_EQ(test_policy(memory, all).in_force, HMM_POLICY_PIN);
 	CHECK_EQ(test_device_pages(memory, all), all);
 	CHECK_EQ(unadvise(memory, all, HMM_ADVISE_PIN, NULL), 0);
 	test_check(memory, all, 16);
@@ -543,13 +531,13 @@ static void base_engine(void)
 	memory = test_map(64);
 	test_fill(memory, 64, 15);
 	CHECK_EQ(advise(memory, 64, HMM_ADVISE_SET_READ_MOSTLY, NULL, 0), 0);
-	policy = policy_of(memory, 64);
+	policy = test_policy(memory, 64);
 	CHECK_EQ(policy.said, HMM_POLICY_READ_MOSTLY);
 	CHECK_EQ(policy.in_force, 0);
 	CHECK(strstr(policy.why, "UNPINNED"));
 	CHECK_EQ(advise(memory, 64, HMM_ADVISE_PIN, &mirror, 0), -EOPNOTSUPP);
 	CHECK_EQ(advise(memory, 64, HMM_ADVISE_UNPINNED, NULL, 0), 0);
-	CHECK_EQ(policy_of(memory, 64).in_force, HMM_POLICY_READ_MOSTLY | HMM_POLICY_UNPINNED);
+	CHECK_EQ(test_policy(memory, 64).in_force, HMM_POLICY_READ_MOSTLY | HMM_POLICY_UNPINNED);
 	test_out(memory, 64);
 	look(memory, 7, 15);
 	CHECK(is_shared(memory + 7 * PAGE));
@@ -568,12 +556,12 @@ static void unpinned_not_needed(void)
 	test_open(0, DEVICE_MEMORY);
 	memory = test_map(4);
 	CHECK_EQ(advise(memory, 4, HMM_ADVISE_UNPINNED, NULL, 0), 0);
-	policy = policy_of(memory, 4);
+	policy = test_policy(memory, 4);
 	CHECK_EQ(policy.said, HMM_POLICY_UNPINNED);
 	CHECK_EQ(policy.in_force, 0);
 	CHECK(strstr(policy.why, "not needed"));
 	CHECK_EQ(advise(memory, 4, HMM_ADVISE_PINNED, NULL, 0), 0);
-	CHECK_EQ(policy_of(memory, 4).said, 0);
+	CHECK_EQ(test_policy(memory, 4).said, 0);
 	test_close();
 }
 
@@ -590,7 +578,7 @@ static void without_memory(void)
 	memory = test_map(16);
 	test_fill(memory, 16, 16);
 	CHECK_EQ(advise(memory, 16, HMM_ADVISE_SET_ACCESSED_BY, &other, 0), 0);
-	policy = policy_of(memory, 16);
+	policy = test_policy(memory, 16);
 	CHECK_EQ(policy.said, HMM_POLICY_ACCESSED_BY);
 	CHECK_EQ(policy.in_force, 0);
 	CHECK(strstr(policy.why, "no memory"));
@@ -598,9 +586,9 @@ static void without_memory(void)
 	/* What names a mirror goes with it. */
 	CHECK_EQ(advise(memory, 16, HMM_ADVISE_SET_PREFERRED_LOCATION, &other, 0), 0);
 	CHECK_EQ(advise(memory, 16, HMM_ADVISE_SET_ACCESSED_BY, &mirror, 0), 0);
-	CHECK_EQ(policy_of(memory, 16).accessed_by_count, 2);
+	CHECK_EQ(test_policy(memory, 16).accessed_by_count, 2);
 	CHECK_EQ(hmm_mirror_unregister(&other), 0);
-	policy = policy_of(memory, 16);
+	policy = test_policy(memory, 16);
 	CHECK_EQ(policy.in_force, HMM_POLICY_ACCESSED_BY);
 	CHECK_EQ(policy.accessed_by_count, 1);
 	CHECK(policy.accessed_by[0] == &mirror);
@@ -620,7 +608,7 @@ static void while_ksm_runs(void)
 	test_fill(memory, 64, 17);
 	test_out(memory, 64);
 	CHECK_EQ(advise(memory, 64, HMM_ADVISE_SET_READ_MOSTLY, NULL, 0), 0);
-	policy = policy_of(memory, 64);
+	policy = test_policy(memory, 64);
 	CHECK_EQ(policy.in_force, 0);
 	CHECK(strstr(policy.why, "ksmd"));
 	look(memory, 3, 17);
@@ -628,7 +616,7 @@ static void while_ksm_runs(void)
 	CHECK_EQ(advise(memory, 64, HMM_ADVISE_PIN, &mirror, 0), 0);
 	look(memory, 5, 17);
 	CHECK(!test_on_device(memory + 5 * PAGE));
-	CHECK_EQ(policy_of(memory, 64).in_force, 0);
+	CHECK_EQ(test_policy(memory, 64).in_force, 0);
 	test_check(memory, 64, 17);
 	test_close();
 }
@@ -656,12 +644,12 @@ static void forked(void)
 	}
 	test_reap(child, 0);
 	/* A fork takes pinned pages, too, and it is said. */
-	policy = policy_of(memory, 64);
+	policy = test_policy(memory, 64);
 	CHECK_EQ(policy.said, HMM_POLICY_PIN | HMM_POLICY_EVICT_PRIORITY);
 	CHECK_EQ(policy.in_force, HMM_POLICY_EVICT_PRIORITY);
 	CHECK_EQ(policy.on_device, 0);
 	test_out(memory, 64);
-	CHECK_EQ(policy_of(memory, 64).in_force, HMM_POLICY_PIN | HMM_POLICY_EVICT_PRIORITY);
+	CHECK_EQ(test_policy(memory, 64).in_force, HMM_POLICY_PIN | HMM_POLICY_EVICT_PRIORITY);
 	test_check(memory, 64, 18);
 	test_close();
 }
@@ -678,14 +666,14 @@ static void remapped(void)
 	CHECK_EQ(advise(memory + 8 * PAGE, 8, HMM_ADVISE_GRANULARITY, NULL, 8), 0);
 	there = mremap(memory, 64 * PAGE, 64 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, place);
 	CHECK(there == place);
-	CHECK_EQ(policy_of(memory, 64).said | policy_of(memory, 64).mixed, 0);
-	CHECK_EQ(policy_of(place, 64).said, HMM_POLICY_PIN);
-	CHECK_EQ(policy_of(place, 64).mixed, HMM_POLICY_GRANULARITY);
-	CHECK_EQ(policy_of(place, 64).in_force, HMM_POLICY_PIN);
-	CHECK_EQ(policy_of(place + 8 * PAGE, 8).granularity, 8);
+	CHECK_EQ(test_policy(memory, 64).said | test_policy(memory, 64).mixed, 0);
+	CHECK_EQ(test_policy(place, 64).said, HMM_POLICY_PIN);
+	CHECK_EQ(test_policy(place, 64).mixed, HMM_POLICY_GRANULARITY);
+	CHECK_EQ(test_policy(place, 64).in_force, HMM_POLICY_PIN);
+	CHECK_EQ(test_policy(place + 8 * PAGE, 8).granularity, 8);
 	CHECK_EQ(test_device_pages(place, 64), 64);
 	test_check(place, 64, 19);
-	CHECK_EQ(policy_of(place, 64).in_force, HMM_POLICY_PIN);
+	CHECK_EQ(test_policy(place, 64).in_force, HMM_POLICY_PIN);
 	test_close();
 }
 
@@ -698,12 +686,12 @@ static void unmapped(void)
 	test_fill(memory, 64, 20);
 	CHECK_EQ(advise(memory, 64, HMM_ADVISE_PIN, &mirror, 0), 0);
 	CHECK_EQ(munmap(memory + 16 * PAGE, 16 * PAGE), 0);
-	CHECK_EQ(policy_of(memory + 16 * PAGE, 16).said, 0);
-	CHECK_EQ(policy_of(memory, 16).in_force, HMM_POLICY_PIN);
-	CHECK_EQ(policy_of(memory + 32 * PAGE, 32).in_force, HMM_POLICY_PIN);
+	CHECK_EQ(test_policy(memory + 16 * PAGE, 16).said, 0);
+	CHECK_EQ(test_policy(memory, 16).in_force, HMM_POLICY_PIN);
+	CHECK_EQ(test_policy(memory + 32 * PAGE, 32).in_force, HMM_POLICY_PIN);
 	CHECK(mmap(memory + 16 * PAGE, 16 * PAGE, PROT_READ | PROT_WRITE,
 		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == memory + 16 * PAGE);
-	CHECK_EQ(policy_of(memory, 64).mixed, HMM_POLICY_PIN);
+	CHECK_EQ(test_policy(memory, 64).mixed, HMM_POLICY_PIN);
 	test_check(memory, 16, 20);
 	test_check_zero(memory + 16 * PAGE, 16);
 	test_close();
@@ -718,7 +706,7 @@ static void unmapped_unseen(void)
 	memory = test_map(16);
 	CHECK_EQ(advise(memory, 16, HMM_ADVISE_EVICT_PRIORITY, NULL, 60), 0);
 	CHECK_EQ(munmap(memory, 16 * PAGE), 0);
-	CHECK_EQ(policy_of(memory, 16).said, HMM_POLICY_EVICT_PRIORITY);
+	CHECK_EQ(test_policy(memory, 16).said, HMM_POLICY_EVICT_PRIORITY);
 	test_close();
 }
 
@@ -732,7 +720,7 @@ static void thrown_away(void)
 	CHECK_EQ(advise(memory, 64, HMM_ADVISE_SET_READ_MOSTLY, NULL, 0), 0);
 	test_out(memory, 64);
 	CHECK_EQ(madvise(memory, 64 * PAGE, MADV_DONTNEED), 0);
-	CHECK_EQ(policy_of(memory, 64).in_force, HMM_POLICY_READ_MOSTLY);
+	CHECK_EQ(test_policy(memory, 64).in_force, HMM_POLICY_READ_MOSTLY);
 	test_check_zero(memory, 64);
 	test_close();
 }
@@ -787,7 +775,7 @@ static void bad_arguments(void)
 	CHECK_EQ(unadvise(memory, 4, HMM_ADVISE_UNSET_READ_MOSTLY, NULL), -EINVAL);
 	CHECK_EQ(unadvise(memory, 4, HMM_ADVISE_PINNED, NULL), -EINVAL);
 	/* Nothing of all that was noted. */
-	CHECK_EQ(policy_of(memory, 4).said | policy_of(memory, 4).mixed, 0);
+	CHECK_EQ(test_policy(memory, 4).said | test_policy(memory, 4).mixed, 0);
 	test_close();
 }
 
@@ -829,13 +817,13 @@ static void too_many(void)
 	r = hmm_advise(hmm, (unsigned long)memory + 2 * 4096 * PAGE, PAGE, HMM_ADVISE_SET_READ_MOSTLY, NULL);
 	CHECK_EQ(r, -ENOSPC);
 	CHECK(strstr(hmm_last_error(), "4096"));
-	CHECK_EQ(policy_of(memory + 2 * 4096 * PAGE, 1).said, 0);
-	CHECK_EQ(policy_of(memory + 2 * 4095 * PAGE, 1).said, HMM_POLICY_READ_MOSTLY);
+	CHECK_EQ(test_policy(memory + 2 * 4096 * PAGE, 1).said, 0);
+	CHECK_EQ(test_policy(memory + 2 * 4095 * PAGE, 1).said, HMM_POLICY_READ_MOSTLY);
 	/* What is said of all makes room. */
 	CHECK_EQ(hmm_advise(hmm, (unsigned long)memory, pages * PAGE, HMM_ADVISE_SET_READ_MOSTLY, NULL), 0);
-	CHECK_EQ(policy_of(memory, pages).said, HMM_POLICY_READ_MOSTLY);
+	CHECK_EQ(test_policy(memory, pages).said, HMM_POLICY_READ_MOSTLY);
 	CHECK_EQ(unadvise(memory, pages, HMM_ADVISE_SET_READ_MOSTLY, NULL), 0);
-	CHECK_EQ(policy_of(memory, pages).said, 0);
+	CHECK_EQ(test_policy(memory, pages).said, 0);
 	test_close();
 }
 

@@ -315,3 +315,15 @@ void test_reap(pid_t child, int status)
 		FAIL("child %d ended with status %#x instead of %#x", child, (unsigned int)seen,
 		     (unsigned int)status);
 }
+
+struct hmm_policy test_policy(const void *memory, size_t pages)
+{
+	struct hmm_policy policy = { .size = sizeof(policy) };
+
+	CHECK_EQ(hmm_range_get_attribute(hmm, (unsigned long)memory, pages * PAGE, &policy), 0);
+	CHECK_EQ(policy.pages, pages);
+	CHECK_EQ(policy.in_force & ~policy.said, 0);
+	/* Never in silence. */
+	CHECK((policy.in_force == policy.said) == !policy.why[0]);
+	return policy;
+}

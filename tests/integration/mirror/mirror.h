@@ -89,6 +89,9 @@ size_t test_device_pages(const void *memory, size_t pages);
 /* KiB of a field of /proc/self/smaps, summed over the mappings that lie in the range. */
 long test_smaps(const void *memory, size_t bytes, const char *field);
 
+/* What holds of these pages, by hmm_range_get_attribute(); and whatever does not hold says why. */
+struct hmm_policy test_policy(const void *memory, size_t pages);
+
 /* Waits for a child and wants it to have ended with @status as waitpid reports it. */
 void test_reap(pid_t child, int status);
 

@@ -16,14 +16,7 @@ static void there_and_back(const char *kind)
 
 	engine_begin(kind);
 	memory = test_map_huge(2);
-	for (uint64_t round = 1; round < 4; round++) {
-		test_fill(memory, 1024, round);
-		engine_out(memory, 1024);
-		CHECK_EQ(engine_entry(memory), HMM_ENTRY_VALID | HMM_ENTRY_WRITE | HMM_ENTRY_DEVICE);
-		test_part(memory, 100, 600, round);
-		CHECK_EQ(copyengine_ask(engine, COMMAND_HOME, memory, 1024), 1024);
-		test_check(memory, 1024, round);
-	}
+	engine_rounds(memory, 1024);
 	engine_end();
 }
 
