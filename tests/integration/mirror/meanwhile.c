@@ -344,8 +344,8 @@ static void mapped_over(void)
 }
 
 /*
- * hmmd watched a part of it still when the library had waited half a second: the call may be refused, for which
- * other tests are, and what it did not move is unmapped instead. What is read meanwhile is judged all the same.
+ * Of a block that was in a transit when the library asked, hmmd may watch a part when half a second has passed: the call
+ * is refused then, and what it did not move is unmapped instead. What is read meanwhile is judged all the same.
  */
 static void not_moved(int from, int to, bool stays)
 {
