@@ -6,7 +6,6 @@ HMM_TEST_SEED replays a run's decisions; HMM_COHERENCE_SECONDS makes it longer t
 
 import os
 import re
-import signal
 import sys
 import time
 
@@ -91,15 +90,12 @@ class Coherence(Base):
         time.sleep(1)
         with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
             driver = int(file.read().split()[0])
-        os.kill(driver, signal.SIGSTOP)
-        try:
+        with harness.stopped(driver):
             self.daemon.kill9()
             self.daemon.start()
             harness.wait_until(lambda: "did not come back to its windows" in self.daemon.log, 30,
                                "that hmmd waits for the driver no longer")
             harness.wait_until(lambda: "taken over" in self.daemon.log, 10, "that the owner goes on")
-        finally:
-            os.kill(driver, signal.SIGCONT)
         self.verdict(process)
 
     def test_windows(self):

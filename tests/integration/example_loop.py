@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A driver in an event loop: it is called back in time, and never answers with what the owner has written over."""
 
-import os
 import re
-import signal
 import time
 
 import harness
@@ -31,11 +29,9 @@ class Loop(harness.Test):
         loop = self.spawn("loop")
         harness.wait_until(self.driver, 20, "that the driver is there")
         time.sleep(0.3)
-        driver = self.driver()[0]
-        os.kill(driver, signal.SIGSTOP)
-        self.daemon.restart()
-        time.sleep(0.5)
-        os.kill(driver, signal.SIGCONT)
+        with harness.stopped(self.driver()[0]):
+            self.daemon.restart()
+            time.sleep(0.5)
         loop.finish(seconds=40)
         self.check(loop.output)
 

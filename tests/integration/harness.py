@@ -26,6 +26,7 @@ by HMM_TEST_SCALE; they only end what hangs. HMM_TEST_SEED chooses the seed that
 
 import contextlib
 import ctypes
+import glob
 import json
 import os
 import random
@@ -86,6 +87,27 @@ def wait_until(condition, seconds=10, what="the condition"):
         if time.monotonic() >= deadline:
             raise AssertionError(f"{what} did not come true in {scaled(seconds):.0f} s")
         time.sleep(0.01)
+
+
+def _states(pid):
+    """The state of each thread of a process: R, S, D, T, ..."""
+    for status in glob.glob(f"/proc/{pid}/task/*/stat"):
+        with contextlib.suppress(OSError), open(status) as file:
+            yield file.read().rpartition(")")[2].split()[0]
+
+
+@contextlib.contextmanager
+def stopped(pid):
+    """
+    A process that is really stopped. SIGSTOP wakes one thread, and the others run until that one has come out of the kernel,
+    which it does not while its system call waits for a page.
+    """
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        wait_until(lambda: set(_states(pid)) == {"T"}, 20, f"that every thread of {pid} is stopped")
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 class Process:

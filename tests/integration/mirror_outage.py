@@ -417,13 +417,10 @@ class Outage(harness.Test):
         self.start_daemon()
         owner = self.owner("huge")
         self.ask(owner, "range", f"^range {PAGES}$")
-        self.daemon.process.signal(signal.SIGSTOP)
-        try:
+        with harness.stopped(self.daemon.process.pid):
             for _ in range(3):
                 self.ask(owner, "range", f"^range {PAGES}$")
                 self.ask(owner, "valid", "^valid 1$")
-        finally:
-            self.daemon.process.signal(signal.SIGCONT)
         self.ask(owner, "check", "^checked$")
         owner.finish()
 
