@@ -51,6 +51,7 @@ struct job {
 	unsigned int rounds;
 	unsigned int begin;		/* where it began */
 	bool again;			/* from the beginning: pages without a result are left */
+	unsigned int cut_short;		/* orders that ended before they were through */
 	bool no_slot;			/* going home by slot failed: copy */
 	int64_t since;			/* share: a page could not leave, or its mapping not be exchanged; 0 */
 	bool refused;			/* by a driver: the block stays */

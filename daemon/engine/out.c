@@ -142,6 +142,12 @@ static void drop_done(struct block *block, const struct block_order *order,
 	job_block_done(job, 0);
 }
 
+/*
+ * How often a job gives its order anew, that ended before it was through: it was taken back, since
+ * somebody waited for a page and the agent was late, or the map was changing.
+ */
+#define CUT_SHORT_MAX	3U
+
 static enum hmm_page_result refused(const struct hmm_order *shared, unsigned int i)
 {
 	if (shared->state == HMM_ORDER_CANCELLED)
@@ -223,15 +229,22 @@ void migrate_out_done(struct block *block, struct block_order *order, struct hmm
 			}
 			moved++;
 		} else {
+			enum hmm_page_result result = refused(shared, i);
+
 			block_set_state(block, i, i + 1, HMM_PAGE_INVALID);
-			result_set(job, i, is_guard(block, i) ? HMM_PAGE_RESULT_SPECIAL :
-								refused(shared, i));
+			if (is_guard(block, i))
+				result = HMM_PAGE_RESULT_SPECIAL;
+			if (result == HMM_PAGE_RESULT_CHANGED && job->cut_short < CUT_SHORT_MAX)
+				job->again = true;
+			else
+				result_set(job, i, result);
 			if (zap)
 				kernel->uffd_protect(owner->uffd, page_addr(block, i), HMM_PAGE_SIZE,
 						     false);
 			kept++;
 		}
 	}
+	job->cut_short += job->again;
 	/* What was charged and not used goes back, unless a huge page was filled. */
 	if (kept && !pool_is_huge(mirror->device->pool->kind))
 		block_uncharge(block, kept);
@@ -258,7 +271,7 @@ void migrate_out_done(struct block *block, struct block_order *order, struct hmm
 		window_wake(block, 0, HMM_BLOCK_PAGES);
 	}
 	if (pages_empty(&here_now))
-		job_block_done(job, 0);
+		job_block_done(job, job->again ? -EAGAIN : 0);
 	else
 		far_store(block, &here_now, job);
 }

@@ -190,6 +190,96 @@ Test(transit, what_was_parked_goes_on_once_and_in_order)
 	fixture_end(&fixture);
 }
 
+/* ---- orders that are taken back --------------------------------------------------------- */
+
+#define GOING	16U	/* pages that are asked to go */
+
+/* The newest order, which moves them out; NULL: it is not that. */
+static struct hmm_order *order_out(void)
+{
+	const struct owner *owner = fixture.owner;
+	struct hmm_order *order = &owner->orders->ring[(owner->produced - 1) % HMM_ORDERS_RING];
+
+	return owner->produced && order->kind == HMM_ORDER_OUT_MOVE && order->state == HMM_ORDER_QUEUED ? order : NULL;
+}
+
+static void ask_to_go(void)
+{
+	struct letter *letter = letter_new(LETTER_REQUEST);
+	struct hmm_msg_migrate *message = calloc(1, sizeof(*message));
+
+	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
+	fixture.owner->peer = 1;
+	cr_assert(letter && message);
+	HMM_MSG_INIT(*message, HMM_OP_MIGRATE, 0);
+	message->mirror = fixture.mirror->id;
+	message->target = HMM_TARGET_DEVICE;
+	message->addr = ROOM_START;
+	message->length = GOING * HMM_PAGE_SIZE;
+	letter->message = &message->header;
+	owner_request(fixture.owner, letter);
+	owner_run(fixture.owner);
+}
+
+/* The agent is through with all that there is. */
+static void pass(void)
+{
+	struct owner *owner = fixture.owner;
+
+	for (unsigned int i = 0; i < HMM_ORDERS_RING; i++)
+		if (owner->orders->ring[i].kind == HMM_ORDER_RELEASE)
+			owner->orders->ring[i].state = HMM_ORDER_DONE;
+	owner->orders->consumed = owner->produced;
+	fixture_later(&fixture, NS_PER_MS);
+}
+
+/* The agent does not get on, and a thread wants a page. */
+static void want_a_page(struct hmm_order *order)
+{
+	fault_serve(fixture.owner, ROOM_START, 0, 0);
+	fixture_later(&fixture, 30 * NS_PER_MS);
+	cr_assert(eq(u32, order->state, HMM_ORDER_CANCELLED));
+	pass();
+}
+
+Test(transit, an_order_that_was_taken_back_is_given_anew)
+{
+	struct hmm_order *order;
+
+	ask_to_go();
+	order = order_out();
+	cr_assert(order != NULL);
+	want_a_page(order);
+	cr_assert(eq(int, fixture_reply(&fixture), 1), "it goes on");
+	order = order_out();
+	cr_assert(order != NULL, "the same once more");
+	memcpy(order->moved, order->want, sizeof(order->moved));
+	order->state = HMM_ORDER_DONE;
+	pass();
+	cr_expect(eq(int, fixture_reply(&fixture), 0));
+	cr_expect(eq(uint, block_count(fixture_block(&fixture, 0), HMM_PAGE_DEVICE), GOING));
+	owner_gone(fixture.owner);
+	fixture_end(&fixture);
+}
+
+/* ... but not for ever: whoever asked is told that the pages have stayed. */
+Test(transit, an_order_that_is_always_taken_back_is_given_up)
+{
+	struct hmm_order *order;
+	unsigned int given = 0;
+
+	ask_to_go();
+	for (; (order = order_out()) != NULL; given++) {
+		cr_assert(lt(uint, given, 10));
+		want_a_page(order);
+	}
+	cr_expect(gt(uint, given, 1));
+	cr_expect(eq(int, fixture_reply(&fixture), 0));
+	cr_expect(eq(uint, block_count(fixture_block(&fixture, 0), HMM_PAGE_DEVICE), 0));
+	owner_gone(fixture.owner);
+	fixture_end(&fixture);
+}
+
 Test(transit, discarded_on_the_way)
 {
 	struct pages pages = pages_from(0, 10);
