@@ -124,15 +124,36 @@ static void open_gate(void)
 	}
 }
 
-/* A bit for each of this thread's forks, the innermost lowest, for a handler may fork: hmmd was told of it. */
-static __thread unsigned int told __attribute__((tls_model("initial-exec")));
+/* A thread's forks that are under way: several, for a handler may fork. */
+#define DEPTH_MAX	8U
 
-static void tell(struct hmm *hmm, uint16_t op, size_t size)
+static __thread struct {
+	unsigned int depth;
+	uint32_t fork[DEPTH_MAX];	/* its number, as hmmd was told; 0: it was not */
+} told __attribute__((tls_model("initial-exec")));
+
+static uint32_t new_number(void)
 {
-	struct request *request = hmmc_request_new(hmm->connection, op, size);
+	static uint32_t last LIBRARY_DATA = 0;
+	uint32_t number;
+
+	do
+		number = __atomic_add_fetch(&last, 1, __ATOMIC_RELAXED);
+	while (!number);
+	return number;
+}
+
+_Static_assert(sizeof(struct hmm_msg_prepare_fork) == sizeof(struct hmm_msg_forked) &&
+		       offsetof(struct hmm_msg_prepare_fork, fork) == offsetof(struct hmm_msg_forked, fork),
+	       "tell() is for both");
+
+static void tell(struct hmm *hmm, uint16_t op, uint32_t fork)
+{
+	struct request *request = hmmc_request_new(hmm->connection, op, sizeof(struct hmm_msg_forked));
 
 	if (!request)
 		return;
+	((struct hmm_msg_forked *)request->message)->fork = fork;
 	request->prepare = hmmc_prepare_owner;
 	hmmc_request_call(request);
 	hmmc_request_free(request);
@@ -141,18 +162,22 @@ static void tell(struct hmm *hmm, uint16_t op, size_t size)
 static void before(void)
 {
 	bool in_callback = hmmc_dispatch_is_current();
+	unsigned int depth = told.depth++;
+	uint32_t number = 0;
 	struct hmm *hmm;
 
-	told <<= 1;
 	/* First: one that is opened behind our back finds the gate closed. */
 	if (!in_callback)
 		close_gate();
 	hmm = hmmc_space_enter_any();
 	if (hmm && !__atomic_load_n(&hmm->lost, __ATOMIC_ACQUIRE) &&
 	    !(in_callback && hmm->features & HMM_FEATURE_EVENT_FORK)) {
-		tell(hmm, HMM_OP_PREPARE_FORK, sizeof(struct hmm_msg_prepare_fork));
-		told |= 1;
+		number = new_number();
+		tell(hmm, HMM_OP_PREPARE_FORK, number);
 	}
+	/* Deeper than that hmmd does not hear of the end, and goes on after its patience. */
+	if (depth < DEPTH_MAX)
+		told.fork[depth] = number;
 	if (hmm && __atomic_load_n(&hmm->lost, __ATOMIC_ACQUIRE))
 		hmmc_dispatch_wait(&hmm->owner->rescuer.done);
 	if (hmm)
@@ -163,13 +188,14 @@ static void before(void)
 
 static void in_parent(void)
 {
+	unsigned int depth = --told.depth;
+	uint32_t number = depth < DEPTH_MAX ? told.fork[depth] : 0;
 	struct hmm *hmm;
 
 	hmmc_space_unlock();
-	hmm = told & 1 ? hmmc_space_enter_own() : NULL;
-	told >>= 1;
+	hmm = number ? hmmc_space_enter_own() : NULL;
 	if (hmm) {
-		tell(hmm, HMM_OP_FORKED, sizeof(struct hmm_msg_forked));
+		tell(hmm, HMM_OP_FORKED, number);
 		hmmc_space_leave(hmm);
 	}
 	if (!hmmc_dispatch_is_current())
@@ -181,7 +207,7 @@ static void in_child(void)
 	gate.lock.word = 0;
 	gate.closed = gate.inside = 0;
 	gate.waiters = NULL;
-	told = 0;
+	told.depth = 0;
 	hmmc_log_forget();
 	hmmc_dispatch_forget();
 	hmmc_space_forget();

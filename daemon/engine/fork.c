@@ -333,34 +333,64 @@ void fork_child_consume_fd(struct owner *owner, int uffd)
 
 /* ---- nothing leaves while a fork is under way ---------------------------------------- */
 
+struct fork_hold {
+	LIST_ENTRY(fork_hold) link;	/* owner->forks */
+	uint32_t fork;
+};
+
 static void let_go(struct owner *owner)
 {
-	owner->forks = 0;
 	TAILQ_CONCAT(&owner->runnable, &owner->fork_waiters, link);
 }
 
-void fork_hold(struct owner *owner)
+static void forget(struct fork_hold *hold)
 {
+	LIST_REMOVE(hold, link);
+	free(hold);
+}
+
+int fork_hold(struct owner *owner, uint32_t fork)
+{
+	struct fork_hold *hold = malloc(sizeof(*hold));
 	const struct worker *worker = owner->worker;
 	int64_t patience = worker->engine->options.ack_timeout_ms * NS_PER_MS;
 
+	if (!hold)
+		return -ENOMEM;
+	hold->fork = fork;
+	LIST_INSERT_HEAD(&owner->forks, hold, link);
 	/* A child that is seen gets its pages all the same. */
 	if (!(owner->features & HMM_FEATURE_EVENT_FORK))
 		patience *= UNSEEN_PATIENCE;
-	owner->forks++;
 	owner->fork_until = worker->now + patience;
 	worker_alarm(owner->worker, owner->fork_until);
+	return 0;
 }
 
-void fork_release(struct owner *owner)
+void fork_release(struct owner *owner, uint32_t fork)
 {
-	if (owner->forks && !--owner->forks)
+	struct fork_hold *hold;
+
+	LIST_FOREACH(hold, &owner->forks, link)
+		if (hold->fork == fork)
+			break;
+	if (!hold)
+		return;
+	forget(hold);
+	if (LIST_EMPTY(&owner->forks))
 		let_go(owner);
+}
+
+void fork_release_all(struct owner *owner)
+{
+	while (!LIST_EMPTY(&owner->forks))
+		forget(LIST_FIRST(&owner->forks));
+	let_go(owner);
 }
 
 bool fork_holds(struct owner *owner, struct task *task)
 {
-	if (!owner->forks || owner->gone || owner->closing)
+	if (LIST_EMPTY(&owner->forks) || owner->gone || owner->closing)
 		return false;
 	TAILQ_INSERT_TAIL(&owner->fork_waiters, task, link);
 	return true;
@@ -368,7 +398,7 @@ bool fork_holds(struct owner *owner, struct task *task)
 
 void fork_tick(struct owner *owner, int64_t now)
 {
-	if (!owner->forks)
+	if (LIST_EMPTY(&owner->forks))
 		return;
 	if (now < owner->fork_until) {
 		worker_alarm(owner->worker, owner->fork_until);
@@ -376,5 +406,5 @@ void fork_tick(struct owner *owner, int64_t now)
 	}
 	log_warn("owner %u: its fork takes long: devices get pages again, and the child %s", owner->id,
 		 owner->features & HMM_FEATURE_EVENT_FORK ? "its copies of them" : "zeros where one has them then");
-	let_go(owner);
+	fork_release_all(owner);
 }

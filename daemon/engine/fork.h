@@ -11,9 +11,13 @@ struct task;
 /*
  * From PREPARE_FORK until FORKED nothing leaves for a device, whoever wants it: a driver in another process
  * knows of no fork. What would is kept in owner->fork_waiters. Not for longer than the owner can be waited for.
+ * @fork: the library's number for it. Return: 0; -ENOMEM.
  */
-void fork_hold(struct owner *owner);
-void fork_release(struct owner *owner);
+int fork_hold(struct owner *owner, uint32_t fork);
+/* @fork is over. One that has taken too long holds nothing any more: others' holds stay. */
+void fork_release(struct owner *owner, uint32_t fork);
+/* All are. */
+void fork_release_all(struct owner *owner);
 /* True: @task is run again when it is over. */
 bool fork_holds(struct owner *owner, struct task *task);
 void fork_tick(struct owner *owner, int64_t now);

@@ -130,6 +130,7 @@ struct owner *owner_new(struct worker *worker, const struct letter *letter)
 	TAILQ_INIT(&owner->listeners);
 	TAILQ_INIT(&owner->slot_waiters);
 	TAILQ_INIT(&owner->fork_waiters);
+	LIST_INIT(&owner->forks);
 	TAILQ_INIT(&owner->runnable);
 	TAILQ_INIT(&owner->acks);
 	TAILQ_INIT(&owner->asks);
@@ -444,9 +445,24 @@ static void home_done(struct owner *owner, void *data, uint64_t pages)
 	reply_pages(owner, data, pages);
 }
 
+static void prepare_fork(struct owner *owner, struct letter *letter)
+{
+	const struct hmm_msg_prepare_fork *message = (const void *)letter->message;
+	int r = fork_hold(owner, message->fork);
+
+	if (!r) {
+		migrate_home_for_fork(owner, home_done, letter);
+		return;
+	}
+	letter_fail(letter, r, "out of memory: pages may leave while the owner forks");
+	worker_reply(owner->worker, letter);
+}
+
 static void forked(struct owner *owner, struct letter *letter)
 {
-	fork_release(owner);
+	const struct hmm_msg_forked *message = (const void *)letter->message;
+
+	fork_release(owner, message->fork);
 	if (!letter_reply(letter, HMM_OP_FORKED_REPLY, sizeof(struct hmm_msg_forked_reply)))
 		letter_fail(letter, -ENOMEM, "out of memory for the answer");
 	worker_reply(owner->worker, letter);
@@ -472,8 +488,7 @@ void owner_request(struct owner *owner, struct letter *letter)
 			     home_done, letter);
 		return;
 	case HMM_OP_PREPARE_FORK:
-		fork_hold(owner);
-		migrate_home_for_fork(owner, home_done, letter);
+		prepare_fork(owner, letter);
 		return;
 	case HMM_OP_FORKED:
 		forked(owner, letter);
@@ -644,7 +659,7 @@ void owner_gone(struct owner *owner)
 		far_abandon(owner);
 		TAILQ_CONCAT(&owner->runnable, &owner->retry, link);
 		TAILQ_CONCAT(&owner->runnable, &owner->slot_waiters, link);
-		TAILQ_CONCAT(&owner->runnable, &owner->fork_waiters, link);
+		fork_release_all(owner);
 		evict_wait_no_more(owner);
 		owner_run(owner);
 	} while (!TAILQ_EMPTY(&owner->retry) || !TAILQ_EMPTY(&owner->acks) || !owner_agent_idle(owner) ||

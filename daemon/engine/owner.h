@@ -313,7 +313,7 @@ struct owner {
 	uint64_t slots_addr;
 	struct task_list slot_waiters;
 	struct task_list fork_waiters;	/* that a fork is over: fork.c */
-	unsigned int forks;
+	LIST_HEAD(, fork_hold) forks;	/* that are under way */
 	int64_t fork_until;
 	struct task_list runnable;	/* what goes on at the next safe point: owner_run() */
 	bool running;

@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "engine/fork.h"
 #include "engine_fixture.h"
 #include "engine_random.h"
 #include "tests/leakcheck.h"
@@ -277,6 +278,50 @@ Test(transit, an_order_that_is_always_taken_back_is_given_up)
 	cr_expect(eq(int, fixture_reply(&fixture), 0));
 	cr_expect(eq(uint, block_count(fixture_block(&fixture, 0), HMM_PAGE_DEVICE), 0));
 	owner_gone(fixture.owner);
+	fixture_end(&fixture);
+}
+
+/* ---- forks ------------------------------------------------------------------------------ */
+
+static void tell_of_fork(uint16_t opcode, uint32_t fork)
+{
+	struct letter *letter = letter_new(LETTER_REQUEST);
+	struct hmm_msg_prepare_fork *message = calloc(1, sizeof(*message));
+
+	cr_assert(letter && message);
+	HMM_MSG_INIT(*message, HMM_OP_PREPARE_FORK, 0);
+	message->header.opcode = opcode;
+	message->fork = fork;
+	letter->message = &message->header;
+	owner_request(fixture.owner, letter);
+	fixture_later(&fixture, NS_PER_MS);
+	cr_assert(eq(int, fixture_reply(&fixture), 0));
+}
+
+/* Its thread was stopped, say: it says so when another one forks. */
+Test(transit, a_fork_that_took_too_long_ends_no_other_one)
+{
+	struct counted_task task = { .task.run = count_run };
+
+	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
+	fixture_out(&fixture, 0, 1);
+	task.block = fixture_block(&fixture, 0);
+	tell_of_fork(HMM_OP_PREPARE_FORK, 1);
+	cr_assert(fork_holds(fixture.owner, &task.task));
+	/* However long an owner may take that nobody sees forking. */
+	fixture_later(&fixture, 60 * SECOND);
+	cr_expect(eq(uint, task.runs, 1), "it was waited for long enough");
+	cr_expect(not(fork_holds(fixture.owner, &task.task)));
+
+	tell_of_fork(HMM_OP_PREPARE_FORK, 2);
+	tell_of_fork(HMM_OP_PREPARE_FORK, 3);
+	cr_assert(fork_holds(fixture.owner, &task.task));
+	tell_of_fork(HMM_OP_FORKED, 1);
+	tell_of_fork(HMM_OP_FORKED, 2);
+	cr_expect(eq(uint, task.runs, 1));
+	tell_of_fork(HMM_OP_FORKED, 3);
+	cr_expect(eq(uint, task.runs, 2));
+	tell_of_fork(HMM_OP_PREPARE_FORK, 4);
 	fixture_end(&fixture);
 }
 
