@@ -19,12 +19,13 @@ _Static_assert(HMM_DEVICE_FAULTS == HMM_DEVICE_CAPS_FAULTS &&
 		       (int)HMM_POOL_HUGETLB == (int)HMM_POOL_KIND_HUGETLB,
 	       "the protocol says the same");
 
+/* One that its last user is giving back is nobody's any more. With hmm->lock held. */
 static struct hmm_device *find(struct hmm *hmm, const char *name)
 {
 	struct hmm_device *device;
 
 	for (device = hmm->devices; device; device = device->next)
-		if (strcmp(device->name, name) == 0)
+		if (device->references && strcmp(device->name, name) == 0)
 			break;
 	return device;
 }
