@@ -21,6 +21,7 @@
  * raw clone(). Where hmmd does not the fork waits all the same, hmmd's deadline at the longest.
  */
 #include <pthread.h>
+#include <string.h>
 
 #include "arena.h"
 #include "clerk.h"
@@ -143,6 +144,30 @@ static uint32_t new_number(void)
 	return number;
 }
 
+/* Of all threads. A hmmd that comes meanwhile has to know of them; of more it does not. */
+static uint32_t under_way[FORKS_MAX] LIBRARY_DATA = { 0 };
+
+static void exchange(uint32_t from, uint32_t to)
+{
+	for (unsigned int i = 0; i < FORKS_MAX; i++) {
+		uint32_t expected = from;
+
+		if (__atomic_compare_exchange_n(&under_way[i], &expected, to, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+			return;
+	}
+}
+
+unsigned int hmmc_forks(uint32_t *numbers)
+{
+	unsigned int n = 0;
+
+	for (unsigned int i = 0; i < FORKS_MAX; i++) {
+		numbers[n] = __atomic_load_n(&under_way[i], __ATOMIC_SEQ_CST);
+		n += numbers[n] != 0;
+	}
+	return n;
+}
+
 _Static_assert(sizeof(struct hmm_msg_prepare_fork) == sizeof(struct hmm_msg_forked) &&
 		       offsetof(struct hmm_msg_prepare_fork, fork) == offsetof(struct hmm_msg_forked, fork),
 	       "tell() is for both");
@@ -173,6 +198,7 @@ static void before(void)
 	if (hmm && !__atomic_load_n(&hmm->lost, __ATOMIC_ACQUIRE) &&
 	    !(in_callback && hmm->features & HMM_FEATURE_EVENT_FORK)) {
 		number = new_number();
+		exchange(0, number);
 		tell(hmm, HMM_OP_PREPARE_FORK, number);
 	}
 	/* Deeper than that hmmd does not hear of the end, and goes on after its patience. */
@@ -193,6 +219,8 @@ static void in_parent(void)
 	struct hmm *hmm;
 
 	hmmc_space_unlock();
+	if (number)
+		exchange(number, 0);
 	hmm = number ? hmmc_space_enter_own() : NULL;
 	if (hmm) {
 		tell(hmm, HMM_OP_FORKED, number);
@@ -208,6 +236,7 @@ static void in_child(void)
 	gate.closed = gate.inside = 0;
 	gate.waiters = NULL;
 	told.depth = 0;
+	memset(under_way, 0, sizeof(under_way));
 	hmmc_log_forget();
 	hmmc_dispatch_forget();
 	hmmc_space_forget();

@@ -4,9 +4,15 @@
 #define HMMC_FORK_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 /* Installs the hooks, once. */
 void hmmc_fork_watch(void);
+
+/* The numbers of the forks that hmmd was told of,
+   or is about to be, and which are not over. How many. */
+#define FORKS_MAX 16U
+unsigned int hmmc_forks(uint32_t *numbers);
 
 /*
  * Whoever sends pages to a device passes the gate and leaves when it is

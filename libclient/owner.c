@@ -20,6 +20,7 @@
 #include <sys/mman.h>
 
 #include "arena.h"
+#include "fork.h"
 #include "mapping.h"
 #include "owner.h"
 #include "space.h"
@@ -392,14 +393,19 @@ int hmmc_owner_reopen(struct owner *owner)
 /* With the mirrors known again. */
 int hmmc_owner_reopen_done(struct owner *owner)
 {
-	struct hmm_msg_reopen_done message;
+	_Alignas(8) char buffer[sizeof(struct hmm_msg_reopen_done) + FORKS_MAX * sizeof(uint32_t)];
+	struct hmm_msg_reopen_done *message = (void *)buffer;
 	int error = reopen_regions(owner);
+	uint32_t forks[FORKS_MAX], n;
 
 	if (error)
 		return error;
-	HMM_MSG_INIT(message, HMM_OP_REOPEN_DONE, 0);
-	message.owner = owner->id;
-	return hmmc_connection_exchange(owner->hmm->connection, &message, NULL, 0);
+	n = hmmc_forks(forks);
+	hmm_wire_init(message, HMM_OP_REOPEN_DONE, sizeof(*message) + n * sizeof(forks[0]), 0);
+	message->owner = owner->id;
+	message->count = n;
+	memcpy(message->forks, forks, n * sizeof(forks[0]));
+	return hmmc_connection_exchange(owner->hmm->connection, message, NULL, 0);
 }
 
 int hmmc_owner_open_anew(struct owner *owner)

@@ -37,6 +37,9 @@
 /* How many answers' time an owner that nobody can see forking may take between its library's fork handlers. */
 #define UNSEEN_PATIENCE	30
 
+/* Threads of an owner that fork at the same time. */
+#define HOLDS_MAX	1024U
+
 /* What has become of a range in the child since (or by) the fork. */
 struct change {
 	uint64_t start, end;
@@ -343,22 +346,39 @@ static void let_go(struct owner *owner)
 	TAILQ_CONCAT(&owner->runnable, &owner->fork_waiters, link);
 }
 
-static void forget(struct fork_hold *hold)
+static void forget(struct owner *owner, struct fork_hold *hold)
 {
+	owner->fork_holds--;
 	LIST_REMOVE(hold, link);
 	free(hold);
 }
 
+static struct fork_hold *find(const struct owner *owner, uint32_t fork)
+{
+	struct fork_hold *hold;
+
+	LIST_FOREACH(hold, &owner->forks, link)
+		if (hold->fork == fork)
+			break;
+	return hold;
+}
+
 int fork_hold(struct owner *owner, uint32_t fork)
 {
-	struct fork_hold *hold = malloc(sizeof(*hold));
 	const struct worker *worker = owner->worker;
 	int64_t patience = worker->engine->options.ack_timeout_ms * NS_PER_MS;
+	struct fork_hold *hold = find(owner, fork);
 
-	if (!hold)
-		return -ENOMEM;
-	hold->fork = fork;
-	LIST_INSERT_HEAD(&owner->forks, hold, link);
+	if (!hold) {
+		if (owner->fork_holds == HOLDS_MAX)
+			return -ENOSPC;
+		hold = malloc(sizeof(*hold));
+		if (!hold)
+			return -ENOMEM;
+		owner->fork_holds++;
+		hold->fork = fork;
+		LIST_INSERT_HEAD(&owner->forks, hold, link);
+	}
 	/* A child that is seen gets its pages all the same. */
 	if (!(owner->features & HMM_FEATURE_EVENT_FORK))
 		patience *= UNSEEN_PATIENCE;
@@ -369,14 +389,11 @@ int fork_hold(struct owner *owner, uint32_t fork)
 
 void fork_release(struct owner *owner, uint32_t fork)
 {
-	struct fork_hold *hold;
+	struct fork_hold *hold = find(owner, fork);
 
-	LIST_FOREACH(hold, &owner->forks, link)
-		if (hold->fork == fork)
-			break;
 	if (!hold)
 		return;
-	forget(hold);
+	forget(owner, hold);
 	if (LIST_EMPTY(&owner->forks))
 		let_go(owner);
 }
@@ -384,7 +401,7 @@ void fork_release(struct owner *owner, uint32_t fork)
 void fork_release_all(struct owner *owner)
 {
 	while (!LIST_EMPTY(&owner->forks))
-		forget(LIST_FIRST(&owner->forks));
+		forget(owner, LIST_FIRST(&owner->forks));
 	let_go(owner);
 }
 

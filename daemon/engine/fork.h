@@ -11,7 +11,8 @@ struct task;
 /*
  * From PREPARE_FORK until FORKED nothing leaves for a device, whoever wants it: a driver in another process
  * knows of no fork. What would is kept in owner->fork_waiters. Not for longer than the owner can be waited for.
- * @fork: the library's number for it. Return: 0; -ENOMEM.
+ * @fork: the library's number for it; one that holds already begins its time anew. Return: 0; -ENOMEM;
+ * -ENOSPC: more than threads there can be.
  */
 int fork_hold(struct owner *owner, uint32_t fork);
 /* @fork is over. One that has taken too long holds nothing any more: others' holds stay. */

@@ -454,7 +454,7 @@ static void prepare_fork(struct owner *owner, struct letter *letter)
 		migrate_home_for_fork(owner, home_done, letter);
 		return;
 	}
-	letter_fail(letter, r, "out of memory: pages may leave while the owner forks");
+	letter_fail(letter, r, "pages may leave while the owner forks: %s", strerror(-r));
 	worker_reply(owner->worker, letter);
 }
 

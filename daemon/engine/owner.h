@@ -314,6 +314,7 @@ struct owner {
 	struct task_list slot_waiters;
 	struct task_list fork_waiters;	/* that a fork is over: fork.c */
 	LIST_HEAD(, fork_hold) forks;	/* that are under way */
+	unsigned int fork_holds;
 	int64_t fork_until;
 	struct task_list runnable;	/* what goes on at the next safe point: owner_run() */
 	bool running;

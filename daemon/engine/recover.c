@@ -31,6 +31,7 @@
 #include <unistd.h>
 
 #include "engine/copies.h"
+#include "engine/fork.h"
 #include "engine/graft.h"
 #include "engine/worker.h"
 #include "log.h"
@@ -282,6 +283,15 @@ bool recover_serves(const struct owner *owner, uint16_t opcode)
 	}
 }
 
+/* They were prepared while the last hmmd lived. */
+static void hold_forks(struct owner *owner, const struct hmm_msg_reopen_done *message)
+{
+	for (uint32_t i = 0; i < message->count; i++)
+		if (fork_hold(owner, message->forks[i]))
+			log_error("owner %u: it forks more than can be noted: a child may find zeros where a device takes a page",
+				  owner->id);
+}
+
 void recover_request(struct owner *owner, struct letter *letter)
 {
 	switch (letter->message->opcode) {
@@ -299,6 +309,7 @@ void recover_request(struct owner *owner, struct letter *letter)
 				worker_reply(owner->worker, owner->reopen_done);
 			}
 			owner->reopen_done = letter;
+			hold_forks(owner, (const void *)letter->message);
 			worker_alarm(owner->worker, owner->worker->now);
 			return;		/* answered when everything is settled */
 		}

@@ -7,6 +7,7 @@
 #include "mirror.h"
 
 #include <poll.h>
+#include <pthread.h>
 #include <sys/wait.h>
 
 #define DEVICE_MEMORY (64UL << 20)
@@ -98,12 +99,52 @@ static void under_a_driver(void)
 	test_close();
 }
 
+/* Runs behind the library's own handler, which has had everything brought home. */
+static void wait_in_fork(void)
+{
+	char line[64];
+
+	printf("forking\n");
+	fflush(stdout);
+	CHECK(fgets(line, sizeof(line), stdin));
+}
+
+/* hmmd dies meanwhile, and another comes, which the driver asks for pages at once. */
+static void over_a_restart(void)
+{
+	uint64_t word;
+	char *memory;
+	int socket;
+	pid_t driver = test_driver_start("under-a-driver", &socket), child;
+
+	CHECK_EQ(pthread_atfork(wait_in_fork, NULL, NULL), 0);
+	test_open(0, DEVICE_MEMORY);
+	memory = test_map(PAGES);
+	for (size_t i = 0; i < PAGES; i++)
+		*(uint64_t *)(memory + i * PAGE) = test_word(i, 0, 5);
+	test_invite(socket, memory);
+	CHECK(test_hear(socket, &word, NULL));
+	child = fork();
+	if (!child) {
+		expect_one_moment(memory);
+		_exit(0);
+	}
+	CHECK(child > 0);
+	test_reap(child, 0);
+	test_tell(socket, 2, -1);
+	CHECK(test_hear(socket, &word, NULL));
+	for (size_t i = 0; i < PAGES; i++)
+		CHECK_EQ(word_of(memory, i, 1), word);
+	test_reap(driver, 0);
+	test_close();
+}
+
 static const struct test_case cases[] = {
-	{ "under-a-driver", under_a_driver, false }, { NULL, NULL, false },
+	{ "under-a-driver", under_a_driver, false }, { "over-a-restart", over_a_restart, true }, { NULL, NULL, false },
 };
 
 static const struct test_case drivers[] = {
-	{ "under-a-driver", under_a_driver_driver, false }, { NULL, NULL, false },
+	{ "under-a-driver", under_a_driver_driver, false }, { "over-a-restart", under_a_driver_driver, true }, { NULL, NULL, false },
 };
 
 int main(int argc, char **argv)
