@@ -6,6 +6,8 @@
 #ifndef HMMC_AGENT_H
 #define HMMC_AGENT_H
 
+#include <sys/uio.h>
+
 #include "clerk.h"
 #include "region.h"
 
@@ -36,6 +38,7 @@ struct agent {
 	unsigned int slots_count;
 	bool thin[HMM_SLOTS_MAX]; /* the slot held 4 KiB pages and has their page table still */
 	uint64_t map[HMM_BLOCK_PAGES];	/* pagemap entries */
+	struct iovec from[HMM_BLOCK_PAGES], to[HMM_BLOCK_PAGES];	/* of a SYNC */
 	_Alignas(4096) char bounce[16 * HMM_PAGE_SIZE];
 };
 
@@ -61,5 +64,7 @@ void hmmc_agent_wait_for_sweeper(struct agent *agent, uint32_t slot);
 
 /* order.c: carries out one order that is RUNNING. Return: false when it was taken back. */
 bool hmmc_order_run(struct agent *agent, struct hmm_order *order);
+/* copy.c: the same of a SYNC, whose shadow is there. */
+bool hmmc_order_sync(struct agent *agent, struct hmm_order *order, const struct region *region);
 
 #endif

@@ -19,22 +19,14 @@
 #include <string.h>
 
 #include "arena.h"
+#include "dirty.h"
 #include "dispatch.h"
 #include "owner.h"
-#include "space.h"
 
 #define PIECE		(1UL << 30)
 #define PIECE_WORDS	(PIECE / HMM_PAGE_SIZE / 64)
 
 _Static_assert((int)HMM_DIRTY_CLEAR == (int)HMM_DIRTY_FLAGS_CLEAR, "one meaning");
-
-struct hmm_dirty {
-	struct hmm_dirty *next;		/* hmm->dirties */
-	struct hmm *hmm;
-	uint64_t start, end;
-	struct futex_lock lock;		/* one thread begins anew */
-	uint64_t track;			/* atomic: hmmd's number, and above it the connection's life that it is good for; 0: none */
-};
 
 static uint64_t track_of(const struct hmm_dirty *dirty)
 {
@@ -49,6 +41,7 @@ static int prepare_start(struct request *request)
 	const struct hmm_dirty *dirty = request->data;
 
 	message->owner = dirty->hmm->id;
+	message->mirror = dirty->mirror ? dirty->mirror->id : 0;
 	message->addr = dirty->start;
 	message->length = dirty->end - dirty->start;
 	return 0;
@@ -81,46 +74,67 @@ static int call_hmmd(struct hmm_dirty *dirty, uint16_t op, size_t size, int (*pr
 	return error;
 }
 
-static int begin(struct hmm_dirty *dirty)
-{
-	return call_hmmd(dirty, HMM_OP_DIRTY_START, sizeof(struct hmm_msg_dirty_start), prepare_start, finish_start);
-}
-
-/* @gone: what was found to be void. Another thread may have begun anew already. */
-static int begin_anew(struct hmm_dirty *dirty, uint64_t gone)
-{
-	int error = 0;
-
-	futex_lock(&dirty->lock);
-	if (track_of(dirty) == gone)
-		error = begin(dirty);
-	futex_unlock(&dirty->lock);
-	return error;
-}
-
 /* In the clerk, with send_lock held: the connection does not change before it is sent. */
 static bool is_good(const struct request *request, uint64_t track)
 {
 	return (uint32_t)track && track >> 32 == request->connection->life;
 }
 
+int hmmc_dirty_number(struct request *request, const struct hmm_dirty *dirty, uint64_t *track, uint32_t *number)
+{
+	*track = track_of(dirty);
+	if (!is_good(request, *track)) {
+		snprintf(request->text, sizeof(request->text), "another hmmd knows nothing of it");
+		return -ENOENT;
+	}
+	*number = (uint32_t)*track;
+	return 0;
+}
+
 static int prepare_stop(struct request *request)
 {
 	struct hmm_msg_dirty_stop *message = (struct hmm_msg_dirty_stop *)request->message;
 	const struct hmm_dirty *dirty = request->data;
-	uint64_t track = track_of(dirty);
+	uint64_t track;
 
-	if (!is_good(request, track))
-		return -ENOENT;
 	message->owner = dirty->hmm->id;
-	message->dirty = (uint32_t)track;
-	return 0;
+	return hmmc_dirty_number(request, dirty, &track, &message->dirty);
 }
 
 static void end(struct hmm_dirty *dirty)
 {
 	if (!__atomic_load_n(&dirty->hmm->lost, __ATOMIC_ACQUIRE))
 		call_hmmd(dirty, HMM_OP_DIRTY_STOP, sizeof(struct hmm_msg_dirty_stop), prepare_stop, NULL);
+}
+
+/* Its copies with it. When hmmd dies in between, its successor knows nothing of the track. */
+static int begin(struct hmm_dirty *dirty)
+{
+	int error;
+
+	do {
+		error = call_hmmd(dirty, HMM_OP_DIRTY_START, sizeof(struct hmm_msg_dirty_start), prepare_start, finish_start);
+		if (error)
+			return error;
+		error = dirty->mirror ? hmmc_copy_open(dirty) : 0;
+	} while (error == -ENOENT);
+	if (error) {
+		end(dirty);
+		__atomic_store_n(&dirty->track, 0, __ATOMIC_RELEASE);
+	}
+	return error;
+}
+
+int hmmc_dirty_begin_anew(struct hmm_dirty *dirty, uint64_t gone)
+{
+	int error = 0;
+
+	futex_lock(&dirty->lock);
+	/* Another thread may have begun anew already. */
+	if (track_of(dirty) == gone)
+		error = begin(dirty);
+	futex_unlock(&dirty->lock);
+	return error;
 }
 
 /* ---- reading ------------------------------------------------------------------------- */
@@ -136,14 +150,8 @@ static int prepare_read(struct request *request)
 	struct reading *reading = request->data;
 	const struct hmm_dirty *dirty = reading->dirty;
 
-	reading->track = track_of(dirty);
-	if (!is_good(request, reading->track)) {
-		snprintf(request->text, sizeof(request->text), "another hmmd knows nothing of it");
-		return -ENOENT;
-	}
 	message->owner = dirty->hmm->id;
-	message->dirty = (uint32_t)reading->track;
-	return 0;
+	return hmmc_dirty_number(request, dirty, &reading->track, &message->dirty);
 }
 
 static int take_reply(const struct request *request, size_t pages, uint64_t *bitmap,
@@ -192,7 +200,7 @@ static int read_surely(struct hmm_dirty *dirty, uint64_t addr, uint64_t length, 
 	int error;
 
 	while ((error = read_piece(&reading, addr, length, flags, bitmap, report)) == -ENOENT) {
-		error = begin_anew(dirty, reading.track);
+		error = hmmc_dirty_begin_anew(dirty, reading.track);
 		if (error)
 			break;
 	}
@@ -209,7 +217,7 @@ static int check(const struct hmm_dirty *dirty)
 	return error ? error : hmmc_dispatch_check();
 }
 
-static int check_range(unsigned long addr, size_t length)
+int hmmc_dirty_check_range(unsigned long addr, size_t length)
 {
 	if (!length || addr % HMM_PAGE_SIZE || length % HMM_PAGE_SIZE)
 		return hmmc_fail(-EINVAL, "the range is empty or not of whole pages");
@@ -225,7 +233,7 @@ long hmm_dirty_read(struct hmm_dirty *dirty, unsigned long addr, size_t length, 
 	int error = check(dirty);
 
 	if (!error)
-		error = check_range(addr, length);
+		error = hmmc_dirty_check_range(addr, length);
 	if (error)
 		return error;
 	if (flags & ~HMM_DIRTY_CLEAR)
@@ -266,31 +274,21 @@ static void forget(struct hmm_dirty *dirty)
 	futex_unlock(&hmm->lock);
 }
 
-int hmm_dirty_start(struct hmm *hmm, unsigned long addr, size_t length, uint64_t flags,
-		    struct hmm_dirty **result)
+int hmmc_dirty_new(struct hmm *hmm, struct hmm_mirror_private *mirror, unsigned long addr, size_t length,
+		   struct hmm_dirty **result)
 {
-	struct hmm_dirty *dirty;
-	int error = hmmc_space_check(hmm);
+	struct hmm_dirty *dirty = hmmc_arena_alloc(sizeof(*dirty));
+	int error;
 
-	if (!error)
-		error = hmmc_dispatch_check();
-	if (error)
-		return error;
-	if (!result)
-		return hmmc_fail(-EINVAL, "result is NULL");
-	if (flags)
-		return hmmc_fail(-EINVAL, "flags has unknown bits");
-	error = check_range(addr, length);
-	if (error)
-		return error;
-	dirty = hmmc_arena_alloc(sizeof(*dirty));
 	if (!dirty)
 		return hmmc_fail(-ENOMEM, "the library's memory is used up");
 	dirty->hmm = hmm;
+	dirty->mirror = mirror;
 	dirty->start = addr;
 	dirty->end = addr + length;
 	error = begin(dirty);
 	if (error) {
+		hmmc_copy_close(dirty);
 		hmmc_arena_free(dirty, sizeof(*dirty));
 		return error;
 	}
@@ -302,6 +300,31 @@ int hmm_dirty_start(struct hmm *hmm, unsigned long addr, size_t length, uint64_t
 	return 0;
 }
 
+void hmmc_dirty_end(struct hmm_dirty *dirty)
+{
+	end(dirty);
+	forget(dirty);
+	hmmc_copy_close(dirty);
+	hmmc_arena_free(dirty, sizeof(*dirty));
+}
+
+int hmm_dirty_start(struct hmm *hmm, unsigned long addr, size_t length, uint64_t flags,
+		    struct hmm_dirty **result)
+{
+	int error = hmmc_space_check(hmm);
+
+	if (!error)
+		error = hmmc_dispatch_check();
+	if (error)
+		return error;
+	if (!result)
+		return hmmc_fail(-EINVAL, "result is NULL");
+	if (flags)
+		return hmmc_fail(-EINVAL, "flags has unknown bits");
+	error = hmmc_dirty_check_range(addr, length);
+	return error ? error : hmmc_dirty_new(hmm, NULL, addr, length, result);
+}
+
 int hmm_dirty_stop(struct hmm_dirty *dirty)
 {
 	int error;
@@ -311,12 +334,9 @@ int hmm_dirty_stop(struct hmm_dirty *dirty)
 	error = hmmc_space_check_handle(dirty->hmm);
 	if (!error)
 		error = hmmc_dispatch_check();
-	if (error)
-		return error;
-	end(dirty);
-	forget(dirty);
-	hmmc_arena_free(dirty, sizeof(*dirty));
-	return 0;
+	if (!error)
+		hmmc_dirty_end(dirty);
+	return error;
 }
 
 /* ---- an owner's userfaultfd ------------------------------------------------------------ */

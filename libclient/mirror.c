@@ -11,6 +11,7 @@
 
 #include "arena.h"
 #include "devmem.h"
+#include "dirty.h"
 #include "dispatch.h"
 #include "fork.h"
 #include "group.h"
@@ -153,6 +154,13 @@ static int finish_register(struct request *request, struct hmm_frame *frame)
 
 static int check_ops(const struct hmm_mirror_ops *ops, const struct hmm_device *device)
 {
+	if (ops->flags & ~HMM_MIRROR_TRACKED)
+		return hmmc_fail(-EINVAL, "ops->flags has unknown bits");
+	if (ops->flags & HMM_MIRROR_TRACKED) {
+		if (ops->sync_cpu_device_pagetables || ops->quiesce || ops->resume)
+			return hmmc_fail(-EINVAL, "nothing is taken from a tracked mirror: of the calls it has release alone");
+		return 0;
+	}
 	if (!ops->quiesce != !ops->resume)
 		return hmmc_fail(-EINVAL, "ops->quiesce and ops->resume go together: what stops has to go on");
 	if (!(device->caps & HMM_DEVICE_FAULTS) && ops->release && !ops->quiesce && !ops->sync_cpu_device_pagetables)
@@ -172,6 +180,8 @@ int hmmc_mirror_join(struct hmm_mirror *mirror, struct hmm *hmm, struct group *g
 	error = hmmc_take_options(mirror->ops, &ops, sizeof(ops));
 	if (!error)
 		error = check_ops(&ops, mirror->device);
+	if (!error && group && ops.flags & HMM_MIRROR_TRACKED)
+		error = hmmc_fail(-EINVAL, "a tracked mirror has one device, not a group");
 	if (error)
 		return error;
 	private = hmmc_arena_alloc(sizeof(*private));
@@ -198,6 +208,8 @@ int hmmc_mirror_join(struct hmm_mirror *mirror, struct hmm *hmm, struct group *g
 		private->quiesces = ops.quiesce && !(mirror->device->caps & HMM_DEVICE_FAULTS);
 		if (ops.sync_cpu_device_pagetables || private->quiesces)
 			private->flags |= HMM_MIRROR_FLAGS_CALLBACKS;
+		if (ops.flags & HMM_MIRROR_TRACKED)
+			private->flags |= HMM_MIRROR_FLAGS_TRACKED;
 		note(private);
 		mirror->hmm = private->told->hmm = hmm;
 		mirror->priv = private->told->priv = private;
@@ -299,6 +311,7 @@ int hmmc_mirror_leave(struct hmm_mirror *mirror)
 
 	stop_callbacks(private, true);
 	hmmc_prefetch_stop(hmm, private);
+	hmmc_sync_leave(private);
 	if (hmmc_mirror_check(mirror) == 0) {
 		request = hmmc_request_new(hmm->connection, HMM_OP_MIRROR_UNREGISTER,
 					   sizeof(struct hmm_msg_mirror_unregister));

@@ -691,6 +691,13 @@ static bool order_uncohere(struct agent *agent, struct hmm_order *order)
 	return exchange(agent, order, map, false);
 }
 
+static bool order_sync(struct agent *agent, struct hmm_order *order)
+{
+	const struct region *region = wait_for_region(agent, order);
+
+	return region && hmmc_order_sync(agent, order, region);
+}
+
 bool hmmc_order_run(struct agent *agent, struct hmm_order *order)
 {
 	order->error = 0;
@@ -716,6 +723,8 @@ bool hmmc_order_run(struct agent *agent, struct hmm_order *order)
 		return order_cohere(agent, order);
 	case HMM_ORDER_UNCOHERE:
 		return order_uncohere(agent, order);
+	case HMM_ORDER_SYNC:
+		return order_sync(agent, order);
 	}
 	order->error = -EINVAL;
 	return true;

@@ -744,18 +744,66 @@ long hmm_range_dma_map(struct hmm_range *range, struct hmm_device *device, uint6
 	return error ? error : mapped;
 }
 
+static int prepare_mark(struct request *request)
+{
+	const struct hmm_mirror_private *mirror = request->data;
+
+	((struct hmm_msg_dirty_mark *)request->message)->mirror = mirror->id;
+	return 0;
+}
+
+static void marked(struct request *request)
+{
+	hmmc_mirror_put(request->data);
+	hmmc_request_free(request);
+}
+
+/*
+ * Pages [first, end) of the range have been written. Nobody waits for it: a callback may unmap. A
+ * hmmd that does not hear of it any more tells of all pages.
+ */
+static int mark_written(const struct hmm_range *range, size_t first, size_t end)
+{
+	struct hmm_mirror_private *mirror = range->priv->mirror;
+	struct hmm_msg_dirty_mark *message;
+	struct request *request;
+
+	request = hmmc_request_new(mirror->hmm->connection, HMM_OP_DIRTY_MARK, sizeof(*message));
+	if (!request)
+		return hmmc_fail(-ENOMEM, "the library's memory is used up");
+	message = (struct hmm_msg_dirty_mark *)request->message;
+	message->addr = range->start + (first << HMM_PAGE_SHIFT);
+	message->length = (end - first) << HMM_PAGE_SHIFT;
+	__atomic_add_fetch(&mirror->references, 1, __ATOMIC_RELAXED);
+	request->data = mirror;
+	request->prepare = prepare_mark;
+	request->complete = marked;
+	hmmc_request_post(request);
+	return 0;
+}
+
 long hmm_range_dma_unmap(struct hmm_range *range, struct hmm_device *device, uint64_t *daddrs,
 			 bool dirty)
 {
 	int error = check_dma(range, device, daddrs);
+	size_t pages, first, end;
 	long unmapped = 0;
 
-	(void)dirty; /* the device's memory is the page: there is no copy to write back */
 	if (!error)
 		error = check_arrays(range);
 	if (error)
 		return error;
-	for (size_t i = 0; i < (range->end - range->start) >> HMM_PAGE_SHIFT; i++) {
+	pages = (range->end - range->start) >> HMM_PAGE_SHIFT;
+	for (first = 0; first < pages && !daddrs[first]; first++)
+		;
+	for (end = pages; end > first && !daddrs[end - 1]; end--)
+		;
+	/* The device's memory is the page, so there is nothing to write back; but who has a copy is to know. */
+	if (dirty && first < end && is_registered(range->priv))
+		error = mark_written(range, first, end);
+	if (error)
+		return error;
+	for (size_t i = first; i < end; i++) {
 		if (!daddrs[i])
 			continue;
 		range->pfns[i] = range->values[HMM_PFN_NONE];

@@ -392,6 +392,8 @@ int hmm_window_map(struct hmm_mirror *mirror, unsigned long addr, size_t length,
 		return error;
 	if (!result || flags & ~HMM_WINDOW_OFFSET)
 		return hmmc_fail(-EINVAL, "result is NULL, or flags has unknown bits");
+	if (mirror->priv->flags & HMM_MIRROR_FLAGS_TRACKED)
+		return hmmc_fail(-EOPNOTSUPP, "the mirror is tracked: hmm_mirror_copy() leads to its copies");
 	if (mirror->priv->hmm->owner)
 		return hmmc_fail(-EBUSY, "this is the owner: its addresses lead to its own memory");
 	if (addr % HMM_PAGE_SIZE || length % HMM_PAGE_SIZE || addr + length < addr ||

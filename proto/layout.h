@@ -147,7 +147,7 @@ struct hmm_journal_mirror {
 	int32_t driver;		/* the pid that has these windows or the far pages, or is called back */
 	uint32_t callbacks;	/* it is called back: the successor waits until it has let go of all */
 	uint32_t token;		/* of the memory that the far pages are in; 0: none */
-	uint32_t reserved;
+	uint32_t tracked;	/* its device has copies, and never a page to itself */
 	char device[64];
 };
 #define HMM_MIRRORS_MAX		16	/* of one owner */
@@ -242,6 +242,7 @@ enum hmm_order_kind {
 	HMM_ORDER_RELEASE = 5,	/* empty the slot: UNREGISTER, DONTNEED, REGISTER */
 	HMM_ORDER_COHERE = 6,	/* map the shadow in the block's place (D -> C) */
 	HMM_ORDER_UNCOHERE = 7,	/* map armed, empty memory in the shadow's place (C -> D) */
+	HMM_ORDER_SYNC = 8,	/* copy runs of pages into the shadow; the owner keeps them */
 };
 
 /*
@@ -263,6 +264,19 @@ enum hmm_order_state {
 #define HMM_ORDER_HUGE_MOVED	(1U << 1)	/* result: it left as one huge page */
 #define HMM_ORDER_VISIBLE	(1U << 2)	/* windows map the shadow: each page has to appear with its bytes */
 
+/*
+ * SYNC is about runs of pages anywhere in the region that addr begins. The bitmaps are then about
+ * all pages of all runs, counted from the first on: moved is copied, and hole zeros.
+ */
+#define HMM_ORDER_RUNS		48U
+#define HMM_RUN_PAGE_BITS	18		/* the first page, counted in the region */
+#define HMM_RUN_PAGE(run)	((run) & ((1U << HMM_RUN_PAGE_BITS) - 1))
+#define HMM_RUN_PAGES(run)	(((run) >> HMM_RUN_PAGE_BITS & (HMM_BLOCK_PAGES - 1)) + 1)
+#define HMM_RUN(page, pages)	((uint32_t)(page) | (uint32_t)((pages) - 1) << HMM_RUN_PAGE_BITS)
+#define HMM_RUN_BARRED		(1U << 29)	/* hmmd's own: it may be read one day, as it is */
+#define HMM_RUN_BACKED		(1U << 30)	/* a file's, say: read, whether or not a page is there */
+#define HMM_RUN_ZERO		(1U << 31)	/* it may not be read: zeros, whatever is there */
+
 struct hmm_order {
 	uint32_t state;		/* enum hmm_order_state, atomic */
 	uint32_t kind;		/* enum hmm_order_kind */
@@ -278,7 +292,9 @@ struct hmm_order {
 	uint64_t busy[HMM_BITMAP_WORDS];	/* result: pinned or shared, left alone */
 	uint64_t epoch;		/* of the block when the order was given */
 	uint64_t shadow;	/* inode of the shadow meant: a mirror's number may be used again */
-	uint64_t spare[25];
+	uint32_t run[HMM_ORDER_RUNS];	/* of SYNC */
+	uint32_t runs;
+	uint32_t spare;
 };
 _Static_assert(sizeof(struct hmm_order) == 512, "fixed size");
 

@@ -250,6 +250,8 @@ static int access_begin(struct owner *owner, struct letter *letter)
 
 	if (!mirror || mirror->leaving)
 		return letter_fail(letter, -ENOENT, "no mirror %u", id);
+	if (mirror_refuse_tracked(mirror, letter))
+		return letter->error;
 	if (!length || length > 65536 || addr >= HMM_VA_END || length > HMM_VA_END - addr)
 		return letter_fail(letter, -EINVAL,
 				   "%zu bytes at %#lx: 1 to 65536 bytes below the 47-bit end are possible",
@@ -383,6 +385,8 @@ static int coherent_alloc(struct owner *owner, struct letter *letter)
 
 	if (!mirror || mirror->leaving || owner->closing)
 		return letter_fail(letter, -ENOENT, "no mirror %u", message->mirror);
+	if (mirror_refuse_tracked(mirror, letter))
+		return letter->error;
 	if ((message->addr | message->length) % HMM_BLOCK_SIZE)
 		return letter_fail(letter, -EINVAL, "coherent memory comes in blocks of 2 MiB");
 	if (device_is_far(mirror->device))

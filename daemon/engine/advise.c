@@ -395,6 +395,8 @@ static int check_advice(struct owner *owner, struct letter *letter, const struct
 	if (wants_mirror && !change->mirror)
 		return letter_fail(letter, -EINVAL, "%s is about a device: no mirror was named",
 				   hmm_advice_name(message->advice));
+	if (change->mirror && !change->back && mirror_refuse_tracked(change->mirror, letter))
+		return letter->error;
 	if (change->back)
 		return 0;
 	if (change->advice == HMM_ADVICE_GRANULARITY &&

@@ -312,6 +312,10 @@ void migrate_request(struct owner *owner, struct letter *letter)
 		worker_reply(owner->worker, letter);
 		return;
 	}
+	if (message->target == HMM_TARGET_DEVICE && mirror_refuse_tracked(mirror, letter)) {
+		worker_reply(owner->worker, letter);
+		return;
+	}
 	/* Who only looks and steers sets no marks, which it could not take away. */
 	if (message->flags & HMM_MIGRATE_FLAGS_EXCLUSIVE && mirror->peer != letter->peer) {
 		letter_fail(letter, -EPERM, "only the driver of mirror %u may have pages for itself", mirror->id);

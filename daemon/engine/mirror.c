@@ -11,6 +11,7 @@
 #include "engine/copies.h"
 #include "engine/worker.h"
 #include "log.h"
+#include "tracking/tracking.h"
 
 struct mirror *mirror_by_id(struct owner *owner, uint32_t id)
 {
@@ -105,6 +106,7 @@ void mirror_free(struct mirror *mirror)
 	struct engine *engine = mirror->owner->worker->engine;
 
 	range_mirror_gone(mirror);
+	tracking_mirror_gone(mirror);
 	pthread_mutex_lock(&engine->lock);
 	mirror->owner->mirror[mirror->index] = NULL;
 	pthread_mutex_unlock(&engine->lock);
@@ -123,11 +125,34 @@ void mirror_note_driver(struct mirror *mirror, uint64_t peer, uint64_t flags, pi
 
 	mirror->peer = peer;
 	mirror->flags = flags;
-	note->callbacks = flags & HMM_MIRROR_FLAGS_CALLBACKS ? 1 : 0;
+	note->tracked = mirror_is_tracked(mirror);
+	/* Who has copies is waited for, so that he does not find them empty meanwhile. */
+	note->callbacks = flags & (HMM_MIRROR_FLAGS_CALLBACKS | HMM_MIRROR_FLAGS_TRACKED) ? 1 : 0;
 	if (note->callbacks)
 		note->driver = pid;
-	else
+	if (!(flags & HMM_MIRROR_FLAGS_CALLBACKS))
 		mirror->unready = false;
+}
+
+int mirror_refuse_tracked(const struct mirror *mirror, struct letter *letter)
+{
+	if (!mirror_is_tracked(mirror))
+		return 0;
+	return letter_fail(letter, -EOPNOTSUPP,
+			   "mirror %u is tracked: its device has copies, by hmm_mirror_sync(), and nothing else; register another one for this",
+			   mirror->id);
+}
+
+void mirror_empty_copies(struct owner *owner)
+{
+	for (unsigned int i = 0; i < MIRRORS_MAX; i++) {
+		struct mirror *mirror = owner->mirror[i];
+
+		if (!mirror || !mirror_is_tracked(mirror) || mirror->peer)
+			continue;
+		for (unsigned int k = 0; k < mirror->shadows.count; k++)
+			kernel->punch(mirror->shadows.list[k]->fd, 0, HMM_REGION_SIZE);
+	}
 }
 
 void mirror_ready(struct owner *owner, struct letter *letter)
@@ -160,14 +185,15 @@ static void note_gone(struct mirror *mirror)
 }
 
 /* Of several, the one that this driver had: another one's windows are still waited for. */
-static struct mirror *find_orphan(struct owner *owner, uint32_t device, const struct letter *letter)
+static struct mirror *find_orphan(struct owner *owner, uint32_t device, uint64_t flags, const struct letter *letter)
 {
 	struct mirror *found = NULL;
 
 	for (unsigned int i = 0; i < MIRRORS_MAX; i++) {
 		struct mirror *mirror = owner->mirror[i];
 
-		if (!mirror || mirror->leaving || mirror->device->id != device)
+		if (!mirror || mirror->leaving || mirror->device->id != device ||
+		    (mirror->flags ^ flags) & HMM_MIRROR_FLAGS_TRACKED)
 			continue;
 		/* After a restart even if the end of an earlier connection was not heard of yet. */
 		if (owner->journal->mirror[i].driver == letter->pid &&
@@ -179,6 +205,18 @@ static struct mirror *find_orphan(struct owner *owner, uint32_t device, const st
 			found = mirror;
 	}
 	return found;
+}
+
+/* Copies are written into its pool by 4 KiB, and read there. */
+static int check_copies(const struct device *device, struct letter *letter)
+{
+	if (device_is_far(device))
+		return letter_fail(letter, -EOPNOTSUPP,
+				   "%s has memory that only its driver reaches: nobody else can keep copies there", device->name);
+	if (device->pool->kind == HMM_POOL_KIND_HUGETLB)
+		return letter_fail(letter, -EOPNOTSUPP,
+				   "copies in a hugetlb pool are not possible: it can't be punched by 4 KiB; use memfd-huge");
+	return 0;
 }
 
 static int mirror_register(struct owner *owner, struct letter *letter)
@@ -195,7 +233,9 @@ static int mirror_register(struct owner *owner, struct letter *letter)
 	device = device_by_id(devices, message->device);
 	if (device && far_check_driver(owner, device, letter))
 		return letter->error;
-	mirror = find_orphan(owner, message->device, letter);
+	if (device && message->flags & HMM_MIRROR_FLAGS_TRACKED && check_copies(device, letter))
+		return letter->error;
+	mirror = find_orphan(owner, message->device, message->flags, letter);
 	if (mirror) {
 		far_peer_gone(mirror);
 		/* Its driver died, or hmmd did: the pages are there still. */

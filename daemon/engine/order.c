@@ -21,12 +21,14 @@
 #include <limits.h>
 #include <linux/futex.h>
 #include <stddef.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include "engine/owner.h"
 #include "engine/worker.h"
 #include "log.h"
+#include "tracking/tracking.h"
 
 /* How long a reader of events spins for a MOVE (5 us for a huge page) to end. */
 #define HOLD_SPINS	2000
@@ -58,11 +60,10 @@ bool owner_agent_idle(const struct owner *owner)
 	return owner->produced == owner->reaped;
 }
 
-struct block_order *order_issue(struct owner *owner, uint32_t kind, struct block *block,
-				unsigned int slot, const struct pages *want, uint32_t flags)
+/* The next one of the ring, with nothing said of any block. */
+static struct block_order *order_new(struct owner *owner, uint32_t kind, unsigned int slot,
+				     const struct pages *want, uint32_t flags)
 {
-	struct hmm_orders *orders = owner->orders;
-	const struct shadow *shadow;
 	struct block_order *order;
 	struct hmm_order *shared;
 
@@ -73,7 +74,6 @@ struct block_order *order_issue(struct owner *owner, uint32_t kind, struct block
 		.ring = owner->produced,
 		.kind = kind,
 		.serial = ++owner->next_serial,
-		.block = block,
 		.slot = slot,
 		.flags = flags,
 		.issued = owner->worker->now,
@@ -81,31 +81,75 @@ struct block_order *order_issue(struct owner *owner, uint32_t kind, struct block
 	shared = order_shared(owner, order);
 	shared->kind = kind;
 	shared->serial = order->serial;
-	shared->addr = block ? block->addr : 0;
+	shared->addr = shared->epoch = shared->shadow = 0;
 	shared->slot = slot;
 	shared->flags = flags;
-	shared->epoch = block ? block->record->epoch : 0;
-	shadow = block ? block_shadow(block) : NULL;
-	shared->shadow = shadow ? shadow->inode : 0;
-	shared->mirror = block ? block->record->mirror : 0;
+	shared->mirror = 0;
 	shared->error = 0;
+	shared->runs = 0;
 	for (unsigned int w = 0; w < HMM_BITMAP_WORDS; w++) {
 		order->want.word[w] = want ? want->word[w] : 0;
 		shared->want[w] = order->want.word[w];
 		shared->moved[w] = shared->hole[w] = shared->busy[w] = 0;
 	}
-	__atomic_store_n(&shared->state, (uint32_t)HMM_ORDER_QUEUED, __ATOMIC_RELEASE);
+	return order;
+}
 
+static void publish(struct owner *owner, struct block_order *order)
+{
+	struct hmm_orders *orders = owner->orders;
+
+	__atomic_store_n(&order_shared(owner, order)->state, (uint32_t)HMM_ORDER_QUEUED, __ATOMIC_RELEASE);
 	owner->produced++;
 	__atomic_store_n(&orders->produced, owner->produced, __ATOMIC_SEQ_CST);
 	__atomic_add_fetch(&orders->doorbell, 1, __ATOMIC_SEQ_CST);
 	if (__atomic_load_n(&orders->asleep, __ATOMIC_SEQ_CST))
 		futex_wake(&orders->doorbell);
-	if (block)
-		block->order = order;
 	worker_alarm(owner->worker, order->issued + STUCK_NS);
 	owner_count(owner, COUNTER_ORDERS, 1);
+}
+
+struct block_order *order_issue(struct owner *owner, uint32_t kind, struct block *block,
+				unsigned int slot, const struct pages *want, uint32_t flags)
+{
+	struct block_order *order = order_new(owner, kind, slot, want, flags);
+	struct hmm_order *shared = order_shared(owner, order);
+	const struct shadow *shadow;
+
+	if (block) {
+		order->block = block;
+		block->order = order;
+		shadow = block_shadow(block);
+		shared->addr = block->addr;
+		shared->epoch = block->record->epoch;
+		shared->shadow = shadow ? shadow->inode : 0;
+		shared->mirror = block->record->mirror;
+	}
+	publish(owner, order);
 	return order;
+}
+
+void order_issue_sync(struct owner *owner, struct sync *sync, const struct mirror *mirror,
+		      const struct shadow *shadow, const uint32_t *run, uint32_t runs)
+{
+	struct pages want = { 0 };
+	struct block_order *order;
+	struct hmm_order *shared;
+	unsigned int n = 0;
+
+	for (uint32_t i = 0; i < runs; i++)
+		for (unsigned int k = 0; k < HMM_RUN_PAGES(run[i]); k++)
+			pages_set(&want, n++);
+	order = order_new(owner, HMM_ORDER_SYNC, HMM_NO_SLOT, &want, 0);
+	shared = order_shared(owner, order);
+	order->sync = sync;
+	order->base = shared->addr = shadow->base;
+	order->runs = shared->runs = runs;
+	memcpy(order->run, run, runs * sizeof(*run));
+	memcpy(shared->run, run, runs * sizeof(*run));
+	shared->shadow = shadow->inode;
+	shared->mirror = mirror->index;
+	publish(owner, order);
 }
 
 /* The agent was filling when its order was taken back: what it wrote since must not be seen. */
@@ -140,6 +184,11 @@ static void finish(struct owner *owner, struct block_order *order)
 		shared.moved[w] &= order->want.word[w];
 		shared.hole[w] &= order->want.word[w] & ~shared.moved[w];
 		shared.busy[w] &= order->want.word[w] & ~shared.moved[w];
+	}
+	if (order->kind == HMM_ORDER_SYNC) {
+		sync_order_done(order, &shared);
+		TAILQ_CONCAT(&owner->runnable, &owner->slot_waiters, link);
+		return;
 	}
 	block->order = NULL;
 	if (order->kind == HMM_ORDER_HOME_SLOT)
@@ -355,6 +404,9 @@ void order_unstick(struct owner *owner, int64_t now)
 		struct block_order *order = &owner->order[at % HMM_ORDERS_RING];
 		struct block *block = order->block;
 
+		/* Nobody waits for a copy but who asked for it. */
+		if (order->kind == HMM_ORDER_SYNC)
+			continue;
 		if (!block) {
 			miss_slot(owner, order, now);
 			continue;

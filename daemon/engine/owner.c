@@ -72,6 +72,8 @@ const char *const counter_names[COUNTER_MAX] = {
 	[COUNTER_TRACK_FAULTS] = "track_faults",
 	[COUNTER_TRACK_WRITTEN] = "track_written",
 	[COUNTER_TRACK_PRESUMED] = "track_presumed",
+	[COUNTER_SYNC_COPIED] = "sync_copied",
+	[COUNTER_SYNC_ZEROED] = "sync_zeroed",
 };
 
 void owner_count(struct owner *owner, enum counter counter, uint64_t n)
@@ -532,6 +534,9 @@ void owner_request(struct owner *owner, struct letter *letter)
 	case HMM_OP_DIRTY_START:
 	case HMM_OP_DIRTY_READ:
 	case HMM_OP_DIRTY_STOP:
+	case HMM_OP_DIRTY_MARK:
+	case HMM_OP_MIRROR_SYNC:
+	case HMM_OP_COPY_OPEN:
 		tracking_request(owner, letter);
 		return;
 	case HMM_OP_DEVMEM_READY:

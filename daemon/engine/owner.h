@@ -143,6 +143,10 @@ struct block_order {
 	uint32_t flags;			/* HMM_ORDER_* as given */
 	struct pages want;
 	int64_t issued;
+	struct sync *sync;		/* of SYNC: who asked, */
+	uint64_t base;			/* the region, */
+	uint32_t run[HMM_ORDER_RUNS];	/* and what of it: not as the owner may have written it */
+	uint32_t runs;
 };
 
 enum slot_state { SLOT_FREE, SLOT_BUSY, SLOT_RELEASING };
@@ -256,6 +260,8 @@ enum counter {
 	COUNTER_TRACK_FAULTS,		/* first writes to tracked pages that hmmd had to let through */
 	COUNTER_TRACK_WRITTEN,		/* pages told to have been written */
 	COUNTER_TRACK_PRESUMED,		/* of these, what nobody saw being written */
+	COUNTER_SYNC_COPIED,		/* pages copied for tracked mirrors */
+	COUNTER_SYNC_ZEROED,		/* pages that became holes of their copies */
 	COUNTER_MAX
 };
 extern const char *const counter_names[COUNTER_MAX];
@@ -607,6 +613,10 @@ void far_tick(struct owner *owner, int64_t now);
 /* order.c */
 struct block_order *order_issue(struct owner *owner, uint32_t kind, struct block *block,
 				unsigned int slot, const struct pages *want, uint32_t flags);
+/* SYNC: so many @runs of the region at @base go from the owner into the mirror's shadow. */
+struct sync;
+void order_issue_sync(struct owner *owner, struct sync *sync, const struct mirror *mirror,
+		      const struct shadow *shadow, const uint32_t *run, uint32_t runs);
 /* Takes it back if the agent has not begun to change anything. */
 bool order_cancel(struct owner *owner, struct block_order *order);
 void order_reap(struct owner *owner);
@@ -783,6 +793,15 @@ void range_deinit(struct owner *owner);
 /* mirror.c */
 void mirror_request(struct owner *owner, struct letter *letter);	/* MIRROR_REGISTER, _UNREGISTER */
 struct mirror *mirror_new(struct owner *owner, unsigned int index, struct device *device);
+/* Its device has copies that are brought up to date, and never a page to itself. */
+static inline bool mirror_is_tracked(const struct mirror *mirror)
+{
+	return mirror->flags & HMM_MIRROR_FLAGS_TRACKED;
+}
+/* What is not for such a mirror: -EOPNOTSUPP, and the letter says so; or 0. */
+int mirror_refuse_tracked(const struct mirror *mirror, struct letter *letter);
+/* It was one for the hmmd before this one, whose driver did not come back: nobody reads the copies. */
+void mirror_empty_copies(struct owner *owner);
 struct mirror *mirror_by_id(struct owner *owner, uint32_t id);
 void mirror_peer_gone(struct owner *owner, uint64_t peer);
 void mirror_free(struct mirror *mirror);
@@ -831,6 +850,7 @@ struct view {
 	bool excluded;			/* never to be armed */
 	uint64_t watch_start, watch_end;	/* what of its block may be watched with it: huge pages are not split */
 };
+bool vma_is_special(const struct kernel_vma *vma);	/* not memory */
 /* -EFAULT: nothing is mapped there. */
 int view_at(struct owner *owner, uint64_t addr, uint64_t end, struct view *view);
 /* The mapping that has @addr (or the gap after it), clipped to @end. What is tracked is not eligible. */

@@ -519,6 +519,8 @@ static int look_begin(struct owner *owner, struct letter *letter)
 
 	if (!mirror || mirror->leaving)
 		return letter_fail(letter, -ENOENT, "no mirror %u", message->mirror);
+	if (mirror_refuse_tracked(mirror, letter))
+		return letter->error;
 	if (check_look(letter))
 		return letter_fail(letter, -EINVAL,
 				   "a range's wants, page size or hold do not go with its %zu pages", pages);

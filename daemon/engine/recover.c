@@ -161,6 +161,7 @@ static struct mirror *remake_mirror(struct owner *owner, unsigned int index)
 	if (mirror) {
 		mirror->awaited = note->windows;
 		mirror->unready = note->callbacks;
+		mirror->flags = note->tracked ? HMM_MIRROR_FLAGS_TRACKED : 0;
 	}
 	return mirror;
 }
@@ -229,7 +230,10 @@ static int reopen_mirror(struct owner *owner, struct letter *letter)
 	reply = letter_reply(letter, HMM_OP_REOPEN_MIRROR_REPLY, sizeof(*reply));
 	if (!reply)
 		return letter_fail(letter, -ENOMEM, "out of memory for the answer");
-	mirror_note_driver(mirror, letter->peer, message->flags, letter->pid);
+	/* Whether it is tracked was said when it was registered. */
+	mirror_note_driver(mirror, letter->peer,
+			   (message->flags & ~HMM_MIRROR_FLAGS_TRACKED) | (mirror->flags & HMM_MIRROR_FLAGS_TRACKED),
+			   letter->pid);
 	reply->mirror = mirror->id;
 	return 0;
 }
@@ -641,6 +645,7 @@ static void go_on(struct owner *owner)
 	if (owner_watch(owner))
 		log_error("owner %u: its userfaultfd can't be watched", owner->id);
 	order_release_hold(owner);
+	mirror_empty_copies(owner);
 	block_for_each(owner, 0, HMM_VA_END, wake_block, NULL);
 	event_read(owner);
 	invalidate_restart(owner);

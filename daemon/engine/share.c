@@ -308,6 +308,8 @@ static int share_begin(struct owner *owner, struct letter *letter)
 
 	if (!mirror || mirror->leaving || owner->closing)
 		return letter_fail(letter, -ENOENT, "no mirror %u", message->mirror);
+	if (mirror_refuse_tracked(mirror, letter))
+		return letter->error;
 	if (device_is_far(mirror->device))
 		return letter_fail(letter, -EOPNOTSUPP,
 				   "%s has memory that only its driver reaches: no CPU can share it", mirror->device->name);

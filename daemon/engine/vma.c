@@ -183,7 +183,7 @@ int segment_at(struct owner *owner, uint64_t addr, uint64_t end, struct segment 
 }
 
 /* What drivers and the kernel itself map: frames that are nobody's memory. */
-static bool is_special(const struct kernel_vma *vma)
+bool vma_is_special(const struct kernel_vma *vma)
 {
 	static const char *const memory[] = { "/dev/zero", "/dev/shm/", "/dev/hugepages" };
 	static const char *const others[] = { "[v", "/dev/", "/dmabuf", "/proc/", "/sys/", "anon_inode:",
@@ -229,7 +229,7 @@ int view_at(struct owner *owner, uint64_t addr, uint64_t end, struct view *view)
 	view->page_size = vma.page_size;
 	view->read = vma.read;
 	view->write = vma.write;
-	view->special = is_special(&vma);
+	view->special = vma_is_special(&vma);
 	view->excluded = part.result == HMM_PAGE_RESULT_EXCLUDED;
 	widen(owner, addr, &vma, view);
 	return 0;

@@ -219,6 +219,9 @@ static int window_map(struct owner *owner, struct letter *letter)
 
 	if (!mirror || mirror->leaving || owner->closing)
 		return letter_fail(letter, -ENOENT, "no mirror %u", message->mirror);
+	/* The library maps the copies themselves: COPY_OPEN. */
+	if (mirror_refuse_tracked(mirror, letter))
+		return letter->error;
 	if (device_is_far(mirror->device))
 		return letter_fail(letter, -EOPNOTSUPP,
 				   "%s has memory that only its driver reaches: there is nothing to map", mirror->device->name);

@@ -80,6 +80,14 @@ static void sight_word(struct track *track, uint64_t w, uint64_t mask, enum sigh
 	track->written[w] |= changed;
 }
 
+void track_mark(struct track *track, uint64_t start, uint64_t end)
+{
+	uint64_t first = (start - track->start) >> HMM_PAGE_SHIFT, last = (end - track->start) >> HMM_PAGE_SHIFT;
+
+	for (uint64_t w = first / 64; w * 64 < last; w++)
+		track->written[w] |= mask_of(w, first, last);
+}
+
 void track_sight(struct tracker *tracker, uint64_t start, uint64_t end, enum sight sight)
 {
 	struct track *track;

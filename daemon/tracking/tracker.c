@@ -98,6 +98,18 @@ static void tracker_ready(struct source *source)
 
 /* ---- coming and going -------------------------------------------------------------- */
 
+/* It is in no list: ends its copies and frees it, as soon as no sync runs. */
+static void drop(struct tracker *tracker, struct track *track)
+{
+	track->dropped = true;
+	if (track->users) {
+		TAILQ_INSERT_TAIL(&tracker->leaving, track, link);
+		return;
+	}
+	copies_end(track);
+	track_free(track);
+}
+
 static struct tracker *tracker_new(struct owner *owner, const struct tracking_ops *ops)
 {
 	struct tracker *tracker = calloc(1, sizeof(*tracker));
@@ -108,6 +120,7 @@ static struct tracker *tracker_new(struct owner *owner, const struct tracking_op
 	tracker->ops = ops;
 	tracker->uffd = tracker->clear_refs = -1;
 	TAILQ_INIT(&tracker->tracks);
+	TAILQ_INIT(&tracker->leaving);
 	return tracker;
 }
 
@@ -117,7 +130,7 @@ static void tracker_free(struct tracker *tracker)
 
 	while ((track = TAILQ_FIRST(&tracker->tracks))) {
 		TAILQ_REMOVE(&tracker->tracks, track, link);
-		track_free(track);
+		drop(tracker, track);
 	}
 	thaw(&tracker->stopped);
 	if (tracker->uffd >= 0) {
@@ -281,7 +294,7 @@ static void release(struct tracker *tracker, struct track *track)
 {
 	TAILQ_REMOVE(&tracker->tracks, track, link);
 	clean(tracker, track);
-	track_free(track);
+	drop(tracker, track);
 }
 
 void tracking_peer_gone(struct owner *owner, uint64_t peer)
@@ -294,6 +307,18 @@ void tracking_peer_gone(struct owner *owner, uint64_t peer)
 		next = TAILQ_NEXT(track, link);
 		if (track->peer == peer)
 			release(owner->tracker, track);
+	}
+}
+
+void tracking_mirror_gone(const struct mirror *mirror)
+{
+	struct tracker *tracker = mirror->owner->tracker;
+	struct track *track, *next;
+
+	for (track = tracker ? TAILQ_FIRST(&tracker->tracks) : NULL; track; track = next) {
+		next = TAILQ_NEXT(track, link);
+		if (track->mirror == mirror)
+			release(tracker, track);
 	}
 }
 
@@ -369,12 +394,13 @@ static int dirty_start(struct owner *owner, struct letter *letter)
 {
 	const struct hmm_msg_dirty_start *message = (const void *)letter->message;
 	struct hmm_msg_dirty_start_reply *reply;
+	struct mirror *mirror = NULL;
 	struct track *track;
 
 	if (owner->closing || owner->gone)
 		return letter_fail(letter, -ESTALE, "owner %u is gone", owner->id);
-	if (message->mirror)
-		return letter_fail(letter, -EOPNOTSUPP, "this hmmd has no tracked mirrors");
+	if (message->mirror && copies_check(owner, letter, message->mirror, &mirror))
+		return letter->error;
 	if (find_tracker(owner, letter))
 		return letter->error;
 	if (count_tracks(owner->tracker) >= TRACKS_MAX)
@@ -385,6 +411,10 @@ static int dirty_start(struct owner *owner, struct letter *letter)
 	track = reply ? track_new(owner->next_track, letter->peer, message->addr, message->addr + message->length) : NULL;
 	if (!track)
 		return letter_fail(letter, -ENOMEM, "out of memory for %lu bytes to track", message->length);
+	if (mirror && copies_begin(owner->tracker, letter, track, mirror)) {
+		track_free(track);
+		return letter->error;
+	}
 	/* A userfaultfd that was closed may have left marks on pages that are written without asking. */
 	clean(owner->tracker, track);
 	TAILQ_INSERT_TAIL(&owner->tracker->tracks, track, link);
@@ -511,6 +541,37 @@ static int dirty_stop(struct owner *owner, struct letter *letter)
 	return 0;
 }
 
+static int dirty_mark(struct owner *owner, struct letter *letter)
+{
+	const struct hmm_msg_dirty_mark *message = (const void *)letter->message;
+	const struct mirror *mirror = mirror_by_id(owner, message->mirror);
+
+	if (!mirror || mirror->peer != letter->peer)
+		return letter_fail(letter, -ENOENT, "no mirror %u", message->mirror);
+	if (!letter_reply(letter, HMM_OP_DIRTY_MARK_REPLY, sizeof(struct hmm_msg_dirty_mark_reply)))
+		return letter_fail(letter, -ENOMEM, "out of memory for the answer");
+	if (owner->tracker)
+		track_sight(owner->tracker, message->addr, message->addr + message->length, SIGHT_WRITTEN);
+	return 0;
+}
+
+/* Of a tracked mirror. 0: it will be answered. */
+static int about_copies(struct owner *owner, struct letter *letter)
+{
+	const struct hmm_msg_mirror_sync *sync = (const void *)letter->message;
+	const struct hmm_msg_copy_open *open = (const void *)letter->message;
+	bool is_sync = letter->message->opcode == HMM_OP_MIRROR_SYNC;
+	uint32_t id = is_sync ? sync->dirty : open->dirty;
+	struct track *track = track_by_id(owner, id, letter->peer);
+
+	if (!track || !track->mirror)
+		return letter_fail(letter, -ENOENT, "no track %u of a tracked mirror", id);
+	if (is_sync)
+		return sync_begin(owner, letter, track);
+	copy_open(letter, track);
+	return 1;
+}
+
 void tracking_request(struct owner *owner, struct letter *letter)
 {
 	switch (letter->message->opcode) {
@@ -522,6 +583,14 @@ void tracking_request(struct owner *owner, struct letter *letter)
 		break;
 	case HMM_OP_DIRTY_STOP:
 		dirty_stop(owner, letter);
+		break;
+	case HMM_OP_DIRTY_MARK:
+		dirty_mark(owner, letter);
+		break;
+	case HMM_OP_MIRROR_SYNC:
+	case HMM_OP_COPY_OPEN:
+		if (!about_copies(owner, letter))
+			return;
 		break;
 	default:
 		if (!dirty_read(owner, letter))

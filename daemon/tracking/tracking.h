@@ -63,11 +63,18 @@ struct track {
 	uint64_t *presumed;		/* of these, what nobody saw being written */
 	uint64_t *gap;			/* at the last look */
 	uint64_t *unseen;		/* at the last look: presumed */
+	/* Of a tracked mirror, whose device has a copy of the range: */
+	struct mirror *mirror;		/* NULL: somebody asks for the bits themselves */
+	uint64_t charged;		/* bytes, to its device */
+	unsigned int users;		/* syncs that run */
+	bool dropped;			/* in tracker->leaving: it goes with the last of them */
 };
 TAILQ_HEAD(track_list, track);
 
 struct track *track_new(uint32_t id, uint64_t peer, uint64_t start, uint64_t end);
 struct track *track_free(struct track *track);
+/* It is written, or counts as such. */
+void track_mark(struct track *track, uint64_t start, uint64_t end);
 /* For every track that has some of it. */
 void track_sight(struct tracker *tracker, uint64_t start, uint64_t end, enum sight sight);
 /* Stores what of [start, end) is written into @bits, of which @at is the first to be used; how many, and of these presumed. */
@@ -84,12 +91,14 @@ struct tracker {
 	int clear_refs;			/* the same */
 	struct source source;		/* of the userfaultfd */
 	struct track_list tracks;
+	struct track_list leaving;	/* nobody asks for them any more, but a sync is not over */
 	struct stopped_threads stopped;
 };
 
-/* TRACK_OPEN, DIRTY_START, _READ, _STOP. Any may be answered later. */
+/* TRACK_OPEN, DIRTY_START, _READ, _STOP, _MARK, MIRROR_SYNC, COPY_OPEN. Any may be answered later. */
 void tracking_request(struct owner *owner, struct letter *letter);
 void tracking_peer_gone(struct owner *owner, uint64_t peer);
+void tracking_mirror_gone(const struct mirror *mirror);
 void tracking_deinit(struct owner *owner);
 /* The program wants this range left alone: it is one mapping again. */
 void tracking_let_go(struct owner *owner, uint64_t start, uint64_t end);
@@ -104,5 +113,19 @@ bool tracker_settle(struct tracker *tracker, unsigned int *tries);
 
 /* look.c: 0, or -errno; then nothing is known and nothing lost. */
 int tracking_look(struct tracker *tracker, uint64_t start, uint64_t end);
+
+/* ---- copies (sync.c) ------------------------------------------------------------------ */
+
+/* The tracked mirror of that id, which is the peer's. Or -errno, and the letter says so. */
+int copies_check(struct owner *owner, struct letter *letter, uint32_t id, struct mirror **result);
+/* Room for them on the mirror's device; the track is not in the list yet. Likewise. */
+int copies_begin(struct tracker *tracker, struct letter *letter, struct track *track, struct mirror *mirror);
+void copies_end(struct track *track);
+/* MIRROR_SYNC. 0: it will be answered. */
+int sync_begin(struct owner *owner, struct letter *letter, struct track *track);
+/* COPY_OPEN */
+int copy_open(struct letter *letter, const struct track *track);
+/* The agent is done with an order, or never will be. */
+void sync_order_done(const struct block_order *order, const struct hmm_order *shared);
 
 #endif

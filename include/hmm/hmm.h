@@ -149,6 +149,7 @@ void hmm_set_log(hmm_log_fn fn, void *data);
 #include <hmm/migrate.h>
 #include <hmm/mm.h>
 #include <hmm/range.h>
+#include <hmm/sync.h>
 #include <hmm/window.h>
 
 #endif

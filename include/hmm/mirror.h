@@ -94,7 +94,14 @@ struct hmm_mirror_ops {
 	 */
 	int (*quiesce)(struct hmm_mirror *mirror, const struct hmm_update *update);
 	void (*resume)(struct hmm_mirror *mirror, const struct hmm_update *update);
+	uint64_t flags;		/* 0 or HMM_MIRROR_TRACKED */
 };
+
+/*
+ * Its device has copies of ranges, which hmm_mirror_sync() brings up to date (sync.h): no page goes to it. Of the
+ * calls only release() may be given, since nothing is ever taken from it.
+ */
+#define HMM_MIRROR_TRACKED	(1ULL << 0)
 
 /* The driver embeds it and sets ops and device before registering. */
 struct hmm_mirror {
@@ -108,10 +115,12 @@ struct hmm_mirror {
  * hmm_mirror_register() - the mirror may be anything before, but must not be registered.
  * Return: 0; -EINVAL: a NULL mirror, hmm, ops or
  * device, the mirror is registered already, ops->size is not set, one of quiesce and resume without the
- * other, or release and no way to stop a device that cannot fault; -E2BIG: ops of a later library;
+ * other, or release and no way to stop a device that cannot fault, flags that are not known, or of a tracked mirror
+ * another call than release, or a group of devices; -E2BIG: ops of a later library;
  * -ENOSPC: the owner has 16 mirrors, of all processes together; -ENOMEM; -EPERM: hmmd does not know that
  * the handle has a right to the owner, which hmm_open() and hmm_open_peer() give: open anew; -ESTALE: the owner is gone;
- * -EOPNOTSUPP: the device's memory is reached by another process's driver only, or by one in the owner itself.
+ * -EOPNOTSUPP: the device's memory is reached by another process's driver only, or by one in the owner itself; or a
+ * tracked mirror's by its driver only, or it is in a hugetlb pool.
  */
 int hmm_mirror_register(struct hmm_mirror *mirror, struct hmm *hmm);
 

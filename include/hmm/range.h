@@ -187,7 +187,9 @@ bool hmm_range_read_retry(struct hmm_range *range, unsigned long number);
 long hmm_range_dma_map(struct hmm_range *range, struct hmm_device *device, uint64_t *daddrs, bool block);
 /*
  * hmm_range_dma_unmap() - takes the addresses back: entries of pfns[] become NONE, those of
- * daddrs 0. @dirty: the device wrote the pages. Return: pages unmapped; -EINVAL.
+ * daddrs 0. @dirty: the device wrote the pages: hmm_dirty_read() tells of them, and the next hmm_mirror_sync()
+ * copies them (all between the first and the last). Also from inside a callback.
+ * Return: pages unmapped; -EINVAL; -ENOMEM: nothing is unmapped, and only with @dirty.
  */
 long hmm_range_dma_unmap(struct hmm_range *range, struct hmm_device *device, uint64_t *daddrs, bool dirty);
 

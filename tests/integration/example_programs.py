@@ -63,6 +63,11 @@ class Example(harness.Test):
         self.assertEqual((pages["to the device"], pages["the CPU touched"], pages["home"]), (256, 1, 256))
         self.assertEqual(self.numbers(r"^(\d+) events did not fit$", output), [0])
 
+    def test_replica(self):
+        self.assertRegex(
+            self.example("replica"),
+            r"^at first 16384 of 16384 pages were copied\nthen \d+, in 11 rounds\nthe copy is the same\n$")
+
     def test_checkpoint(self):
         first, pages, later, rounds = self.numbers(
             r"^at first (\d+) of (\d+) pages were copied\nthen (\d+), in (\d+) rounds\nthe copy is the same$",

@@ -11,13 +11,15 @@ ENGINE = sys.argv.pop(1)
 
 
 class DirtyOutage(harness.Test):
+    program = "mirror-dirty"
+    outage = "outage"       # its case, for a hmmd that is killed
     daemon_args = ["--pool", "memfd-huge", "--tracking", ENGINE]
 
     def writing(self, case):
         if not any(feature["here"] for feature in self.hmmctl_json("features")["features"]
                    if feature["name"].startswith("track_")):
             self.skipTest(f"this kernel cannot track by {ENGINE}")
-        owner = self.spawn("mirror-dirty", case)
+        owner = self.spawn(self.program, case)
         owner.expect("^ready")
         return owner
 
@@ -27,7 +29,7 @@ class DirtyOutage(harness.Test):
 
     def test_kill_again_and_again(self):
         self.start_daemon()
-        owner = self.writing("outage")
+        owner = self.writing(self.outage)
         for _ in range(8):
             self.ask(owner)
             self.daemon.restart()
@@ -74,6 +76,12 @@ class DirtyOutage(harness.Test):
         self.assertEqual((written, presumed), (256, 256))
         owner.send("enough")
         owner.finish()
+
+
+class SyncOutage(DirtyOutage):
+    """The same with the copies of a tracked mirror, which another process reads meanwhile."""
+    program = "mirror-sync"
+    outage = "kept"
 
 
 if __name__ == "__main__":

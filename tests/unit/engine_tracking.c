@@ -96,6 +96,7 @@ static void begin(const struct tracking_ops *engine)
 	cr_assert(ge(int, tracker.uffd, 0));
 	cr_assert(eq(int, kernel_uffd_api(tracker.uffd, tracker.features, NULL), 0));
 	TAILQ_INIT(&tracker.tracks);
+	TAILQ_INIT(&tracker.leaving);
 	track = track_new(1, DRIVER, ROOM_START, ROOM_START + PAGES * HMM_PAGE_SIZE);
 	TAILQ_INSERT_TAIL(&tracker.tracks, track, link);
 	memset((void *)ROOM_START, 1, PAGES * HMM_PAGE_SIZE);

@@ -11,27 +11,7 @@
 
 #include "dirty.h"
 
-#define TRACKS (HMM_HAS_TRACK_PAGEMAP_SCAN | HMM_HAS_TRACK_UFFD_WP | HMM_HAS_TRACK_SOFT_DIRTY)
-
-void open_tracked(void)
-{
-	char why[256] = "";
-
-	test_open(0, 64 * BLOCK);
-	if (hmm_features(hmm) & TRACKS)
-		return;
-	for (unsigned int bit = 20; bit < 23 && !strstr(why, "lacks") && !strstr(why, "has no"); bit++)
-		hmm_features_reason(hmm, 1ULL << bit, why, sizeof(why));
-	test_close();
-	test_skip(why);
-}
-
-void declare(void *memory, size_t pages)
-{
-	CHECK_EQ(hmm_advise(hmm, (unsigned long)memory, pages * PAGE, HMM_ADVISE_UNPINNED, NULL), 0);
-}
-
-struct hmm_dirty *start(void *memory, size_t pages)
+static struct hmm_dirty *start(void *memory, size_t pages)
 {
 	struct hmm_dirty *dirty;
 
@@ -68,12 +48,12 @@ static void stop_and_close(struct hmm_dirty *dirty)
 	test_close();
 }
 
-bool told(const uint64_t *bits, size_t page)
+static bool told(const uint64_t *bits, size_t page)
 {
 	return bits[page / 64] >> (page % 64) & 1;
 }
 
-long take(struct hmm_dirty *dirty, void *memory, size_t pages, uint64_t *bits)
+static long take(struct hmm_dirty *dirty, void *memory, size_t pages, uint64_t *bits)
 {
 	struct hmm_dirty_report report;
 	long n, count = 0;
@@ -536,6 +516,67 @@ static void refusals(void)
 	CHECK(keep != dirty);
 	for (int i = 0; i < 100; i++)
 		CHECK_EQ(hmm_dirty_stop(start(memory, 64)), 0);
+	test_close();
+}
+
+/* ---- everything at once ------------------------------------------------------------------ */
+
+static struct {
+	struct hmm_dirty *dirty;
+	char *memory, *copy;
+	size_t pages;
+	unsigned long told;
+} crowd;
+
+static void crowd_begin(char *memory, size_t pages)
+{
+	crowd.memory = memory;
+	crowd.pages = pages;
+	crowd.copy = test_map(pages);
+	crowd.dirty = start(memory, pages);
+}
+
+/* What is told is copied. */
+static void crowd_update(void)
+{
+	static uint64_t bits[1024];
+
+	CHECK(crowd.pages <= sizeof(bits) * 8);
+	crowd.told += (unsigned long)take(crowd.dirty, crowd.memory, crowd.pages, bits);
+	for (size_t i = 0; i < crowd.pages; i++) {
+		if (i % 64 == 0)
+			crowd_lock_map(true);
+		if (told(bits, i))
+			memcpy(crowd.copy + i * PAGE, crowd.memory + i * PAGE, PAGE);
+		if (i % 64 == 63)
+			crowd_lock_map(false);
+	}
+}
+
+static const char *crowd_copy(void)
+{
+	return crowd.copy;
+}
+
+/* Exact, when it is still: but for zeros that comparing was the first to read. */
+static void crowd_still(void)
+{
+	struct hmm_dirty_report report;
+
+	CHECK(hmm_dirty_read(crowd.dirty, (unsigned long)crowd.memory, crowd.pages * PAGE, HMM_DIRTY_CLEAR, NULL, NULL) >= 0);
+	CHECK(hmm_dirty_read(crowd.dirty, (unsigned long)crowd.memory, crowd.pages * PAGE, HMM_DIRTY_CLEAR, NULL, &report) >= 0);
+	/* A thread's stack may end where the memory begins: pages around its control block are excluded. */
+	CHECK_EQ(report.written - report.presumed, 0);
+}
+
+static void many_writers(void)
+{
+	static const struct replica replica = { crowd_begin, crowd_update, crowd_still, crowd_copy };
+
+	open_tracked();
+	crowd_run(&replica, 8);
+	CHECK(crowd.told > crowd.pages);
+	CHECK_EQ(hmm_dirty_stop(crowd.dirty), 0);
 	test_close();
 }
 

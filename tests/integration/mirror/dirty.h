@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* dirty.h - what the two files of mirror-dirty share. */
+/* dirty.h - what programs share that track what is written: dirty_crowd.c. */
 #ifndef TEST_DIRTY_H
 #define TEST_DIRTY_H
 
@@ -9,12 +9,17 @@
 void open_tracked(void);
 /* Nothing pins these pages. */
 void declare(void *memory, size_t pages);
-struct hmm_dirty *start(void *memory, size_t pages);
-/* Reads and clears; the sums agree. How many. */
-long take(struct hmm_dirty *dirty, void *memory, size_t pages, uint64_t *bits);
-bool told(const uint64_t *bits, size_t page);
 
-/* dirty_crowd.c */
-void many_writers(void);
+/* A copy that is brought up to date by what is told. */
+struct replica {
+	void (*begin)(char *memory, size_t pages);
+	void (*update)(void);
+	void (*still)(void);		/* nobody writes, and the copy was found equal */
+	const char *(*copy)(void);
+};
+/* Many threads write, one changes the map and one forks: whenever they stand still the copy is equal. */
+void crowd_run(const struct replica *replica, int rounds);
+/* For an update() that touches the memory itself: no mapping is missing. */
+void crowd_lock_map(bool lock);
 
 #endif

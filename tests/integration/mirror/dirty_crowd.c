@@ -9,20 +9,39 @@
 
 #include "dirty.h"
 
+#define TRACKS (HMM_HAS_TRACK_PAGEMAP_SCAN | HMM_HAS_TRACK_UFFD_WP | HMM_HAS_TRACK_SOFT_DIRTY)
+
+void open_tracked(void)
+{
+	char why[256] = "";
+
+	test_open(0, 64 * BLOCK);
+	if (hmm_features(hmm) & TRACKS)
+		return;
+	for (unsigned int bit = 20; bit < 23 && !strstr(why, "lacks") && !strstr(why, "has no"); bit++)
+		hmm_features_reason(hmm, 1ULL << bit, why, sizeof(why));
+	test_close();
+	test_skip(why);
+}
+
+void declare(void *memory, size_t pages)
+{
+	CHECK_EQ(hmm_advise(hmm, (unsigned long)memory, pages * PAGE, HMM_ADVISE_UNPINNED, NULL), 0);
+}
+
 #define PAGES	4096UL
 #define WRITERS	5
 #define CHUNK	16UL
 
 static struct {
-	char *memory, *copy, *spare;
+	char *memory, *spare;
+	const char *copy;
 	pthread_rwlock_t map;		/* written-locked: mappings are missing for a moment */
 	pthread_barrier_t barrier;
 	atomic_bool pause, over;
 	unsigned long seed;
-	struct hmm_dirty *dirty;
-	uint64_t bits[PAGES / 64];
 	atomic_ulong changes, allowed;	/* no more than so many: who waits for the map has its turn, too */
-	unsigned long forks, told;
+	unsigned long forks;
 } crowd;
 
 static uint64_t next_random(uint64_t *state)
@@ -144,18 +163,12 @@ static void *writer(void *argument)
 	return NULL;
 }
 
-/* What is told is copied. */
-static void bring_up_to_date(void)
+void crowd_lock_map(bool lock)
 {
-	crowd.told += (unsigned long)take(crowd.dirty, crowd.memory, PAGES, crowd.bits);
-	for (size_t i = 0; i < PAGES; i++) {
-		if (i % 64 == 0)
-			pthread_rwlock_rdlock(&crowd.map);
-		if (told(crowd.bits, i))
-			memcpy(crowd.copy + i * PAGE, crowd.memory + i * PAGE, PAGE);
-		if (i % 64 == 63)
-			pthread_rwlock_unlock(&crowd.map);
-	}
+	if (lock)
+		pthread_rwlock_rdlock(&crowd.map);
+	else
+		pthread_rwlock_unlock(&crowd.map);
 }
 
 static void compare(int round)
@@ -165,11 +178,10 @@ static void compare(int round)
 			FAIL("seed %lu, round %d: a write to page %zu was missed", crowd.seed, round, i);
 }
 
-static void crowd_run(int rounds)
+void crowd_run(const struct replica *replica, int rounds)
 {
 	const char *given = getenv("HMM_TEST_SEED");
 	pthread_t threads[WRITERS];
-	struct hmm_dirty_report report;
 	pthread_rwlockattr_t fair;
 	char *spare;
 
@@ -177,12 +189,11 @@ static void crowd_run(int rounds)
 	printf("seed %lu\n", crowd.seed);
 	fflush(stdout);
 	crowd.memory = test_map_huge(PAGES / 512);
-	crowd.copy = test_map(PAGES);
 	spare = test_map(CHUNK);
 	crowd.spare = spare;
 	test_fill(crowd.memory, PAGES, 1);
 	declare(crowd.memory, PAGES);
-	crowd.dirty = start(crowd.memory, PAGES);
+	replica->begin(crowd.memory, PAGES);
 	pthread_rwlockattr_init(&fair);
 	pthread_rwlockattr_setkind_np(&fair, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
 	pthread_rwlock_init(&crowd.map, &fair);
@@ -193,30 +204,18 @@ static void crowd_run(int rounds)
 		atomic_fetch_add(&crowd.allowed, 40);
 		/* Often enough for something to happen in between. */
 		for (int i = 0; i < 3 || atomic_load(&crowd.changes) < 10UL * (unsigned long)(round + 1); i++)
-			bring_up_to_date();
+			replica->update();
 		atomic_store(&crowd.pause, true);
 		pthread_barrier_wait(&crowd.barrier);
-		bring_up_to_date();
+		replica->update();
+		crowd.copy = replica->copy();
 		compare(round);
-		/* And exact, when it is still: but for zeros that compare() was the first to read. */
-		take(crowd.dirty, crowd.memory, PAGES, crowd.bits);
-		CHECK(hmm_dirty_read(crowd.dirty, (unsigned long)crowd.memory, PAGES * PAGE, HMM_DIRTY_CLEAR, NULL, &report) >= 0);
-		/* A thread's stack may end where the memory begins: pages around its control block are excluded. */
-		CHECK_EQ(report.written - report.presumed, 0);
+		replica->still();
 		atomic_store(&crowd.over, round == rounds - 1);
 		atomic_store(&crowd.pause, round == rounds - 1);
 		pthread_barrier_wait(&crowd.barrier);
 	}
 	for (int i = 0; i < WRITERS; i++)
 		pthread_join(threads[i], NULL);
-	printf("%lu changes of the map, %lu forks, %lu pages told\n", atomic_load(&crowd.changes), crowd.forks, crowd.told);
-	CHECK(crowd.told > PAGES);
-	CHECK_EQ(hmm_dirty_stop(crowd.dirty), 0);
-}
-
-void many_writers(void)
-{
-	open_tracked();
-	crowd_run(8);
-	test_close();
+	printf("%lu changes of the map, %lu forks\n", atomic_load(&crowd.changes), crowd.forks);
 }

@@ -1,0 +1,847 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * sync.c - copies of a tracked mirror: after each sync they are what the owner has, whatever became
+ * of its mappings, and no more is copied than may have been written. The same cases for each engine that
+ * hmmd is started with.
+ */
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <sys/wait.h>
+
+#include "dirty.h"
+#include "look.h"
+
+static const struct hmm_mirror_ops tracked_ops = { .size = sizeof(tracked_ops), .flags = HMM_MIRROR_TRACKED };
+static struct hmm_device *device;
+static struct hmm_mirror replica;
+
+static void open_replica(uint64_t memory)
+{
+	open_tracked();
+	device = test_device("replica", memory);
+	replica.ops = &tracked_ops;
+	replica.device = device;
+	CHECK_EQ(hmm_mirror_register(&replica, hmm), 0);
+}
+
+static void close_replica(void)
+{
+	CHECK_EQ(hmm_mirror_unregister(&replica), 0);
+	hmm_device_put(device);
+	test_close();
+}
+
+static void track(void *memory, size_t pages)
+{
+	CHECK_EQ(hmm_mirror_track(&replica, (unsigned long)memory, pages * PAGE, 0), 0);
+}
+
+static struct hmm_sync_report sync_all(void *memory, size_t pages)
+{
+	struct hmm_sync_report report;
+	long n = hmm_mirror_sync(&replica, (unsigned long)memory, pages * PAGE, 0, &report);
+
+	if (n < 0)
+		FAIL("sync: %s", hmm_last_error());
+	CHECK_EQ(n, report.copied + report.zeroed);
+	CHECK_EQ(report.pages, pages);
+	CHECK(report.written >= report.copied + report.zeroed);
+	CHECK(report.presumed <= report.written);
+	return report;
+}
+
+static const char *copy_of(const void *memory)
+{
+	const char *copy = hmm_mirror_copy(&replica, (unsigned long)memory);
+
+	CHECK(copy);
+	return copy;
+}
+
+static void check_equal(const char *memory, size_t pages)
+{
+	const char *copy = copy_of(memory);
+
+	for (size_t i = 0; i < pages; i++)
+		if (memcmp(copy + i * PAGE, memory + i * PAGE, PAGE))
+			FAIL("page %zu of the copy differs", i);
+}
+
+/* Declared, tracked, copied. */
+static void begin(char *memory, size_t pages)
+{
+	struct hmm_sync_report report;
+
+	declare(memory, pages);
+	track(memory, pages);
+	test_check_zero(copy_of(memory), pages);
+	report = sync_all(memory, pages);
+	CHECK_EQ(report.written, pages);
+	CHECK_EQ(report.copied + report.zeroed, pages);
+	check_equal(memory, pages);
+}
+
+static char *open_and_begin(size_t pages)
+{
+	char *memory;
+
+	open_replica(64 * BLOCK);
+	memory = test_map(pages);
+	test_fill(memory, pages, 1);
+	begin(memory, pages);
+	return memory;
+}
+
+/* So many pages and no others; but older engines must presume where no page is. */
+static void expect(char *memory, size_t pages, size_t n)
+{
+	struct hmm_sync_report report = sync_all(memory, pages);
+
+	CHECK(report.written >= n);
+	CHECK(report.written - report.presumed <= n);
+	if (hmm_features(hmm) & HMM_HAS_TRACK_PAGEMAP_SCAN)
+		CHECK_EQ(report.written, n);
+	check_equal(memory, pages);
+}
+
+/* ---- one thing at a time ---------------------------------------------------------------- */
+
+static void exactly(void)
+{
+	const size_t which[] = { 0, 3, 4, 63, 64, 65, 199, 511, 512, 1023 };
+	char *memory = open_and_begin(1024);
+
+	expect(memory, 1024, 0);
+	for (int round = 0; round < 3; round++) {
+		for (size_t i = 0; i < 10; i++)
+			memory[which[i] * PAGE + 17 * i]++;
+		expect(memory, 1024, 10);
+		expect(memory, 1024, 0);
+	}
+	/* A part of it: the rest is told when it is asked for. */
+	memory[5 * PAGE]++;
+	memory[700 * PAGE]++;
+	CHECK_EQ(sync_all(memory, 512).copied, 1);
+	CHECK(memcmp(copy_of(memory) + 700 * PAGE, memory + 700 * PAGE, PAGE));
+	expect(memory, 1024, 1);
+	close_replica();
+}
+
+/* More runs than an order has room for, and more orders than the agent has at a time. */
+static void scattered(void)
+{
+	char *memory = open_and_begin(8192);
+
+	for (size_t i = 0; i < 8192; i += 3)
+		memory[i * PAGE + i % PAGE]++;
+	expect(memory, 8192, 2731);
+	for (size_t i = 1; i < 8192; i += 2)
+		memory[i * PAGE + i % PAGE]++;
+	expect(memory, 8192, 4096);
+	test_fill(memory, 8192, 9);
+	expect(memory, 8192, 8192);
+	close_replica();
+}
+
+/* Over the edge of a GiB, where another shadow begins. */
+static void over_the_edge(void)
+{
+	char *edge = (char *)0x610040000000UL, *memory = edge - 300 * PAGE;
+
+	open_replica(64 * BLOCK);
+	CHECK(mmap(memory, 600 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == memory);
+	test_fill(memory, 600, 4);
+	begin(memory, 600);
+	memory[299 * PAGE]++;
+	memory[300 * PAGE]++;
+	expect(memory, 600, 2);
+	close_replica();
+}
+
+static void huge(void)
+{
+	struct hmm_sync_report report;
+	char *memory;
+
+	open_replica(64 * BLOCK);
+	memory = test_map_huge(4);
+	test_fill(memory, 2048, 3);
+	begin(memory, 2048);
+	memory[700 * PAGE] = 1;
+	report = sync_all(memory, 2048);
+	CHECK(report.written <= 512);
+	check_equal(memory, 2048);
+	CHECK(!madvise(memory + 2 * BLOCK, BLOCK, MADV_DONTNEED));
+	CHECK(!madvise(memory + 3 * BLOCK, 5 * PAGE, MADV_DONTNEED));
+	report = sync_all(memory, 2048);
+	CHECK(report.zeroed >= 517);
+	check_equal(memory, 2048);
+	close_replica();
+}
+
+static void never_touched(void)
+{
+	struct hmm_sync_report report;
+	char *memory;
+
+	open_replica(64 * BLOCK);
+	memory = test_map(4096);
+	declare(memory, 4096);
+	track(memory, 4096);
+	report = sync_all(memory, 4096);
+	CHECK_EQ(report.zeroed, 4096);
+	/* Nothing was faulted in for it. */
+	report = sync_all(memory, 4096);
+	CHECK_EQ(report.copied, 0);
+	memory[10 * PAGE] = 1;
+	memory[3000 * PAGE] = 1;
+	report = sync_all(memory, 4096);
+	CHECK_EQ(report.copied, 2);
+	check_equal(memory, 4096);
+	close_replica();
+}
+
+static void discarded(void)
+{
+	char *memory = open_and_begin(100);
+
+	CHECK(!madvise(memory + 7 * PAGE, 3 * PAGE, MADV_DONTNEED));
+	expect(memory, 100, 3);
+	test_check_zero(copy_of(memory) + 7 * PAGE, 3);
+	/* Written and discarded. */
+	memory[20 * PAGE] = 9;
+	CHECK(!madvise(memory + 20 * PAGE, PAGE, MADV_DONTNEED));
+	sync_all(memory, 100);
+	check_equal(memory, 100);
+	close_replica();
+}
+
+static void mapped_anew(void)
+{
+	char *memory = open_and_begin(100);
+
+	CHECK(!munmap(memory + 10 * PAGE, 5 * PAGE));
+	sync_all(memory, 100);
+	test_check_zero(copy_of(memory) + 10 * PAGE, 5);
+	CHECK(mmap(memory + 10 * PAGE, 5 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) !=
+	      MAP_FAILED);
+	memory[12 * PAGE] = 4;
+	sync_all(memory, 100);
+	check_equal(memory, 100);
+	/* Unmapped and mapped between two syncs, and all of it gone in the end. */
+	CHECK(mmap(memory + 30 * PAGE, 5 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) !=
+	      MAP_FAILED);
+	sync_all(memory, 100);
+	check_equal(memory, 100);
+	CHECK(!munmap(memory, 100 * PAGE));
+	sync_all(memory, 100);
+	test_check_zero(copy_of(memory), 100);
+	close_replica();
+}
+
+static void remapped(void)
+{
+	char *memory = open_and_begin(100), *other = test_map(20);
+
+	test_fill(other, 20, 2);
+	CHECK(mremap(memory + 10 * PAGE, 10 * PAGE, 10 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, memory + 50 * PAGE) ==
+	      memory + 50 * PAGE);
+	sync_all(memory, 100);
+	test_check_zero(copy_of(memory) + 10 * PAGE, 10);
+	CHECK(!memcmp(copy_of(memory) + 50 * PAGE, memory + 50 * PAGE, 10 * PAGE));
+	CHECK(mremap(other, 10 * PAGE, 10 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, memory + 10 * PAGE) == memory + 10 * PAGE);
+	sync_all(memory, 100);
+	check_equal(memory, 100);
+	CHECK(mremap(memory + 70 * PAGE, 10 * PAGE, 10 * PAGE, MREMAP_MAYMOVE | MREMAP_DONTUNMAP | MREMAP_FIXED, other) == other);
+	sync_all(memory, 100);
+	check_equal(memory, 100);
+	close_replica();
+}
+
+/* What nobody can know is copied each time; what may not be read shows as zeros, until it may. */
+static void unknowable(void)
+{
+	char *memory, *shared, *file;
+	int fd;
+
+	open_replica(64 * BLOCK);
+	memory = test_map(10);
+	test_fill(memory, 10, 1);
+	track(memory, 10);
+	for (int i = 0; i < 3; i++) {
+		memory[3 * PAGE]++;
+		CHECK_EQ(sync_all(memory, 10).copied, 10);
+		check_equal(memory, 10);
+	}
+	/* Of shared memory the other side writes what is not mapped here. */
+	shared = mmap(NULL, 20 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	CHECK(shared != MAP_FAILED);
+	test_fill(shared, 10, 6);
+	CHECK(!madvise(shared, 10 * PAGE, MADV_DONTNEED));
+	declare(shared, 20);
+	track(shared, 20);
+	CHECK_EQ(sync_all(shared, 20).written, 20);
+	test_check(copy_of(shared), 10, 6);
+	test_check_zero(copy_of(shared) + 10 * PAGE, 10);
+	/* A file, read in by the copying alone, and what lies behind its end. */
+	fd = open("/proc/self/exe", O_RDONLY);
+	file = mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
+	CHECK(file != MAP_FAILED);
+	close(fd);
+	track(file, 4);
+	CHECK_EQ(sync_all(file, 4).copied, 4);
+	check_equal(file, 4);
+	fd = memfd_create("short", 0);
+	CHECK(!ftruncate(fd, 2 * PAGE));
+	shared = mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	CHECK(shared != MAP_FAILED);
+	close(fd);
+	test_fill(shared, 2, 8);
+	track(shared, 4);
+	CHECK_EQ(sync_all(shared, 4).zeroed, 2);
+	test_check(copy_of(shared), 2, 8);
+	test_check_zero(copy_of(shared) + 2 * PAGE, 2);
+	close_replica();
+}
+
+static void unreadable(void)
+{
+	char *memory = open_and_begin(100);
+
+	CHECK(!mprotect(memory + 10 * PAGE, 10 * PAGE, PROT_NONE));
+	CHECK(!mprotect(memory + 40 * PAGE, 10 * PAGE, PROT_READ));
+	sync_all(memory, 100);
+	test_check_zero(copy_of(memory) + 10 * PAGE, 10);
+	CHECK(!memcmp(copy_of(memory) + 40 * PAGE, memory + 40 * PAGE, 10 * PAGE));
+	CHECK(!mprotect(memory, 100 * PAGE, PROT_READ | PROT_WRITE));
+	sync_all(memory, 100);
+	check_equal(memory, 100);
+	memory[15 * PAGE]++;
+	memory[45 * PAGE]++;
+	sync_all(memory, 100);
+	check_equal(memory, 100);
+	close_replica();
+}
+
+static void forked(void)
+{
+	char *memory = open_and_begin(100);
+	pid_t child = fork();
+
+	CHECK(child >= 0);
+	if (!child) {
+		memset(memory, 7, 100 * PAGE);
+		_exit(hmm_mirror_sync(&replica, (unsigned long)memory, 100 * PAGE, 0, NULL) == -ESTALE &&
+		      !hmm_mirror_copy(&replica, (unsigned long)memory) ? 0 : 1);
+	}
+	test_reap(child, 0);
+	memory[30 * PAGE] = 1;
+	expect(memory, 100, 1);
+	child = fork();
+	if (!child) {
+		pause();
+		_exit(0);
+	}
+	memory[31 * PAGE] = 2;
+	expect(memory, 100, 1);
+	kill(child, SIGKILL);
+	test_reap(child, SIGKILL);
+	close_replica();
+}
+
+/* What lies on another device comes home first; what is tracked does not go. */
+static void from_another_device(void)
+{
+	char *memory;
+
+	open_replica(64 * BLOCK);
+	memory = test_map(1024);
+	test_fill(memory, 1024, 1);
+	test_out(memory, 1024);
+	declare(memory, 1024);
+	track(memory, 1024);
+	sync_all(memory, 1024);
+	check_equal(memory, 1024);
+	test_check(memory, 1024, 1);
+	test_refused(memory, 1024, HMM_TRACKED);
+	/* The other device writes in place. */
+	CHECK_EQ(hmm_device_write(&mirror, (unsigned long)memory + 4 * PAGE, "x", 1), 1);
+	CHECK_EQ(memory[4 * PAGE], 'x');
+	sync_all(memory, 1024);
+	check_equal(memory, 1024);
+	CHECK_EQ(hmm_mirror_untrack(&replica, (unsigned long)memory, 1024 * PAGE), 0);
+	test_out(memory, 1024);
+	close_replica();
+}
+
+/* What a device says that it wrote is written, for all who ask. */
+static void by_a_device(void)
+{
+	uint64_t daddrs[64];
+	struct hmm_range range;
+	struct hmm_dirty *dirty;
+	char *memory;
+
+	open_replica(64 * BLOCK);
+	memory = test_map(64);
+	test_fill(memory, 64, 1);
+	range = look_at(memory, 64);
+	range.default_flags = VALID;
+	test_out(memory, 64);
+	CHECK(hmm_range_wait_until_valid(&range, 10000));
+	CHECK_EQ(hmm_range_dma_map(&range, mirror.device, daddrs, true), 64);
+	test_home(memory, 64);
+	begin(memory, 64);
+	CHECK_EQ(hmm_dirty_start(hmm, (unsigned long)memory, 64 * PAGE, 0, &dirty), 0);
+	/* Until it is watched no more by that range. */
+	while (sync_all(memory, 64).written)
+		usleep(10000);
+	CHECK(hmm_dirty_read(dirty, (unsigned long)memory, 64 * PAGE, HMM_DIRTY_CLEAR, NULL, NULL) >= 0);
+	while (hmm_dirty_read(dirty, (unsigned long)memory, 64 * PAGE, HMM_DIRTY_CLEAR, NULL, NULL))
+		usleep(10000);
+	daddrs[0] = daddrs[63] = 0;
+	CHECK_EQ(hmm_range_dma_unmap(&range, mirror.device, daddrs, false), 62);
+	CHECK_EQ(hmm_dirty_read(dirty, (unsigned long)memory, 64 * PAGE, 0, NULL, NULL), 0);
+	for (int i = 10; i < 30; i++)
+		daddrs[i] = (uint64_t)i << 12;
+	CHECK_EQ(hmm_range_dma_unmap(&range, mirror.device, daddrs, true), 20);
+	CHECK_EQ(hmm_dirty_read(dirty, (unsigned long)memory, 64 * PAGE, 0, NULL, NULL), 20);
+	CHECK_EQ(sync_all(memory, 64).copied, 20);
+	check_equal(memory, 64);
+	CHECK_EQ(hmm_dirty_stop(dirty), 0);
+	end(&range);
+	close_replica();
+}
+
+/* Room is taken when a range is tracked, and given back. */
+static void full(void)
+{
+	struct hmm_sync_report report;
+	char *memory;
+
+	open_replica(4 * BLOCK);
+	memory = test_map_huge(4);
+	test_fill(memory, 2048, 1);
+	declare(memory, 2048);
+	track(memory, 1024);
+	CHECK_EQ(hmm_mirror_track(&replica, (unsigned long)memory + 2 * BLOCK, 3 * BLOCK, 0), -ENOSPC);
+	CHECK(strstr(hmm_last_error(), "KiB"));
+	CHECK_EQ(hmm_mirror_track(&replica, (unsigned long)memory, 4 * BLOCK, 0), -EEXIST);
+	track(memory + 2 * BLOCK, 1024);
+	CHECK_EQ(hmm_mirror_track(&replica, (unsigned long)memory + 4 * BLOCK, PAGE, 0), -ENOSPC);
+	report = sync_all(memory + 2 * BLOCK, 1024);
+	CHECK_EQ(report.copied, 1024);
+	check_equal(memory + 2 * BLOCK, 1024);
+	CHECK_EQ(hmm_mirror_sync(&replica, (unsigned long)memory, 2048 * PAGE, 0, NULL), -EINVAL);
+	CHECK_EQ(hmm_mirror_untrack(&replica, (unsigned long)memory, 2048 * PAGE), -EINVAL);
+	for (int i = 0; i < 20; i++) {
+		CHECK_EQ(hmm_mirror_untrack(&replica, (unsigned long)memory, 1024 * PAGE), 0);
+		CHECK(!hmm_mirror_copy(&replica, (unsigned long)memory));
+		track(memory, 1024);
+		/* What was there is gone. */
+		test_check_zero(copy_of(memory), 1024);
+		sync_all(memory, 1024);
+	}
+	check_equal(memory, 1024);
+	check_equal(memory + 2 * BLOCK, 1024);
+	close_replica();
+}
+
+/* Two at once: of each range a copy in each. */
+static void two_replicas(void)
+{
+	struct hmm_device *other_device;
+	struct hmm_mirror other = { .ops = &tracked_ops };
+	unsigned long at;
+	char *memory;
+
+	memory = open_and_begin(200);
+	at = (unsigned long)memory;
+	other_device = test_device("other", 8 * BLOCK);
+	other.device = other_device;
+	CHECK_EQ(hmm_mirror_register(&other, hmm), 0);
+	CHECK_EQ(hmm_mirror_track(&other, at, 200 * PAGE, 0), 0);
+	memory[60 * PAGE]++;
+	sync_all(memory, 200);
+	check_equal(memory, 200);
+	CHECK_EQ(hmm_mirror_sync(&other, at, 200 * PAGE, 0, NULL), 200);
+	memory[61 * PAGE]++;
+	/* What one has copied the other does, too. */
+	sync_all(memory, 200);
+	CHECK(hmm_mirror_sync(&other, at, 200 * PAGE, 0, NULL) >= 1);
+	CHECK(!memcmp(hmm_mirror_copy(&other, at), memory, 200 * PAGE));
+	check_equal(memory, 200);
+	CHECK_EQ(hmm_mirror_unregister(&other), 0);
+	hmm_device_put(other_device);
+	memory[62 * PAGE]++;
+	expect(memory, 200, 1);
+	close_replica();
+}
+
+/* By another handle, as a driver in another process has it; it goes with that handle. */
+static void by_a_driver(void)
+{
+	struct hmm_mirror its = { .ops = &tracked_ops };
+	struct hmm_device *its_device;
+	const char *copy;
+	struct hmm *peer;
+	unsigned long at;
+	char *memory;
+	int key;
+
+	open_replica(8 * BLOCK);
+	memory = test_map(64);
+	at = (unsigned long)memory;
+	test_fill(memory, 64, 1);
+	declare(memory, 64);
+	key = hmm_export(hmm);
+	CHECK(key >= 0);
+	CHECK_EQ(hmm_open_peer(key, NULL, &peer), 0);
+	CHECK_EQ(hmm_device_open(peer, "replica", &its_device), 0);
+	its.device = its_device;
+	CHECK_EQ(hmm_mirror_register(&its, peer), 0);
+	CHECK_EQ(hmm_mirror_track(&its, at, 64 * PAGE, 0), 0);
+	CHECK_EQ(hmm_mirror_sync(&its, at, 64 * PAGE, 0, NULL), 64);
+	copy = hmm_mirror_copy(&its, at);
+	CHECK(copy && !memcmp(copy, memory, 64 * PAGE));
+	memory[9 * PAGE]++;
+	CHECK(hmm_mirror_sync(&its, at, 64 * PAGE, 0, NULL) >= 1);
+	CHECK(!memcmp(copy, memory, 64 * PAGE));
+	hmm_close(peer);
+	test_out(memory, 64);
+	close(key);
+	close_replica();
+}
+
+struct leaver {
+	struct hmm_mirror mirror;
+	unsigned long at;
+	atomic_int begun;
+	long last;
+};
+
+static void *sync_on(void *argument)
+{
+	struct leaver *leaver = argument;
+
+	do {
+		leaver->last = hmm_mirror_sync(&leaver->mirror, leaver->at, 16384 * PAGE, 0, NULL);
+		atomic_fetch_add(&leaver->begun, 1);
+	} while (leaver->last >= 0);
+	return NULL;
+}
+
+/* A driver that dies in the middle of it: its copies' room is given back, and nobody waits. */
+static void leaving(void)
+{
+	char *memory;
+	int status;
+
+	open_replica(64 * BLOCK);
+	memory = test_map(16384);
+	test_fill(memory, 16384, 1);
+	for (int i = 0; i < 6; i++) {
+		int key = hmm_export(hmm);
+		pid_t child = fork();
+
+		CHECK(child >= 0);
+		if (!child) {
+			static struct leaver leaver;
+			struct hmm_device *its_device;
+			struct hmm *peer;
+			pthread_t thread;
+
+			CHECK_EQ(hmm_open_peer(key, NULL, &peer), 0);
+			CHECK_EQ(hmm_device_open(peer, "replica", &its_device), 0);
+			leaver.mirror.ops = &tracked_ops;
+			leaver.mirror.device = its_device;
+			leaver.at = (unsigned long)memory;
+			CHECK_EQ(hmm_mirror_register(&leaver.mirror, peer), 0);
+			/* The one before may not be heard of yet. */
+			while (hmm_mirror_track(&leaver.mirror, leaver.at, 16384 * PAGE, 0) == -ENOSPC)
+				usleep(1000);
+			CHECK(!pthread_create(&thread, NULL, sync_on, &leaver));
+			usleep(1000U << i);
+			_exit(0);
+		}
+		close(key);
+		CHECK(waitpid(child, &status, 0) == child && !status);
+	}
+	/* Whatever its agent was told before. */
+	while (hmm_mirror_track(&replica, (unsigned long)memory, 16384 * PAGE, 0) == -ENOSPC)
+		usleep(1000);
+	sync_all(memory, 16384);
+	check_equal(memory, 16384);
+	close_replica();
+}
+
+static void refusals(void)
+{
+	static const struct hmm_mirror_ops unknown = { .size = sizeof(unknown), .flags = 2 };
+	static struct hmm_mirror_ops called;
+	struct hmm_mirror other = { .ops = &unknown };
+	struct hmm_migrate_report report;
+	struct hmm_window *window;
+	unsigned long at;
+	char *memory, byte = 0;
+
+	memory = open_and_begin(64);
+	at = (unsigned long)memory;
+	other.device = device;
+	CHECK_EQ(hmm_mirror_register(&other, hmm), -EINVAL);
+	called = tracked_ops;
+	called.quiesce = (int (*)(struct hmm_mirror *, const struct hmm_update *))refusals;
+	other.ops = &called;
+	CHECK_EQ(hmm_mirror_register(&other, hmm), -EINVAL);
+
+	CHECK_EQ(hmm_mirror_track(NULL, at, PAGE, 0), -EINVAL);
+	CHECK_EQ(hmm_mirror_track(&replica, at, PAGE, 1), -EINVAL);
+	CHECK_EQ(hmm_mirror_track(&replica, at + 1, PAGE, 0), -EINVAL);
+	CHECK_EQ(hmm_mirror_track(&replica, at, 0, 0), -EINVAL);
+	CHECK_EQ(hmm_mirror_track(&replica, -PAGE, 2 * PAGE, 0), -EINVAL);
+	CHECK_EQ(hmm_mirror_track(&replica, at, PAGE, 0), -EEXIST);
+	CHECK_EQ(hmm_mirror_track(&mirror, at, PAGE, 0), -EOPNOTSUPP);
+	CHECK_EQ(hmm_mirror_track(&replica, 0, 1UL << 46, 0), -EDQUOT);
+	CHECK_EQ(hmm_mirror_sync(NULL, at, PAGE, 0, NULL), -EINVAL);
+	CHECK_EQ(hmm_mirror_sync(&replica, at, PAGE, 1, NULL), -EINVAL);
+	CHECK_EQ(hmm_mirror_sync(&replica, at + 1, PAGE, 0, NULL), -EINVAL);
+	CHECK_EQ(hmm_mirror_sync(&replica, at, 65 * PAGE, 0, NULL), -EINVAL);
+	CHECK_EQ(hmm_mirror_sync(&replica, at - PAGE, PAGE, 0, NULL), -EINVAL);
+	CHECK_EQ(hmm_mirror_sync(&mirror, at, PAGE, 0, NULL), -EOPNOTSUPP);
+	CHECK_EQ(hmm_mirror_untrack(&replica, at, PAGE), -EINVAL);
+	CHECK_EQ(hmm_mirror_untrack(&mirror, at, PAGE), -EOPNOTSUPP);
+	CHECK(!hmm_mirror_copy(&replica, at - 1));
+	CHECK(!hmm_mirror_copy(&replica, at + 64 * PAGE));
+	CHECK(!hmm_mirror_copy(&mirror, at));
+	CHECK(!hmm_mirror_copy(NULL, at));
+
+	/* It takes no faults, and no page. */
+	CHECK_EQ(hmm_migrate(&replica, at, PAGE, HMM_DEVICE, 0, NULL, &report), -EOPNOTSUPP);
+	CHECK(strstr(hmm_last_error(), "tracked"));
+	CHECK_EQ(hmm_device_read(&replica, at, &byte, 1), -EOPNOTSUPP);
+	CHECK_EQ(hmm_device_write(&replica, at, &byte, 1), -EOPNOTSUPP);
+	CHECK_EQ(hmm_window_map(&replica, at, PAGE, HMM_WINDOW_OFFSET, &window), -EOPNOTSUPP);
+	CHECK_EQ(hmm_share(&replica, test_map_huge(1), BLOCK), -EOPNOTSUPP);
+	CHECK_EQ(hmm_advise(hmm, at, 64 * PAGE, HMM_ADVISE_PIN,
+			    &(struct hmm_advise_options){ .size = sizeof(struct hmm_advise_options), .mirror = &replica }),
+		 -EOPNOTSUPP);
+	/* Nothing of that changed anything. */
+	expect(memory, 64, 0);
+	memory[7 * PAGE]++;
+	expect(memory, 64, 1);
+	close_replica();
+}
+
+/* ---- everything at once -------------------------------------------------------------------- */
+
+static struct {
+	char *memory;
+	size_t pages;
+} crowd;
+
+static void crowd_begin(char *memory, size_t pages)
+{
+	crowd.memory = memory;
+	crowd.pages = pages;
+	track(memory, pages);
+}
+
+static void crowd_update(void)
+{
+	sync_all(crowd.memory, crowd.pages);
+}
+
+static void crowd_still(void)
+{
+	struct hmm_sync_report report;
+
+	/* But for zeros that comparing was the first to read. */
+	sync_all(crowd.memory, crowd.pages);
+	report = sync_all(crowd.memory, crowd.pages);
+	CHECK_EQ(report.written - report.presumed, 0);
+	check_equal(crowd.memory, crowd.pages);
+}
+
+static const char *crowd_copy(void)
+{
+	return copy_of(crowd.memory);
+}
+
+static void many_writers(void)
+{
+	static const struct replica copies = { crowd_begin, crowd_update, crowd_still, crowd_copy };
+
+	open_replica(64 * BLOCK);
+	crowd_run(&copies, 8);
+	close_replica();
+}
+
+/* ---- hmmd dies ------------------------------------------------------------------------------- */
+
+static atomic_ulong written;
+static atomic_bool enough;
+
+static void *write_on(void *argument)
+{
+	volatile char *memory = argument;
+
+	for (unsigned long i = 0; !atomic_load(&enough); i++) {
+		memory[i % 256 * PAGE]++;
+		atomic_store(&written, i);
+	}
+	return NULL;
+}
+
+/* Pages 256 to 299, which nobody writes, as test_fill() left them. */
+static void test_check_end(const char *copy)
+{
+	for (size_t i = 256; i < 300; i++)
+		for (size_t w = 0; w < PAGE / 8; w += 61) {
+			uint64_t word;
+
+			memcpy(&word, copy + i * PAGE + w * 8, 8);
+			if (word != test_word(i, w, 1))
+				FAIL("page %zu of the copy has gone", i);
+		}
+}
+
+/* Another process that only looks at its copy, until the pipe is closed. */
+static pid_t fork_driver(char *memory, int over[2])
+{
+	int key = hmm_export(hmm), ready[2];
+	pid_t child;
+	char byte;
+
+	CHECK(key >= 0 && !pipe(ready));
+	child = fork();
+	CHECK(child >= 0);
+	if (!child) {
+		struct hmm_mirror its = { .ops = &tracked_ops };
+		struct hmm_device *its_device;
+		const char *copy;
+		struct hmm *peer;
+
+		close(over[1]);
+		fcntl(over[0], F_SETFL, O_NONBLOCK);
+		CHECK_EQ(hmm_open_peer(key, NULL, &peer), 0);
+		CHECK_EQ(hmm_device_open(peer, "replica", &its_device), 0);
+		its.device = its_device;
+		CHECK_EQ(hmm_mirror_register(&its, peer), 0);
+		CHECK_EQ(hmm_mirror_track(&its, (unsigned long)memory, 300 * PAGE, 0), 0);
+		CHECK_EQ(hmm_mirror_sync(&its, (unsigned long)memory, 300 * PAGE, 0, NULL), 300);
+		copy = hmm_mirror_copy(&its, (unsigned long)memory);
+		CHECK_EQ(write(ready[1], "", 1), 1);
+		while (read(over[0], &byte, 1)) {
+			test_check_end(copy);
+			usleep(200);
+		}
+		hmm_close(peer);
+		_exit(0);
+	}
+	CHECK_EQ(read(ready[0], &byte, 1), 1);
+	close(ready[0]);
+	close(ready[1]);
+	close(over[0]);
+	close(key);
+	return child;
+}
+
+/* Its script kills hmmd, and the next sync has all that was written. @kept: the copy is there all the time. */
+static void outlive(bool kept)
+{
+	struct hmm_sync_report report;
+	char line[64], *memory;
+	pthread_t thread;
+	pid_t driver = 0;
+	int over[2];
+
+	open_replica(64 * BLOCK);
+	memory = test_map(300);
+	test_fill(memory, 300, 1);
+	begin(memory, 300);
+	CHECK(!pipe(over));
+	if (kept)
+		driver = fork_driver(memory, over);
+	CHECK(!pthread_create(&thread, NULL, write_on, memory));
+	printf("ready\n");
+	fflush(stdout);
+	while (fgets(line, sizeof(line), stdin) && !strncmp(line, "more", 4)) {
+		if (kept)
+			test_check_end(copy_of(memory));
+		report = sync_all(memory, 256);
+		printf("told %lu of which %lu, at %lu\n", (unsigned long)report.written, (unsigned long)report.presumed,
+		       atomic_load(&written));
+		fflush(stdout);
+	}
+	while (atomic_load(&written) < 256)
+		usleep(1000);
+	atomic_store(&enough, true);
+	pthread_join(thread, NULL);
+	sync_all(memory, 300);
+	check_equal(memory, 300);
+	close(over[1]);
+	if (driver)
+		test_reap(driver, 0);
+	close_replica();
+}
+
+static void outage(void)
+{
+	outlive(false);
+}
+
+static void kept(void)
+{
+	outlive(true);
+}
+
+/* No hmmd comes back: the handle says so, and what was copied can be read. */
+static void abandoned(void)
+{
+	char line[64], *memory = open_and_begin(256);
+	const char *copy = copy_of(memory);
+
+	printf("ready\n");
+	fflush(stdout);
+	CHECK(fgets(line, sizeof(line), stdin));
+	while (hmm_mirror_sync(&replica, (unsigned long)memory, 256 * PAGE, 0, NULL) != -ESTALE)
+		usleep(1000);
+	test_check(memory, 256, 1);
+	test_check(copy, 256, 1);
+	CHECK_EQ(hmm_mirror_unregister(&replica), 0);
+	hmm_close(hmm);
+	hmm = NULL;
+}
+
+int main(int argc, char **argv)
+{
+	static const struct test_case cases[] = {
+		{ "exactly", exactly, false },
+		{ "scattered", scattered, false },
+		{ "over-the-edge", over_the_edge, false },
+		{ "huge", huge, false },
+		{ "never-touched", never_touched, false },
+		{ "discarded", discarded, false },
+		{ "mapped-anew", mapped_anew, false },
+		{ "remapped", remapped, false },
+		{ "unknowable", unknowable, false },
+		{ "unreadable", unreadable, false },
+		{ "forked", forked, false },
+		{ "from-another-device", from_another_device, false },
+		{ "by-a-device", by_a_device, false },
+		{ "full", full, false },
+		{ "two-replicas", two_replicas, false },
+		{ "by-a-driver", by_a_driver, false },
+		{ "leaving", leaving, false },
+		{ "refusals", refusals, false },
+		{ "many-writers", many_writers, false },
+		{ "outage", outage, .special = true },
+		{ "kept", kept, .special = true },
+		{ "abandoned", abandoned, .special = true },
+		{ NULL, NULL, false },
+	};
+
+	return test_main(argc, argv, cases);
+}

@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * engine_sync.c - copies of a tracked mirror: the test is the engine that finds what was written, and
+ * the agent that ends orders as it likes. Whatever an order came to, what it did not copy is told again.
+ */
+#include <criterion/criterion.h>
+#include <criterion/new/assert.h>
+#include <errno.h>
+#include <string.h>
+
+#include "engine_fixture.h"
+#include "tests/leakcheck.h"
+#include "tracking/tracking.h"
+
+LEAKCHECKED_SUITE(sync);
+
+#define PAGES	(3 * HMM_BLOCK_PAGES)	/* over a region's end */
+
+static struct fixture fixture;
+static bool found[PAGES];		/* by the next look */
+static int look_result;
+static uint32_t tracked;
+
+static int fake_look(struct tracker *tracker, uint64_t at, uint64_t end)
+{
+	for (; at < end && !look_result; at += HMM_PAGE_SIZE) {
+		bool *page = &found[(at - ROOM_START) >> HMM_PAGE_SHIFT];
+
+		if (*page)
+			track_sight(tracker, at, at + HMM_PAGE_SIZE, SIGHT_WRITTEN);
+		*page = false;
+	}
+	return look_result;
+}
+
+static const struct tracking_ops fake = { .name = "fake", .look = fake_look };
+
+static void declare(struct hmm_attribute *attribute, const void *data)
+{
+	attribute->flags |= HMM_ATTRIBUTE_UNPINNED;
+}
+
+static struct letter *send(struct letter *letter, void *message)
+{
+	letter->message = message;
+	letter->peer = DRIVER;
+	owner_request(fixture.owner, letter);
+	owner_run(fixture.owner);
+	return letter;
+}
+
+static int start(uint64_t addr, uint64_t length)
+{
+	struct hmm_msg_dirty_start *message = calloc(1, sizeof(*message));
+
+	HMM_MSG_INIT(*message, HMM_OP_DIRTY_START, 0);
+	message->owner = fixture.owner->id;
+	message->mirror = fixture.mirror->id;
+	message->addr = addr;
+	message->length = length;
+	send(letter_new(LETTER_REQUEST), message);
+	return fixture_reply(&fixture);
+}
+
+static void begin(void)
+{
+	struct owner *owner;
+
+	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
+	owner = fixture.owner;
+	owner->peer = 1;
+	fixture.mirror->flags |= HMM_MIRROR_FLAGS_TRACKED;
+	fixture.mirror->peer = DRIVER;
+	fixture.engine.tracking.ops = &fake;
+	look_result = 0;
+	memset(found, 0, sizeof(found));
+	cr_assert(eq(int, attribute_edit(&owner->attributes, ROOM_START, ROOM_END, declare, NULL), 0));
+	cr_assert(eq(int, start(ROOM_START, PAGES * HMM_PAGE_SIZE), 0));
+	tracked = owner->next_track;
+	cr_assert(eq(u64, fixture.device->used, PAGES * HMM_PAGE_SIZE));
+}
+
+/* Asks for a sync of all. Its orders are not ended by themselves. */
+static void ask(void)
+{
+	struct hmm_msg_mirror_sync *message = calloc(1, sizeof(*message));
+
+	HMM_MSG_INIT(*message, HMM_OP_MIRROR_SYNC, 0);
+	message->owner = fixture.owner->id;
+	message->dirty = tracked;
+	message->addr = ROOM_START;
+	message->length = PAGES * HMM_PAGE_SIZE;
+	send(letter_new(LETTER_REQUEST), message);
+}
+
+/* One turn of the worker. */
+static void turn(void)
+{
+	fixture_later(&fixture, NS_PER_MS);
+	owner_run(fixture.owner);
+}
+
+/* The agent ends all orders that it has, having copied pages whose number in the order is not a multiple of @miss. */
+static unsigned int work(unsigned int miss)
+{
+	struct owner *owner = fixture.owner;
+	unsigned int pages = 0;
+
+	for (uint32_t at = owner->reaped; at != owner->produced; at++) {
+		struct hmm_order *order = &owner->orders->ring[at % HMM_ORDERS_RING];
+		unsigned int n = 0;
+
+		cr_assert(eq(u32, order->kind, HMM_ORDER_SYNC));
+		cr_assert(order->addr == ROOM - HMM_REGION_SIZE || order->addr == ROOM);
+		for (uint32_t i = 0; i < order->runs; i++)
+			n += HMM_RUN_PAGES(order->run[i]);
+		cr_assert(le(uint, n, HMM_BLOCK_PAGES));
+		for (unsigned int i = 0; i < n; i++)
+			if (!miss || i % miss)
+				order->moved[i / 64] |= 1ULL << (i % 64);
+			else
+				order->busy[i / 64] |= 1ULL << (i % 64);
+		pages += n;
+		order->state = HMM_ORDER_DONE;
+		owner->orders->consumed = at + 1;
+	}
+	order_reap(owner);
+	owner_run(owner);
+	return pages;
+}
+
+/* Until there is an answer. @asked: pages that were in orders. */
+static int answer(unsigned int miss, unsigned int *asked)
+{
+	unsigned int all = 0;
+	int error = 1;
+
+	for (unsigned int i = 0; i < 1000 && error == 1; i++) {
+		all += work(miss);
+		turn();
+		error = fixture_reply(&fixture);
+	}
+	if (asked)
+		*asked = all;
+	return error;
+}
+
+static unsigned int sync_all(void)
+{
+	unsigned int asked;
+
+	ask();
+	cr_assert(eq(int, answer(0, &asked), 0));
+	return asked;
+}
+
+static void end(void)
+{
+	owner_gone(fixture.owner);
+	fixture_reply(&fixture);
+	fixture_end(&fixture);
+}
+
+Test(sync, what_was_written_is_asked_for_once)
+{
+	begin();
+	cr_assert(eq(uint, sync_all(), PAGES));
+	cr_assert(eq(uint, sync_all(), 0));
+	for (unsigned int i = 0; i < PAGES; i += 7)
+		found[i] = true;
+	cr_assert(eq(uint, sync_all(), (PAGES + 6) / 7));
+	cr_assert(eq(uint, sync_all(), 0));
+	end();
+}
+
+Test(sync, what_could_not_be_copied_is_tried_again_and_then_an_error)
+{
+	unsigned int asked;
+
+	begin();
+	sync_all();
+	memset(found, true, sizeof(found));
+	ask();
+	cr_assert(eq(int, answer(10, &asked), -EBUSY));
+	cr_assert(gt(uint, asked, PAGES), "some were tried again");
+	/* And are told by the next one. */
+	asked = sync_all();
+	cr_assert(gt(uint, asked, 0));
+	cr_assert(lt(uint, asked, PAGES / 10));
+	cr_assert(eq(uint, sync_all(), 0));
+	end();
+}
+
+Test(sync, a_shadow_that_has_no_room_is_an_error_and_nothing_is_lost)
+{
+	struct owner *owner;
+	struct hmm_order *order;
+
+	begin();
+	owner = fixture.owner;
+	ask();
+	turn();
+	order = &owner->orders->ring[owner->reaped % HMM_ORDERS_RING];
+	cr_assert(ne(u32, owner->produced, owner->reaped));
+	order->error = -ENOSPC;
+	order->state = HMM_ORDER_DONE;
+	order_reap(owner);
+	cr_assert(eq(int, answer(0, NULL), -ENOSPC));
+	cr_assert(gt(uint, sync_all(), 0));
+	cr_assert(eq(uint, sync_all(), 0));
+	end();
+}
+
+Test(sync, orders_that_never_end_count_as_not_done)
+{
+	begin();
+	ask();
+	turn();
+	order_abandon(fixture.owner);
+	/* The others of it are done. */
+	cr_assert(eq(int, answer(0, NULL), 0));
+	cr_assert(eq(uint, sync_all(), 0));
+	end();
+}
+
+Test(sync, a_look_that_fails_is_an_error_and_nothing_is_lost)
+{
+	begin();
+	sync_all();
+	memset(found, true, sizeof(found));
+	look_result = -ESRCH;
+	ask();
+	cr_assert(eq(int, answer(0, NULL), -ESRCH));
+	look_result = 0;
+	cr_assert(eq(uint, sync_all(), PAGES));
+	end();
+}
+
+Test(sync, a_range_that_is_let_go_of_meanwhile_gives_its_room_back_last)
+{
+	struct hmm_msg_dirty_stop *message = calloc(1, sizeof(*message));
+	struct owner *owner;
+
+	begin();
+	owner = fixture.owner;
+	ask();
+	turn();
+	cr_assert(ne(u32, owner->produced, owner->reaped));
+	HMM_MSG_INIT(*message, HMM_OP_DIRTY_STOP, 0);
+	message->owner = owner->id;
+	message->dirty = tracked;
+	send(letter_new(LETTER_REQUEST), message);
+	cr_assert(eq(int, fixture_reply(&fixture), 0));
+	/* The agent is at it still: no other may begin there. */
+	cr_assert(eq(u64, fixture.device->used, PAGES * HMM_PAGE_SIZE));
+	cr_assert(eq(int, start(ROOM_START, HMM_PAGE_SIZE), -EAGAIN));
+	cr_assert(eq(int, answer(0, NULL), -ENOENT));
+	cr_assert(eq(u64, fixture.device->used, 0));
+	cr_assert(eq(int, start(ROOM_START, HMM_PAGE_SIZE), 0));
+	end();
+}
+
+Test(sync, refusals)
+{
+	begin();
+	cr_assert(eq(int, start(ROOM_START + PAGES * HMM_PAGE_SIZE - HMM_PAGE_SIZE, 2 * HMM_PAGE_SIZE), -EEXIST));
+	cr_assert(eq(int, start(ROOM_START + (1UL << 32), POOL), -ENOSPC));
+	cr_assert(eq(u64, fixture.device->used, PAGES * HMM_PAGE_SIZE));
+	fixture.mirror->flags &= ~HMM_MIRROR_FLAGS_TRACKED;
+	cr_assert(eq(int, start(ROOM_START + (1UL << 32), HMM_PAGE_SIZE), -EOPNOTSUPP));
+	fixture.mirror->flags |= HMM_MIRROR_FLAGS_TRACKED;
+	fixture.mirror->peer = DRIVER + 1;
+	cr_assert(eq(int, start(ROOM_START + (1UL << 32), HMM_PAGE_SIZE), -ENOENT));
+	fixture.mirror->peer = DRIVER;
+	cr_assert(eq(uint, sync_all(), PAGES));
+	end();
+}
