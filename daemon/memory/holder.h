@@ -54,11 +54,13 @@ struct holder;
 /*
  * To be called with the lock on the socket's path held. If an earlier hmmd's holder waits there, it is this
  * one's now, and has unmapped all. A holder that cannot be had (another hmmd's, another user's) is an error.
- * Return: 0; -EBUSY; -EACCES; -ENAMETOOLONG; -ENOMEM; -ETIMEDOUT. Logged.
+ * Return: 0; -EBUSY; -EACCES; -EPROTO: of another release; -ENAMETOOLONG; -EMFILE; -ENOMEM; -ETIMEDOUT. Logged.
  */
 int holder_new(const struct holder_options *options, struct holder **result);
 /* Orderly: the process closes all that it has and ends. NULL is allowed; returns NULL. */
 struct holder *holder_free(struct holder *holder);
+/* As if hmmd died, for a start that fails: the process goes on and waits for the next. The same otherwise. */
+struct holder *holder_leave(struct holder *holder);
 
 /* Names of what is kept, in order of keeping: @index from 0; NULL behind the last. Valid until the next change. */
 const char *holder_name(const struct holder *holder, unsigned int index);

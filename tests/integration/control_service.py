@@ -57,6 +57,12 @@ class CommandLine(Service):
                 self.assertEqual(status, 2)
                 self.assertIn(text, errors)
 
+    def test_the_holder_is_not_for_people(self):
+        for words in ([], ["60000", os.path.join(self.folder, "none.holder")]):
+            status, output, errors = self.run_hmmd("--holder", *words)
+            self.assertEqual((status, output), (2, ""))
+            self.assertIn("--holder is what hmmd starts by itself", errors)
+
     def test_check_config(self):
         good = self.write("good.conf", "[pool]\nsize = 1G\n")
         self.assertEqual(self.run_hmmd("--config", good, "--check-config"), (0, f"{good}: good\n", ""))
