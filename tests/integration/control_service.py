@@ -364,6 +364,10 @@ class Lists(Service):
         self.assertIn("--no-io-uring", found["io_uring"][2])
         with open("/proc/sys/vm/max_map_count") as file:
             self.assertEqual("max_map_count" in found, int(file.read()) < 262144)
+        cards = [name for name in found if name.startswith("card ")]
+        self.assertEqual("iommu" in found, not os.path.isdir("/sys/class/iommu") or not os.listdir("/sys/class/iommu"))
+        if "iommu" in found and not cards:
+            self.assertEqual(found["iommu"][0], 1, "who has no card misses nothing")
 
     def test_forks_that_are_not_seen(self):
         """Without CAP_SYS_PTRACE a child may read zeros and never know: hmmd says so at once, and whenever it is asked."""
