@@ -28,8 +28,8 @@ struct selected {
 	unsigned int n;
 };
 
-__attribute__((format(printf, 4, 5)))
-static int refuse(int status, const struct pci_device *device, const char *fix, const char *format, ...)
+__attribute__((format(printf, 4, 5))) static int refuse(int status, const struct pci_device *device,
+							const char *fix, const char *format, ...)
 {
 	va_list args;
 
@@ -59,12 +59,14 @@ static bool is_selected(const struct selected *selected, const char *address)
 /* As the kernel has it: everything else in the group must be free, with vfio-pci, or lead no transfers of its own. */
 static bool spoils_group(const struct pci_device *other)
 {
-	return *other->driver && !is_bound(other) && strcmp(other->driver, "pci-stub") && !pci_is_bridge(other);
+	return *other->driver && !is_bound(other) && strcmp(other->driver, "pci-stub") &&
+	       !pci_is_bridge(other);
 }
 
 static int check_group(const struct selected *selected, const struct pci_device *device)
 {
-	char members[PCI_MEMBERS][PCI_ADDRESS], fix[PCI_MEMBERS * PCI_ADDRESS + 64] = "bind all together: hmmctl device bind";
+	char fix[PCI_MEMBERS * PCI_ADDRESS + 64] = "bind all together: hmmctl device bind";
+	char members[PCI_MEMBERS][PCI_ADDRESS];
 	unsigned int n = pci_group(device->group, members), spoilt = 0;
 	struct pci_device other;
 
@@ -75,9 +77,12 @@ static int check_group(const struct selected *selected, const struct pci_device 
 		if (is_selected(selected, other.address) || !spoils_group(&other))
 			continue;
 		if (!spoilt++)
-			fprintf(stderr, "hmmctl: %s: its IOMMU group %s would not be viable: the kernel keeps devices apart by groups, "
-				"and others of it have drivers of their own:\n", device->address, device->group);
-		fprintf(stderr, "    %s  %04x:%04x  %s\n", other.address, other.vendor, other.device, other.driver);
+			fprintf(stderr,
+				"hmmctl: %s: its IOMMU group %s would not be viable: the kernel keeps devices apart by groups, "
+				"and others of it have drivers of their own:\n",
+				device->address, device->group);
+		fprintf(stderr, "    %s  %04x:%04x  %s\n", other.address, other.vendor,
+			other.device, other.driver);
 	}
 	if (!spoilt)
 		return STATUS_OK;
@@ -85,28 +90,34 @@ static int check_group(const struct selected *selected, const struct pci_device 
 	return STATUS_FAILED;
 }
 
-static int check_bind(const struct context *context, const struct selected *selected, const struct pci_device *device)
+static int check_bind(const struct context *context, const struct selected *selected,
+		      const struct pci_device *device)
 {
 	char how[400];
 	int status;
 
 	if (pci_is_bridge(device))
-		return refuse(STATUS_FAILED, device, NULL, "it is a bridge; give away what is behind it");
+		return refuse(STATUS_FAILED, device, NULL,
+			      "it is a bridge; give away what is behind it");
 	if (!*device->group && !pci_has_iommu())
-		return refuse(STATUS_FAILED, device,
-			      "turn it on in the firmware (VT-d, AMD-Vi) and for the kernel: intel_iommu=on or amd_iommu=on",
-			      "this machine has no IOMMU, or it is off");
+		return refuse(
+			STATUS_FAILED, device,
+			"turn it on in the firmware (VT-d, AMD-Vi) and for the kernel: intel_iommu=on or amd_iommu=on",
+			"this machine has no IOMMU, or it is off");
 	if (!*device->group)
-		return refuse(STATUS_FAILED, device, NULL, "it is behind no IOMMU, and could reach all memory");
+		return refuse(STATUS_FAILED, device, NULL,
+			      "it is behind no IOMMU, and could reach all memory");
 	if (is_bound(device))
 		return STATUS_OK;
 	if (!pci_has_driver(REBIND_DRIVER))
-		return refuse(STATUS_FAILED, device, "modprobe vfio-pci", "there is no driver vfio-pci");
+		return refuse(STATUS_FAILED, device, "modprobe vfio-pci",
+			      "there is no driver vfio-pci");
 	status = check_group(selected, device);
 	if (status)
 		return status;
 	if (!context->force && pci_in_use(device, how, sizeof(how)))
-		return refuse(STATUS_FAILED, device, "free it first, or take it away all the same with --force",
+		return refuse(STATUS_FAILED, device,
+			      "free it first, or take it away all the same with --force",
 			      "it is in use: it has %s", how);
 	return STATUS_OK;
 }
@@ -131,8 +142,8 @@ static void find_users(const char *file, char *text, size_t room)
 			snprintf(path, sizeof(path), "/proc/%.20s/comm", process->d_name);
 			if (!pci_read(path, name, sizeof(name)))
 				strcpy(name, "?");
-			snprintf(text + strlen(text), room - strlen(text), "%s process %.20s (%s)", *text ? "," : "",
-				 process->d_name, name);
+			snprintf(text + strlen(text), room - strlen(text), "%s process %.20s (%s)",
+				 *text ? "," : "", process->d_name, name);
 			break;
 		}
 		if (files)
@@ -150,7 +161,8 @@ static int check_unbind(const struct pci_device *device)
 
 	if (!is_bound(device))
 		return refuse(STATUS_FAILED, device, NULL, "it is not with vfio-pci: %s%s",
-			      *device->driver ? "its driver is " : "it has no driver", device->driver);
+			      *device->driver ? "its driver is " : "it has no driver",
+			      device->driver);
 	pci_path(path, "/dev/vfio/%s", device->group);
 	fd = open(path, O_RDWR | O_CLOEXEC);
 	if (fd >= 0)
@@ -158,7 +170,8 @@ static int check_unbind(const struct pci_device *device)
 	if (fd >= 0 || errno != EBUSY)
 		return STATUS_OK;
 	find_users(path, users, sizeof(users));
-	return refuse(STATUS_FAILED, device, "end that first", "it is in use: %s is open%s%s", path, *users ? " in" : "", users);
+	return refuse(STATUS_FAILED, device, "end that first", "it is in use: %s is open%s%s", path,
+		      *users ? " in" : "", users);
 }
 
 /* ---- doing it ---------------------------------------------------------------------------------- */
@@ -171,14 +184,17 @@ static int select_devices(const struct context *context, struct selected *select
 		struct pci_device *device = &selected->devices[selected->n];
 
 		if (!pci_parse_address(context->words[i], address)) {
-			fprintf(stderr, "hmmctl: '%s' is no PCI address such as 0000:03:00.0\n  see what there is: lspci -D\n",
+			fprintf(stderr,
+				"hmmctl: '%s' is no PCI address such as 0000:03:00.0\n  see what there is: lspci -D\n",
 				context->words[i]);
 			return STATUS_USAGE;
 		}
 		if (is_selected(selected, address))
 			continue;
 		if (!pci_look(address, device)) {
-			fprintf(stderr, "hmmctl: there is no PCI device %s\n  see what there is: lspci -D\n", address);
+			fprintf(stderr,
+				"hmmctl: there is no PCI device %s\n  see what there is: lspci -D\n",
+				address);
 			return STATUS_NOTHING;
 		}
 		selected->rebindings[selected->n].dry_run = context->dry_run;
@@ -189,15 +205,16 @@ static int select_devices(const struct context *context, struct selected *select
 
 static int check(const struct context *context, const struct selected *selected, bool bind)
 {
-	const struct pci_device *device;
+	const struct pci_device *device = selected->devices, *end = device + selected->n;
 	int status = STATUS_OK;
 
-	for (device = selected->devices; !status && device < selected->devices + selected->n; device++)
+	for (; !status && device < end; device++)
 		status = bind ? check_bind(context, selected, device) : check_unbind(device);
-	for (device = selected->devices; !status && device < selected->devices + selected->n; device++)
+	for (device = selected->devices; !status && device < end; device++)
 		if (!context->dry_run && bind != is_bound(device) && !rebind_is_permitted(device))
-			status = refuse(STATUS_NOT_PERMITTED, device, "as root: sudo hmmctl device ...",
-					"only root gives devices away; --dry-run shows what would be written");
+			status = refuse(
+				STATUS_NOT_PERMITTED, device, "as root: sudo hmmctl device ...",
+				"only root gives devices away; --dry-run shows what would be written");
 	return status;
 }
 
@@ -218,7 +235,8 @@ static int rebind(struct selected *selected, bool bind)
 		while (bind && i-- > 0) {
 			undo = (struct rebinding){ .writes = json_object_new_array() };
 			/* One that was bound before stays. */
-			if (!is_bound(&selected->devices[i]) && pci_look(selected->devices[i].address, &now) &&
+			if (!is_bound(&selected->devices[i]) &&
+			    pci_look(selected->devices[i].address, &now) &&
 			    !rebind_back(&undo, &now))
 				refuse(STATUS_FAILED, &now, NULL, "%s", undo.error);
 			json_object_put(undo.writes);
@@ -238,7 +256,8 @@ static struct json_object *hexadecimal(unsigned int value)
 	return json_object_new_string(text);
 }
 
-static struct json_object *device_json(const struct pci_device *before, const struct pci_device *now,
+static struct json_object *device_json(const struct pci_device *before,
+				       const struct pci_device *now,
 				       const struct rebinding *rebinding)
 {
 	struct json_object *object = json_object_new_object();
@@ -263,7 +282,9 @@ static void print_writes(const struct rebinding *rebinding)
 		if (!value)
 			printf("%s is removed\n", path);
 		else
-			printf("%s <- %s\n", path, *json_object_get_string(value) ? json_object_get_string(value) : "''");
+			printf("%s <- %s\n", path,
+			       *json_object_get_string(value) ? json_object_get_string(value)
+							      : "''");
 	}
 }
 
@@ -271,7 +292,8 @@ static void print_device(const struct pci_device *before, const struct pci_devic
 {
 	printf("%s (%04x:%04x): ", before->address, before->vendor, before->device);
 	if (is_bound(now))
-		printf("vfio-pci%s, /dev/vfio/%s\n", is_bound(before) ? " as before" : "", now->group);
+		printf("vfio-pci%s, /dev/vfio/%s\n", is_bound(before) ? " as before" : "",
+		       now->group);
 	else
 		printf("%s\n", *now->driver ? now->driver : "no driver");
 }
@@ -287,7 +309,8 @@ static void tell(const struct context *context, const struct selected *selected)
 		if (!pci_look(before->address, &now))
 			now = *before;
 		if (context->json)
-			json_object_array_add(array, device_json(before, &now, &selected->rebindings[i]));
+			json_object_array_add(array,
+					      device_json(before, &now, &selected->rebindings[i]));
 		else if (context->dry_run)
 			print_writes(&selected->rebindings[i]);
 		else
@@ -310,7 +333,8 @@ static void tell_missing_module(void)
 	pci_path(path, "/sys/module/vfio_iommu_type1");
 	if (access(path, F_OK))
 		fputs("hmmctl: note: vfio_iommu_type1 is not loaded, without which nothing can be mapped for the device\n"
-		      "  modprobe vfio_iommu_type1\n", stderr);
+		      "  modprobe vfio_iommu_type1\n",
+		      stderr);
 }
 
 int command_device(struct context *context)

@@ -77,7 +77,8 @@ static const char *read_part(const char *text, size_t most, char end, unsigned i
 	while (isxdigit((unsigned char)text[length])) {
 		char digit = (char)tolower((unsigned char)text[length++]);
 
-		*value = *value * 16 + (unsigned int)(digit <= '9' ? digit - '0' : digit - 'a' + 10);
+		*value =
+			*value * 16 + (unsigned int)(digit <= '9' ? digit - '0' : digit - 'a' + 10);
 	}
 	if (!length || length > most || text[length] != end)
 		return NULL;
@@ -96,7 +97,8 @@ bool pci_parse_address(const char *text, char address[PCI_ADDRESS])
 	text = text ? read_part(text, 1, '\0', &function) : NULL;
 	if (!text || slot > 0x1f || function > 7)
 		return false;
-	snprintf(address, PCI_ADDRESS, "%04x:%02x:%02x.%x", domain & 0xffff, bus & 0xff, slot, function);
+	snprintf(address, PCI_ADDRESS, "%04x:%02x:%02x.%x", domain & 0xffff, bus & 0xff, slot,
+		 function);
 	return true;
 }
 
@@ -117,7 +119,8 @@ bool pci_look(const char *address, struct pci_device *device)
 	pci_path(path, "/sys/bus/pci/devices/%s/iommu_group", address);
 	read_link(path, device->group, sizeof(device->group));
 	pci_path(path, "/sys/bus/pci/devices/%s/driver_override", address);
-	if (!pci_read(path, device->chosen, sizeof(device->chosen)) || !strcmp(device->chosen, "(null)"))
+	if (!pci_read(path, device->chosen, sizeof(device->chosen)) ||
+	    !strcmp(device->chosen, "(null)"))
 		device->chosen[0] = '\0';
 	return true;
 }
@@ -265,7 +268,8 @@ static bool disk_in_use(const char *name, char *how, size_t room)
 	char path[PCI_PATH], numbers[32], where[256];
 
 	pci_path(path, "/sys/class/block/%s/dev", name);
-	if (pci_read(path, numbers, sizeof(numbers)) && is_mounted(name, numbers, where, sizeof(where))) {
+	if (pci_read(path, numbers, sizeof(numbers)) &&
+	    is_mounted(name, numbers, where, sizeof(where))) {
 		snprintf(how, room, "/dev/%s, which is mounted at %s", name, where);
 		return true;
 	}
@@ -306,7 +310,8 @@ bool pci_in_use(const struct pci_device *device, char *how, size_t room)
 		pci_path(path, "/sys/class/%s", classes[i].class);
 		things = opendir(path);
 		while (things && !used && (entry = readdir(things)))
-			used = entry->d_name[0] != '.' && belongs(folder, classes[i].class, entry->d_name) &&
+			used = entry->d_name[0] != '.' &&
+			       belongs(folder, classes[i].class, entry->d_name) &&
 			       classes[i].in_use(entry->d_name, how, room);
 		if (things)
 			closedir(things);

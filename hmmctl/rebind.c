@@ -59,14 +59,15 @@ static bool write_value(struct rebinding *rebinding, const char *path, const cha
 		close(fd);
 	if (written == (ssize_t)strlen(text))
 		return true;
-	snprintf(rebinding->error, sizeof(rebinding->error), "'%s' cannot be written to %s: %s", value, path,
-		 strerror(written < 0 ? error : EIO));
+	snprintf(rebinding->error, sizeof(rebinding->error), "'%s' cannot be written to %s: %s",
+		 value, path, strerror(written < 0 ? error : EIO));
 	return false;
 }
 
 /* ---- the record ---------------------------------------------------------------------- */
 
-static bool remember(struct rebinding *rebinding, const struct pci_device *device, const struct before *before)
+static bool remember(struct rebinding *rebinding, const struct pci_device *device,
+		     const struct before *before)
 {
 	char path[PCI_PATH], text[2 * PCI_NAME];
 
@@ -85,7 +86,8 @@ static bool recall(const struct pci_device *device, struct before *before)
 	char path[PCI_PATH], text[2 * PCI_NAME];
 
 	pci_path(path, "%s/%s", RECORDS, device->address);
-	return pci_read(path, text, sizeof(text)) && sscanf(text, "%63s %63s", before->driver, before->chosen) == 2;
+	return pci_read(path, text, sizeof(text)) &&
+	       sscanf(text, "%63s %63s", before->driver, before->chosen) == 2;
 }
 
 static void forget(struct rebinding *rebinding, const struct pci_device *device)
@@ -102,7 +104,8 @@ static void forget(struct rebinding *rebinding, const struct pci_device *device)
 
 /* ---- the steps ------------------------------------------------------------------------- */
 
-static bool override(struct rebinding *rebinding, const struct pci_device *device, const char *driver)
+static bool override(struct rebinding *rebinding, const struct pci_device *device,
+		     const char *driver)
 {
 	char path[PCI_PATH];
 
@@ -110,7 +113,8 @@ static bool override(struct rebinding *rebinding, const struct pci_device *devic
 	return write_value(rebinding, path, driver, 0);
 }
 
-static bool release(struct rebinding *rebinding, const struct pci_device *device, const char *driver)
+static bool release(struct rebinding *rebinding, const struct pci_device *device,
+		    const char *driver)
 {
 	char path[PCI_PATH];
 
@@ -140,7 +144,8 @@ static bool await_driver(const struct rebinding *rebinding, const char *address,
 	return rebinding->dry_run;
 }
 
-static bool put_back(struct rebinding *rebinding, const struct pci_device *device, const struct before *before)
+static bool put_back(struct rebinding *rebinding, const struct pci_device *device,
+		     const struct before *before)
 {
 	const char *chosen = strcmp(before->chosen, "-") ? before->chosen : "";
 	bool had_driver = strcmp(before->driver, "-");
@@ -150,7 +155,8 @@ static bool put_back(struct rebinding *rebinding, const struct pci_device *devic
 		snprintf(rebinding->error, sizeof(rebinding->error), "%s is gone", device->address);
 		return false;
 	}
-	if (*now.driver && strcmp(now.driver, before->driver) && !release(rebinding, device, now.driver))
+	if (*now.driver && strcmp(now.driver, before->driver) &&
+	    !release(rebinding, device, now.driver))
 		return false;
 	if (!override(rebinding, device, chosen))
 		return false;
@@ -158,8 +164,9 @@ static bool put_back(struct rebinding *rebinding, const struct pci_device *devic
 		return false;
 	if (await_driver(rebinding, device->address, had_driver ? before->driver : ""))
 		return true;
-	snprintf(rebinding->error, sizeof(rebinding->error), "%s does not take %s back (is it loaded? dmesg may tell)",
-		 before->driver, device->address);
+	snprintf(rebinding->error, sizeof(rebinding->error),
+		 "%s does not take %s back (is it loaded? dmesg may tell)", before->driver,
+		 device->address);
 	return false;
 }
 
@@ -169,17 +176,20 @@ bool rebind_to_vfio(struct rebinding *rebinding, const struct pci_device *device
 	char error[sizeof(rebinding->error)];
 	bool done;
 
-	snprintf(before.driver, sizeof(before.driver), "%s", *device->driver ? device->driver : "-");
-	snprintf(before.chosen, sizeof(before.chosen), "%s", *device->chosen ? device->chosen : "-");
+	snprintf(before.driver, sizeof(before.driver), "%s",
+		 *device->driver ? device->driver : "-");
+	snprintf(before.chosen, sizeof(before.chosen), "%s",
+		 *device->chosen ? device->chosen : "-");
 	if (!remember(rebinding, device, &before))
 		return false;
 	done = override(rebinding, device, REBIND_DRIVER) &&
-	       (!*device->driver || release(rebinding, device, device->driver)) && probe(rebinding, device);
+	       (!*device->driver || release(rebinding, device, device->driver)) &&
+	       probe(rebinding, device);
 	if (done && await_driver(rebinding, device->address, REBIND_DRIVER))
 		return true;
 	if (done)
-		snprintf(rebinding->error, sizeof(rebinding->error), "%s does not take %s (dmesg may tell)", REBIND_DRIVER,
-			 device->address);
+		snprintf(rebinding->error, sizeof(rebinding->error),
+			 "%s does not take %s (dmesg may tell)", REBIND_DRIVER, device->address);
 	memcpy(error, rebinding->error, sizeof(error));
 	if (put_back(rebinding, device, &before))
 		memcpy(rebinding->error, error, sizeof(error));
@@ -195,8 +205,8 @@ bool rebind_back(struct rebinding *rebinding, const struct pci_device *device)
 	if (recall(device, &before)) {
 		done = put_back(rebinding, device, &before);
 	} else {
-		done = release(rebinding, device, device->driver) && override(rebinding, device, "") &&
-		       probe(rebinding, device);
+		done = release(rebinding, device, device->driver) &&
+		       override(rebinding, device, "") && probe(rebinding, device);
 	}
 	if (done)
 		forget(rebinding, device);

@@ -13,7 +13,7 @@
 
 struct rebinding {
 	bool dry_run;			/* nothing is written, only noted */
-	struct json_object *writes;	/* {path, value}, in order; value null: the file is removed */
+	struct json_object *writes; /* {path, value}, in order; value null: the file is removed */
 	char error[PCI_PATH + 128];	/* what went wrong */
 };
 

@@ -15,7 +15,7 @@
 
 struct examination {
 	struct server *server;
-	const char *root;		/* stands before the paths that doctor_cards() reads: "" but in its test */
+	const char *root;	/* stands before the paths of doctor_cards(): "" but in its test */
 	uint64_t features;
 	struct hmm_msg_status_reply totals;
 	struct hmm_record_finding *out;
@@ -23,8 +23,9 @@ struct examination {
 };
 
 /* One more finding. Text and fix are cut at what a finding holds. */
-void doctor_find(struct examination *exam, enum doctor_severity severity, uint64_t feature, const char *name,
-		 const char *fix, const char *format, ...) __attribute__((format(printf, 6, 7)));
+void doctor_find(struct examination *exam, enum doctor_severity severity, uint64_t feature,
+		 const char *name, const char *fix, const char *format, ...)
+	__attribute__((format(printf, 6, 7)));
 /* A small file as text. False when it cannot be read. */
 bool doctor_read(const char *path, char *out, size_t room);
 

@@ -90,7 +90,8 @@ static bool has_iommu(const struct examination *exam)
 /* ---- one card ---------------------------------------------------------------------------- */
 
 /* As the kernel has it: what has a driver of its own spoils the group, unless it is a bridge. */
-static bool spoils_group(const struct examination *exam, const char *address, char driver[NAME_ROOM])
+static bool spoils_group(const struct examination *exam, const char *address,
+			 char driver[NAME_ROOM])
 {
 	char path[PATH_MAX], class[32];
 
@@ -99,11 +100,12 @@ static bool spoils_group(const struct examination *exam, const char *address, ch
 	if (!*driver || !strcmp(driver, "vfio-pci") || !strcmp(driver, "pci-stub"))
 		return false;
 	path_of(exam, path, "/sys/bus/pci/devices/%s/class", address);
-	return !doctor_read(path, class, sizeof(class)) || strtoul(class, NULL, 16) >> 16 != CLASS_BRIDGE;
+	return !doctor_read(path, class, sizeof(class)) ||
+	       strtoul(class, NULL, 16) >> 16 != CLASS_BRIDGE;
 }
 
-static bool group_is_viable(const struct examination *exam, const char *address, char other[NAME_ROOM],
-			    char driver[NAME_ROOM])
+static bool group_is_viable(const struct examination *exam, const char *address,
+			    char other[NAME_ROOM], char driver[NAME_ROOM])
 {
 	char path[PATH_MAX];
 	const char *name;
@@ -135,7 +137,10 @@ static unsigned int address_bits(const struct examination *exam, const char *add
 	if (!doctor_read(path, text, sizeof(text)))
 		return 0;
 	capability = strtoull(text, NULL, 16);
-	table = capability >> 11 & 1 ? 57 : capability >> 10 & 1 ? 48 : capability >> 9 & 1 ? 39 : 0;
+	table = capability >> 11 & 1   ? 57
+		: capability >> 10 & 1 ? 48
+		: capability >> 9 & 1  ? 39
+				       : 0;
 	widest = (unsigned int)(capability >> 16 & 0x3f) + 1;
 	return table < widest ? table : widest;
 }
@@ -147,18 +152,25 @@ static void check_group(struct examination *exam, const char *address, const cha
 	snprintf(name, sizeof(name), "card %.16s", address);
 	if (!group_is_viable(exam, address, other, driver)) {
 		snprintf(fix, sizeof(fix), "hmmctl device bind %.16s %.16s", address, other);
-		doctor_find(exam, DOCTOR_WARNING, 0, name, fix,
-			    "its IOMMU group %s is not viable: %.16s is in it and has the driver %s", group, other, driver);
+		doctor_find(
+			exam, DOCTOR_WARNING, 0, name, fix,
+			"its IOMMU group %s is not viable: %.16s is in it and has the driver %s",
+			group, other, driver);
 		return;
 	}
 	path_of(exam, path, "/dev/vfio/%s", group);
 	if (access(path, R_OK | W_OK)) {
-		snprintf(fix, sizeof(fix), "run hmmd as a system service, or give its user access to /dev/vfio/%s", group);
-		doctor_find(exam, DOCTOR_WARNING, 0, name, fix, "hmmd may not open /dev/vfio/%s", group);
+		snprintf(fix, sizeof(fix),
+			 "run hmmd as a system service, or give its user access to /dev/vfio/%s",
+			 group);
+		doctor_find(exam, DOCTOR_WARNING, 0, name, fix, "hmmd may not open /dev/vfio/%s",
+			    group);
 		return;
 	}
-	snprintf(fix, sizeof(fix), "nothing is to be done; hmmctl device unbind %.16s gives it back", address);
-	doctor_find(exam, DOCTOR_NOTE, 0, name, fix, "is with vfio-pci and can be driven; IOMMU group %s is viable", group);
+	snprintf(fix, sizeof(fix),
+		 "nothing is to be done; hmmctl device unbind %.16s gives it back", address);
+	doctor_find(exam, DOCTOR_NOTE, 0, name, fix,
+		    "is with vfio-pci and can be driven; IOMMU group %s is viable", group);
 }
 
 static void check_width(struct examination *exam, const char *address)
@@ -169,9 +181,11 @@ static void check_width(struct examination *exam, const char *address)
 	if (!bits || bits > WANTED_BITS)
 		return;
 	snprintf(name, sizeof(name), "card %.16s", address);
-	doctor_find(exam, DOCTOR_WARNING, 0, name, "in an emulated machine intel-iommu,aw-bits=48; else another machine",
-		    "its IOMMU has addresses of %u bits, and programs' addresses have %u: most memory cannot be mapped for it",
-		    bits, WANTED_BITS);
+	doctor_find(
+		exam, DOCTOR_WARNING, 0, name,
+		"in an emulated machine intel-iommu,aw-bits=48; else another machine",
+		"its IOMMU has addresses of %u bits, and programs' addresses have %u: most memory cannot be mapped for it",
+		bits, WANTED_BITS);
 }
 
 static void check_card(struct examination *exam, const char *address)
@@ -181,10 +195,14 @@ static void check_card(struct examination *exam, const char *address)
 	path_of(exam, path, "/sys/bus/pci/devices/%s/iommu_group", address);
 	read_link(path, group);
 	path_of(exam, path, "/sys/bus/pci/devices/%s/iommu_group/name", address);
-	if (!*group || (doctor_read(path, kind, sizeof(kind)) && !strncmp(kind, "vfio-noiommu", 12))) {
+	if (!*group ||
+	    (doctor_read(path, kind, sizeof(kind)) && !strncmp(kind, "vfio-noiommu", 12))) {
 		snprintf(name, sizeof(name), "card %.16s", address);
-		doctor_find(exam, DOCTOR_WARNING, 0, name, "turn the IOMMU on: VT-d or AMD-Vi in the firmware, intel_iommu=on or "
-			    "amd_iommu=on", "is with vfio-pci and behind no IOMMU: it could reach all memory, and hmmd does not drive it");
+		doctor_find(
+			exam, DOCTOR_WARNING, 0, name,
+			"turn the IOMMU on: VT-d or AMD-Vi in the firmware, intel_iommu=on or "
+			"amd_iommu=on",
+			"is with vfio-pci and behind no IOMMU: it could reach all memory, and hmmd does not drive it");
 		return;
 	}
 	check_group(exam, address, group);
@@ -220,13 +238,15 @@ static void check_vfio(struct examination *exam, bool wanted)
 	char path[PATH_MAX];
 
 	if (!has_iommu(exam)) {
-		doctor_find(exam, severity, 0, "iommu",
-			    "VT-d or AMD-Vi in the firmware, and for the kernel intel_iommu=on or amd_iommu=on",
-			    "there is no IOMMU, or it is off: no card can be driven through VFIO; nothing else needs one");
+		doctor_find(
+			exam, severity, 0, "iommu",
+			"VT-d or AMD-Vi in the firmware, and for the kernel intel_iommu=on or amd_iommu=on",
+			"there is no IOMMU, or it is off: no card can be driven through VFIO; nothing else needs one");
 		return;
 	}
 	if (!exists(exam, "/sys/bus/pci/drivers/vfio-pci")) {
-		doctor_find(exam, DOCTOR_NOTE, 0, "vfio", "modprobe vfio-pci, then hmmctl device bind ADDRESS",
+		doctor_find(exam, DOCTOR_NOTE, 0, "vfio",
+			    "modprobe vfio-pci, then hmmctl device bind ADDRESS",
 			    "vfio-pci is not loaded: no card can be driven");
 		return;
 	}
@@ -235,10 +255,12 @@ static void check_vfio(struct examination *exam, bool wanted)
 			    "vfio_iommu_type1 is not loaded: nothing can be mapped for a card");
 	path_of(exam, path, "/dev/vfio/vfio");
 	if (access(path, F_OK))
-		doctor_find(exam, severity, 0, "vfio", "modprobe vfio; in a container give it /dev/vfio",
+		doctor_find(exam, severity, 0, "vfio",
+			    "modprobe vfio; in a container give it /dev/vfio",
 			    "/dev/vfio/vfio does not exist: no card can be driven");
 	else if (access(path, R_OK | W_OK))
-		doctor_find(exam, severity, 0, "vfio", "run hmmd as a system service, or chmod 0666 /dev/vfio/vfio",
+		doctor_find(exam, severity, 0, "vfio",
+			    "run hmmd as a system service, or chmod 0666 /dev/vfio/vfio",
 			    "hmmd may not open /dev/vfio/vfio");
 }
 
@@ -258,12 +280,13 @@ static void check_pinning(struct examination *exam)
 {
 	struct rlimit limit;
 
-	if (may_pin_all(exam) || getrlimit(RLIMIT_MEMLOCK, &limit) || limit.rlim_cur == RLIM_INFINITY ||
-	    limit.rlim_cur >= exam->totals.pool_bytes)
+	if (may_pin_all(exam) || getrlimit(RLIMIT_MEMLOCK, &limit) ||
+	    limit.rlim_cur == RLIM_INFINITY || limit.rlim_cur >= exam->totals.pool_bytes)
 		return;
 	doctor_find(exam, DOCTOR_WARNING, 0, "pinned memory",
 		    "LimitMEMLOCK=infinity in hmmd's service, or ulimit -l unlimited before hmmd",
-		    "hmmd may pin %" PRIu64 " KiB for cards, and devices may have %" PRIu64 " KiB: mappings beyond that fail",
+		    "hmmd may pin %" PRIu64 " KiB for cards, and devices may have %" PRIu64
+		    " KiB: mappings beyond that fail",
 		    (uint64_t)limit.rlim_cur >> 10, exam->totals.pool_bytes >> 10);
 }
 

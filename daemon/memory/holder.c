@@ -75,14 +75,15 @@ static void end_by_force(struct holder *holder)
 {
 	struct pollfd wait = { .fd = holder->pidfd, .events = POLLIN };
 
-	if (holder->pidfd >= 0 && syscall(SYS_pidfd_send_signal, holder->pidfd, SIGKILL, NULL, 0) == 0)
+	if (holder->pidfd >= 0 &&
+	    syscall(SYS_pidfd_send_signal, holder->pidfd, SIGKILL, NULL, 0) == 0)
 		poll(&wait, 1, ANSWER_MS);
 	let_go(holder);
 }
 
 /* @came: what descriptors came with the answer, NULL if none are wanted. */
-static int request(struct holder *holder, struct holding_message *message, const struct holding_card *card,
-		   struct holding_card *came)
+static int request(struct holder *holder, struct holding_message *message,
+		   const struct holding_card *card, struct holding_card *came)
 {
 	uint32_t op = message->op;
 	struct holding_card none;
@@ -254,7 +255,8 @@ static int start(struct holder *holder)
 
 	listener = listen_at(holder->path);
 	if (listener < 0) {
-		log_error("no holder for cards can listen at %s: %s", holder->path, strerror(-listener));
+		log_error("no holder for cards can listen at %s: %s", holder->path,
+			  strerror(-listener));
 		return listener;
 	}
 	r = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0 ? -errno : 0;
@@ -295,7 +297,8 @@ int holder_mend(struct holder *holder)
 	int r;
 
 	if (holder->fd >= 0)
-		log_warn("the holder for cards is gone although hmmd lives; another takes its place");
+		log_warn(
+			"the holder for cards is gone although hmmd lives; another takes its place");
 	r = replace(holder);
 	if (r < 0)
 		log_error("cards are not safe if hmmd dies now: no holder has them");
@@ -345,8 +348,9 @@ static int attach(struct holder *holder)
 		return r;
 	holder->fd = r;
 	r = check_peer(holder->fd);
+	/* It may be letting go of very many pages. */
 	if (!r)
-		r = receive_greeting(holder, ANSWER_MS, &cards);
+		r = receive_greeting(holder, START_MS, &cards);
 	if (!r)
 		r = fetch(holder, cards);
 	if (r < 0) {
@@ -369,8 +373,10 @@ static int find(struct holder *holder)
 	if (r == -ENOENT || r == -ECONNREFUSED || r == -ECONNRESET)
 		return 0;
 	if (r < 0)
-		log_error("the cards of an earlier hmmd cannot be had from %s (%s); they reset when it ends, "
-			  "after its grace time or with SIGTERM", holder->path, strerror(-r));
+		log_error(
+			"the cards of an earlier hmmd cannot be had from %s (%s); they reset when it ends, "
+			"after its grace time or with SIGTERM",
+			holder->path, strerror(-r));
 	else
 		log_info("process %d has kept %u card%s of an earlier hmmd", holder->pid, holder->n,
 			 holder->n == 1 ? "" : "s");
@@ -390,8 +396,10 @@ int holder_new(const struct holder_options *options, struct holder **result)
 	holder->grace_ms = options->grace_ms ? options->grace_ms : HOLDER_GRACE_MS;
 	n = snprintf(holder->path, sizeof(holder->path), "%s.holder", options->socket);
 	if (n >= (int)sizeof(holder->path)) {
-		log_error("%s.holder is %d bytes long and a socket's path may have %zu: cards cannot be kept; "
-			  "choose a shorter path with --socket", options->socket, n, sizeof(holder->path) - 1);
+		log_error(
+			"%s.holder is %d bytes long and a socket's path may have %zu: cards cannot be kept; "
+			"choose a shorter path with --socket",
+			options->socket, n, sizeof(holder->path) - 1);
 		r = -ENAMETOOLONG;
 	} else {
 		r = find(holder);
@@ -428,7 +436,8 @@ struct holder *holder_free(struct holder *holder)
 	if (holder->fd >= 0) {
 		r = request(holder, &message, NULL, NULL);
 		if (r < 0 && r != -ECONNRESET)
-			log_warn("the holder for cards does not end as it is told: %s", strerror(-r));
+			log_warn("the holder for cards does not end as it is told: %s",
+				 strerror(-r));
 		if (r < 0)
 			end_by_force(holder);
 	}
@@ -451,7 +460,8 @@ static int duplicate(const int *fds, unsigned int n, struct holding_card *card)
 
 	card->n = n;
 	for (unsigned int i = 0; i < n; i++) {
-		card->fds[i] = fds[i] < 0 || r ? -1 : fcntl(fds[i], F_DUPFD_CLOEXEC, HOLDING_FIRST_FREE);
+		card->fds[i] =
+			fds[i] < 0 || r ? -1 : fcntl(fds[i], F_DUPFD_CLOEXEC, HOLDING_FIRST_FREE);
 		if (card->fds[i] < 0 && fds[i] >= 0 && !r)
 			r = -errno;
 	}
@@ -470,7 +480,8 @@ int holder_keep(struct holder *holder, const char *name, const int *fds, unsigne
 	struct holding_card *card;
 	int r;
 
-	if (!n || n > HOLDER_FDS || fds[HOLDER_CONTAINER] < 0 || !*name || strlen(name) >= HOLDER_NAME)
+	if (!n || n > HOLDER_FDS || fds[HOLDER_CONTAINER] < 0 || !*name ||
+	    strlen(name) >= HOLDER_NAME)
 		return -EINVAL;
 	if (find_card(holder, name))
 		return -EEXIST;

@@ -45,7 +45,7 @@ enum holder_fd {
 
 struct holder_options {
 	const char *socket;	/* hmmd's own; the holder's is beside it: SOCKET.holder */
-	const char *program;	/* what becomes the holder when HOLDER_ARGUMENT is its first argument; NULL: this one */
+	const char *program;	/* becomes the holder, told by HOLDER_ARGUMENT; NULL: this one */
 	unsigned int grace_ms;	/* 0: HOLDER_GRACE_MS */
 };
 

@@ -112,7 +112,8 @@ static int await(int socket, int timeout_ms)
 }
 
 /* Into the places that @message says; what has none is closed. */
-static int place(const struct holding_message *message, struct holding_card *card, const int *fds, unsigned int n)
+static int place(const struct holding_message *message, struct holding_card *card, const int *fds,
+		 unsigned int n)
 {
 	unsigned int taken = 0;
 
@@ -126,12 +127,16 @@ static int place(const struct holding_message *message, struct holding_card *car
 	       n == (unsigned int)__builtin_popcount(message->present) ? 0 : -EPROTO;
 }
 
-int holding_receive(int socket, struct holding_message *message, struct holding_card *card, int timeout_ms)
+int holding_receive(int socket, struct holding_message *message, struct holding_card *card,
+		    int timeout_ms)
 {
 	union control control;
 	struct iovec iov = { .iov_base = message, .iov_len = sizeof(*message) };
 	struct msghdr header = {
-		.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control),
+		.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = &control,
+		.msg_controllen = sizeof(control),
 	};
 	struct cmsghdr *at;
 	int fds[HOLDER_FDS], r;
@@ -211,17 +216,21 @@ static void silence(struct holding *holding)
 	for (unsigned int i = 0; i < holding->n; i++) {
 		const struct holding_card *card = &holding->cards[i];
 
-		r = card_fd(card, HOLDER_DEVICE) < 0 ? 0 : kernel->vfio_master(card_fd(card, HOLDER_DEVICE), false);
+		r = card_fd(card, HOLDER_DEVICE) < 0
+			    ? 0
+			    : kernel->vfio_master(card_fd(card, HOLDER_DEVICE), false);
 		if (r < 0)
-			log_warn("%s may still start transfers: %s", card->name, strerror(-r));
+			log_warn("holder: %s may still start transfers: %s", card->name,
+				 strerror(-r));
 	}
 	for (unsigned int i = 0; i < holding->n; i++) {
 		const struct holding_card *card = &holding->cards[i];
 
 		r = kernel->vfio_unmap_all(card_fd(card, HOLDER_CONTAINER));
 		if (r < 0)
-			log_error("%s still reaches memory: its container does not unmap: %s", card->name,
-				  strerror(-r));
+			log_error(
+				"holder: %s still reaches memory: its container does not unmap: %s",
+				card->name, strerror(-r));
 	}
 }
 
@@ -234,7 +243,8 @@ static void stop_listening(struct holding *holding)
 
 	if (holding->listener < 0)
 		return;
-	if (!lstat(holding->path, &st) && st.st_dev == holding->socket_dev && st.st_ino == holding->socket_ino)
+	if (!lstat(holding->path, &st) && st.st_dev == holding->socket_dev &&
+	    st.st_ino == holding->socket_ino)
 		unlink(holding->path);
 	close(holding->listener);
 	holding->listener = -1;
@@ -273,7 +283,8 @@ static int drop(struct holding *holding, const char *name)
 	return 0;
 }
 
-static void answer(struct holding *holding, const struct holding_message *request, struct holding_card *came)
+static void answer(struct holding *holding, const struct holding_message *request,
+		   struct holding_card *came)
 {
 	struct holding_message reply = { .op = request->op, .index = request->index };
 	const struct holding_card *card = NULL;
@@ -318,8 +329,10 @@ static void hmmd_died(struct holding *holding)
 	}
 	silence(holding);
 	holding->deadline_ms = now_ms() + (uint64_t)holding->grace_ms;
-	log_warn("hmmd is gone: %u card%s may reach no memory, and wait%s %d ms for the next", holding->n,
-		 holding->n == 1 ? "" : "s", holding->n == 1 ? "s" : "", holding->grace_ms);
+	log_warn(
+		"holder: hmmd is gone: %u card%s may reach no memory, and wait%s %d ms for the next",
+		holding->n, holding->n == 1 ? "" : "s", holding->n == 1 ? "s" : "",
+		holding->grace_ms);
 }
 
 static void serve(struct holding *holding)
@@ -329,7 +342,9 @@ static void serve(struct holding *holding)
 	int r = holding_receive(holding->hmmd, &request, &came, ARRIVED_MS);
 
 	if (r == -EMFILE || r == -EPROTO) {
-		struct holding_message reply = { .op = request.op, .error = r, .cards = holding->n };
+		struct holding_message reply = {
+			.op = request.op, .error = r, .cards = holding->n,
+		};
 
 		holding_send(holding->hmmd, &reply, NULL);
 	} else if (r < 0) {
@@ -380,11 +395,13 @@ static void greet_newcomer(struct holding *holding)
 
 	if (fd < 0)
 		return;
-	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0 || (peer.uid && peer.uid != geteuid())) {
-		log_warn("process %d of user %u asked for cards, which are not theirs", peer.pid, peer.uid);
+	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0 ||
+	    (peer.uid && peer.uid != geteuid())) {
+		log_warn("holder: process %d of user %u asked for cards, which are not theirs",
+			 peer.pid, peer.uid);
 		error = -EACCES;
 	} else if (hmmd_is_there(holding)) {
-		log_warn("process %d asked for cards that another hmmd has", peer.pid);
+		log_warn("holder: process %d asked for cards that another hmmd has", peer.pid);
 		error = -EBUSY;
 	}
 	if (greet(fd, error, error ? 0 : holding->n) < 0) {
@@ -392,7 +409,7 @@ static void greet_newcomer(struct holding *holding)
 		return;
 	}
 	holding->hmmd = fd;
-	log_info("hmmd is back, as process %d: it has its cards again", peer.pid);
+	log_info("holder: hmmd is back, as process %d: it has its cards again", peer.pid);
 }
 
 /* Alone with its cards it obeys; while hmmd lives, hmmd is who decides. */
@@ -402,7 +419,8 @@ static void obey_signal(struct holding *holding)
 
 	if (read(holding->signals, &info, sizeof(info)) != sizeof(info) || hmmd_is_there(holding))
 		return;
-	log_warn("signal %u and no hmmd: the cards are given up, and reset", info.ssi_signo);
+	log_warn("holder: signal %u and no hmmd: the cards are given up, and reset",
+		 info.ssi_signo);
 	end(holding);
 }
 
@@ -428,7 +446,7 @@ static void hold(struct holding *holding)
 		if (poll(waits, 3, time_left(holding)) < 0) {
 			if (errno == EINTR)
 				continue;
-			log_error("the holder cannot wait: %m");
+			log_error("holder: cannot wait: %m");
 			return;
 		}
 		if (waits[0].revents)
@@ -438,7 +456,8 @@ static void hold(struct holding *holding)
 		else if (waits[2].revents)
 			greet_newcomer(holding);
 		else if (holding->hmmd < 0 && !time_left(holding)) {
-			log_warn("no hmmd came in %d ms: the cards are given up, and reset", holding->grace_ms);
+			log_warn("holder: no hmmd came in %d ms: the cards are given up, and reset",
+				 holding->grace_ms);
 			end(holding);
 		}
 	}
@@ -487,8 +506,8 @@ static bool are_sockets(void)
 	socklen_t size = sizeof(value);
 
 	for (int fd = HOLDING_HMMD; fd < HOLDING_FIRST_FREE; fd++) {
-		if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &value, &size) < 0 || value != SOCK_SEQPACKET ||
-		    fcntl(fd, F_SETFD, FD_CLOEXEC) < 0)
+		if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &value, &size) < 0 ||
+		    value != SOCK_SEQPACKET || fcntl(fd, F_SETFD, FD_CLOEXEC) < 0)
 			return false;
 	}
 	return true;
@@ -501,7 +520,8 @@ int holder_main(int argc, char **argv)
 	int r;
 
 	if (argc != 4 || !are_sockets() || lstat(argv[3], &st) < 0) {
-		fputs("hmmd: " HOLDER_ARGUMENT " is what hmmd starts by itself, for cards\n", stderr);
+		fputs("hmmd: " HOLDER_ARGUMENT " is what hmmd starts by itself, for cards\n",
+		      stderr);
 		return 2;
 	}
 	close_range(HOLDING_FIRST_FREE, ~0U, 0);

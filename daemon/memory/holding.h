@@ -22,7 +22,8 @@ enum holding_fd {
 };
 
 enum holding_op {
-	HOLDING_GREETING,	/* the holder's first word to any hmmd, with a pidfd of itself; or @error: why it may not stay */
+	/* The holder's first word to any hmmd, with a pidfd of itself; or @error: why it may not stay. */
+	HOLDING_GREETING,
 	HOLDING_KEEP,		/* @name and descriptors */
 	HOLDING_DROP,		/* @name */
 	HOLDING_TAKE,		/* the card of @index: name and descriptors are in the answer */
@@ -54,7 +55,8 @@ int holding_send(int socket, struct holding_message *message, const struct holdi
  * @timeout_ms at most. 0; -ETIMEDOUT; -ECONNRESET: the other end is gone; -EPROTO: that is no message of this
  * version; -EMFILE: not all descriptors could be had.
  */
-int holding_receive(int socket, struct holding_message *message, struct holding_card *card, int timeout_ms);
+int holding_receive(int socket, struct holding_message *message, struct holding_card *card,
+		    int timeout_ms);
 void holding_close(struct holding_card *card);
 
 #endif

@@ -76,11 +76,14 @@ static int map(int container, void *page)
 
 static int is_master(int device)
 {
-	struct vfio_region_info region = { .argsz = sizeof(region), .index = VFIO_PCI_CONFIG_REGION_INDEX };
+	struct vfio_region_info region = {
+		.argsz = sizeof(region), .index = VFIO_PCI_CONFIG_REGION_INDEX,
+	};
 	uint16_t command = 0;
 
 	check(ioctl(device, VFIO_DEVICE_GET_REGION_INFO, &region) == 0);
-	check(pread(device, &command, sizeof(command), (off_t)region.offset + PCI_COMMAND) == sizeof(command));
+	check(pread(device, &command, sizeof(command), (off_t)region.offset + PCI_COMMAND) ==
+	      sizeof(command));
 	return !!(command & PCI_COMMAND_MASTER);
 }
 
@@ -89,10 +92,17 @@ static void give(int socket, int fd)
 	union {
 		struct cmsghdr header;
 		char room[CMSG_SPACE(sizeof(int))];
-	} control = { .header = { .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS, .cmsg_len = CMSG_LEN(sizeof(int)) } };
+	} control = {
+		.header.cmsg_level = SOL_SOCKET,
+		.header.cmsg_type = SCM_RIGHTS,
+		.header.cmsg_len = CMSG_LEN(sizeof(int)),
+	};
 	struct iovec iov = { .iov_base = "d", .iov_len = 1 };
 	struct msghdr message = {
-		.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control),
+		.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = &control,
+		.msg_controllen = sizeof(control),
 	};
 
 	memcpy(CMSG_DATA(&control.header), &fd, sizeof(fd));
@@ -108,7 +118,10 @@ static int take(int socket)
 	char byte;
 	struct iovec iov = { .iov_base = &byte, .iov_len = 1 };
 	struct msghdr message = {
-		.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control),
+		.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = &control,
+		.msg_controllen = sizeof(control),
 	};
 	int fd;
 
@@ -120,7 +133,8 @@ static int take(int socket)
 
 static void be_hmmd(const char *socket, int driver)
 {
-	void *page = mmap(NULL, LENGTH, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	void *page = mmap(NULL, LENGTH, PROT_READ | PROT_WRITE,
+			  MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 	struct holder *holder = new_holder(socket);
 	int fds[3];
 
@@ -167,7 +181,8 @@ int main(int argc, char **argv)
 	check(holder_take(holder, address, fds, 3) == 3);
 	check(ioctl(fds[HOLDER_GROUP], VFIO_GROUP_GET_STATUS, &status) == 0);
 	check(status.flags & VFIO_GROUP_FLAGS_CONTAINER_SET);
-	page = mmap(NULL, LENGTH, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	page = mmap(NULL, LENGTH, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE,
+		    -1, 0);
 	/* Nothing is there any more: EEXIST would say otherwise. */
 	check(map(fds[HOLDER_CONTAINER], page) == 0);
 	check(kernel->vfio_master(fds[HOLDER_DEVICE], true) == 0);

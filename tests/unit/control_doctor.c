@@ -118,15 +118,19 @@ static void make_machine(void)
 
 static void examine(void)
 {
-	exam = (struct examination){ .root = root, .out = findings, .max = 16, .totals.pool_bytes = 64 << 20 };
+	exam = (struct examination){
+		.root = root, .out = findings, .max = 16, .totals.pool_bytes = 64 << 20,
+	};
 	memset(findings, 0, sizeof(findings));
 	doctor_cards(&exam);
 	for (unsigned int i = 0; i < exam.count; i++) {
 		cr_expect(ne(chr, findings[i].text[0], '\0'));
 		cr_expect(ne(chr, findings[i].fix[0], '\0'), "%s", findings[i].name);
 		/* Nothing was cut. */
-		cr_expect(lt(sz, strlen(findings[i].text), sizeof(findings[i].text) - 1), "%s", findings[i].text);
-		cr_expect(lt(sz, strlen(findings[i].fix), sizeof(findings[i].fix) - 1), "%s", findings[i].fix);
+		cr_expect(lt(sz, strlen(findings[i].text), sizeof(findings[i].text) - 1), "%s",
+			  findings[i].text);
+		cr_expect(lt(sz, strlen(findings[i].fix), sizeof(findings[i].fix) - 1), "%s",
+			  findings[i].fix);
 	}
 }
 
@@ -138,12 +142,14 @@ static void expect(const char *name, uint32_t severity, const char *text)
 	for (unsigned int i = 0; i < exam.count; i++) {
 		if (strcmp(findings[i].name, name) || !strstr(findings[i].text, text))
 			continue;
-		cr_expect(eq(u32, findings[i].severity, severity), "%s: %s", name, findings[i].text);
+		cr_expect(eq(u32, findings[i].severity, severity), "%s: %s", name,
+			  findings[i].text);
 		n++;
 	}
 	if (n != 1)
 		for (unsigned int i = 0; i < exam.count; i++)
-			fprintf(stderr, "%u %s: %s\n", findings[i].severity, findings[i].name, findings[i].text);
+			fprintf(stderr, "%u %s: %s\n", findings[i].severity, findings[i].name,
+				findings[i].text);
 	cr_expect(eq(u32, n, 1), "%s: %s", name, text);
 }
 
@@ -242,10 +248,10 @@ Test(doctor, addresses)
 	} rows[] = {
 		{ "1c0000c40660462\n", "addresses of 39 bits" },	/* a laptop's graphics */
 		{ "d2008c40660462\n", "addresses of 39 bits" },
-		{ "d2008c40690462\n", "addresses of 42 bits" },		/* tables of 48, but not all of it */
-		{ "d2008c222f0686\n", NULL },				/* QEMU's, aw-bits=48 */
-		{ "8d2078c106f0466\n", NULL },				/* a server's */
-		{ "d2008c22260206\n", "addresses of 39 bits" },		/* QEMU's, as it comes */
+		{ "d2008c40690462\n", "addresses of 42 bits" },	/* tables of 48, but not all */
+		{ "d2008c222f0686\n", NULL },			/* QEMU's, aw-bits=48 */
+		{ "8d2078c106f0466\n", NULL },			/* a server's */
+		{ "d2008c22260206\n", "addresses of 39 bits" },	/* QEMU's, as it comes */
 	};
 
 	make_machine();
@@ -258,7 +264,8 @@ Test(doctor, addresses)
 			expect("card " CARD, DOCTOR_WARNING, rows[i].said);
 		else
 			for (unsigned int k = 0; k < exam.count; k++)
-				cr_expect(eq(ptr, strstr(findings[k].text, "addresses of"), NULL), "%s", rows[i].capability);
+				cr_expect(eq(ptr, strstr(findings[k].text, "addresses of"), NULL),
+					  "%s", rows[i].capability);
 	}
 }
 
@@ -272,7 +279,8 @@ Test(doctor, memory_that_may_be_pinned)
 	cr_expect(eq(u32, exam.count, 0), "no card, nothing to pin");
 	add_device(CARD, "vfio-pci", "0x030000\n");
 	examine();
-	expect("pinned memory", DOCTOR_WARNING, "hmmd may pin 8192 KiB for cards, and devices may have 65536 KiB");
+	expect("pinned memory", DOCTOR_WARNING,
+	       "hmmd may pin 8192 KiB for cards, and devices may have 65536 KiB");
 	put("Name:\thmmd\nCapEff:\t000001ffffffffff\n", "proc/self/status");
 	examine();
 	cr_expect(eq(u32, exam.count, 1), "root's limit is none");

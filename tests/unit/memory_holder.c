@@ -257,7 +257,8 @@ Test(holder, lives_with_the_cards)
 	process = open_process(holder_pid(holder));
 	cr_assert(eq(int, holder_drop(holder, "a"), 0));
 	expect_end(process);
-	cr_expect(eq(u32, look(&a, HOLDER_CONTAINER).calls, 0), "a card that is given up is its user's");
+	cr_expect(eq(u32, look(&a, HOLDER_CONTAINER).calls, 0),
+		  "a card that is given up is its user's");
 	holder_free(holder);
 	close_card(&a);
 	close_card(&b);
@@ -372,7 +373,8 @@ Test(holder, the_next_hmmd_has_the_same)
 	int process, fds[HOLDER_FDS];
 	pid_t hmmd = start_hmmd(cards, 3, 0, &process);
 
-	cr_expect(eq(u32, look(&cards[0], HOLDER_CONTAINER).calls, 0), "a card at work is left alone");
+	cr_expect(eq(u32, look(&cards[0], HOLDER_CONTAINER).calls, 0),
+		  "a card at work is left alone");
 	kill_hmmd(hmmd);
 	/* No wait: whoever is let in finds it done. */
 	holder = new_holder(0);
@@ -387,7 +389,8 @@ Test(holder, the_next_hmmd_has_the_same)
 		cr_expect(eq(str, (char *)holder_name(holder, i), name));
 		cr_assert(eq(int, holder_take(holder, name, fds, HOLDER_FDS), 3));
 		for (unsigned int k = 0; k < 3; k++) {
-			cr_expect(same_file(fds[k], cards[i].fds[k]), "card %u, descriptor %u", i, k);
+			cr_expect(same_file(fds[k], cards[i].fds[k]), "card %u, descriptor %u", i,
+				  k);
 			cr_expect(ne(int, fcntl(fds[k], F_GETFD) & FD_CLOEXEC, 0));
 			close(fds[k]);
 		}
@@ -453,7 +456,8 @@ Test(holder, a_start_that_fails_leaves_it_waiting)
 Test(holder, gaps_and_more_descriptors)
 {
 	struct card card = make_card();
-	int fds[HOLDER_FDS] = { card.fds[0], -1, -1, card.fds[1], -1, card.fds[2], -1, card.fds[0] };
+	int fds[HOLDER_FDS] = { card.fds[0], -1, -1, card.fds[1], -1, card.fds[2], -1,
+				card.fds[0] };
 	struct holder *holder = new_holder(0);
 	int process, taken[HOLDER_FDS];
 
@@ -488,7 +492,8 @@ Test(holder, a_second_hmmd_is_refused)
 	pid_t hmmd = start_hmmd(&card, 1, 0, &process);
 
 	cr_expect(eq(int, holder_new(&options, &holder), -EBUSY));
-	cr_expect(eq(u32, look(&card, HOLDER_CONTAINER).calls, 0), "the first has its cards undisturbed");
+	cr_expect(eq(u32, look(&card, HOLDER_CONTAINER).calls, 0),
+		  "the first has its cards undisturbed");
 	kill_hmmd(hmmd);
 	hmmd = start_hmmd(NULL, 0, 0, &again);
 	close(again);
@@ -596,7 +601,8 @@ Test(holder, one_that_is_killed_is_replaced)
 	keep(holder, "b", &b);
 	cr_expect(ne(int, holder_pid(holder), first));
 	process = open_process(holder_pid(holder));
-	cr_expect(eq(u32, look(&a, HOLDER_CONTAINER).calls, 0), "hmmd lives, and so do its mappings");
+	cr_expect(eq(u32, look(&a, HOLDER_CONTAINER).calls, 0),
+		  "hmmd lives, and so do its mappings");
 	holder_leave(holder);
 	holder = new_holder(0);
 	cr_expect(eq(str, (char *)holder_name(holder, 0), "a"));
@@ -616,7 +622,8 @@ Test(holder, bad_input)
 	int process;
 
 	cr_expect(eq(int, holder_keep(holder, "", card.fds, 3), -EINVAL));
-	cr_expect(eq(int, holder_keep(holder, "0000:00:00.0-0000:00:00.0-0000:00", card.fds, 3), -EINVAL));
+	cr_expect(eq(int, holder_keep(holder, "0000:00:00.0-0000:00:00.0-0000:00", card.fds, 3),
+		     -EINVAL));
 	cr_expect(eq(int, holder_keep(holder, "a", card.fds, 0), -EINVAL));
 	cr_expect(eq(int, holder_keep(holder, "a", many, HOLDER_FDS + 1), -EINVAL));
 	cr_expect(eq(int, holder_keep(holder, "a", none, 3), -EINVAL), "no container");
