@@ -24,6 +24,7 @@
 #include "daemon/config.h"
 #include "daemon/control/server.h"
 #include "daemon/log.h"
+#include "daemon/memory/holder.h"
 #include "frame.h"
 
 #define SOCKET_DEFAULT "/run/hmmd/hmmd.sock"
@@ -302,6 +303,8 @@ int main(int argc, char **argv)
 	struct config config;
 	int r;
 
+	if (argc > 1 && !strcmp(argv[1], HOLDER_ARGUMENT))
+		return holder_main(argc, argv);
 	fill_standard_fds();
 	umask(0077);
 	r = parse_command(&command, argc, argv);

@@ -36,12 +36,20 @@ _hmmctl() {
 	--churn | --interval | --device-memory) return ;;
 	*)
 		case $command in
-		'') options='status features doctor clients mirrors map advice pools stats migrate drain watch run help
+		'') options='status features doctor clients mirrors map advice pools stats migrate drain watch run device help
 			--socket --json --help --version' ;;
-		help) options='status features doctor clients mirrors map advice pools stats migrate drain watch run' ;;
+		help) options='status features doctor clients mirrors map advice pools stats migrate drain watch run device' ;;
 		clients | watch) options='--pid --owner --json' ;;
 		mirrors | map | advice | stats | drain) options='--pid --owner --mirror --device --json' ;;
 		migrate) options='--to --populate --pid --owner --mirror --device --json' ;;
+		device)
+			options='bind unbind --dry-run --force --json'
+			[[ " ${COMP_WORDS[*]:1:COMP_CWORD-1} " != *bind\ * ]] || options="$(ls /sys/bus/pci/devices 2>/dev/null) --dry-run --force --json"
+			# An address has colons, at which readline divides words.
+			mapfile -t COMPREPLY < <(compgen -W "$options" -- "$current")
+			declare -F __ltrim_colon_completions >/dev/null && __ltrim_colon_completions "$current"
+			return
+			;;
 		run) options='--churn --interval --device-memory --private --verbose --' ;;
 		*) options='--json' ;;
 		esac

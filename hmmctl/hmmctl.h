@@ -26,6 +26,8 @@ enum status {
 	STATUS_PARTIAL = 6,	/* some of it was done */
 };
 
+#define MOST_WORDS	33	/* behind a command: a verb and so many devices as a group can have functions */
+
 struct context {
 	struct link link;
 	bool json;
@@ -42,7 +44,12 @@ struct context {
 	unsigned int interval_ms;
 	bool private_daemon;
 
+	bool dry_run;
+	bool force;
+
 	char **program;		/* run: the command line, NULL at its end */
+	const char *words[MOST_WORDS];	/* what is neither option nor address */
+	unsigned int n_words;
 };
 
 /* Which options a command takes, beside --socket, --json and --help. */
@@ -51,7 +58,8 @@ struct context {
 #define TAKES_RANGES	(1U << 2)	/* START-END, START+LENGTH */
 #define TAKES_TARGET	(1U << 3)
 #define TAKES_PROGRAM	(1U << 4)
-#define TAKES_NO_LINK	(1U << 5)	/* the command connects by itself */
+#define TAKES_NO_LINK	(1U << 5)	/* the command connects by itself, or needs no hmmd */
+#define TAKES_CARDS	(1U << 6)	/* words, --dry-run, --force */
 
 struct command {
 	const char *name;
@@ -75,6 +83,7 @@ int command_migrate(struct context *context);
 int command_drain(struct context *context);
 int command_watch(struct context *context);
 int command_run(struct context *context);
+int command_device(struct context *context);
 
 /* Says what the link could not do and what to try next. Return: the exit status that fits. */
 int report_link_error(const struct link *link);

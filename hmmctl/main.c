@@ -61,6 +61,12 @@ static const struct command commands[] = {
 	  "  --private             with an hmmd of its own, for this program alone\n"
 	  "  --verbose             say on stderr what was moved\n",
 	  TAKES_PROGRAM | TAKES_NO_LINK, command_run },
+	{ "device", "bind|unbind ADDRESS...", "give PCI devices to vfio-pci, and back",
+	  "hmmd drives a PCI device through VFIO, behind the IOMMU; for that it must be with vfio-pci.\n"
+	  "unbind gives it back to the driver that it had. Needs no hmmd.\n"
+	  "  --dry-run  print each write that would be done, and do none\n"
+	  "  --force    bind also what is mounted, or a network interface that is up\n",
+	  TAKES_CARDS | TAKES_NO_LINK, command_device },
 };
 
 enum {
@@ -75,6 +81,8 @@ enum {
 	OPTION_DEVICE_MEMORY,
 	OPTION_PRIVATE,
 	OPTION_VERBOSE,
+	OPTION_DRY_RUN,
+	OPTION_FORCE,
 	OPTION_SOCKET,
 	OPTION_HELP,
 	OPTION_VERSION,
@@ -92,6 +100,8 @@ static const struct option option_names[] = {
 	{ "device-memory", required_argument, NULL, OPTION_DEVICE_MEMORY },
 	{ "private", no_argument, NULL, OPTION_PRIVATE },
 	{ "verbose", no_argument, NULL, OPTION_VERBOSE },
+	{ "dry-run", no_argument, NULL, OPTION_DRY_RUN },
+	{ "force", no_argument, NULL, OPTION_FORCE },
 	{ "socket", required_argument, NULL, OPTION_SOCKET },
 	{ "json", no_argument, NULL, 'j' },
 	{ "help", no_argument, NULL, OPTION_HELP },
@@ -118,6 +128,9 @@ static unsigned int needed_for(int option)
 	case OPTION_PRIVATE:
 	case OPTION_VERBOSE:
 		return TAKES_PROGRAM;
+	case OPTION_DRY_RUN:
+	case OPTION_FORCE:
+		return TAKES_CARDS;
 	default:
 		return 0;
 	}
@@ -229,6 +242,12 @@ static bool set_option(struct context *context, int option, const char *text)
 	case OPTION_VERBOSE:
 		context->verbose = true;
 		return true;
+	case OPTION_DRY_RUN:
+		context->dry_run = true;
+		return true;
+	case OPTION_FORCE:
+		context->force = true;
+		return true;
 	case 'j':
 		context->json = true;
 		return true;
@@ -309,9 +328,7 @@ static int execute(struct context *context, const struct request *request)
 
 	if (request->socket)
 		setenv("HMM_SOCKET", request->socket, 1);
-	if (request->command->takes & TAKES_NO_LINK)
-		return request->command->run(context);
-	if (link_open(&context->link, NULL))
+	if (!(request->command->takes & TAKES_NO_LINK) && link_open(&context->link, NULL))
 		return report_link_error(&context->link);
 	ret = request->command->run(context);
 	link_close(&context->link);
@@ -322,6 +339,16 @@ static int execute(struct context *context, const struct request *request)
 	return ret;
 }
 
+static bool add_word(struct context *context, const char *word)
+{
+	if (context->n_words == MOST_WORDS) {
+		fprintf(stderr, "hmmctl: too many words: '%s'\n", word);
+		return false;
+	}
+	context->words[context->n_words++] = word;
+	return true;
+}
+
 /* Options and addresses behind the command, in any order. */
 static int read_rest(struct context *context, struct request *request, int argc, char **argv)
 {
@@ -329,6 +356,11 @@ static int read_rest(struct context *context, struct request *request, int argc,
 		if (optind == argc || request->command->takes & TAKES_PROGRAM) {
 			context->program = argv + optind;
 			return STATUS_OK;
+		}
+		if (request->command->takes & TAKES_CARDS) {
+			if (!add_word(context, argv[optind++]))
+				return STATUS_USAGE;
+			continue;
 		}
 		if (!(request->command->takes & TAKES_RANGES))
 			return usage("what is '%s'? This command takes no addresses", argv[optind]);

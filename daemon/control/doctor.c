@@ -21,22 +21,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "daemon/control/admin.h"
+#include "daemon/control/doctor.h"
 #include "daemon/control/peer.h"
 #include "daemon/control/server.h"
 
-struct examination {
-	struct server *server;
-	uint64_t features;
-	struct hmm_msg_status_reply totals;
-	struct hmm_record_finding *out;
-	unsigned int count, max;
-};
-
-__attribute__((format(printf, 6, 7))) static void find(struct examination *exam,
-						       enum doctor_severity severity,
-						       uint64_t feature, const char *name,
-						       const char *fix, const char *format, ...)
+void doctor_find(struct examination *exam, enum doctor_severity severity, uint64_t feature, const char *name,
+		 const char *fix, const char *format, ...)
 {
 	struct hmm_record_finding *finding;
 	char text[sizeof(finding->text)];
@@ -56,8 +46,7 @@ __attribute__((format(printf, 6, 7))) static void find(struct examination *exam,
 	HMM_MSG_TEXT(finding->fix, fix);
 }
 
-/* A small file as text. False when it cannot be read. */
-static bool read_text(const char *path, char *out, size_t room)
+bool doctor_read(const char *path, char *out, size_t room)
 {
 	int fd = open(path, O_RDONLY | O_CLOEXEC);
 	ssize_t n;
@@ -76,7 +65,7 @@ static bool read_number(const char *path, uint64_t *value)
 {
 	char text[64], *end;
 
-	if (!read_text(path, text, sizeof(text)))
+	if (!doctor_read(path, text, sizeof(text)))
 		return false;
 	errno = 0;
 	*value = strtoull(text, &end, 10);
@@ -88,7 +77,7 @@ static bool read_field(const char *path, const char *key, uint64_t *bytes)
 {
 	char text[8192], *at;
 
-	if (!read_text(path, text, sizeof(text)))
+	if (!doctor_read(path, text, sizeof(text)))
 		return false;
 	at = strstr(text, key);
 	if (!at)
@@ -116,17 +105,17 @@ static void check_userfaultfd(struct examination *exam)
 	if (unprivileged)
 		return;
 	if (access(device, F_OK) < 0)
-		find(exam, DOCTOR_ERROR, 0, "userfaultfd",
+		doctor_find(exam, DOCTOR_ERROR, 0, "userfaultfd",
 		     "sysctl vm.unprivileged_userfaultfd=1, or a kernel of 6.1 or later with /dev/userfaultfd",
 		     "%s does not exist and unprivileged processes may not use userfaultfd: only root's can be mirrored",
 		     device);
 	else if (privileged)
-		find(exam, DOCTOR_ERROR, 0, "userfaultfd",
+		doctor_find(exam, DOCTOR_ERROR, 0, "userfaultfd",
 		     "allow the device in hmmd's service or container (DeviceAllow=/dev/userfaultfd)",
 		     "%s cannot be opened although hmmd is root: its service or container forbids it",
 		     device);
 	else
-		find(exam, DOCTOR_WARNING, HMM_FEATURE_USER_MODE, "userfaultfd",
+		doctor_find(exam, DOCTOR_WARNING, HMM_FEATURE_USER_MODE, "userfaultfd",
 		     "sysctl vm.unprivileged_userfaultfd=1, or give yourself access to /dev/userfaultfd",
 		     "without access to %s a system call on a page that is on a device fails with EFAULT",
 		     device);
@@ -136,7 +125,7 @@ static void check_tier(struct examination *exam)
 {
 	if (exam->features & HMM_FEATURE_MOVE)
 		return;
-	find(exam, DOCTOR_WARNING, HMM_FEATURE_MOVE, "move",
+	doctor_find(exam, DOCTOR_WARNING, HMM_FEATURE_MOVE, "move",
 	     exam->server->config.move ? "Linux 6.8 or later" : "remove 'move = no' or --no-move",
 	     "%s", engine_feature_reason(exam->server->engine, HMM_FEATURE_MOVE));
 }
@@ -145,7 +134,7 @@ static void check_fork(struct examination *exam)
 {
 	if (exam->features & HMM_FEATURE_EVENT_FORK)
 		return;
-	find(exam, DOCTOR_WARNING, HMM_FEATURE_EVENT_FORK, "fork",
+	doctor_find(exam, DOCTOR_WARNING, HMM_FEATURE_EVENT_FORK, "fork",
 	     "run hmmd as a system service, with CAP_SYS_PTRACE",
 	     "%s", engine_feature_reason(exam->server->engine, HMM_FEATURE_EVENT_FORK));
 }
@@ -170,7 +159,7 @@ static void check_kernel_features(struct examination *exam)
 
 	for (i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
 		if (!(exam->features & rows[i].feature))
-			find(exam, DOCTOR_NOTE, rows[i].feature, rows[i].name, rows[i].fix,
+			doctor_find(exam, DOCTOR_NOTE, rows[i].feature, rows[i].name, rows[i].fix,
 			     "off: %s",
 			     engine_feature_reason(exam->server->engine, rows[i].feature));
 	}
@@ -183,7 +172,7 @@ static void check_tracking(struct examination *exam)
 
 	if (exam->features & engines)
 		return;
-	find(exam, DOCTOR_WARNING, 0, "tracking",
+	doctor_find(exam, DOCTOR_WARNING, 0, "tracking",
 	     exam->server->config.tracking ? "tracking = auto in hmmd.conf" : "a kernel with userfaultfd's write protection",
 	     "what programs write can't be tracked: %s",
 	     exam->server->config.tracking ? "the kernel lacks the engine that tracking names (hmmctl features)" :
@@ -198,13 +187,13 @@ static void check_io_uring(struct examination *exam)
 		return;
 	read_number("/proc/sys/kernel/io_uring_disabled", &disabled);
 	if (disabled)
-		find(exam, DOCTOR_NOTE, HMM_FEATURE_IO_URING, "io_uring",
+		doctor_find(exam, DOCTOR_NOTE, HMM_FEATURE_IO_URING, "io_uring",
 		     "sysctl kernel.io_uring_disabled=0",
 		     "kernel.io_uring_disabled is %" PRIu64
 		     ": the engine runs on epoll and serves faults a little slower",
 		     disabled);
 	else
-		find(exam, DOCTOR_NOTE, HMM_FEATURE_IO_URING, "io_uring",
+		doctor_find(exam, DOCTOR_NOTE, HMM_FEATURE_IO_URING, "io_uring",
 		     exam->server->config.io_uring
 			     ? "allow io_uring in hmmd's seccomp filter or container"
 			     : "remove 'io_uring = no' or --no-io-uring",
@@ -218,7 +207,7 @@ static bool is_chosen(const char *path, const char *choice)
 {
 	char text[256];
 
-	return read_text(path, text, sizeof(text)) && strstr(text, choice);
+	return doctor_read(path, text, sizeof(text)) && strstr(text, choice);
 }
 
 static void check_huge_pages(struct examination *exam)
@@ -228,11 +217,11 @@ static void check_huge_pages(struct examination *exam)
 
 	if (exam->server->config.pool_kind == HMM_POOL_KIND_MEMFD_HUGE &&
 	    (is_chosen(shmem, "[never]") || is_chosen(shmem, "[deny]")))
-		find(exam, DOCTOR_WARNING, HMM_FEATURE_HUGE_SHMEM, "shmem_enabled",
+		doctor_find(exam, DOCTOR_WARNING, HMM_FEATURE_HUGE_SHMEM, "shmem_enabled",
 		     "echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled",
 		     "the kernel gives shmem no huge pages: the pool memfd-huge is made of 4 KiB pages");
 	if (is_chosen(anonymous, "[never]"))
-		find(exam, DOCTOR_NOTE, 0, "transparent_hugepage",
+		doctor_find(exam, DOCTOR_NOTE, 0, "transparent_hugepage",
 		     "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled",
 		     "the kernel gives programs no huge pages: every page migrates as 4 KiB");
 }
@@ -250,7 +239,7 @@ static void check_hugetlb(struct examination *exam)
 		return;
 	snprintf(fix, sizeof(fix), "sysctl vm.nr_hugepages=%" PRIu64 ", or a smaller pool",
 		 pool_bytes(exam) >> 21);
-	find(exam, free_pages ? DOCTOR_WARNING : DOCTOR_ERROR, HMM_FEATURE_HUGETLB, "hugepages",
+	doctor_find(exam, free_pages ? DOCTOR_WARNING : DOCTOR_ERROR, HMM_FEATURE_HUGETLB, "hugepages",
 	     fix,
 	     "the hugetlb pool wants %" PRIu64 " more huge pages of 2 MiB and %" PRIu64 " are free",
 	     wanted >> 21, free_pages);
@@ -263,7 +252,7 @@ static void check_pool_size(struct examination *exam)
 	if (exam->server->config.pool_kind == HMM_POOL_KIND_HUGETLB)
 		return;
 	if (read_field("/proc/meminfo", "MemTotal:", &total) && pool_bytes(exam) > total)
-		find(exam, DOCTOR_WARNING, 0, "pool", "a smaller 'size' in [pool]",
+		doctor_find(exam, DOCTOR_WARNING, 0, "pool", "a smaller 'size' in [pool]",
 		     "the pool may grow to %" PRIu64 " MiB, and the machine has %" PRIu64 " MiB",
 		     pool_bytes(exam) >> 20, total >> 20);
 }
@@ -274,7 +263,7 @@ static bool cgroup_limit(uint64_t *limit, char *where, size_t room)
 	char text[1024], path[1200], *group, *slash;
 	uint64_t value;
 
-	if (!read_text("/proc/self/cgroup", text, sizeof(text)))
+	if (!doctor_read("/proc/self/cgroup", text, sizeof(text)))
 		return false;
 	group = strstr(text, "0::");
 	if (!group)
@@ -305,7 +294,7 @@ static void check_cgroup(struct examination *exam)
 	if (exam->server->config.pool_kind == HMM_POOL_KIND_HUGETLB)
 		return;
 	if (cgroup_limit(&limit, where, sizeof(where)) && limit < pool_bytes(exam))
-		find(exam, DOCTOR_WARNING, 0, "cgroup",
+		doctor_find(exam, DOCTOR_WARNING, 0, "cgroup",
 		     "raise MemoryMax of hmmd's service, or a smaller 'size' in [pool]",
 		     "memory.max of %s is %" PRIu64 " MiB, less than the pool's %" PRIu64
 		     " MiB: a full pool gets hmmd killed",
@@ -319,7 +308,7 @@ static void check_map_count(struct examination *exam)
 	uint64_t count;
 
 	if (read_number("/proc/sys/vm/max_map_count", &count) && count < 262144)
-		find(exam, DOCTOR_NOTE, 0, "max_map_count", "sysctl vm.max_map_count=1048576",
+		doctor_find(exam, DOCTOR_NOTE, 0, "max_map_count", "sysctl vm.max_map_count=1048576",
 		     "vm.max_map_count is %" PRIu64
 		     ": mirrored ranges split mappings, and a large program may run out of them",
 		     count);
@@ -330,17 +319,17 @@ static void check_limits(struct examination *exam)
 	struct rlimit limit;
 
 	if (!getrlimit(RLIMIT_NOFILE, &limit) && limit.rlim_cur < 4096)
-		find(exam, DOCTOR_WARNING, 0, "nofile",
+		doctor_find(exam, DOCTOR_WARNING, 0, "nofile",
 		     "LimitNOFILE=1048576 in hmmd's service, or ulimit -n before hmmd",
 		     "hmmd may have %llu descriptors; each mirrored process takes 10 and one per GiB on a device",
 		     (unsigned long long)limit.rlim_cur);
 	if (!getrlimit(RLIMIT_FSIZE, &limit) && limit.rlim_cur != RLIM_INFINITY)
-		find(exam, DOCTOR_ERROR, 0, "fsize",
+		doctor_find(exam, DOCTOR_ERROR, 0, "fsize",
 		     "ulimit -f unlimited before hmmd, or no LimitFSIZE in its service",
 		     "files may be %llu MiB long: the sparse tables of a mirror are longer, and no process can be mirrored",
 		     (unsigned long long)limit.rlim_cur >> 20);
 	if (!getrlimit(RLIMIT_AS, &limit) && limit.rlim_cur != RLIM_INFINITY)
-		find(exam, DOCTOR_ERROR, 0, "address_space",
+		doctor_find(exam, DOCTOR_ERROR, 0, "address_space",
 		     "ulimit -v unlimited before hmmd, or no LimitAS in its service",
 		     "hmmd may map %llu MiB: it maps sparse tables of terabytes",
 		     (unsigned long long)limit.rlim_cur >> 20);
@@ -353,7 +342,7 @@ static bool locked_limit(pid_t pid, uint64_t *limit)
 	char path[64], text[4096], *at;
 
 	snprintf(path, sizeof(path), "/proc/%d/limits", pid);
-	if (!read_text(path, text, sizeof(text)))
+	if (!doctor_read(path, text, sizeof(text)))
 		return false;
 	at = strstr(text, key);
 	if (!at)
@@ -377,7 +366,7 @@ static void check_locked(struct examination *exam)
 		    !locked_limit(owner->pid, &limit))
 			continue;
 		if (limit != UINT64_MAX && limit < locked + (8U << 20))
-			find(exam, DOCTOR_NOTE, 0, "memlock",
+			doctor_find(exam, DOCTOR_NOTE, 0, "memlock",
 			     "ulimit -l unlimited before the program",
 			     "owner %u (pid %d) has %" PRIu64 " KiB locked of %" PRIu64
 			     ": no room to lock a staging slot, "
@@ -403,7 +392,7 @@ static void check_group(struct examination *exam)
 		return;
 	snprintf(fix, sizeof(fix), "groupadd --system %s; usermod -aG %s USER; restart hmmd",
 		 config->group, config->group);
-	find(exam, DOCTOR_WARNING, 0, "group", fix,
+	doctor_find(exam, DOCTOR_WARNING, 0, "group", fix,
 	     "there was no group '%s' when hmmd started: only root can connect", config->group);
 }
 
@@ -411,7 +400,7 @@ static void check_user_mode(struct examination *exam)
 {
 	if (!exam->server->config.user)
 		return;
-	find(exam, DOCTOR_NOTE, HMM_FEATURE_USER_MODE, "user mode", "run hmmd as a system service",
+	doctor_find(exam, DOCTOR_NOTE, HMM_FEATURE_USER_MODE, "user mode", "run hmmd as a system service",
 	     "hmmd --user serves uid %u alone, within that user's own limits", geteuid());
 }
 
@@ -420,10 +409,11 @@ unsigned int doctor_examine(struct server *server, struct hmm_record_finding *ou
 	static void (*const checks[])(struct examination *exam) = {
 		check_userfaultfd, check_tier, check_fork, check_tracking, check_io_uring, check_kernel_features,
 		check_huge_pages, check_hugetlb, check_pool_size, check_cgroup, check_map_count,
-		check_limits, check_locked, check_group, check_user_mode,
+		check_limits, check_locked, doctor_cards, check_group, check_user_mode,
 	};
 	struct examination exam = {
 		.server = server,
+		.root = "",
 		.features = engine_features(server->engine),
 		.out = out,
 		.max = max,

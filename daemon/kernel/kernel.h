@@ -84,6 +84,11 @@ struct kernel_ops {
 	int (*collapse)(int pidfd, uint64_t start, size_t length);
 	/* Whether ksmd merges pages at present. */
 	bool (*merging)(void);
+
+	/* Of a VFIO container: nothing is mapped for its cards from now on. */
+	int (*vfio_unmap_all)(int container);
+	/* Of a VFIO device on PCI: whether it may start transfers. */
+	int (*vfio_master)(int device, bool on);
 };
 
 extern const struct kernel_ops kernel_real;

@@ -17,5 +17,7 @@ int kernel_memfd_new(const char *name, uint64_t size, unsigned int flags);
 int kernel_punch(int fd, uint64_t offset, uint64_t length);
 bool kernel_merging(void);
 int kernel_collapse(int pidfd, uint64_t start, size_t length);
+int kernel_vfio_unmap_all(int container);
+int kernel_vfio_master(int device, bool on);
 
 #endif

@@ -158,6 +158,8 @@ const struct kernel_ops kernel_real = {
 	.punch = kernel_punch,
 	.collapse = kernel_collapse,
 	.merging = kernel_merging,
+	.vfio_unmap_all = kernel_vfio_unmap_all,
+	.vfio_master = kernel_vfio_master,
 };
 
 const struct kernel_ops *kernel = &kernel_real;

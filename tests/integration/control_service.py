@@ -57,6 +57,12 @@ class CommandLine(Service):
                 self.assertEqual(status, 2)
                 self.assertIn(text, errors)
 
+    def test_the_holder_is_not_for_people(self):
+        for words in ([], ["60000", os.path.join(self.folder, "none.holder")]):
+            status, output, errors = self.run_hmmd("--holder", *words)
+            self.assertEqual((status, output), (2, ""))
+            self.assertIn("--holder is what hmmd starts by itself", errors)
+
     def test_check_config(self):
         good = self.write("good.conf", "[pool]\nsize = 1G\n")
         self.assertEqual(self.run_hmmd("--config", good, "--check-config"), (0, f"{good}: good\n", ""))
@@ -358,6 +364,10 @@ class Lists(Service):
         self.assertIn("--no-io-uring", found["io_uring"][2])
         with open("/proc/sys/vm/max_map_count") as file:
             self.assertEqual("max_map_count" in found, int(file.read()) < 262144)
+        cards = [name for name in found if name.startswith("card ")]
+        self.assertEqual("iommu" in found, not os.path.isdir("/sys/class/iommu") or not os.listdir("/sys/class/iommu"))
+        if "iommu" in found and not cards:
+            self.assertEqual(found["iommu"][0], 1, "who has no card misses nothing")
 
     def test_forks_that_are_not_seen(self):
         """Without CAP_SYS_PTRACE a child may read zeros and never know: hmmd says so at once, and whenever it is asked."""
