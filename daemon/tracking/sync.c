@@ -206,8 +206,9 @@ static int gather(struct sync *sync, struct ground *ground, uint32_t *run, uint3
 		if (first < ground->start || first >= ground->end) {
 			int r = find_ground(sync->owner, first, ground);
 
+			/* What was gathered is passed already: it is given, and this comes up again. */
 			if (r)
-				return r;
+				return *runs ? 0 : r;
 		}
 		while (stop < sync->at && stop < ground->end && pages + n < HMM_BLOCK_PAGES && bit_of(sync, sync->bits, stop) &&
 		       bit_of(sync, sync->presumed, stop) == presumed) {
@@ -444,6 +445,7 @@ static void finish(struct sync *sync)
 		letter_fail(sync->letter, sync->error, "the copy could not be written: %s", strerror(-sync->error));
 	worker_reply(owner->worker, sync->letter);
 	track->mirror->migrations--;
+	owner->jobs--;
 	if (!--track->users && track->dropped) {
 		TAILQ_REMOVE(&owner->tracker->leaving, track, link);
 		copies_end(track);
@@ -524,7 +526,8 @@ int sync_begin(struct owner *owner, struct letter *letter, struct track *track)
 	sync->from = sync->next = sync->at = message->addr;
 	sync->end = message->addr + message->length;
 	track->users++;
-	track->mirror->migrations++;	/* it stays while this runs */
+	track->mirror->migrations++;	/* it stays while this runs, */
+	owner->jobs++;			/* and so does the owner: orders of this are in no list */
 	go_on(sync);
 	return 0;
 }
