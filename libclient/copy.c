@@ -5,7 +5,8 @@
  *
  * Happy path: pagemap says what is there of each run; that is read from this process's own
  * addresses into the shadow's mapping, many runs in one system call; where nothing is, the shadow gets
- * a hole. No page is touched by a pointer, and none that is absent but where a file may have it.
+ * a hole. The owner's pages are never touched by a pointer, and absent ones not at all, but where a file may have them, or
+ * they are few and hmmd saw them change: pagemap is not asked for those, and zeros become a hole afterwards.
  *
  * process_vm_readv() takes one call for an order's scattered pages. Where it stops, or a filter of system calls
  * forbids it, the page in question is written by pwrite(), which tells a page that can't be read from a
@@ -21,6 +22,9 @@
 
 #include "agent.h"
 
+/* So few pages are rather read than asked for, if they were seen being written: asking takes longer than copying. */
+#define FEW 16U
+
 struct copying {
 	struct agent *agent;
 	struct hmm_order *order;
@@ -32,7 +36,7 @@ struct copying {
 
 enum kind {
 	KIND_PRESENT,
-	KIND_ABSENT,			/* swapped; or a mark of hmmd's look in the place of no page */
+	KIND_UNKNOWN,			/* swapped, or a mark of hmmd's look in the place of no page; or it was not asked */
 	KIND_BACKED,			/* by a file, say */
 };
 
@@ -87,14 +91,16 @@ static void copy_page(struct copying *copying, uint64_t address, unsigned int n,
 	}
 }
 
-/* Zeros that were made by reading a mark: the copy need not keep them. */
+static bool is_zero(const char *page)
+{
+	return !*page && !memcmp(page, page + 1, HMM_PAGE_SIZE - 1);
+}
+
+/* Zeros that come of reading where no page was: the copy need not keep them. It has just been filled. */
 static void make_thin(struct copying *copying, uint64_t address, unsigned int n, size_t bytes)
 {
-	char *page = copying->agent->bounce;
-
 	for (size_t done = 0; done < bytes; done += HMM_PAGE_SIZE, address += HMM_PAGE_SIZE, n++) {
-		if (pread(copying->region->fd, page, HMM_PAGE_SIZE, offset_of(copying, address)) != (ssize_t)HMM_PAGE_SIZE ||
-		    *page || memcmp(page, page + 1, HMM_PAGE_SIZE - 1))
+		if (!is_zero(region_at(copying->region, address)))
 			continue;
 		copying->order->moved[n / 64] &= ~(1ULL << (n % 64));
 		make_hole(copying, address, n, 1);
@@ -113,7 +119,7 @@ static void advance(struct copying *copying, unsigned int i, size_t bytes)
 	from->iov_base = (char *)from->iov_base + bytes;
 	to->iov_base = (char *)to->iov_base + bytes;
 	from->iov_len = to->iov_len = from->iov_len - bytes;
-	if (copying->kind[i] == KIND_ABSENT)
+	if (copying->kind[i] == KIND_UNKNOWN)
 		make_thin(copying, address, n, bytes);
 }
 
@@ -178,7 +184,7 @@ static void sort_out(struct copying *copying, uint64_t address, unsigned int n, 
 		for (end = first + 1; end < pages && !((map[end] ^ map[first]) & there); end++)
 			;
 		if (map[first] & there)
-			add(copying, from, n + first, end - first, map[first] & PM_PRESENT ? KIND_PRESENT : KIND_ABSENT);
+			add(copying, from, n + first, end - first, map[first] & PM_PRESENT ? KIND_PRESENT : KIND_UNKNOWN);
 		else
 			make_hole(copying, from, n + first, end - first);
 	}
@@ -198,6 +204,8 @@ static unsigned int take_run(struct copying *copying, uint32_t run, unsigned int
 		make_hole(copying, address, n, pages);
 	else if (run & HMM_RUN_BACKED)
 		add(copying, address, n, pages, KIND_BACKED);
+	else if (run & HMM_RUN_SEEN && pages < FEW)
+		add(copying, address, n, pages, KIND_UNKNOWN);
 	else
 		sort_out(copying, address, n, pages);
 	return n + pages;

@@ -273,6 +273,7 @@ enum hmm_order_state {
 #define HMM_RUN_PAGE(run)	((run) & ((1U << HMM_RUN_PAGE_BITS) - 1))
 #define HMM_RUN_PAGES(run)	(((run) >> HMM_RUN_PAGE_BITS & (HMM_BLOCK_PAGES - 1)) + 1)
 #define HMM_RUN(page, pages)	((uint32_t)(page) | (uint32_t)((pages) - 1) << HMM_RUN_PAGE_BITS)
+#define HMM_RUN_SEEN		(1U << 28)	/* it was written, or discarded: there, most likely */
 #define HMM_RUN_BARRED		(1U << 29)	/* hmmd's own: it may be read one day, as it is */
 #define HMM_RUN_BACKED		(1U << 30)	/* a file's, say: read, whether or not a page is there */
 #define HMM_RUN_ZERO		(1U << 31)	/* it may not be read: zeros, whatever is there */

@@ -46,6 +46,7 @@ struct sync {
 	uint64_t from, at;		/* the piece whose marks were taken: none, if they are equal */
 	uint64_t next;			/* in it: no order was given yet from here on */
 	uint64_t bits[PIECE_PAGES / 64];	/* the marks, from the page at @from on */
+	uint64_t presumed[PIECE_PAGES / 64];	/* of these, what nobody saw being written */
 	unsigned int orders;		/* in the agent's hands */
 	bool listed;			/* the task is in some list, or will be put in one */
 	bool looked;			/* at all of the owner at once */
@@ -166,11 +167,11 @@ static int find_ground(struct owner *owner, uint64_t at, struct ground *ground)
 	return 0;
 }
 
-static bool marked(const struct sync *sync, uint64_t at)
+static bool bit_of(const struct sync *sync, const uint64_t *bits, uint64_t at)
 {
 	uint64_t bit = (at - sync->from) >> HMM_PAGE_SHIFT;
 
-	return sync->bits[bit / 64] >> (bit % 64) & 1;
+	return bits[bit / 64] >> (bit % 64) & 1;
 }
 
 /* The next marked page at or after @at, or the end of the piece. */
@@ -199,18 +200,23 @@ static int gather(struct sync *sync, struct ground *ground, uint32_t *run, uint3
 	sync->next = next_marked(sync, sync->next);
 	while (sync->next < sync->at && *runs < HMM_ORDER_RUNS && pages < HMM_BLOCK_PAGES) {
 		uint64_t first = sync->next, stop = first, n = 0;
+		bool presumed = bit_of(sync, sync->presumed, first);
+		uint32_t flags;
 
 		if (first < ground->start || first >= ground->end) {
 			int r = find_ground(sync->owner, first, ground);
 
+			/* What was gathered is passed already: it is given, and this comes up again. */
 			if (r)
-				return r;
+				return *runs ? 0 : r;
 		}
-		while (stop < sync->at && stop < ground->end && pages + n < HMM_BLOCK_PAGES && marked(sync, stop)) {
+		while (stop < sync->at && stop < ground->end && pages + n < HMM_BLOCK_PAGES && bit_of(sync, sync->bits, stop) &&
+		       bit_of(sync, sync->presumed, stop) == presumed) {
 			stop += HMM_PAGE_SIZE;
 			n++;
 		}
-		run[(*runs)++] = HMM_RUN((first & (HMM_REGION_SIZE - 1)) >> HMM_PAGE_SHIFT, n) | ground->flags;
+		flags = ground->flags || presumed ? ground->flags : HMM_RUN_SEEN;
+		run[(*runs)++] = HMM_RUN((first & (HMM_REGION_SIZE - 1)) >> HMM_PAGE_SHIFT, n) | flags;
 		pages += n;
 		sync->next = next_marked(sync, stop);
 	}
@@ -388,6 +394,8 @@ static int take_piece(struct sync *sync)
 	/* One look was at all of the owner: it is stopped once for it. */
 	sync->looked = tracker->ops->whole;
 	memset(sync->bits, 0, sizeof(sync->bits));
+	memset(sync->presumed, 0, sizeof(sync->presumed));
+	track_presumed(sync->track, start, stop, sync->presumed);
 	written = track_tell(sync->track, start, stop, true, sync->bits, 0, &presumed);
 	owner_count(owner, COUNTER_TRACK_WRITTEN, written);
 	owner_count(owner, COUNTER_TRACK_PRESUMED, presumed);
@@ -437,6 +445,7 @@ static void finish(struct sync *sync)
 		letter_fail(sync->letter, sync->error, "the copy could not be written: %s", strerror(-sync->error));
 	worker_reply(owner->worker, sync->letter);
 	track->mirror->migrations--;
+	owner->jobs--;
 	if (!--track->users && track->dropped) {
 		TAILQ_REMOVE(&owner->tracker->leaving, track, link);
 		copies_end(track);
@@ -517,7 +526,8 @@ int sync_begin(struct owner *owner, struct letter *letter, struct track *track)
 	sync->from = sync->next = sync->at = message->addr;
 	sync->end = message->addr + message->length;
 	track->users++;
-	track->mirror->migrations++;	/* it stays while this runs */
+	track->mirror->migrations++;	/* it stays while this runs, */
+	owner->jobs++;			/* and so does the owner: orders of this are in no list */
 	go_on(sync);
 	return 0;
 }

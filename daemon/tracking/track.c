@@ -106,6 +106,25 @@ void track_sight(struct tracker *tracker, uint64_t start, uint64_t end, enum sig
 	}
 }
 
+/* @base: where bit 0 of @word would go; what is set lies at or after bit 0 of @bits. */
+static void store_bits(uint64_t *bits, uint64_t word, uint64_t base)
+{
+	for (; word; word &= word - 1) {
+		uint64_t bit = base + (uint64_t)__builtin_ctzll(word);
+
+		bits[bit / 64] |= 1ULL << (bit % 64);
+	}
+}
+
+void track_presumed(const struct track *track, uint64_t start, uint64_t end, uint64_t *bits)
+{
+	uint64_t first = (start - track->start) >> HMM_PAGE_SHIFT;
+	uint64_t last = (end - track->start) >> HMM_PAGE_SHIFT;
+
+	for (uint64_t w = first / 64; w * 64 < last; w++)
+		store_bits(bits, track->written[w] & track->presumed[w] & mask_of(w, first, last), w * 64 - first);
+}
+
 uint64_t track_tell(struct track *track, uint64_t start, uint64_t end, bool clear, uint64_t *bits,
 		    uint64_t at, uint64_t *presumed)
 {
@@ -117,11 +136,7 @@ uint64_t track_tell(struct track *track, uint64_t start, uint64_t end, bool clea
 
 		n += (uint64_t)__builtin_popcountll(found);
 		*presumed += (uint64_t)__builtin_popcountll(track->presumed[w] & found);
-		for (uint64_t rest = found; rest; rest &= rest - 1) {
-			uint64_t bit = at + w * 64 + (uint64_t)__builtin_ctzll(rest) - first;
-
-			bits[bit / 64] |= 1ULL << (bit % 64);
-		}
+		store_bits(bits, found, at + w * 64 - first);
 		if (clear) {
 			track->written[w] &= ~mask;
 			track->presumed[w] &= ~mask;

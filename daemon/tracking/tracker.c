@@ -507,7 +507,8 @@ static int dirty_read(struct owner *owner, struct letter *letter)
 	struct hmm_msg_dirty_read_reply *reply;
 	struct reading *reading;
 
-	if (!track)
+	/* Who took the marks of a copy would leave it behind. */
+	if (!track || track->mirror)
 		return letter_fail(letter, -ENOENT, "no track %u", message->dirty);
 	if (message->addr < track->start || message->addr + message->length > track->end)
 		return letter_fail(letter, -EINVAL, "%#lx to %#lx is not within %#lx to %#lx, which is tracked", message->addr,

@@ -33,6 +33,14 @@ static int fake_look(struct tracker *tracker, uint64_t at, uint64_t end)
 	return look_result;
 }
 
+static bool copied[PAGES];		/* since what_is_mapped_cannot_be_told() began */
+static unsigned int vma_calls, vma_fails;
+
+static int failing_vma(int maps, uint64_t addr, struct kernel_vma *vma)
+{
+	return ++vma_calls == vma_fails ? -EIO : kernel_real.vma_at(maps, addr, vma);
+}
+
 static const struct tracking_ops fake = { .name = "fake", .look = fake_look };
 
 static void declare(struct hmm_attribute *attribute, const void *data)
@@ -112,8 +120,13 @@ static unsigned int work(unsigned int miss)
 
 		cr_assert(eq(u32, order->kind, HMM_ORDER_SYNC));
 		cr_assert(order->addr == ROOM - HMM_REGION_SIZE || order->addr == ROOM);
-		for (uint32_t i = 0; i < order->runs; i++)
+		for (uint32_t i = 0; i < order->runs; i++) {
+			uint64_t first = order->addr + ((uint64_t)HMM_RUN_PAGE(order->run[i]) << HMM_PAGE_SHIFT);
+
 			n += HMM_RUN_PAGES(order->run[i]);
+			for (unsigned int k = 0; k < HMM_RUN_PAGES(order->run[i]); k++)
+				copied[((first - ROOM_START) >> HMM_PAGE_SHIFT) + k] = true;
+		}
 		cr_assert(le(uint, n, HMM_BLOCK_PAGES));
 		for (unsigned int i = 0; i < n; i++)
 			if (!miss || i % miss)
@@ -257,6 +270,50 @@ Test(sync, a_range_that_is_let_go_of_meanwhile_gives_its_room_back_last)
 	cr_assert(eq(int, answer(0, NULL), -ENOENT));
 	cr_assert(eq(u64, fixture.device->used, 0));
 	cr_assert(eq(int, start(ROOM_START, HMM_PAGE_SIZE), 0));
+	end();
+}
+
+Test(sync, an_owner_that_closes_waits_for_its_agent)
+{
+	begin();
+	ask();
+	turn();
+	cr_assert(ne(u32, fixture.owner->produced, fixture.owner->reaped));
+	owner_close(fixture.owner);
+	for (int i = 0; i < 5; i++) {
+		turn();
+		cr_assert(eq(int, fixture_reply(&fixture), 1));
+	}
+	/* The next turn would free it. */
+	work(0);
+	cr_assert(eq(int, fixture_reply(&fixture), -ESTALE));
+	cr_assert(eq(uint, fixture.owner->jobs, 0));
+	end();
+}
+
+Test(sync, what_is_mapped_cannot_be_told)
+{
+	static struct kernel_ops ops;
+
+	begin();
+	sync_all();
+	memset(found, true, sizeof(found));
+	memset(copied, false, sizeof(copied));
+	ops = kernel_real;
+	ops.vma_at = failing_vma;
+	kernel = &ops;
+	for (vma_fails = 1; vma_fails < 12; vma_fails++) {
+		vma_calls = 0;
+		ask();
+		if (!answer(0, NULL))
+			break;
+	}
+	kernel = &kernel_real;
+	cr_assert(gt(uint, vma_fails, 2));
+	/* What the failed ones had taken was told by the last, or is now. */
+	sync_all();
+	for (unsigned int i = 0; i < PAGES; i++)
+		cr_assert(copied[i], "page %u was never copied", i);
 	end();
 }
 
