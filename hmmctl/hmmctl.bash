@@ -46,6 +46,7 @@ _hmmctl() {
 			options='bind unbind --dry-run --force --json'
 			[[ " ${COMP_WORDS[*]:1:COMP_CWORD-1} " != *bind\ * ]] || options="$(ls /sys/bus/pci/devices 2>/dev/null) --dry-run --force --json"
 			# An address has colons, at which readline divides words.
+			declare -F _get_comp_words_by_ref >/dev/null && _get_comp_words_by_ref -n : -c current
 			mapfile -t COMPREPLY < <(compgen -W "$options" -- "$current")
 			declare -F __ltrim_colon_completions >/dev/null && __ltrim_colon_completions "$current"
 			return
