@@ -48,9 +48,11 @@ class Cards(harness.Test):
         if not find(EDU) or not find(IVSHMEM):
             self.skipTest("this machine has no card that nobody needs")
         self.edu, self.ivshmem = find(EDU)[0], find(IVSHMEM)[0]
+        # Another test may have left them there.
+        self.put_back([self.edu, self.ivshmem, *find(RNG)])
         self.before = {address: (link(address, "driver"), read(sysfs(address, "driver_override")))
                        for address in (self.edu, self.ivshmem, *find(RNG))}
-        self.assertNotIn(("vfio-pci",), [driver for driver, _ in self.before.values()])
+        self.assertNotIn("vfio-pci", [driver for driver, _ in self.before.values()])
 
     def expect_before(self, *addresses):
         for address in addresses:
@@ -64,7 +66,7 @@ class Cards(harness.Test):
         return done
 
     def put_back(self, addresses):
-        """What a failed test has left."""
+        """What was left with vfio-pci."""
         for address in addresses:
             if link(address, "driver") == "vfio-pci":
                 self.hmmctl("device", "unbind", address, status=None)
