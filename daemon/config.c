@@ -44,6 +44,7 @@ enum value_kind {
 	VALUE_MS,
 	VALUE_US,
 	VALUE_NODE,		/* "any" or a node number */
+	VALUE_PLACEMENT,	/* "any", or how and on which nodes */
 	VALUE_WORD,		/* one of names */
 	VALUE_TEXT,
 };
@@ -84,6 +85,7 @@ static const struct word pool_words[] = {
 	{ "memfd", HMM_POOL_KIND_MEMFD },
 	{ "memfd-huge", HMM_POOL_KIND_MEMFD_HUGE },
 	{ "hugetlb", HMM_POOL_KIND_HUGETLB },
+	{ "dax", HMM_POOL_KIND_DAX },
 	{ NULL, 0 },
 };
 
@@ -105,6 +107,7 @@ static const struct key keys[] = {
 	{ "pool", "kind", VALUE_WORD, AT(pool_kind), .words = pool_words },
 	{ "pool", "size", VALUE_SIZE, AT(pool_size), 2 * MiB, 64 * TiB, "auto" },
 	{ "pool", "node", VALUE_NODE, AT(pool_node), 0, 1023 },
+	{ "pool", "placement", VALUE_PLACEMENT, AT(pool_placement) },
 	{ "pool", "evict_high", VALUE_NUMBER, AT(evict_high), 1, 100 },
 	{ "pool", "evict_low", VALUE_NUMBER, AT(evict_low), 1, 100, "auto" },
 	{ "limits", "connections", VALUE_NUMBER, AT(connections), 1, 65536, .live = true },
@@ -157,6 +160,7 @@ void config_defaults(struct config *config)
 		.ack_timeout_ms = 1000,
 		.grace_ms = 10000,
 		.pool_kind = HMM_POOL_KIND_MEMFD_HUGE,
+		.pool_placement = PLACEMENT_ANY,
 		.evict_high = 100,
 		.connections = 512,
 		.owners = 256,
@@ -291,6 +295,9 @@ static void describe_key(const struct key *key, char *out, size_t room)
 		snprintf(out, room, "any or a memory node's number from %llu to %llu",
 			 (unsigned long long)key->min, (unsigned long long)key->max);
 		break;
+	case VALUE_PLACEMENT:
+		snprintf(out, room, "any, or bind:, preferred: or interleave: with memory nodes, such as bind:1 or interleave:0-1");
+		break;
 	case VALUE_WORD:
 		for (word = key->words; word->name && used < room; word++)
 			used += snprintf(out + used, room - used, "%s%s",
@@ -381,6 +388,8 @@ static int store_value(struct config *config, const struct key *key, const char 
 		memset(field, 0, key->room);
 		memcpy(field, text, strlen(text));
 		return 0;
+	case VALUE_PLACEMENT:
+		return placement_parse(field, text);
 	case VALUE_NODE:
 		if (!strcmp(text, "any")) {
 			*number = 0;
@@ -653,6 +662,11 @@ int config_load(struct config *config, const struct config_source *source, FILE 
 
 		set_key(&reading, &place, override->section, override->key, override->value);
 	}
+	if (fresh.pool_node && fresh.pool_placement.mode != HMM_PLACEMENT_ANY) {
+		fprintf(errors, "node is %llu, and placement says where, too: one of them is enough\n",
+			(unsigned long long)fresh.pool_node - 1);
+		reading.n_errors++;
+	}
 	if (fresh.evict_low > fresh.evict_high) {
 		fprintf(errors, "evict_low is %llu and evict_high %llu: devices can't be emptied to more than what is too much\n",
 			(unsigned long long)fresh.evict_low, (unsigned long long)fresh.evict_high);
@@ -662,6 +676,16 @@ int config_load(struct config *config, const struct config_source *source, FILE 
 		return -EINVAL;
 	*config = fresh;
 	return 0;
+}
+
+struct placement config_placement(const struct config *config)
+{
+	struct placement placement = config->pool_placement;
+	const char *why;
+
+	if (config->pool_node)
+		placement_make(&placement, HMM_PLACEMENT_BIND, (int32_t)config->pool_node - 1, 0, &why);
+	return placement;
 }
 
 unsigned int config_frozen_changes(const struct config *old, const struct config *new, char *names,

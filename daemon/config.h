@@ -13,6 +13,8 @@
 #include <stdint.h>
 #include <stdio.h>
 
+#include "daemon/memory/placement.h"
+
 #define CONFIG_FILE_DEFAULT "/etc/hmmd/hmmd.conf"
 
 struct config {
@@ -35,6 +37,7 @@ struct config {
 	uint64_t pool_kind;		/* enum hmm_pool_kind */
 	uint64_t pool_size;		/* 0: half of the machine's memory */
 	uint64_t pool_node;		/* number + 1; 0: any */
+	struct placement pool_placement;	/* in more words; not beside pool_node */
 	uint64_t evict_high;		/* percent of a device */
 	uint64_t evict_low;		/* percent; 0: as far as need be */
 
@@ -77,6 +80,9 @@ unsigned int config_frozen_changes(const struct config *old, const struct config
 
 /* Takes those keys over from the running values, so that what is shown is what is in force. */
 void config_keep_frozen(struct config *new, const struct config *running);
+
+/* What `node` and `placement` say together. */
+struct placement config_placement(const struct config *config);
 
 /* A size ("64M"), a time ("250ms"), as the file takes them. 0 or -EINVAL. */
 int config_parse_size(const char *text, uint64_t *bytes);

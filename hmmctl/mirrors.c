@@ -18,6 +18,8 @@ static const struct column mirror_columns[] = {
 	{ "device_bytes", "ON DEVICE", COLUMN_BYTES },
 	{ "shared_bytes", "SHARED", COLUMN_BYTES },
 	{ "pool_bytes", "OF POOL", COLUMN_BYTES },
+	{ "placement", "PLACED", COLUMN_TEXT },
+	{ "nodes", "NODES", COLUMN_TEXT },
 	{ NULL },
 };
 

@@ -178,6 +178,8 @@ static void agent_main(void *argument)
 {
 	struct agent *agent = argument;
 
+	if (agent->policy)
+		hmmc_policy_set(agent->policy);
 	futex_latch_set(&agent->tid, (uint32_t)syscall(SYS_gettid));
 	futex_latch_wait(&agent->attached);
 	while (!__atomic_load_n(&agent->stop, __ATOMIC_ACQUIRE)) {

@@ -9,6 +9,7 @@
 #include <sys/uio.h>
 
 #include "clerk.h"
+#include "policy.h"
 #include "region.h"
 
 /*
@@ -36,6 +37,7 @@ struct agent {
 	int pipe[2];			/* likewise; empty between two runs of pages */
 	char *slots;
 	unsigned int slots_count;
+	const struct policy *policy;	/* the program's; NULL: none to follow */
 	bool thin[HMM_SLOTS_MAX]; /* the slot held 4 KiB pages and has their page table still */
 	uint64_t map[HMM_BLOCK_PAGES];	/* pagemap entries */
 	struct iovec from[HMM_BLOCK_PAGES], to[HMM_BLOCK_PAGES];	/* of a SYNC */

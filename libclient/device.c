@@ -16,7 +16,9 @@
 
 _Static_assert(HMM_DEVICE_FAULTS == HMM_DEVICE_CAPS_FAULTS &&
 		       HMM_DEVICE_COPY_ENGINE == HMM_DEVICE_CAPS_COPY_ENGINE &&
-		       (int)HMM_POOL_HUGETLB == (int)HMM_POOL_KIND_HUGETLB,
+		       (int)HMM_POOL_HUGETLB == (int)HMM_POOL_KIND_HUGETLB &&
+		       (int)HMM_POOL_DAX == (int)HMM_POOL_KIND_DAX &&
+		       (int)HMM_PLACE_INTERLEAVE == (int)HMM_PLACEMENT_INTERLEAVE,
 	       "the protocol says the same");
 
 /* One that its last user is giving back is nobody's any more. With hmm->lock held. */
@@ -60,6 +62,8 @@ static void fill_new(struct hmm_msg_device_new *message, const struct hmm_device
 {
 	message->pool = device->pool;
 	message->node = device->node;
+	message->placement = (uint32_t)device->placement;
+	message->nodes = device->nodes;
 	message->size = device->wanted;
 	message->caps = device->caps;
 	HMM_MSG_TEXT(message->name, device->name);
@@ -95,6 +99,22 @@ static int check_name(const char *name)
 	return 0;
 }
 
+/* Of what the nodes are hmmd knows. */
+static int check_placement(const struct hmm_device_options *options)
+{
+	if ((unsigned int)options->placement > HMM_PLACE_INTERLEAVE)
+		return hmmc_fail(-EINVAL, "there is no placement %d", options->placement);
+	if (options->node < -1 || options->node > 1023)
+		return hmmc_fail(-EINVAL, "there is no memory node %d; -1 is any", options->node);
+	if (options->node >= 0 && options->nodes)
+		return hmmc_fail(-EINVAL, "options.node and options.nodes both name memory nodes: node is -1 where nodes does");
+	if (options->nodes && !options->placement)
+		return hmmc_fail(-EINVAL, "options.nodes goes with a placement: HMM_PLACE_BIND, _PREFERRED or _INTERLEAVE");
+	if (options->placement && options->node < 0 && !options->nodes)
+		return hmmc_fail(-EINVAL, "options.placement needs a memory node, or several");
+	return 0;
+}
+
 int hmm_device_new(struct hmm *hmm, const struct hmm_device_options *given,
 		   struct hmm_device **result)
 {
@@ -111,10 +131,11 @@ int hmm_device_new(struct hmm *hmm, const struct hmm_device_options *given,
 		error = check_name(options.name);
 	if (error)
 		return error;
-	if (options.pool > HMM_POOL_HUGETLB)
+	if (options.pool > HMM_POOL_DAX)
 		return hmmc_fail(-EINVAL, "there is no pool of kind %d", options.pool);
-	if (options.node < -1)
-		return hmmc_fail(-EINVAL, "there is no memory node %d; -1 is any", options.node);
+	error = check_placement(&options);
+	if (error)
+		return error;
 	if (options.caps & ~(HMM_DEVICE_FAULTS | HMM_DEVICE_WRITE_PROTECT | HMM_DEVICE_DMA |
 			     HMM_DEVICE_COPY_ENGINE))
 		return hmmc_fail(-EINVAL, "options.caps has unknown bits");
@@ -131,6 +152,8 @@ int hmm_device_new(struct hmm *hmm, const struct hmm_device_options *given,
 	device->wanted = options.memory;
 	device->pool = options.pool;
 	device->node = options.node;
+	device->placement = options.placement;
+	device->nodes = options.nodes;
 	device->caps = options.caps;
 	device->drvdata = options.drvdata;
 	error = call(hmm, device, HMM_OP_DEVICE_NEW, sizeof(struct hmm_msg_device_new));

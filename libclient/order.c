@@ -543,6 +543,21 @@ static bool order_out_zap(struct agent *agent, struct hmm_order *order)
 	return true;
 }
 
+/* The slot's pages are to be those of @address: they lie where its mapping says. */
+static int populate_as_at(struct agent *agent, char *slot, uint64_t address)
+{
+	struct policy policy;
+	bool other = agent->policy && hmmc_policy_at(&policy, address);
+	int error;
+
+	if (other)
+		hmmc_policy_set(&policy);
+	error = madvise(slot, HMM_BLOCK_SIZE, MADV_POPULATE_WRITE) ? -errno : 0;
+	if (other)
+		hmmc_policy_set(agent->policy);
+	return error == -EFAULT ? -ENOMEM : error;
+}
+
 static bool order_home_slot(struct agent *agent, struct hmm_order *order)
 {
 	char *slot = slot_at(agent, order);
@@ -555,8 +570,8 @@ static bool order_home_slot(struct agent *agent, struct hmm_order *order)
 	if (!region)
 		return false;
 	error = slot_unregister(agent, slot);
-	if (!error && madvise(slot, HMM_BLOCK_SIZE, MADV_POPULATE_WRITE))
-		error = errno == EFAULT ? -ENOMEM : -errno;
+	if (!error)
+		error = populate_as_at(agent, slot, order->addr);
 	for (page = 0; !error && next_run(order->want, &page, &end); page = end)
 		error = hmmc_fill_read(order, region, page_address(order->addr, page),
 				       slot + ((size_t)page << HMM_PAGE_SHIFT),

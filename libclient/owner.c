@@ -137,6 +137,7 @@ static int prepare(struct owner *owner, char *text, size_t size)
 	fcntl(agent->pipe[0], F_SETPIPE_SZ, HMM_BLOCK_SIZE / 2);
 	agent->slots = owner->slots;
 	agent->slots_count = owner->slots_count;
+	agent->policy = &owner->policy;
 	agent->regions = &owner->regions;
 	owner->regions.busy = &agent->busy;
 	error = hmmc_agent_start(agent);
@@ -153,6 +154,9 @@ static void fill_open(struct owner *owner, struct hmm_msg_open *message, int *fd
 	message->slots_addr = (uintptr_t)owner->slots;
 	message->slots_count = owner->slots_count;
 	message->agent_tid = owner->agent.tid;
+	/* hmmd knows the first 64 nodes, and none of a mode's flags: the nodes are those that are meant. */
+	message->policy = (uint32_t)owner->policy.mode & 0xff;
+	message->policy_nodes = owner->policy.nodes[0];
 	fds[0] = owner->uffd;
 	fds[1] = owner->mem;
 	fds[2] = owner->pagemap;
@@ -292,6 +296,7 @@ int hmmc_owner_new(struct hmm *hmm, uint64_t flags, uint32_t slots, struct owner
 	owner->hmm = hmm;
 	owner->flags = flags;
 	owner->slots_count = slots ? slots : SLOTS_DEFAULT;
+	hmmc_policy_of_thread(&owner->policy);
 	owner->uffd = owner->mem = owner->pagemap = owner->maps = owner->smaps = -1;
 	owner->pipe[0] = owner->pipe[1] = owner->former_fd = -1;
 	owner->table_fd = owner->ledger_fd = owner->orders_fd = owner->pulse_fd = owner->eventfd =

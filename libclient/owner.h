@@ -7,6 +7,7 @@
 #define HMMC_OWNER_H
 
 #include "agent.h"
+#include "policy.h"
 #include "connection.h"
 #include "region.h"
 #include "rescuer.h"
@@ -22,6 +23,7 @@ struct owner {
 	int former_fd;			/* the ledger of an hmmd that has gone away, until its advice is said again */
 	char *slots;
 	uint32_t slots_count;
+	struct policy policy;		/* of the thread that opened it */
 	const uint64_t *table;
 	struct hmm_orders *orders;
 	struct hmm_pulse *pulse;

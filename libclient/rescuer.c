@@ -579,8 +579,10 @@ static void rescuer_main(void *argument)
 {
 	struct rescuer *rescuer = argument;
 
-	if (futex_latch_wait(&rescuer->wanted) == 1)
+	if (futex_latch_wait(&rescuer->wanted) == 1) {
+		hmmc_policy_set(&rescuer->owner->policy);
 		rescue(rescuer);
+	}
 	futex_latch_set(&rescuer->done, 1);
 }
 

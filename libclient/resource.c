@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * resource.c - device memory in something that exists: a memfd, a file of hugetlbfs,
+ * resource.c - device memory in something that exists: a memfd, a file of hugetlbfs, a dax device,
  * what a driver can be mapped from. It is mapped here, in the driver; pages are taken
  * from a stack of free ones, and their bytes copied by memcpy().
  *
@@ -8,28 +8,62 @@
  * shrinks later, or lies on a full file system, cannot be: SIGBUS in the driver.
  */
 #include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <sys/vfs.h>
+#include <unistd.h>
 
 #include "devmem.h"
 #include "mapping.h"
 
 #define HUGETLBFS_MAGIC_NUMBER 0x958458f6
 
+/*
+ * Of a dax device (/dev/dax0.0): it says how large it is and what its pages are. Its mapping does not: a touch beyond
+ * the end is SIGBUS. 0: it is none.
+ */
+static uint64_t dax_says(int fd, const char *name)
+{
+	char path[96], text[256];
+	uint64_t value = 0;
+	struct stat st;
+	ssize_t n;
+
+	if (fstat(fd, &st) || !S_ISCHR(st.st_mode))
+		return 0;
+	snprintf(path, sizeof(path), "/sys/dev/char/%u:%u/subsystem", major(st.st_rdev), minor(st.st_rdev));
+	n = readlink(path, text, sizeof(text));
+	if (n < 4 || memcmp(text + n - 4, "/dax", 4))
+		return 0;
+	snprintf(path, sizeof(path), "/sys/dev/char/%u:%u/%s", major(st.st_rdev), minor(st.st_rdev), name);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return 0;
+	n = read(fd, text, sizeof(text));
+	close(fd);
+	for (ssize_t i = 0; i < n && text[i] >= '0' && text[i] <= '9'; i++)
+		value = value * 10 + (uint64_t)(text[i] - '0');
+	return value;
+}
+
 /* The unit that offset and length are multiples of. */
 static uint64_t unit_of(int fd)
 {
+	uint64_t align = dax_says(fd, "align");
 	struct statfs st;
 
+	if (align)
+		return align;
 	return fstatfs(fd, &st) == 0 && st.f_type == HUGETLBFS_MAGIC_NUMBER ? (uint64_t)st.f_bsize : HMM_PAGE_SIZE;
 }
 
 static int check(const struct hmm_resource *resource)
 {
 	int flags = fcntl(resource->fd, F_GETFL);
-	uint64_t unit;
+	uint64_t unit, size;
 	struct stat st;
 
 	if (flags < 0 || fstat(resource->fd, &st))
@@ -45,10 +79,11 @@ static int check(const struct hmm_resource *resource)
 				 (unsigned long long)unit);
 	if (resource->length > HMM_VA_END || resource->offset > INT64_MAX - resource->length)
 		return hmmc_fail(-EINVAL, "the resource ends above what can be mapped");
-	/* A device's size is its own affair: mapping it tells. */
-	if (S_ISREG(st.st_mode) && (uint64_t)st.st_size < resource->offset + resource->length)
-		return hmmc_fail(-EINVAL, "the resource has %lld bytes, fewer than offset and length ask for",
-				 (long long)st.st_size);
+	/* Another device's size is its own affair: mapping it tells. */
+	size = S_ISREG(st.st_mode) ? (uint64_t)st.st_size : dax_says(resource->fd, "size");
+	if ((S_ISREG(st.st_mode) || size) && size < resource->offset + resource->length)
+		return hmmc_fail(-EINVAL, "the resource has %llu bytes, fewer than offset and length ask for",
+				 (unsigned long long)size);
 	return 0;
 }
 

@@ -20,6 +20,8 @@ struct hmm_device {
 	uint64_t wanted;		/* as it was asked for */
 	enum hmm_pool pool;
 	int node;
+	enum hmm_placement placement;
+	uint64_t nodes;
 	uint64_t caps;
 	void *drvdata;
 	struct hmm_devmem_private *devmem;	/* added by this handle, or NULL */

@@ -132,7 +132,8 @@ _Static_assert(sizeof(struct hmm_ledger_block) == 1024, "one record per KiB");
  * read and perhaps not applied.
  */
 #define HMM_LEDGER_MAGIC	0x6c6d6d68U	/* "hmml" */
-#define HMM_LEDGER_VERSION	5U
+#define HMM_LEDGER_VERSION	6U
+#define HMM_NODE_WORDS		16U	/* of a set of memory nodes: a bit each, 1024 as the kernel has them at most */
 #define HMM_JOURNAL_SLOTS	1024U
 #define HMM_JOURNAL_SLOT_SIZE	32U
 
@@ -149,6 +150,9 @@ struct hmm_journal_mirror {
 	uint32_t token;		/* of the memory that the far pages are in; 0: none */
 	uint32_t tracked;	/* its device has copies, and never a page to itself */
 	char device[64];
+	uint64_t nodes;		/* where node is -1 */
+	uint32_t placement;	/* of the device's pool: enum hmm_placement */
+	uint32_t reserved;
 };
 #define HMM_MIRRORS_MAX		16	/* of one owner */
 
@@ -159,7 +163,8 @@ struct hmm_journal {
 	uint64_t features;	/* HMM_FEATURE_* that this owner's userfaultfd got */
 	uint64_t applied;	/* messages applied so far; slot = applied % HMM_JOURNAL_SLOTS */
 	uint64_t open_flags;	/* as the owner asked */
-	uint64_t reserved[3];
+	uint64_t policy, policy_nodes;	/* the owner's memory policy, MPOL_* */
+	uint64_t reserved[1];
 	struct hmm_journal_mirror mirror[HMM_MIRRORS_MAX];	/* by index */
 	_Alignas(64) uint8_t slot[HMM_JOURNAL_SLOTS][HMM_JOURNAL_SLOT_SIZE];
 };

@@ -24,6 +24,7 @@
 #include "daemon/control/doctor.h"
 #include "daemon/control/peer.h"
 #include "daemon/control/server.h"
+#include "daemon/kernel/kernel.h"
 
 void doctor_find(struct examination *exam, enum doctor_severity severity, uint64_t feature, const char *name,
 		 const char *fix, const char *format, ...)
@@ -245,6 +246,28 @@ static void check_hugetlb(struct examination *exam)
 	     wanted >> 21, free_pages);
 }
 
+static void check_placement(struct examination *exam)
+{
+	const struct config *config = &exam->server->config;
+	const struct placement placement = config_placement(config);
+	char wanted[PLACEMENT_TEXT], known[PLACEMENT_TEXT];
+	uint64_t nodes[HMM_NODE_WORDS];
+	unsigned int others = 0;
+	int count;
+
+	if (placement.mode != HMM_PLACEMENT_ANY && (kernel_nodes(nodes) || !placement_lies_in(&placement, nodes)))
+		doctor_find(exam, DOCTOR_ERROR, HMM_FEATURE_NUMA, "placement", "another 'placement' or 'node' in [pool]",
+		     "pools are to be on memory node %s, and hmmd may have memory on %s: no device can be made",
+		     placement_print_nodes(&placement, wanted, sizeof(wanted)), nodes_print(nodes, known, sizeof(known)));
+	count = kernel_dax_nodes(nodes, &others);
+	if (config->pool_kind == HMM_POOL_KIND_DAX && count <= 0)
+		doctor_find(exam, DOCTOR_ERROR, 0, "dax", "daxctl reconfigure-device --mode=system-ram DEVICE",
+		     "the pool is dax, and no dax device is memory with a node of its own; %u are something else", others);
+	else if (count > 0 && config->pool_kind != HMM_POOL_KIND_DAX)
+		doctor_find(exam, DOCTOR_NOTE, 0, "dax", "a device with HMM_POOL_DAX, or kind = dax in [pool]",
+		     "memory node %s is of dax devices: a pool of kind dax lies there", nodes_print(nodes, known, sizeof(known)));
+}
+
 static void check_pool_size(struct examination *exam)
 {
 	uint64_t total;
@@ -408,7 +431,7 @@ unsigned int doctor_examine(struct server *server, struct hmm_record_finding *ou
 {
 	static void (*const checks[])(struct examination *exam) = {
 		check_userfaultfd, check_tier, check_fork, check_tracking, check_io_uring, check_kernel_features,
-		check_huge_pages, check_hugetlb, check_pool_size, check_cgroup, check_map_count,
+		check_huge_pages, check_hugetlb, check_placement, check_pool_size, check_cgroup, check_map_count,
 		check_limits, check_locked, doctor_cards, check_group, check_user_mode,
 	};
 	struct examination exam = {

@@ -319,7 +319,7 @@ static int start_engine(struct server *server)
 		.user_mode = config->user,
 		.pool_kind = (enum hmm_pool_kind)config->pool_kind,
 		.pool_size = config->pool_size ? config->pool_size : half_of_memory(),
-		.pool_node = (int)config->pool_node - 1,
+		.pool_placement = config_placement(config),
 		.evict_high = (unsigned int)config->evict_high,
 		.evict_low = (unsigned int)config->evict_low,
 		.ack_timeout_ms = (unsigned int)config->ack_timeout_ms,

@@ -308,7 +308,7 @@ static int make_coherent(struct owner *owner, struct mirror *mirror, uint64_t ad
 		return r;
 	}
 	/* The system may have fewer huge pages than the pool is large: whoever touched a missing one would be killed. */
-	r = shadow_reserve(shadow, addr);
+	r = shadow_commit(shadow, addr);
 	if (r) {
 		block_uncharge(block, HMM_BLOCK_PAGES);
 		block_forget(block);

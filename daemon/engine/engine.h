@@ -15,6 +15,7 @@
 
 #include "hmm_protocol.h"
 #include "daemon/mailbox.h"
+#include "daemon/memory/placement.h"
 
 struct engine;
 
@@ -25,7 +26,7 @@ struct engine_options {
 	bool user_mode;			/* no privileges: one uid */
 	enum hmm_pool_kind pool_kind;	/* what HMM_POOL_DEFAULT means */
 	uint64_t pool_size;		/* bytes for all devices together */
-	int pool_node;			/* NUMA node, -1: any */
+	struct placement pool_placement;	/* where a device says nothing */
 	unsigned int evict_high;	/* percent of a device: above it is evicted from; 0, 100: only at need */
 	unsigned int evict_low;		/* down to; 0: as far as need be, and some blocks */
 	unsigned int ack_timeout_ms;	/* a driver that answers later loses its windows */

@@ -189,8 +189,10 @@ static void serve_agent(struct owner *owner, struct block *block, uint64_t page)
 	size_t done;
 	int r;
 
+	owner_policy(owner, true);
 	r = bytes ? kernel->uffd_copy(owner->uffd, page, bytes, HMM_PAGE_SIZE, 0, &done)
 		  : kernel->uffd_zero(owner->uffd, page, HMM_PAGE_SIZE, &done);
+	owner_policy(owner, false);
 	if (r)
 		fault_wake(owner, page, HMM_PAGE_SIZE);
 	else

@@ -266,8 +266,10 @@ static void copy_graft(uint64_t addr, const void *bytes, void *data)
 static void copy_to_child(struct child *child)
 {
 	fcntl(child->uffd, F_SETFL, O_NONBLOCK);
+	owner_policy(child->owner, true);
 	block_for_each(child->owner, 0, HMM_VA_END, copy_block, child);
 	graft_for_each(child->owner, copy_graft, child);
+	owner_policy(child->owner, false);
 	if (child->poisoned)
 		log_error("owner %u: a raw fork's child gets SIGBUS for %lu pages that their driver has lost, or did not bring in time",
 			  child->owner->id, child->poisoned);

@@ -126,7 +126,9 @@ static int copy_run(struct block *block, struct shadow *shadow, unsigned int fir
 			kernel->punch(shadow->fd, addr - shadow->base, length);
 		if (broken("drop-wake"))
 			mode |= UFFDIO_COPY_MODE_DONTWAKE;
+		owner_policy(owner, true);
 		r = kernel->uffd_copy(owner->uffd, addr, shadow_at(shadow, addr), length, mode, &copied);
+		owner_policy(owner, false);
 
 		for (; copied; copied -= HMM_PAGE_SIZE)
 			pages_set(done, first++);

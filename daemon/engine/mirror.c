@@ -77,7 +77,9 @@ static void note_in_journal(const struct mirror *mirror)
 	const struct device *device = mirror->device;
 
 	note->kind = (uint32_t)device->pool->kind;
-	note->node = device->pool->node;
+	note->placement = (uint32_t)device->pool->placement.mode;
+	note->node = device->pool->placement.node;
+	note->nodes = device->pool->placement.nodes;
 	note->size = device->size;
 	note->caps = device->caps;
 	memcpy(note->device, device->name, sizeof(note->device));

@@ -362,9 +362,11 @@ static void home_from_slot(struct block *block, unsigned int i)
 	if (!pages_test(&block->order->want, i))
 		return;
 	bytes = page_bytes(block, i, bounce);
+	owner_policy(block->owner, true);
 	if (bytes && !kernel->uffd_copy(block->owner->uffd, page_addr(block, i), bytes, HMM_PAGE_SIZE, 0,
 					&done))
 		block_bury(block, i);
+	owner_policy(block->owner, false);
 }
 
 /* Its pages are in the slot and the agent does not get on: whoever waits is served from there. */

@@ -14,6 +14,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/magic.h>
+#include <linux/mempolicy.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -330,6 +331,40 @@ static int check_descriptors(struct owner *owner)
 	return n == 1 ? 0 : -EBADF;
 }
 
+void owner_take_policy(struct owner *owner)
+{
+	switch (owner->journal->policy) {
+	case MPOL_PREFERRED:
+	case MPOL_BIND:
+	case MPOL_INTERLEAVE:
+	case MPOL_PREFERRED_MANY:
+	case 6:				/* MPOL_WEIGHTED_INTERLEAVE, Linux 6.9 */
+		if (owner->journal->policy_nodes)
+			break;
+		/* fall through */
+	default:
+		/* Local to whoever allocates: that is hmmd here, whose processor may be of another node. */
+		owner->policy = MPOL_DEFAULT;
+		return;
+	}
+	owner->policy = (int)owner->journal->policy;
+	owner->policy_nodes = owner->journal->policy_nodes;
+}
+
+void owner_policy(struct owner *owner, bool follow)
+{
+	int r;
+
+	if (owner->policy == MPOL_DEFAULT)
+		return;
+	r = follow ? kernel->policy(owner->policy, owner->policy_nodes) : kernel->policy(MPOL_DEFAULT, 0);
+	if (!r)
+		return;
+	/* Its nodes may be gone, or hmmd may not have them. */
+	log_warn("owner %u: its memory policy is not hmmd's to follow: %s", owner->id, strerror(-r));
+	owner->policy = MPOL_DEFAULT;
+}
+
 static int owner_begin(struct owner *owner, struct letter *letter)
 {
 	const struct hmm_msg_open *message = (const void *)letter->message;
@@ -373,6 +408,9 @@ static int owner_begin(struct owner *owner, struct letter *letter)
 	owner->journal->incarnation = owner->worker->engine->incarnation;
 	owner->journal->features = owner->features;
 	owner->journal->open_flags = message->flags;
+	owner->journal->policy = message->policy;
+	owner->journal->policy_nodes = message->policy_nodes;
+	owner_take_policy(owner);
 	owner_open_attributes(owner);
 	r = owner_watch(owner);
 	if (!r)

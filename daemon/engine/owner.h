@@ -289,6 +289,8 @@ struct owner {
 	int uffd, mem, pagemap, maps, smaps, pidfd;
 	uint64_t features;		/* HMM_FEATURE_* that this owner has */
 	uint64_t open_flags;
+	int policy;			/* MPOL_*: of its own thread; the mappings' the kernel knows */
+	uint64_t policy_nodes;
 	struct source source, done;	/* the userfaultfd; the agent's eventfd */
 
 	int table_fd, ledger_fd, orders_fd, pulse_fd;
@@ -403,6 +405,10 @@ int owner_handshake(struct owner *owner, uint64_t open_flags);
 int owner_map_shared(struct owner *owner);
 void owner_open_attributes(struct owner *owner);	/* of a ledger that is ours */
 int owner_watch(struct owner *owner);
+/* From the journal. */
+void owner_take_policy(struct owner *owner);
+/* What the kernel allocates for this owner in hmmd's name is placed as the owner's own would be; then as hmmd's again. */
+void owner_policy(struct owner *owner, bool follow);
 int owner_read_only(int fd);	/* another descriptor of it, which can't write; or -errno */
 int owner_check_proc(const struct owner *owner);
 bool owner_is_userfaultfd(int fd);

@@ -118,6 +118,7 @@ static int take_over(struct owner *owner, struct letter *letter)
 	owner->features = (owner->worker->engine->features & ~(HMM_FEATURE_MOVE | HMM_FEATURE_EVENT_FORK)) |
 			  (owner->journal->features & (HMM_FEATURE_MOVE | HMM_FEATURE_EVENT_FORK));
 	owner->open_flags = owner->journal->open_flags;
+	owner_take_policy(owner);
 	owner_open_attributes(owner);
 	journal_take_over(owner);
 	owner->orders->agent_tid = message->agent_tid;
@@ -144,15 +145,19 @@ static struct mirror *remake_mirror(struct owner *owner, unsigned int index)
 {
 	const struct hmm_journal_mirror *note = &owner->journal->mirror[index];
 	struct devices *devices = &owner->worker->engine->devices;
+	struct placement placement;
 	struct mirror *mirror;
 	struct device *device;
 	char name[sizeof(note->device)];
+	const char *why;
 
 	memcpy(name, note->device, sizeof(name));
 	name[sizeof(name) - 1] = '\0';
 	device = device_by_name(devices, name);
+	if (placement_make(&placement, note->placement, note->node, note->nodes, &why))
+		return NULL;
 	/* Its driver has not come back yet: the device is there for it when it does. */
-	if (!device && device_new(devices, name, (enum hmm_pool_kind)note->kind, note->node, note->size,
+	if (!device && device_new(devices, name, (enum hmm_pool_kind)note->kind, &placement, note->size,
 				  note->caps, owner->peer, &device))
 		return NULL;
 	device_expect(devices, device->id, note->token, note->driver);

@@ -13,13 +13,91 @@
 
 /* ---- devices -------------------------------------------------------------------- */
 
+/* Whatever a pool of this kind needs to lie on: it fails in words, with the nodes that there are. */
+static int check_nodes(struct letter *letter, enum hmm_pool_kind kind, uint64_t size, const struct placement *placement)
+{
+	uint64_t there[HMM_NODE_WORDS], mask[HMM_NODE_WORDS], total = 0, huge = 0;
+	char wanted[PLACEMENT_TEXT], known[PLACEMENT_TEXT];
+
+	if (placement->mode == HMM_PLACEMENT_ANY)
+		return 0;
+	placement_print_nodes(placement, wanted, sizeof(wanted));
+	if (kernel_nodes(there))
+		return letter_fail(letter, -EOPNOTSUPP,
+				   "memory node %s: this kernel places no memory, or forbids hmmd to (NUMA, seccomp); node -1 is any",
+				   wanted);
+	if (!placement_lies_in(placement, there))
+		return letter_fail(letter, -EINVAL,
+				   "memory node %s is not here, or hmmd may not use it: there is memory on %s; node -1 is any", wanted,
+				   nodes_print(there, known, sizeof(known)));
+	if (placement->mode != HMM_PLACEMENT_BIND)
+		return 0;
+	placement_mask(placement, mask);
+	for (unsigned int node = 0; node < HMM_NODE_WORDS * 64; node++) {
+		uint64_t bytes = 0, pages = 0;
+
+		if (!(mask[node / 64] >> (node % 64) & 1))
+			continue;
+		kernel_node_size(node, &bytes);
+		kernel_node_huge(node, &pages);
+		total += bytes;
+		huge += pages;
+	}
+	if (kind == HMM_POOL_KIND_HUGETLB && size && !huge)
+		return letter_fail(letter, -ENOSPC,
+				   "no huge pages are reserved on memory node %s: write their number into nr_hugepages below "
+				   "/sys/devices/system/node/nodeN/hugepages", wanted);
+	if (size > total)
+		return letter_fail(letter, -ENOSPC, "%lu bytes bound to memory node %s, which has %lu", size, wanted, total);
+	return 0;
+}
+
+/* Memory of dax devices: what the kernel has made nodes of, all of them or those that are named. */
+static int choose_dax(struct letter *letter, struct placement *placement)
+{
+	char wanted[PLACEMENT_TEXT], known[PLACEMENT_TEXT];
+	uint64_t nodes[HMM_NODE_WORDS];
+	unsigned int others = 0;
+	int count = kernel_dax_nodes(nodes, &others);
+	const char *why;
+
+	if (count <= 0)
+		return letter_fail(letter, -ENODEV,
+				   "no dax device is memory with a node of its own (%u are something else): "
+				   "daxctl reconfigure-device --mode=system-ram, and see hmmd.conf(5)", others);
+	if (placement->mode == HMM_PLACEMENT_ANY)
+		placement_make(placement, HMM_PLACEMENT_BIND, -1, nodes[0], &why);
+	if (placement->mode == HMM_PLACEMENT_ANY || !placement_lies_in(placement, nodes))
+		return letter_fail(letter, -EINVAL, "memory node %s is not of dax devices alone: those are %s",
+				   placement_print_nodes(placement, wanted, sizeof(wanted)),
+				   nodes_print(nodes, known, sizeof(known)));
+	return 0;
+}
+
+static int choose_placement(const struct engine *engine, struct letter *letter, enum hmm_pool_kind kind,
+			    struct placement *placement)
+{
+	const struct hmm_msg_device_new *message = (const void *)letter->message;
+	const char *why;
+
+	if (placement_make(placement, message->placement, message->node, message->nodes, &why))
+		return letter_fail(letter, -EINVAL, "%s", why);
+	/* What is configured for other memory is not meant for this. */
+	if (placement->mode == HMM_PLACEMENT_ANY &&
+	    (kind == HMM_POOL_KIND_DAX) == (engine->options.pool_kind == HMM_POOL_KIND_DAX))
+		*placement = engine->options.pool_placement;
+	if (kind == HMM_POOL_KIND_DAX && message->size && choose_dax(letter, placement))
+		return letter->error;
+	return check_nodes(letter, kind, message->size, placement);
+}
+
 static int device_make(struct engine *engine, struct letter *letter)
 {
 	const struct hmm_msg_device_new *message = (const void *)letter->message;
 	struct devices *devices = &engine->devices;
 	struct hmm_msg_device_new_reply *reply;
 	enum hmm_pool_kind kind = (enum hmm_pool_kind)message->pool;
-	int node = message->node < 0 ? engine->options.pool_node : message->node;
+	struct placement placement;
 	struct device *device;
 	int r;
 
@@ -39,10 +117,12 @@ static int device_make(struct engine *engine, struct letter *letter)
 	if (kind == HMM_POOL_KIND_HUGETLB && message->size && !engine->facts.hugetlb)
 		return letter_fail(letter, -ENOSPC,
 				   "no huge pages are reserved: write their number into /proc/sys/vm/nr_hugepages, or use pool memfd-huge");
-	if (node >= 0 && !kernel_has_node(node))
-		return letter_fail(letter, -EINVAL,
-				   "there is no memory node %d here that hmmd may use: see /sys/devices/system/node; -1 is any", node);
-	r = device_new(devices, message->name, kind, node, message->size, message->caps, letter->peer, &device);
+	/* Before its nodes: after a restart its mirrors have made it again, whatever has become of those. */
+	if (device_by_name(devices, message->name))
+		return letter_fail(letter, -EBUSY, "there is a device %s already", message->name);
+	if (choose_placement(engine, letter, kind, &placement))
+		return letter->error;
+	r = device_new(devices, message->name, kind, &placement, message->size, message->caps, letter->peer, &device);
 	if (r == -EBUSY)
 		return letter_fail(letter, r, "there is a device %s already", message->name);
 	if (r == -ENOSPC)
@@ -237,6 +317,8 @@ unsigned int engine_list_owners(struct engine *engine, uint32_t cursor,
 
 static void mirror_info(const struct mirror *mirror, struct hmm_record_mirror_info *out)
 {
+	char nodes[sizeof(out->nodes)];
+
 	memset(out, 0, sizeof(*out));
 	out->id = mirror->id;
 	out->owner = mirror->owner->id;
@@ -245,6 +327,10 @@ static void mirror_info(const struct mirror *mirror, struct hmm_record_mirror_in
 	out->device_bytes = atomic_load(&mirror->device_pages) << HMM_PAGE_SHIFT;
 	out->shared_bytes = atomic_load(&mirror->shared_pages) << HMM_PAGE_SHIFT;
 	out->pool_bytes = atomic_load(&mirror->device->used);
+	out->placement = (uint32_t)mirror->device->pool->placement.mode;
+	out->node = mirror->device->pool->placement.node;
+	hmm_wire_text(out->nodes, sizeof(out->nodes),
+		      placement_print_nodes(&mirror->device->pool->placement, nodes, sizeof(nodes)));
 	hmm_wire_text(out->device_name, sizeof(out->device_name), mirror->device->name);
 }
 
@@ -271,6 +357,7 @@ unsigned int engine_list_pools(struct engine *engine, uint32_t cursor,
 {
 	struct devices *devices = &engine->devices;
 	const struct pool *pool;
+	char words[sizeof(out->nodes)];
 	unsigned int n = 0;
 
 	pthread_mutex_lock(&devices->lock);
@@ -280,15 +367,18 @@ unsigned int engine_list_pools(struct engine *engine, uint32_t cursor,
 		memset(&out[n], 0, sizeof(out[n]));
 		out[n].id = pool->id;
 		out[n].kind = (uint32_t)pool->kind;
-		out[n].node = pool->node;
+		out[n].node = pool->placement.node;
+		out[n].placement = (uint32_t)pool->placement.mode;
+		hmm_wire_text(out[n].nodes, sizeof(out[n].nodes),
+			      placement_print_nodes(&pool->placement, words, sizeof(words)));
 		out[n].devices = pool->devices;
 		out[n].capacity = pool->promised;
 		out[n].used = atomic_load(&pool->used);
 		out[n].peak = atomic_load(&pool->peak);
 		out[n].evicted = atomic_load(&pool->evicted);
 		out[n].page_size = pool_is_huge(pool->kind) ? HMM_BLOCK_SIZE : HMM_PAGE_SIZE;
-		hmm_wire_textf(out[n].name, sizeof(out[n].name), pool->node < 0 ? "%s" : "%s:node%d",
-			       hmm_pool_kind_name(pool->kind), pool->node);
+		hmm_wire_textf(out[n].name, sizeof(out[n].name), pool->placement.mode == HMM_PLACEMENT_ANY ? "%s" : "%s:%s",
+			       hmm_pool_kind_name(pool->kind), placement_print(&pool->placement, words, sizeof(words)));
 		n++;
 	}
 	pthread_mutex_unlock(&devices->lock);

@@ -89,6 +89,17 @@ struct kernel_ops {
 	int (*vfio_unmap_all)(int container);
 	/* Of a VFIO device on PCI: whether it may start transfers. */
 	int (*vfio_master)(int device, bool on);
+	/* Bytes that can be had on a memory node without anybody being killed for them. */
+	int (*node_free)(unsigned int node, uint64_t *bytes);
+	/*
+	 * A policy (MPOL_*) with HMM_NODE_WORDS words of @nodes: of a shared mapping's file, for whoever allocates
+	 * its pages; where the file is hugetlb's, of this mapping alone.
+	 */
+	int (*place)(void *start, size_t length, int policy, const uint64_t *nodes);
+	/* The calling thread's own policy, with nodes of the first 64; 0 (MPOL_DEFAULT) has none. */
+	int (*policy)(int policy, uint64_t nodes);
+	/* Pages for a mapping of hmmd's own, as by a write. -EFAULT: there are none (it would have been SIGBUS). */
+	int (*populate)(void *start, size_t length);
 };
 
 extern const struct kernel_ops kernel_real;
@@ -111,8 +122,17 @@ struct kernel_facts {
 	unsigned int nodes;		/* NUMA nodes */
 };
 void kernel_probe(struct kernel_facts *facts);
-/* Whether memory can be had on that NUMA node; true where the kernel does not tell. */
-bool kernel_has_node(int node);
+/* The nodes whose memory hmmd may have, HMM_NODE_WORDS words. -errno: the kernel does not tell, and places nothing. */
+int kernel_nodes(uint64_t *nodes);
+unsigned int kernel_count_nodes(void);
+/* How many huge pages of 2 MiB are reserved on a node; how much memory it has. */
+int kernel_node_huge(unsigned int node, uint64_t *pages);
+int kernel_node_size(unsigned int node, uint64_t *bytes);
+/*
+ * Those of kernel_nodes() whose memory is all of dax devices that their driver kmem has made memory. *@others:
+ * dax devices that are something else, or share a node with other memory. How many nodes, or -errno.
+ */
+int kernel_dax_nodes(uint64_t *nodes, unsigned int *others);
 
 /* Opens a userfaultfd: by /dev/userfaultfd or the system call. Not handshaken. */
 int kernel_uffd_new(void);

@@ -19,5 +19,9 @@ bool kernel_merging(void);
 int kernel_collapse(int pidfd, uint64_t start, size_t length);
 int kernel_vfio_unmap_all(int container);
 int kernel_vfio_master(int device, bool on);
+int kernel_node_free(unsigned int node, uint64_t *bytes);
+int kernel_place(void *start, size_t length, int policy, const uint64_t *nodes);
+int kernel_policy(int policy, uint64_t nodes);
+int kernel_populate(void *start, size_t length);
 
 #endif

@@ -6,7 +6,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <liburing.h>
-#include <numa.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -176,11 +175,5 @@ void kernel_probe(struct kernel_facts *facts)
 		facts->io_uring = true;
 		io_uring_queue_exit(&ring);
 	}
-	facts->nodes = numa_available() < 0 ? 1 : (unsigned int)numa_num_configured_nodes();
-}
-
-bool kernel_has_node(int node)
-{
-	return numa_available() < 0 ||
-	       (node >= 0 && numa_bitmask_isbitset(numa_all_nodes_ptr, (unsigned int)node));
+	facts->nodes = kernel_count_nodes();
 }

@@ -160,6 +160,10 @@ const struct kernel_ops kernel_real = {
 	.merging = kernel_merging,
 	.vfio_unmap_all = kernel_vfio_unmap_all,
 	.vfio_master = kernel_vfio_master,
+	.node_free = kernel_node_free,
+	.place = kernel_place,
+	.policy = kernel_policy,
+	.populate = kernel_populate,
 };
 
 const struct kernel_ops *kernel = &kernel_real;

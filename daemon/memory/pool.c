@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 void devices_init(struct devices *devices, uint64_t capacity)
 {
@@ -38,19 +39,20 @@ void devices_deinit(struct devices *devices)
 	pthread_mutex_destroy(&devices->lock);
 }
 
-static struct pool *pool_get(struct devices *devices, enum hmm_pool_kind kind, int node)
+static struct pool *pool_get(struct devices *devices, enum hmm_pool_kind kind,
+			     const struct placement *placement)
 {
 	struct pool *pool;
 
 	TAILQ_FOREACH(pool, &devices->pools, link)
-		if (pool->kind == kind && pool->node == node)
+		if (pool->kind == kind && placement_same(&pool->placement, placement))
 			return pool;
 	pool = calloc(1, sizeof(*pool));
 	if (!pool)
 		return NULL;
 	pool->id = ++devices->next_pool;
 	pool->kind = kind;
-	pool->node = node;
+	pool->placement = *placement;
 	TAILQ_INSERT_TAIL(&devices->pools, pool, link);
 	return pool;
 }
@@ -76,7 +78,7 @@ static struct device *find_id(struct devices *devices, uint32_t id)
 }
 
 static int device_new_locked(struct devices *devices, const char *name, enum hmm_pool_kind kind,
-			     int node, uint64_t size, struct device **result)
+			     const struct placement *placement, uint64_t size, struct device **result)
 {
 	uint64_t unit = pool_is_huge(kind) ? HMM_BLOCK_SIZE : HMM_PAGE_SIZE;
 	struct device *device;
@@ -91,7 +93,7 @@ static int device_new_locked(struct devices *devices, const char *name, enum hmm
 	device = calloc(1, sizeof(*device));
 	if (!device)
 		return -ENOMEM;
-	device->pool = pool_get(devices, kind, node);
+	device->pool = pool_get(devices, kind, placement);
 	if (!device->pool) {
 		free(device);
 		return -ENOMEM;
@@ -107,15 +109,16 @@ static int device_new_locked(struct devices *devices, const char *name, enum hmm
 	return 0;
 }
 
-int device_new(struct devices *devices, const char *name, enum hmm_pool_kind kind, int node,
-	       uint64_t size, uint64_t caps, uint64_t creator, struct device **result)
+int device_new(struct devices *devices, const char *name, enum hmm_pool_kind kind,
+	       const struct placement *placement, uint64_t size, uint64_t caps, uint64_t creator, struct device **result)
 {
+	const struct placement any = PLACEMENT_ANY;
 	int r;
 
 	if (!*name || strlen(name) >= sizeof((*result)->name))
 		return -EINVAL;
 	pthread_mutex_lock(&devices->lock);
-	r = device_new_locked(devices, name, kind, node, size, result);
+	r = device_new_locked(devices, name, kind, placement ? placement : &any, size, result);
 	if (!r) {
 		(*result)->caps = caps;
 		(*result)->creator = creator;
@@ -259,6 +262,59 @@ void device_let_go(struct devices *devices, uint64_t creator, uint32_t id)
 	pthread_mutex_unlock(&devices->lock);
 }
 
+/* ---- room on the nodes ----------------------------------------------------------- */
+
+/* Asked no more often than this many bytes or so long: between, others may take what was seen. */
+#define GRANT_BYTES	(16LL << 20)
+#define GRANT_NS	(20 * 1000000LL)
+
+static int64_t clock_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000000000LL + now.tv_nsec;
+}
+
+/* What nobody tells counts as room: then it is as without a policy. */
+static uint64_t room_on_nodes(const struct pool *pool)
+{
+	uint64_t mask[HMM_NODE_WORDS], bytes, sum = 0;
+
+	placement_mask(&pool->placement, mask);
+	for (unsigned int node = 0; node < HMM_NODE_WORDS * 64; node++) {
+		if (!(mask[node / 64] >> (node % 64) & 1))
+			continue;
+		if (kernel->node_free(node, &bytes))
+			return UINT64_MAX;
+		sum += bytes;
+	}
+	return sum;
+}
+
+bool pool_has_room(struct pool *pool, uint64_t bytes)
+{
+	uint64_t room;
+
+	/* hugetlb has an answer of its own (shadow_reserve()); the other placements go elsewhere when a node is full. */
+	if (pool->placement.mode != HMM_PLACEMENT_BIND || pool->kind == HMM_POOL_KIND_HUGETLB)
+		return true;
+	if (clock_ns() < atomic_load(&pool->granted_until) &&
+	    atomic_fetch_sub(&pool->granted, (int64_t)bytes) >= (int64_t)bytes)
+		return true;
+	room = room_on_nodes(pool);
+	if (room < bytes) {
+		atomic_store(&pool->granted_until, 0);
+		return false;
+	}
+	room -= bytes;
+	atomic_store(&pool->granted, room < (uint64_t)GRANT_BYTES ? (int64_t)room : GRANT_BYTES);
+	atomic_store(&pool->granted_until, clock_ns() + GRANT_NS);
+	return true;
+}
+
+/* ---- charging ---------------------------------------------------------------------- */
+
 static void pool_charge(struct pool *pool, uint64_t bytes)
 {
 	uint64_t now = atomic_fetch_add(&pool->used, bytes) + bytes, peak = atomic_load(&pool->peak);
@@ -270,6 +326,9 @@ static void pool_charge(struct pool *pool, uint64_t bytes)
 int device_charge(struct device *device, uint64_t bytes)
 {
 	uint64_t used = atomic_load(&device->used);
+
+	if (bytes && !pool_has_room(device->pool, bytes))
+		return -ENOSPC;
 
 	do {
 		uint64_t size = atomic_load(&device->size);

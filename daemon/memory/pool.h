@@ -2,7 +2,7 @@
 /*
  * pool.h - where device pages come from, and the devices that hang on it.
  *
- * One pool per kind and node; a device takes a share of one. Charging is
+ * One pool per kind and placement; a device takes a share of one. Charging is
  * atomic and may happen on any thread; the registry has its own lock.
  */
 #ifndef HMMD_POOL_H
@@ -18,16 +18,19 @@
 #include "hmm_protocol.h"
 #include "kernel/kernel.h"
 #include "layout.h"
+#include "memory/placement.h"
 
 struct pool {
 	TAILQ_ENTRY(pool) link;
 	uint32_t id;
 	enum hmm_pool_kind kind;
-	int node;			/* NUMA node, -1: any */
+	struct placement placement;
 	uint64_t promised;		/* to devices; under the registry's lock */
 	uint32_t devices;
 	_Atomic uint64_t used, peak;	/* bytes that hold pages now, and at most so far */
 	_Atomic uint64_t evicted;	/* bytes that went home to make room, so far */
+	_Atomic int64_t granted;	/* bytes that its nodes were seen to have room for */
+	_Atomic int64_t granted_until;	/* CLOCK_MONOTONIC, ns */
 };
 
 /* What did not make way. */
@@ -82,10 +85,10 @@ void devices_deinit(struct devices *devices);
 
 /*
  * A new device. Return: 0; -EBUSY: the name is taken; -ENOSPC: more than is
- * left; -EINVAL: no name; -ENOMEM.
+ * left; -EINVAL: no name; -ENOMEM. @placement NULL: anywhere.
  */
-int device_new(struct devices *devices, const char *name, enum hmm_pool_kind kind, int node,
-	       uint64_t size, uint64_t caps, uint64_t creator, struct device **result);
+int device_new(struct devices *devices, const char *name, enum hmm_pool_kind kind,
+	       const struct placement *placement, uint64_t size, uint64_t caps, uint64_t creator, struct device **result);
 /*
  * Its share of the pool becomes @size. Return: 0; -ENODEV; -ENOSPC: more than is left; -EBUSY: more
  * than that is in use.
@@ -108,7 +111,10 @@ void device_unuse(struct devices *devices, struct device *device);
 /* The creator lets go, of one or (@id 0) of all its devices. */
 void device_let_go(struct devices *devices, uint64_t creator, uint32_t id);
 
-/* Room for @bytes, or -ENOSPC. Exact: what is charged is what may be allocated. */
+/*
+ * Room for @bytes, or -ENOSPC. Exact: what is charged is what may be allocated. Of a pool that is bound to nodes
+ * also: those have it free (pool_has_room()).
+ */
 int device_charge(struct device *device, uint64_t bytes);
 /* Beyond its size, too. */
 void device_overcharge(struct device *device, uint64_t bytes);
@@ -125,6 +131,12 @@ static inline bool device_faults(const struct device *device)
 {
 	return device->caps & HMM_DEVICE_CAPS_FAULTS;
 }
+
+/*
+ * Whether the nodes that a pool is bound to have room for @bytes more. A page that is missing on a node which
+ * its policy names alone is no error to the kernel: it kills some process for it, whichever is the largest.
+ */
+bool pool_has_room(struct pool *pool, uint64_t bytes);
 
 static inline bool pool_is_huge(enum hmm_pool_kind kind)
 {

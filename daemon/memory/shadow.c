@@ -4,13 +4,17 @@
  *
  * Never stores through shadow->map to a page that nothing is charged for: a
  * store allocates, and with huge pages it allocates 2 MiB.
+ *
+ * A pool's placement is set on the mapping when it is made. Of a memfd it lives
+ * in the file: whoever allocates its pages, by whichever mapping or write, gets them
+ * there (contract-placement). hugetlb has no such thing, so there hmmd allocates each
+ * page itself, through its own mapping, before anybody else may touch it.
  */
 #include "shadow.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/memfd.h>
-#include <numa.h>
 #include <numaif.h>
 #include <stdlib.h>
 #include <string.h>
@@ -42,15 +46,26 @@ struct shadow *shadow_find(const struct shadows *shadows, uint64_t addr)
 	return found ? shadows->list[i] : NULL;
 }
 
-static void bind_to_node(const struct shadow *shadow, int node)
+static int place(const struct shadow *shadow, const struct placement *placement)
 {
-	unsigned long mask[16] = { 0 };
+	uint64_t mask[HMM_NODE_WORDS];
+	int policy = MPOL_DEFAULT;
 
-	if (node < 0 || node >= (int)(sizeof(mask) * 8))
-		return;
-	mask[node / 64] = 1UL << (node % 64);
-	/* A shared policy: it holds for whoever allocates the memfd's pages. */
-	mbind(shadow->map, HMM_REGION_SIZE, MPOL_BIND, mask, sizeof(mask) * 8, 0);
+	switch (placement->mode) {
+	case HMM_PLACEMENT_ANY:
+		return 0;
+	case HMM_PLACEMENT_BIND:
+		policy = MPOL_BIND;
+		break;
+	case HMM_PLACEMENT_PREFERRED:
+		policy = placement->node < 0 ? MPOL_PREFERRED_MANY : MPOL_PREFERRED;
+		break;
+	case HMM_PLACEMENT_INTERLEAVE:
+		policy = MPOL_INTERLEAVE;
+		break;
+	}
+	placement_mask(placement, mask);
+	return kernel->place(shadow->map, HMM_REGION_SIZE, policy, mask);
 }
 
 static struct shadow *shadow_free(struct shadow *shadow)
@@ -65,7 +80,7 @@ static struct shadow *shadow_free(struct shadow *shadow)
 	return NULL;
 }
 
-static int insert_consume_fd(struct shadows *shadows, const struct pool *pool, uint64_t base, int fd,
+static int insert_consume_fd(struct shadows *shadows, const struct pool *pool, uint64_t base, int fd, bool adopted,
 			     struct shadow **result)
 {
 	struct shadow *shadow, **list;
@@ -73,6 +88,7 @@ static int insert_consume_fd(struct shadows *shadows, const struct pool *pool, u
 	bool found;
 	int at = find_index(shadows, base, &found);
 	void *map;
+	int r;
 
 	shadow = found ? NULL : calloc(1, sizeof(*shadow));
 	if (!shadow) {
@@ -81,27 +97,30 @@ static int insert_consume_fd(struct shadows *shadows, const struct pool *pool, u
 	}
 	shadow->base = base;
 	shadow->fd = fd;
-	shadow->kind = pool->kind;
+	/* Memory of a dax device is a node's, and its files are as anybody's. */
+	shadow->kind = pool->kind == HMM_POOL_KIND_DAX ? HMM_POOL_KIND_MEMFD_HUGE : pool->kind;
+	shadow->bound = pool->placement.mode == HMM_PLACEMENT_BIND;
 	if (fstat(fd, &st) == 0)
 		shadow->inode = st.st_ino;
 	map = mmap(NULL, HMM_REGION_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
 	if (map == MAP_FAILED) {
-		int r = -errno;
-
+		r = -errno;
 		shadow_free(shadow);
 		return r;
 	}
 	shadow->map = map;
 	madvise(map, HMM_REGION_SIZE, MADV_DONTDUMP);
 	madvise(map, HMM_REGION_SIZE, MADV_DONTFORK);
-	if (pool->kind == HMM_POOL_KIND_MEMFD_HUGE)
+	if (shadow->kind == HMM_POOL_KIND_MEMFD_HUGE)
 		madvise(map, HMM_REGION_SIZE, MADV_HUGEPAGE);
-	bind_to_node(shadow, pool->node);
-
-	list = realloc(shadows->list, (shadows->count + 1) * sizeof(*list));
+	/* What comes from a former life has pages, and their policy: it is not refused, though a node may be gone. */
+	r = place(shadow, &pool->placement);
+	if (adopted)
+		r = 0;
+	list = r ? NULL : realloc(shadows->list, (shadows->count + 1) * sizeof(*list));
 	if (!list) {
 		shadow_free(shadow);
-		return -ENOMEM;
+		return r ? r : -ENOMEM;
 	}
 	memmove(list + at + 1, list + at, (shadows->count - (unsigned int)at) * sizeof(*list));
 	list[at] = shadow;
@@ -123,14 +142,14 @@ int shadow_get(struct shadows *shadows, const struct pool *pool, uint64_t addr, 
 	fd = kernel->memfd_new("hmm-shadow", HMM_REGION_SIZE, flags);
 	if (fd < 0)
 		return fd;
-	return insert_consume_fd(shadows, pool, base, fd, result);
+	return insert_consume_fd(shadows, pool, base, fd, false, result);
 }
 
 int shadow_adopt_consume_fd(struct shadows *shadows, const struct pool *pool, uint64_t base, int fd)
 {
 	struct shadow *shadow;
 
-	return insert_consume_fd(shadows, pool, base, fd, &shadow);
+	return insert_consume_fd(shadows, pool, base, fd, true, &shadow);
 }
 
 void shadows_deinit(struct shadows *shadows)
@@ -150,13 +169,20 @@ bool shadow_has_data(const struct shadow *shadow, uint64_t addr, uint64_t length
 	return data >= 0 && (uint64_t)(data - offset) < length;
 }
 
+/* Through the mapping: hugetlb knows the policy of mappings, and none of files; and shmem has its huge pages there. */
+static int take(const struct shadow *shadow, uint64_t addr)
+{
+	return kernel->populate(shadow_at(shadow, addr & ~(HMM_BLOCK_SIZE - 1)), HMM_BLOCK_SIZE) ? -ENOSPC : 0;
+}
+
 int shadow_reserve(const struct shadow *shadow, uint64_t addr)
 {
-	off_t offset = (off_t)((addr & ~(HMM_BLOCK_SIZE - 1)) - shadow->base);
+	return shadow->kind == HMM_POOL_KIND_HUGETLB ? take(shadow, addr) : 0;
+}
 
-	if (shadow->kind == HMM_POOL_KIND_HUGETLB && fallocate(shadow->fd, 0, offset, HMM_BLOCK_SIZE) < 0)
-		return -ENOSPC;
-	return 0;
+int shadow_commit(const struct shadow *shadow, uint64_t addr)
+{
+	return shadow->bound ? take(shadow, addr) : shadow_reserve(shadow, addr);
 }
 
 int shadow_store(const struct shadow *shadow, uint64_t addr, const void *bytes)

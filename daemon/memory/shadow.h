@@ -14,7 +14,8 @@ struct shadow {
 	uint64_t base;		/* the region's first address */
 	int fd;
 	char *map;		/* all of it, in hmmd */
-	enum hmm_pool_kind kind;
+	enum hmm_pool_kind kind;	/* what its memfd is made of: no CONFIGURED, no DAX */
+	bool bound;		/* its pages come from some nodes, and from nowhere else */
 	uint64_t inode;		/* of the memfd: which shadow an order means */
 	uint64_t told;		/* the driver's connection that passes pages through it; 0: none */
 };
@@ -43,6 +44,12 @@ static inline void *shadow_at(const struct shadow *shadow, uint64_t addr)
  * that of @addr is taken first. Pools of other kinds need no such thing. 0 or -ENOSPC.
  */
 int shadow_reserve(const struct shadow *shadow, uint64_t addr);
+
+/*
+ * The same for a block that the CPU maps (coherent memory), whose pages nobody is asked about later: those of a pool
+ * that is bound to nodes are taken now, while there is room. They hold zeros.
+ */
+int shadow_commit(const struct shadow *shadow, uint64_t addr);
 
 /* Stores one page, allocating no more than that page (of the pool's size). 0 or -ENOSPC. */
 int shadow_store(const struct shadow *shadow, uint64_t addr, const void *bytes);

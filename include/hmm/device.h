@@ -33,6 +33,21 @@ enum hmm_pool {
 	HMM_POOL_MEMFD = 1,	/* shmem, 4 KiB pages */
 	HMM_POOL_MEMFD_HUGE = 2,/* shmem, huge pages where allowed */
 	HMM_POOL_HUGETLB = 3,	/* reserved huge pages */
+	HMM_POOL_DAX = 4,	/* memory of dax devices, which the kernel runs as memory nodes of its own: hmmd.conf(5) */
+};
+
+/*
+ * On which NUMA nodes a device's memory lies, whoever allocates it. Source: set_mempolicy(2).
+ * - BIND: on these, and nowhere else. A node that is full is a device that is full: what can make way goes home,
+ *   the rest is HMM_POOL_FULL. hmmd leaves alone what the kernel needs there, so that nobody is killed for it.
+ * - PREFERRED: on these while they have memory, then elsewhere.
+ * - INTERLEAVE: page by page (of 4 KiB or 2 MiB) in turn on each; elsewhere where one is full.
+ */
+enum hmm_placement {
+	HMM_PLACE_DEFAULT = 0,	/* with a node: BIND; without: what hmmd's configuration says, which may be any */
+	HMM_PLACE_BIND = 1,
+	HMM_PLACE_PREFERRED = 2,
+	HMM_PLACE_INTERLEAVE = 3,
 };
 
 struct hmm_device_options {
@@ -40,16 +55,20 @@ struct hmm_device_options {
 	const char *name;	/* 1..63 printable characters, unique in the hmmd */
 	uint64_t memory;	/* bytes of device memory; 0: no pool, state R only. With a copy engine: for bytes that pass */
 	enum hmm_pool pool;
-	int node;		/* NUMA node, -1: what hmmd's configuration says, which may be any */
+	int node;		/* NUMA node, 0..1023; -1: those of nodes, or what hmmd's configuration says */
 	uint64_t caps;		/* HMM_DEVICE_* */
 	void *drvdata;
+	enum hmm_placement placement;
+	uint64_t nodes;		/* with node -1: NUMA nodes 0..63, a bit each */
 };
 
 /*
  * hmm_device_new() - a device of this name. It lives as long as its creator's
  * connection or the last mirror on it, whichever is longer.
- * Return: 0; -EBUSY: the name is taken; -ENOSPC: more than the pool has;
- *	-EINVAL: a bad name, unknown bits, or a node that hmmd has no memory on; -EOPNOTSUPP: a copy engine with a hugetlb pool, or without FAULTS.
+ * Return: 0; -EBUSY: the name is taken; -ENOSPC: more than the pool has, or than the nodes that it is bound to;
+ *	-EINVAL: a bad name, unknown bits, a placement without nodes, node and nodes both, or a node that hmmd has no memory on
+ *	(hmm_last_error() names those that there are); -ENODEV: no dax device is memory;
+ *	-EOPNOTSUPP: a copy engine with a hugetlb pool, or without FAULTS; a node where the kernel places nothing.
  */
 int hmm_device_new(struct hmm *hmm, const struct hmm_device_options *options,
 		   struct hmm_device **result);

@@ -99,7 +99,7 @@ struct hmm_devmem {
 	struct hmm_devmem_private *priv;	/* the library's */
 };
 
-/* Something that exists already: a memfd, a file of hugetlbfs, what a driver can be mmap()ed from. */
+/* Something that exists already: a memfd, a file of hugetlbfs, a dax device, what a driver can be mmap()ed from. */
 struct hmm_resource {
 	size_t size;		/* sizeof(struct hmm_resource) */
 	int fd;			/* is not consumed */

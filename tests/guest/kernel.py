@@ -16,7 +16,7 @@ import tempfile
 # What the guest's first program loads. A kernel that has one built in, or under another name, goes without its file.
 MODULES = """virtio_pci virtio_blk 9p 9pnet_virtio crc32c_generic ext4 fuse
 	irqbypass vfio vfio_iommu_type1 vfio-pci-core vfio-pci
-	dax_hmem device_dax nvdimm nd_pmem""".split()
+	dax_hmem device_dax kmem""".split()
 REQUIRED = {"virtio_blk", "9p", "9pnet_virtio", "ext4", "vfio-pci"}
 
 

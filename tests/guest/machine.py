@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The emulated machine: QEMU's command line, and one run of it from power on to power off.
 
-One processor, two NUMA nodes, an IOMMU with 48-bit addresses, QEMU's teaching card `edu`, a card whose memory can be
-mapped (`ivshmem-plain`), a disk, swap. Everything it writes is in `room`; nothing of it outlives run().
+One processor, two NUMA nodes, a third one that is a dax device (half of it a file, half memory: init), an IOMMU with
+48-bit addresses, QEMU's teaching card `edu`, a card whose memory can be mapped (`ivshmem-plain`), a disk, swap. Everything it writes is in `room`; nothing of it outlives run().
 """
 
 import ctypes
@@ -24,7 +24,7 @@ START_SECONDS = 240
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-def command(kernel, initrd, room, results, shell, memory_mb=4096, hugepages=32, disk_mb=4096, swap_mb=512):
+def command(kernel, initrd, room, results, shell, memory_mb=4096, dax_mb=512, hugepages=32, disk_mb=4096, swap_mb=512):
     """QEMU's words. The disks are sparse files in room, made here."""
     for name, size in (("disk", disk_mb), ("swap", swap_mb)):
         with open(f"{room}/{name}", "wb") as file:
@@ -35,11 +35,13 @@ def command(kernel, initrd, room, results, shell, memory_mb=4096, hugepages=32, 
     # An emulated machine that has to wait for a processor looks to the kernel as if its timers were broken.
     kernel_words = ["console=ttyS0", "quiet" if shell else "loglevel=5", "panic=-1", "unknown_nmi_panic", "nokaslr",
                     "mitigations=off", "tsc=reliable", "no_timer_check", "intel_iommu=on", f"hugepages={hugepages}",
-                    "rdinit=/init"]
+                    # All of the third node: what firmware calls set aside for a special purpose, here above 4 GiB and the
+                    # second half.
+                    f"memmap={dax_mb}M%{4096 + half}M-1+0xefffffff", "memhp_default_state=online_movable", "rdinit=/init"]
     words = [QEMU, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
-             "-machine", "q35", "-accel", "tcg", "-cpu", "max,la57=off", "-smp", "1", "-m", f"{memory_mb}M"]
-    for node in (0, 1):
-        words += ["-object", f"memory-backend-ram,id=node{node},size={half}M",
+             "-machine", "q35", "-accel", "tcg", "-cpu", "max,la57=off", "-smp", "1", "-m", f"{memory_mb + dax_mb}M"]
+    for node, size in enumerate((half, half, dax_mb)):
+        words += ["-object", f"memory-backend-ram,id=node{node},size={size}M",
                   "-numa", f"node,nodeid={node},memdev=node{node}" + (",cpus=0" if node == 0 else "")]
     words += ["-device", "intel-iommu,aw-bits=48",
               "-device", "edu,dma_mask=0xffffffffffffffff",

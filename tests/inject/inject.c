@@ -42,6 +42,10 @@ enum call {
 	COLLAPSE,
 	MERGING,
 	PAGE_KINDS,
+	PLACE,
+	POLICY,
+	POPULATE,
+	NODE_FREE,
 	CALLS
 };
 
@@ -49,6 +53,7 @@ static const char *const call_names[CALLS] = {
 	"uffd_copy",	   "uffd_zero",	   "uffd_poison", "uffd_continue", "uffd_protect", "uffd_register",
 	"uffd_unregister", "pagemap_read", "mem_read",	  "mem_write",	  "vma_at",
 	"memfd_new",	   "punch",	   "collapse",	  "merging",	  "page_kinds",
+	"place",	   "policy",	   "populate",	  "node_free",
 };
 
 static const struct {
@@ -191,6 +196,26 @@ static int collapse(int pidfd, uint64_t start, size_t length)
 	return due(COLLAPSE) ? -plan.error : kernel_real.collapse(pidfd, start, length);
 }
 
+static int place(void *start, size_t length, int policy, const uint64_t *nodes)
+{
+	return due(PLACE) ? -plan.error : kernel_real.place(start, length, policy, nodes);
+}
+
+static int policy(int mode, uint64_t nodes)
+{
+	return due(POLICY) ? -plan.error : kernel_real.policy(mode, nodes);
+}
+
+static int populate(void *start, size_t length)
+{
+	return due(POPULATE) ? -plan.error : kernel_real.populate(start, length);
+}
+
+static int node_free(unsigned int node, uint64_t *bytes)
+{
+	return due(NODE_FREE) ? -plan.error : kernel_real.node_free(node, bytes);
+}
+
 /* It has no error: injected, it says that ksmd runs. */
 static bool merging(void)
 {
@@ -255,6 +280,10 @@ __attribute__((constructor)) static void begin(void)
 	injecting.collapse = collapse;
 	injecting.merging = merging;
 	injecting.page_kinds = page_kinds;
+	injecting.place = place;
+	injecting.policy = policy;
+	injecting.populate = populate;
+	injecting.node_free = node_free;
 	kernel = &injecting;
 }
 

@@ -17,7 +17,9 @@ harness.PLACES["hmmd"] = "tests/inject/hmmd_inject"
 CLIENT = os.path.join(harness.BINARY, "tests", "inject", "inject-client")
 
 SCENARIOS = ["travel", "share", "touch", "ranges", "upheaval", "family", "access", "window", "several",
-             "advice", "events", "exclusive", "evict", "devmem", "farewell"]
+             "advice", "events", "exclusive", "evict", "devmem", "farewell", "placed"]
+# What the client does in a scenario that differs from another by hmmd's arguments alone.
+SAME = {"placed": ("travel", "--pool", "memfd", "--pool-placement", "bind:0")}
 ERRORS = {
     "uffd_copy": ["EAGAIN", "SHORT", "ENOMEM", "ENOENT"],
     "uffd_zero": ["EAGAIN", "SHORT", "ENOMEM"],
@@ -35,6 +37,8 @@ ERRORS = {
     "punch": ["EINTR"],
     "collapse": ["ENOMEM", "EAGAIN"],
     "merging": ["EAGAIN"],
+    "place": ["ENOMEM", "EINVAL"],
+    "node_free": ["ENOENT", "EMFILE"],
 }
 ARGUMENTS = sys.argv[1:]
 ALL = "--all" in ARGUMENTS
@@ -52,8 +56,9 @@ class Inject(harness.Test):
         client = None
         try:
             report = os.path.join(self.folder, "report")
-            self.start_daemon(environment={"HMMD_INJECT": plan, "HMMD_INJECT_REPORT": report})
-            client = self.spawn(CLIENT, scenario)
+            does, *arguments = SAME.get(scenario, (scenario,))
+            self.start_daemon(*arguments, environment={"HMMD_INJECT": plan, "HMMD_INJECT_REPORT": report})
+            client = self.spawn(CLIENT, does)
             if scenario == "farewell":
                 client.expect("out", 120)
                 self.daemon.stop()

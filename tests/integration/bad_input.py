@@ -107,8 +107,18 @@ class Messages(wire.Test):
         self.expect_error(client.ask(wire.MIGRATE, migrate), errno.EINVAL, "migrate: ")
         migrate = struct.pack("<IIQQQ", 256, 99, PAGE, PAGE, 0)
         self.expect_error(client.ask(wire.MIGRATE, migrate), errno.EINVAL, "migrate: ")
-        device = struct.pack("<IiQQ", 99, -1, 2 << 20, 0) + wire.text("gpu", 64)
+        device = struct.pack("<IiQQ", 99, -1, 2 << 20, 0) + wire.text("gpu", 64) + bytes(16)
         self.expect_error(client.ask(wire.DEVICE_NEW, device), errno.EINVAL, "device_new: ")
+        client.status()
+
+    def test_placements(self):
+        """What the library asks of its own caller is asked here of whoever speaks."""
+        client = self.connect()
+        for placement, node, nodes, said in ((4, 0, 0, "device_new: "), (1, -1, 0, "needs a memory node"), (1, 0, 1, "both name"),
+                                             (0, -1, 1, "go with a placement"), (1, -2, 0, "0 to 1023"), (2, 1024, 0, "0 to 1023"),
+                                             (3, -1, 1 << 63, "memory node 63"), (1, 2147483647, 0, "0 to 1023")):
+            device = struct.pack("<IiQQ", 1, node, 2 << 20, 0) + wire.text("gpu", 64) + struct.pack("<IIQ", placement, 0, nodes)
+            self.expect_error(client.ask(wire.DEVICE_NEW, device), errno.EINVAL, said)
         client.status()
 
     def test_text_that_is_none(self):
@@ -198,7 +208,7 @@ class Descriptors(wire.Test):
     def test_too_few(self):
         client = self.connect()
         before = self.daemon.extra_descriptors()
-        body = struct.pack("<QQII", 0, 1 << 40, 4, os.getpid())
+        body = struct.pack("<QQIIIIQ", 0, 1 << 40, 4, os.getpid(), 0, 0, 0)
         for count in (0, 1, 4):
             self.expect_error(client.ask(wire.OPEN, body, [self.null] * count), errno.EINVAL, "open: too few descriptors")
         self.expect_error(client.ask(wire.EXPORT, bytes(8)), errno.EINVAL, "export: too few descriptors")
@@ -231,7 +241,7 @@ class Descriptors(wire.Test):
     def test_wrong_kind_to_open(self):
         client = self.connect()
         before = self.daemon.extra_descriptors()
-        body = struct.pack("<QQII", 0, 1 << 40, 4, os.getpid())
+        body = struct.pack("<QQIIIIQ", 0, 1 << 40, 4, os.getpid(), 0, 0, 0)
         pipe = os.pipe()
         other = socket.socket(socket.AF_UNIX)
         memfd = os.memfd_create("x")
@@ -280,7 +290,7 @@ class Descriptors(wire.Test):
         self.expect_nothing_kept_since(before)
 
     def test_descriptors_of_a_client_that_is_gone(self):
-        body = struct.pack("<QQII", 0, 1 << 40, 4, os.getpid())
+        body = struct.pack("<QQIIIIQ", 0, 1 << 40, 4, os.getpid(), 0, 0, 0)
         for _ in range(50):
             with wire.Client(self.daemon.socket) as client:
                 for _ in range(4):
@@ -649,7 +659,7 @@ class Behaviour(wire.Test):
                 client = wire.Client(self.daemon.socket)
                 null = os.open("/dev/null", os.O_RDONLY)
                 while True:
-                    client.send(wire.OPEN, struct.pack("<QQII", 0, 1 << 40, 4, 1), [null] * 5)
+                    client.send(wire.OPEN, struct.pack("<QQIIIIQ", 0, 1 << 40, 4, 1, 0, 0, 0), [null] * 5)
                     client.receive()
             harness.wait_until(lambda: self.expect_healthy()["clients"] > 1)
             os.kill(child, signal.SIGKILL)
@@ -715,7 +725,7 @@ class Behaviour(wire.Test):
         harness.wait_until(lambda: clients[1].status()["clients"] == 7)
         # An owner takes ten, which are not there: hmmd says so before it makes anything.
         null = os.open("/dev/null", os.O_RDWR)
-        answer = clients[1].ask(wire.OPEN, struct.pack("<QQII", 0, 1 << 40, 4, os.getpid()), [null] * 5)
+        answer = clients[1].ask(wire.OPEN, struct.pack("<QQIIIIQ", 0, 1 << 40, 4, os.getpid(), 0, 0, 0), [null] * 5)
         os.close(null)
         self.expect_error(answer, errno.EDQUOT, "14 of 16 descriptors and asks for 10 more")
 
@@ -724,7 +734,7 @@ class Behaviour(wire.Test):
         client = self.connect()
         client.open_owner()
         null = os.open("/dev/null", os.O_RDWR)
-        answer = client.ask(wire.OPEN, struct.pack("<QQII", 0, 1 << 40, 4, os.getpid()), [null] * 5)
+        answer = client.ask(wire.OPEN, struct.pack("<QQIIIIQ", 0, 1 << 40, 4, os.getpid(), 0, 0, 0), [null] * 5)
         os.close(null)
         self.expect_error(answer, errno.EDQUOT, "1 of 1 mirrored processes")
 

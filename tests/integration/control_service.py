@@ -45,7 +45,7 @@ class CommandLine(Service):
     def test_bad_usage(self):
         for args, text in ((["--nonsense"], "nonsense"), (["extra"], "what is 'extra'?"),
                            (["--workers", "0"], "--workers: 'workers' must be a number from 1 to 64, or auto, not '0'"),
-                           (["--pool", "gold"], "--pool: 'kind' must be memfd, memfd-huge or hugetlb, not 'gold'"),
+                           (["--pool", "gold"], "--pool: 'kind' must be memfd, memfd-huge, hugetlb or dax, not 'gold'"),
                            (["--pool-size", "12X"], "--pool-size: 'size' must be a size from 2M to 64T"),
                            (["--grace", "5"], "--grace: 'grace' must be a time from 100ms to 3600s"),
                            (["--log", "loud"], "--log: 'log' must be error, warning, info or debug, not 'loud'"),
@@ -71,7 +71,7 @@ class CommandLine(Service):
         self.assertEqual((status, output), (2, ""))
         self.assertEqual(errors.splitlines(), [
             f"{bad}:2: 'size' is 'much'; it must be a size from 2M to 64T in pages of 4K, such as 512M or 4G, or auto",
-            f"{bad}:3: unknown key 'kinds' in [pool]; known are: kind, size, node, evict_high, evict_low"])
+            f"{bad}:3: unknown key 'kinds' in [pool]; known are: kind, size, node, placement, evict_high, evict_low"])
         status, _, errors = self.run_hmmd("--config", os.path.join(self.folder, "none.conf"))
         self.assertEqual(status, 2)
         self.assertIn("none.conf: cannot be read: No such file or directory", errors)
@@ -85,7 +85,7 @@ class CommandLine(Service):
         open_text = self.write("open.conf", text)
         self.assertEqual(self.run_hmmd("--config", open_text, "--check-config"), (0, f"{open_text}: good\n", ""))
         keys = re.findall(r"^(\w+) = ", text, re.M)
-        self.assertEqual(len(keys), 23, "a key is missing in the shipped configuration")
+        self.assertEqual(len(keys), 24, "a key is missing in the shipped configuration")
 
     def test_user_mode_without_a_runtime_folder(self):
         status, _, errors = self.run_hmmd("--no-config", "--user", environment={"XDG_RUNTIME_DIR": ""})
@@ -302,13 +302,13 @@ class Lists(Service):
     def test_device_and_its_pool(self):
         self.start_daemon()
         client = self.connect(role=wire.DRIVER)
-        new = struct.pack("<IiQQ", 1, -1, 64 << 20, 0) + wire.text("gpu", 64)
+        new = struct.pack("<IiQQ", 1, -1, 64 << 20, 0) + wire.text("gpu", 64) + bytes(16)
         device, _, size = client.ask(wire.DEVICE_NEW, new).unpack("IIQ")
         self.assertEqual(size, 64 << 20)
         self.expect_error(client.ask(wire.DEVICE_NEW, new), errno.EBUSY)
         self.expect_error(client.ask(wire.DEVICE_OPEN, wire.text("no such", 64)), errno.ENODEV)
         tool = self.connect(role=wire.TOOL)
-        pools = tool.listed(wire.POOLS, "IIiIQQQQQQ64s")
+        pools = tool.listed(wire.POOLS, "IIiIQQQQQII64s64s")
         self.assertEqual([(pool[1], pool[3], pool[5]) for pool in pools], [(1, 1, 0)])
         self.assertEqual(tool.status()["devices"], 1)
         # Somebody else's put is manners and no more; it goes with its maker.
@@ -324,7 +324,7 @@ class Lists(Service):
         client = self.connect(role=wire.DRIVER)
 
         def new(name, caps):
-            body = struct.pack("<IiQQ", 1, -1, 4 << 20, caps) + wire.text(name, 64)
+            body = struct.pack("<IiQQ", 1, -1, 4 << 20, caps) + wire.text(name, 64) + bytes(16)
             return client.ask(wire.DEVICE_NEW, body).unpack("IIQ")[0]
 
         def add(device, token, pool, pages):

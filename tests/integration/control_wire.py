@@ -164,7 +164,7 @@ class Client:
         fds = [userfaultfd(), os.open("/proc/self/mem", os.O_RDWR)]
         fds += [os.open(f"/proc/self/{name}", os.O_RDONLY) for name in ("pagemap", "maps", "smaps")]
         try:
-            answer = self.ask(OPEN, struct.pack("<QQII", 0, -(-base // BLOCK) * BLOCK, SLOTS, os.getpid()), fds)
+            answer = self.ask(OPEN, struct.pack("<QQIIIIQ", 0, -(-base // BLOCK) * BLOCK, SLOTS, os.getpid(), 0, 0, 0), fds)
         finally:
             for fd in fds:
                 os.close(fd)

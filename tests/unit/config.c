@@ -208,6 +208,38 @@ Test(config, automatic_words)
 	cr_expect(eq(u64, config.evict_low, 0));
 }
 
+Test(config, placements)
+{
+	static const char wrong[] = "it must be any, or bind:, preferred: or interleave: with memory nodes, such as bind:1 or interleave:0-1\n";
+	static const char *const bad[] = { "bind", "bind:", "1", "any:1", "bind:1,", "bind:,1", "bind:1-", "bind:1-0", "bind:0-64", "bind:1024",
+					   "bind:-1", "bind: 1", "binding:1", "bin:1", "", "interleave:0 1", "bind:99999999999999999999" };
+	struct config config = config_of("[pool]\nplacement = interleave:0-1,3\n");
+	char text[PLACEMENT_TEXT], line[256];
+
+	cr_expect(eq(int, config.pool_placement.mode, HMM_PLACEMENT_INTERLEAVE));
+	cr_expect(eq(u64, config.pool_placement.nodes, 0xb));
+	cr_expect(eq(str, (char *)placement_print(&config.pool_placement, text, sizeof(text)), "interleave:0-1,3"));
+	config = config_of("[pool]\nplacement = bind:1-1\n");
+	cr_expect(eq(int, config.pool_placement.node, 1));
+	cr_expect(eq(u64, config.pool_placement.nodes, 0));
+	config = config_of("[pool]\nplacement = preferred:1023\n");
+	cr_expect(eq(int, config.pool_placement.node, 1023));
+	cr_expect(eq(str, (char *)placement_print(&config.pool_placement, text, sizeof(text)), "preferred:1023"));
+	config = config_of("[pool]\nplacement = any\nnode = 3\n");
+	cr_expect(eq(int, config.pool_placement.mode, HMM_PLACEMENT_ANY));
+	config.pool_placement = config_placement(&config);
+	cr_expect(eq(str, (char *)placement_print(&config.pool_placement, text, sizeof(text)), "bind:3"));
+	for (unsigned int i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+		char error[512];
+
+		snprintf(line, sizeof(line), "[pool]\nplacement = %s\n", bad[i]);
+		snprintf(error, sizeof(error), "FILE:2: 'placement' is '%s'; %s", bad[i], wrong);
+		expect_error_of(line, error);
+	}
+	expect_error_of("[pool]\nplacement = bind:1\nnode = 0\n",
+			"node is 0, and placement says where, too: one of them is enough\n");
+}
+
 Test(config, marks_the_wrong_way_round)
 {
 	expect_error_of("[pool]\nevict_high = 60\nevict_low = 61\n",
@@ -231,7 +263,7 @@ Test(config, a_section_may_come_twice)
 Test(config, unknown_key)
 {
 	expect_error_of("[pool]\nsize = 1G\nsise = 2G\n",
-			"FILE:3: unknown key 'sise' in [pool]; known are: kind, size, node, evict_high, evict_low\n");
+			"FILE:3: unknown key 'sise' in [pool]; known are: kind, size, node, placement, evict_high, evict_low\n");
 }
 
 Test(config, key_of_another_section)
@@ -345,7 +377,7 @@ Test(config, bad_words)
 	expect_error_of("[daemon]\nlog = verbose\n",
 			"FILE:2: 'log' is 'verbose'; it must be error, warning, info or debug\n");
 	expect_error_of("[pool]\nkind = shm\n",
-			"FILE:2: 'kind' is 'shm'; it must be memfd, memfd-huge or hugetlb\n");
+			"FILE:2: 'kind' is 'shm'; it must be memfd, memfd-huge, hugetlb or dax\n");
 	expect_error_of("[daemon]\nuser = true\n",
 			"FILE:2: 'user' is 'true'; it must be yes or no\n");
 	expect_error_of(
@@ -374,7 +406,7 @@ Test(config, socket_too_long)
 Test(config, windows_line_ends)
 {
 	expect_error_of("[pool]\nkind = memfd\r\n",
-			"FILE:2: 'kind' is 'memfd\r'; it must be memfd, memfd-huge or hugetlb\n");
+			"FILE:2: 'kind' is 'memfd\r'; it must be memfd, memfd-huge, hugetlb or dax\n");
 }
 
 Test(config, zero_byte)
@@ -391,7 +423,7 @@ Test(config, all_errors_at_once)
 	expect_error_of(
 		"[pool]\nsize = 1\nsise = 2\n[limits]\nfds = x\n",
 		"FILE:2: 'size' is '1'; it must be a size from 2M to 64T in pages of 4K, such as 512M or 4G, or auto\n"
-		"FILE:3: unknown key 'sise' in [pool]; known are: kind, size, node, evict_high, evict_low\n"
+		"FILE:3: unknown key 'sise' in [pool]; known are: kind, size, node, placement, evict_high, evict_low\n"
 		"FILE:5: 'fds' is 'x'; it must be a number from 16 to 1048576\n");
 }
 

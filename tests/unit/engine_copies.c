@@ -43,7 +43,7 @@ static void begin_other(void)
 {
 	fixture.engine.devices.capacity += HMM_BLOCK_SIZE;
 	/* Another kind, so that it is another pool, whose use is compared with its device's. */
-	cr_assert(eq(int, device_new(&fixture.engine.devices, "other", HMM_POOL_KIND_MEMFD_HUGE, -1, HMM_BLOCK_SIZE,
+	cr_assert(eq(int, device_new(&fixture.engine.devices, "other", HMM_POOL_KIND_MEMFD_HUGE, NULL, HMM_BLOCK_SIZE,
 				     HMM_DEVICE_CAPS_FAULTS, DRIVER, &device), 0));
 	device_use(&fixture.engine.devices, device->id);
 	other = mirror_new(fixture.owner, 1, device);

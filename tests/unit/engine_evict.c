@@ -297,7 +297,7 @@ Test(refusal, by_one_is_by_all)
 
 			fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL / 2);
 			fixture.engine.devices.capacity = POOL;
-			cr_assert(eq(int, device_new(&fixture.engine.devices, "other", HMM_POOL_KIND_MEMFD, -1,
+			cr_assert(eq(int, device_new(&fixture.engine.devices, "other", HMM_POOL_KIND_MEMFD, NULL,
 						     POOL / 2, HMM_DEVICE_CAPS_FAULTS, DRIVER, &device), 0));
 			device_use(&fixture.engine.devices, device->id);
 			other = mirror_new(fixture.owner, 1, device);
@@ -611,7 +611,7 @@ static void begin_copied(unsigned int blocks)
 	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
 	fixture.engine.devices.capacity += POOL;
 	/* Another kind, so that it is another pool. */
-	cr_assert(eq(int, device_new(&fixture.engine.devices, "full", HMM_POOL_KIND_MEMFD_HUGE, -1, POOL, 0, DRIVER,
+	cr_assert(eq(int, device_new(&fixture.engine.devices, "full", HMM_POOL_KIND_MEMFD_HUGE, NULL, POOL, 0, DRIVER,
 				     &full), 0));
 	full->size = blocks * COPIED * HMM_PAGE_SIZE;
 	device_use(&fixture.engine.devices, full->id);

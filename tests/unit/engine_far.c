@@ -404,7 +404,7 @@ Test(far, a_share_grows_and_shrinks)
 	struct device *device;
 
 	devices_init(&devices, 8 << 20);
-	cr_assert(eq(int, device_new(&devices, "d", HMM_POOL_KIND_MEMFD_HUGE, -1, 2 << 20, 0, 1, &device), 0));
+	cr_assert(eq(int, device_new(&devices, "d", HMM_POOL_KIND_MEMFD_HUGE, NULL, 2 << 20, 0, 1, &device), 0));
 	cr_expect(eq(int, device_resize(&devices, device->id, (6 << 20) - 5), 0));
 	cr_expect(eq(u64, device->size, 6 << 20));
 	cr_expect(eq(u64, devices.promised, 6 << 20));

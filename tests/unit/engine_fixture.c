@@ -68,7 +68,7 @@ static void begin_mirror(struct fixture *fixture, enum hmm_pool_kind kind, uint6
 {
 	struct devices *devices = &fixture->engine.devices;
 
-	cr_assert(eq(int, device_new(devices, "test", kind, -1, size, HMM_DEVICE_CAPS_FAULTS, DRIVER,
+	cr_assert(eq(int, device_new(devices, "test", kind, NULL, size, HMM_DEVICE_CAPS_FAULTS, DRIVER,
 				     &fixture->device), 0));
 	device_use(devices, fixture->device->id);
 	fixture->mirror = mirror_new(fixture->owner, 0, fixture->device);

@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/memfd.h>
+#include <linux/mempolicy.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -472,6 +473,77 @@ Test(probe, what_it_found_is_so)
 	if (geteuid() == 0)
 		cr_expect(facts.event_fork, "root may ask for fork events");
 	cr_expect(eq(int, kernel->merging(), kernel->merging()));
+}
+
+/* ---- memory nodes -------------------------------------------------------------------- */
+
+/* The first that there is, and the first that is not. Skips where the kernel has no policies. */
+static void find_nodes(unsigned int *there, unsigned int *absent)
+{
+	uint64_t nodes[HMM_NODE_WORDS];
+
+	if (kernel_nodes(nodes))
+		cr_skip_test("this kernel has no memory policies");
+	cr_assert(ne(u64, nodes[0], 0));
+	cr_assert(ne(u64, ~nodes[0], 0));
+	*there = (unsigned int)__builtin_ctzll(nodes[0]);
+	*absent = (unsigned int)__builtin_ctzll(~nodes[0]);
+}
+
+Test(calls, memory_of_nodes)
+{
+	uint64_t bytes = 1, size = 0, huge, dax[HMM_NODE_WORDS];
+	unsigned int there, absent, others;
+	struct kernel_facts facts;
+	int count;
+
+	find_nodes(&there, &absent);
+	kernel_probe(&facts);
+	cr_expect(eq(uint, facts.nodes, kernel_count_nodes()));
+	cr_assert(eq(int, kernel->node_free(there, &bytes), 0));
+	cr_assert(eq(int, kernel_node_size(there, &size), 0));
+	cr_expect(lt(u64, bytes, size), "something is left alone");
+	cr_expect(eq(int, kernel_node_huge(there, &huge), 0));
+	cr_expect(eq(int, kernel->node_free(1023, &bytes), -ENOENT));
+	cr_expect(eq(int, kernel_node_size(1023, &size), -ENOENT));
+	count = kernel_dax_nodes(dax, &others);
+	cr_assert(ge(int, count, 0));
+	/* A node of a processor's own memory is none of dax devices alone. */
+	cr_expect(not(dax[0] >> there & 1));
+}
+
+Test(calls, placing)
+{
+	uint64_t good[HMM_NODE_WORDS] = { 0 }, bad[HMM_NODE_WORDS] = { 0 }, seen[HMM_NODE_WORDS] = { 0 };
+	unsigned int there, absent;
+	int fd = memfd_create("placed", MFD_CLOEXEC), mode = -1;
+	unsigned char core[4] = { 0 };
+	char *map, *fixed;
+
+	find_nodes(&there, &absent);
+	good[there / 64] = 1ULL << (there % 64);
+	bad[absent / 64] = 1ULL << (absent % 64);
+	cr_assert(eq(int, ftruncate(fd, 4 * HMM_PAGE_SIZE), 0));
+	map = mmap(NULL, 4 * HMM_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	fixed = mmap(NULL, 4 * HMM_PAGE_SIZE, PROT_READ, MAP_SHARED, fd, 0);
+	cr_assert(map != MAP_FAILED && fixed != MAP_FAILED);
+	cr_expect(eq(int, kernel->place(map, 4 * HMM_PAGE_SIZE, MPOL_BIND, good), 0));
+	cr_expect(eq(int, kernel->place(map, 4 * HMM_PAGE_SIZE, MPOL_BIND, bad), -EINVAL));
+	cr_expect(eq(int, kernel->populate(map, 2 * HMM_PAGE_SIZE), 0));
+	cr_assert(eq(int, mincore(map, 4 * HMM_PAGE_SIZE, core), 0));
+	cr_expect(core[0] & core[1] & ~core[2] & 1);
+	cr_expect(lt(int, kernel->populate(fixed, HMM_PAGE_SIZE), 0));
+	cr_expect(eq(int, kernel->policy(MPOL_BIND, good[0]), 0));
+	cr_assert(eq(long, syscall(SYS_get_mempolicy, &mode, seen, 1024, NULL, 0), 0L));
+	cr_expect(eq(int, mode, MPOL_BIND));
+	cr_expect(eq(u64, seen[0], good[0]));
+	cr_expect(eq(int, kernel->policy(MPOL_BIND, bad[0]), -EINVAL));
+	cr_expect(eq(int, kernel->policy(MPOL_DEFAULT, 0), 0));
+	cr_assert(eq(long, syscall(SYS_get_mempolicy, &mode, NULL, 0, NULL, 0), 0L));
+	cr_expect(eq(int, mode, MPOL_DEFAULT));
+	munmap(map, 4 * HMM_PAGE_SIZE);
+	munmap(fixed, 4 * HMM_PAGE_SIZE);
+	close(fd);
 }
 
 /* The same with fork events: refused without the privilege, never a handshake half done. */

@@ -21,7 +21,7 @@ LEAKCHECKED_SUITE(pool);
 static int new_device(struct devices *devices, const char *name, uint64_t size, uint64_t creator,
 		      struct device **device)
 {
-	return device_new(devices, name, HMM_POOL_KIND_MEMFD, -1, size, 0, creator, device);
+	return device_new(devices, name, HMM_POOL_KIND_MEMFD, NULL, size, 0, creator, device);
 }
 
 Test(pool, shares_of_the_whole)
@@ -53,12 +53,12 @@ Test(pool, sizes_are_rounded_up_to_the_pages_of_the_pool)
 	devices_init(&devices, 5 * MIB);
 	cr_assert(eq(int, new_device(&devices, "small", 1, 1, &small), 0));
 	cr_expect(eq(u64, small->size, HMM_PAGE_SIZE));
-	cr_assert(eq(int, device_new(&devices, "huge", HMM_POOL_KIND_MEMFD_HUGE, 0, 1, 0, 1, &huge),
+	cr_assert(eq(int, device_new(&devices, "huge", HMM_POOL_KIND_MEMFD_HUGE, NULL, 1, 0, 1, &huge),
 		     0));
 	cr_expect(eq(u64, huge->size, HMM_BLOCK_SIZE));
 	cr_expect(ne(ptr, small->pool, huge->pool));
 	cr_expect(eq(int,
-		     device_new(&devices, "more", HMM_POOL_KIND_HUGETLB, 0, 2 * MIB + 1, 0, 1,
+		     device_new(&devices, "more", HMM_POOL_KIND_HUGETLB, NULL, 2 * MIB + 1, 0, 1,
 				&again),
 		     -ENOSPC),
 		  "what it would be rounded to counts");
@@ -247,5 +247,114 @@ Test(pool, many_threads_charge_and_the_sum_is_right)
 	cr_expect(eq(u64, device->pool->used, held));
 	cr_expect(le(u64, device->pool->peak, device->size));
 	cr_expect(ge(u64, device->pool->peak, held));
+	devices_deinit(&devices);
+}
+
+/* ---- placement ---------------------------------------------------------------------- */
+
+static struct placement placed(uint32_t mode, int32_t node, uint64_t nodes)
+{
+	struct placement placement;
+	const char *why;
+
+	cr_assert(eq(int, placement_make(&placement, mode, node, nodes, &why), 0), "%s", why);
+	return placement;
+}
+
+static void expect_refused(uint32_t mode, int32_t node, uint64_t nodes, const char *because)
+{
+	struct placement placement;
+	const char *why = NULL;
+
+	cr_expect(eq(int, placement_make(&placement, mode, node, nodes, &why), -EINVAL));
+	cr_expect(why && strstr(why, because), "%s", why);
+}
+
+Test(pool, placements_that_mean_something)
+{
+	struct placement one = placed(HMM_PLACEMENT_BIND, 1, 0), same = placed(HMM_PLACEMENT_BIND, -1, 2),
+			 plain = placed(HMM_PLACEMENT_ANY, 1, 0), any = placed(HMM_PLACEMENT_ANY, -1, 0),
+			 far = placed(HMM_PLACEMENT_PREFERRED, 1023, 0), both = placed(HMM_PLACEMENT_INTERLEAVE, -1, 3);
+	uint64_t mask[HMM_NODE_WORDS], there[HMM_NODE_WORDS] = { 3 };
+
+	cr_expect(placement_same(&one, &same), "a set of one node is that node");
+	cr_expect(placement_same(&one, &plain), "a node alone is BIND");
+	cr_expect(not(placement_same(&one, &both)));
+	cr_expect(placement_lies_in(&both, there));
+	cr_expect(placement_lies_in(&any, there));
+	cr_expect(not(placement_lies_in(&far, there)));
+	placement_mask(&far, mask);
+	cr_expect(eq(u64, mask[15], 1ULL << 63));
+	expect_refused(4, 0, 0, "no such placement");
+	expect_refused(HMM_PLACEMENT_BIND, -1, 0, "needs a memory node");
+	expect_refused(HMM_PLACEMENT_BIND, 0, 1, "both name");
+	expect_refused(HMM_PLACEMENT_ANY, -1, 1, "nodes go with a placement");
+	expect_refused(HMM_PLACEMENT_BIND, -2, 0, "0 to 1023");
+	expect_refused(HMM_PLACEMENT_BIND, 1024, 0, "0 to 1023");
+}
+
+Test(pool, one_for_each_placement)
+{
+	const struct placement bound = placed(HMM_PLACEMENT_BIND, 0, 0), same = placed(HMM_PLACEMENT_BIND, -1, 1),
+			       preferred = placed(HMM_PLACEMENT_PREFERRED, 0, 0);
+	struct devices devices;
+	struct device *a, *b, *c, *d;
+
+	devices_init(&devices, 10 * MIB);
+	cr_assert(eq(int, new_device(&devices, "a", MIB, 1, &a), 0));
+	cr_assert(eq(int, device_new(&devices, "b", HMM_POOL_KIND_MEMFD, &bound, MIB, 0, 1, &b), 0));
+	cr_assert(eq(int, device_new(&devices, "c", HMM_POOL_KIND_MEMFD, &same, MIB, 0, 1, &c), 0));
+	cr_assert(eq(int, device_new(&devices, "d", HMM_POOL_KIND_MEMFD, &preferred, MIB, 0, 1, &d), 0));
+	cr_expect(ne(ptr, a->pool, b->pool));
+	cr_expect(eq(ptr, c->pool, b->pool));
+	cr_expect(ne(ptr, d->pool, b->pool));
+	devices_deinit(&devices);
+}
+
+static uint64_t free_bytes;
+static unsigned int asked;
+
+static int node_with_so_much(unsigned int node, uint64_t *bytes)
+{
+	asked++;
+	*bytes = node == 3 ? free_bytes : 0;
+	return node == 3 ? 0 : -ENOENT;
+}
+
+/* A node without room is a device without room; and it is not asked for each page. */
+Test(pool, bound_to_a_full_node)
+{
+	const struct placement bound = placed(HMM_PLACEMENT_BIND, 3, 0), preferred = placed(HMM_PLACEMENT_PREFERRED, 3, 0);
+	struct kernel_ops ops = kernel_real;
+	struct devices devices;
+	struct device *strict, *lax, *huge;
+
+	ops.node_free = node_with_so_much;
+	kernel = &ops;
+	devices_init(&devices, 100 * MIB);
+	cr_assert(eq(int, device_new(&devices, "strict", HMM_POOL_KIND_MEMFD, &bound, 8 * MIB, 0, 1, &strict), 0));
+	cr_assert(eq(int, device_new(&devices, "lax", HMM_POOL_KIND_MEMFD, &preferred, 8 * MIB, 0, 1, &lax), 0));
+	cr_assert(eq(int, device_new(&devices, "huge", HMM_POOL_KIND_HUGETLB, &bound, 8 * MIB, 0, 1, &huge), 0));
+	free_bytes = HMM_PAGE_SIZE - 1;
+	cr_expect(eq(int, device_charge(strict, HMM_PAGE_SIZE), -ENOSPC));
+	cr_expect(eq(u64, atomic_load(&strict->used), 0), "nothing of a refusal stays");
+	cr_expect(eq(u64, atomic_load(&strict->pool->used), 0));
+	cr_expect(eq(int, device_charge(strict, 0), 0), "nothing needs no room");
+	cr_expect(eq(int, device_charge(lax, HMM_PAGE_SIZE), 0), "it goes elsewhere");
+	cr_expect(eq(int, device_charge(huge, HMM_BLOCK_SIZE), 0), "it has an answer of its own");
+	/* Room for two pages, and then none, however much the device may have. */
+	free_bytes = 2 * HMM_PAGE_SIZE;
+	asked = 0;
+	cr_expect(eq(int, device_charge(strict, HMM_PAGE_SIZE), 0));
+	free_bytes = 0;
+	cr_expect(eq(int, device_charge(strict, 2 * HMM_PAGE_SIZE), -ENOSPC), "only one page was granted beside");
+	/* What came free counts at once. */
+	free_bytes = 100 * MIB;
+	asked = 0;
+	for (unsigned int i = 0; i < 4; i++)
+		cr_expect(eq(int, device_charge(strict, HMM_PAGE_SIZE), 0));
+	cr_expect(ge(uint, asked, 1));
+	cr_expect(eq(int, device_charge(strict, 8 * MIB), -ENOSPC), "its own size counts as before");
+	kernel = &kernel_real;
 	devices_deinit(&devices);
 }

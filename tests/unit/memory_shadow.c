@@ -21,8 +21,8 @@ LEAKCHECKED_SUITE(shadow);
 
 #define REGION(n) (0x7e0000000000ULL + (n) * HMM_REGION_SIZE)
 
-static const struct pool pool_4k = { .kind = HMM_POOL_KIND_MEMFD, .node = -1 };
-static const struct pool pool_huge = { .kind = HMM_POOL_KIND_MEMFD_HUGE, .node = -1 };
+static const struct pool pool_4k = { .kind = HMM_POOL_KIND_MEMFD, .placement = { .node = -1 } };
+static const struct pool pool_huge = { .kind = HMM_POOL_KIND_MEMFD_HUGE, .placement = { .node = -1 } };
 
 static uint64_t allocated(const struct shadow *shadow)
 {
@@ -178,7 +178,7 @@ Test(shadow, of_huge_pages)
 
 Test(shadow, of_hugetlb)
 {
-	struct pool pool = { .kind = HMM_POOL_KIND_HUGETLB, .node = -1 };
+	struct pool pool = { .kind = HMM_POOL_KIND_HUGETLB, .placement = { .node = -1 } };
 	struct shadows shadows = { 0 };
 	struct shadow *shadow;
 	char bytes[HMM_PAGE_SIZE];
@@ -256,4 +256,94 @@ Test(shadow, out_of_descriptors_is_an_error_and_nothing_else)
 	kernel = &kernel_real;
 	cr_expect(eq(int, shadow_get(&shadows, &pool_4k, REGION(0), &shadow), 0));
 	shadows_deinit(&shadows);
+}
+
+static int placed_policy;
+static uint64_t placed_nodes;
+static unsigned int placed_times;
+
+static int note_place(void *start, size_t length, int policy, const uint64_t *nodes)
+{
+	cr_expect(eq(sz, length, HMM_REGION_SIZE));
+	placed_policy = policy;
+	placed_nodes = nodes[0];
+	placed_times++;
+	return 0;
+}
+
+static int no_place(void *start, size_t length, int policy, const uint64_t *nodes)
+{
+	return -EPERM;
+}
+
+/* When it is made, and when it is taken over: with the policy that its pool has. */
+Test(shadow, placed_as_the_pool_says)
+{
+	static const struct { struct placement placement; int policy; uint64_t nodes; } all[] = {
+		{ { HMM_PLACEMENT_BIND, 1, 0 }, 2, 2 },
+		{ { HMM_PLACEMENT_BIND, -1, 5 }, 2, 5 },
+		{ { HMM_PLACEMENT_PREFERRED, 0, 0 }, 1, 1 },
+		{ { HMM_PLACEMENT_PREFERRED, -1, 3 }, 5, 3 },
+		{ { HMM_PLACEMENT_INTERLEAVE, -1, 3 }, 3, 3 },
+	};
+	struct kernel_ops ops = kernel_real;
+
+	ops.place = note_place;
+	kernel = &ops;
+	for (unsigned int i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
+		struct pool pool = { .kind = HMM_POOL_KIND_MEMFD, .placement = all[i].placement };
+		struct shadows shadows = { 0 }, after = { 0 };
+		struct shadow *shadow;
+
+		placed_times = 0;
+		cr_assert(eq(int, shadow_get(&shadows, &pool, REGION(0), &shadow), 0));
+		cr_expect(eq(uint, placed_times, 1));
+		cr_expect(eq(int, placed_policy, all[i].policy));
+		cr_expect(eq(u64, placed_nodes, all[i].nodes));
+		cr_assert(eq(int, shadow_adopt_consume_fd(&after, &pool, REGION(0), fcntl(shadow->fd, F_DUPFD_CLOEXEC, 3)), 0));
+		cr_expect(eq(uint, placed_times, 2));
+		shadows_deinit(&shadows);
+		shadows_deinit(&after);
+	}
+	kernel = &kernel_real;
+}
+
+Test(shadow, that_cannot_be_placed_is_none)
+{
+	struct pool bound = { .kind = HMM_POOL_KIND_MEMFD, .placement = { HMM_PLACEMENT_BIND, 0, 0 } };
+	struct shadows shadows = { 0 }, after = { 0 };
+	struct kernel_ops ops = kernel_real;
+	struct shadow *shadow;
+
+	ops.place = no_place;
+	kernel = &ops;
+	cr_expect(eq(int, shadow_get(&shadows, &bound, REGION(0), &shadow), -EPERM));
+	cr_expect(eq(uint, shadows.count, 0));
+	cr_expect(eq(int, shadow_get(&shadows, &pool_4k, REGION(0), &shadow), 0), "what is not placed does not mind");
+	/* What is taken over has bytes that nobody else has. */
+	cr_expect(eq(int, shadow_adopt_consume_fd(&after, &bound, REGION(0), fcntl(shadow->fd, F_DUPFD_CLOEXEC, 3)), 0));
+	kernel = &kernel_real;
+	shadows_deinit(&shadows);
+	shadows_deinit(&after);
+}
+
+/* Coherent memory of a bound pool is taken at once, since nobody is asked later; else not before it is touched. */
+Test(shadow, committed_where_it_is_bound)
+{
+	struct pool bound = { .kind = HMM_POOL_KIND_MEMFD, .placement = { HMM_PLACEMENT_BIND, 0, 0 } };
+	struct shadows shadows = { 0 }, others = { 0 };
+	struct kernel_ops ops = kernel_real;
+	struct shadow *shadow, *other;
+
+	ops.place = note_place;
+	kernel = &ops;
+	cr_assert(eq(int, shadow_get(&shadows, &bound, REGION(0), &shadow), 0));
+	cr_assert(eq(int, shadow_get(&others, &pool_4k, REGION(0), &other), 0));
+	cr_expect(eq(int, shadow_commit(shadow, REGION(0) + HMM_BLOCK_SIZE + 5 * HMM_PAGE_SIZE), 0));
+	cr_expect(eq(u64, allocated(shadow), HMM_BLOCK_SIZE));
+	cr_expect(eq(int, shadow_commit(other, REGION(0)), 0));
+	cr_expect(eq(u64, allocated(other), 0));
+	kernel = &kernel_real;
+	shadows_deinit(&shadows);
+	shadows_deinit(&others);
 }

@@ -114,6 +114,12 @@ SAME(HMM_ADVISE_UNSET_ACCESSED_BY, 6);
 SAME(HMM_POOL_MEMFD, HMM_POOL_KIND_MEMFD);
 SAME(HMM_POOL_MEMFD_HUGE, HMM_POOL_KIND_MEMFD_HUGE);
 SAME(HMM_POOL_HUGETLB, HMM_POOL_KIND_HUGETLB);
+SAME(HMM_POOL_DAX, HMM_POOL_KIND_DAX);
+
+SAME(HMM_PLACE_DEFAULT, HMM_PLACEMENT_ANY);
+SAME(HMM_PLACE_BIND, HMM_PLACEMENT_BIND);
+SAME(HMM_PLACE_PREFERRED, HMM_PLACEMENT_PREFERRED);
+SAME(HMM_PLACE_INTERLEAVE, HMM_PLACEMENT_INTERLEAVE);
 SAME(HMM_DEVICE_FAULTS, HMM_DEVICE_CAPS_FAULTS);
 SAME(HMM_DEVICE_WRITE_PROTECT, HMM_DEVICE_CAPS_WRITE_PROTECT);
 SAME(HMM_DEVICE_DMA, HMM_DEVICE_CAPS_DMA);
@@ -164,7 +170,8 @@ Test(proto_public, nothing_is_missing)
 	cr_assert_eq(count_of(hmm_advised_names), 9);
 	/* ONWARD and EXCLUSIVE are between library and hmmd. */
 	cr_assert_eq(count_of(hmm_migrate_flags_names), 3);
-	cr_assert_eq(count_of(hmm_pool_kind_names), 4);
+	cr_assert_eq(count_of(hmm_pool_kind_names), 5);
+	cr_assert_eq(count_of(hmm_placement_names), 4);
 	cr_assert_eq(count_of(hmm_device_caps_names), 4);
 	cr_assert_eq(count_of(hmm_open_flags_names), 2);
 	cr_assert_eq(count_of(hmm_window_flags_names), 1);

@@ -409,25 +409,28 @@ static uint64_t obey(enum command command)
 
 static bool is_resource(const char *kind)
 {
-	return !strcmp(kind, "resource") || !strcmp(kind, "huge-pages") || !strcmp(kind, "own-descriptor");
+	return !strcmp(kind, "resource") || !strcmp(kind, "huge-pages") || !strcmp(kind, "own-descriptor") ||
+	       !strcmp(kind, "dax");
 }
 
 static void add_memory(struct hmm_device *device, const char *kind)
 {
 	struct hmm_resource file = { .size = sizeof(file), .length = DEVICE_PAGES * PAGE, .offset = 2 * PAGE };
-	bool huge = !strcmp(kind, "huge-pages");
+	bool huge = !strcmp(kind, "huge-pages"), dax = !strcmp(kind, "dax");
 
 	if (!is_resource(kind)) {
 		CHECK_EQ(hmm_devmem_add(&ops, device, DEVICE_PAGES * PAGE - 100, &devmem), 0);
 	} else {
-		if (huge)
+		if (huge || dax)
 			file.offset = BLOCK;
 		if (!strcmp(kind, "own-descriptor"))
 			file.fd = open("/dev/zero", O_RDWR | O_CLOEXEC);
+		else if (dax)
+			file.fd = open(getenv("HMM_TEST_DAX"), O_RDWR | O_CLOEXEC);
 		else
 			file.fd = memfd_create("device", MFD_CLOEXEC | (huge ? MFD_HUGETLB : 0));
 		CHECK(file.fd >= 0);
-		if (strcmp(kind, "own-descriptor"))
+		if (strcmp(kind, "own-descriptor") && !dax)
 			CHECK_EQ(ftruncate(file.fd, (off_t)(file.offset + file.length)), 0);
 		CHECK_EQ(hmm_devmem_add_resource(NULL, device, &file, &devmem), 0);
 		close(file.fd);

@@ -147,6 +147,30 @@ static void too_few_huge_pages(void)
 	test_close();
 }
 
+/*
+ * A dax device as a file: it says what its pages are, and where it ends. What is on it is written over, so
+ * only one that is named for that will do.
+ */
+static void dax(void)
+{
+	const char *name = getenv("HMM_TEST_DAX");
+	struct hmm_device *device;
+	int file = name ? open(name, O_RDWR | O_CLOEXEC) : -1;
+
+	if (file < 0)
+		test_skip("HMM_TEST_DAX names no dax device that may be written over");
+	test_open(0, DEVICE_MEMORY);
+	device = device_with_engine("not-so");
+	bad_resource(device, file, 0, PAGE, "multiple of its page, 2097152 bytes");
+	bad_resource(device, file, PAGE, BLOCK, "offset is not a multiple of its page");
+	bad_resource(device, file, 0, 1UL << 40, "fewer than offset and length ask for");
+	bad_resource(device, file, 1UL << 40, BLOCK, "fewer than offset and length ask for");
+	hmm_device_put(device);
+	close(file);
+	test_close();
+	there_and_back("dax");
+}
+
 static void store_nothing(struct hmm_devmem *devmem, const struct hmm_devmem_move *move)
 {
 }
@@ -215,7 +239,7 @@ static void large(void)
 
 static const struct test_case cases[] = {
 	{ "resource", resource, false }, { "own-descriptor", own_descriptor, false },
-	{ "huge-pages", huge_pages, true }, { "bad-resources", bad_resources, false },
+	{ "huge-pages", huge_pages, true }, { "dax", dax, true }, { "bad-resources", bad_resources, false },
 	{ "too-few-huge-pages", too_few_huge_pages, false }, { "large", large, false },
 	{ NULL, NULL, false },
 };
