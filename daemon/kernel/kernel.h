@@ -89,6 +89,12 @@ struct kernel_ops {
 	int (*vfio_unmap_all)(int container);
 	/* Of a VFIO device on PCI: whether it may start transfers. */
 	int (*vfio_master)(int device, bool on);
+
+	/* The last part of what @name of a PCI device leads to in sysfs: its "driver", its "iommu_group". */
+	int (*pci_link)(const char *address, const char *name, char *target, size_t size);
+	/* A file of /dev/vfio; a call of linux/vfio.h on one, and its result. */
+	int (*vfio_open)(const char *path);
+	int (*vfio_call)(int fd, unsigned long request, void *argument);
 };
 
 extern const struct kernel_ops kernel_real;

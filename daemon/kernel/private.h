@@ -19,5 +19,8 @@ bool kernel_merging(void);
 int kernel_collapse(int pidfd, uint64_t start, size_t length);
 int kernel_vfio_unmap_all(int container);
 int kernel_vfio_master(int device, bool on);
+int kernel_pci_link(const char *address, const char *name, char *target, size_t size);
+int kernel_vfio_open(const char *path);
+int kernel_vfio_call(int fd, unsigned long request, void *argument);
 
 #endif

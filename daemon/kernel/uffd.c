@@ -160,6 +160,9 @@ const struct kernel_ops kernel_real = {
 	.merging = kernel_merging,
 	.vfio_unmap_all = kernel_vfio_unmap_all,
 	.vfio_master = kernel_vfio_master,
+	.pci_link = kernel_pci_link,
+	.vfio_open = kernel_vfio_open,
+	.vfio_call = kernel_vfio_call,
 };
 
 const struct kernel_ops *kernel = &kernel_real;
