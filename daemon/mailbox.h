@@ -34,6 +34,7 @@ struct letter {
 	enum letter_kind kind;
 	uint64_t peer;		/* control's name of the connection; never reused */
 	uid_t uid;		/* of the peer, by SO_PEERCRED */
+	gid_t gid;
 	pid_t pid;
 	char name[64];		/* as the peer said in hello */
 	uint32_t owner;		/* the owner it is about, 0: none */

@@ -8,6 +8,8 @@
  */
 #include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include "arena.h"
 #include "devmem.h"
@@ -50,6 +52,7 @@ static int finish_device(struct request *request, struct hmm_frame *frame)
 		device->memory = reply->size;
 		device->pool = (enum hmm_pool)reply->pool;
 		device->caps = reply->caps;
+		memcpy(device->bus, reply->bus, sizeof(device->bus));
 	}
 	futex_lock(&hmm->lock);
 	device->next = hmm->devices;
@@ -67,6 +70,7 @@ static void fill_new(struct hmm_msg_device_new *message, const struct hmm_device
 	message->size = device->wanted;
 	message->caps = device->caps;
 	HMM_MSG_TEXT(message->name, device->name);
+	HMM_MSG_TEXT(message->bus, device->bus);
 }
 
 static int call(struct hmm *hmm, struct hmm_device *device, uint16_t op, size_t size)
@@ -139,6 +143,9 @@ int hmm_device_new(struct hmm *hmm, const struct hmm_device_options *given,
 	if (options.caps & ~(HMM_DEVICE_FAULTS | HMM_DEVICE_WRITE_PROTECT | HMM_DEVICE_DMA |
 			     HMM_DEVICE_COPY_ENGINE))
 		return hmmc_fail(-EINVAL, "options.caps has unknown bits");
+	if (options.bus && *options.bus && strlen(options.bus) >= sizeof(device->bus))
+		return hmmc_fail(-EINVAL, "'%.40s' is no PCI address: it looks like 0000:00:04.0",
+				 options.bus);
 	if (options.caps & HMM_DEVICE_WRITE_PROTECT && !(options.caps & HMM_DEVICE_FAULTS))
 		return hmmc_fail(-EINVAL,
 				 "HMM_DEVICE_WRITE_PROTECT needs HMM_DEVICE_FAULTS: a write to a protected page is a fault");
@@ -156,6 +163,8 @@ int hmm_device_new(struct hmm *hmm, const struct hmm_device_options *given,
 	device->nodes = options.nodes;
 	device->caps = options.caps;
 	device->drvdata = options.drvdata;
+	if (options.bus)
+		strcpy(device->bus, options.bus);
 	error = call(hmm, device, HMM_OP_DEVICE_NEW, sizeof(struct hmm_msg_device_new));
 	if (error)
 		hmmc_arena_free(device, sizeof(*device));
@@ -293,6 +302,148 @@ uint64_t hmm_device_memory(const struct hmm_device *device)
 uint64_t hmm_device_caps(const struct hmm_device *device)
 {
 	return device ? device->caps : 0;
+}
+
+/* ---- the card's own descriptor ------------------------------------------------------ */
+
+union baggage {
+	char bytes[CMSG_SPACE(sizeof(int))];
+	struct cmsghdr align;
+};
+
+struct passage {
+	struct hmm_device *device;
+	int from;		/* an end of a pair of sockets, in the program's table */
+	int to;			/* the other one, in the private table */
+	int error;
+};
+
+/* In the clerk. */
+static int take_end(void *argument)
+{
+	struct passage *passage = argument;
+
+	passage->to = hmmc_clerk_take_fd(passage->from);
+	return passage->to < 0 ? passage->to : 0;
+}
+
+static int close_end(void *argument)
+{
+	const struct passage *passage = argument;
+
+	close(passage->to);
+	return 0;
+}
+
+static int prepare_fd(struct request *request)
+{
+	const struct passage *passage = request->data;
+
+	((struct hmm_msg_device_fd *)request->message)->device = passage->device->id;
+	return 0;
+}
+
+/*
+ * In the receiver: its descriptors are not the program's, so this one goes there as any would to
+ * another process.
+ */
+static int finish_fd(struct request *request, struct hmm_frame *frame)
+{
+	struct passage *passage = request->data;
+	int fd = hmm_frame_take_fd(frame, 0);
+	union baggage baggage = { .bytes = { 0 } };
+	char byte = 0;
+	struct iovec iov = { &byte, 1 };
+	struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &baggage,
+				  .msg_controllen = sizeof(baggage) };
+	struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+
+	header->cmsg_level = SOL_SOCKET;
+	header->cmsg_type = SCM_RIGHTS;
+	header->cmsg_len = CMSG_LEN(sizeof(fd));
+	memcpy(CMSG_DATA(header), &fd, sizeof(fd));
+	if (sendmsg(passage->to, &message, MSG_NOSIGNAL | MSG_DONTWAIT) != 1)
+		passage->error = -errno;
+	close(fd);
+	return 0;
+}
+
+/* The program's own, or an error. */
+static int receive(int end)
+{
+	union baggage baggage;
+	char byte;
+	struct iovec iov = { &byte, 1 };
+	struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &baggage,
+				  .msg_controllen = sizeof(baggage) };
+	const struct cmsghdr *header;
+	int fd;
+
+	if (recvmsg(end, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT) != 1)
+		return -errno;
+	header = CMSG_FIRSTHDR(&message);
+	if (!header || header->cmsg_type != SCM_RIGHTS || message.msg_flags & MSG_CTRUNC)
+		return -EMFILE;
+	memcpy(&fd, CMSG_DATA(header), sizeof(fd));
+	return fd;
+}
+
+static int ask_for_fd(struct passage *passage, int end)
+{
+	struct request *request;
+	int error;
+
+	request = hmmc_request_new(passage->device->hmm->connection, HMM_OP_DEVICE_FD,
+				   sizeof(struct hmm_msg_device_fd));
+	if (!request)
+		return hmmc_fail(-ENOMEM, "the library's memory is used up");
+	request->data = passage;
+	request->prepare = prepare_fd;
+	request->finish = finish_fd;
+	error = hmmc_request_call(request);
+	hmmc_request_free(request);
+	if (error)
+		return error;
+	error = passage->error ? passage->error : receive(end);
+	if (error < 0)
+		return hmmc_fail(error, "the card's descriptor did not arrive: %s", strerror(-error));
+	return error;
+}
+
+int hmm_device_fd(struct hmm_device *device)
+{
+	struct passage *passage;	/* arena memory: the clerk and the receiver look at it */
+	int ends[2], result;
+
+	if (!device)
+		return hmmc_fail(-EINVAL, "device is NULL");
+	result = hmmc_space_check(device->hmm);
+	if (result)
+		return result;
+	if (device->count || !*device->bus)
+		return hmmc_fail(-EOPNOTSUPP,
+				 "the device is no card: it was made without options.bus");
+	if (socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, ends))
+		return hmmc_fail(-errno, "no socket for the card's descriptor: %s", strerror(errno));
+	passage = hmmc_arena_alloc(sizeof(*passage));
+	if (passage) {
+		passage->device = device;
+		passage->from = ends[1];
+		result = hmmc_clerk_call(take_end, passage);
+		if (result) {
+			hmmc_fail(result, "no descriptor for the card's descriptor: %s",
+				  strerror(-result));
+		} else {
+			result = ask_for_fd(passage, ends[0]);
+			hmmc_clerk_call(close_end, passage);
+		}
+		hmmc_arena_free(passage, sizeof(*passage));
+	} else {
+		result = hmmc_fail(-ENOMEM, "the library's memory is used up");
+	}
+	close(ends[0]);
+	close(ends[1]);
+	return result;
 }
 
 /* ---- after a restart of hmmd, in the receiver ------------------------------------ */

@@ -43,6 +43,7 @@ struct hmm_range_private {
 	bool group;	  /* its pages are for all members of a group */
 	uint64_t numbers; /* the sum that it was valid at */
 	bool stable;	  /* nothing was changing then */
+	bool reached;	  /* a card may reach some of it */
 	uint32_t hold;	  /* hmmd's name of it; 0: hmmd has not been told */
 	uint32_t round;	  /* the connection on which it was told */
 };
@@ -250,7 +251,7 @@ static void release(struct hmm_range_private *private)
 {
 	struct request *request;
 
-	if (!private->hold || !same_connection(private))
+	if (!private->hold || (!same_connection(private) && !private->reached))
 		return;
 	request = hmmc_request_new(private->hmm->connection, HMM_OP_RANGE_RELEASE,
 				   sizeof(struct hmm_msg_range_release));
@@ -711,12 +712,184 @@ static int check_dma(const struct hmm_range *range, const struct hmm_device *dev
 	return 0;
 }
 
+static int prepare_map(struct request *request)
+{
+	const struct hmm_range_private *private = request->data;
+
+	((struct hmm_msg_dma_map *)request->message)->mirror = private->mirror->id;
+	return 0;
+}
+
+/* Pages that are all wanted to be written, or none. Return: how many the card reaches, or an error. */
+static long reach_part(struct hmm_range *range, uint64_t start, uint64_t end, bool write)
+{
+	struct hmm_range_private *private = range->priv;
+	struct hmm_msg_dma_map *message;
+	struct request *request;
+	long result;
+
+	request = hmmc_request_new(private->hmm->connection, HMM_OP_DMA_MAP, sizeof(*message));
+	if (!request)
+		return hmmc_fail(-ENOMEM, "the library's memory is used up");
+	message = (struct hmm_msg_dma_map *)request->message;
+	message->hold = private->hold;
+	message->hold_start = range->start;
+	message->hold_end = range->end;
+	message->addr = start;
+	message->length = end - start;
+	message->write = write;
+	request->data = private;
+	request->prepare = prepare_map;
+	result = hmmc_request_call(request);
+	if (!result)
+		result = (long)((const struct hmm_msg_dma_map_reply *)request->reply)->pages;
+	hmmc_request_free(request);
+	return result;
+}
+
+static int prepare_unmap(struct request *request)
+{
+	const struct hmm_mirror_private *mirror = request->data;
+
+	((struct hmm_msg_dma_unmap *)request->message)->mirror = mirror->id;
+	return 0;
+}
+
+static void let_go(struct request *request)
+{
+	hmmc_mirror_put(request->data);
+	hmmc_request_free(request);
+}
+
+/* A callback does not wait for it: hmmd may be waiting for the callback. */
+static int reach_no_more(struct hmm_range_private *private)
+{
+	struct hmm_mirror_private *mirror = private->mirror;
+	struct request *request;
+	int error;
+
+	request = hmmc_request_new(private->hmm->connection, HMM_OP_DMA_UNMAP,
+				   sizeof(struct hmm_msg_dma_unmap));
+	if (!request)
+		return hmmc_fail(-ENOMEM, "the library's memory is used up");
+	((struct hmm_msg_dma_unmap *)request->message)->hold = private->hold;
+	request->data = mirror;
+	request->prepare = prepare_unmap;
+	if (hmmc_dispatch_is_current()) {
+		__atomic_add_fetch(&mirror->references, 1, __ATOMIC_RELAXED);
+		request->complete = let_go;
+		hmmc_request_post(request);
+		private->reached = false;
+		return 0;
+	}
+	error = hmmc_request_call(request);
+	hmmc_request_free(request);
+	private->reached = error != 0;
+	return error;
+}
+
+/* The same of the pages of [start, end), in one part. */
+static long reach_runs(struct hmm_range *range, const uint64_t *writes, uint64_t start,
+		       uint64_t end)
+{
+	long reached = 0, n = 0;
+	uint64_t next;
+
+	for (uint64_t at = start; at < end && n >= 0; at = next) {
+		size_t i = (at - range->start) >> HMM_PAGE_SHIFT;
+
+		next = at + HMM_PAGE_SIZE;
+		while (next < end && writes[(next - range->start) >> HMM_PAGE_SHIFT] == writes[i])
+			next += HMM_PAGE_SIZE;
+		n = reach_part(range, at, next, writes[i] != 0);
+		reached += n;
+	}
+	return n < 0 ? n : reached;
+}
+
+/* All of it, or nothing: the card is to reach as many pages as were found there. */
+static int reach(struct hmm_range *range, const uint64_t *writes, long found)
+{
+	struct hmm_range_private *private = range->priv;
+	long reached = 0, n = 0;
+	uint64_t next;
+
+	if (!private->hold)
+		private->hold = new_hold(private->hmm);
+	private->reached = true;
+	for (uint64_t at = range->start; at < range->end && n >= 0; at = next) {
+		next = (at & ~(PART_MAX - 1)) + PART_MAX;
+		if (next > range->end)
+			next = range->end;
+		n = reach_runs(range, writes, at, next);
+		reached += n;
+	}
+	if (n >= 0 && reached == found && hmm_range_valid(range))
+		return 0;
+	/* Why stays the last error. */
+	if (n >= 0)
+		hmmc_fail(-EBUSY, "something changed in the range meanwhile; ask again");
+	if (n == -EPERM)
+		return -EPERM;
+	return n >= 0 || n == -EBUSY ? -EBUSY : -EFAULT;
+}
+
+/* Those of the mirror's device. @daddrs: each at its own address; NULL: only how many. */
+static long find_own(const struct hmm_range *range, long pages, uint64_t *daddrs)
+{
+	unsigned long part = (range->priv->mirror->id & 0xff) + 1;
+	long found = 0;
+
+	for (long i = 0; i < pages; i++) {
+		unsigned long pfn = hmm_device_entry_to_pfn(range, range->pfns[i]);
+		bool own = pfn != -1UL && pfn / HMM_PFN_DEVICE_FIRST == part;
+
+		found += own;
+		if (daddrs)
+			daddrs[i] = own ? range->start + ((uint64_t)i << HMM_PAGE_SHIFT) : 0;
+	}
+	return found;
+}
+
+/* Of a card: addresses are the owner's. What is to be written stands in @daddrs meanwhile. */
+static long card_map(struct hmm_range *range, uint64_t *daddrs, bool block)
+{
+	size_t pages = (range->end - range->start) >> HMM_PAGE_SHIFT;
+	int error = check_arrays(range);
+	char why[HMMC_ERROR_TEXT];
+	long found;
+
+	if (error)
+		return error;
+	for (size_t i = 0; i < pages; i++)
+		daddrs[i] = !!(want_of(range, i) & HMM_RANGE_WANT_WRITE);
+	found = hmm_range_fault(range, block);
+	if (found >= 0) {
+		found = find_own(range, found, NULL);
+		error = found ? reach(range, daddrs, found) :
+				hmmc_fail(-EBUSY, "there is no page in the range");
+	} else {
+		error = (int)found;
+	}
+	if (!error)
+		return find_own(range, (long)pages, daddrs);
+	snprintf(why, sizeof(why), "%s", hmm_last_error());
+	memset(daddrs, 0, pages * sizeof(*daddrs));
+	/* What it had before, too; or hmmd is gone, and its holder has. */
+	if (range->priv->reached)
+		reach_no_more(range->priv);
+	return hmmc_fail(error, "%s", why);
+}
+
 long hmm_range_dma_map(struct hmm_range *range, struct hmm_device *device, uint64_t *daddrs,
 		       bool block)
 {
 	int error = check_dma(range, device, daddrs);
-	long pages = error ? error : hmm_range_fault(range, block), mapped = 0;
+	long pages, mapped = 0;
 
+	if (!error && *device->bus)
+		return card_map(range, daddrs, block);
+	pages = error ? error : hmm_range_fault(range, block);
 	if (pages < 0)
 		return pages;
 	for (long i = 0; i < pages && !error; i++) {
@@ -752,12 +925,6 @@ static int prepare_mark(struct request *request)
 	return 0;
 }
 
-static void marked(struct request *request)
-{
-	hmmc_mirror_put(request->data);
-	hmmc_request_free(request);
-}
-
 /*
  * Pages [first, end) of the range have been written. Nobody waits for it: a callback may unmap. A
  * hmmd that does not hear of it any more tells of all pages.
@@ -777,7 +944,7 @@ static int mark_written(const struct hmm_range *range, size_t first, size_t end)
 	__atomic_add_fetch(&mirror->references, 1, __ATOMIC_RELAXED);
 	request->data = mirror;
 	request->prepare = prepare_mark;
-	request->complete = marked;
+	request->complete = let_go;
 	hmmc_request_post(request);
 	return 0;
 }
@@ -791,6 +958,8 @@ long hmm_range_dma_unmap(struct hmm_range *range, struct hmm_device *device, uin
 
 	if (!error)
 		error = check_arrays(range);
+	if (!error && range->priv->reached)
+		error = reach_no_more(range->priv);
 	if (error)
 		return error;
 	pages = (range->end - range->start) >> HMM_PAGE_SHIFT;

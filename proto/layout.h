@@ -132,7 +132,7 @@ _Static_assert(sizeof(struct hmm_ledger_block) == 1024, "one record per KiB");
  * read and perhaps not applied.
  */
 #define HMM_LEDGER_MAGIC	0x6c6d6d68U	/* "hmml" */
-#define HMM_LEDGER_VERSION	6U
+#define HMM_LEDGER_VERSION	7U
 #define HMM_NODE_WORDS		16U	/* of a set of memory nodes: a bit each, 1024 as the kernel has them at most */
 #define HMM_JOURNAL_SLOTS	1024U
 #define HMM_JOURNAL_SLOT_SIZE	32U
@@ -149,10 +149,10 @@ struct hmm_journal_mirror {
 	uint32_t callbacks;	/* it is called back: the successor waits until it has let go of all */
 	uint32_t token;		/* of the memory that the far pages are in; 0: none */
 	uint32_t tracked;	/* its device has copies, and never a page to itself */
+	uint32_t card;		/* that the device is: its PCI address as a number; 0: none */
+	uint32_t placement;	/* of the device's pool: enum hmm_placement */
 	char device[64];
 	uint64_t nodes;		/* where node is -1 */
-	uint32_t placement;	/* of the device's pool: enum hmm_placement */
-	uint32_t reserved;
 };
 #define HMM_MIRRORS_MAX		16	/* of one owner */
 

@@ -538,6 +538,7 @@ void peer_new_consume_fd(struct server *server, int fd)
 	peer->fd = fd;
 	peer->pidfd = -1;
 	peer->uid = cred.uid;
+	peer->gid = cred.gid;
 	peer->pid = cred.pid;
 	peer->connected = uv_hrtime();
 	peer->fds = 2;

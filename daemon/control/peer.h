@@ -41,6 +41,7 @@ struct peer {
 	uint32_t id;			/* never reused; the engine's name for it too */
 	int fd, pidfd;
 	uid_t uid;
+	gid_t gid;
 	pid_t pid;
 	uint64_t connected;		/* CLOCK_MONOTONIC, ns */
 	bool closing;

@@ -36,11 +36,15 @@
 #include "daemon/control/socket.h"
 #include "daemon/control/tracer.h"
 #include "daemon/log.h"
+#include "daemon/memory/card.h"
+#include "daemon/memory/holder.h"
 
 /* Connections accepted in one turn of the loop. */
 #define TURN_ACCEPTS 16
 /* How long the last words to peers may take. */
 #define FLUSH_MS 2000
+/* How often it is looked whether the holder of cards is there, while there are cards. */
+#define MEND_MS 1000
 
 static void apply_limits(struct server *server)
 {
@@ -126,6 +130,7 @@ static void say_farewell(struct server *server)
 	struct peer *peer, *next;
 
 	server->state = SERVER_FLUSHING;
+	cards_leave();
 	for (peer = server->peers; peer; peer = next) {
 		next = peer->next;
 		event = malloc(sizeof(*event));
@@ -342,6 +347,29 @@ static int start_engine(struct server *server)
 	return r;
 }
 
+/* Without one there are no cards; everything else goes on. */
+static void start_holder(struct server *server)
+{
+	const struct holder_options options = { .socket = server->path };
+	int r = holder_new(&options, &server->holder);
+
+	if (r < 0)
+		log_warn("no process can keep cards should hmmd be killed, so there are none: %s", strerror(-r));
+	else
+		cards_init(server->holder);
+}
+
+static void on_mend(uv_timer_t *timer)
+{
+	if (!cards_mend())
+		uv_timer_stop(timer);
+}
+
+void server_mend_cards(struct server *server)
+{
+	uv_timer_start(&server->mend, on_mend, MEND_MS, MEND_MS);
+}
+
 static void start_handles(struct server *server)
 {
 	uv_poll_init(&server->loop, &server->listening, server->listen_fd);
@@ -351,6 +379,7 @@ static void start_handles(struct server *server)
 	uv_signal_init(&server->loop, &server->reload);
 	uv_timer_init(&server->loop, &server->flush_timer);
 	uv_timer_init(&server->loop, &server->watchdog);
+	uv_timer_init(&server->loop, &server->mend);
 	server->listening.data = server;
 	server->outbox_poll.data = server;
 	server->terminate.data = server;
@@ -402,6 +431,7 @@ int server_new(const struct server_options *options, struct server **result)
 	r = socket_open(server);
 	if (r < 0)
 		goto fail;
+	start_holder(server);
 	r = start_engine(server);
 	if (r < 0)
 		goto fail;
@@ -428,6 +458,9 @@ int server_run(struct server *server)
 	if (watchdog_ms)
 		uv_timer_start(&server->watchdog, on_watchdog, watchdog_ms, watchdog_ms);
 
+	if (server->holder && holder_name(server->holder, 0))
+		server_mend_cards(server);
+
 	log_info("hmmd %s serves %s", server->version, server->path);
 	notify_ready_fd(&server->ready_fd);
 	notify_manager("READY=1\nSTATUS=Serving");
@@ -445,6 +478,12 @@ struct server *server_free(struct server *server)
 		uv_run(&server->loop, UV_RUN_DEFAULT);
 	}
 	engine_free(server->engine);
+	cards_init(NULL);
+	/* What is kept is for a driver that waits for the next hmmd. */
+	if (server->holder && holder_name(server->holder, 0))
+		server->holder = holder_leave(server->holder);
+	else
+		server->holder = holder_free(server->holder);
 	uv_loop_close(&server->loop);
 	if (server->has_outbox)
 		mailbox_deinit(&server->outbox);

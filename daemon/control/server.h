@@ -44,6 +44,7 @@ struct server {
 	uv_poll_t tracer_poll;		/* active only when tracer_fd is */
 	uv_signal_t terminate, interrupt, reload;
 	uv_timer_t flush_timer;
+	uv_timer_t mend;		/* looks after the holder of cards */
 	uv_timer_t watchdog;		/* the loop's sign of life to the service manager */
 	enum server_state state;
 	uint64_t flush_began;		/* loop time, ms */
@@ -63,6 +64,7 @@ struct server {
 	int uffd_device;		/* /dev/userfaultfd, -1 when it cannot be opened */
 	int reserve_fd;			/* given up to refuse a connection when the table is full */
 
+	struct holder *holder;		/* of cards' descriptors; NULL: there can't be one */
 	struct engine *engine;
 	unsigned int workers;
 	struct mailbox outbox;
@@ -82,6 +84,8 @@ struct server {
 int server_new(const struct server_options *options, struct server **result);
 /* Serves until a signal ends it and every page is home. 0, or a negative errno. */
 int server_run(struct server *server);
+/* A device may be a card now: its holder is looked after for as long as there is one. */
+void server_mend_cards(struct server *server);
 /* NULL is allowed; returns NULL. */
 struct server *server_free(struct server *server);
 

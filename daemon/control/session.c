@@ -77,6 +77,7 @@ static const struct verb verbs[] = {
 	[HMM_OP_DEVICE_NEW] = { .answer = answer_device, .grows = true },
 	[HMM_OP_DEVICE_OPEN] = { .answer = answer_device },
 	[HMM_OP_DEVICE_PUT] = { .answer = answer_device },
+	[HMM_OP_DEVICE_FD] = { .answer = answer_device },
 	[HMM_OP_DEVMEM_ADD] = { .answer = answer_device, .grows = true },
 	[HMM_OP_DEVMEM_REMOVE] = { .answer = answer_device },
 	[HMM_OP_DEVMEM_READY] = { ABOUT(MIRROR, devmem_ready, mirror, DRIVE) },
@@ -118,6 +119,8 @@ static const struct verb verbs[] = {
 	[HMM_OP_DOCTOR] = { .answer = answer_list },
 	[HMM_OP_RANGE_FAULT] = { ABOUT(MIRROR, range_fault, mirror, DRIVE) },
 	[HMM_OP_RANGE_RELEASE] = { ABOUT(MIRROR, range_release, mirror, DRIVE) },
+	[HMM_OP_DMA_MAP] = { ABOUT(MIRROR, dma_map, mirror, DRIVE), .grows = true },
+	[HMM_OP_DMA_UNMAP] = { ABOUT(MIRROR, dma_unmap, mirror, DRIVE) },
 	[HMM_OP_NOTICES_OPEN] = { ABOUT(OWNER, notices_open, owner, LOOK), .keeps_fds = 2, .grows = true },
 	[HMM_OP_TRACK_OPEN] = { ABOUT(OWNER, track_open, owner, OWN), .keeps_fds = 1 },
 	[HMM_OP_DIRTY_START] = { ABOUT(OWNER, dirty_start, owner, DRIVE), .grows = true },
@@ -387,6 +390,8 @@ static void answer_export(struct peer *peer, struct letter *letter)
 static void answer_device(struct peer *peer, struct letter *letter)
 {
 	engine_device_request(peer->server->engine, letter);
+	if (letter->message->opcode == HMM_OP_DEVICE_NEW && !letter->error)
+		server_mend_cards(peer->server);
 }
 
 static void answer_status(struct peer *peer, struct letter *letter)
@@ -481,6 +486,7 @@ static struct letter *letter_from(struct peer *peer, struct hmm_frame *frame)
 	memcpy(letter->message, frame->data, frame->size);
 	letter->peer = peer->id;
 	letter->uid = peer->uid;
+	letter->gid = peer->gid;
 	letter->pid = peer->pid;
 	memcpy(letter->name, peer->name, sizeof(letter->name));
 	letter->nfds = frame->nfds;

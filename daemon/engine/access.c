@@ -316,6 +316,9 @@ static int make_coherent(struct owner *owner, struct mirror *mirror, uint64_t ad
 	}
 	block_keep(block);
 	block_set_state(block, 0, HMM_BLOCK_PAGES, HMM_PAGE_COHERENT);
+	/* Its number says to the library that mprotect() there is to be told: a card follows it. */
+	if (mirror->device->card_number)
+		transit_note(block);
 	return 0;
 }
 

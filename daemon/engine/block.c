@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "engine/copies.h"
+#include "engine/dma.h"
 #include "engine/worker.h"
 #include "log.h"
 #include "uapi.h"
@@ -300,6 +301,7 @@ static void set_state(struct block *block, unsigned int first, unsigned int end,
 			  (was == HMM_PAGE_DEVICE || was == HMM_PAGE_COHERENT);
 		shared += (state == HMM_PAGE_SHARED) - (was == HMM_PAGE_SHARED);
 		far -= was_far;
+		assert(in_shadow(state) || !pages_test(&block->dma, i));
 		if (in_shadow(state))
 			pages_clear(&block->stale, i);
 		else if (lies_in_shadow(block, i))
@@ -644,6 +646,7 @@ void block_let_go_coherent(struct block *block)
 	if (!block_at_rest(block) ||
 	    !block_pages_in(block, HMM_PAGE_COHERENT, 0, HMM_BLOCK_PAGES, &coherent))
 		return;
+	dma_cut(block, &coherent);
 	for (; pages_run(&coherent, &first, &end); first = end)
 		block_set_state(block, first, end, HMM_PAGE_INVALID);
 	/* The owner maps those very pages: nothing may be punched. */
@@ -665,6 +668,7 @@ static void discard_now(struct block *block, const struct pages *pages)
 {
 	unsigned int first = 0, end;
 
+	dma_cut(block, pages);
 	copies_drop(block, pages);
 	for (; pages_run(pages, &first, &end); first = end)
 		block_set_state(block, first, end, HMM_PAGE_INVALID);

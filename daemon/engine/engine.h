@@ -51,7 +51,7 @@ void engine_free(struct engine *engine);
 void engine_submit(struct engine *engine, struct letter *letter);
 
 /* Handled by the engine but on the control thread, at once: fills the letter's reply or error. */
-void engine_device_request(struct engine *engine, struct letter *letter);	/* DEVICE_NEW, _OPEN, _PUT, DEVMEM_ADD, _REMOVE */
+void engine_device_request(struct engine *engine, struct letter *letter);	/* DEVICE_NEW, _OPEN, _PUT, _FD, DEVMEM_ADD, _REMOVE */
 /* A peer that created devices is gone: they go when their last mirror does. */
 void engine_device_peer_gone(struct engine *engine, uint64_t peer);
 

@@ -13,6 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "engine/dma.h"
 #include "engine/fork.h"
 #include "engine/graft.h"
 #include "engine/owner.h"
@@ -123,6 +124,11 @@ static void forget_advice(struct owner *owner, uint64_t start, uint64_t end)
 		attribute_forget(&owner->attributes, start, end);
 }
 
+static void withdraw(struct block *block, void *data)
+{
+	dma_withdraw(block, *(const int *)data);
+}
+
 static void apply(struct owner *owner, const struct uffd_msg *message)
 {
 	owner_count(owner, COUNTER_EVENTS, 1);
@@ -136,6 +142,9 @@ static void apply(struct owner *owner, const struct uffd_msg *message)
 			   HMM_REASON_DISCARD);
 		break;
 	case UFFD_EVENT_REMAP:
+		/* Its bytes are taken along now. */
+		block_for_each(owner, message->arg.remap.from, message->arg.remap.from + message->arg.remap.len,
+			       withdraw, &(int){ HMM_REASON_REMAP });
 		remap_move(owner, message->arg.remap.from, message->arg.remap.to, message->arg.remap.len);
 		window_reopen(owner, message->arg.remap.to, message->arg.remap.to + message->arg.remap.len);
 		lose_range(owner, message->arg.remap.from,

@@ -25,6 +25,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "engine/dma.h"
 #include "engine/graft.h"
 #include "engine/owner.h"
 #include "engine/worker.h"
@@ -320,6 +321,13 @@ static void fetch_all(struct child *child)
 		follow_child(child);
 }
 
+static void withdraw_block(struct block *block, void *data)
+{
+	(void)data;
+	if (block_count(block, HMM_PAGE_DEVICE))
+		dma_withdraw(block, HMM_REASON_FORK);
+}
+
 void fork_child_consume_fd(struct owner *owner, int uffd)
 {
 	struct child child = { .owner = owner, .uffd = uffd };
@@ -330,6 +338,8 @@ void fork_child_consume_fd(struct owner *owner, int uffd)
 		close(uffd);
 		return;
 	}
+	/* What a card writes from now on is the parent's alone. */
+	block_for_each(owner, 0, HMM_VA_END, withdraw_block, NULL);
 	find_wiped(&child);
 	fcntl(child.uffd, F_SETFL, O_NONBLOCK);
 	fetch_all(&child);

@@ -15,6 +15,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "engine/dma.h"
 #include "engine/notice.h"
 #include "engine/owner.h"
 #include "engine/worker.h"
@@ -135,24 +136,26 @@ unsigned int invalidate_send(struct block *block, uint64_t start, uint64_t end, 
 	for (unsigned int i = 0; i < MIRRORS_MAX; i++) {
 		struct mirror *mirror = owner->mirror[i];
 		struct hmm_msg_invalidate *message;
+		uint64_t from = start, to = end;
 		struct ack *ack;
 
 		if (!mirror || !mirror->peer || !(mirror->flags & HMM_MIRROR_FLAGS_CALLBACKS) ||
 		    !reach_any(mirror, block, start, end))
 			continue;
+		dma_widen(mirror, block, &from, &to);
 		message = malloc(sizeof(*message));
-		ack = message ? ack_new(owner, mirror, wait ? block : NULL, start, end) : NULL;
+		ack = message ? ack_new(owner, mirror, wait ? block : NULL, from, to) : NULL;
 		if (!ack) {
 			free(message);
 			/* It can't be told: it must not go on reading. */
-			window_revoke(owner, mirror->peer, start, end, -ENOMEM);
+			window_revoke(owner, mirror->peer, from, to, -ENOMEM);
 			continue;
 		}
 		HMM_MSG_INIT(*message, HMM_OP_INVALIDATE, 0);
 		message->mirror = mirror->id;
 		message->reason = (uint32_t)reason;
-		message->start = start;
-		message->end = end;
+		message->start = from;
+		message->end = to;
 		message->cookie = ack->cookie;
 		message->blockable = !(wait && block->refused);
 		worker_event(owner->worker, mirror->peer, message, -1);

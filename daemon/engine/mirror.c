@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "engine/copies.h"
+#include "engine/dma.h"
 #include "engine/worker.h"
 #include "log.h"
 #include "tracking/tracking.h"
@@ -82,6 +83,7 @@ static void note_in_journal(const struct mirror *mirror)
 	note->nodes = device->pool->placement.nodes;
 	note->size = device->size;
 	note->caps = device->caps;
+	note->card = device->card_number;
 	memcpy(note->device, device->name, sizeof(note->device));
 	__atomic_store_n(&note->used, 1, __ATOMIC_RELEASE);
 }
@@ -98,6 +100,7 @@ struct mirror *mirror_new(struct owner *owner, unsigned int index, struct device
 	mirror->device = device;
 	TAILQ_INIT(&mirror->use);
 	TAILQ_INIT(&mirror->copies);
+	TAILQ_INIT(&mirror->transfers);
 	note_in_journal(mirror);
 	registry_add(mirror);
 	return mirror;
@@ -109,6 +112,7 @@ void mirror_free(struct mirror *mirror)
 
 	range_mirror_gone(mirror);
 	tracking_mirror_gone(mirror);
+	dma_mirror_gone(mirror);
 	pthread_mutex_lock(&engine->lock);
 	mirror->owner->mirror[mirror->index] = NULL;
 	pthread_mutex_unlock(&engine->lock);
@@ -233,7 +237,7 @@ static int mirror_register(struct owner *owner, struct letter *letter)
 	if (owner->gone || owner->closing)
 		return letter_fail(letter, -ESTALE, "owner %u is gone", owner->id);
 	device = device_by_id(devices, message->device);
-	if (device && far_check_driver(owner, device, letter))
+	if (device && (far_check_driver(owner, device, letter) || dma_check_driver(device, letter)))
 		return letter->error;
 	if (device && message->flags & HMM_MIRROR_FLAGS_TRACKED && check_copies(device, letter))
 		return letter->error;
@@ -371,6 +375,7 @@ static void mirror_unregister(struct owner *owner, struct letter *letter)
 	mirror->flags_before = mirror->flags;
 	mirror->flags &= ~HMM_MIRROR_FLAGS_CALLBACKS;
 	window_close_all(owner, mirror);
+	dma_close(mirror);
 	migrate_home(owner, 0, HMM_VA_END, mirror->device, unregister_done, letter);
 }
 

@@ -24,6 +24,7 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include "engine/dma.h"
 #include "engine/evict.h"
 #include "engine/fork.h"
 #include "engine/graft.h"
@@ -75,6 +76,8 @@ const char *const counter_names[COUNTER_MAX] = {
 	[COUNTER_TRACK_PRESUMED] = "track_presumed",
 	[COUNTER_SYNC_COPIED] = "sync_copied",
 	[COUNTER_SYNC_ZEROED] = "sync_zeroed",
+	[COUNTER_DMA_PAGES] = "dma_pages",
+	[COUNTER_DMA_CUTS] = "dma_cuts",
 };
 
 void owner_count(struct owner *owner, enum counter counter, uint64_t n)
@@ -591,6 +594,10 @@ void owner_request(struct owner *owner, struct letter *letter)
 	case HMM_OP_RANGE_RELEASE:
 		range_request(owner, letter);
 		return;
+	case HMM_OP_DMA_MAP:
+	case HMM_OP_DMA_UNMAP:
+		dma_request(owner, letter);
+		return;
 	case HMM_OP_ACK:
 		invalidate_ack(owner, ack->cookie, ack->status);
 		letter_free(letter);
@@ -624,6 +631,7 @@ void owner_peer_gone(struct owner *owner, uint64_t peer)
 	window_peer_gone(owner, peer);
 	mirror_peer_gone(owner, peer);
 	range_peer_gone(owner, peer);
+	dma_peer_gone(owner, peer);
 	notice_peer_gone(owner, peer);
 	tracking_peer_gone(owner, peer);
 	if (owner->peer != peer)
@@ -725,6 +733,9 @@ void owner_free(struct owner *owner)
 	struct letter *gone;
 
 	window_close_all(owner, NULL);
+	for (unsigned int i = 0; owner->ledger && i < MIRRORS_MAX; i++)
+		if (owner->mirror[i])
+			dma_close(owner->mirror[i]);
 	far_deinit(owner);
 	if (owner->ledger)
 		block_for_each(owner, 0, HMM_VA_END, owner->abandoned ? leave_block : drop_block, NULL);

@@ -104,6 +104,7 @@ struct block {
 	uint64_t brought;			/* by which journey; 0: none */
 	uint64_t passed;			/* the pass of an eviction that has asked it */
 	LIST_HEAD(, copy) copies;		/* of S pages, in other mirrors' shadows: copies.h */
+	struct pages dma;			/* pages that the holder's card reaches by itself: dma.h */
 	unsigned int acks;			/* drivers' answers outstanding */
 	uint32_t stopped;			/* the mirror whose device, which cannot fault, stopped for the transit */
 	uint64_t stopped_for;			/* the cookie of what it was told; 0: it was told nothing */
@@ -201,6 +202,10 @@ struct mirror {
 	uint32_t *freed;		/* pages of the driver's memory to be given back */
 	unsigned int freed_count, freed_room;
 
+	/* Of a device that is a card behind an IOMMU: dma.h. */
+	TAILQ_HEAD(, transfer) transfers;
+	unsigned int n_transfers;
+
 	_Atomic uint64_t device_pages, shared_pages;
 	_Atomic unsigned int windows;
 };
@@ -262,6 +267,8 @@ enum counter {
 	COUNTER_TRACK_PRESUMED,		/* of these, what nobody saw being written */
 	COUNTER_SYNC_COPIED,		/* pages copied for tracked mirrors */
 	COUNTER_SYNC_ZEROED,		/* pages that became holes of their copies */
+	COUNTER_DMA_PAGES,		/* pages that went into a card's IOMMU */
+	COUNTER_DMA_CUTS,		/* blocks that were taken out of it for a change */
 	COUNTER_MAX
 };
 extern const char *const counter_names[COUNTER_MAX];

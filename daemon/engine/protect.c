@@ -24,6 +24,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "engine/dma.h"
 #include "engine/worker.h"
 
 #define FOLLOW_NS	(5000 * NS_PER_MS)
@@ -165,6 +166,9 @@ static bool step(struct protection *protection, struct block *block)
 		next_block(protection, end);
 		return true;
 	}
+	/* A card writes where it could before; its driver asks anew. */
+	if (dma_reaches(block, page_index(start), page_index(end - 1) + 1))
+		dma_withdraw(block, HMM_REASON_PROTECT);
 	r = protection->transits++ == TRANSITS ? -EAGAIN :
 		protect_follow(block, page_index(start), page_index(end - 1) + 1);
 	if (r < 0) {

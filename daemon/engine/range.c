@@ -30,6 +30,7 @@
 #include <string.h>
 
 #include "engine/copies.h"
+#include "engine/dma.h"
 #include "engine/owner.h"
 #include "engine/worker.h"
 #include "log.h"
@@ -559,8 +560,10 @@ void range_request(struct owner *owner, struct letter *letter)
 			worker_reply(owner->worker, letter);
 		return;		/* answered when it is done */
 	}
-	if (message->hold)
+	if (message->hold) {
 		release_all(owner, letter->peer, message->mirror, message->hold);
+		dma_release(owner, letter->peer, message->mirror, message->hold);
+	}
 	if (!letter_reply(letter, HMM_OP_RANGE_RELEASE_REPLY,
 			  sizeof(struct hmm_msg_range_release_reply)))
 		letter_fail(letter, -ENOMEM, "out of memory for the answer");

@@ -160,7 +160,7 @@ static struct mirror *remake_mirror(struct owner *owner, unsigned int index)
 	if (!device && device_new(devices, name, (enum hmm_pool_kind)note->kind, &placement, note->size,
 				  note->caps, owner->peer, &device))
 		return NULL;
-	device_expect(devices, device->id, note->token, note->driver);
+	device_expect(devices, device->id, note->token, note->driver, note->card);
 	device = device_use(devices, device->id);
 	mirror = device ? mirror_new(owner, index, device) : NULL;
 	if (mirror) {

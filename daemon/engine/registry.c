@@ -7,7 +7,9 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "engine/dma.h"
 #include "engine/engine.h"
 #include "engine/worker.h"
 
@@ -91,14 +93,41 @@ static int choose_placement(const struct engine *engine, struct letter *letter, 
 	return check_nodes(letter, kind, message->size, placement);
 }
 
+static int open_card(struct letter *letter, const struct hmm_msg_device_new *message, struct card **card)
+{
+	char why[sizeof(letter->text)];
+	int r;
+
+	if (!(message->caps & HMM_DEVICE_CAPS_DMA))
+		return letter_fail(letter, -EINVAL, "a card with a bus address reaches memory by itself: it goes with dma");
+	if (message->caps & HMM_DEVICE_CAPS_FAULTS)
+		return letter_fail(letter, -EOPNOTSUPP, "a card behind VFIO cannot retry an access: it goes without faults");
+	r = card_open(message->bus, letter->uid, letter->gid, card, why, sizeof(why));
+	return r ? letter_fail(letter, r, "%s", why) : 0;
+}
+
+/* One that there was not; or -errno, which the letter may say already. */
+static int device_begin(struct engine *engine, struct letter *letter, enum hmm_pool_kind kind, struct device **result)
+{
+	const struct hmm_msg_device_new *message = (const void *)letter->message;
+	struct placement placement;
+
+	/* Before its nodes: after a restart its mirrors have made it again, whatever has become of those. */
+	if (device_by_name(&engine->devices, message->name))
+		return letter_fail(letter, -EBUSY, "there is a device %s already", message->name);
+	if (choose_placement(engine, letter, kind, &placement))
+		return letter->error;
+	return device_new(&engine->devices, message->name, kind, &placement, message->size, message->caps, letter->peer, result);
+}
+
 static int device_make(struct engine *engine, struct letter *letter)
 {
 	const struct hmm_msg_device_new *message = (const void *)letter->message;
 	struct devices *devices = &engine->devices;
 	struct hmm_msg_device_new_reply *reply;
 	enum hmm_pool_kind kind = (enum hmm_pool_kind)message->pool;
-	struct placement placement;
 	struct device *device;
+	struct card *card = NULL;
 	int r;
 
 	if (kind == HMM_POOL_KIND_CONFIGURED)
@@ -117,12 +146,14 @@ static int device_make(struct engine *engine, struct letter *letter)
 	if (kind == HMM_POOL_KIND_HUGETLB && message->size && !engine->facts.hugetlb)
 		return letter_fail(letter, -ENOSPC,
 				   "no huge pages are reserved: write their number into /proc/sys/vm/nr_hugepages, or use pool memfd-huge");
-	/* Before its nodes: after a restart its mirrors have made it again, whatever has become of those. */
-	if (device_by_name(devices, message->name))
-		return letter_fail(letter, -EBUSY, "there is a device %s already", message->name);
-	if (choose_placement(engine, letter, kind, &placement))
+	if (*message->bus && open_card(letter, message, &card))
 		return letter->error;
-	r = device_new(devices, message->name, kind, &placement, message->size, message->caps, letter->peer, &device);
+	device = card ? device_readopt(devices, message->name, message->caps, letter->peer, letter->uid, card) : NULL;
+	r = device ? 0 : device_begin(engine, letter, kind, &device);
+	if (r)
+		card_close(card);
+	if (letter->error)
+		return letter->error;
 	if (r == -EBUSY)
 		return letter_fail(letter, r, "there is a device %s already", message->name);
 	if (r == -ENOSPC)
@@ -132,6 +163,10 @@ static int device_make(struct engine *engine, struct letter *letter)
 	if (r)
 		return letter_fail(letter, r, "no device: %s", strerror(-r));
 	device->uid = letter->uid;
+	if (card) {
+		device->card_number = card_number(message->bus);
+		device->card = card;
+	}
 	reply = letter_reply(letter, HMM_OP_DEVICE_NEW_REPLY, sizeof(*reply));
 	if (!reply) {
 		device_let_go(devices, letter->peer, device->id);
@@ -150,6 +185,8 @@ static int device_look(struct engine *engine, struct letter *letter)
 
 	if (!device)
 		return letter_fail(letter, -ENODEV, "no device %s", message->name);
+	if (dma_check_driver(device, letter))
+		return letter->error;
 	reply = letter_reply(letter, HMM_OP_DEVICE_OPEN_REPLY, sizeof(*reply));
 	if (!reply)
 		return letter_fail(letter, -ENOMEM, "out of memory for the answer");
@@ -157,6 +194,35 @@ static int device_look(struct engine *engine, struct letter *letter)
 	reply->pool = (uint32_t)device->pool->kind;
 	reply->size = device->size;
 	reply->caps = device->caps;
+	if (device->card)
+		hmm_wire_text(reply->bus, sizeof(reply->bus), card_address(device->card));
+	return 0;
+}
+
+/* The card for its driver; never what decides what it reaches. */
+static int device_fd(struct engine *engine, struct letter *letter)
+{
+	const struct hmm_msg_device_fd *message = (const void *)letter->message;
+	struct device *device = device_by_id(&engine->devices, message->device);
+	int fd;
+
+	if (!device)
+		return letter_fail(letter, -ENODEV, "no device %u", message->device);
+	if (!device->card)
+		return letter_fail(letter, -EOPNOTSUPP, "%s is no card: it was made without a bus address", device->name);
+	if (dma_check_driver(device, letter))
+		return letter->error;
+	if (device->uid != letter->uid && letter->uid)
+		return letter_fail(letter, -EPERM, "%s is another user's device", device->name);
+	fd = card_device(device->card);
+	if (fd < 0)
+		return letter_fail(letter, fd, "hmmd is out of descriptors");
+	if (!letter_reply(letter, HMM_OP_DEVICE_FD_REPLY, sizeof(struct hmm_msg_device_fd_reply))) {
+		close(fd);
+		return letter_fail(letter, -ENOMEM, "out of memory for the answer");
+	}
+	letter->reply_fds[0] = fd;
+	letter->n_reply_fds = 1;
 	return 0;
 }
 
@@ -239,6 +305,9 @@ void engine_device_request(struct engine *engine, struct letter *letter)
 		break;
 	case HMM_OP_DEVICE_OPEN:
 		device_look(engine, letter);
+		break;
+	case HMM_OP_DEVICE_FD:
+		device_fd(engine, letter);
 		break;
 	case HMM_OP_DEVMEM_ADD:
 		memory_add(engine, letter);

@@ -4,13 +4,14 @@
  * ends. hmmctl, logs and the manual print the names from here.
  *
  * The order, always: sequence number odd, entries out of the table, drivers
- * told and their answers in, copies punched, the CPU side changes, sequence
- * number even, wake-ups. The ledger says {transit, pages, epoch, slot} before the first
+ * told and their answers in, cards' IOMMUs unmapped, copies punched, the CPU side changes,
+ * sequence number even, wake-ups. The ledger says {transit, pages, epoch, slot} before the first
  * side effect, so that a successor can settle what a crash left (recover.c).
  */
 #include <assert.h>
 
 #include "engine/copies.h"
+#include "engine/dma.h"
 #include "engine/graft.h"
 
 #define I (1U << HMM_PAGE_INVALID)
@@ -165,6 +166,7 @@ void transit_proceed(struct block *block)
 
 	for (unsigned int w = 0; w < HMM_BITMAP_WORDS; w++)
 		pages.word[w] = block->record->pending[w];
+	dma_cut(block, &pages);
 	copies_drop(block, &pages);
 	block->proceed(block);
 }
@@ -203,6 +205,7 @@ void transit_restore(struct block *block)
 
 	for (unsigned int w = 0; w < HMM_BITMAP_WORDS; w++)
 		kept.word[w] = record->pending[w] & ~block->dead.word[w];
+	dma_cut(block, &block->dead);
 	copies_drop(block, &block->dead);
 	copies_show(block, &kept);
 	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++)

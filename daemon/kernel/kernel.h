@@ -100,6 +100,12 @@ struct kernel_ops {
 	int (*policy)(int policy, uint64_t nodes);
 	/* Pages for a mapping of hmmd's own, as by a write. -EFAULT: there are none (it would have been SIGBUS). */
 	int (*populate)(void *start, size_t length);
+
+	/* The last part of what @name of a PCI device leads to in sysfs: its "driver", its "iommu_group". */
+	int (*pci_link)(const char *address, const char *name, char *target, size_t size);
+	/* A file of /dev/vfio; a call of linux/vfio.h on one, and its result. */
+	int (*vfio_open)(const char *path);
+	int (*vfio_call)(int fd, unsigned long request, void *argument);
 };
 
 extern const struct kernel_ops kernel_real;

@@ -164,6 +164,9 @@ const struct kernel_ops kernel_real = {
 	.place = kernel_place,
 	.policy = kernel_policy,
 	.populate = kernel_populate,
+	.pci_link = kernel_pci_link,
+	.vfio_open = kernel_vfio_open,
+	.vfio_call = kernel_vfio_call,
 };
 
 const struct kernel_ops *kernel = &kernel_real;

@@ -30,6 +30,7 @@ void devices_deinit(struct devices *devices)
 
 	while ((device = TAILQ_FIRST(&devices->list))) {
 		TAILQ_REMOVE(&devices->list, device, link);
+		card_close(device->card);
 		free(device);
 	}
 	while ((pool = TAILQ_FIRST(&devices->pools))) {
@@ -182,7 +183,26 @@ int device_add_far(struct devices *devices, uint32_t id, uint64_t pages, uint32_
 	return r;
 }
 
-void device_expect(struct devices *devices, uint32_t id, uint32_t token, pid_t driver)
+struct device *device_readopt(struct devices *devices, const char *name, uint64_t caps, uint64_t creator, uid_t uid,
+			      struct card *card)
+{
+	struct device *device;
+
+	pthread_mutex_lock(&devices->lock);
+	device = find_name(devices, name);
+	if (device && device->uid == (uid_t)-1 && device->caps == caps && !device->card &&
+	    device->card_number == card_number(card_address(card))) {
+		device->creator = creator;
+		device->uid = uid;
+		device->card = card;
+	} else {
+		device = NULL;
+	}
+	pthread_mutex_unlock(&devices->lock);
+	return device;
+}
+
+void device_expect(struct devices *devices, uint32_t id, uint32_t token, pid_t driver, uint32_t card)
 {
 	struct device *device;
 
@@ -192,6 +212,8 @@ void device_expect(struct devices *devices, uint32_t id, uint32_t token, pid_t d
 		device->token = token;
 		device->driver = token ? driver : 0;
 	}
+	if (device && !device->card)
+		device->card_number = card;
 	pthread_mutex_unlock(&devices->lock);
 }
 
@@ -227,8 +249,10 @@ struct device *device_use(struct devices *devices, uint32_t id)
 	return device;
 }
 
-/* Frees a device that neither its creator nor a mirror holds. */
-static void drop_unheld(struct devices *devices, struct device *device)
+TAILQ_HEAD(device_list, device);
+
+/* A device that neither its creator nor a mirror holds goes to those that are freed without the lock: a card takes a while. */
+static void drop_unheld(struct devices *devices, struct device *device, struct device_list *dropped)
 {
 	if (device->creator || device->mirrors)
 		return;
@@ -236,19 +260,34 @@ static void drop_unheld(struct devices *devices, struct device *device)
 	device->pool->promised -= device->size;
 	device->pool->devices--;
 	TAILQ_REMOVE(&devices->list, device, link);
-	free(device);
+	TAILQ_INSERT_TAIL(dropped, device, link);
+}
+
+static void free_dropped(struct device_list *dropped)
+{
+	struct device *device;
+
+	while ((device = TAILQ_FIRST(dropped))) {
+		TAILQ_REMOVE(dropped, device, link);
+		card_close(device->card);
+		free(device);
+	}
 }
 
 void device_unuse(struct devices *devices, struct device *device)
 {
+	struct device_list dropped = TAILQ_HEAD_INITIALIZER(dropped);
+
 	pthread_mutex_lock(&devices->lock);
 	device->mirrors--;
-	drop_unheld(devices, device);
+	drop_unheld(devices, device, &dropped);
 	pthread_mutex_unlock(&devices->lock);
+	free_dropped(&dropped);
 }
 
 void device_let_go(struct devices *devices, uint64_t creator, uint32_t id)
 {
+	struct device_list dropped = TAILQ_HEAD_INITIALIZER(dropped);
 	struct device *device, *next;
 
 	pthread_mutex_lock(&devices->lock);
@@ -257,9 +296,10 @@ void device_let_go(struct devices *devices, uint64_t creator, uint32_t id)
 		if (device->creator != creator || (id && device->id != id))
 			continue;
 		device->creator = 0;
-		drop_unheld(devices, device);
+		drop_unheld(devices, device, &dropped);
 	}
 	pthread_mutex_unlock(&devices->lock);
+	free_dropped(&dropped);
 }
 
 /* ---- room on the nodes ----------------------------------------------------------- */

@@ -18,6 +18,7 @@
 #include "hmm_protocol.h"
 #include "kernel/kernel.h"
 #include "layout.h"
+#include "memory/card.h"
 #include "memory/placement.h"
 
 struct pool {
@@ -63,6 +64,8 @@ struct device {
 	_Atomic uint64_t far_pages;	/* 0: not said yet, or none */
 	_Atomic uint32_t token;		/* which memory it is: the driver's own number */
 	_Atomic pid_t driver;
+	_Atomic(struct card *) card;	/* that it is, behind an IOMMU; NULL: none (or, after a restart, not yet) */
+	uint32_t card_number;		/* which one; 0: none */
 	struct pool *pool;
 	_Atomic uint64_t used;
 	uint64_t creator;		/* peer, 0: gone */
@@ -100,8 +103,14 @@ int device_resize(struct devices *devices, uint32_t id, uint64_t size);
  */
 int device_add_far(struct devices *devices, uint32_t id, uint64_t pages, uint32_t token, pid_t driver,
 		   bool (*alive)(pid_t driver));
-/* After a restart: whose memory it was. */
-void device_expect(struct devices *devices, uint32_t id, uint32_t token, pid_t driver);
+/*
+ * After a restart the device of this name may have been made before its creator came back: it is @creator's
+ * again, and the card is its. NULL: there is none that waits for one like this.
+ */
+struct device *device_readopt(struct devices *devices, const char *name, uint64_t caps, uint64_t creator, uid_t uid,
+			      struct card *card);
+/* After a restart: whose memory it was, and which card. */
+void device_expect(struct devices *devices, uint32_t id, uint32_t token, pid_t driver, uint32_t card);
 /* By name, by id: a copy of what does not change, or -ENODEV. */
 struct device *device_by_name(struct devices *devices, const char *name);
 struct device *device_by_id(struct devices *devices, uint32_t id);

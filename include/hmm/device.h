@@ -22,7 +22,7 @@ struct hmm_device;
  * - it is stopped for changes: quiesce() and resume() of struct hmm_mirror_ops.
  * hmm_device_read() and hmm_device_write() reach everything, as for any device.
  */
-/* WRITE_PROTECT and DMA are noted (hmm_device_caps()), and change nothing yet: hmmd has no IOMMU to program. */
+/* WRITE_PROTECT is noted (hmm_device_caps()), and changes nothing yet; so is DMA, without options.bus. */
 #define HMM_DEVICE_FAULTS	(1ULL << 0)	/* the device can retry an access */
 #define HMM_DEVICE_WRITE_PROTECT (1ULL << 1)	/* ... and protect its own pages: needs FAULTS */
 #define HMM_DEVICE_DMA		(1ULL << 2)	/* it reaches the owner's memory by itself, through an IOMMU */
@@ -60,15 +60,24 @@ struct hmm_device_options {
 	void *drvdata;
 	enum hmm_placement placement;
 	uint64_t nodes;		/* with node -1: NUMA nodes 0..63, a bit each */
+	/*
+	 * The PCI address of the card that this device is, "0000:00:04.0", bound to vfio-pci and
+	 * behind an IOMMU; NULL: none. With HMM_DEVICE_DMA, and without HMM_DEVICE_FAULTS: a card
+	 * behind VFIO cannot retry an access. hmm_range_dma_map() then maps into its IOMMU, for one
+	 * owner at a time.
+	 */
+	const char *bus;
 };
 
 /*
  * hmm_device_new() - a device of this name. It lives as long as its creator's
  * connection or the last mirror on it, whichever is longer.
- * Return: 0; -EBUSY: the name is taken; -ENOSPC: more than the pool has, or than the nodes that it is bound to;
- *	-EINVAL: a bad name, unknown bits, a placement without nodes, node and nodes both, or a node that hmmd has no memory on
- *	(hmm_last_error() names those that there are); -ENODEV: no dax device is memory;
- *	-EOPNOTSUPP: a copy engine with a hugetlb pool, or without FAULTS; a node where the kernel places nothing.
+ * Return: 0; -EBUSY: the name is taken, or somebody has the card; -ENOSPC: more than the pool has, or than the nodes
+ *	that it is bound to; -EINVAL: a bad name, unknown bits, a placement without nodes, node and nodes both, a node that hmmd
+ *	has no memory on (hmm_last_error() names those that there are), or what is no PCI address; -ENODEV: no dax device is
+ *	memory; -EOPNOTSUPP: a copy engine with a hugetlb pool, or without FAULTS; a node where the kernel places nothing; a
+ *	card with FAULTS; no IOMMU, no VFIO. Of a card also -ENODEV: there is none; -ENXIO: it, or another of its group, is not
+ *	bound to vfio-pci; -EACCES: neither root, nor may the user open its group in /dev/vfio.
  */
 int hmm_device_new(struct hmm *hmm, const struct hmm_device_options *options,
 		   struct hmm_device **result);
@@ -93,6 +102,17 @@ int hmm_device_group(struct hmm *hmm, struct hmm_device *const *devices, unsigne
  *	takes the rest. Any thread.
  */
 void hmm_device_put(struct hmm_device *device);
+
+/*
+ * hmm_device_fd() - a new descriptor of the card that the device is, for its driver: BARs,
+ *	configuration and interrupts, by the calls of linux/vfio.h. It is the caller's to close,
+ *	close-on-exec, and decides nothing of what the card reaches. hmmd has made the card a master
+ *	of its bus, and does so again after a restart. Only for the user who made the device, and
+ *	root. Any thread.
+ * Return: the descriptor; -EOPNOTSUPP: it is no card, or a group; -EPERM, -EACCES; -EMFILE;
+ *	-ENODEV; -ESTALE.
+ */
+int hmm_device_fd(struct hmm_device *device);
 
 /* Of a group: NULL, the sum of its members', and what all of them can do. Of NULL: NULL and 0. Any thread. */
 void *hmm_device_drvdata(const struct hmm_device *device);

@@ -179,10 +179,21 @@ bool hmm_range_read_retry(struct hmm_range *range, unsigned long number);
 /*
  * hmm_range_dma_map() - hmm_range_fault(), and an address for each page at which the device's own
  * engine finds it. @device: the mirror's. @daddrs: one per page of 4 KiB; 0 where pfns[i] is no page.
- * hmmd has no IOMMU to program yet: addresses are those of device memory, pfn << 12, and
- * a page of the owner's memory has none.
- * Return: pages mapped; -EBUSY: none, or the range became invalid; -EFAULT: a page has no
- *	address: none is mapped; -EINVAL: NULL, or another device; and as hmm_range_fault().
+ *
+ * Of a device that is a card (options.bus of hmm_device_new()) addresses are the owner's own: what
+ * of the range is coherent, or pinned on it, goes into the card's IOMMU, as far as the owner may
+ * read and write it. It is there until hmm_range_dma_unmap(), or until anything changes in one of
+ * the range's blocks of 2 MiB: then the range is not valid any more, the card reaches nothing of
+ * that block, and the driver maps anew. Before that it is asked (quiesce()), and after the deadline
+ * it is not waited for. Blocks go as a whole: one stays mapped as long as another range of the
+ * mirror's that is mapped has a part of it. All ranges go with their connection, or hmmd.
+ * Of other devices addresses are those of device memory, pfn << 12.
+ *
+ * Return: pages mapped; -EBUSY: none, or the range became invalid; -EFAULT: a page has no address,
+ *	or the IOMMU or the limit of locked memory refuses, and hmm_last_error() says which limit:
+ *	none is mapped, and what was is not any more; -EINVAL: NULL, or another device; and as
+ *	hmm_range_fault(): -EPERM, where a page is wanted for writing and the owner may not write
+ *	it, also of coherent memory.
  */
 long hmm_range_dma_map(struct hmm_range *range, struct hmm_device *device, uint64_t *daddrs, bool block);
 /*

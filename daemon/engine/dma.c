@@ -1,0 +1,410 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * dma.c - pages into the IOMMU of a mirror's card, and out of it. Runs on the owner's worker.
+ *
+ * Happy path: a driver has looked at a range and asks that its card reach it. Of each block
+ * those pages are mapped that lie still on the device (coherent, or pinned there: reach.c): the
+ * bytes are the shadow's, the addresses the owner's. The kernel populates what is a hole in the
+ * shadow, which is zeros. A run of pages is one mapping, and the kernel splits none; so what is
+ * taken out is always all of a block, and the driver hears that all of it is gone (dma_widen).
+ *
+ * It goes by number: the block's has changed then, so no range is valid that says otherwise.
+ * Whoever finds his range valid after he was answered has what he was told.
+ *
+ * Never from a fault, and nobody waits: a block in transit has an odd number, so the range is not
+ * valid, and the driver comes back.
+ *
+ * What can fail: the limits of the IOMMU and of locked memory, in words (card_explain()). Then the
+ * whole range is out again. Taking out does not fail.
+ */
+#include "engine/dma.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/worker.h"
+#include "memory/card.h"
+
+/* Ranges of a mirror that have something mapped. */
+#define TRANSFERS_MAX 4096U
+
+static struct card *card_of(const struct mirror *mirror)
+{
+	return mirror ? atomic_load(&mirror->device->card) : NULL;
+}
+
+int dma_check_driver(const struct device *device, struct letter *letter)
+{
+	const struct card *card = atomic_load(&device->card);
+
+	if (!card || card_allows(card, letter->uid, letter->gid))
+		return 0;
+	return letter_fail(letter, -EACCES,
+			   "%s is the card %s: user %u may not open its group in /dev/vfio",
+			   device->name, card_address(card), letter->uid);
+}
+
+/* ---- out of it ----------------------------------------------------------------------- */
+
+static void drop(struct block *block)
+{
+	if (pages_empty(&block->dma))
+		return;
+	card_unmap(card_of(block_mirror(block)), block->addr, HMM_BLOCK_SIZE);
+	block->dma = (struct pages){0};
+}
+
+void dma_cut(struct block *block, const struct pages *pages)
+{
+	uint64_t reached = 0;
+
+	for (unsigned int w = 0; w < HMM_BITMAP_WORDS; w++)
+		reached |= block->dma.word[w] & pages->word[w];
+	if (!reached)
+		return;
+	drop(block);
+	owner_count(block->owner, COUNTER_DMA_CUTS, 1);
+}
+
+bool dma_reaches(const struct block *block, unsigned int first, unsigned int end)
+{
+	for (; first < end; first++)
+		if (pages_test(&block->dma, first))
+			return true;
+	return false;
+}
+
+void dma_widen(const struct mirror *mirror, const struct block *block, uint64_t *start,
+	       uint64_t *end)
+{
+	unsigned int first = 0, stop = 0;
+
+	if (block_mirror(block) != mirror ||
+	    !dma_reaches(block, page_index(*start), page_index(*end - 1) + 1))
+		return;
+	pages_run(&block->dma, &first, &stop);
+	if (page_addr(block, first) < *start)
+		*start = page_addr(block, first);
+	for (; pages_run(&block->dma, &first, &stop); first = stop)
+		if (block->addr + ((uint64_t)stop << HMM_PAGE_SHIFT) > *end)
+			*end = block->addr + ((uint64_t)stop << HMM_PAGE_SHIFT);
+}
+
+void dma_withdraw(struct block *block, int reason)
+{
+	uint64_t start, end;
+	unsigned int first = 0, stop;
+
+	if (!pages_run(&block->dma, &first, &stop))
+		return;
+	start = page_addr(block, first);
+	end = start + HMM_PAGE_SIZE;
+	dma_widen(block_mirror(block), block, &start, &end);
+	drop(block);
+	owner_count(block->owner, COUNTER_DMA_CUTS, 1);
+	transit_note(block);
+	invalidate_send(block, start, end, reason, false);
+}
+
+/* ---- ranges that have something in it ---------------------------------------------------- */
+
+static struct transfer *transfer_find(struct mirror *mirror, uint64_t peer, uint32_t id)
+{
+	struct transfer *transfer;
+
+	TAILQ_FOREACH(transfer, &mirror->transfers, link)
+		if (transfer->peer == peer && transfer->id == id)
+			return transfer;
+	return NULL;
+}
+
+static bool is_wanted(const struct mirror *mirror, const struct block *block)
+{
+	const struct transfer *transfer;
+
+	TAILQ_FOREACH(transfer, &mirror->transfers, link)
+		if (transfer->start < block->addr + HMM_BLOCK_SIZE && transfer->end > block->addr)
+			return true;
+	return false;
+}
+
+static void drop_unwanted(struct block *block, void *data)
+{
+	const struct mirror *mirror = data;
+
+	if (block_mirror(block) == mirror && !is_wanted(mirror, block))
+		drop(block);
+}
+
+/* The same, where a range of a driver that is not there any more may still be looked at. */
+static void drop_unwanted_noted(struct block *block, void *data)
+{
+	bool reached = dma_reaches(block, 0, HMM_BLOCK_PAGES);
+
+	drop_unwanted(block, data);
+	if (reached && !dma_reaches(block, 0, HMM_BLOCK_PAGES))
+		transit_note(block);
+}
+
+static void transfer_end(struct mirror *mirror, struct transfer *transfer, block_fn drop_block)
+{
+	uint64_t start = transfer->start, end = transfer->end;
+
+	TAILQ_REMOVE(&mirror->transfers, transfer, link);
+	mirror->n_transfers--;
+	free(transfer);
+	block_for_each(mirror->owner, start, end, drop_block, mirror);
+}
+
+void dma_release(struct owner *owner, uint64_t peer, uint32_t id, uint32_t number)
+{
+	struct mirror *mirror = mirror_by_id(owner, id);
+	struct transfer *transfer = mirror ? transfer_find(mirror, peer, number) : NULL;
+
+	if (transfer)
+		transfer_end(mirror, transfer, drop_unwanted);
+}
+
+void dma_peer_gone(struct owner *owner, uint64_t peer)
+{
+	struct transfer *transfer, *next;
+
+	for (unsigned int i = 0; i < MIRRORS_MAX; i++) {
+		struct mirror *mirror = owner->mirror[i];
+
+		for (transfer = mirror ? TAILQ_FIRST(&mirror->transfers) : NULL; transfer;
+		     transfer = next) {
+			next = TAILQ_NEXT(transfer, link);
+			if (transfer->peer == peer)
+				transfer_end(mirror, transfer, drop_unwanted_noted);
+		}
+	}
+}
+
+static void close_block(struct block *block, void *data)
+{
+	if (block_mirror(block) != data || pages_empty(&block->dma))
+		return;
+	drop(block);
+	/* The table may be a successor's by now. */
+	if (!block->owner->abandoned && !block->owner->gone)
+		transit_note(block);
+}
+
+void dma_close(struct mirror *mirror)
+{
+	struct transfer *transfer;
+
+	if (card_of(mirror))
+		block_for_each(mirror->owner, 0, HMM_VA_END, close_block, mirror);
+	while ((transfer = TAILQ_FIRST(&mirror->transfers))) {
+		TAILQ_REMOVE(&mirror->transfers, transfer, link);
+		free(transfer);
+	}
+	mirror->n_transfers = 0;
+}
+
+void dma_mirror_gone(struct mirror *mirror)
+{
+	dma_close(mirror);
+	if (card_of(mirror))
+		card_leave(card_of(mirror), mirror->owner->id);
+}
+
+/* ---- into it --------------------------------------------------------------------------- */
+
+static int map_run(struct block *block, struct card *card, unsigned int first, unsigned int end,
+		   bool write)
+{
+	uint64_t addr = page_addr(block, first);
+	int r = card_map(card, addr, shadow_at(block_shadow(block), addr),
+			 (uint64_t)(end - first) << HMM_PAGE_SHIFT, write);
+
+	for (; !r && first < end; first++)
+		pages_set(&block->dma, first);
+	return r;
+}
+
+/*
+ * Pages [first, end), of one mapping of the owner's. What the card reaches already it goes on
+ * reaching.
+ */
+static int map_pages(struct mirror *mirror, struct block *block, unsigned int first,
+		     unsigned int end, bool write)
+{
+	struct card *card = card_of(mirror);
+	unsigned int stop;
+	int r = 0;
+
+	for (; first < end && !r; first = stop) {
+		stop = first + 1;
+		if (pages_test(&block->dma, first) || !reach_page(mirror, block, first))
+			continue;
+		while (stop < end && !pages_test(&block->dma, stop) &&
+		       reach_page(mirror, block, stop))
+			stop++;
+		r = map_run(block, card, first, stop, write);
+		owner_count(block->owner, COUNTER_DMA_PAGES, r ? 0 : stop - first);
+	}
+	return r;
+}
+
+/*
+ * The card may write what the owner may, whatever is asked for: another range may ask for more.
+ * @write: it must. 0 or -errno: -EBUSY: its number is odd.
+ */
+static int map_block(struct mirror *mirror, struct block *block, uint64_t start, uint64_t end,
+		     bool write)
+{
+	struct view view;
+	int r = 0;
+
+	if (!block_at_rest(block))
+		return -EBUSY;
+	if (block_mirror(block) != mirror || !block_shadow(block))
+		return 0;
+	for (; start < end && !r; start = view.end) {
+		r = view_at(mirror->owner, start, end, &view);
+		if (!r && write && !view.write)
+			r = -EPERM;
+		if (!r && view.read)
+			r = map_pages(mirror, block, page_index(start),
+				      page_index(view.end - 1) + 1, view.write);
+	}
+	/*
+	 * Not mapped at the owner any more: the event that says so comes, and takes the number
+	 * along.
+	 */
+	return r == -EFAULT || r == -EAGAIN ? -EBUSY : r;
+}
+
+static uint64_t count_reached(const struct block *block, uint64_t start, uint64_t end)
+{
+	uint64_t n = 0;
+
+	for (; start < end; start += HMM_PAGE_SIZE)
+		n += pages_test(&block->dma, page_index(start));
+	return n;
+}
+
+static int map_range(struct mirror *mirror, uint64_t start, uint64_t end, bool write,
+		     uint64_t *pages, uint64_t *failed)
+{
+	struct block *block;
+	int r = 0;
+
+	for (uint64_t at = start; !r && (block = block_next(mirror->owner, at, end));
+	     at = block->addr + HMM_BLOCK_SIZE) {
+		uint64_t from = start > block->addr ? start : block->addr,
+			 to = block->addr + HMM_BLOCK_SIZE;
+
+		if (end < to)
+			to = end;
+		*failed = from;
+		r = map_block(mirror, block, from, to, write);
+		*pages += block_mirror(block) == mirror ? count_reached(block, from, to) : 0;
+	}
+	return r;
+}
+
+static struct transfer *transfer_get(struct mirror *mirror, const struct letter *letter)
+{
+	const struct hmm_msg_dma_map *message = (const void *)letter->message;
+	struct transfer *transfer = transfer_find(mirror, letter->peer, message->hold);
+
+	if (transfer)
+		return transfer;
+	if (mirror->n_transfers == TRANSFERS_MAX)
+		return NULL;
+	transfer = calloc(1, sizeof(*transfer));
+	if (!transfer)
+		return NULL;
+	transfer->peer = letter->peer;
+	transfer->id = message->hold;
+	transfer->start = message->hold_start;
+	transfer->end = message->hold_end;
+	TAILQ_INSERT_TAIL(&mirror->transfers, transfer, link);
+	mirror->n_transfers++;
+	return transfer;
+}
+
+static int check_map(struct owner *owner, struct mirror *mirror, struct letter *letter)
+{
+	const struct hmm_msg_dma_map *message = (const void *)letter->message;
+	const struct transfer *known;
+	struct card *card;
+
+	if (!mirror || mirror->leaving || owner->closing)
+		return letter_fail(letter, -ENOENT, "no mirror %u", message->mirror);
+	card = card_of(mirror);
+	if (!card)
+		return letter_fail(
+			letter, mirror->device->card_number ? -EAGAIN : -EOPNOTSUPP,
+			"%s is no card, or has not come back since hmmd was started again",
+			mirror->device->name);
+	if (mirror->peer != letter->peer)
+		return letter_fail(letter, -EPERM, "mirror %u has another driver", message->mirror);
+	known = transfer_find(mirror, letter->peer, message->hold);
+	if (!message->hold || message->hold_start > message->addr ||
+	    message->hold_end > HMM_VA_END || message->hold_end < message->addr + message->length ||
+	    (known && (known->start != message->hold_start || known->end != message->hold_end)))
+		return letter_fail(letter, -EINVAL, "the pages are not of the range");
+	if (!card_take(card, owner->id))
+		return letter_fail(
+			letter, -EBUSY,
+			"%s reaches another owner's memory: it has one address space at a time",
+			card_address(card));
+	return 0;
+}
+
+static int dma_map(struct owner *owner, struct letter *letter)
+{
+	const struct hmm_msg_dma_map *message = (const void *)letter->message;
+	struct mirror *mirror = mirror_by_id(owner, message->mirror);
+	uint64_t pages = 0, failed = message->addr;
+	struct hmm_msg_dma_map_reply *reply;
+	struct transfer *transfer;
+	char why[200];
+	int r = check_map(owner, mirror, letter);
+
+	if (r)
+		return r;
+	transfer = transfer_get(mirror, letter);
+	if (!transfer)
+		return letter_fail(letter, -ENOMEM,
+				   "mirror %u has %u ranges mapped, or hmmd is out of memory",
+				   mirror->id, mirror->n_transfers);
+	r = map_range(mirror, message->addr, message->addr + message->length, message->write,
+		      &pages, &failed);
+	reply = r ? NULL : letter_reply(letter, HMM_OP_DMA_MAP_REPLY, sizeof(*reply));
+	if (reply) {
+		reply->pages = pages;
+		return 0;
+	}
+	transfer_end(mirror, transfer, drop_unwanted);
+	if (!r || r == -EBUSY)
+		return letter_fail(letter, r ? r : -ENOMEM,
+				   r ? "a page is under way; ask again"
+				     : "out of memory for the answer");
+	if (r == -EPERM)
+		return letter_fail(letter, r, "a mapping may not be written");
+	card_explain(card_of(mirror), r, failed, why, sizeof(why));
+	return letter_fail(letter, r, "%s", why);
+}
+
+void dma_request(struct owner *owner, struct letter *letter)
+{
+	const struct hmm_msg_dma_unmap *message = (const void *)letter->message;
+
+	if (letter->message->opcode == HMM_OP_DMA_MAP) {
+		dma_map(owner, letter);
+	} else {
+		dma_release(owner, letter->peer, message->mirror, message->hold);
+		if (!letter_reply(letter, HMM_OP_DMA_UNMAP_REPLY,
+				  sizeof(struct hmm_msg_dma_unmap_reply)))
+			letter_fail(letter, -ENOMEM, "out of memory for the answer");
+	}
+	worker_reply(owner->worker, letter);
+}

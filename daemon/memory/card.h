@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * card.h - a PCI device behind an IOMMU, as VFIO hands it to programs: bound to vfio-pci, in a
+ * container (type1v2) of its own, so with one address space of its own.
+ *
+ * What it reaches is what is mapped here, and its driver, who gets a duplicate of
+ * the device's descriptor, can change nothing of that: container and group do not leave hmmd.
+ * A holder (holder.h) has them too, and unmaps everything should hmmd be killed.
+ *
+ *	cards_init(), cards_leave()	with hmmd
+ *	card_open(), card_close()	with the device that is this card
+ *	card_take()			an owner's addresses are the card's, and no other's
+ *	card_map(), card_unmap()	in the same units: the kernel splits none
+ *
+ * Any thread; a card is mapped for by its owner's worker alone.
+ */
+#ifndef HMMD_CARD_H
+#define HMMD_CARD_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#define CARD_PATIENCE_S 60
+#define CARD_ADDRESS	16U /* "0000:00:04.0" and the zero */
+
+struct card;
+struct holder;
+
+/* @holder: NULL: cards cannot be opened, since nobody would stop them if hmmd were killed. */
+void cards_init(struct holder *holder);
+/*
+ * To be called now and then while cards are open, or kept from before: if the holder has been
+ * killed another one keeps them, and what no driver came back for in a minute is given up. False:
+ * there are none.
+ */
+bool cards_mend(void);
+/*
+ * hmmd ends: from now on what is closed stays with the holder, for a driver that waits for the next
+ * hmmd.
+ */
+void cards_leave(void);
+
+/*
+ * For a peer of that user and group, who must be allowed to open the card's group in /dev/vfio, or
+ * be root. One that the holder has kept is opened as it was. Return: 0; or, with @why in words for
+ * the peer: -EINVAL: no PCI address; -ENODEV: no such device; -ENXIO: it, or another of its group,
+ * is not bound to vfio-pci; -EOPNOTSUPP: no IOMMU, no module, no holder; -EACCES; -EBUSY: somebody
+ * has it; -ENOMEM, ...
+ */
+int card_open(const char *address, uid_t uid, gid_t gid, struct card **result, char *why,
+	      size_t size);
+/* Nothing is mapped from now on. NULL is allowed; returns NULL. */
+struct card *card_close(struct card *card);
+
+const char *card_address(const struct card *card);
+/* An address as a number; 0: it is none. */
+uint32_t card_number(const char *address);
+bool card_allows(const struct card *card, uid_t uid, gid_t gid);
+/* A duplicate of the device's descriptor, the caller's; or -errno. */
+int card_device(const struct card *card);
+
+/* Whose addresses are its. False: another owner's are. */
+bool card_take(struct card *card, uint32_t owner);
+void card_leave(struct card *card, uint32_t owner);
+
+/*
+ * Bytes that are there, and stay there until they are unmapped, at @iova. 0 or -errno, which
+ * card_explain() explains.
+ */
+int card_map(struct card *card, uint64_t iova, void *memory, uint64_t length, bool write);
+/*
+ * All that was mapped within [iova, iova + length). When it returns the card reaches nothing there,
+ * whatever it is.
+ */
+void card_unmap(struct card *card, uint64_t iova, uint64_t length);
+/* Why card_map() failed, with the limit that it met. */
+void card_explain(const struct card *card, int error, uint64_t iova, char *text, size_t size);
+
+#endif

@@ -1,0 +1,417 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * engine_dma.c - what is in a card's IOMMU, and that it is out before anything changes, and
+ * not before its driver has answered. The owner is this process, the card a fake.
+ */
+#include <criterion/criterion.h>
+#include <criterion/new/assert.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "engine/dma.h"
+#include "engine_fixture.h"
+#include "fake_vfio.h"
+#include "tests/leakcheck.h"
+
+LEAKCHECKED_SUITE(dma);
+
+#define OUT  20U
+#define HOLD 5U
+
+static struct fixture fixture;
+static struct kernel_ops ops;
+static int (*real_copy)(int uffd, uint64_t dst, const void *src, size_t length, uint64_t mode,
+			size_t *done);
+static char text[240];
+
+static uint64_t addr_of(unsigned int page)
+{
+	return ROOM_START + page * HMM_PAGE_SIZE;
+}
+
+/* The first thing that changes at the CPU. */
+static int copy(int uffd, uint64_t dst, const void *src, size_t length, uint64_t mode, size_t *done)
+{
+	cr_assert(eq(uint, fake_vfio_mappings(), 0), "the card reaches what goes home");
+	return real_copy(uffd, dst, src, length, mode, done);
+}
+
+static void begin(void)
+{
+	struct card *card = NULL;
+
+	fake_vfio_begin();
+	ops = *kernel;
+	real_copy = ops.uffd_copy;
+	ops.uffd_copy = copy;
+	kernel = &ops;
+	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
+	cr_assert(eq(int, card_open(FAKE_CARD, 0, 0, &card, text, sizeof(text)), 0), "%s", text);
+	fixture.device->caps = HMM_DEVICE_CAPS_DMA;
+	fixture.device->card_number = card_number(FAKE_CARD);
+	fixture.device->card = card;
+	fixture_callbacks(&fixture);
+	fixture_out(&fixture, 0, OUT);
+}
+
+static void finish(void)
+{
+	fixture_check(&fixture);
+	fixture_end(&fixture);
+	cr_assert(eq(uint, fake_vfio_mappings(), 0));
+	cr_assert(not(fake_vfio.kept));
+	fake_vfio_end();
+}
+
+/* hmmd's answer; @pages: what it says of them. */
+static int answer(uint64_t *pages)
+{
+	struct letter *letter = mailbox_take(&fixture.outbox), *next;
+	int error = 1;
+
+	for (; letter; letter = next) {
+		next = letter->next;
+		if (letter->kind == LETTER_REPLY) {
+			error = letter->error;
+			snprintf(text, sizeof(text), "%s", letter->text);
+			if (!error && letter->reply->opcode == HMM_OP_DMA_MAP_REPLY)
+				*pages = ((struct hmm_msg_dma_map_reply *)letter->reply)->pages;
+		}
+		letter_free(letter);
+	}
+	return error;
+}
+
+static int map_as(uint64_t peer, uint32_t hold, unsigned int first, unsigned int end, bool write,
+		  uint64_t *pages)
+{
+	struct letter *letter = letter_new(LETTER_REQUEST);
+	struct hmm_msg_dma_map *message = calloc(1, sizeof(*message));
+
+	HMM_MSG_INIT(*message, HMM_OP_DMA_MAP, 0);
+	message->mirror = fixture.mirror->id;
+	message->hold = hold;
+	message->addr = message->hold_start = addr_of(first);
+	message->hold_end = addr_of(end);
+	message->length = (end - first) * HMM_PAGE_SIZE;
+	message->write = write;
+	letter->peer = peer;
+	letter->message = &message->header;
+	*pages = 0;
+	dma_request(fixture.owner, letter);
+	return answer(pages);
+}
+
+static void map(uint32_t hold, unsigned int first, unsigned int end, unsigned int expected)
+{
+	uint64_t pages;
+
+	cr_assert(eq(int, map_as(DRIVER, hold, first, end, true, &pages), 0), "%s", text);
+	cr_assert(eq(u64, pages, expected));
+}
+
+static void unmap(uint32_t hold)
+{
+	struct letter *letter = letter_new(LETTER_REQUEST);
+	struct hmm_msg_dma_unmap *message = calloc(1, sizeof(*message));
+	uint64_t pages;
+
+	HMM_MSG_INIT(*message, HMM_OP_DMA_UNMAP, 0);
+	message->mirror = fixture.mirror->id;
+	message->hold = hold;
+	letter->peer = DRIVER;
+	letter->message = &message->header;
+	dma_request(fixture.owner, letter);
+	cr_assert(eq(int, answer(&pages), 0));
+}
+
+/* What the driver is asked; 0: nothing. */
+static uint64_t asked(uint64_t *start, uint64_t *end)
+{
+	struct letter *letter = mailbox_take(&fixture.outbox), *next;
+	uint64_t cookie = 0;
+
+	for (; letter; letter = next) {
+		const struct hmm_msg_invalidate *message = (const void *)letter->message;
+
+		next = letter->next;
+		if (letter->message && letter->message->opcode == HMM_OP_INVALIDATE) {
+			cr_assert(eq(u64, cookie, 0));
+			cookie = message->cookie;
+			*start = message->start;
+			*end = message->end;
+		}
+		letter_free(letter);
+	}
+	return cookie;
+}
+
+static void go_home(unsigned int first, unsigned int end)
+{
+	migrate_home(fixture.owner, addr_of(first), addr_of(end), NULL, NULL, NULL);
+	owner_run(fixture.owner);
+}
+
+Test(dma, at_the_owners_addresses)
+{
+	const struct fake_mapping *there;
+
+	begin();
+	map(HOLD, 2, OUT + 5, OUT - 2);
+	cr_assert(eq(uint, fake_vfio_mappings(), 1));
+	there = fake_vfio_at(addr_of(2));
+	cr_assert(eq(u64, there->iova, addr_of(2)));
+	cr_assert(eq(u64, there->length, (OUT - 2) * HMM_PAGE_SIZE));
+	cr_assert(eq(u64, there->vaddr,
+		     (uintptr_t)shadow_at(block_shadow(fixture_block(&fixture, 0)), addr_of(2))));
+	cr_assert(there->write);
+	cr_assert(eq(u64, fixture.owner->counter[COUNTER_DMA_PAGES], OUT - 2));
+	/* Again, and of another range: what is there is there. */
+	map(HOLD, 2, OUT + 5, OUT - 2);
+	cr_assert(eq(uint, fake_vfio_mappings(), 1));
+	map(HOLD + 1, 0, 4, 4);
+	cr_assert(eq(uint, fake_vfio_mappings(), 2));
+	/* As long as one of them has a part of the block. */
+	unmap(HOLD);
+	unmap(HOLD + 7);
+	cr_assert(eq(uint, fake_vfio_mappings(), 2));
+	unmap(HOLD + 1);
+	cr_assert(eq(uint, fake_vfio_mappings(), 0));
+	finish();
+}
+
+Test(dma, out_when_the_driver_has_answered)
+{
+	uint64_t cookie, start = 0, end = 0;
+
+	begin();
+	map(HOLD, 0, OUT, OUT);
+	go_home(10, 12);
+	/* It hears of all that it loses. */
+	cookie = asked(&start, &end);
+	cr_assert(ne(u64, cookie, 0));
+	cr_assert(eq(u64, start, addr_of(0)));
+	cr_assert(eq(u64, end, addr_of(OUT)));
+	fixture_later(&fixture, SECOND / 10);
+	cr_assert(eq(uint, fake_vfio_mappings(), 1));
+	invalidate_ack(fixture.owner, cookie, 0);
+	owner_run(fixture.owner);
+	cr_assert(eq(uint, fake_vfio_mappings(), 0));
+	cr_assert(eq(u64, fixture.mirror->device_pages, OUT - 2));
+	cr_assert(eq(u64, fixture.owner->counter[COUNTER_DMA_CUTS], 1));
+	/* The rest may come back, around the hole. */
+	asked(&start, &end);
+	map(HOLD, 0, OUT, OUT - 2);
+	cr_assert(eq(uint, fake_vfio_mappings(), 2));
+	finish();
+}
+
+Test(dma, out_when_the_driver_is_late)
+{
+	uint64_t start, end;
+
+	begin();
+	map(HOLD, 0, OUT, OUT);
+	go_home(0, OUT);
+	cr_assert(ne(u64, asked(&start, &end), 0));
+	fixture_later(&fixture, 1001 * NS_PER_MS);
+	owner_run(fixture.owner);
+	cr_assert(eq(uint, fake_vfio_mappings(), 0));
+	cr_assert(eq(u64, fixture.mirror->device_pages, 0));
+	asked(&start, &end);
+	finish();
+}
+
+/* What changes beside it, in the same block, is nothing to it. */
+Test(dma, neighbours_stay)
+{
+	uint64_t start = 0, end = 0, cookie;
+
+	begin();
+	map(HOLD, 0, 4, 4);
+	go_home(10, 12);
+	cookie = asked(&start, &end);
+	cr_assert(eq(u64, start, addr_of(10)));
+	cr_assert(eq(u64, end, addr_of(12)));
+	kernel = &kernel_real; /* what goes home is not the card's */
+	invalidate_ack(fixture.owner, cookie, 0);
+	owner_run(fixture.owner);
+	cr_assert(eq(uint, fake_vfio_mappings(), 1));
+	asked(&start, &end);
+	kernel = &ops;
+	unmap(HOLD);
+	finish();
+}
+
+Test(dma, discarded)
+{
+	uint64_t start, end, cookie;
+
+	begin();
+	map(HOLD, 0, OUT, OUT);
+	block_discard(fixture_block(&fixture, 0), 3, 5, HMM_REASON_DISCARD);
+	cookie = asked(&start, &end);
+	cr_assert(eq(uint, fake_vfio_mappings(), 1));
+	invalidate_ack(fixture.owner, cookie, 0);
+	cr_assert(eq(uint, fake_vfio_mappings(), 0));
+	owner_run(fixture.owner);
+	asked(&start, &end);
+	finish();
+}
+
+/* In the middle of another change nobody is waited for: what the owner gave up is gone already. */
+Test(dma, discarded_in_a_change)
+{
+	uint64_t start, end, cookie, other;
+
+	begin();
+	map(HOLD, 0, OUT, OUT);
+	unmap(HOLD);
+	map(HOLD, 10, OUT, OUT - 10);
+	go_home(0, 2);
+	cookie = asked(&start, &end);
+	block_discard(fixture_block(&fixture, 0), 12, 14, HMM_REASON_DISCARD);
+	cr_assert(eq(uint, fake_vfio_mappings(), 0));
+	other = asked(&start, &end);
+	cr_assert(ne(u64, other, 0));
+	invalidate_ack(fixture.owner, other, 0);
+	invalidate_ack(fixture.owner, cookie, 0);
+	owner_run(fixture.owner);
+	asked(&start, &end);
+	finish();
+}
+
+/* A refusal puts everything back: it was not unmapped. */
+Test(dma, a_driver_that_refuses_keeps_it)
+{
+	struct pages pages = pages_from(0, OUT);
+	struct block *block;
+	uint64_t start, end, cookie;
+
+	begin();
+	map(HOLD, 0, OUT, OUT);
+	block = fixture_block(&fixture, 0);
+	block->move.want = pages;
+	transit_ask(block, HMM_TRANSIT_HOME_COPY, &pages, HMM_REASON_EVICT, transit_end,
+		    block_settle_later);
+	cookie = asked(&start, &end);
+	invalidate_ack(fixture.owner, cookie, -EAGAIN);
+	cr_assert(eq(uint, fake_vfio_mappings(), 1));
+	asked(&start, &end);
+	map(HOLD, 0, OUT, OUT);
+	finish();
+}
+
+Test(dma, withdrawn)
+{
+	struct block *block;
+	uint64_t start, end, number;
+
+	begin();
+	map(HOLD, 3, 5, 2);
+	block = fixture_block(&fixture, 0);
+	number = fixture_sequence(block);
+	dma_withdraw(block, HMM_REASON_FORK);
+	cr_assert(eq(uint, fake_vfio_mappings(), 0));
+	cr_assert(gt(u64, fixture_sequence(block), number));
+	cr_assert(ne(u64, asked(&start, &end), 0));
+	cr_assert(eq(u64, start, addr_of(3)));
+	cr_assert(eq(u64, end, addr_of(5)));
+	number = fixture_sequence(block);
+	dma_withdraw(block, HMM_REASON_FORK);
+	cr_assert(eq(u64, fixture_sequence(block), number));
+	invalidate_answer_all(fixture.owner);
+	finish();
+}
+
+Test(dma, driver_or_mirror_gone)
+{
+	uint64_t start, end;
+
+	begin();
+	map(HOLD, 0, 4, 4);
+	map(HOLD + 1, 6, 8, 2);
+	dma_peer_gone(fixture.owner, DRIVER + 1);
+	cr_assert(eq(uint, fake_vfio_mappings(), 2));
+	dma_peer_gone(fixture.owner, DRIVER);
+	cr_assert(eq(uint, fake_vfio_mappings(), 0));
+	map(HOLD, 0, 4, 4);
+	dma_close(fixture.mirror);
+	cr_assert(eq(uint, fake_vfio_mappings(), 0));
+	cr_assert(eq(uint, fixture.mirror->n_transfers, 0));
+	/* As an owner that goes in the middle. */
+	map(HOLD, 0, 4, 4);
+	asked(&start, &end);
+	finish();
+}
+
+Test(dma, refusals)
+{
+	struct card *card;
+	uint64_t pages;
+
+	begin();
+	cr_assert(eq(int, map_as(DRIVER + 1, HOLD, 0, 4, true, &pages), -EPERM));
+	cr_assert(eq(int, map_as(DRIVER, 0, 0, 4, true, &pages), -EINVAL));
+	card = fixture.device->card;
+	fixture.device->card = NULL;
+	cr_assert(eq(int, map_as(DRIVER, HOLD, 0, 4, true, &pages), -EAGAIN));
+	fixture.device->card_number = 0;
+	cr_assert(eq(int, map_as(DRIVER, HOLD, 0, 4, true, &pages), -EOPNOTSUPP));
+	fixture.device->card = card;
+	cr_assert(card_take(card, 99));
+	cr_assert(eq(int, map_as(DRIVER, HOLD, 0, 4, true, &pages), -EBUSY));
+	card_leave(card, 99);
+	fixture.mirror->leaving = true;
+	cr_assert(eq(int, map_as(DRIVER, HOLD, 0, 4, true, &pages), -ENOENT));
+	fixture.mirror->leaving = false;
+	cr_assert(eq(uint, fake_vfio_mappings(), 0));
+	cr_assert(eq(uint, fixture.mirror->n_transfers, 0));
+	/* The owner may not write there, so the card may not, whoever asks. */
+	cr_assert(eq(int, mprotect((void *)ROOM_START, HMM_BLOCK_SIZE, PROT_READ), 0));
+	cr_assert(eq(int, map_as(DRIVER, HOLD, 0, 4, true, &pages), -EPERM));
+	cr_assert(eq(uint, fake_vfio_mappings(), 0));
+	cr_assert(eq(int, map_as(DRIVER, HOLD, 0, 4, false, &pages), 0));
+	cr_assert(not(fake_vfio_at(addr_of(1))->write));
+	cr_assert(eq(int, mprotect((void *)ROOM_START, HMM_BLOCK_SIZE, PROT_READ | PROT_WRITE), 0));
+	finish();
+}
+
+/* Several mappings, and each of them fails once: nothing is left of the others. */
+Test(dma, all_or_nothing)
+{
+	uint64_t start, end, pages;
+
+	begin();
+	fixture_out(&fixture, 30, 32);
+	fixture_out(&fixture, HMM_BLOCK_PAGES, HMM_BLOCK_PAGES + 2);
+	for (unsigned int n = 1; n <= 3; n++) {
+		fake_vfio.calls = 0;
+		fake_vfio.fail_at = n;
+		fake_vfio.error = -ENOMEM;
+		cr_assert(eq(int, map_as(DRIVER, HOLD, 0, HMM_BLOCK_PAGES + 2, true, &pages),
+			     -ENOMEM),
+			  "call %u", n);
+		cr_assert(ne(ptr, strstr(text, "RLIMIT_MEMLOCK"), NULL));
+		cr_assert(eq(uint, fake_vfio_mappings(), 0));
+		cr_assert(eq(uint, fixture.mirror->n_transfers, 0));
+	}
+	fake_vfio.fail_at = 0;
+	fake_vfio.limit = 2;
+	cr_assert(eq(int, map_as(DRIVER, HOLD, 0, HMM_BLOCK_PAGES + 2, true, &pages), -ENOSPC));
+	cr_assert(ne(ptr, strstr(text, "dma_entry_limit"), NULL));
+	cr_assert(eq(uint, fake_vfio_mappings(), 0));
+	fake_vfio.limit = 3;
+	map(HOLD, 0, HMM_BLOCK_PAGES + 2, OUT + 4);
+	/* A block in transit is not waited for. */
+	go_home(0, 1);
+	asked(&start, &end);
+	cr_assert(eq(int, map_as(DRIVER, HOLD, 0, HMM_BLOCK_PAGES + 2, true, &pages), -EBUSY));
+	invalidate_answer_all(fixture.owner);
+	owner_run(fixture.owner);
+	asked(&start, &end);
+	finish();
+}

@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* fake_vfio.c - see fake_vfio.h. The holder's functions here take the place of holder.c's. */
+#include "fake_vfio.h"
+
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/vfio.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "kernel/kernel.h"
+#include "memory/card.h"
+#include "memory/holder.h"
+
+struct fake_vfio fake_vfio;
+
+static struct kernel_ops ops;
+static struct holder *const holder = (struct holder *)&fake_vfio;
+static int held[3] = {-1, -1, -1};
+
+static bool fails(void)
+{
+	return ++fake_vfio.calls == fake_vfio.fail_at;
+}
+
+static int new_fd(void)
+{
+	return memfd_create("fake-vfio", MFD_CLOEXEC);
+}
+
+static int pci_link(const char *address, const char *name, char *target, size_t size)
+{
+	const char *text = NULL;
+
+	if (fails())
+		return fake_vfio.error;
+	if (!fake_vfio.no_device && strcmp(address, FAKE_CARD) == 0) {
+		if (strcmp(name, "subsystem") == 0)
+			text = "pci";
+		else if (strcmp(name, "iommu_group") == 0)
+			text = fake_vfio.no_iommu ? NULL : "7";
+		else if (strcmp(name, "driver") == 0)
+			text = fake_vfio.driver;
+	}
+	if (!text)
+		return -ENOENT;
+	snprintf(target, size, "%s", text);
+	return 0;
+}
+
+static int vfio_open(const char *path)
+{
+	if (fails())
+		return fake_vfio.error;
+	if (strcmp(path, "/dev/vfio/vfio") == 0)
+		return fake_vfio.no_vfio ? -ENOENT : new_fd();
+	cr_assert(strcmp(path, "/dev/vfio/7") == 0);
+	return fake_vfio.in_use ? -EBUSY : new_fd();
+}
+
+static int map_dma(const struct vfio_iommu_type1_dma_map *map)
+{
+	unsigned int n = 0;
+
+	cr_assert(map->size && !((map->size | map->iova | map->vaddr) % 4096));
+	cr_assert(map->flags & VFIO_DMA_MAP_FLAG_READ);
+	for (unsigned int i = 0; i < FAKE_MAPPINGS; i++) {
+		const struct fake_mapping *there = &fake_vfio.mapping[i];
+
+		n += there->length != 0;
+		if (there->length && there->iova < map->iova + map->size &&
+		    there->iova + there->length > map->iova)
+			return -EEXIST;
+	}
+	if (n == fake_vfio.limit)
+		return -ENOSPC;
+	for (unsigned int i = 0; i < FAKE_MAPPINGS; i++) {
+		if (fake_vfio.mapping[i].length)
+			continue;
+		fake_vfio.mapping[i] = (struct fake_mapping){map->iova, map->size, map->vaddr,
+							     map->flags & VFIO_DMA_MAP_FLAG_WRITE};
+		return 0;
+	}
+	return -ENOSPC;
+}
+
+static int unmap_dma(const struct vfio_iommu_type1_dma_unmap *unmap)
+{
+	uint64_t end = unmap->iova + unmap->size;
+
+	for (unsigned int i = 0; i < FAKE_MAPPINGS; i++) {
+		const struct fake_mapping *there = &fake_vfio.mapping[i];
+		uint64_t stop = there->iova + there->length;
+
+		if (there->length && ((there->iova < unmap->iova && stop > unmap->iova) ||
+				      (there->iova < end && stop > end)))
+			return -EINVAL;
+	}
+	for (unsigned int i = 0; i < FAKE_MAPPINGS; i++)
+		if (fake_vfio.mapping[i].iova >= unmap->iova && fake_vfio.mapping[i].iova < end)
+			fake_vfio.mapping[i].length = 0;
+	return 0;
+}
+
+static int vfio_call(int fd, unsigned long request, void *argument)
+{
+	struct vfio_group_status *status = argument;
+
+	if (fails())
+		return fake_vfio.error;
+	cr_assert(fcntl(fd, F_GETFD) >= 0);
+	switch (request) {
+	case VFIO_GET_API_VERSION:
+		return VFIO_API_VERSION;
+	case VFIO_CHECK_EXTENSION:
+		return (uintptr_t)argument == VFIO_TYPE1v2_IOMMU && !fake_vfio.no_type1;
+	case VFIO_GROUP_GET_STATUS:
+		status->flags = fake_vfio.not_viable ? 0 : VFIO_GROUP_FLAGS_VIABLE;
+		return 0;
+	case VFIO_GROUP_SET_CONTAINER:
+		return fcntl(*(int *)argument, F_GETFD) < 0 ? -EBADF : 0;
+	case VFIO_SET_IOMMU:
+		return fake_vfio.unsafe ? -EPERM : 0;
+	case VFIO_GROUP_GET_DEVICE_FD:
+		return strcmp(argument, FAKE_CARD) == 0 ? new_fd() : -ENODEV;
+	case VFIO_IOMMU_MAP_DMA:
+		return map_dma(argument);
+	case VFIO_IOMMU_UNMAP_DMA:
+		return unmap_dma(argument);
+	default:
+		return -ENOTTY;
+	}
+}
+
+static int vfio_unmap_all(int container)
+{
+	cr_assert(fcntl(container, F_GETFD) >= 0);
+	memset(fake_vfio.mapping, 0, sizeof(fake_vfio.mapping));
+	return 0;
+}
+
+static int vfio_master(int device, bool on)
+{
+	if (fails())
+		return fake_vfio.error;
+	cr_assert(fcntl(device, F_GETFD) >= 0);
+	fake_vfio.master = on;
+	return 0;
+}
+
+void fake_vfio_begin(void)
+{
+	fake_vfio = (struct fake_vfio){.driver = "vfio-pci", .limit = FAKE_MAPPINGS};
+	ops = *kernel;
+	ops.pci_link = pci_link;
+	ops.vfio_open = vfio_open;
+	ops.vfio_call = vfio_call;
+	ops.vfio_unmap_all = vfio_unmap_all;
+	ops.vfio_master = vfio_master;
+	kernel = &ops;
+	cards_init(holder);
+}
+
+void fake_vfio_end(void)
+{
+	cards_init(NULL);
+	for (unsigned int i = 0; i < 3; i++) {
+		if (held[i] >= 0)
+			close(held[i]);
+		held[i] = -1;
+	}
+	kernel = &kernel_real;
+}
+
+unsigned int fake_vfio_mappings(void)
+{
+	unsigned int n = 0;
+
+	for (unsigned int i = 0; i < FAKE_MAPPINGS; i++)
+		n += fake_vfio.mapping[i].length != 0;
+	return n;
+}
+
+const struct fake_mapping *fake_vfio_at(uint64_t iova)
+{
+	for (unsigned int i = 0; i < FAKE_MAPPINGS; i++) {
+		const struct fake_mapping *there = &fake_vfio.mapping[i];
+
+		if (there->length && iova >= there->iova && iova < there->iova + there->length)
+			return there;
+	}
+	return NULL;
+}
+
+/* ---- the holder ------------------------------------------------------------------- */
+
+int holder_keep(struct holder *one, const char *name, const int *fds, unsigned int n)
+{
+	cr_assert(one == holder && n == 3 && strcmp(name, FAKE_CARD) == 0);
+	if (fails())
+		return fake_vfio.error;
+	for (unsigned int i = 0; i < n; i++)
+		held[i] = fcntl(fds[i], F_DUPFD_CLOEXEC, 3);
+	fake_vfio.kept = true;
+	return 0;
+}
+
+int holder_drop(struct holder *one, const char *name)
+{
+	cr_assert(one == holder && strcmp(name, FAKE_CARD) == 0);
+	cr_assert(fake_vfio.kept);
+	for (unsigned int i = 0; i < 3; i++) {
+		close(held[i]);
+		held[i] = -1;
+	}
+	fake_vfio.kept = false;
+	return 0;
+}
+
+const char *holder_name(const struct holder *one, unsigned int i)
+{
+	return fake_vfio.kept && i == 0 ? FAKE_CARD : NULL;
+}
+
+int holder_poll_fd(const struct holder *one)
+{
+	return -1;
+}
+
+int holder_mend(struct holder *one)
+{
+	return 0;
+}
+
+int holder_take(struct holder *one, const char *name, int *fds, unsigned int n)
+{
+	cr_assert(one == holder && n == 3);
+	if (!fake_vfio.kept || strcmp(name, FAKE_CARD) != 0)
+		return -ENOENT;
+	for (unsigned int i = 0; i < n; i++)
+		fds[i] = fcntl(held[i], F_DUPFD_CLOEXEC, 3);
+	return 3;
+}

@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * fake_vfio.h - a kernel with one card behind an IOMMU, 0000:00:04.0 in group 7, and a holder that
+ * keeps it. It splits no mapping and lets none overlap, as type1v2 does. Its descriptors are real
+ * ones, so none may be lost.
+ */
+#ifndef TEST_FAKE_VFIO_H
+#define TEST_FAKE_VFIO_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define FAKE_CARD     "0000:00:04.0"
+#define FAKE_MAPPINGS 32U
+
+struct fake_mapping {
+	uint64_t iova, length, vaddr; /* length 0: free */
+	bool write;
+};
+
+struct fake_vfio {
+	/*
+	 * What the machine is like; the card can be opened when all are as fake_vfio_begin() leaves
+	 * them.
+	 */
+	const char *driver; /* that the card is bound to; NULL: none */
+	bool no_device, no_iommu, no_vfio, no_type1, not_viable, in_use, unsafe;
+	unsigned int limit; /* of mappings */
+	/* The @fail_at-th call from now on, counted from 1, is answered with @error. 0: none. */
+	unsigned int fail_at;
+	int error;
+
+	unsigned int calls; /* so far */
+	struct fake_mapping mapping[FAKE_MAPPINGS];
+	bool master;
+	bool kept; /* by the holder */
+};
+extern struct fake_vfio fake_vfio;
+
+/* From now on it is the kernel, for what concerns cards, and a holder is there. */
+void fake_vfio_begin(void);
+void fake_vfio_end(void);
+
+unsigned int fake_vfio_mappings(void);
+/* The mapping that has @iova, or NULL. */
+const struct fake_mapping *fake_vfio_at(uint64_t iova);
+
+#endif
