@@ -29,6 +29,7 @@
 #include <unistd.h>
 
 #include "daemon/log.h"
+#include "daemon/memory/holder.h"
 #include "hmm_protocol.h"
 
 #define FILE_SIZE_MAX (1 << 20)
@@ -103,6 +104,7 @@ static const struct key keys[] = {
 	{ "engine", "spin", VALUE_US, AT(spin_us), 0, 10000 },
 	{ "engine", "ack_timeout", VALUE_MS, AT(ack_timeout_ms), 1, 600000 },
 	{ "engine", "grace", VALUE_MS, AT(grace_ms), 100, 3600000 },
+	{ "engine", "card_grace", VALUE_MS, AT(card_grace_ms), 100, 3600000 },
 	{ "engine", "tracking", VALUE_WORD, AT(tracking), .words = tracking_words },
 	{ "pool", "kind", VALUE_WORD, AT(pool_kind), .words = pool_words },
 	{ "pool", "size", VALUE_SIZE, AT(pool_size), 2 * MiB, 64 * TiB, "auto" },
@@ -159,6 +161,7 @@ void config_defaults(struct config *config)
 		.spin_us = 50,
 		.ack_timeout_ms = 1000,
 		.grace_ms = 10000,
+		.card_grace_ms = HOLDER_GRACE_MS,
 		.pool_kind = HMM_POOL_KIND_MEMFD_HUGE,
 		.pool_placement = PLACEMENT_ANY,
 		.evict_high = 100,

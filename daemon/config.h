@@ -31,6 +31,7 @@ struct config {
 	uint64_t spin_us;
 	uint64_t ack_timeout_ms;
 	uint64_t grace_ms;
+	uint64_t card_grace_ms;
 	uint64_t tracking;		/* enum tracking_wish */
 
 	/* [pool] */

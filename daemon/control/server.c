@@ -350,7 +350,9 @@ static int start_engine(struct server *server)
 /* Without one there are no cards; everything else goes on. */
 static void start_holder(struct server *server)
 {
-	const struct holder_options options = { .socket = server->path };
+	const struct holder_options options = {
+		.socket = server->path, .grace_ms = (unsigned int)server->config.card_grace_ms,
+	};
 	int r = holder_new(&options, &server->holder);
 
 	if (r < 0)

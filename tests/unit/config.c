@@ -137,6 +137,7 @@ Test(config, empty_file_is_the_built_in_configuration)
 	cr_expect(memcmp(&config, &defaults, sizeof(config)) == 0);
 	cr_expect(eq(u64, defaults.ack_timeout_ms, 1000));
 	cr_expect(eq(u64, defaults.grace_ms, 10000));
+	cr_expect(eq(u64, defaults.card_grace_ms, 60000));
 	cr_expect(eq(str, defaults.group, "hmm"));
 }
 
@@ -158,6 +159,7 @@ Test(config, every_key)
 		"spin = 10ms\n"
 		"ack_timeout = 2s\n"
 		"grace = 250ms\n"
+		"card_grace = 1s\n"
 		"[pool]\n"
 		"kind = hugetlb\n"
 		"size = 3G\n"
@@ -183,6 +185,7 @@ Test(config, every_key)
 	cr_expect(eq(u64, config.spin_us, 10000));
 	cr_expect(eq(u64, config.ack_timeout_ms, 2000));
 	cr_expect(eq(u64, config.grace_ms, 250));
+	cr_expect(eq(u64, config.card_grace_ms, 1000));
 	cr_expect(eq(u64, config.pool_kind, HMM_POOL_KIND_HUGETLB));
 	cr_expect(eq(u64, config.pool_size, 3ULL << 30));
 	cr_expect(eq(u64, config.pool_node, 2));
@@ -271,7 +274,7 @@ Test(config, key_of_another_section)
 	expect_error_of(
 		"[engine]\nsize = 1G\n",
 		"FILE:2: unknown key 'size' in [engine]; known are: workers, io_uring, move, spin, "
-		"ack_timeout, grace, tracking\n");
+		"ack_timeout, grace, card_grace, tracking\n");
 }
 
 Test(config, unknown_section_is_said_once)
