@@ -107,8 +107,7 @@ class Messages(wire.Test):
         self.expect_error(client.ask(wire.MIGRATE, migrate), errno.EINVAL, "migrate: ")
         migrate = struct.pack("<IIQQQ", 256, 99, PAGE, PAGE, 0)
         self.expect_error(client.ask(wire.MIGRATE, migrate), errno.EINVAL, "migrate: ")
-        device = struct.pack("<IiQQ", 99, -1, 2 << 20, 0) + wire.text("gpu", 64) + bytes(16)
-        self.expect_error(client.ask(wire.DEVICE_NEW, device), errno.EINVAL, "device_new: ")
+        self.expect_error(client.ask(wire.DEVICE_NEW, wire.new_device("gpu", pool=99)), errno.EINVAL, "device_new: ")
         client.status()
 
     def test_placements(self):
@@ -117,7 +116,7 @@ class Messages(wire.Test):
         for placement, node, nodes, said in ((4, 0, 0, "device_new: "), (1, -1, 0, "needs a memory node"), (1, 0, 1, "both name"),
                                              (0, -1, 1, "go with a placement"), (1, -2, 0, "0 to 1023"), (2, 1024, 0, "0 to 1023"),
                                              (3, -1, 1 << 63, "memory node 63"), (1, 2147483647, 0, "0 to 1023")):
-            device = struct.pack("<IiQQ", 1, node, 2 << 20, 0) + wire.text("gpu", 64) + struct.pack("<IIQ", placement, 0, nodes)
+            device = wire.new_device("gpu", node=node, size=2 << 20, placement=placement, nodes=nodes)
             self.expect_error(client.ask(wire.DEVICE_NEW, device), errno.EINVAL, said)
         client.status()
 

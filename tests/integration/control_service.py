@@ -85,7 +85,7 @@ class CommandLine(Service):
         open_text = self.write("open.conf", text)
         self.assertEqual(self.run_hmmd("--config", open_text, "--check-config"), (0, f"{open_text}: good\n", ""))
         keys = re.findall(r"^(\w+) = ", text, re.M)
-        self.assertEqual(len(keys), 24, "a key is missing in the shipped configuration")
+        self.assertEqual(len(keys), 25, "a key is missing in the shipped configuration")
 
     def test_user_mode_without_a_runtime_folder(self):
         status, _, errors = self.run_hmmd("--no-config", "--user", environment={"XDG_RUNTIME_DIR": ""})
@@ -302,7 +302,7 @@ class Lists(Service):
     def test_device_and_its_pool(self):
         self.start_daemon()
         client = self.connect(role=wire.DRIVER)
-        new = struct.pack("<IiQQ", 1, -1, 64 << 20, 0) + wire.text("gpu", 64) + bytes(16)
+        new = wire.new_device("gpu")
         device, _, size = client.ask(wire.DEVICE_NEW, new).unpack("IIQ")
         self.assertEqual(size, 64 << 20)
         self.expect_error(client.ask(wire.DEVICE_NEW, new), errno.EBUSY)
@@ -324,8 +324,7 @@ class Lists(Service):
         client = self.connect(role=wire.DRIVER)
 
         def new(name, caps):
-            body = struct.pack("<IiQQ", 1, -1, 4 << 20, caps) + wire.text(name, 64) + bytes(16)
-            return client.ask(wire.DEVICE_NEW, body).unpack("IIQ")[0]
+            return client.ask(wire.DEVICE_NEW, wire.new_device(name, size=4 << 20, caps=caps)).unpack("IIQ")[0]
 
         def add(device, token, pool, pages):
             return client.ask(wire.DEVMEM_ADD, struct.pack("<IIQQ", device, token, pool, pages))

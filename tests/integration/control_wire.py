@@ -32,6 +32,12 @@ OWNER, DRIVER, TOOL = 1, 2, 3
 VERSION = 1
 
 
+def new_device(name, pool=1, node=-1, size=64 << 20, caps=0, placement=0, nodes=0, bus=""):
+    """DEVICE_NEW without its header."""
+    return (struct.pack("<IiQQ", pool, node, size, caps) + text(name, 64) + struct.pack("<IIQ", placement, 0, nodes) +
+            text(bus, 16))
+
+
 def text(value, size):
     return value.encode().ljust(size, b"\0")
 
