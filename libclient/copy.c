@@ -18,6 +18,7 @@
  */
 #include <errno.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/uio.h>
 
 #include "agent.h"
@@ -73,6 +74,12 @@ static bool look(struct agent *agent, uint64_t address, unsigned int pages)
 	       (ssize_t)size;
 }
 
+/* It is there, and its bytes are not: the memory failed. */
+static bool is_lost(uint64_t address)
+{
+	return madvise((void *)(uintptr_t)address, HMM_PAGE_SIZE, MADV_POPULATE_READ) && errno == EHWPOISON;
+}
+
 /* The page can't be copied together with others. */
 static void copy_page(struct copying *copying, uint64_t address, unsigned int n, enum kind kind)
 {
@@ -83,7 +90,7 @@ static void copy_page(struct copying *copying, uint64_t address, unsigned int n,
 		set(copying->order->moved, n);
 	} else if (done < 0 && errno != EFAULT) {
 		copying->order->error = -errno;
-	} else if (kind == KIND_BACKED || (look(agent, address, 1) && !(agent->map[0] & (PM_PRESENT | PM_SWAP)))) {
+	} else if ((kind == KIND_BACKED && !is_lost(address)) || (look(agent, address, 1) && !(agent->map[0] & (PM_PRESENT | PM_SWAP)))) {
 		/* Behind the end of its file; or it was there a moment ago. */
 		make_hole(copying, address, n, 1);
 	} else {

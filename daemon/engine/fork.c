@@ -410,10 +410,15 @@ void fork_release(struct owner *owner, uint32_t fork)
 		let_go(owner);
 }
 
-void fork_release_all(struct owner *owner)
+void fork_deinit(struct owner *owner)
 {
 	while (!LIST_EMPTY(&owner->forks))
 		forget(owner, LIST_FIRST(&owner->forks));
+}
+
+void fork_release_all(struct owner *owner)
+{
+	fork_deinit(owner);
 	let_go(owner);
 }
 

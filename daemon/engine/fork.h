@@ -17,8 +17,9 @@ struct task;
 int fork_hold(struct owner *owner, uint32_t fork);
 /* @fork is over. One that has taken too long holds nothing any more: others' holds stay. */
 void fork_release(struct owner *owner, uint32_t fork);
-/* All are. */
+/* All are; and whoever waits for them goes on. */
 void fork_release_all(struct owner *owner);
+void fork_deinit(struct owner *owner);
 /* True: @task is run again when it is over. */
 bool fork_holds(struct owner *owner, struct task *task);
 void fork_tick(struct owner *owner, int64_t now);

@@ -743,6 +743,7 @@ void owner_free(struct owner *owner)
 	range_deinit(owner);
 	notice_deinit(owner);
 	tracking_deinit(owner);
+	fork_deinit(owner);
 	for (unsigned int i = 0; i < MIRRORS_MAX; i++)
 		if (owner->mirror[i])
 			mirror_free(owner->mirror[i]);

@@ -295,10 +295,13 @@ bool recover_serves(const struct owner *owner, uint16_t opcode)
 /* They were prepared while the last hmmd lived. */
 static void hold_forks(struct owner *owner, const struct hmm_msg_reopen_done *message)
 {
-	for (uint32_t i = 0; i < message->count; i++)
-		if (fork_hold(owner, message->forks[i]))
-			log_error("owner %u: it forks more than can be noted: a child may find zeros where a device takes a page",
-				  owner->id);
+	for (uint32_t i = 0; i < message->count; i++) {
+		if (fork_hold(owner, message->forks[i]) == 0)
+			continue;
+		log_error("owner %u: it forks more than can be noted: a child may find zeros where a device takes a page",
+			  owner->id);
+		return;
+	}
 }
 
 void recover_request(struct owner *owner, struct letter *letter)

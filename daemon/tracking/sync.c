@@ -9,7 +9,8 @@
  * owner's agent is given orders for what they say, some at a time, each a list of runs of pages. A
  * write that comes after the look is found by the next one, whether or not the agent has copied it. What
  * an order did not copy is marked again, so that nothing is lost, whatever the agent, its
- * process or the driver does.
+ * process or the driver does. Another sync of the range waits for the first to end: it would find nothing
+ * marked, and answer before the bytes are there.
  *
  * The shadow holds the copy and nothing else: no page of such a mirror is in the ledger. It is never
  * written by hmmd. Where the owner has no page the copy has a hole, which reads as zeros.
@@ -52,6 +53,7 @@ struct sync {
 	bool looked;			/* at all of the owner at once */
 	bool again;			/* what could not be copied is tried once more */
 	unsigned int tries;
+	unsigned int home_tries;	/* of this piece */
 	uint64_t left, left_start, left_end;	/* pages that could not be copied this time, and where */
 	int error;
 };
@@ -126,9 +128,14 @@ static void punch(const struct mirror *mirror, uint64_t at, uint64_t end)
 
 void copies_end(struct track *track)
 {
+	const struct owner *owner;
+
 	if (!track->mirror)
 		return;
-	punch(track->mirror, track->start, track->end);
+	/* With its owner a copy ends as it is: who looks at it goes on to do so, and the shadow goes with him. */
+	owner = track->mirror->owner;
+	if (!owner->gone && !owner->closing && !owner->abandoned)
+		punch(track->mirror, track->start, track->end);
 	device_uncharge(track->mirror->device, track->charged);
 	track->mirror = NULL;
 }
@@ -140,6 +147,12 @@ struct ground {
 	uint64_t start, end;
 	uint32_t flags;			/* HMM_RUN_* of its pages */
 };
+
+/* Anonymous huge pages of hugetlbfs, which has a file behind them: nobody else can have written to it. */
+static bool is_private_huge(const struct kernel_vma *vma)
+{
+	return !vma->shared && strncmp(vma->name, "/anon_hugepage", strlen("/anon_hugepage")) == 0;
+}
 
 /*
  * Where a file or another process may have put what this one has not mapped yet, the page is read in
@@ -162,9 +175,22 @@ static int find_ground(struct owner *owner, uint64_t at, struct ground *ground)
 	ground->end = vma.end;
 	if (!vma.read || vma_is_special(&vma))
 		ground->flags |= HMM_RUN_BARRED;
+	else if (vma.shared || (vma.file && !is_private_huge(&vma)))
+		ground->flags = HMM_RUN_BACKED;
 	else
-		ground->flags = (vma.file || vma.shared) && vma.page_size <= HMM_PAGE_SIZE ? HMM_RUN_BACKED : 0;
+		ground->flags = 0;
 	return 0;
+}
+
+/*
+ * A page that is missing in an armed block is hmmd's to give, and the agent would wait for it: with hmmd dead
+ * nobody could ever take the order back.
+ */
+static bool is_armed(struct owner *owner, uint64_t at)
+{
+	const struct block *block = block_find(owner, at & ~(HMM_BLOCK_SIZE - 1));
+
+	return block && block->record->flags & HMM_BLOCK_ARMED;
 }
 
 static bool bit_of(const struct sync *sync, const uint64_t *bits, uint64_t at)
@@ -215,7 +241,9 @@ static int gather(struct sync *sync, struct ground *ground, uint32_t *run, uint3
 			stop += HMM_PAGE_SIZE;
 			n++;
 		}
-		flags = ground->flags || presumed ? ground->flags : HMM_RUN_SEEN;
+		flags = ground->flags;
+		if (!flags && !presumed && !is_armed(sync->owner, first) && !is_armed(sync->owner, stop - 1))
+			flags = HMM_RUN_SEEN;
 		run[(*runs)++] = HMM_RUN((first & (HMM_REGION_SIZE - 1)) >> HMM_PAGE_SHIFT, n) | flags;
 		pages += n;
 		sync->next = next_marked(sync, stop);
@@ -317,7 +345,7 @@ static void came_home(struct owner *owner, void *data, uint64_t pages)
 	(void)pages;
 	/* What could not come is tried again, but not at once. */
 	TAILQ_INSERT_TAIL(&owner->retry, &sync->task, link);
-	worker_alarm(owner->worker, owner->worker->now + (sync->tries > 1 ? NS_PER_MS : 0));
+	worker_alarm(owner->worker, owner->worker->now + (sync->home_tries > 1 ? NS_PER_MS : 0));
 }
 
 /*
@@ -342,7 +370,7 @@ static int bring_home(struct sync *sync, uint64_t start, uint64_t end)
 		}
 		if (!block_pages_in(block, HMM_PAGE_DEVICE, page_index(from), last, &out))
 			continue;
-		if (++sync->tries > TRIES_MAX)
+		if (++sync->home_tries > TRIES_MAX)
 			return letter_fail(sync->letter, -EBUSY, "pages from %#lx on can't come home from another device at present",
 					   from);
 		sync->listed = true;
@@ -406,6 +434,7 @@ static int take_piece(struct sync *sync)
 	}
 	sync->from = sync->next = start;
 	sync->at = stop;
+	sync->home_tries = 0;
 	return 0;
 }
 
@@ -446,6 +475,11 @@ static void finish(struct sync *sync)
 	worker_reply(owner->worker, sync->letter);
 	track->mirror->migrations--;
 	owner->jobs--;
+	track->syncing = (struct sync *)TAILQ_FIRST(&track->waiting);
+	if (track->syncing) {
+		TAILQ_REMOVE(&track->waiting, &track->syncing->task, link);
+		go_on(track->syncing);
+	}
 	if (!--track->users && track->dropped) {
 		TAILQ_REMOVE(&owner->tracker->leaving, track, link);
 		copies_end(track);
@@ -528,7 +562,12 @@ int sync_begin(struct owner *owner, struct letter *letter, struct track *track)
 	track->users++;
 	track->mirror->migrations++;	/* it stays while this runs, */
 	owner->jobs++;			/* and so does the owner: orders of this are in no list */
-	go_on(sync);
+	if (track->syncing) {
+		TAILQ_INSERT_TAIL(&track->waiting, &sync->task, link);
+	} else {
+		track->syncing = sync;
+		go_on(sync);
+	}
 	return 0;
 }
 

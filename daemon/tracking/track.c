@@ -35,6 +35,7 @@ struct track *track_new(uint32_t id, uint64_t peer, uint64_t start, uint64_t end
 
 	if (!track)
 		return NULL;
+	TAILQ_INIT(&track->waiting);
 	track->id = id;
 	track->peer = peer;
 	track->start = start;

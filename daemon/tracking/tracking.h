@@ -66,7 +66,9 @@ struct track {
 	/* Of a tracked mirror, whose device has a copy of the range: */
 	struct mirror *mirror;		/* NULL: somebody asks for the bits themselves */
 	uint64_t charged;		/* bytes, to its device */
-	unsigned int users;		/* syncs that run */
+	unsigned int users;		/* syncs that run, or wait */
+	struct sync *syncing;		/* one at a time: what it has taken no other one finds */
+	struct task_list waiting;	/* the others */
 	bool dropped;			/* in tracker->leaving: it goes with the last of them */
 };
 TAILQ_HEAD(track_list, track);

@@ -8,9 +8,11 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 
 #include "dirty.h"
+#include "driver.h"
 #include "look.h"
 
 static const struct hmm_mirror_ops tracked_ops = { .size = sizeof(tracked_ops), .flags = HMM_MIRROR_TRACKED };
@@ -148,7 +150,7 @@ static void scattered(void)
 /* Over the edge of a GiB, where another shadow begins. */
 static void over_the_edge(void)
 {
-	char *edge = (char *)0x610040000000UL, *memory = edge - 300 * PAGE;
+	char *edge = (char *)0x6b0040000000UL, *memory = edge - 300 * PAGE;
 
 	open_replica(64 * BLOCK);
 	CHECK(mmap(memory, 600 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == memory);
@@ -478,6 +480,104 @@ static void two_replicas(void)
 	memory[62 * PAGE]++;
 	expect(memory, 200, 1);
 	close_replica();
+}
+
+#define ROUNDS 100
+
+struct together {
+	pthread_barrier_t *begin, *end;
+	uint64_t *memory;
+};
+
+/* Whoever syncs has what was written before he asked, although another one does so at the same time. */
+static void *sync_together(void *argument)
+{
+	const struct together *together = argument;
+	const uint64_t *copy = hmm_mirror_copy(&replica, (unsigned long)together->memory);
+
+	for (uint64_t round = 1; round <= ROUNDS; round++) {
+		pthread_barrier_wait(together->begin);
+		CHECK(hmm_mirror_sync(&replica, (unsigned long)together->memory, 256 * PAGE, 0, NULL) >= 0);
+		for (size_t i = 0; i < 256; i++)
+			CHECK_EQ(copy[i * PAGE / sizeof(*copy)], round);
+		pthread_barrier_wait(together->end);
+	}
+	return NULL;
+}
+
+static void by_several(void)
+{
+	pthread_barrier_t start, end;
+	struct together together = { .begin = &start, .end = &end };
+	pthread_t threads[3];
+
+	together.memory = (uint64_t *)(uintptr_t)open_and_begin(256);
+	CHECK_EQ(pthread_barrier_init(&start, NULL, 4) | pthread_barrier_init(&end, NULL, 4), 0);
+	for (size_t i = 0; i < 3; i++)
+		CHECK_EQ(pthread_create(&threads[i], NULL, sync_together, &together), 0);
+	for (uint64_t round = 1; round <= ROUNDS; round++) {
+		for (size_t i = 0; i < 256; i++)
+			together.memory[i * PAGE / sizeof(uint64_t)] = round;
+		pthread_barrier_wait(&start);
+		pthread_barrier_wait(&end);
+	}
+	for (size_t i = 0; i < 3; i++)
+		pthread_join(threads[i], NULL);
+	pthread_barrier_destroy(&start);
+	pthread_barrier_destroy(&end);
+	close_replica();
+}
+
+/* In the owner, another process. */
+static void be_an_owner(int socket)
+{
+	uint64_t word;
+	char *memory;
+
+	open_replica(8 * BLOCK);
+	memory = test_map(64);
+	test_fill(memory, 64, 1);
+	declare(memory, 64);
+	test_tell(socket, (uint64_t)(uintptr_t)memory, hmm_export(hmm));
+	test_hear(socket, &word, NULL);
+	_exit(0);
+}
+
+/* Its copy is there still, as it was. */
+static void owner_ends(void)
+{
+	struct hmm_mirror its = { .ops = &tracked_ops };
+	int sockets[2], key;
+	const uint64_t *copy;
+	struct hmm *peer;
+	uint64_t at;
+	pid_t owner;
+
+	CHECK_EQ(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, sockets), 0);
+	owner = fork();
+	CHECK(owner >= 0);
+	if (!owner)
+		be_an_owner(sockets[1]);
+	close(sockets[1]);
+	/* It has said why, if this engine is not to be had. */
+	if (!test_hear(sockets[0], &at, &key))
+		exit(77);
+	CHECK_EQ(hmm_open_peer(key, NULL, &peer), 0);
+	CHECK_EQ(hmm_device_open(peer, "replica", &its.device), 0);
+	CHECK_EQ(hmm_mirror_register(&its, peer), 0);
+	CHECK_EQ(hmm_mirror_track(&its, at, 64 * PAGE, 0), 0);
+	CHECK_EQ(hmm_mirror_sync(&its, at, 64 * PAGE, 0, NULL), 64);
+	copy = hmm_mirror_copy(&its, at);
+	CHECK(copy);
+	test_tell(sockets[0], 1, -1);
+	test_reap(owner, 0);
+	while (hmm_mirror_sync(&its, at, 64 * PAGE, 0, NULL) != -ESTALE)
+		usleep(1000);
+	for (size_t i = 0; i < 64; i++)
+		CHECK_EQ(copy[i * PAGE / sizeof(*copy)], test_word(i, 0, 1));
+	hmm_close(peer);
+	close(key);
+	close(sockets[0]);
 }
 
 /* By another handle, as a driver in another process has it; it goes with that handle. */
@@ -834,6 +934,7 @@ int main(int argc, char **argv)
 		{ "full", full, false },
 		{ "two-replicas", two_replicas, false },
 		{ "by-a-driver", by_a_driver, false },
+		{ "owner-ends", owner_ends, false }, { "by-several", by_several, false },
 		{ "leaving", leaving, false },
 		{ "refusals", refusals, false },
 		{ "many-writers", many_writers, false },
