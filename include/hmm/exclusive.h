@@ -29,7 +29,8 @@ struct hmm_mirror;
  * while it looks (hmm_device_exclusive_check()) and does its operation, and takes the
  * same lock in its callback, is never come between. hmmd's death takes every mark.
  * Return: how many pages are marked; -EINVAL: unaligned, empty or wrapping range;
- *	-EOPNOTSUPP: a device with HMM_DEVICE_COPY_ENGINE or without HMM_DEVICE_FAULTS;
+ *	-EOPNOTSUPP: a device with HMM_DEVICE_COPY_ENGINE or without HMM_DEVICE_FAULTS,
+ *	or a tracked mirror (sync.h);
  *	-ESTALE: the owner is gone;
  *	-EDEADLK: called from inside a callback.
  */

@@ -52,7 +52,8 @@ struct hmm_migrate_report {
  * @results: one byte per page (enum hmm_migrate_result), or NULL.
  * @report: totals, or NULL.
  * Return: pages now at the target (moved + already); -EOPNOTSUPP: to a device without
- * HMM_DEVICE_FAULTS, which has what is pinned on it (device.h); -EINVAL: unaligned,
+ * HMM_DEVICE_FAULTS, which has what is pinned on it (device.h), or to that of a
+ *	tracked mirror (sync.h); -EINVAL: unaligned,
  *	empty or wrapping range; -ESTALE: the owner is gone; -EDEADLK: called
  *	from inside a callback.
  */

@@ -154,7 +154,8 @@ struct hmm_mirror *hmm_mirror_member(struct hmm_mirror *mirror, unsigned int ind
  * the driver that asks and hmmd that copies: a device need not be able to fault for it.
  * Return: bytes done (short only before a page that fails); -EFAULT: nothing
  * mapped there, or not readable; -EPERM: a write to a read-only mapping;
- * -EIO: the page is lost (state E); -EDEADLK: called from inside a callback.
+ * -EIO: the page is lost (state E); -EOPNOTSUPP: the mirror is tracked (sync.h);
+ * -EDEADLK: called from inside a callback.
  */
 ssize_t hmm_device_read(struct hmm_mirror *mirror, unsigned long addr, void *buffer, size_t length);
 ssize_t hmm_device_write(struct hmm_mirror *mirror, unsigned long addr, const void *buffer,

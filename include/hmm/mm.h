@@ -14,7 +14,9 @@ struct hmm_mirror;
 /*
  * hmm_alloc() - coherent memory (state C): CPU and device map the very same
  * pages, nothing is ever copied. Owner only. Zeroed; a multiple of the page size.
- * Return: 0; -ENOSPC: the device is full, and nothing on it can make way; -ENOMEM; -EINVAL; -EPERM: not the owner.
+ * Return: 0; -ENOSPC: the device is full, and nothing on it can make way; -ENOMEM; -EINVAL;
+ * -EPERM: not the owner; -EOPNOTSUPP: only its driver reaches the device's memory
+ * (devmem.h), or the mirror is tracked (sync.h).
  */
 int hmm_alloc(struct hmm_mirror *mirror, size_t length, void **result);
 
@@ -34,7 +36,8 @@ int hmm_free(struct hmm_mirror *mirror, void *addr, size_t length);
  * back to an allocator; the mapping's name, policy and madvise() flags are gone.
  * Return: 0; -EINVAL: unaligned or empty; -EALREADY: some of it is coherent;
  *	-EFAULT: nothing is mapped there; -EPERM: not the owner, or read-only;
- *	-EOPNOTSUPP: files, shared, locked, excluded memory, stacks; -EBUSY: pinned,
+ *	-EOPNOTSUPP: files, shared, locked, excluded memory, stacks; or of the mirror, as
+ *	hmm_alloc(); -EBUSY: pinned,
  *	or its mapping changed, for 3 s; -ENOSPC: the device is full; -ENOMEM;
  *	-ESTALE.
  */
@@ -124,8 +127,8 @@ struct hmm_advise_options {
  * range; -ENOSPC: PIN, the device has no room (hmm_last_error() has the figures);
  * or there are too many different ranges already; -EBUSY, -EFAULT, -EPERM,
  * -EOPNOTSUPP: PIN, a page can't be on a device: in use, not mapped, read-only,
- * not of the kind that moves; -EPERM: UNPINNED, not the owner; -ESTALE; -ENOMEM;
- * -E2BIG: options of a later library.
+ * not of the kind that moves; -EOPNOTSUPP: options.mirror is tracked (sync.h); -EPERM:
+ * UNPINNED, not the owner; -ESTALE; -ENOMEM; -E2BIG: options of a later library.
  */
 int hmm_advise(struct hmm *hmm, unsigned long addr, size_t length, enum hmm_advice advice,
 	       const struct hmm_advise_options *options);

@@ -134,6 +134,7 @@ bool hmm_range_wait_until_valid(struct hmm_range *range, unsigned long timeout);
  *	-EPERM: some mapping may not be read: all NONE;
  *	-EINVAL: page_shift is not that of the pages, or the driver's arrays are
  *		missing or ambiguous. pfns[] is as it was;
+ *	-EOPNOTSUPP: the mirror is tracked (sync.h). pfns[] is as it was;
  *	-ENOMEM.
  */
 long hmm_range_snapshot(struct hmm_range *range);
@@ -155,7 +156,7 @@ long hmm_range_snapshot(struct hmm_range *range);
  *		mapping may not be read: all NONE;
  *	-EFAULT: a page cannot be had. Its entry is ERROR (SPECIAL: not memory), what lies before it is
  *		filled in, what comes after it is NONE;
- *	-EINVAL, -ENOMEM: as above.
+ *	-EINVAL, -EOPNOTSUPP, -ENOMEM: as above.
  */
 long hmm_range_fault(struct hmm_range *range, bool block);
 
@@ -200,7 +201,8 @@ long hmm_range_dma_map(struct hmm_range *range, struct hmm_device *device, uint6
  * hmm_range_dma_unmap() - takes the addresses back: entries of pfns[] become NONE, those of
  * daddrs 0. @dirty: the device wrote the pages: hmm_dirty_read() tells of them, and the next hmm_mirror_sync()
  * copies them (all between the first and the last). Also from inside a callback.
- * Return: pages unmapped; -EINVAL; -ENOMEM: nothing is unmapped, and only with @dirty.
+ * Return: pages unmapped; -EINVAL; -ENOMEM, -ESTALE: nothing is unmapped, and only with @dirty or
+ *	of a card. pfns[] and daddrs[] are as they were.
  */
 long hmm_range_dma_unmap(struct hmm_range *range, struct hmm_device *device, uint64_t *daddrs, bool dirty);
 

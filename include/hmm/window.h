@@ -24,7 +24,8 @@ struct hmm_window;
  * Any thread. What cannot be had raises a signal when it is touched; hmm_device_read() reaches it.
  * Return: 0; -EEXIST: addresses are taken here (hmm_last_error() names them);
  *	-EINVAL; -EBUSY: called in the owner itself; -EOPNOTSUPP: the device has memory
- *	that no window can show; -E2BIG: @length 0, and the owner's memory lies in too many places;
+ *	that no window can show, or the mirror is tracked (sync.h); -E2BIG: @length 0, and the
+ *	owner's memory lies in too many places;
  *	-EPERM: no userfaultfd; -EDEADLK: called from inside a callback; -ENOMEM; -ESTALE.
  */
 int hmm_window_map(struct hmm_mirror *mirror, unsigned long addr, size_t length, uint64_t flags,
