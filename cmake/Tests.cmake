@@ -2,9 +2,9 @@
 # How a test is declared.
 #
 #   hmm_criterion_test(NAME x LABELS quick portable SOURCES a.c ... LIBS hmmd_core ...
-#                      [TIMEOUT seconds] [SERIAL] [SETTINGS nr_hugepages=64 ...] [ARGS ...])
+#                      [TIMEOUT seconds] [SERIAL] [LOCK what] [SETTINGS nr_hugepages=64 ...] [ARGS ...])
 #   hmm_script_test(NAME x LABELS full SCRIPT test_x.py [ARGS ...] [DEPENDS target ...]
-#                   [TIMEOUT seconds] [SERIAL] [SETTINGS ...])
+#                   [TIMEOUT seconds] [SERIAL] [LOCK what] [SETTINGS ...])
 #   hmm_program_test(NAME x LABELS full SOURCES ... LIBS ... [ARGS ...] [...])
 #   hmm_fuzz_target(...), see there
 #
@@ -13,7 +13,7 @@
 #
 # A Criterion program counts as many tests as it holds, a script as many as it reports; exit status 77 of a
 # script or program is a skip, its reason the last line it printed. SETTINGS are machine settings (hugepages, sysctl): such a test
-# runs alone, through tests/fixture/settings, which puts them back.
+# runs alone, through tests/fixture/settings, which puts them back. Of tests with the same LOCK one runs at a time.
 
 if(HMM_SANITIZE)
 	set(HMM_TEST_SCALE_DEFAULT 10)
@@ -28,7 +28,7 @@ set(hmm_results_dir ${PROJECT_BINARY_DIR}/results)
 file(MAKE_DIRECTORY ${hmm_results_dir})
 
 function(hmm_register_test)
-	cmake_parse_arguments(T "SERIAL;CRITERION" "NAME;TIMEOUT" "LABELS;SETTINGS;COMMAND" ${ARGN})
+	cmake_parse_arguments(T "SERIAL;CRITERION" "NAME;TIMEOUT;LOCK" "LABELS;SETTINGS;COMMAND" ${ARGN})
 	if(NOT T_LABELS)
 		message(FATAL_ERROR "test ${T_NAME} has no LABELS")
 	endif()
@@ -56,6 +56,9 @@ function(hmm_register_test)
 	if(T_SERIAL OR T_SETTINGS)
 		set_tests_properties(${T_NAME} PROPERTIES RUN_SERIAL TRUE)
 	endif()
+	if(T_LOCK)
+		set_tests_properties(${T_NAME} PROPERTIES RESOURCE_LOCK ${T_LOCK})
+	endif()
 	set(environment
 		HMM_TEST_SOURCE=${PROJECT_SOURCE_DIR}
 		HMM_TEST_BINARY=${PROJECT_BINARY_DIR}
@@ -72,7 +75,7 @@ endfunction()
 
 # One option signature for all three; what is left of ARGN goes on to hmm_register_test.
 macro(hmm_parse_test)
-	cmake_parse_arguments(P "SERIAL" "NAME;SCRIPT;TIMEOUT" "LABELS;SETTINGS;SOURCES;LIBS;ARGS;DEPENDS" ${ARGN})
+	cmake_parse_arguments(P "SERIAL" "NAME;SCRIPT;TIMEOUT;LOCK" "LABELS;SETTINGS;SOURCES;LIBS;ARGS;DEPENDS" ${ARGN})
 	if(P_UNPARSED_ARGUMENTS)
 		message(FATAL_ERROR "test ${P_NAME}: what is '${P_UNPARSED_ARGUMENTS}'?")
 	endif()
@@ -82,6 +85,9 @@ macro(hmm_parse_test)
 	endif()
 	if(P_SERIAL)
 		list(APPEND registration SERIAL)
+	endif()
+	if(P_LOCK)
+		list(APPEND registration LOCK ${P_LOCK})
 	endif()
 endmacro()
 

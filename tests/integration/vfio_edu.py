@@ -9,6 +9,7 @@ import contextlib
 import glob
 import os
 import re
+import subprocess
 import time
 
 import harness
@@ -26,6 +27,10 @@ def read(path):
 def write(path, text):
     with open(path, "w") as file:
         file.write(text)
+
+
+def hmmctl(*words):
+    return subprocess.run([harness.binary("hmmctl"), *words], capture_output=True, text=True, timeout=harness.scaled(60))
 
 
 def find_card():
@@ -52,26 +57,34 @@ class Card(harness.Test):
     def setUpClass(cls):
         super().setUpClass()
         cls.card = find_card() if os.path.isdir("/sys/bus/pci/devices") else None
-        if not cls.card:
+        cls.missing = None if cls.card else "there is no edu card"
+        if cls.card and not os.path.exists(f"/sys/bus/pci/devices/{cls.card}/iommu_group"):
+            cls.missing = "the edu card is behind no IOMMU"
+        if cls.missing:
             return
-        folder = f"/sys/bus/pci/devices/{cls.card}"
-        if not os.path.exists(f"{folder}/driver"):
-            write(f"{folder}/driver_override", "vfio-pci")
-            write("/sys/bus/pci/drivers_probe", cls.card)
+        if not os.path.exists(f"/sys/bus/pci/devices/{cls.card}/driver"):
+            done = hmmctl("device", "bind", cls.card)
+            assert done.returncode == 0, done.stderr
+            cls.addClassCleanup(cls.give_back)
         os.environ["HMM_TEST_CARD"] = cls.card
         other = find_other()
         if other:
             os.environ["HMM_TEST_OTHER_CARD"] = other
 
+    @classmethod
+    def give_back(cls):
+        """Once nobody has it open: the process that keeps cards outlives a hmmd that was killed by its grace time."""
+        harness.wait_until(lambda: hmmctl("device", "unbind", cls.card).returncode == 0, 90, f"that {cls.card} is given back")
+
     def setUp(self):
         super().setUp()
-        if not self.card:
-            self.skipTest("there is no edu card")
+        if self.missing:
+            self.skipTest(self.missing)
         self.log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
         os.lseek(self.log, 0, os.SEEK_END)
 
     def tearDown(self):
-        if self.card:
+        if not self.missing:
             os.close(self.log)
             Card.quiet_at = time.monotonic() + 6
         super().tearDown()

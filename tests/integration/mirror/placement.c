@@ -543,8 +543,8 @@ static void no_dax(void)
 /* ---- what scripts ask for --------------------------------------------------------------------------- */
 
 /*
- * Reads lines: "out" migrates all, "look N" wants all on a device that lies on node N, "new" maps more. The node comes
- * from the environment, and so does the pool.
+ * Begins with all of it on the device, and reads lines: "look N" wants all there, on node N; "turn" brings it home, fills
+ * it anew and migrates it; "end" is the end. The node comes from the environment, and so does the pool.
  */
 static void served(void)
 {
