@@ -151,14 +151,17 @@ class Messages(wire.Test):
 
     def test_other_requests_with_ranges(self):
         client = self.connect()
-        for opcode in (wire.EXCLUDE, wire.ADVISE, wire.ALLOC, wire.FREE, wire.CELLS, wire.ATTRIBUTE):
+        for opcode in (wire.EXCLUDE, wire.ADVISE, wire.ALLOC, wire.FREE, wire.CELLS, wire.ATTRIBUTE, wire.MIRROR_SYNC,
+                       wire.DIRTY_MARK, wire.DMA_MAP):
             for start, length in ((1, PAGE), (PAGE, 0), (KERNEL_HALF, PAGE), (0xFFFFFFFFFFFFF000, 2 * PAGE)):
                 with self.subTest(opcode=opcode, start=start):
                     body = struct.pack("<IIQQ", 1, 1, start, length)
-                    if opcode in (wire.ALLOC, wire.FREE, wire.ATTRIBUTE):
+                    if opcode in (wire.ALLOC, wire.FREE, wire.ATTRIBUTE, wire.DIRTY_MARK):
                         body = struct.pack("<IIQQ", 1, 0, start, length)
                     if opcode == wire.ADVISE:
                         body += bytes(16)
+                    if opcode == wire.DMA_MAP:
+                        body += struct.pack("<QQII", PAGE, 2 * PAGE, 0, 0)
                     self.expect_error(client.ask(opcode, body), errno.EINVAL)
         client.status()
 
@@ -324,6 +327,12 @@ class Ids(wire.Test):
             wire.DIRTY_START: pair + memory,
             wire.DIRTY_READ: struct.pack("<II", owner, 1) + memory + bytes(8),
             wire.DIRTY_STOP: struct.pack("<II", owner, 1),
+            wire.DIRTY_MARK: struct.pack("<II", mirror, 0) + memory,
+            wire.MIRROR_SYNC: struct.pack("<II", owner, 1) + memory,
+            wire.COPY_OPEN: struct.pack("<IIQ", owner, 1, PAGE),
+            wire.FORKED: struct.pack("<II", owner, 1),
+            wire.DMA_MAP: struct.pack("<II", mirror, 1) + memory + struct.pack("<QQII", PAGE, 2 * PAGE, 1, 0),
+            wire.DMA_UNMAP: struct.pack("<II", mirror, 1),
             wire.STATS: pair,
             wire.MIRROR_REGISTER: struct.pack("<IIQ", owner, 1, 0),
             wire.MIRROR_UNREGISTER: struct.pack("<II", mirror, 0),
@@ -351,6 +360,20 @@ class Ids(wire.Test):
             fd = os.memfd_create("key")
             self.expect_error(client.ask(wire.EXPORT, struct.pack("<II", owner, 0), [fd]), errno.EPERM)
             os.close(fd)
+
+    def test_what_is_no_card(self):
+        """A device's card is asked for by number: there is no such device, or it is none, whoever made it."""
+        self.start_daemon()
+        maker = self.connect(role=wire.DRIVER)
+        answer = maker.ask(wire.DEVICE_NEW, wire.new_device("gpu"))
+        self.assertFalse(answer.is_error and answer.text)
+        device = answer.unpack("I")[0]
+        for client in (maker, self.connect(), self.connect(role=wire.DRIVER), self.connect(role=wire.TOOL)):
+            for bad in (0, device + 1, 0xFFFFFFFF):
+                self.expect_error(client.ask(wire.DEVICE_FD, struct.pack("<II", bad, 0)), errno.ENODEV, f"no device {bad}")
+            self.expect_error(client.ask(wire.DEVICE_FD, struct.pack("<II", device, 0)), errno.EOPNOTSUPP, "gpu is no card")
+            self.expect_error(client.ask(wire.DEVICE_FD, struct.pack("<II", device, 1)), errno.EINVAL, "device_fd: ")
+        self.expect_healthy()
 
     def test_nobodys(self):
         self.start_daemon()
