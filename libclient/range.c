@@ -634,6 +634,9 @@ static long look(struct hmm_range *range, bool snapshot, bool block)
 	error = check_arrays(range);
 	if (!error)
 		error = hmmc_dispatch_check();
+	/* Here, too: hmmd is not asked for what the table says. */
+	if (!error && range->priv->mirror->flags & HMM_MIRROR_FLAGS_TRACKED)
+		error = hmmc_fail(-EOPNOTSUPP, "the mirror is tracked: hmm_mirror_copy() leads to its copies");
 	if (error)
 		return error;
 	pages = (range->end - range->start) >> HMM_PAGE_SHIFT;

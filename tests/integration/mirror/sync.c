@@ -679,6 +679,7 @@ static void leaving(void)
 
 static void refusals(void)
 {
+	struct hmm_range range, its_range = prepare(64);
 	static const struct hmm_mirror_ops unknown = { .size = sizeof(unknown), .flags = 2 };
 	static struct hmm_mirror_ops called;
 	struct hmm_mirror other = { .ops = &unknown };
@@ -727,6 +728,16 @@ static void refusals(void)
 	CHECK_EQ(hmm_advise(hmm, at, 64 * PAGE, HMM_ADVISE_PIN,
 			    &(struct hmm_advise_options){ .size = sizeof(struct hmm_advise_options), .mirror = &replica }),
 		 -EOPNOTSUPP);
+	/* Nor is it told of pages, whether or not another mirror's range has put them into the table. */
+	range = look_at(memory, 64);
+	CHECK_EQ(hmm_range_register(&its_range, &replica, at, at + 64 * PAGE, 12), 0);
+	CHECK_EQ(hmm_range_snapshot(&its_range), -EOPNOTSUPP);
+	range.default_flags = VALID;
+	CHECK_EQ(again(&range, false), 64);
+	CHECK_EQ(hmm_range_snapshot(&its_range), -EOPNOTSUPP);
+	CHECK_EQ(hmm_range_fault(&its_range, true), -EOPNOTSUPP);
+	end(&its_range);
+	end(&range);
 	/* Nothing of that changed anything. */
 	expect(memory, 64, 0);
 	memory[7 * PAGE]++;
