@@ -269,7 +269,9 @@ static void unknowable(void)
 	int fd;
 
 	open_replica(64 * BLOCK);
+	/* Nobody has promised that no I/O is in flight. */
 	memory = test_map(10);
+	CHECK_EQ(hmm_unadvise(hmm, (unsigned long)memory, 10 * PAGE, HMM_ADVISE_UNPINNED, NULL), 0);
 	test_fill(memory, 10, 1);
 	track(memory, 10);
 	for (int i = 0; i < 3; i++) {
