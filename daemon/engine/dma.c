@@ -206,10 +206,22 @@ void dma_close(struct mirror *mirror)
 	mirror->n_transfers = 0;
 }
 
+/* Whether the owner has another mirror on that device. */
+static bool has_another(const struct mirror *mirror)
+{
+	for (unsigned int i = 0; i < MIRRORS_MAX; i++) {
+		const struct mirror *other = mirror->owner->mirror[i];
+
+		if (other && other != mirror && other->device == mirror->device)
+			return true;
+	}
+	return false;
+}
+
 void dma_mirror_gone(struct mirror *mirror)
 {
 	dma_close(mirror);
-	if (card_of(mirror))
+	if (card_of(mirror) && !has_another(mirror))
 		card_leave(card_of(mirror), mirror->owner->id);
 }
 
@@ -346,6 +358,9 @@ static int check_map(struct owner *owner, struct mirror *mirror, struct letter *
 			mirror->device->name);
 	if (mirror->peer != letter->peer)
 		return letter_fail(letter, -EPERM, "mirror %u has another driver", message->mirror);
+	/* It may have become its driver while the card was not back yet. */
+	if (dma_check_driver(mirror->device, letter))
+		return letter->error;
 	known = transfer_find(mirror, letter->peer, message->hold);
 	if (!message->hold || message->hold_start > message->addr ||
 	    message->hold_end > HMM_VA_END || message->hold_end < message->addr + message->length ||

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "engine/dma.h"
 #include "engine_fixture.h"
@@ -26,6 +27,8 @@ static struct kernel_ops ops;
 static int (*real_copy)(int uffd, uint64_t dst, const void *src, size_t length, uint64_t mode,
 			size_t *done);
 static char text[240];
+static uid_t user; /* who asks */
+static gid_t group;
 
 static uint64_t addr_of(unsigned int page)
 {
@@ -99,6 +102,8 @@ static int map_as(uint64_t peer, uint32_t hold, unsigned int first, unsigned int
 	message->length = (end - first) * HMM_PAGE_SIZE;
 	message->write = write;
 	letter->peer = peer;
+	letter->uid = user;
+	letter->gid = group;
 	letter->message = &message->header;
 	*pages = 0;
 	dma_request(fixture.owner, letter);
@@ -348,6 +353,25 @@ Test(dma, driver_or_mirror_gone)
 	finish();
 }
 
+/* As long as one of an owner's mirrors may have something mapped nobody else's addresses are the card's. */
+Test(dma, two_mirrors_of_an_owner)
+{
+	struct devices *devices = &fixture.engine.devices;
+	struct mirror *other;
+	uint64_t start, end;
+
+	begin();
+	map(HOLD, 0, 4, 4);
+	other = mirror_new(fixture.owner, 1, device_use(devices, fixture.device->id));
+	cr_assert(ne(ptr, other, NULL));
+	mirror_free(other);
+	cr_assert(eq(uint, fake_vfio_mappings(), 1));
+	cr_assert(not(card_take(fixture.device->card, 99)));
+	cr_assert(card_take(fixture.device->card, fixture.owner->id));
+	asked(&start, &end);
+	finish();
+}
+
 Test(dma, refusals)
 {
 	struct card *card;
@@ -365,6 +389,10 @@ Test(dma, refusals)
 	cr_assert(card_take(card, 99));
 	cr_assert(eq(int, map_as(DRIVER, HOLD, 0, 4, true, &pages), -EBUSY));
 	card_leave(card, 99);
+	/* Whoever may not open the group does not get at it by a mirror of before. */
+	user = group = getuid() + 1;
+	cr_assert(eq(int, map_as(DRIVER, HOLD, 0, 4, true, &pages), -EACCES));
+	user = group = 0;
 	fixture.mirror->leaving = true;
 	cr_assert(eq(int, map_as(DRIVER, HOLD, 0, 4, true, &pages), -ENOENT));
 	fixture.mirror->leaving = false;

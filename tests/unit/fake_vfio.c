@@ -3,12 +3,14 @@
 #include "fake_vfio.h"
 
 #include <criterion/criterion.h>
+#include <criterion/new/assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/vfio.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "kernel/kernel.h"
@@ -51,6 +53,15 @@ static int pci_link(const char *address, const char *name, char *target, size_t 
 	return 0;
 }
 
+/* Its user's alone. */
+static int new_group(void)
+{
+	int fd = new_fd();
+
+	cr_assert(eq(int, fchmod(fd, 0600), 0));
+	return fd;
+}
+
 static int vfio_open(const char *path)
 {
 	if (fails())
@@ -58,7 +69,7 @@ static int vfio_open(const char *path)
 	if (strcmp(path, "/dev/vfio/vfio") == 0)
 		return fake_vfio.no_vfio ? -ENOENT : new_fd();
 	cr_assert(strcmp(path, "/dev/vfio/7") == 0);
-	return fake_vfio.in_use ? -EBUSY : new_fd();
+	return fake_vfio.in_use ? -EBUSY : new_group();
 }
 
 static int map_dma(const struct vfio_iommu_type1_dma_map *map)
