@@ -369,7 +369,9 @@ static void on_mend(uv_timer_t *timer)
 
 void server_mend_cards(struct server *server)
 {
-	uv_timer_start(&server->mend, on_mend, MEND_MS, MEND_MS);
+	/* Started anew by each card its first look would be put off for ever. */
+	if (!uv_is_active((uv_handle_t *)&server->mend))
+		uv_timer_start(&server->mend, on_mend, MEND_MS, MEND_MS);
 }
 
 static void start_handles(struct server *server)

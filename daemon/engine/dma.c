@@ -14,6 +14,9 @@
  * Never from a fault, and nobody waits: a block in transit has an odd number, so the range is not
  * valid, and the driver comes back.
  *
+ * Whoever had something mapped last is the card's driver: when his connection ends the card stops,
+ * until somebody maps again.
+ *
  * What can fail: the limits of the IOMMU and of locked memory, in words (card_explain()). Then the
  * whole range is out again. Taking out does not fail.
  */
@@ -174,6 +177,8 @@ void dma_peer_gone(struct owner *owner, uint64_t peer)
 	for (unsigned int i = 0; i < MIRRORS_MAX; i++) {
 		struct mirror *mirror = owner->mirror[i];
 
+		/* What he has started goes no further, whoever keeps the device. */
+		card_driver_gone(card_of(mirror), peer);
 		for (transfer = mirror ? TAILQ_FIRST(&mirror->transfers) : NULL; transfer;
 		     transfer = next) {
 			next = TAILQ_NEXT(transfer, link);
@@ -382,7 +387,7 @@ static int dma_map(struct owner *owner, struct letter *letter)
 	struct hmm_msg_dma_map_reply *reply;
 	struct transfer *transfer;
 	char why[200];
-	int r = check_map(owner, mirror, letter);
+	int stopped, r = check_map(owner, mirror, letter);
 
 	if (r)
 		return r;
@@ -393,6 +398,12 @@ static int dma_map(struct owner *owner, struct letter *letter)
 				   mirror->id, mirror->n_transfers);
 	r = map_range(mirror, message->addr, message->addr + message->length, message->write,
 		      &pages, &failed);
+	stopped = r ? 0 : card_drive(card_of(mirror), letter->peer);
+	if (stopped) {
+		transfer_end(mirror, transfer, drop_unwanted);
+		return letter_fail(letter, stopped, "%s was stopped, and cannot go on: %s",
+				   card_address(card_of(mirror)), strerror(-stopped));
+	}
 	reply = r ? NULL : letter_reply(letter, HMM_OP_DMA_MAP_REPLY, sizeof(*reply));
 	if (reply) {
 		reply->pages = pages;

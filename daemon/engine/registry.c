@@ -151,7 +151,7 @@ static int device_make(struct engine *engine, struct letter *letter)
 	device = card ? device_readopt(devices, message->name, message->caps, letter->peer, letter->uid, card) : NULL;
 	r = device ? 0 : device_begin(engine, letter, kind, &device);
 	if (r)
-		card_close(card);
+		card_undo(card);
 	if (letter->error)
 		return letter->error;
 	if (r == -EBUSY)

@@ -13,8 +13,8 @@
  * mappings, by limits of the IOMMU and of locked memory.
  *
  * Threads: control opens, the last one who lets go of a device closes, workers map. The list of
- * open cards and the holder have a lock; a card's owner is atomic; the rest of a card does not
- * change.
+ * open cards and the holder have a lock; a card's owner is atomic, and its driver has a lock; the
+ * rest of a card does not change.
  */
 #include "memory/card.h"
 
@@ -40,6 +40,8 @@
 
 #define CONTAINER_PATH "/dev/vfio/vfio"
 #define CARD_FDS       3U
+/* Starting a holder takes a while where it fails: not at every look. */
+#define MEND_REST      9U
 
 struct card {
 	TAILQ_ENTRY(card) link;
@@ -49,6 +51,12 @@ struct card {
 	gid_t gid;
 	mode_t mode;
 	_Atomic uint32_t owner; /* whose addresses are its; 0: nobody's yet */
+	bool was_kept;		/* the holder had it before */
+
+	pthread_mutex_t lock; /* on what follows, and its right to master the bus */
+	uint64_t driver;      /* the peer who had something mapped last; 0: nobody yet */
+	bool stopped;	      /* that one is gone */
+	bool broken;	      /* ... and it is for good */
 };
 
 static struct {
@@ -56,7 +64,8 @@ static struct {
 	TAILQ_HEAD(, card) open;
 	struct holder *holder;
 	bool leaving;
-	time_t since; /* the holder was asked what it has */
+	time_t since;	   /* the holder was asked what it has */
+	unsigned int rest; /* looks to let pass before another holder is tried again */
 } cards = {.lock = PTHREAD_MUTEX_INITIALIZER, .open = TAILQ_HEAD_INITIALIZER(cards.open)};
 
 /* Words for whoever asked, and the error. */
@@ -101,6 +110,7 @@ void cards_init(struct holder *holder)
 	cards.holder = holder;
 	cards.leaving = false;
 	cards.since = now();
+	cards.rest = 0;
 }
 
 /* What an earlier hmmd's drivers had, who did not come back. */
@@ -120,18 +130,37 @@ static void give_up_kept(void)
 	}
 }
 
+/* The process is gone, or could not be replaced when it was. */
+static bool is_holder_gone(void)
+{
+	struct pollfd gone = {.fd = holder_poll_fd(cards.holder), .events = POLLIN};
+
+	return gone.fd < 0 || poll(&gone, 1, 0) > 0;
+}
+
+static void mend_holder(void)
+{
+	if (!cards.holder || !holder_name(cards.holder, 0) || !is_holder_gone())
+		return;
+	if (cards.rest) {
+		cards.rest--;
+		return;
+	}
+	if (holder_mend(cards.holder) == 0)
+		return;
+	cards.rest = MEND_REST;
+	log_error(
+		"nobody keeps the cards should hmmd be killed now: their drivers should give them up");
+}
+
 bool cards_mend(void)
 {
-	struct pollfd gone = {.events = POLLIN};
 	bool open;
 
 	pthread_mutex_lock(&cards.lock);
-	gone.fd = cards.holder ? holder_poll_fd(cards.holder) : -1;
-	if (gone.fd >= 0 && poll(&gone, 1, 0) > 0 && holder_mend(cards.holder) < 0)
-		log_error(
-			"nobody keeps the cards should hmmd be killed now: their drivers should give them up");
+	mend_holder();
 	open = !TAILQ_EMPTY(&cards.open);
-	if (cards.holder && now() - cards.since >= CARD_PATIENCE_S)
+	if (cards.holder && !cards.leaving && now() - cards.since >= CARD_PATIENCE_S)
 		give_up_kept();
 	open |= cards.holder && holder_name(cards.holder, 0);
 	pthread_mutex_unlock(&cards.lock);
@@ -321,6 +350,14 @@ static void close_fds(struct card *card)
 			close(card->fd[i]);
 }
 
+static struct card *card_free(struct card *card)
+{
+	close_fds(card);
+	pthread_mutex_destroy(&card->lock);
+	free(card);
+	return NULL;
+}
+
 static int keep(struct card *card, const struct reason *why)
 {
 	int r = holder_keep(cards.holder, card->address, card->fd, CARD_FDS);
@@ -343,6 +380,7 @@ static int open_kept(struct card *card, uid_t uid, gid_t gid, const struct reaso
 	if (r < 0)
 		return refuse(why, r, "%s cannot be had back from the process that kept it: %s",
 			      card->address, strerror(-r));
+	card->was_kept = true;
 	r = check_right(card, uid, gid, why);
 	if (r)
 		return r;
@@ -410,19 +448,19 @@ int card_open(const char *address, uid_t uid, gid_t gid, struct card **result, c
 	strcpy(card->address, address);
 	for (unsigned int i = 0; i < CARD_FDS; i++)
 		card->fd[i] = -1;
+	pthread_mutex_init(&card->lock, NULL);
 	pthread_mutex_lock(&cards.lock);
 	r = open_locked(card, uid, gid, &why);
 	pthread_mutex_unlock(&cards.lock);
 	if (r) {
-		close_fds(card);
-		free(card);
+		card_free(card);
 		return r;
 	}
 	*result = card;
 	return 0;
 }
 
-struct card *card_close(struct card *card)
+static struct card *close_card(struct card *card, bool keep_on)
 {
 	if (!card)
 		return NULL;
@@ -431,12 +469,20 @@ struct card *card_close(struct card *card)
 	kernel->vfio_master(card->fd[HOLDER_DEVICE], false);
 	pthread_mutex_lock(&cards.lock);
 	TAILQ_REMOVE(&cards.open, card, link);
-	if (cards.holder && !cards.leaving)
+	if (cards.holder && !cards.leaving && !keep_on)
 		holder_drop(cards.holder, card->address);
 	pthread_mutex_unlock(&cards.lock);
-	close_fds(card);
-	free(card);
-	return NULL;
+	return card_free(card);
+}
+
+struct card *card_close(struct card *card)
+{
+	return close_card(card, false);
+}
+
+struct card *card_undo(struct card *card)
+{
+	return close_card(card, card && card->was_kept);
 }
 
 const char *card_address(const struct card *card)
@@ -461,6 +507,45 @@ bool card_take(struct card *card, uint32_t owner)
 void card_leave(struct card *card, uint32_t owner)
 {
 	atomic_compare_exchange_strong(&card->owner, &owner, 0);
+}
+
+int card_drive(struct card *card, uint64_t driver)
+{
+	int r = 0;
+
+	pthread_mutex_lock(&card->lock);
+	if (card->broken)
+		r = -EIO;
+	else if (card->stopped)
+		r = kernel->vfio_master(card->fd[HOLDER_DEVICE], true);
+	if (!r) {
+		card->driver = driver;
+		card->stopped = false;
+	}
+	pthread_mutex_unlock(&card->lock);
+	return r;
+}
+
+static void stop(struct card *card)
+{
+	int r = kernel->vfio_master(card->fd[HOLDER_DEVICE], false);
+
+	card->stopped = true;
+	if (r)
+		log_error("%s: it cannot be stopped: %s", card->address, strerror(-r));
+}
+
+void card_driver_gone(struct card *card, uint64_t driver)
+{
+	if (!card)
+		return;
+	pthread_mutex_lock(&card->lock);
+	if (card->driver == driver && !card->stopped) {
+		log_info("%s: its driver is gone, and it is stopped until another one maps",
+			 card->address);
+		stop(card);
+	}
+	pthread_mutex_unlock(&card->lock);
 }
 
 /* ---- mapping ------------------------------------------------------------------------------------ */
@@ -490,9 +575,10 @@ void card_unmap(struct card *card, uint64_t iova, uint64_t length)
 	log_error(
 		"%s: %#lx bytes at %#lx cannot be taken from its IOMMU (%s): it is stopped for good",
 		card->address, length, iova, strerror(-r));
-	r = kernel->vfio_master(card->fd[HOLDER_DEVICE], false);
-	if (r)
-		log_error("%s: it cannot be stopped: %s", card->address, strerror(-r));
+	pthread_mutex_lock(&card->lock);
+	card->broken = true;
+	stop(card);
+	pthread_mutex_unlock(&card->lock);
 }
 
 /* The kernel's information with its chain of capabilities; NULL: it gives none. */

@@ -10,6 +10,7 @@
  *	cards_init(), cards_leave()	with hmmd
  *	card_open(), card_close()	with the device that is this card
  *	card_take()			an owner's addresses are the card's, and no other's
+ *	card_drive()			whose death stops it
  *	card_map(), card_unmap()	in the same units: the kernel splits none
  *
  * Any thread; a card is mapped for by its owner's worker alone.
@@ -32,8 +33,8 @@ struct holder;
 void cards_init(struct holder *holder);
 /*
  * To be called now and then while cards are open, or kept from before: if the holder has been
- * killed another one keeps them, and what no driver came back for in a minute is given up. False:
- * there are none.
+ * killed another one keeps them (where that fails it is tried again every tenth time), and what
+ * no driver came back for in a minute is given up. False: there are none.
  */
 bool cards_mend(void);
 /*
@@ -53,6 +54,8 @@ int card_open(const char *address, uid_t uid, gid_t gid, struct card **result, c
 	      size_t size);
 /* Nothing is mapped from now on. NULL is allowed; returns NULL. */
 struct card *card_close(struct card *card);
+/* As before card_open(): what the holder had already it keeps for the next one who opens it. */
+struct card *card_undo(struct card *card);
 
 const char *card_address(const struct card *card);
 /* An address as a number; 0: it is none. */
@@ -64,6 +67,14 @@ int card_device(const struct card *card);
 /* Whose addresses are its. False: another owner's are. */
 bool card_take(struct card *card, uint32_t owner);
 void card_leave(struct card *card, uint32_t owner);
+
+/*
+ * A peer has had something mapped: he is its driver now, instead of any other. 0; or -errno: it was
+ * stopped and cannot go on.
+ */
+int card_drive(struct card *card, uint64_t driver);
+/* If he is its driver it is stopped: no transfers until somebody else drives it. NULL is allowed. */
+void card_driver_gone(struct card *card, uint64_t driver);
 
 /*
  * Bytes that are there, and stay there until they are unmapped, at @iova. 0 or -errno, which

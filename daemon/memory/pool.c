@@ -285,17 +285,33 @@ void device_unuse(struct devices *devices, struct device *device)
 	free_dropped(&dropped);
 }
 
+/* One that he has not let go of yet. */
+static struct device *find_creation(struct devices *devices, uint64_t creator, uint32_t id)
+{
+	struct device *device;
+
+	TAILQ_FOREACH(device, &devices->list, link)
+		if (device->creator == creator && (!id || device->id == id))
+			return device;
+	return NULL;
+}
+
 void device_let_go(struct devices *devices, uint64_t creator, uint32_t id)
 {
 	struct device_list dropped = TAILQ_HEAD_INITIALIZER(dropped);
-	struct device *device, *next;
+	struct device *device;
 
 	pthread_mutex_lock(&devices->lock);
-	for (device = TAILQ_FIRST(&devices->list); device; device = next) {
-		next = TAILQ_NEXT(device, link);
-		if (device->creator != creator || (id && device->id != id))
-			continue;
+	while (creator && (device = find_creation(devices, creator, id))) {
 		device->creator = 0;
+		/* It stays, for another's mirrors; held meanwhile, since a card takes a while. */
+		if (!id && device->mirrors && device->card) {
+			device->mirrors++;
+			pthread_mutex_unlock(&devices->lock);
+			card_driver_gone(device->card, creator);
+			pthread_mutex_lock(&devices->lock);
+			device->mirrors--;
+		}
 		drop_unheld(devices, device, &dropped);
 	}
 	pthread_mutex_unlock(&devices->lock);

@@ -117,7 +117,7 @@ struct device *device_by_id(struct devices *devices, uint32_t id);
 /* A mirror on it begins and ends. device_unuse() may free the device. */
 struct device *device_use(struct devices *devices, uint32_t id);
 void device_unuse(struct devices *devices, struct device *device);
-/* The creator lets go, of one or (@id 0) of all its devices. */
+/* The creator lets go of one, or (@id 0) of all its devices because it is gone: cards that it drove are stopped. */
 void device_let_go(struct devices *devices, uint64_t creator, uint32_t id);
 
 /*

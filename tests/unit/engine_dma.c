@@ -334,16 +334,26 @@ Test(dma, withdrawn)
 
 Test(dma, driver_or_mirror_gone)
 {
-	uint64_t start, end;
+	uint64_t start, end, pages;
 
 	begin();
 	map(HOLD, 0, 4, 4);
 	map(HOLD + 1, 6, 8, 2);
 	dma_peer_gone(fixture.owner, DRIVER + 1);
 	cr_assert(eq(uint, fake_vfio_mappings(), 2));
+	cr_assert(fake_vfio.master);
 	dma_peer_gone(fixture.owner, DRIVER);
 	cr_assert(eq(uint, fake_vfio_mappings(), 0));
+	cr_assert(not(fake_vfio.master));
+	/* It goes on for who maps, if it can. */
+	fake_vfio.calls = 0;
+	fake_vfio.fail_at = 2;
+	fake_vfio.error = -EIO;
+	cr_assert(eq(int, map_as(DRIVER, HOLD, 0, 4, true, &pages), -EIO));
+	cr_assert(ne(ptr, strstr(text, "was stopped"), NULL));
+	cr_assert(eq(uint, fake_vfio_mappings(), 0));
 	map(HOLD, 0, 4, 4);
+	cr_assert(fake_vfio.master);
 	dma_close(fixture.mirror);
 	cr_assert(eq(uint, fake_vfio_mappings(), 0));
 	cr_assert(eq(uint, fixture.mirror->n_transfers, 0));
@@ -353,7 +363,7 @@ Test(dma, driver_or_mirror_gone)
 	finish();
 }
 
-/* As long as one of an owner's mirrors may have something mapped nobody else's addresses are the card's. */
+/* As long as one of an owner's mirrors may have something mapped the card is nobody else's. */
 Test(dma, two_mirrors_of_an_owner)
 {
 	struct devices *devices = &fixture.engine.devices;
@@ -405,6 +415,72 @@ Test(dma, refusals)
 	cr_assert(eq(int, map_as(DRIVER, HOLD, 0, 4, false, &pages), 0));
 	cr_assert(not(fake_vfio_at(addr_of(1))->write));
 	cr_assert(eq(int, mprotect((void *)ROOM_START, HMM_BLOCK_SIZE, PROT_READ | PROT_WRITE), 0));
+	finish();
+}
+
+/* Another one's mirror keeps the device: the card stops all the same, unless that one drives it. */
+Test(dma, creator_gone)
+{
+	struct devices *devices = &fixture.engine.devices;
+
+	begin();
+	map(HOLD, 0, 4, 4);
+	fixture.device->creator = DRIVER + 1;
+	device_let_go(devices, DRIVER + 1, 0);
+	cr_assert(fake_vfio.master);
+	fixture.device->creator = DRIVER;
+	device_let_go(devices, DRIVER, fixture.device->id);
+	cr_assert(fake_vfio.master, "he lives, and drives it");
+	fixture.device->creator = DRIVER;
+	device_let_go(devices, DRIVER, 0);
+	cr_assert(not(fake_vfio.master));
+	cr_assert(eq(uint, fixture.device->mirrors, 1));
+	map(HOLD, 0, 4, 4);
+	cr_assert(fake_vfio.master);
+	finish();
+}
+
+static int make_device(void)
+{
+	struct letter *letter = letter_new(LETTER_REQUEST);
+	struct hmm_msg_device_new *message = calloc(1, sizeof(*message));
+	int error;
+
+	HMM_MSG_INIT(*message, HMM_OP_DEVICE_NEW, 0);
+	hmm_wire_text(message->name, sizeof(message->name), fixture.device->name);
+	hmm_wire_text(message->bus, sizeof(message->bus), FAKE_CARD);
+	message->caps = HMM_DEVICE_CAPS_DMA;
+	message->pool = HMM_POOL_KIND_MEMFD;
+	message->node = -1;
+	letter->peer = DRIVER;
+	letter->message = &message->header;
+	engine_device_request(&fixture.engine, letter);
+	error = letter->error;
+	letter_free(letter);
+	return error;
+}
+
+/* A card that waits for its driver is not lost by a request that fails. */
+Test(dma, kept_for_the_next)
+{
+	struct card *card = NULL;
+
+	fake_vfio_begin();
+	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
+	cr_assert(eq(int, make_device(), -EBUSY), "there is one of that name");
+	cr_assert(not(fake_vfio.kept || fake_vfio.master));
+	cr_assert(eq(int, card_open(FAKE_CARD, 0, 0, &card, text, sizeof(text)), 0), "%s", text);
+	cards_leave();
+	card_close(card);
+	cards_init(fake_vfio_holder());
+	cr_assert(eq(int, make_device(), -EBUSY));
+	cr_assert(fake_vfio.kept);
+	cr_assert(not(fake_vfio.master));
+	/* The one that waits for it gets it. */
+	fixture.device->caps = HMM_DEVICE_CAPS_DMA;
+	fixture.device->card_number = card_number(FAKE_CARD);
+	cr_assert(eq(int, make_device(), 0));
+	cr_assert(fake_vfio.kept && fake_vfio.master);
 	finish();
 }
 

@@ -9,6 +9,7 @@
 #include <linux/vfio.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -22,6 +23,7 @@ struct fake_vfio fake_vfio;
 static struct kernel_ops ops;
 static struct holder *const holder = (struct holder *)&fake_vfio;
 static int held[3] = {-1, -1, -1};
+static int quiet = -1; /* never readable */
 
 static bool fails(void)
 {
@@ -172,7 +174,13 @@ void fake_vfio_begin(void)
 	ops.vfio_unmap_all = vfio_unmap_all;
 	ops.vfio_master = vfio_master;
 	kernel = &ops;
+	quiet = eventfd(0, EFD_CLOEXEC);
 	cards_init(holder);
+}
+
+struct holder *fake_vfio_holder(void)
+{
+	return holder;
 }
 
 void fake_vfio_end(void)
@@ -183,6 +191,7 @@ void fake_vfio_end(void)
 			close(held[i]);
 		held[i] = -1;
 	}
+	close(quiet);
 	kernel = &kernel_real;
 }
 
@@ -236,14 +245,17 @@ const char *holder_name(const struct holder *one, unsigned int i)
 	return fake_vfio.kept && i == 0 ? FAKE_CARD : NULL;
 }
 
+/* Readable when it is gone; when nobody took its place there is none at all. */
 int holder_poll_fd(const struct holder *one)
 {
-	return -1;
+	return fake_vfio.kept && !fake_vfio.lost ? quiet : -1;
 }
 
 int holder_mend(struct holder *one)
 {
-	return 0;
+	fake_vfio.mended++;
+	fake_vfio.lost = fake_vfio.mend < 0;
+	return fake_vfio.mend;
 }
 
 int holder_take(struct holder *one, const char *name, int *fds, unsigned int n)

@@ -34,12 +34,17 @@ struct fake_vfio {
 	struct fake_mapping mapping[FAKE_MAPPINGS];
 	bool master;
 	bool kept; /* by the holder */
+	bool lost; /* the holder was killed, and nobody has its place yet */
+	int mend;  /* what holder_mend() says */
+	unsigned int mended; /* so often was it called */
 };
 extern struct fake_vfio fake_vfio;
 
 /* From now on it is the kernel, for what concerns cards, and a holder is there. */
 void fake_vfio_begin(void);
 void fake_vfio_end(void);
+/* For cards_init(): as the next hmmd finds it. */
+struct holder *fake_vfio_holder(void);
 
 unsigned int fake_vfio_mappings(void);
 /* The mapping that has @iova, or NULL. */

@@ -174,6 +174,56 @@ Test(card, what_cannot_be_unmapped_is_stopped)
 	fake_vfio.error = -EINVAL;
 	card_unmap(card, 0x7f0000000000, 4096);
 	cr_assert(not(fake_vfio.master));
+	cr_assert(eq(int, card_drive(card, 1), -EIO));
+	cr_assert(not(fake_vfio.master));
+	card_close(card);
+	fake_vfio_end();
+}
+
+Test(card, stops_without_its_driver)
+{
+	struct card *card;
+
+	fake_vfio_begin();
+	card = opened();
+	card_driver_gone(card, 1);
+	card_driver_gone(NULL, 1);
+	cr_assert(eq(int, card_drive(card, 1), 0));
+	cr_assert(eq(int, card_drive(card, 2), 0));
+	card_driver_gone(card, 1);
+	cr_assert(fake_vfio.master, "another one drives it");
+	card_driver_gone(card, 2);
+	cr_assert(not(fake_vfio.master));
+	fake_vfio.calls = 0;
+	fake_vfio.fail_at = 1;
+	fake_vfio.error = -EIO;
+	cr_assert(eq(int, card_drive(card, 1), -EIO));
+	card_driver_gone(card, 1);
+	cr_assert(eq(int, card_drive(card, 1), 0));
+	cr_assert(fake_vfio.master);
+	card_close(card);
+	fake_vfio_end();
+}
+
+/* The holder was killed: one that cannot be replaced is tried again, but not at every look. */
+Test(card, another_holder)
+{
+	struct card *card;
+
+	fake_vfio_begin();
+	cr_assert(not(cards_mend()));
+	card = opened();
+	cr_assert(cards_mend());
+	cr_assert(eq(uint, fake_vfio.mended, 0));
+	fake_vfio.lost = true;
+	fake_vfio.mend = -ENOMEM;
+	for (unsigned int n = 0; n < 11; n++)
+		cr_assert(cards_mend());
+	cr_assert(eq(uint, fake_vfio.mended, 2));
+	fake_vfio.mend = 0;
+	for (unsigned int n = 0; n < 20; n++)
+		cr_assert(cards_mend());
+	cr_assert(eq(uint, fake_vfio.mended, 3));
 	card_close(card);
 	fake_vfio_end();
 }
@@ -207,13 +257,21 @@ Test(card, comes_back_from_the_holder)
 	card_close(card);
 	cr_assert(fake_vfio.kept);
 	cr_assert(not(fake_vfio.master));
-	cards_init((void *)&fake_vfio);
+	cards_init(fake_vfio_holder());
 	fake_vfio.in_use = true;
 	card = opened();
 	cr_assert(eq(uint, fake_vfio_mappings(), 0));
 	cr_assert(cards_mend());
+	/* What it was opened for failed: it stays for the next, and only what is new goes. */
+	card_undo(card);
+	cr_assert(fake_vfio.kept);
+	cr_assert(not(fake_vfio.master));
+	card = opened();
 	card_close(card);
 	cr_assert(not(fake_vfio.kept));
 	cr_assert(not(cards_mend()));
+	fake_vfio.in_use = false;
+	card_undo(opened());
+	cr_assert(not(fake_vfio.kept));
 	fake_vfio_end();
 }
