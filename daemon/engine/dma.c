@@ -57,6 +57,7 @@ static void drop(struct block *block)
 		return;
 	card_unmap(card_of(block_mirror(block)), block->addr, HMM_BLOCK_SIZE);
 	block->dma = (struct pages){0};
+	block->dma_read = (struct pages){0};
 }
 
 void dma_cut(struct block *block, const struct pages *pages)
@@ -239,14 +240,27 @@ static int map_run(struct block *block, struct card *card, unsigned int first, u
 	int r = card_map(card, addr, shadow_at(block_shadow(block), addr),
 			 (uint64_t)(end - first) << HMM_PAGE_SHIFT, write);
 
-	for (; !r && first < end; first++)
+	for (; !r && first < end; first++) {
 		pages_set(&block->dma, first);
+		if (!write)
+			pages_set(&block->dma_read, first);
+	}
 	return r;
+}
+
+/* Mapped when the owner might not write there, who may by now. */
+static bool falls_short(const struct block *block, unsigned int first, unsigned int end)
+{
+	for (; first < end; first++)
+		if (pages_test(&block->dma_read, first))
+			return true;
+	return false;
 }
 
 /*
  * Pages [first, end), of one mapping of the owner's. What the card reaches already it goes on
- * reaching.
+ * reaching; if it could do less there than it may now it loses the block: -EBUSY, and with the new
+ * number it can be mapped anew.
  */
 static int map_pages(struct mirror *mirror, struct block *block, unsigned int first,
 		     unsigned int end, bool write)
@@ -255,6 +269,10 @@ static int map_pages(struct mirror *mirror, struct block *block, unsigned int fi
 	unsigned int stop;
 	int r = 0;
 
+	if (write && falls_short(block, first, end)) {
+		dma_withdraw(block, HMM_REASON_PROTECT);
+		return -EBUSY;
+	}
 	for (; first < end && !r; first = stop) {
 		stop = first + 1;
 		if (pages_test(&block->dma, first) || !reach_page(mirror, block, first))

@@ -105,6 +105,7 @@ struct block {
 	uint64_t passed;			/* the pass of an eviction that has asked it */
 	LIST_HEAD(, copy) copies;		/* of S pages, in other mirrors' shadows: copies.h */
 	struct pages dma;			/* pages that the holder's card reaches by itself: dma.h */
+	struct pages dma_read;			/* ... of which it may only read these */
 	unsigned int acks;			/* drivers' answers outstanding */
 	uint32_t stopped;			/* the mirror whose device, which cannot fault, stopped for the transit */
 	uint64_t stopped_for;			/* the cookie of what it was told; 0: it was told nothing */

@@ -10,8 +10,8 @@
  * Happy path: block by block; drivers are told (HMM_REASON_PROTECT). What may not be
  * read comes home, COPY works there too. What may not be written becomes S where the
  * device reads: the windows' writes are frozen, and one that is tried all the same finds a page that
- * the CPU does not give up. What ranges were shown at the CPU is withdrawn. A block in
- * transit parks the task. At the end what
+ * the CPU does not give up. What ranges were shown at the CPU is withdrawn, and what a card
+ * reaches, that before all else. A block in transit parks the task. At the end what
  * windows were refused in the range is opened again, to be judged anew.
  *
  * Who calls the kernel directly is found out about when a window next asks for the page.
@@ -157,6 +157,9 @@ static bool step(struct protection *protection, struct block *block)
 
 	if (protection->end < end)
 		end = protection->end;
+	/* A card writes where it could before; its driver asks anew. At rest or not. */
+	if (dma_reaches(block, page_index(start), page_index(end - 1) + 1))
+		dma_withdraw(block, HMM_REASON_PROTECT);
 	if (!block_at_rest(block)) {
 		block_park(block, &protection->task);
 		return false;
@@ -166,9 +169,6 @@ static bool step(struct protection *protection, struct block *block)
 		next_block(protection, end);
 		return true;
 	}
-	/* A card writes where it could before; its driver asks anew. */
-	if (dma_reaches(block, page_index(start), page_index(end - 1) + 1))
-		dma_withdraw(block, HMM_REASON_PROTECT);
 	r = protection->transits++ == TRANSITS ? -EAGAIN :
 		protect_follow(block, page_index(start), page_index(end - 1) + 1);
 	if (r < 0) {

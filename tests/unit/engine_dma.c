@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "engine/dma.h"
+#include "engine/protect.h"
 #include "engine_fixture.h"
 #include "fake_vfio.h"
 #include "tests/leakcheck.h"
@@ -415,6 +416,85 @@ Test(dma, refusals)
 	cr_assert(eq(int, map_as(DRIVER, HOLD, 0, 4, false, &pages), 0));
 	cr_assert(not(fake_vfio_at(addr_of(1))->write));
 	cr_assert(eq(int, mprotect((void *)ROOM_START, HMM_BLOCK_SIZE, PROT_READ | PROT_WRITE), 0));
+	finish();
+}
+
+static void protect(unsigned int first, unsigned int end)
+{
+	struct letter *letter = letter_new(LETTER_REQUEST);
+	struct hmm_msg_protect *message = calloc(1, sizeof(*message));
+
+	HMM_MSG_INIT(*message, HMM_OP_PROTECT, 0);
+	message->addr = addr_of(first);
+	message->length = (end - first) * HMM_PAGE_SIZE;
+	letter->message = &message->header;
+	protect_request(fixture.owner, letter);
+	owner_run(fixture.owner);
+}
+
+/* What the owner may not write any more is out before anything else is waited for. */
+Test(dma, protected_in_a_change)
+{
+	uint64_t start = 0, end = 0, cookie, pages;
+
+	begin();
+	map(HOLD, 10, OUT, OUT - 10);
+	go_home(0, 2);
+	cookie = asked(&start, &end);
+	protect(9, 10);
+	cr_assert(eq(uint, fake_vfio_mappings(), 1), "nothing of it is meant");
+	protect(10, 11);
+	cr_assert(eq(uint, fake_vfio_mappings(), 0));
+	asked(&start, &end);
+	cr_assert(eq(u64, start, addr_of(10)));
+	cr_assert(eq(u64, end, addr_of(OUT)));
+	invalidate_ack(fixture.owner, cookie, 0);
+	owner_run(fixture.owner);
+	cr_assert(eq(int, answer(&pages), 0));
+	finish();
+}
+
+/* ... and also when the rest of it could not be done in time. */
+Test(dma, protected_too_late)
+{
+	uint64_t start = 0, end = 0, cookie;
+
+	begin();
+	go_home(0, 2);
+	cookie = asked(&start, &end);
+	protect(10, 11);
+	/* Six seconds later: the block is at rest, and its card reaches it when the task runs. */
+	invalidate_ack(fixture.owner, cookie, 0);
+	map(HOLD, 10, OUT, OUT - 10);
+	fixture_later(&fixture, 6 * SECOND);
+	cr_assert(eq(uint, fake_vfio_mappings(), 0));
+	invalidate_answer_all(fixture.owner);
+	asked(&start, &end);
+	finish();
+}
+
+/* Mapped for reading, as the owner could then: when he may write it is mapped anew. */
+Test(dma, may_be_written_by_now)
+{
+	uint64_t start = 0, end = 0, pages;
+
+	begin();
+	map(HOLD + 1, 12, 14, 2);
+	cr_assert(eq(int, mprotect((void *)ROOM_START, 10 * HMM_PAGE_SIZE, PROT_READ), 0));
+	cr_assert(eq(int, map_as(DRIVER, HOLD, 0, 4, false, &pages), 0));
+	cr_assert(not(fake_vfio_at(addr_of(1))->write));
+	/* The same again, and what could be written, is as it was. */
+	cr_assert(eq(int, map_as(DRIVER, HOLD, 0, 4, false, &pages), 0));
+	map(HOLD + 1, 12, 14, 2);
+	cr_assert(eq(uint, fake_vfio_mappings(), 2));
+	cr_assert(eq(int, mprotect((void *)ROOM_START, HMM_BLOCK_SIZE, PROT_READ | PROT_WRITE), 0));
+	cr_assert(eq(int, map_as(DRIVER, HOLD, 0, 4, true, &pages), -EBUSY));
+	cr_assert(eq(uint, fake_vfio_mappings(), 0));
+	cr_assert(eq(u64, fixture.owner->counter[COUNTER_DMA_CUTS], 1));
+	map(HOLD, 0, 4, 4);
+	cr_assert(fake_vfio_at(addr_of(1))->write);
+	invalidate_answer_all(fixture.owner);
+	asked(&start, &end);
 	finish();
 }
 
