@@ -347,18 +347,26 @@ static int start_engine(struct server *server)
 	return r;
 }
 
-/* Without one there are no cards; everything else goes on. */
-static void start_holder(struct server *server)
+/*
+ * Without one there are no cards; everything else goes on. But what somebody else has of an earlier hmmd's
+ * may still reach the memory of its users: until that is over nothing of theirs may be settled.
+ */
+static int start_holder(struct server *server)
 {
 	const struct holder_options options = {
 		.socket = server->path, .grace_ms = (unsigned int)server->config.card_grace_ms,
 	};
 	int r = holder_new(&options, &server->holder);
 
+	if (r == -EADDRINUSE) {
+		log_error("hmmd does not start beside cards that it does not have");
+		return r;
+	}
 	if (r < 0)
 		log_warn("no process can keep cards should hmmd be killed, so there are none: %s", strerror(-r));
 	else
 		cards_init(server->holder);
+	return 0;
 }
 
 static void on_mend(uv_timer_t *timer)
@@ -435,7 +443,9 @@ int server_new(const struct server_options *options, struct server **result)
 	r = socket_open(server);
 	if (r < 0)
 		goto fail;
-	start_holder(server);
+	r = start_holder(server);
+	if (r < 0)
+		goto fail;
 	r = start_engine(server);
 	if (r < 0)
 		goto fail;

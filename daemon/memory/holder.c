@@ -339,11 +339,13 @@ static int fetch(struct holder *holder, uint32_t cards)
 	return 0;
 }
 
-static int attach(struct holder *holder)
+/* @there: somebody is, whatever he says. */
+static int attach(struct holder *holder, bool *there)
 {
 	uint32_t cards = 0;
 	int r = connect_to(holder->path);
 
+	*there = r >= 0;
 	if (r < 0)
 		return r;
 	holder->fd = r;
@@ -363,24 +365,31 @@ static int attach(struct holder *holder)
 
 static int find(struct holder *holder)
 {
-	int r = attach(holder);
+	bool there;
+	int r = attach(holder, &there);
 
 	for (unsigned int i = 0; r == -EBUSY && i < BUSY_TRIES; i++) {
 		usleep(BUSY_WAIT_US);
-		r = attach(holder);
+		r = attach(holder, &there);
 	}
-	/* ECONNRESET: its grace time was just over. */
-	if (r == -ENOENT || r == -ECONNREFUSED || r == -ECONNRESET)
-		return 0;
-	if (r < 0)
-		log_error(
-			"the cards of an earlier hmmd cannot be had from %s (%s); they reset when it ends, "
-			"after its grace time or with SIGTERM",
-			holder->path, strerror(-r));
-	else
+	if (r == 0) {
 		log_info("process %d has kept %u card%s of an earlier hmmd", holder->pid, holder->n,
 			 holder->n == 1 ? "" : "s");
-	return r;
+		return 0;
+	}
+	/* ECONNRESET: its grace time was just over. */
+	if (there ? r == -ECONNRESET : r == -ENOENT || r == -ECONNREFUSED)
+		return 0;
+	if (!there) {
+		log_error("%s cannot be looked at for cards of an earlier hmmd: %s", holder->path,
+			  strerror(-r));
+		return r;
+	}
+	log_error(
+		"the cards of an earlier hmmd cannot be had from the process at %s (%s), and may reach "
+		"memory that this one would serve: it ends after its grace time, or with SIGTERM",
+		holder->path, strerror(-r));
+	return -EADDRINUSE;
 }
 
 int holder_new(const struct holder_options *options, struct holder **result)

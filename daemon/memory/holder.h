@@ -53,8 +53,10 @@ struct holder;
 
 /*
  * To be called with the lock on the socket's path held. If an earlier hmmd's holder waits there, it is this
- * one's now, and has unmapped all. A holder that cannot be had (another hmmd's, another user's) is an error.
- * Return: 0; -EBUSY; -EACCES; -EPROTO: of another release; -ENAMETOOLONG; -EMFILE; -ENOMEM; -ETIMEDOUT. Logged.
+ * one's now, and has unmapped all. Return: 0; -EADDRINUSE: somebody is there, and what he has cannot be had
+ * (another hmmd's, another user's, of another release, no answer, out of descriptors): his cards may reach memory,
+ * so hmmd must not begin. The others say that nobody is there, and none can be: -ENAMETOOLONG; -EACCES: of the
+ * directory; -EMFILE; -ENOMEM. Logged.
  */
 int holder_new(const struct holder_options *options, struct holder **result);
 /* Orderly: the process closes all that it has and ends. NULL is allowed; returns NULL. */

@@ -10,6 +10,7 @@ import socket
 import stat
 import struct
 import subprocess
+import threading
 import unittest
 
 import control_wire as wire
@@ -123,6 +124,26 @@ class Socket(Service):
         self.start_daemon()
         self.expect_refusal("another hmmd serves", "choose another path with --socket")
         self.expect_healthy()
+
+    def test_cards_that_somebody_else_has(self):
+        """What they reach may be the memory of whoever this hmmd would serve."""
+        path = os.path.join(self.folder, "hmmd.sock")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as other:
+            other.bind(path + ".holder")
+            other.listen()
+
+            def answer():
+                came, _ = other.accept()
+                with came:
+                    came.send(b"of another release")
+
+            thread = threading.Thread(target=answer)
+            thread.start()
+            self.expect_refusal("cannot be had from the process at", "hmmd does not start beside cards")
+            thread.join()
+        self.assertFalse(os.path.exists(path), "its own socket is left")
+        # Nobody is there any more.
+        self.start_daemon("--socket", path)
 
     def test_socket_left_by_a_killed_hmmd(self):
         self.start_daemon()

@@ -491,13 +491,13 @@ Test(holder, a_second_hmmd_is_refused)
 	int process, again;
 	pid_t hmmd = start_hmmd(&card, 1, 0, &process);
 
-	cr_expect(eq(int, holder_new(&options, &holder), -EBUSY));
+	cr_expect(eq(int, holder_new(&options, &holder), -EADDRINUSE));
 	cr_expect(eq(u32, look(&card, HOLDER_CONTAINER).calls, 0),
 		  "the first has its cards undisturbed");
 	kill_hmmd(hmmd);
 	hmmd = start_hmmd(NULL, 0, 0, &again);
 	close(again);
-	cr_expect(eq(int, holder_new(&options, &holder), -EBUSY), "nor beside the next");
+	cr_expect(eq(int, holder_new(&options, &holder), -EADDRINUSE), "nor beside the next");
 	cr_expect(eq(u32, look(&card, HOLDER_CONTAINER).calls, 1));
 	kill_hmmd(hmmd);
 	holder_free(new_holder(0));
@@ -526,7 +526,7 @@ Test(holder, another_user_is_refused)
 
 		if (setresuid(65534, 65534, 65534))
 			_exit(1);
-		_exit(holder_new(&options, &holder) == -EACCES ? 0 : 2);
+		_exit(holder_new(&options, &holder) == -EADDRINUSE ? 0 : 2);
 	}
 	cr_assert(eq(int, waitpid(stranger, &status, 0), stranger));
 	cr_expect(eq(int, status, 0));
@@ -534,6 +534,63 @@ Test(holder, another_user_is_refused)
 	holder_free(new_holder(0));
 	expect_end(process);
 	close_card(&card);
+}
+
+/* At the holder's path: it says this to whoever comes, or closes. */
+static pid_t start_other(const void *says, size_t size)
+{
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), came;
+	pid_t pid;
+
+	strcpy(address.sun_path, path);
+	cr_assert(eq(int, bind(fd, (struct sockaddr *)&address, sizeof(address)), 0));
+	cr_assert(eq(int, listen(fd, 1), 0));
+	pid = fork();
+	while (!pid) {
+		came = accept(fd, NULL, NULL);
+		if (came < 0 || (size && send(came, says, size, MSG_NOSIGNAL) < 0))
+			_exit(1);
+		close(came);
+	}
+	close(fd);
+	return pid;
+}
+
+/* Somebody is there who is of another release, or who ends at that moment: only he is nobody. */
+Test(holder, what_is_there_is_not_passed_over)
+{
+	struct holder_options options = { .socket = hmmd_socket };
+	struct holder *holder = NULL;
+	pid_t other = start_other("another release", 15);
+
+	cr_expect(eq(int, holder_new(&options, &holder), -EADDRINUSE));
+	kill_hmmd(other);
+	unlink(path);
+	other = start_other(NULL, 0);
+	holder_free(new_holder(0));
+	kill_hmmd(other);
+	unlink(path);
+}
+
+Test(holder, a_directory_that_cannot_be_entered)
+{
+	pid_t pid;
+	int status;
+
+	if (geteuid())
+		cr_skip_test("needs root, to become another user");
+	pid = fork();
+	if (!pid) {
+		struct holder_options options = { .socket = hmmd_socket };
+		struct holder *holder = NULL;
+
+		if (setresuid(65534, 65534, 65534))
+			_exit(1);
+		_exit(holder_new(&options, &holder) == -EACCES ? 0 : 2);
+	}
+	cr_assert(eq(int, waitpid(pid, &status, 0), pid));
+	cr_expect(eq(int, status, 0));
 }
 
 Test(holder, a_stranger_is_not_believed)
@@ -566,7 +623,7 @@ Test(holder, a_stranger_is_not_believed)
 	close(ready[1]);
 	cr_assert(eq(long, read(ready[0], &status, 1), 0L));
 	close(ready[0]);
-	cr_expect(eq(int, holder_new(&options, &holder), -EACCES));
+	cr_expect(eq(int, holder_new(&options, &holder), -EADDRINUSE));
 	kill_hmmd(stranger);
 	unlink(path);
 }
