@@ -225,21 +225,17 @@ static int check_copies(const struct device *device, struct letter *letter)
 	return 0;
 }
 
-static int mirror_register(struct owner *owner, struct letter *letter)
+/* @device: held, and the mirror's from now on if a new one is made; @made says so. */
+static int register_on(struct owner *owner, struct device *device, struct letter *letter, bool *made)
 {
 	const struct hmm_msg_mirror_register *message = (const void *)letter->message;
-	struct devices *devices = &owner->worker->engine->devices;
 	struct hmm_msg_mirror_register_reply *reply;
 	struct mirror *mirror;
-	struct device *device;
 	unsigned int index = 0;
 
-	if (owner->gone || owner->closing)
-		return letter_fail(letter, -ESTALE, "owner %u is gone", owner->id);
-	device = device_by_id(devices, message->device);
-	if (device && (far_check_driver(owner, device, letter) || dma_check_driver(device, letter)))
+	if (far_check_driver(owner, device, letter) || dma_check_driver(device, letter))
 		return letter->error;
-	if (device && message->flags & HMM_MIRROR_FLAGS_TRACKED && check_copies(device, letter))
+	if (message->flags & HMM_MIRROR_FLAGS_TRACKED && check_copies(device, letter))
 		return letter->error;
 	mirror = find_orphan(owner, message->device, message->flags, letter);
 	if (mirror) {
@@ -258,22 +254,33 @@ static int mirror_register(struct owner *owner, struct letter *letter)
 	if (index == MIRRORS_MAX)
 		return letter_fail(letter, -ENOSPC, "owner %u has %u mirrors, the most there can be",
 				   owner->id, MIRRORS_MAX);
-	device = device_use(devices, message->device);
-	if (!device)
-		return letter_fail(letter, -ENODEV, "no device %u", message->device);
-	mirror = mirror_new(owner, index, device);
-	reply = mirror ? letter_reply(letter, HMM_OP_MIRROR_REGISTER_REPLY, sizeof(*reply)) : NULL;
-	if (!reply) {
-		if (mirror)
-			mirror_free(mirror);
-		else
-			device_unuse(devices, device);
+	reply = letter_reply(letter, HMM_OP_MIRROR_REGISTER_REPLY, sizeof(*reply));
+	mirror = reply ? mirror_new(owner, index, device) : NULL;
+	if (!mirror)
 		return letter_fail(letter, -ENOMEM, "out of memory for a mirror");
-	}
+	*made = true;
 	mirror_note_driver(mirror, letter->peer, message->flags, letter->pid);
 	reply->mirror = mirror->id;
 	reply->index = mirror->index;
 	return 0;
+}
+
+static int mirror_register(struct owner *owner, struct letter *letter)
+{
+	const struct hmm_msg_mirror_register *message = (const void *)letter->message;
+	struct devices *devices = &owner->worker->engine->devices;
+	struct device *device;
+	bool made = false;
+
+	if (owner->gone || owner->closing)
+		return letter_fail(letter, -ESTALE, "owner %u is gone", owner->id);
+	device = device_use(devices, message->device);
+	if (!device)
+		return letter_fail(letter, -ENODEV, "no device %u", message->device);
+	register_on(owner, device, letter, &made);
+	if (!made)
+		device_unuse(devices, device);
+	return letter->error;
 }
 
 static void leave_coherent(struct block *block, void *data)

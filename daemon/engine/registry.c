@@ -146,6 +146,10 @@ static int device_make(struct engine *engine, struct letter *letter)
 	if (kind == HMM_POOL_KIND_HUGETLB && message->size && !engine->facts.hugetlb)
 		return letter_fail(letter, -ENOSPC,
 				   "no huge pages are reserved: write their number into /proc/sys/vm/nr_hugepages, or use pool memfd-huge");
+	/* Before a card is taken from where it waits. */
+	reply = letter_reply(letter, HMM_OP_DEVICE_NEW_REPLY, sizeof(*reply));
+	if (!reply)
+		return letter_fail(letter, -ENOMEM, "out of memory for the answer");
 	if (*message->bus && open_card(letter, message, &card))
 		return letter->error;
 	device = card ? device_readopt(devices, message->name, message->caps, letter->peer, letter->uid, card) : NULL;
@@ -167,24 +171,16 @@ static int device_make(struct engine *engine, struct letter *letter)
 		device->card_number = card_number(message->bus);
 		device->card = card;
 	}
-	reply = letter_reply(letter, HMM_OP_DEVICE_NEW_REPLY, sizeof(*reply));
-	if (!reply) {
-		device_let_go(devices, letter->peer, device->id);
-		return letter_fail(letter, -ENOMEM, "out of memory for the answer");
-	}
 	reply->device = device->id;
 	reply->size = device->size;
 	return 0;
 }
 
-static int device_look(struct engine *engine, struct letter *letter)
+static int device_look(struct device *device, struct letter *letter)
 {
-	const struct hmm_msg_device_open *message = (const void *)letter->message;
 	struct hmm_msg_device_open_reply *reply;
-	struct device *device = device_by_name(&engine->devices, message->name);
+	const struct card *card = atomic_load(&device->card);
 
-	if (!device)
-		return letter_fail(letter, -ENODEV, "no device %s", message->name);
 	if (dma_check_driver(device, letter))
 		return letter->error;
 	reply = letter_reply(letter, HMM_OP_DEVICE_OPEN_REPLY, sizeof(*reply));
@@ -194,27 +190,24 @@ static int device_look(struct engine *engine, struct letter *letter)
 	reply->pool = (uint32_t)device->pool->kind;
 	reply->size = device->size;
 	reply->caps = device->caps;
-	if (device->card)
-		hmm_wire_text(reply->bus, sizeof(reply->bus), card_address(device->card));
+	if (card)
+		hmm_wire_text(reply->bus, sizeof(reply->bus), card_address(card));
 	return 0;
 }
 
 /* The card for its driver; never what decides what it reaches. */
-static int device_fd(struct engine *engine, struct letter *letter)
+static int device_fd(struct device *device, struct letter *letter)
 {
-	const struct hmm_msg_device_fd *message = (const void *)letter->message;
-	struct device *device = device_by_id(&engine->devices, message->device);
+	const struct card *card = atomic_load(&device->card);
 	int fd;
 
-	if (!device)
-		return letter_fail(letter, -ENODEV, "no device %u", message->device);
-	if (!device->card)
+	if (!card)
 		return letter_fail(letter, -EOPNOTSUPP, "%s is no card: it was made without a bus address", device->name);
 	if (dma_check_driver(device, letter))
 		return letter->error;
 	if (device->uid != letter->uid && letter->uid)
 		return letter_fail(letter, -EPERM, "%s is another user's device", device->name);
-	fd = card_device(device->card);
+	fd = card_device(card);
 	if (fd < 0)
 		return letter_fail(letter, fd, "hmmd is out of descriptors");
 	if (!letter_reply(letter, HMM_OP_DEVICE_FD_REPLY, sizeof(struct hmm_msg_device_fd_reply))) {
@@ -226,27 +219,21 @@ static int device_fd(struct engine *engine, struct letter *letter)
 	return 0;
 }
 
-/* Of a device that this user made, or (after a restart, when nobody knows) of any. */
-static struct device *own_device(struct engine *engine, struct letter *letter, uint32_t id)
+/* A device that this user made, or (after a restart, when nobody knows) any. */
+static int check_own(const struct device *device, struct letter *letter)
 {
-	struct device *device = device_by_id(&engine->devices, id);
-
-	if (!device)
-		letter_fail(letter, -ENODEV, "no device %u", id);
-	else if (device->uid != (uid_t)-1 && device->uid != letter->uid && letter->uid)
-		letter_fail(letter, -EPERM, "%s is another user's device", device->name);
-	return letter->error ? NULL : device;
+	if (device->uid == (uid_t)-1 || device->uid == letter->uid || !letter->uid)
+		return 0;
+	return letter_fail(letter, -EPERM, "%s is another user's device", device->name);
 }
 
-static int memory_add(struct engine *engine, struct letter *letter)
+static int memory_add(struct devices *devices, struct device *device, struct letter *letter)
 {
 	const struct hmm_msg_devmem_add *message = (const void *)letter->message;
-	struct devices *devices = &engine->devices;
-	struct device *device = own_device(engine, letter, message->device);
 	struct hmm_msg_devmem_add_reply *reply;
 	int r = 0;
 
-	if (!device)
+	if (check_own(device, letter))
 		return letter->error;
 	if (device_is_far(device) != (message->pages != 0) || (message->pages && !message->token))
 		return letter_fail(letter, -EINVAL, "%s was made %s a copy engine", device->name,
@@ -273,17 +260,16 @@ static int memory_add(struct engine *engine, struct letter *letter)
 	return 0;
 }
 
-static int memory_remove(struct engine *engine, struct letter *letter)
+static int memory_remove(struct devices *devices, struct device *device, struct letter *letter)
 {
 	const struct hmm_msg_devmem_remove *message = (const void *)letter->message;
-	struct device *device = own_device(engine, letter, message->device);
 	int r;
 
-	if (!device)
+	if (check_own(device, letter))
 		return letter->error;
 	if (device_is_far(device) && atomic_load(&device->driver) != letter->pid)
 		return letter_fail(letter, -EPERM, "%s has its memory from another driver", device->name);
-	r = message->pool < device->size ? device_resize(&engine->devices, message->device, message->pool) : 0;
+	r = message->pool < device->size ? device_resize(devices, message->device, message->pool) : 0;
 	if (r)
 		return letter_fail(letter, r, "%lu bytes of %s are in use", atomic_load(&device->used), device->name);
 	if (device_is_far(device)) {
@@ -295,6 +281,56 @@ static int memory_remove(struct engine *engine, struct letter *letter)
 	return 0;
 }
 
+/* The device that a letter is about, held; or NULL, and the letter says so. */
+static struct device *use_device(struct devices *devices, struct letter *letter)
+{
+	const struct hmm_msg_device_open *by_name = (const void *)letter->message;
+	struct device *device;
+	uint32_t id;
+
+	switch (letter->message->opcode) {
+	case HMM_OP_DEVICE_OPEN:
+		device = device_use_name(devices, by_name->name);
+		if (!device)
+			letter_fail(letter, -ENODEV, "no device %s", by_name->name);
+		return device;
+	case HMM_OP_DEVICE_FD:
+		id = ((const struct hmm_msg_device_fd *)letter->message)->device;
+		break;
+	case HMM_OP_DEVMEM_ADD:
+		id = ((const struct hmm_msg_devmem_add *)letter->message)->device;
+		break;
+	default:
+		id = ((const struct hmm_msg_devmem_remove *)letter->message)->device;
+	}
+	device = device_use(devices, id);
+	if (!device)
+		letter_fail(letter, -ENODEV, "no device %u", id);
+	return device;
+}
+
+static void device_request(struct devices *devices, struct letter *letter)
+{
+	struct device *device = use_device(devices, letter);
+
+	if (!device)
+		return;
+	switch (letter->message->opcode) {
+	case HMM_OP_DEVICE_OPEN:
+		device_look(device, letter);
+		break;
+	case HMM_OP_DEVICE_FD:
+		device_fd(device, letter);
+		break;
+	case HMM_OP_DEVMEM_ADD:
+		memory_add(devices, device, letter);
+		break;
+	default:
+		memory_remove(devices, device, letter);
+	}
+	device_unuse(devices, device);
+}
+
 void engine_device_request(struct engine *engine, struct letter *letter)
 {
 	const struct hmm_msg_device_put *put = (const void *)letter->message;
@@ -304,16 +340,10 @@ void engine_device_request(struct engine *engine, struct letter *letter)
 		device_make(engine, letter);
 		break;
 	case HMM_OP_DEVICE_OPEN:
-		device_look(engine, letter);
-		break;
 	case HMM_OP_DEVICE_FD:
-		device_fd(engine, letter);
-		break;
 	case HMM_OP_DEVMEM_ADD:
-		memory_add(engine, letter);
-		break;
 	case HMM_OP_DEVMEM_REMOVE:
-		memory_remove(engine, letter);
+		device_request(&engine->devices, letter);
 		break;
 	default:
 		/* Of a device that this peer did not make it is nothing but good manners. */

@@ -249,6 +249,18 @@ struct device *device_use(struct devices *devices, uint32_t id)
 	return device;
 }
 
+struct device *device_use_name(struct devices *devices, const char *name)
+{
+	struct device *device;
+
+	pthread_mutex_lock(&devices->lock);
+	device = find_name(devices, name);
+	if (device)
+		device->mirrors++;
+	pthread_mutex_unlock(&devices->lock);
+	return device;
+}
+
 TAILQ_HEAD(device_list, device);
 
 /* A device that neither its creator nor a mirror holds goes to those that are freed without the lock: a card takes a while. */

@@ -114,8 +114,12 @@ void device_expect(struct devices *devices, uint32_t id, uint32_t token, pid_t d
 /* By name, by id: a copy of what does not change, or -ENODEV. */
 struct device *device_by_name(struct devices *devices, const char *name);
 struct device *device_by_id(struct devices *devices, uint32_t id);
-/* A mirror on it begins and ends. device_unuse() may free the device. */
+/*
+ * A mirror on it begins and ends, or it is looked at: without that another thread may free it.
+ * device_unuse() may free the device.
+ */
 struct device *device_use(struct devices *devices, uint32_t id);
+struct device *device_use_name(struct devices *devices, const char *name);
 void device_unuse(struct devices *devices, struct device *device);
 /* The creator lets go of one, or (@id 0) of all its devices because it is gone: cards that it drove are stopped. */
 void device_let_go(struct devices *devices, uint64_t creator, uint32_t id);

@@ -540,6 +540,65 @@ static int make_device(void)
 	return error;
 }
 
+static int ask_device(uint32_t id)
+{
+	struct letter *letter = letter_new(LETTER_REQUEST);
+	struct hmm_msg_device_fd *message = calloc(1, sizeof(*message));
+	int error;
+
+	HMM_MSG_INIT(*message, HMM_OP_DEVICE_FD, 0);
+	message->device = id;
+	letter->uid = user;
+	letter->gid = group;
+	letter->message = &message->header;
+	engine_device_request(&fixture.engine, letter);
+	error = letter->error;
+	cr_assert(eq(uint, letter->n_reply_fds, error ? 0 : 1));
+	if (!error)
+		close(letter->reply_fds[0]);
+	letter_free(letter);
+	return error;
+}
+
+static int open_device(const char *name, char *bus, size_t size)
+{
+	struct letter *letter = letter_new(LETTER_REQUEST);
+	struct hmm_msg_device_open *message = calloc(1, sizeof(*message));
+	int error;
+
+	HMM_MSG_INIT(*message, HMM_OP_DEVICE_OPEN, 0);
+	hmm_wire_text(message->name, sizeof(message->name), name);
+	letter->uid = user;
+	letter->gid = group;
+	letter->message = &message->header;
+	engine_device_request(&fixture.engine, letter);
+	error = letter->error;
+	if (!error)
+		snprintf(bus, size, "%s",
+			 ((const struct hmm_msg_device_open_reply *)letter->reply)->bus);
+	letter_free(letter);
+	return error;
+}
+
+/* It is held while it is looked at, and not a moment longer, whatever the answer. */
+Test(dma, looked_at)
+{
+	char bus[CARD_ADDRESS] = "";
+
+	begin();
+	cr_assert(eq(int, open_device("nobody's", bus, sizeof(bus)), -ENODEV));
+	cr_assert(eq(int, open_device(fixture.device->name, bus, sizeof(bus)), 0));
+	cr_assert(eq(str, bus, FAKE_CARD));
+	cr_assert(eq(int, ask_device(fixture.device->id), 0));
+	cr_assert(eq(int, ask_device(fixture.device->id + 1), -ENODEV));
+	user = group = getuid() + 1;
+	cr_assert(eq(int, open_device(fixture.device->name, bus, sizeof(bus)), -EACCES));
+	cr_assert(eq(int, ask_device(fixture.device->id), -EACCES));
+	user = group = 0;
+	cr_assert(eq(uint, fixture.device->mirrors, 1));
+	finish();
+}
+
 /* A card that waits for its driver is not lost by a request that fails. */
 Test(dma, kept_for_the_next)
 {
