@@ -187,7 +187,9 @@ bool hmm_range_read_retry(struct hmm_range *range, unsigned long number);
  * the range's blocks of 2 MiB: then the range is not valid any more, the card reaches nothing of
  * that block, and the driver maps anew. Before that it is asked (quiesce()), and after the deadline
  * it is not waited for. Blocks go as a whole: one stays mapped as long as another range of the
- * mirror's that is mapped has a part of it. All ranges go with their connection, or hmmd.
+ * mirror's that is mapped has a part of it. All ranges go with their connection, or hmmd; and when
+ * the connection goes that had something mapped last, the card stops until the next call succeeds.
+ * A new driver resets the card before that.
  * Of other devices addresses are those of device memory, pfn << 12.
  *
  * Return: pages mapped; -EBUSY: none, or the range became invalid; -EFAULT: a page has no address,
