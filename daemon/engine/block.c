@@ -539,6 +539,9 @@ void block_settle_later(struct block *block)
 {
 	struct owner *owner = block->owner;
 
+	/* Whoever excluded it waits to move it, however often a device asks for it meanwhile. */
+	if (block->queued && span_set_overlaps(&owner->excluded, block->addr, block->addr + HMM_BLOCK_SIZE))
+		return;
 	if (block->queued)
 		TAILQ_REMOVE(&owner->settling, block, settle);
 	block->queued = true;
