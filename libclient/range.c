@@ -27,26 +27,13 @@
 #include "devmem.h"
 #include "dispatch.h"
 #include "mapping.h"
-#include "space.h"
+#include "range.h"
 
-#define PART_MAX	 (64UL << 20)
 #define GENERATION_SHIFT 48
 #define FEW_PAGES	 1024UL /* whose answers fit on the stack */
 
 /* A page in the table or in an answer: HMM_RANGE_ENTRY_* and the holder's index above. */
 #define HOLDER_SHIFT 4
-
-struct hmm_range_private {
-	struct hmm_mirror_private *mirror; /* referenced */
-	struct hmm *hmm;		   /* not looked at when the mirror has been unregistered */
-	const struct hmm_range *range;
-	bool group;	  /* its pages are for all members of a group */
-	uint64_t numbers; /* the sum that it was valid at */
-	bool stable;	  /* nothing was changing then */
-	bool reached;	  /* a card may reach some of it */
-	uint32_t hold;	  /* hmmd's name of it; 0: hmmd has not been told */
-	uint32_t round;	  /* the connection on which it was told */
-};
 
 /* ---- numbers ---------------------------------------------------------------- */
 
@@ -88,16 +75,11 @@ static bool read_numbers(const struct hmm_range *range, uint64_t *numbers)
 	return stable;
 }
 
-static bool is_registered(const struct hmm_range_private *private)
-{
-	return !__atomic_load_n(&private->mirror->unregistered, __ATOMIC_ACQUIRE);
-}
-
 static bool is_alive(const struct hmm_range *range)
 {
 	const struct hmm_range_private *private = range ? range->priv : NULL;
 
-	return private && is_registered(private) && !hmmc_space_check(private->hmm) &&
+	return private && hmmc_range_is_registered(private) && !hmmc_space_check(private->hmm) &&
 	       !__atomic_load_n(&private->mirror->gone, __ATOMIC_ACQUIRE) &&
 	       !__atomic_load_n(&private->hmm->pulse->dead, __ATOMIC_ACQUIRE);
 }
@@ -273,7 +255,7 @@ void hmm_range_unregister(struct hmm_range *range)
 	range->priv = NULL;
 	range->hmm = NULL;
 	range->valid = false;
-	if (is_registered(private)) {
+	if (hmmc_range_is_registered(private)) {
 		/* In a fork's child everything is the parent's. */
 		if (hmmc_space_check_handle(private->hmm))
 			return;
@@ -287,7 +269,7 @@ void hmm_range_unregister(struct hmm_range *range)
 
 /* ---- entries ---------------------------------------------------------------------- */
 
-static int check_arrays(const struct hmm_range *range)
+int hmmc_range_check_arrays(const struct hmm_range *range)
 {
 	const uint64_t *flags = range->flags, *values = range->values;
 	uint64_t number, all = 0;
@@ -318,8 +300,7 @@ static bool has(uint64_t bits, uint64_t flag)
 	return flag && (bits & flag) == flag;
 }
 
-/* What the driver asks of page @i: HMM_RANGE_WANT_*. */
-static uint8_t want_of(const struct hmm_range *range, size_t i)
+uint8_t hmmc_range_want(const struct hmm_range *range, size_t i)
 {
 	uint64_t bits = (range->pfns[i] & range->pfn_flags_mask) | range->default_flags;
 
@@ -438,7 +419,7 @@ static bool look_in_table(struct look *look, uint64_t start, uint64_t end)
 		uint8_t entry = entry_of(range->priv, page << HMM_PAGE_SHIFT,
 					 __atomic_load_n(&hmm->table[page], __ATOMIC_ACQUIRE));
 
-		if (!is_as_wanted(range->priv, entry, look->snapshot ? 0 : want_of(range, i)))
+		if (!is_as_wanted(range->priv, entry, look->snapshot ? 0 : hmmc_range_want(range, i)))
 			return false;
 		look->entries[i] = entry;
 	}
@@ -465,7 +446,7 @@ static int prepare_look(struct request *request)
 	return 0;
 }
 
-static uint32_t new_hold(struct hmm *hmm)
+uint32_t hmmc_range_new_hold(struct hmm *hmm)
 {
 	uint32_t hold = __atomic_add_fetch(&hmm->holds, 1, __ATOMIC_RELAXED);
 
@@ -483,14 +464,14 @@ static struct request *new_request(const struct look *look, uint64_t start, uint
 	bool alike = true;
 
 	for (size_t i = 1; i < pages && alike && !look->snapshot; i++)
-		alike = want_of(range, first + i) == want_of(range, first);
+		alike = hmmc_range_want(range, first + i) == hmmc_range_want(range, first);
 	request = hmmc_request_new(private->hmm->connection, HMM_OP_RANGE_FAULT,
 				   sizeof(*message) + (alike ? 1 : pages));
 	if (!request)
 		return NULL;
 	message = (struct hmm_msg_range_fault *)request->message;
 	if (!private->hold)
-	private->hold = new_hold(private->hmm);
+	private->hold = hmmc_range_new_hold(private->hmm);
 	message->hold = private->hold;
 	message->hold_start = range->start;
 	message->hold_end = range->end;
@@ -501,7 +482,7 @@ static struct request *new_request(const struct look *look, uint64_t start, uint
 	message->page_shift = range->page_shift;
 	message->count = alike ? 1 : (uint32_t)pages;
 	for (size_t i = 0; i < message->count && !look->snapshot; i++)
-		message->wants[i] = want_of(range, first + i);
+		message->wants[i] = hmmc_range_want(range, first + i);
 	request->data = private;
 	request->prepare = prepare_look;
 	return request;
@@ -546,7 +527,7 @@ static int look_at_parts(struct look *look)
 	int error = 0;
 
 	for (uint64_t at = range->start; at < range->end && !error; at = next) {
-		next = (at & ~(PART_MAX - 1)) + PART_MAX;
+		next = (at & ~(RANGE_PART_MAX - 1)) + RANGE_PART_MAX;
 		if (next > range->end)
 			next = range->end;
 		if (!look_in_table(look, at, next))
@@ -631,7 +612,7 @@ static long look(struct hmm_range *range, bool snapshot, bool block)
 
 	if (!range || !range->priv)
 		return hmmc_fail(-EINVAL, "the range is NULL or not registered");
-	error = check_arrays(range);
+	error = hmmc_range_check_arrays(range);
 	if (!error)
 		error = hmmc_dispatch_check();
 	/* Here, too: hmmd is not asked for what the table says. */
@@ -674,7 +655,7 @@ long hmm_range_fault(struct hmm_range *range, bool block)
 static struct hmm_devmem_private *part_of(const struct hmm_range *range, unsigned long *part)
 {
 	const struct hmm_mirror_private *mirror =
-		range && range->priv && is_registered(range->priv) ? range->priv->mirror : NULL;
+		range && range->priv && hmmc_range_is_registered(range->priv) ? range->priv->mirror : NULL;
 
 	if (!mirror || range->priv->group)
 		return NULL;
@@ -700,287 +681,4 @@ unsigned long hmm_range_page_pfn(const struct hmm_range *range, const struct hmm
 	if (!devmem || !page || hmmc_devmem_of(page) != devmem)
 		return -1UL;
 	return part + (unsigned long)(page - devmem->devmem.pages);
-}
-
-/* ---- addresses for the device's own engine ---------------------------------------------- */
-
-static int check_dma(const struct hmm_range *range, const struct hmm_device *device,
-		     const uint64_t *daddrs)
-{
-	if (!range || !range->priv || !range->pfns || !device || !daddrs)
-		return hmmc_fail(-EINVAL,
-				 "range, device or daddrs is NULL, or the range is not registered");
-	if (range->priv->group || (is_registered(range->priv) && range->priv->mirror->device != device))
-		return hmmc_fail(-EINVAL, "the range is of another device's mirror, or of a group's");
-	return 0;
-}
-
-static int prepare_map(struct request *request)
-{
-	const struct hmm_range_private *private = request->data;
-
-	((struct hmm_msg_dma_map *)request->message)->mirror = private->mirror->id;
-	return 0;
-}
-
-/* Pages that are all wanted to be written, or none. Return: how many the card reaches, or an error. */
-static long reach_part(struct hmm_range *range, uint64_t start, uint64_t end, bool write)
-{
-	struct hmm_range_private *private = range->priv;
-	struct hmm_msg_dma_map *message;
-	struct request *request;
-	long result;
-
-	request = hmmc_request_new(private->hmm->connection, HMM_OP_DMA_MAP, sizeof(*message));
-	if (!request)
-		return hmmc_fail(-ENOMEM, "the library's memory is used up");
-	message = (struct hmm_msg_dma_map *)request->message;
-	message->hold = private->hold;
-	message->hold_start = range->start;
-	message->hold_end = range->end;
-	message->addr = start;
-	message->length = end - start;
-	message->write = write;
-	request->data = private;
-	request->prepare = prepare_map;
-	result = hmmc_request_call(request);
-	if (!result)
-		result = (long)((const struct hmm_msg_dma_map_reply *)request->reply)->pages;
-	hmmc_request_free(request);
-	return result;
-}
-
-static int prepare_unmap(struct request *request)
-{
-	const struct hmm_mirror_private *mirror = request->data;
-
-	((struct hmm_msg_dma_unmap *)request->message)->mirror = mirror->id;
-	return 0;
-}
-
-static void let_go(struct request *request)
-{
-	hmmc_mirror_put(request->data);
-	hmmc_request_free(request);
-}
-
-/* A callback does not wait for it: hmmd may be waiting for the callback. */
-static int reach_no_more(struct hmm_range_private *private)
-{
-	struct hmm_mirror_private *mirror = private->mirror;
-	struct request *request;
-	int error;
-
-	request = hmmc_request_new(private->hmm->connection, HMM_OP_DMA_UNMAP,
-				   sizeof(struct hmm_msg_dma_unmap));
-	if (!request)
-		return hmmc_fail(-ENOMEM, "the library's memory is used up");
-	((struct hmm_msg_dma_unmap *)request->message)->hold = private->hold;
-	request->data = mirror;
-	request->prepare = prepare_unmap;
-	if (hmmc_dispatch_is_current()) {
-		__atomic_add_fetch(&mirror->references, 1, __ATOMIC_RELAXED);
-		request->complete = let_go;
-		hmmc_request_post(request);
-		private->reached = false;
-		return 0;
-	}
-	error = hmmc_request_call(request);
-	hmmc_request_free(request);
-	private->reached = error != 0;
-	return error;
-}
-
-/* The same of the pages of [start, end), in one part. */
-static long reach_runs(struct hmm_range *range, const uint64_t *writes, uint64_t start,
-		       uint64_t end)
-{
-	long reached = 0, n = 0;
-	uint64_t next;
-
-	for (uint64_t at = start; at < end && n >= 0; at = next) {
-		size_t i = (at - range->start) >> HMM_PAGE_SHIFT;
-
-		next = at + HMM_PAGE_SIZE;
-		while (next < end && writes[(next - range->start) >> HMM_PAGE_SHIFT] == writes[i])
-			next += HMM_PAGE_SIZE;
-		n = reach_part(range, at, next, writes[i] != 0);
-		reached += n;
-	}
-	return n < 0 ? n : reached;
-}
-
-/* All of it, or nothing: the card is to reach as many pages as were found there. */
-static int reach(struct hmm_range *range, const uint64_t *writes, long found)
-{
-	struct hmm_range_private *private = range->priv;
-	long reached = 0, n = 0;
-	uint64_t next;
-
-	if (!private->hold)
-		private->hold = new_hold(private->hmm);
-	private->reached = true;
-	for (uint64_t at = range->start; at < range->end && n >= 0; at = next) {
-		next = (at & ~(PART_MAX - 1)) + PART_MAX;
-		if (next > range->end)
-			next = range->end;
-		n = reach_runs(range, writes, at, next);
-		reached += n;
-	}
-	if (n >= 0 && reached == found && hmm_range_valid(range))
-		return 0;
-	/* Why stays the last error. */
-	if (n >= 0)
-		hmmc_fail(-EBUSY, "something changed in the range meanwhile; ask again");
-	if (n == -EPERM)
-		return -EPERM;
-	return n >= 0 || n == -EBUSY ? -EBUSY : -EFAULT;
-}
-
-/* Those of the mirror's device. @daddrs: each at its own address; NULL: only how many. */
-static long find_own(const struct hmm_range *range, long pages, uint64_t *daddrs)
-{
-	unsigned long part = (range->priv->mirror->id & 0xff) + 1;
-	long found = 0;
-
-	for (long i = 0; i < pages; i++) {
-		unsigned long pfn = hmm_device_entry_to_pfn(range, range->pfns[i]);
-		bool own = pfn != -1UL && pfn / HMM_PFN_DEVICE_FIRST == part;
-
-		found += own;
-		if (daddrs)
-			daddrs[i] = own ? range->start + ((uint64_t)i << HMM_PAGE_SHIFT) : 0;
-	}
-	return found;
-}
-
-/* Of a card: addresses are the owner's. What is to be written stands in @daddrs meanwhile. */
-static long card_map(struct hmm_range *range, uint64_t *daddrs, bool block)
-{
-	size_t pages = (range->end - range->start) >> HMM_PAGE_SHIFT;
-	int error = check_arrays(range);
-	char why[HMMC_ERROR_TEXT];
-	long found;
-
-	if (error)
-		return error;
-	for (size_t i = 0; i < pages; i++)
-		daddrs[i] = !!(want_of(range, i) & HMM_RANGE_WANT_WRITE);
-	found = hmm_range_fault(range, block);
-	if (found >= 0) {
-		found = find_own(range, found, NULL);
-		error = found ? reach(range, daddrs, found) :
-				hmmc_fail(-EBUSY, "there is no page in the range");
-	} else {
-		error = (int)found;
-	}
-	if (!error)
-		return find_own(range, (long)pages, daddrs);
-	snprintf(why, sizeof(why), "%s", hmm_last_error());
-	memset(daddrs, 0, pages * sizeof(*daddrs));
-	/* What it had before, too; or hmmd is gone, and its holder has. */
-	if (range->priv->reached)
-		reach_no_more(range->priv);
-	return hmmc_fail(error, "%s", why);
-}
-
-long hmm_range_dma_map(struct hmm_range *range, struct hmm_device *device, uint64_t *daddrs,
-		       bool block)
-{
-	int error = check_dma(range, device, daddrs);
-	long pages, mapped = 0;
-
-	if (!error && *device->bus)
-		return card_map(range, daddrs, block);
-	pages = error ? error : hmm_range_fault(range, block);
-	if (pages < 0)
-		return pages;
-	for (long i = 0; i < pages && !error; i++) {
-		unsigned long pfn = hmm_device_entry_to_pfn(range, range->pfns[i]);
-
-		daddrs[i] = 0;
-		if (pfn == -1UL)
-			continue;
-		/* Another device's, seen because nothing was asked of it, has none either. */
-		if (pfn / HMM_PFN_DEVICE_FIRST != (range->priv->mirror->id & 0xff) + 1) {
-			error = hmmc_fail(
-				-EFAULT,
-				"%#lx is not in the device's memory, and there is no IOMMU",
-				range->start + ((unsigned long)i << HMM_PAGE_SHIFT));
-		} else {
-			daddrs[i] = (uint64_t)pfn << HMM_PAGE_SHIFT;
-			mapped++;
-		}
-	}
-	if (!error && (!mapped || !hmm_range_valid(range)))
-		error = hmmc_fail(-EBUSY,
-				  "there is no page in the range, or something changed meanwhile");
-	if (error)
-		memset(daddrs, 0, (size_t)pages * sizeof(*daddrs));
-	return error ? error : mapped;
-}
-
-static int prepare_mark(struct request *request)
-{
-	const struct hmm_mirror_private *mirror = request->data;
-
-	((struct hmm_msg_dirty_mark *)request->message)->mirror = mirror->id;
-	return 0;
-}
-
-/*
- * Pages [first, end) of the range have been written. Nobody waits for it: a callback may unmap. A
- * hmmd that does not hear of it any more tells of all pages.
- */
-static int mark_written(const struct hmm_range *range, size_t first, size_t end)
-{
-	struct hmm_mirror_private *mirror = range->priv->mirror;
-	struct hmm_msg_dirty_mark *message;
-	struct request *request;
-
-	request = hmmc_request_new(mirror->hmm->connection, HMM_OP_DIRTY_MARK, sizeof(*message));
-	if (!request)
-		return hmmc_fail(-ENOMEM, "the library's memory is used up");
-	message = (struct hmm_msg_dirty_mark *)request->message;
-	message->addr = range->start + (first << HMM_PAGE_SHIFT);
-	message->length = (end - first) << HMM_PAGE_SHIFT;
-	__atomic_add_fetch(&mirror->references, 1, __ATOMIC_RELAXED);
-	request->data = mirror;
-	request->prepare = prepare_mark;
-	request->complete = let_go;
-	hmmc_request_post(request);
-	return 0;
-}
-
-long hmm_range_dma_unmap(struct hmm_range *range, struct hmm_device *device, uint64_t *daddrs,
-			 bool dirty)
-{
-	int error = check_dma(range, device, daddrs);
-	size_t pages, first, end;
-	long unmapped = 0;
-
-	if (!error)
-		error = check_arrays(range);
-	if (!error && range->priv->reached)
-		error = reach_no_more(range->priv);
-	if (error)
-		return error;
-	pages = (range->end - range->start) >> HMM_PAGE_SHIFT;
-	for (first = 0; first < pages && !daddrs[first]; first++)
-		;
-	for (end = pages; end > first && !daddrs[end - 1]; end--)
-		;
-	/* The device's memory is the page, so there is nothing to write back; but who has a copy is to know. */
-	if (dirty && first < end && is_registered(range->priv))
-		error = mark_written(range, first, end);
-	if (error)
-		return error;
-	for (size_t i = first; i < end; i++) {
-		if (!daddrs[i])
-			continue;
-		range->pfns[i] = range->values[HMM_PFN_NONE];
-		daddrs[i] = 0;
-		unmapped++;
-	}
-	return unmapped;
 }

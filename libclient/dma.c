@@ -1,0 +1,297 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * dma.c - addresses of a range's pages for the device's own engine.
+ *
+ * The happy path: the range is faulted in as by hmm_range_fault(), and pages in the device's own memory get their
+ * numbers there. A card behind an IOMMU gets the owner's addresses instead, once hmmd has mapped those
+ * pages; then the range's number says whether they are so still.
+ *
+ * What can fail: whatever hmm_range_fault() says; a card's limits, with hmmd's words. Then it reaches nothing of the range.
+ * Runs in the program's threads; giving addresses back does not wait in a callback.
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "dispatch.h"
+#include "range.h"
+
+static int check_dma(const struct hmm_range *range, const struct hmm_device *device,
+		     const uint64_t *daddrs)
+{
+	if (!range || !range->priv || !range->pfns || !device || !daddrs)
+		return hmmc_fail(-EINVAL,
+				 "range, device or daddrs is NULL, or the range is not registered");
+	if (range->priv->group || (hmmc_range_is_registered(range->priv) && range->priv->mirror->device != device))
+		return hmmc_fail(-EINVAL, "the range is of another device's mirror, or of a group's");
+	return 0;
+}
+
+static int prepare_map(struct request *request)
+{
+	const struct hmm_range_private *private = request->data;
+
+	((struct hmm_msg_dma_map *)request->message)->mirror = private->mirror->id;
+	return 0;
+}
+
+/* Pages that are all wanted to be written, or none. Return: how many the card reaches, or an error. */
+static long reach_part(struct hmm_range *range, uint64_t start, uint64_t end, bool write)
+{
+	struct hmm_range_private *private = range->priv;
+	struct hmm_msg_dma_map *message;
+	struct request *request;
+	long result;
+
+	request = hmmc_request_new(private->hmm->connection, HMM_OP_DMA_MAP, sizeof(*message));
+	if (!request)
+		return hmmc_fail(-ENOMEM, "the library's memory is used up");
+	message = (struct hmm_msg_dma_map *)request->message;
+	message->hold = private->hold;
+	message->hold_start = range->start;
+	message->hold_end = range->end;
+	message->addr = start;
+	message->length = end - start;
+	message->write = write;
+	request->data = private;
+	request->prepare = prepare_map;
+	result = hmmc_request_call(request);
+	if (!result)
+		result = (long)((const struct hmm_msg_dma_map_reply *)request->reply)->pages;
+	hmmc_request_free(request);
+	return result;
+}
+
+static int prepare_unmap(struct request *request)
+{
+	const struct hmm_mirror_private *mirror = request->data;
+
+	((struct hmm_msg_dma_unmap *)request->message)->mirror = mirror->id;
+	return 0;
+}
+
+static void let_go(struct request *request)
+{
+	hmmc_mirror_put(request->data);
+	hmmc_request_free(request);
+}
+
+/* A callback does not wait for it: hmmd may be waiting for the callback. */
+static int reach_no_more(struct hmm_range_private *private)
+{
+	struct hmm_mirror_private *mirror = private->mirror;
+	struct request *request;
+	int error;
+
+	request = hmmc_request_new(private->hmm->connection, HMM_OP_DMA_UNMAP,
+				   sizeof(struct hmm_msg_dma_unmap));
+	if (!request)
+		return hmmc_fail(-ENOMEM, "the library's memory is used up");
+	((struct hmm_msg_dma_unmap *)request->message)->hold = private->hold;
+	request->data = mirror;
+	request->prepare = prepare_unmap;
+	if (hmmc_dispatch_is_current()) {
+		__atomic_add_fetch(&mirror->references, 1, __ATOMIC_RELAXED);
+		request->complete = let_go;
+		hmmc_request_post(request);
+		private->reached = false;
+		return 0;
+	}
+	error = hmmc_request_call(request);
+	hmmc_request_free(request);
+	private->reached = error != 0;
+	return error;
+}
+
+/* The same of the pages of [start, end), in one part. */
+static long reach_runs(struct hmm_range *range, const uint64_t *writes, uint64_t start,
+		       uint64_t end)
+{
+	long reached = 0, n = 0;
+	uint64_t next;
+
+	for (uint64_t at = start; at < end && n >= 0; at = next) {
+		size_t i = (at - range->start) >> HMM_PAGE_SHIFT;
+
+		next = at + HMM_PAGE_SIZE;
+		while (next < end && writes[(next - range->start) >> HMM_PAGE_SHIFT] == writes[i])
+			next += HMM_PAGE_SIZE;
+		n = reach_part(range, at, next, writes[i] != 0);
+		reached += n;
+	}
+	return n < 0 ? n : reached;
+}
+
+/* All of it, or nothing: the card is to reach as many pages as were found there. */
+static int reach(struct hmm_range *range, const uint64_t *writes, long found)
+{
+	struct hmm_range_private *private = range->priv;
+	long reached = 0, n = 0;
+	uint64_t next;
+
+	if (!private->hold)
+		private->hold = hmmc_range_new_hold(private->hmm);
+	private->reached = true;
+	for (uint64_t at = range->start; at < range->end && n >= 0; at = next) {
+		next = (at & ~(RANGE_PART_MAX - 1)) + RANGE_PART_MAX;
+		if (next > range->end)
+			next = range->end;
+		n = reach_runs(range, writes, at, next);
+		reached += n;
+	}
+	if (n >= 0 && reached == found && hmm_range_valid(range))
+		return 0;
+	/* Why stays the last error. */
+	if (n >= 0)
+		hmmc_fail(-EBUSY, "something changed in the range meanwhile; ask again");
+	if (n == -EPERM)
+		return -EPERM;
+	return n >= 0 || n == -EBUSY ? -EBUSY : -EFAULT;
+}
+
+/* Those of the mirror's device. @daddrs: each at its own address; NULL: only how many. */
+static long find_own(const struct hmm_range *range, long pages, uint64_t *daddrs)
+{
+	unsigned long part = (range->priv->mirror->id & 0xff) + 1;
+	long found = 0;
+
+	for (long i = 0; i < pages; i++) {
+		unsigned long pfn = hmm_device_entry_to_pfn(range, range->pfns[i]);
+		bool own = pfn != -1UL && pfn / HMM_PFN_DEVICE_FIRST == part;
+
+		found += own;
+		if (daddrs)
+			daddrs[i] = own ? range->start + ((uint64_t)i << HMM_PAGE_SHIFT) : 0;
+	}
+	return found;
+}
+
+/* Of a card: addresses are the owner's. What is to be written stands in @daddrs meanwhile. */
+static long card_map(struct hmm_range *range, uint64_t *daddrs, bool block)
+{
+	size_t pages = (range->end - range->start) >> HMM_PAGE_SHIFT;
+	int error = hmmc_range_check_arrays(range);
+	char why[HMMC_ERROR_TEXT];
+	long found;
+
+	if (error)
+		return error;
+	for (size_t i = 0; i < pages; i++)
+		daddrs[i] = !!(hmmc_range_want(range, i) & HMM_RANGE_WANT_WRITE);
+	found = hmm_range_fault(range, block);
+	if (found >= 0) {
+		found = find_own(range, found, NULL);
+		error = found ? reach(range, daddrs, found) :
+				hmmc_fail(-EBUSY, "there is no page in the range");
+	} else {
+		error = (int)found;
+	}
+	if (!error)
+		return find_own(range, (long)pages, daddrs);
+	snprintf(why, sizeof(why), "%s", hmm_last_error());
+	memset(daddrs, 0, pages * sizeof(*daddrs));
+	/* What it had before, too; or hmmd is gone, and its holder has. */
+	if (range->priv->reached)
+		reach_no_more(range->priv);
+	return hmmc_fail(error, "%s", why);
+}
+
+long hmm_range_dma_map(struct hmm_range *range, struct hmm_device *device, uint64_t *daddrs,
+		       bool block)
+{
+	int error = check_dma(range, device, daddrs);
+	long pages, mapped = 0;
+
+	if (!error && *device->bus)
+		return card_map(range, daddrs, block);
+	pages = error ? error : hmm_range_fault(range, block);
+	if (pages < 0)
+		return pages;
+	for (long i = 0; i < pages && !error; i++) {
+		unsigned long pfn = hmm_device_entry_to_pfn(range, range->pfns[i]);
+
+		daddrs[i] = 0;
+		if (pfn == -1UL)
+			continue;
+		/* Another device's, seen because nothing was asked of it, has none either. */
+		if (pfn / HMM_PFN_DEVICE_FIRST != (range->priv->mirror->id & 0xff) + 1) {
+			error = hmmc_fail(
+				-EFAULT,
+				"%#lx is not in the device's memory, and there is no IOMMU",
+				range->start + ((unsigned long)i << HMM_PAGE_SHIFT));
+		} else {
+			daddrs[i] = (uint64_t)pfn << HMM_PAGE_SHIFT;
+			mapped++;
+		}
+	}
+	if (!error && (!mapped || !hmm_range_valid(range)))
+		error = hmmc_fail(-EBUSY,
+				  "there is no page in the range, or something changed meanwhile");
+	if (error)
+		memset(daddrs, 0, (size_t)pages * sizeof(*daddrs));
+	return error ? error : mapped;
+}
+
+static int prepare_mark(struct request *request)
+{
+	const struct hmm_mirror_private *mirror = request->data;
+
+	((struct hmm_msg_dirty_mark *)request->message)->mirror = mirror->id;
+	return 0;
+}
+
+/*
+ * Pages [first, end) of the range have been written. Nobody waits for it: a callback may unmap. A
+ * hmmd that does not hear of it any more tells of all pages.
+ */
+static int mark_written(const struct hmm_range *range, size_t first, size_t end)
+{
+	struct hmm_mirror_private *mirror = range->priv->mirror;
+	struct hmm_msg_dirty_mark *message;
+	struct request *request;
+
+	request = hmmc_request_new(mirror->hmm->connection, HMM_OP_DIRTY_MARK, sizeof(*message));
+	if (!request)
+		return hmmc_fail(-ENOMEM, "the library's memory is used up");
+	message = (struct hmm_msg_dirty_mark *)request->message;
+	message->addr = range->start + (first << HMM_PAGE_SHIFT);
+	message->length = (end - first) << HMM_PAGE_SHIFT;
+	__atomic_add_fetch(&mirror->references, 1, __ATOMIC_RELAXED);
+	request->data = mirror;
+	request->prepare = prepare_mark;
+	request->complete = let_go;
+	hmmc_request_post(request);
+	return 0;
+}
+
+long hmm_range_dma_unmap(struct hmm_range *range, struct hmm_device *device, uint64_t *daddrs,
+			 bool dirty)
+{
+	int error = check_dma(range, device, daddrs);
+	size_t pages, first, end;
+	long unmapped = 0;
+
+	if (!error)
+		error = hmmc_range_check_arrays(range);
+	if (!error && range->priv->reached)
+		error = reach_no_more(range->priv);
+	if (error)
+		return error;
+	pages = (range->end - range->start) >> HMM_PAGE_SHIFT;
+	for (first = 0; first < pages && !daddrs[first]; first++)
+		;
+	for (end = pages; end > first && !daddrs[end - 1]; end--)
+		;
+	/* The device's memory is the page, so there is nothing to write back; but who has a copy is to know. */
+	if (dirty && first < end && hmmc_range_is_registered(range->priv))
+		error = mark_written(range, first, end);
+	if (error)
+		return error;
+	for (size_t i = first; i < end; i++) {
+		if (!daddrs[i])
+			continue;
+		range->pfns[i] = range->values[HMM_PFN_NONE];
+		daddrs[i] = 0;
+		unmapped++;
+	}
+	return unmapped;
+}

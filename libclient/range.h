@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* range.h - what a range is in the library: range.c looks at its pages, dma.c has the device's own engine reach them. */
+#ifndef HMMC_RANGE_H
+#define HMMC_RANGE_H
+
+#include "space.h"
+
+/* What one message may be about: it is cut at multiples of this, so that no block is in two. */
+#define RANGE_PART_MAX (64UL << 20)
+
+struct hmm_range_private {
+	struct hmm_mirror_private *mirror; /* referenced */
+	struct hmm *hmm;		   /* not looked at when the mirror has been unregistered */
+	const struct hmm_range *range;
+	bool group;	  /* its pages are for all members of a group */
+	uint64_t numbers; /* the sum that it was valid at */
+	bool stable;	  /* nothing was changing then */
+	bool reached;	  /* a card may reach some of it */
+	uint32_t hold;	  /* hmmd's name of it; 0: hmmd has not been told */
+	uint32_t round;	  /* the connection on which it was told */
+};
+
+/* Not any more: only the range knows its mirror, and asks nothing through it. */
+static inline bool hmmc_range_is_registered(const struct hmm_range_private *private)
+{
+	return !__atomic_load_n(&private->mirror->unregistered, __ATOMIC_ACQUIRE);
+}
+
+/* Whether the driver's arrays make sense: 0, or -EINVAL with the text. */
+int hmmc_range_check_arrays(const struct hmm_range *range);
+/* What the driver asks of page @i: HMM_RANGE_WANT_*. */
+uint8_t hmmc_range_want(const struct hmm_range *range, size_t i);
+/* A number by which hmmd knows a range. */
+uint32_t hmmc_range_new_hold(struct hmm *hmm);
+
+#endif
