@@ -6,6 +6,7 @@
  * Needs two memory nodes. What can fail: pages that lie where nobody asked for them.
  */
 #include "contract.h"
+#include "proto/uapi.h"
 
 #include <numaif.h>
 #include <sys/mman.h>
@@ -13,13 +14,6 @@
 #define NODES_MAX 1024
 #define PAGES 8UL
 #define HUGE_FREE "/sys/devices/system/node/node%d/hugepages/hugepages-2048kB/free_hugepages"
-
-#ifndef MADV_POPULATE_READ
-#define MADV_POPULATE_READ 22
-#endif
-#ifndef MADV_POPULATE_WRITE
-#define MADV_POPULATE_WRITE 23
-#endif
 
 TestSuite(placement, .init = contract_begin);
 

@@ -66,12 +66,11 @@ static void expect_one_moment(const char *memory)
 	}
 }
 
-static void under_a_driver(void)
+/* The driver, which has them too, is at work. */
+static char *lend_pages(int socket)
 {
 	uint64_t word;
 	char *memory;
-	int socket;
-	pid_t driver = test_driver_start("under-a-driver", &socket), child;
 
 	test_open(0, DEVICE_MEMORY);
 	memory = test_map(PAGES);
@@ -79,15 +78,25 @@ static void under_a_driver(void)
 		*(uint64_t *)(memory + i * PAGE) = test_word(i, 0, 5);
 	test_invite(socket, memory);
 	CHECK(test_hear(socket, &word, NULL));
-	for (int i = 0; i < FORKS; i++) {
-		child = fork();
-		if (!child) {
-			expect_one_moment(memory);
-			_exit(0);
-		}
-		CHECK(child > 0);
-		test_reap(child, 0);
+	return memory;
+}
+
+static void fork_once(const char *memory)
+{
+	pid_t child = fork();
+
+	if (!child) {
+		expect_one_moment(memory);
+		_exit(0);
 	}
+	CHECK(child > 0);
+	test_reap(child, 0);
+}
+
+static void end_with(const char *memory, int socket, pid_t driver)
+{
+	uint64_t word;
+
 	test_tell(socket, 2, -1);
 	CHECK(test_hear(socket, &word, NULL));
 	for (size_t i = 0; i < PAGES; i++) {
@@ -97,6 +106,18 @@ static void under_a_driver(void)
 	CHECK(word > 0);
 	test_reap(driver, 0);
 	test_close();
+}
+
+static void under_a_driver(void)
+{
+	char *memory;
+	int socket;
+	pid_t driver = test_driver_start("under-a-driver", &socket);
+
+	memory = lend_pages(socket);
+	for (int i = 0; i < FORKS; i++)
+		fork_once(memory);
+	end_with(memory, socket, driver);
 }
 
 /* Runs behind the library's own handler, which has had everything brought home. */
@@ -112,31 +133,14 @@ static void wait_in_fork(void)
 /* hmmd dies meanwhile, and another comes, which the driver asks for pages at once. */
 static void over_a_restart(void)
 {
-	uint64_t word;
 	char *memory;
 	int socket;
-	pid_t driver = test_driver_start("under-a-driver", &socket), child;
+	pid_t driver = test_driver_start("under-a-driver", &socket);
 
 	CHECK_EQ(pthread_atfork(wait_in_fork, NULL, NULL), 0);
-	test_open(0, DEVICE_MEMORY);
-	memory = test_map(PAGES);
-	for (size_t i = 0; i < PAGES; i++)
-		*(uint64_t *)(memory + i * PAGE) = test_word(i, 0, 5);
-	test_invite(socket, memory);
-	CHECK(test_hear(socket, &word, NULL));
-	child = fork();
-	if (!child) {
-		expect_one_moment(memory);
-		_exit(0);
-	}
-	CHECK(child > 0);
-	test_reap(child, 0);
-	test_tell(socket, 2, -1);
-	CHECK(test_hear(socket, &word, NULL));
-	for (size_t i = 0; i < PAGES; i++)
-		CHECK_EQ(word_of(memory, i, 1), word);
-	test_reap(driver, 0);
-	test_close();
+	memory = lend_pages(socket);
+	fork_once(memory);
+	end_with(memory, socket, driver);
 }
 
 static const struct test_case cases[] = {
