@@ -238,7 +238,7 @@ static bool part(struct agent *agent, struct move *move, unsigned int page)
 static int move_run(struct agent *agent, struct hmm_order *order, struct move *move,
 		    unsigned int page, unsigned int end, bool *committed)
 {
-	unsigned int step = end - page, touched = page;
+	unsigned int step = end - page, touched = page, hinted = page;
 
 	while (page < end) {
 		struct uffdio_move arg = {
@@ -279,6 +279,15 @@ static int move_run(struct agent *agent, struct hmm_order *order, struct move *m
 		case EBUSY:
 			if (move->unshare && page >= touched) {
 				touched = break_sharing(agent, move, page, end);
+				continue;
+			}
+			/*
+			 * A part of a huge page whose first part a child had shared is refused though it is the owner's
+			 * alone: the hint makes small pages of it (contract-move).
+			 */
+			if (move->unshare && page >= hinted) {
+				hinted = page + 1;
+				madvise((void *)page_address(move->from, page), HMM_PAGE_SIZE, MADV_COLD);
 				continue;
 			}
 			break;

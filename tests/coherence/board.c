@@ -580,6 +580,16 @@ static void recall(struct board *board, uint32_t cell)
 	munmap(all, most * sizeof(*all));
 }
 
+/* The first that fails says why, and whoever fails meanwhile lets it. */
+static void fail_once(struct board *board)
+{
+	if (!atomic_exchange(&board->failed, 1))
+		return;
+	while (atomic_load(&board->failed) != 2)
+		pause_us(10000);
+	_exit(1);
+}
+
 void board_violation(struct board *board, struct participant *who, enum operation how, uint32_t cell,
 		     const struct sight *sight, uint64_t value, const char *why)
 {
@@ -589,10 +599,7 @@ void board_violation(struct board *board, struct participant *who, enum operatio
 			   cell % PAGE_CELLS * 8;
 	struct page_clock *clock = clock_of(board, page);
 
-	if (atomic_exchange(&board->failed, 1)) {
-		for (;;)
-			pause();
-	}
+	fail_once(board);
 	dprintf(2, "coherence: VIOLATION by %s: %s\n", how == OP_IDLE ? "?" : operation_name(how), why);
 	dprintf(2, "  reader %s (pid %d), seed %lu\n", who->name, who->pid, board->settings.seed);
 	dprintf(2, "  cell %u, page %u, address %#lx, block %#lx, offset %#lx, area %u of kind %u\n", cell,
@@ -618,10 +625,7 @@ void board_fail(struct board *board, struct participant *who, const char *format
 	char text[512];
 	va_list arguments;
 
-	if (atomic_exchange(&board->failed, 1)) {
-		for (;;)
-			pause();
-	}
+	fail_once(board);
 	va_start(arguments, format);
 	vsnprintf(text, sizeof(text), format, arguments);
 	va_end(arguments);

@@ -417,6 +417,34 @@ Test(move, huge_page_may_split_when_it_meets_an_old_page_table)
 	cr_assert_eq(own[BLOCK - 1], 3);
 }
 
+/*
+ * A part of a huge page that is mapped by 4 KiB: what MOVE asks is whether the huge page's first part is the owner's alone, whichever is wanted.
+ * Linux 6.15 and later give a part back to the owner without copying it once the child is gone, and the first one, which was copied
+ * before, is nobody's. A hint for a part makes the huge page small ones, and each is looked at by itself.
+ */
+Test(move, part_of_a_huge_page_that_was_shared_is_busy_until_it_is_split)
+{
+	struct stage s = huge_stage(5);
+	pid_t pid = child_start(sleeper, NULL);
+	char *part = s.own + 132 * PAGE;
+	int result;
+
+	s.own[0] = 6;
+	cr_assert_not(is_huge(s.own));
+	child_kill(pid);
+	cr_assert_eq(futex_write_fault((void *)part), 0);
+	cr_assert(pagemap(part) & PM_EXCLUSIVE);
+	result = uffd_move(s.fd, s.slot + 132 * PAGE, part, PAGE, 0);
+	if (!result)
+		return;		/* before Linux 6.15 it was copied */
+	cr_assert_eq(result, -EBUSY);
+	cr_assert_eq(futex_write_fault((void *)part), 0);
+	cr_assert_eq(uffd_move(s.fd, s.slot + 132 * PAGE, part, PAGE, 0), -EBUSY, "nor does another write help");
+	cr_assert_eq(madvise(part, PAGE, MADV_COLD), 0);
+	cr_assert_eq(uffd_move(s.fd, s.slot + 132 * PAGE, part, PAGE, 0), 0);
+	cr_assert_eq(s.slot[132 * PAGE], 5);
+}
+
 /* The part of a huge page that is not wanted stays: the page is split, nothing is lost. */
 Test(move, part_of_a_huge_page_splits_it)
 {

@@ -190,7 +190,8 @@ class Process:
         try:
             return self._child.wait(scaled(seconds))
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"{self.name} (pid {self.pid}) did not end in {scaled(seconds):.0f} s") from None
+            raise AssertionError(f"{self.name} (pid {self.pid}) did not end in {scaled(seconds):.0f} s\n"
+                                 f"{self.errors[-2000:]}") from None
 
     def finish(self, seconds=60, status=0):
         """End of input, then its end, which must have the given exit status."""
