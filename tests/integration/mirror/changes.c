@@ -328,6 +328,85 @@ static void remap_partly_out(void)
 	test_close();
 }
 
+/* What DONTUNMAP left is one mapping. Watched in part before it is written again, it is never one again for the kernel. */
+static char *left_behind(uint32_t seed)
+{
+	char *room = test_map(32), *memory = test_map(32);
+
+	/* Room to grow into. */
+	CHECK_EQ(munmap(memory + 16 * PAGE, 16 * PAGE), 0);
+	test_fill(memory, 16, seed);
+	CHECK(mremap(memory, 16 * PAGE, 16 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, room) == room);
+	test_check(room, 16, seed);
+	CHECK_EQ(munmap(room, 32 * PAGE), 0);
+	CHECK_EQ(hmm_migrate(&mirror, (unsigned long)memory + 4 * PAGE, PAGE, HMM_DEVICE, HMM_MIGRATE_POPULATE, NULL, NULL), 1);
+	test_fill(memory, 1, seed + 1);
+	((volatile char *)memory)[8 * PAGE] = 1;
+	test_fill(memory, 16, seed + 1);
+	return memory;
+}
+
+static void check_moved(char *from, char *memory, size_t pages, uint32_t seed)
+{
+	if (memory == MAP_FAILED)
+		FAIL("mremap: %m");
+	test_check(memory, 16, seed);
+	if (pages > 16)
+		test_check_zero(memory + 16 * PAGE, pages - 16);
+	if (memory != from)
+		CHECK_EQ(hmm_device_read(&mirror, (unsigned long)from, &(char){ 0 }, 1), -EFAULT);
+	test_fill(memory, pages, seed + 1);
+	test_out(memory, pages);
+	test_device_check(memory, pages, seed + 1);
+	test_check(memory, pages, seed + 1);
+	CHECK_EQ(munmap(memory, pages * PAGE), 0);
+}
+
+static void remap_left_behind(void)
+{
+	char *memory, *room, *stop;
+
+	test_open(0, DEVICE_MEMORY);
+	if (!(hmm_features(hmm) & HMM_HAS_PROCMAP_QUERY))
+		test_skip("the kernel tells nothing of mappings");
+	memory = left_behind(50);
+	check_moved(memory, mremap(memory, 16 * PAGE, 32 * PAGE, 0), 32, 51);
+
+	/* No room where it is. */
+	memory = left_behind(60);
+	stop = mmap(memory + 16 * PAGE, PAGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+	CHECK(stop == memory + 16 * PAGE);
+	CHECK(mremap(memory, 16 * PAGE, 32 * PAGE, 0) == MAP_FAILED);
+	CHECK_EQ(errno, ENOMEM);
+	test_check(memory, 16, 61);
+	check_moved(memory, mremap(memory, 16 * PAGE, 32 * PAGE, MREMAP_MAYMOVE), 32, 61);
+	CHECK_EQ(munmap(stop, PAGE), 0);
+
+	memory = left_behind(70);
+	check_moved(memory, mremap(memory, 16 * PAGE, 16 * PAGE, MREMAP_MAYMOVE), 16, 71);
+
+	memory = left_behind(80);
+	room = test_map(32);
+	check_moved(memory, mremap(memory, 16 * PAGE, 16 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, room), 16, 81);
+
+	memory = left_behind(90);
+	room = test_map(32);
+	check_moved(memory, mremap(memory, 16 * PAGE, 24 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, room), 24, 91);
+
+	memory = left_behind(100);
+	room = mremap(memory, 16 * PAGE, 16 * PAGE, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, NULL);
+	test_check_zero(memory, 16);
+	check_moved(room, room, 16, 101);
+
+	/* Two mappings of its own making stay two. */
+	memory = left_behind(110);
+	CHECK_EQ(mprotect(memory + 12 * PAGE, 4 * PAGE, PROT_READ), 0);
+	CHECK(mremap(memory, 16 * PAGE, 32 * PAGE, MREMAP_MAYMOVE) == MAP_FAILED);
+	CHECK_EQ(errno, EFAULT);
+	test_check(memory, 16, 111);
+	test_close();
+}
+
 static void dontneed(void)
 {
 	char *memory;
@@ -662,6 +741,7 @@ static const struct test_case cases[] = {
 	{ "remap-grow-in-place", remap_grow_in_place, false }, { "remap-grow-far", remap_grow_far, false }, { "remap-shrink", remap_shrink, false },
 	{ "remap-move", remap_move, false }, { "remap-move-mixed", remap_move_mixed, false },
 	{ "remap-onto", remap_onto, false }, { "remap-partly-out", remap_partly_out, false },
+	{ "remap-left-behind", remap_left_behind, false },
 	{ "remap-dontunmap", remap_dontunmap, false },
 	{ "dontneed", dontneed, false }, { "lazily-freed", lazily_freed, false }, { "removed", removed, false },
 	{ "wipe-on-fork", wipe_on_fork, false }, { "dont-fork", dont_fork, false },

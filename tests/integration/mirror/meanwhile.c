@@ -411,14 +411,36 @@ static void shrunk(void)
 	part_is(LOW, SECOND);
 }
 
+/* What the kernel has there by now, and which of it is watched. */
+static void print_mappings(uint64_t start, uint64_t end)
+{
+	FILE *maps = fopen("/proc/self/smaps", "r");
+	uint64_t from, to;
+	bool here = false;
+	char line[256];
+
+	while (maps && fgets(line, sizeof(line), maps)) {
+		if (sscanf(line, "%lx-%lx ", &from, &to) == 2)
+			here = from < end && to > start;
+		if (here && (strncmp(line, "VmFlags", 7) == 0 || strchr(line, '-')))
+			fputs(line, stderr);
+	}
+	if (maps)
+		fclose(maps);
+}
+
 static void grown(void)
 {
 	part_may(LOW, SECOND, NOTHING);
 	CHECK_EQ(munmap(rooms[LOW] + HEAD * PAGE, (PAGES - HEAD) * PAGE), 0);
 	part_is(LOW, SECOND);
 	part_may(LOW, SECOND, ZEROS);
-	if (mremap(rooms[LOW], HEAD * PAGE, PAGES * PAGE, 0) != rooms[LOW])
-		test_fail(__FILE__, __LINE__, "a mapping does not grow: %s", strerror(errno));
+	if (mremap(rooms[LOW], HEAD * PAGE, PAGES * PAGE, 0) != rooms[LOW]) {
+		int error = errno;
+
+		print_mappings((uint64_t)rooms[LOW], (uint64_t)rooms[LOW] + PAGES * PAGE);
+		FAIL("a mapping does not grow: %s", strerror(error));
+	}
 	part_is(LOW, SECOND);
 }
 
