@@ -51,7 +51,7 @@ struct job {
 	unsigned int rounds;
 	unsigned int begin;		/* where it began */
 	bool again;			/* from the beginning: pages without a result are left */
-	unsigned int cut_short;		/* orders that ended before they were through */
+	int64_t cut_short;		/* when an order ended first before it was through; 0 */
 	bool no_slot;			/* going home by slot failed: copy */
 	int64_t since;			/* share: a page could not leave, or its mapping not be exchanged; 0 */
 	bool refused;			/* by a driver: the block stays */

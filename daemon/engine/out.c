@@ -143,10 +143,15 @@ static void drop_done(struct block *block, const struct block_order *order,
 }
 
 /*
- * How often a job gives its order anew, that ended before it was through: it was taken back, since
- * somebody waited for a page and the agent was late, or the map was changing.
+ * For how long a job gives its order anew, that ended before it was through: it was taken back, since
+ * somebody waited for a page and the agent was late, or the map was changing. Whoever waited is served in between.
  */
-#define CUT_SHORT_MAX	3U
+#define CUT_SHORT_NS	(1000 * NS_PER_MS)
+
+static bool may_go_on(const struct job *job, const struct worker *worker)
+{
+	return !job->cut_short || worker->now - job->cut_short < CUT_SHORT_NS;
+}
 
 static enum hmm_page_result refused(const struct hmm_order *shared, unsigned int i)
 {
@@ -234,7 +239,7 @@ void migrate_out_done(struct block *block, struct block_order *order, struct hmm
 			block_set_state(block, i, i + 1, HMM_PAGE_INVALID);
 			if (is_guard(block, i))
 				result = HMM_PAGE_RESULT_SPECIAL;
-			if (result == HMM_PAGE_RESULT_CHANGED && job->cut_short < CUT_SHORT_MAX)
+			if (result == HMM_PAGE_RESULT_CHANGED && may_go_on(job, owner->worker))
 				job->again = true;
 			else
 				result_set(job, i, result);
@@ -244,7 +249,8 @@ void migrate_out_done(struct block *block, struct block_order *order, struct hmm
 			kept++;
 		}
 	}
-	job->cut_short += job->again;
+	if (job->again && !job->cut_short)
+		job->cut_short = owner->worker->now;
 	/* What was charged and not used goes back, unless a huge page was filled. */
 	if (kept && !pool_is_huge(mirror->device->pool->kind))
 		block_uncharge(block, kept);

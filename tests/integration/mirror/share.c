@@ -242,6 +242,17 @@ static void *count(void *data)
 	return NULL;
 }
 
+/* On a busy machine the CPU may want it for three seconds without a pause: that is said, and asked again. */
+static void share_under_load(void)
+{
+	int error;
+
+	do
+		error = hmm_share(&mirror, counters, 4 * BLOCK);
+	while (error == -EBUSY);
+	CHECK_EQ(error, 0);
+}
+
 static void running(void)
 {
 	struct worker workers[THREADS];
@@ -254,7 +265,7 @@ static void running(void)
 		CHECK_EQ(pthread_create(&workers[i].thread, NULL, count, &workers[i]), 0);
 	}
 	for (int round = 0; round < 30; round++) {
-		CHECK_EQ(hmm_share(&mirror, counters, 4 * BLOCK), 0);
+		share_under_load();
 		CHECK_EQ(coherent_pages(counters, 4 * BLOCK_PAGES), 4 * BLOCK_PAGES);
 		CHECK_EQ(hmm_device_read(&mirror, (unsigned long)counters + 800, &seen, 8), 8);
 		CHECK_EQ(hmm_unshare(&mirror, counters, 4 * BLOCK), 0);
@@ -308,7 +319,7 @@ static void device_running(void)
 	CHECK_EQ(pthread_create(&device.thread, NULL, device_counts, &device), 0);
 	CHECK_EQ(pthread_create(&cpu.thread, NULL, count, &cpu), 0);
 	for (int round = 0; round < 20; round++) {
-		CHECK_EQ(hmm_share(&mirror, counters, 4 * BLOCK), 0);
+		share_under_load();
 		usleep(1000);
 		CHECK_EQ(hmm_unshare(&mirror, counters, 4 * BLOCK), 0);
 	}
