@@ -202,19 +202,14 @@ static void finish(struct owner *owner, struct block_order *order)
 		TAILQ_CONCAT(&owner->runnable, &owner->slot_waiters, link);
 }
 
-bool order_cancel(struct owner *owner, struct block_order *order)
+static bool take_back(struct owner *owner, struct block_order *order, uint32_t state)
 {
 	struct block_order copy = *order;
-	uint32_t *state = &order_shared(owner, order)->state;
-	uint32_t expected = HMM_ORDER_QUEUED;
 
-	if (!__atomic_compare_exchange_n(state, &expected, HMM_ORDER_CANCELLED, false,
-					 __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
-		expected = HMM_ORDER_RUNNING;
-		if (!__atomic_compare_exchange_n(state, &expected, HMM_ORDER_CANCELLED, false,
-						 __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
-			return false;
-	}
+	if (!__atomic_compare_exchange_n(&order_shared(owner, order)->state, &state,
+					 HMM_ORDER_CANCELLED, false, __ATOMIC_SEQ_CST,
+					 __ATOMIC_SEQ_CST))
+		return false;
 	/* Its place in the ring is reaped when the agent has passed it. */
 	if (order->kind == HMM_ORDER_OUT_ZAP)
 		order->cancelled_zap = order->block->addr;
@@ -223,6 +218,29 @@ bool order_cancel(struct owner *owner, struct block_order *order)
 	owner_count(owner, COUNTER_ORDERS_CANCELLED, 1);
 	finish(owner, &copy);
 	return true;
+}
+
+bool order_cancel(struct owner *owner, struct block_order *order)
+{
+	return take_back(owner, order, HMM_ORDER_QUEUED) ||
+	       take_back(owner, order, HMM_ORDER_RUNNING);
+}
+
+void order_cancel_syncs(struct owner *owner, const struct sync *sync)
+{
+	for (uint32_t at = owner->reaped; at != owner->produced; at++) {
+		struct block_order *order = &owner->order[at % HMM_ORDERS_RING];
+
+		if (order->kind != HMM_ORDER_SYNC)
+			continue;
+		if (!sync)
+			order_cancel(owner, order);
+		else if (order->sync == sync)
+			take_back(owner, order, HMM_ORDER_QUEUED);
+	}
+	/* It may wait for room in the ring, which comes when the agent goes on and not before. */
+	if (!order_has_room(owner))
+		TAILQ_CONCAT(&owner->runnable, &owner->slot_waiters, link);
 }
 
 /*

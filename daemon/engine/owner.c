@@ -665,6 +665,8 @@ void owner_close(struct owner *owner)
 	}
 	owner->closing = true;
 	window_close_all(owner, NULL);
+	/* The agent may be stopped, and the copies go with the owner. */
+	order_cancel_syncs(owner, NULL);
 	migrate_home(owner, 0, HMM_VA_END, NULL, close_done, NULL);
 	worker_alarm(owner->worker, owner->worker->now + NS_PER_MS);
 }

@@ -633,6 +633,8 @@ void order_issue_sync(struct owner *owner, struct sync *sync, const struct mirro
 		      const struct shadow *shadow, const uint32_t *run, uint32_t runs);
 /* Takes it back if the agent has not begun to change anything. */
 bool order_cancel(struct owner *owner, struct block_order *order);
+/* What the agent has not begun of this sync; NULL: all that can be taken back of any. */
+void order_cancel_syncs(struct owner *owner, const struct sync *sync);
 void order_reap(struct owner *owner);
 /* The same, but for those whose own events are among what is about to be applied. */
 void order_reap_before_events(struct owner *owner);

@@ -12,6 +12,10 @@
  * process or the driver does. Another sync of the range waits for the first to end: it would find nothing
  * marked, and answer before the bytes are there.
  *
+ * When the driver takes the range back, or is gone, what the agent has not begun is taken back from it, so
+ * that an owner that is stopped keeps nobody; the one order that it is at is waited for, with the track and its
+ * room, since it may write to the shadow. Of an owner that closes that one, too: nobody uses the room anew.
+ *
  * The shadow holds the copy and nothing else: no page of such a mirror is in the ledger. It is never
  * written by hmmd. Where the owner has no page the copy has a hole, which reads as zeros.
  *

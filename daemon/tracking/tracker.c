@@ -104,6 +104,9 @@ static void drop(struct tracker *tracker, struct track *track)
 	track->dropped = true;
 	if (track->users) {
 		TAILQ_INSERT_TAIL(&tracker->leaving, track, link);
+		/* What the agent is at stays: it could write to the copy after that is gone. */
+		if (track->syncing)
+			order_cancel_syncs(tracker->owner, track->syncing);
 		return;
 	}
 	copies_end(track);

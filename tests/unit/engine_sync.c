@@ -109,16 +109,37 @@ static void turn(void)
 	owner_run(fixture.owner);
 }
 
-/* The agent ends all orders that it has, having copied pages whose number in the order is not a multiple of @miss. */
+static struct hmm_order *order_at(uint32_t at)
+{
+	return &fixture.owner->orders->ring[at % HMM_ORDERS_RING];
+}
+
+/* Of the orders that hmmd has not seen the end of. */
+static unsigned int count_orders(uint32_t state)
+{
+	unsigned int n = 0;
+
+	for (uint32_t at = fixture.owner->reaped; at != fixture.owner->produced; at++)
+		n += order_at(at)->state == state;
+	return n;
+}
+
+/*
+ * The agent ends all orders that it has, having copied pages whose number in the order is not a multiple of @miss,
+ * and passes those that were taken back.
+ */
 static unsigned int work(unsigned int miss)
 {
 	struct owner *owner = fixture.owner;
 	unsigned int pages = 0;
 
 	for (uint32_t at = owner->reaped; at != owner->produced; at++) {
-		struct hmm_order *order = &owner->orders->ring[at % HMM_ORDERS_RING];
+		struct hmm_order *order = order_at(at);
 		unsigned int n = 0;
 
+		owner->orders->consumed = at + 1;
+		if (order->state == HMM_ORDER_CANCELLED)
+			continue;
 		cr_assert(eq(u32, order->kind, HMM_ORDER_SYNC));
 		cr_assert(order->addr == ROOM - HMM_REGION_SIZE || order->addr == ROOM);
 		for (uint32_t i = 0; i < order->runs; i++) {
@@ -136,7 +157,6 @@ static unsigned int work(unsigned int miss)
 				order->busy[i / 64] |= 1ULL << (i % 64);
 		pages += n;
 		order->state = HMM_ORDER_DONE;
-		owner->orders->consumed = at + 1;
 	}
 	order_reap(owner);
 	owner_run(owner);
@@ -250,22 +270,28 @@ Test(sync, a_look_that_fails_is_an_error_and_nothing_is_lost)
 	end();
 }
 
-Test(sync, a_range_that_is_let_go_of_meanwhile_gives_its_room_back_last)
+static void stop(void)
 {
 	struct hmm_msg_dirty_stop *message = calloc(1, sizeof(*message));
-	struct owner *owner;
 
-	begin();
-	owner = fixture.owner;
-	ask();
-	turn();
-	cr_assert(ne(u32, owner->produced, owner->reaped));
 	HMM_MSG_INIT(*message, HMM_OP_DIRTY_STOP, 0);
-	message->owner = owner->id;
+	message->owner = fixture.owner->id;
 	message->dirty = tracked;
 	send(letter_new(LETTER_REQUEST), message);
+}
+
+Test(sync, a_range_that_is_let_go_of_meanwhile_gives_its_room_back_last)
+{
+	begin();
+	ask();
+	turn();
+	cr_assert(gt(uint, count_orders(HMM_ORDER_QUEUED), 1));
+	order_at(fixture.owner->reaped)->state = HMM_ORDER_RUNNING;
+	stop();
 	cr_assert(eq(int, fixture_reply(&fixture), 0));
 	/* The agent is at it still: no other may begin there. */
+	cr_assert(eq(uint, count_orders(HMM_ORDER_RUNNING), 1));
+	cr_assert(eq(uint, count_orders(HMM_ORDER_QUEUED), 0));
 	cr_assert(eq(u64, fixture.device->used, PAGES * HMM_PAGE_SIZE));
 	cr_assert(eq(int, start(ROOM_START, HMM_PAGE_SIZE), -EAGAIN));
 	cr_assert(eq(int, answer(0, NULL), -ENOENT));
@@ -274,18 +300,68 @@ Test(sync, a_range_that_is_let_go_of_meanwhile_gives_its_room_back_last)
 	end();
 }
 
-Test(sync, an_owner_that_closes_waits_for_its_agent)
+Test(sync, an_agent_that_is_stopped_keeps_nobody_who_lets_go)
+{
+	begin();
+	/* Until the ring has no room for more of what was taken back, and over that. */
+	for (unsigned int i = 0; i < HMM_ORDERS_RING; i++) {
+		ask();
+		turn();
+		cr_assert(eq(int, fixture_reply(&fixture), 1));
+		stop();
+		owner_run(fixture.owner);
+		while (fixture_reply(&fixture) != 1)
+			;
+		cr_assert(eq(uint, count_orders(HMM_ORDER_QUEUED), 0));
+		cr_assert(eq(u64, fixture.device->used, 0), "round %u", i);
+		cr_assert(eq(int, start(ROOM_START, PAGES * HMM_PAGE_SIZE), 0));
+		tracked = fixture.owner->next_track;
+	}
+	/* It goes on: nothing of what was taken back was taken for copied. */
+	work(0);
+	cr_assert(eq(uint, sync_all(), PAGES));
+	/* The driver dies. */
+	memset(found, true, sizeof(found));
+	ask();
+	turn();
+	cr_assert(gt(uint, count_orders(HMM_ORDER_QUEUED), 0));
+	owner_peer_gone(fixture.owner, DRIVER);
+	owner_run(fixture.owner);
+	cr_assert(eq(uint, count_orders(HMM_ORDER_QUEUED), 0));
+	cr_assert(eq(u64, fixture.device->used, 0));
+	cr_assert(eq(uint, fixture.mirror->migrations, 0));
+	end();
+}
+
+Test(sync, an_owner_that_closes_takes_its_orders_back)
 {
 	begin();
 	ask();
 	turn();
-	cr_assert(ne(u32, fixture.owner->produced, fixture.owner->reaped));
+	cr_assert(gt(uint, count_orders(HMM_ORDER_QUEUED), 1));
+	/* What the agent copies of it meanwhile goes with the owner. */
+	order_at(fixture.owner->reaped)->state = HMM_ORDER_RUNNING;
+	owner_close(fixture.owner);
+	owner_run(fixture.owner);
+	cr_assert(eq(uint, count_orders(HMM_ORDER_CANCELLED), fixture.owner->produced - fixture.owner->reaped));
+	cr_assert(eq(int, fixture_reply(&fixture), -ESTALE));
+	/* The next turn would free it. */
+	cr_assert(eq(uint, fixture.owner->jobs, 0));
+	end();
+}
+
+Test(sync, an_owner_that_closes_waits_for_what_its_agent_has_done)
+{
+	begin();
+	ask();
+	turn();
+	/* It says so in a moment. */
+	order_at(fixture.owner->reaped)->state = HMM_ORDER_COMMIT;
 	owner_close(fixture.owner);
 	for (int i = 0; i < 5; i++) {
 		turn();
 		cr_assert(eq(int, fixture_reply(&fixture), 1));
 	}
-	/* The next turn would free it. */
 	work(0);
 	cr_assert(eq(int, fixture_reply(&fixture), -ESTALE));
 	cr_assert(eq(uint, fixture.owner->jobs, 0));
