@@ -96,7 +96,7 @@ struct kernel_ops {
 	 * its pages; where the file is hugetlb's, of this mapping alone.
 	 */
 	int (*place)(void *start, size_t length, int policy, const uint64_t *nodes);
-	/* The calling thread's own policy, with nodes of the first 64; 0 (MPOL_DEFAULT) has none. */
+	/* The calling thread's own policy, with nodes of the first 64; MPOL_DEFAULT: what it had before the first call. */
 	int (*policy)(int policy, uint64_t nodes);
 	/* Pages for a mapping of hmmd's own, as by a write. -EFAULT: there are none (it would have been SIGBUS). */
 	int (*populate)(void *start, size_t length);

@@ -214,11 +214,29 @@ int kernel_place(void *start, size_t length, int policy, const uint64_t *nodes)
 	return mbind(start, length, policy, nodes, NODES_MAX + 1, 0) < 0 ? -errno : 0;
 }
 
+/* What numactl(8) gave hmmd, and each thread has from the one that started it. */
+static __thread struct {
+	bool known;
+	int policy;
+	unsigned long nodes[HMM_NODE_WORDS];
+} own;
+
+static int follow(int policy, const unsigned long *nodes)
+{
+	static const unsigned long none[HMM_NODE_WORDS];
+	bool any = memcmp(nodes, none, sizeof(none));
+
+	return set_mempolicy(policy, any ? nodes : NULL, any ? NODES_MAX + 1 : 0) < 0 ? -errno : 0;
+}
+
 int kernel_policy(int policy, uint64_t nodes)
 {
-	unsigned long mask[HMM_NODE_WORDS] = { nodes };
+	const unsigned long mask[HMM_NODE_WORDS] = { nodes };
 
-	return set_mempolicy(policy, nodes ? mask : NULL, nodes ? NODES_MAX + 1 : 0) < 0 ? -errno : 0;
+	if (!own.known && get_mempolicy(&own.policy, own.nodes, NODES_MAX, NULL, 0) < 0)
+		own.policy = MPOL_DEFAULT;
+	own.known = true;
+	return policy == MPOL_DEFAULT ? follow(own.policy, own.nodes) : follow(policy, mask);
 }
 
 int kernel_populate(void *start, size_t length)

@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <linux/memfd.h>
 #include <linux/mempolicy.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -544,6 +545,36 @@ Test(calls, placing)
 	munmap(map, 4 * HMM_PAGE_SIZE);
 	munmap(fixed, 4 * HMM_PAGE_SIZE);
 	close(fd);
+}
+
+/* It began with a policy, as all of hmmd does where numactl(8) starts it. */
+static void *follow_another(void *argument)
+{
+	uint64_t *nodes = argument, seen[HMM_NODE_WORDS] = { 0 };
+	int mode = -1;
+
+	for (int i = 0; i < 2; i++) {
+		cr_expect(eq(int, kernel->policy(MPOL_BIND, nodes[0]), 0));
+		cr_expect(eq(int, kernel->policy(MPOL_DEFAULT, 0), 0));
+		cr_expect(eq(long, syscall(SYS_get_mempolicy, &mode, seen, 1024, NULL, 0), 0L));
+		cr_expect(eq(int, mode, MPOL_INTERLEAVE));
+		cr_expect(eq(u64, seen[0], nodes[0]));
+	}
+	return NULL;
+}
+
+Test(calls, the_policy_that_hmmd_was_started_with)
+{
+	uint64_t nodes[HMM_NODE_WORDS] = { 0 };
+	unsigned int there, absent;
+	pthread_t thread;
+
+	find_nodes(&there, &absent);
+	nodes[there / 64] = 1ULL << (there % 64);
+	cr_assert(eq(long, syscall(SYS_set_mempolicy, MPOL_INTERLEAVE, nodes, 1025), 0L));
+	cr_assert(eq(int, pthread_create(&thread, NULL, follow_another, nodes), 0));
+	pthread_join(thread, NULL);
+	follow_another(nodes);
 }
 
 /* The same with fork events: refused without the privilege, never a handshake half done. */
