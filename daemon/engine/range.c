@@ -195,8 +195,12 @@ static bool is_there(const struct block *block, const struct mirror *mirror, uns
 	return (block_mirror(block) == mirror && !is_half_way(block, i)) || copies_have(block, mirror, i);
 }
 
-/* On a device: whose, and what may be done there. A copy of the asking mirror's is its own page. */
-static uint8_t device_entry(const struct look *look, const struct block *block, unsigned int i)
+/*
+ * On a device: whose, and what may be done there, where the mapping has it. A copy of the asking mirror's is
+ * its own page.
+ */
+static uint8_t device_entry(const struct look *look, const struct block *block, unsigned int i,
+			    const struct view *view)
 {
 	enum hmm_page_state state = page_state(block, i);
 	unsigned int holder = copies_have(block, look->mirror, i) ? look->mirror->index : block->record->mirror;
@@ -204,7 +208,7 @@ static uint8_t device_entry(const struct look *look, const struct block *block, 
 
 	if (is_half_way(block, i))
 		return 0;
-	if (state != HMM_PAGE_SHARED)
+	if (state != HMM_PAGE_SHARED && view->write)
 		entry |= HMM_RANGE_ENTRY_WRITE;
 	if (state == HMM_PAGE_COHERENT)
 		entry |= HMM_RANGE_ENTRY_COHERENT;
@@ -321,11 +325,11 @@ static uint8_t cpu_entry(const struct view *view, uint8_t kind)
 }
 
 /* Of a device that cannot fault: what is not on it, for good, it cannot have. */
-static int answer_reach(struct look *look, uint64_t from, uint64_t end)
+static int answer_reach(struct look *look, uint64_t from, const struct view *view)
 {
 	const struct block *block = block_find(look->owner, from);
 
-	for (; from < end; from += HMM_PAGE_SIZE) {
+	for (; from < view->end; from += HMM_PAGE_SIZE) {
 		uint8_t want = want_of(look, from);
 		bool there = block && reach_page(look->mirror, block, page_index(from));
 
@@ -335,7 +339,7 @@ static int answer_reach(struct look *look, uint64_t from, uint64_t end)
 			owner_count(look->owner, COUNTER_UNREACHABLE, 1);
 			return stop_at(look, from, HMM_RANGE_STOP_ERROR);
 		}
-		answer_page(look, from, there ? device_entry(look, block, page_index(from)) : 0);
+		answer_page(look, from, there ? device_entry(look, block, page_index(from), view) : 0);
 	}
 	return 0;
 }
@@ -360,7 +364,7 @@ static int look_at_pages(struct look *look, uint64_t from, const struct view *vi
 		if (state == HMM_PAGE_ERROR)
 			return stop_at(look, addr, HMM_RANGE_STOP_ERROR);
 		if (state != HMM_PAGE_INVALID) {
-			answer_page(look, addr, device_entry(look, block, page_index(addr)));
+			answer_page(look, addr, device_entry(look, block, page_index(addr), view));
 			continue;
 		}
 		if (!present && want_of(look, addr)) {
@@ -416,7 +420,7 @@ static int look_at_mapping(struct look *look, uint64_t *from, uint64_t end)
 	r = check_wants(look, &view, *from);
 	if (!device_faults(look->mirror->device)) {
 		if (!r)
-			r = answer_reach(look, *from, view.end);
+			r = answer_reach(look, *from, &view);
 		*from = view.end;
 		return r;
 	}

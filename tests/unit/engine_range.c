@@ -317,6 +317,31 @@ Test(range, errors_where_they_are)
 }
 
 /* What the device lost can be had by nobody. */
+/* The program has called the kernel by itself: nobody has told hmmd. */
+static void protected_unseen(uint32_t caps)
+{
+	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
+	fixture.device->caps = caps;
+	fixture_out(&fixture, 20, 30);
+	cr_assert(eq(int, mprotect(page(22), 4 * HMM_PAGE_SIZE, PROT_READ), 0));
+	look(20, 22, HMM_RANGE_FLAGS_SNAPSHOT, 0, 0, 0, THERE);
+	look(22, 26, HMM_RANGE_FLAGS_SNAPSHOT, 0, 0, 0, THERE & ~HMM_RANGE_ENTRY_WRITE);
+	look(26, 30, HMM_RANGE_FLAGS_SNAPSHOT, 0, 0, 0, THERE);
+	look(22, 26, HMM_RANGE_FLAGS_BLOCK, HMM_RANGE_WANT_READ, 0, 0, THERE & ~HMM_RANGE_ENTRY_WRITE);
+	look(22, 26, HMM_RANGE_FLAGS_BLOCK, HMM_RANGE_WANT_READ | HMM_RANGE_WANT_WRITE, 0, -EPERM, 0);
+	fixture_end(&fixture);
+}
+
+Test(range, never_more_than_the_mapping_allows)
+{
+	protected_unseen(HMM_DEVICE_CAPS_FAULTS);
+}
+
+Test(range, never_more_than_the_mapping_allows_a_device_that_cannot_fault)
+{
+	protected_unseen(0);
+}
+
 Test(range, lost_pages)
 {
 	struct block *block;
