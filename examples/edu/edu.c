@@ -2,7 +2,7 @@
 /*
  * edu.c - the driver. Three things make it one:
  *
- *	open_card()	hmmd hands out the card: its registers are mapped
+ *	open_card()	hmmd hands out the card: it is reset, and its registers are mapped
  *	transfer()	a range goes into the IOMMU, and the engine runs while that is valid
  *	quiesce()	something is about to change: the engine has stopped when this returns
  *
@@ -75,6 +75,12 @@ static void put(struct edu *edu, unsigned int at, uint64_t value)
 	*(volatile uint64_t *)(edu->registers + at) = value;
 }
 
+static void wait_for_engine(const struct edu *edu)
+{
+	while (*(volatile uint64_t *)(edu->registers + COMMAND) & RUN)
+		nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
+}
+
 static void run(struct edu *edu, uint64_t source, uint64_t target, size_t length,
 		uint64_t direction)
 {
@@ -82,8 +88,7 @@ static void run(struct edu *edu, uint64_t source, uint64_t target, size_t length
 	put(edu, TARGET, target);
 	put(edu, COUNT, length);
 	put(edu, COMMAND, RUN | direction);
-	while (*(volatile uint64_t *)(edu->registers + COMMAND) & RUN)
-		nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
+	wait_for_engine(edu);
 }
 
 /* Between the card's buffer and one page of memory: at its own address, if it is in the IOMMU. */
@@ -157,15 +162,36 @@ void edu_store_blindly(struct edu *edu, void *to, size_t length)
 
 /* ---- coming and going ------------------------------------------------------------------ */
 
+/*
+ * The driver before this one may have died in a transfer, which hmmd has cut. It would go on with the
+ * first hmm_range_dma_map(), and its addresses would mean this driver's memory: so a card is reset
+ * before anything is mapped for it. Of one that has no reset of its own, as QEMU makes it, VFIO says so:
+ * then what it had begun is waited for (open_card()), while nothing is in its reach.
+ */
+static int reset_card(const struct edu *edu)
+{
+	struct vfio_device_info info = {.argsz = sizeof(info)};
+
+	if (ioctl(edu->fd, VFIO_DEVICE_GET_INFO, &info))
+		return -errno;
+	if (info.flags & VFIO_DEVICE_FLAGS_RESET && ioctl(edu->fd, VFIO_DEVICE_RESET))
+		return -errno;
+	return 0;
+}
+
 static int open_card(struct edu *edu)
 {
 	struct vfio_region_info region = {.argsz = sizeof(region),
 					  .index = VFIO_PCI_BAR0_REGION_INDEX};
 	void *at;
+	int error;
 
 	edu->fd = hmm_device_fd(edu->device);
 	if (edu->fd < 0)
 		return edu->fd;
+	error = reset_card(edu);
+	if (error)
+		return error;
 	if (ioctl(edu->fd, VFIO_DEVICE_GET_REGION_INFO, &region))
 		return -errno;
 	at = mmap(NULL, region.size, PROT_READ | PROT_WRITE, MAP_SHARED, edu->fd,
@@ -174,9 +200,10 @@ static int open_card(struct edu *edu)
 		return -errno;
 	edu->registers = at;
 	edu->size = region.size;
-	return (*(volatile uint32_t *)(edu->registers + IDENTITY) & IDENTITY_MASK) == IDENTITY_EDU
-		       ? 0
-		       : -ENODEV;
+	if ((*(volatile uint32_t *)(edu->registers + IDENTITY) & IDENTITY_MASK) != IDENTITY_EDU)
+		return -ENODEV;
+	wait_for_engine(edu);
+	return 0;
 }
 
 int edu_open(struct hmm *hmm, const char *bus, size_t memory, struct edu **result)
