@@ -15,6 +15,7 @@ static const struct column mirror_columns[] = {
 	{ "owner", "OWNER", COLUMN_NUMBER },
 	{ "device_name", "DEVICE", COLUMN_TEXT },
 	{ "windows", "WINDOWS", COLUMN_NUMBER },
+	{ "flags", "FLAGS", COLUMN_TEXT },
 	{ "device_bytes", "ON DEVICE", COLUMN_BYTES },
 	{ "shared_bytes", "SHARED", COLUMN_BYTES },
 	{ "pool_bytes", "OF POOL", COLUMN_BYTES },

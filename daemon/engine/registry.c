@@ -423,6 +423,7 @@ static void mirror_info(const struct mirror *mirror, struct hmm_record_mirror_in
 	out->owner = mirror->owner->id;
 	out->device = mirror->device->id;
 	out->windows = mirror->windows;
+	out->flags = mirror->flags;
 	out->device_bytes = atomic_load(&mirror->device_pages) << HMM_PAGE_SHIFT;
 	out->shared_bytes = atomic_load(&mirror->shared_pages) << HMM_PAGE_SHIFT;
 	out->pool_bytes = atomic_load(&mirror->device->used);

@@ -159,6 +159,7 @@ class Moving(harness.Test):
         self.address = int(self.run_process.expect(r"^memory ([0-9a-f]+)$").group(1), 16)
         self.owner = self.hmmctl_json("mirrors")["owners"][0]
         self.mirror = self.hmmctl_json("mirrors")["mirrors"][0]
+        self.assertEqual(self.mirror["flags"], [])
         self.range = f"{self.address:x}+{self.SIZE // MIB}M"
 
     def device_pages(self):

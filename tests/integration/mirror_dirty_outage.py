@@ -83,6 +83,23 @@ class SyncOutage(DirtyOutage):
     program = "mirror-sync"
     outage = "kept"
 
+    def check_shown(self):
+        mirrors = self.hmmctl_json("mirrors")["mirrors"]
+        self.assertEqual(sorted((mirror["device_name"] == "replica", mirror["flags"]) for mirror in mirrors),
+                         [(False, []), (True, ["tracked"]), (True, ["tracked"])])
+        self.assertRegex(self.hmmctl("mirrors").stdout, r"(?m)^ *\d+ +\d+ +replica .* tracked ")
+
+    def test_tracked_is_shown(self):
+        """To who asks what is there, by the next hmmd as well."""
+        self.start_daemon()
+        owner = self.writing(self.outage)
+        self.check_shown()
+        self.daemon.restart()
+        self.ask(owner)
+        self.check_shown()
+        owner.send("enough")
+        owner.finish()
+
 
 if __name__ == "__main__":
     harness.main()
