@@ -16,6 +16,10 @@
  * that an owner that is stopped keeps nobody; the one order that it is at is waited for, with the track and its
  * room, since it may write to the shadow. Of an owner that closes that one, too: nobody uses the room anew.
  *
+ * A restarted hmmd has the mirror and its shadows, and knows of no range: what was written meanwhile nobody can tell it,
+ * so it keeps no track over its death, and the charge is a track's. It is made when the library begins the range
+ * anew, with the next sync; whoever has taken the room by then keeps it (-ENOSPC), and the copy stays as it was.
+ *
  * The shadow holds the copy and nothing else: no page of such a mirror is in the ledger. It is never
  * written by hmmd. Where the owner has no page the copy has a hole, which reads as zeros.
  *
