@@ -55,8 +55,8 @@ static off_t offset_of(const struct copying *copying, uint64_t address)
 
 static void make_hole(struct copying *copying, uint64_t address, unsigned int n, unsigned int pages)
 {
-	if (fallocate(copying->region->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset_of(copying, address),
-		      (off_t)pages << HMM_PAGE_SHIFT)) {
+	if (fallocate(copying->region->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+		      offset_of(copying, address), (off_t)pages << HMM_PAGE_SHIFT)) {
 		copying->order->error = -errno;
 		return;
 	}
@@ -70,27 +70,30 @@ static bool look(struct agent *agent, uint64_t address, unsigned int pages)
 {
 	const size_t size = pages * sizeof(*agent->map);
 
-	return pread(agent->pagemap, agent->map, size, (off_t)((address >> HMM_PAGE_SHIFT) * sizeof(*agent->map))) ==
-	       (ssize_t)size;
+	return pread(agent->pagemap, agent->map, size,
+		     (off_t)((address >> HMM_PAGE_SHIFT) * sizeof(*agent->map))) == (ssize_t)size;
 }
 
 /* It is there, and its bytes are not: the memory failed. */
 static bool is_lost(uint64_t address)
 {
-	return madvise((void *)(uintptr_t)address, HMM_PAGE_SIZE, MADV_POPULATE_READ) && errno == EHWPOISON;
+	return madvise((void *)(uintptr_t)address, HMM_PAGE_SIZE, MADV_POPULATE_READ) &&
+	       errno == EHWPOISON;
 }
 
 /* The page can't be copied together with others. */
 static void copy_page(struct copying *copying, uint64_t address, unsigned int n, enum kind kind)
 {
 	struct agent *agent = copying->agent;
-	ssize_t done = pwrite(copying->region->fd, (void *)(uintptr_t)address, HMM_PAGE_SIZE, offset_of(copying, address));
+	ssize_t done = pwrite(copying->region->fd, (void *)(uintptr_t)address, HMM_PAGE_SIZE,
+			      offset_of(copying, address));
 
 	if (done == (ssize_t)HMM_PAGE_SIZE) {
 		set(copying->order->moved, n);
 	} else if (done < 0 && errno != EFAULT) {
 		copying->order->error = -errno;
-	} else if ((kind == KIND_BACKED && !is_lost(address)) || (look(agent, address, 1) && !(agent->map[0] & (PM_PRESENT | PM_SWAP)))) {
+	} else if ((kind == KIND_BACKED && !is_lost(address)) ||
+		   (look(agent, address, 1) && !(agent->map[0] & (PM_PRESENT | PM_SWAP)))) {
 		/* Behind the end of its file; or it was there a moment ago. */
 		make_hole(copying, address, n, 1);
 	} else {
@@ -153,24 +156,29 @@ static void copy_all(struct copying *copying)
 			break;
 		if (got > 0)
 			advance(copying, i, (size_t)got & ~(HMM_PAGE_SIZE - 1));
-		copy_page(copying, (uintptr_t)agent->from[i].iov_base, copying->first[i], (enum kind)copying->kind[i]);
+		copy_page(copying, (uintptr_t)agent->from[i].iov_base, copying->first[i],
+			  (enum kind)copying->kind[i]);
 		/* That page is dealt with, whatever became of it. */
 		agent->from[i].iov_base = (char *)agent->from[i].iov_base + HMM_PAGE_SIZE;
 		agent->to[i].iov_base = (char *)agent->to[i].iov_base + HMM_PAGE_SIZE;
-		agent->from[i].iov_len = agent->to[i].iov_len = agent->from[i].iov_len - HMM_PAGE_SIZE;
+		agent->from[i].iov_len = agent->to[i].iov_len =
+			agent->from[i].iov_len - HMM_PAGE_SIZE;
 		copying->first[i]++;
 		if (!agent->from[i].iov_len)
 			i++;
 	}
 }
 
-static void add(struct copying *copying, uint64_t address, unsigned int n, unsigned int pages, enum kind kind)
+static void add(struct copying *copying, uint64_t address, unsigned int n, unsigned int pages,
+		enum kind kind)
 {
 	struct agent *agent = copying->agent;
 	unsigned int i = copying->count++;
 
-	agent->from[i] = (struct iovec){ (void *)(uintptr_t)address, (size_t)pages << HMM_PAGE_SHIFT };
-	agent->to[i] = (struct iovec){ region_at(copying->region, address), (size_t)pages << HMM_PAGE_SHIFT };
+	agent->from[i] =
+		(struct iovec){ (void *)(uintptr_t)address, (size_t)pages << HMM_PAGE_SHIFT };
+	agent->to[i] = (struct iovec){ region_at(copying->region, address),
+				       (size_t)pages << HMM_PAGE_SHIFT };
 	copying->first[i] = (uint16_t)n;
 	copying->kind[i] = (uint8_t)kind;
 }
@@ -191,7 +199,8 @@ static void sort_out(struct copying *copying, uint64_t address, unsigned int n, 
 		for (end = first + 1; end < pages && !((map[end] ^ map[first]) & there); end++)
 			;
 		if (map[first] & there)
-			add(copying, from, n + first, end - first, map[first] & PM_PRESENT ? KIND_PRESENT : KIND_UNKNOWN);
+			add(copying, from, n + first, end - first,
+			    map[first] & PM_PRESENT ? KIND_PRESENT : KIND_UNKNOWN);
 		else
 			make_hole(copying, from, n + first, end - first);
 	}
@@ -203,7 +212,8 @@ static unsigned int take_run(struct copying *copying, uint32_t run, unsigned int
 	uint64_t address = copying->region->base + ((uint64_t)HMM_RUN_PAGE(run) << HMM_PAGE_SHIFT);
 	unsigned int pages = HMM_RUN_PAGES(run);
 
-	if (n + pages > HMM_BLOCK_PAGES || HMM_RUN_PAGE(run) + pages > HMM_REGION_SIZE >> HMM_PAGE_SHIFT) {
+	if (n + pages > HMM_BLOCK_PAGES ||
+	    HMM_RUN_PAGE(run) + pages > HMM_REGION_SIZE >> HMM_PAGE_SHIFT) {
 		copying->order->error = -EINVAL;
 		return n;
 	}

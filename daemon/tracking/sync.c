@@ -42,8 +42,10 @@
 /* How often what could not be copied, or does not come home, is tried again, a millisecond apart. */
 #define TRIES_MAX	16U
 
-_Static_assert(HMM_REGION_SIZE % PIECE == 0, "a piece that begins at a multiple lies in one region");
-_Static_assert(HMM_REGION_SIZE >> HMM_PAGE_SHIFT == 1UL << HMM_RUN_PAGE_BITS, "a run names any page of a region");
+_Static_assert(HMM_REGION_SIZE % PIECE == 0,
+	       "a piece that begins at a multiple lies in one region");
+_Static_assert(HMM_REGION_SIZE >> HMM_PAGE_SHIFT == 1UL << HMM_RUN_PAGE_BITS,
+	       "a run names any page of a region");
 
 struct sync {
 	struct task task;
@@ -78,7 +80,8 @@ static uint64_t room_for(const struct device *device, uint64_t start, uint64_t e
 	return end - start;
 }
 
-static bool overlaps(const struct track_list *tracks, const struct mirror *mirror, uint64_t start, uint64_t end)
+static bool overlaps(const struct track_list *tracks, const struct mirror *mirror, uint64_t start,
+		     uint64_t end)
 {
 	const struct track *track;
 
@@ -95,26 +98,32 @@ int copies_check(struct owner *owner, struct letter *letter, uint32_t id, struct
 	if (!mirror || mirror->leaving || mirror->peer != letter->peer)
 		return letter_fail(letter, -ENOENT, "no mirror %u", id);
 	if (!mirror_is_tracked(mirror))
-		return letter_fail(letter, -EOPNOTSUPP, "mirror %u is not tracked: register one with HMM_MIRROR_TRACKED", id);
+		return letter_fail(letter, -EOPNOTSUPP,
+				   "mirror %u is not tracked: register one with HMM_MIRROR_TRACKED",
+				   id);
 	*result = mirror;
 	return 0;
 }
 
-int copies_begin(struct tracker *tracker, struct letter *letter, struct track *track, struct mirror *mirror)
+int copies_begin(struct tracker *tracker, struct letter *letter, struct track *track,
+		 struct mirror *mirror)
 {
 	struct device *device = mirror->device;
 	uint64_t bytes = room_for(device, track->start, track->end);
 
 	/* Its end is yet to come, and would take the new copy for the old one. */
 	if (overlaps(&tracker->leaving, mirror, track->start, track->end))
-		return letter_fail(letter, -EAGAIN, "a copy that was there is not gone yet; ask again");
+		return letter_fail(letter, -EAGAIN,
+				   "a copy that was there is not gone yet; ask again");
 	if (overlaps(&tracker->tracks, mirror, track->start, track->end))
-		return letter_fail(letter, -EEXIST, "mirror %u tracks some of %#lx to %#lx already", mirror->id, track->start,
-				   track->end);
+		return letter_fail(letter, -EEXIST, "mirror %u tracks some of %#lx to %#lx already",
+				   mirror->id, track->start, track->end);
 	if (device_charge(device, bytes))
-		return letter_fail(letter, -ENOSPC, "%s has no room for the copies: %lu KiB are wanted, %lu of %lu KiB are in use",
-				   device->name, bytes >> 10, atomic_load(&device->used) >> 10,
-				   atomic_load(&device->size) >> 10);
+		return letter_fail(
+			letter, -ENOSPC,
+			"%s has no room for the copies: %lu KiB are wanted, %lu of %lu KiB are in use",
+			device->name, bytes >> 10, atomic_load(&device->used) >> 10,
+			atomic_load(&device->size) >> 10);
 	track->mirror = mirror;
 	track->charged = bytes;
 	return 0;
@@ -211,7 +220,8 @@ static bool bit_of(const struct sync *sync, const uint64_t *bits, uint64_t at)
 /* The next marked page at or after @at, or the end of the piece. */
 static uint64_t next_marked(const struct sync *sync, uint64_t at)
 {
-	uint64_t bit = (at - sync->from) >> HMM_PAGE_SHIFT, end = (sync->at - sync->from) >> HMM_PAGE_SHIFT;
+	uint64_t bit = (at - sync->from) >> HMM_PAGE_SHIFT,
+		 end = (sync->at - sync->from) >> HMM_PAGE_SHIFT;
 
 	while (bit < end) {
 		uint64_t word = sync->bits[bit / 64] >> (bit % 64);
@@ -244,15 +254,18 @@ static int gather(struct sync *sync, struct ground *ground, uint32_t *run, uint3
 			if (r)
 				return *runs ? 0 : r;
 		}
-		while (stop < sync->at && stop < ground->end && pages + n < HMM_BLOCK_PAGES && bit_of(sync, sync->bits, stop) &&
+		while (stop < sync->at && stop < ground->end && pages + n < HMM_BLOCK_PAGES &&
+		       bit_of(sync, sync->bits, stop) &&
 		       bit_of(sync, sync->presumed, stop) == presumed) {
 			stop += HMM_PAGE_SIZE;
 			n++;
 		}
 		flags = ground->flags;
-		if (!flags && !presumed && !is_armed(sync->owner, first) && !is_armed(sync->owner, stop - 1))
+		if (!flags && !presumed && !is_armed(sync->owner, first) &&
+		    !is_armed(sync->owner, stop - 1))
 			flags = HMM_RUN_SEEN;
-		run[(*runs)++] = HMM_RUN((first & (HMM_REGION_SIZE - 1)) >> HMM_PAGE_SHIFT, n) | flags;
+		run[(*runs)++] =
+			HMM_RUN((first & (HMM_REGION_SIZE - 1)) >> HMM_PAGE_SHIFT, n) | flags;
 		pages += n;
 		sync->next = next_marked(sync, stop);
 	}
@@ -287,9 +300,11 @@ void sync_order_done(const struct block_order *order, const struct hmm_order *sh
 
 	sync->orders--;
 	for (uint32_t i = 0; i < order->runs; i++) {
-		uint64_t at = order->base + ((uint64_t)HMM_RUN_PAGE(order->run[i]) << HMM_PAGE_SHIFT);
+		uint64_t at =
+			order->base + ((uint64_t)HMM_RUN_PAGE(order->run[i]) << HMM_PAGE_SHIFT);
 
-		for (unsigned int k = HMM_RUN_PAGES(order->run[i]); k; k--, n++, at += HMM_PAGE_SIZE) {
+		for (unsigned int k = HMM_RUN_PAGES(order->run[i]); k;
+		     k--, n++, at += HMM_PAGE_SIZE) {
 			if (done && shared->moved[n / 64] >> (n % 64) & 1)
 				sync->reply->copied++;
 			else if (done && shared->hole[n / 64] >> (n % 64) & 1)
@@ -299,7 +314,9 @@ void sync_order_done(const struct block_order *order, const struct hmm_order *sh
 		}
 		/* Then it comes to light with bytes that no look tells of. */
 		if (order->run[i] & HMM_RUN_BARRED)
-			track_mark(sync->track, at - ((uint64_t)HMM_RUN_PAGES(order->run[i]) << HMM_PAGE_SHIFT), at);
+			track_mark(sync->track,
+				   at - ((uint64_t)HMM_RUN_PAGES(order->run[i]) << HMM_PAGE_SHIFT),
+				   at);
 	}
 	/* Its shadow has no room, or can't be had: trying again is of no use. */
 	if (done && shared->error < 0 && shared->error >= -4095 && !sync->error)
@@ -365,9 +382,11 @@ static int bring_home(struct sync *sync, uint64_t start, uint64_t end)
 	struct owner *owner = sync->owner;
 	struct block *block;
 
-	for (uint64_t at = start; (block = block_next(owner, at & ~(HMM_BLOCK_SIZE - 1), end)); at = block->addr + HMM_BLOCK_SIZE) {
+	for (uint64_t at = start; (block = block_next(owner, at & ~(HMM_BLOCK_SIZE - 1), end));
+	     at = block->addr + HMM_BLOCK_SIZE) {
 		uint64_t from = block->addr > start ? block->addr : start;
-		uint64_t to = block->addr + HMM_BLOCK_SIZE < end ? block->addr + HMM_BLOCK_SIZE : end;
+		uint64_t to =
+			block->addr + HMM_BLOCK_SIZE < end ? block->addr + HMM_BLOCK_SIZE : end;
 		unsigned int last = (unsigned int)((to - block->addr) >> HMM_PAGE_SHIFT);
 		struct pages out;
 
@@ -379,8 +398,10 @@ static int bring_home(struct sync *sync, uint64_t start, uint64_t end)
 		if (!block_pages_in(block, HMM_PAGE_DEVICE, page_index(from), last, &out))
 			continue;
 		if (++sync->home_tries > TRIES_MAX)
-			return letter_fail(sync->letter, -EBUSY, "pages from %#lx on can't come home from another device at present",
-					   from);
+			return letter_fail(
+				sync->letter, -EBUSY,
+				"pages from %#lx on can't come home from another device at present",
+				from);
 		sync->listed = true;
 		migrate_home(owner, start, end, NULL, came_home, sync);
 		return 1;
@@ -390,9 +411,11 @@ static int bring_home(struct sync *sync, uint64_t start, uint64_t end)
 
 static int look_fail(struct sync *sync, int r)
 {
-	return letter_fail(sync->letter, r, "what is written at %#lx can't be found: %s", sync->at,
-			   r == -EBUSY ? "a debugger has the owner, or it has io_uring's own threads: it can't be stopped" :
-					 strerror(-r));
+	return letter_fail(
+		sync->letter, r, "what is written at %#lx can't be found: %s", sync->at,
+		r == -EBUSY
+			? "a debugger has the owner, or it has io_uring's own threads: it can't be stopped"
+			: strerror(-r));
 }
 
 /* Marks of the next piece. 1: later; 0: there are some, perhaps; or -errno. */
@@ -420,7 +443,8 @@ static int take_piece(struct sync *sync)
 		return letter_fail(sync->letter, r, "no shadow for %#lx: %s", start, strerror(-r));
 	if (tracker->uffd >= 0)
 		tracker_read(tracker);
-	r = sync->looked ? 0 : tracking_look(tracker, start, tracker->ops->whole ? sync->end : stop);
+	r = sync->looked ? 0
+			 : tracking_look(tracker, start, tracker->ops->whole ? sync->end : stop);
 	if (r == -EAGAIN) {
 		later(sync, 0);
 		return 1;
@@ -452,9 +476,10 @@ static int try_again(struct sync *sync)
 	if (!sync->left)
 		return 0;
 	if (++sync->tries > TRIES_MAX)
-		return letter_fail(sync->letter, -EBUSY,
-				   "%lu pages from %#lx on could not be copied: they are lost, or their mappings keep changing",
-				   sync->left, sync->left_start);
+		return letter_fail(
+			sync->letter, -EBUSY,
+			"%lu pages from %#lx on could not be copied: they are lost, or their mappings keep changing",
+			sync->left, sync->left_start);
 	sync->from = sync->next = sync->at = sync->left_start;
 	sync->end = sync->left_end;
 	sync->again = true;
@@ -466,7 +491,8 @@ static int try_again(struct sync *sync)
 
 static void put_back(struct sync *sync)
 {
-	for (uint64_t at = next_marked(sync, sync->next); at < sync->at; at = next_marked(sync, at + HMM_PAGE_SIZE))
+	for (uint64_t at = next_marked(sync, sync->next); at < sync->at;
+	     at = next_marked(sync, at + HMM_PAGE_SIZE))
 		track_mark(sync->track, at, at + HMM_PAGE_SIZE);
 	sync->from = sync->next = sync->at;
 }
@@ -479,7 +505,8 @@ static void finish(struct sync *sync)
 	owner_count(owner, COUNTER_SYNC_COPIED, sync->reply->copied);
 	owner_count(owner, COUNTER_SYNC_ZEROED, sync->reply->zeroed);
 	if (sync->error && !sync->letter->error)
-		letter_fail(sync->letter, sync->error, "the copy could not be written: %s", strerror(-sync->error));
+		letter_fail(sync->letter, sync->error, "the copy could not be written: %s",
+			    strerror(-sync->error));
 	worker_reply(owner->worker, sync->letter);
 	track->mirror->migrations--;
 	owner->jobs--;
@@ -552,8 +579,10 @@ int sync_begin(struct owner *owner, struct letter *letter, struct track *track)
 	struct sync *sync;
 
 	if (message->addr < track->start || message->addr + message->length > track->end)
-		return letter_fail(letter, -EINVAL, "%#lx to %#lx is not within %#lx to %#lx, which is tracked", message->addr,
-				   message->addr + message->length, track->start, track->end);
+		return letter_fail(letter, -EINVAL,
+				   "%#lx to %#lx is not within %#lx to %#lx, which is tracked",
+				   message->addr, message->addr + message->length, track->start,
+				   track->end);
 	sync = calloc(1, sizeof(*sync));
 	if (sync)
 		sync->reply = letter_reply(letter, HMM_OP_MIRROR_SYNC_REPLY, sizeof(*sync->reply));
@@ -587,11 +616,13 @@ int copy_open(struct letter *letter, const struct track *track)
 	int r;
 
 	if (message->addr < track->start || message->addr >= track->end)
-		return letter_fail(letter, -EINVAL, "%#lx is not within %#lx to %#lx, which is tracked", message->addr, track->start,
-				   track->end);
+		return letter_fail(letter, -EINVAL,
+				   "%#lx is not within %#lx to %#lx, which is tracked",
+				   message->addr, track->start, track->end);
 	r = mirror_shadow(track->mirror, message->addr, &shadow);
 	if (r)
-		return letter_fail(letter, r, "no shadow for %#lx: %s", message->addr, strerror(-r));
+		return letter_fail(letter, r, "no shadow for %#lx: %s", message->addr,
+				   strerror(-r));
 	reply = letter_reply(letter, HMM_OP_COPY_OPEN_REPLY, sizeof(*reply));
 	if (!reply)
 		return letter_fail(letter, -ENOMEM, "out of memory for the answer");
