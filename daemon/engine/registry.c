@@ -16,7 +16,8 @@
 /* ---- devices -------------------------------------------------------------------- */
 
 /* Whatever a pool of this kind needs to lie on: it fails in words, with the nodes that there are. */
-static int check_nodes(struct letter *letter, enum hmm_pool_kind kind, uint64_t size, const struct placement *placement)
+static int check_nodes(struct letter *letter, enum hmm_pool_kind kind, uint64_t size,
+		       const struct placement *placement)
 {
 	uint64_t there[HMM_NODE_WORDS], mask[HMM_NODE_WORDS], total = 0, huge = 0;
 	char wanted[PLACEMENT_TEXT], known[PLACEMENT_TEXT];
@@ -25,13 +26,15 @@ static int check_nodes(struct letter *letter, enum hmm_pool_kind kind, uint64_t 
 		return 0;
 	placement_print_nodes(placement, wanted, sizeof(wanted));
 	if (kernel_nodes(there))
-		return letter_fail(letter, -EOPNOTSUPP,
-				   "memory node %s: this kernel places no memory, or forbids hmmd to (NUMA, seccomp); node -1 is any",
-				   wanted);
+		return letter_fail(
+			letter, -EOPNOTSUPP,
+			"memory node %s: this kernel places no memory, or forbids hmmd to (NUMA, seccomp); node -1 is any",
+			wanted);
 	if (!placement_lies_in(placement, there))
-		return letter_fail(letter, -EINVAL,
-				   "memory node %s is not here, or hmmd may not use it: there is memory on %s; node -1 is any", wanted,
-				   nodes_print(there, known, sizeof(known)));
+		return letter_fail(
+			letter, -EINVAL,
+			"memory node %s is not here, or hmmd may not use it: there is memory on %s; node -1 is any",
+			wanted, nodes_print(there, known, sizeof(known)));
 	if (placement->mode != HMM_PLACEMENT_BIND)
 		return 0;
 	placement_mask(placement, mask);
@@ -46,11 +49,15 @@ static int check_nodes(struct letter *letter, enum hmm_pool_kind kind, uint64_t 
 		huge += pages;
 	}
 	if (kind == HMM_POOL_KIND_HUGETLB && size && !huge)
-		return letter_fail(letter, -ENOSPC,
-				   "no huge pages are reserved on memory node %s: write their number into nr_hugepages below "
-				   "/sys/devices/system/node/nodeN/hugepages", wanted);
+		return letter_fail(
+			letter, -ENOSPC,
+			"no huge pages are reserved on memory node %s: write their number into nr_hugepages below "
+			"/sys/devices/system/node/nodeN/hugepages",
+			wanted);
 	if (size > total)
-		return letter_fail(letter, -ENOSPC, "%lu bytes bound to memory node %s, which has %lu", size, wanted, total);
+		return letter_fail(letter, -ENOSPC,
+				   "%lu bytes bound to memory node %s, which has %lu", size, wanted,
+				   total);
 	return 0;
 }
 
@@ -64,20 +71,23 @@ static int choose_dax(struct letter *letter, struct placement *placement)
 	const char *why;
 
 	if (count <= 0)
-		return letter_fail(letter, -ENODEV,
-				   "no dax device is memory with a node of its own (%u are something else): "
-				   "daxctl reconfigure-device --mode=system-ram, and see hmmd.conf(5)", others);
+		return letter_fail(
+			letter, -ENODEV,
+			"no dax device is memory with a node of its own (%u are something else): "
+			"daxctl reconfigure-device --mode=system-ram, and see hmmd.conf(5)",
+			others);
 	if (placement->mode == HMM_PLACEMENT_ANY)
 		placement_make(placement, HMM_PLACEMENT_BIND, -1, nodes[0], &why);
 	if (placement->mode == HMM_PLACEMENT_ANY || !placement_lies_in(placement, nodes))
-		return letter_fail(letter, -EINVAL, "memory node %s is not of dax devices alone: those are %s",
+		return letter_fail(letter, -EINVAL,
+				   "memory node %s is not of dax devices alone: those are %s",
 				   placement_print_nodes(placement, wanted, sizeof(wanted)),
 				   nodes_print(nodes, known, sizeof(known)));
 	return 0;
 }
 
-static int choose_placement(const struct engine *engine, struct letter *letter, enum hmm_pool_kind kind,
-			    struct placement *placement)
+static int choose_placement(const struct engine *engine, struct letter *letter,
+			    enum hmm_pool_kind kind, struct placement *placement)
 {
 	const struct hmm_msg_device_new *message = (const void *)letter->message;
 	const char *why;
@@ -93,21 +103,27 @@ static int choose_placement(const struct engine *engine, struct letter *letter, 
 	return check_nodes(letter, kind, message->size, placement);
 }
 
-static int open_card(struct letter *letter, const struct hmm_msg_device_new *message, struct card **card)
+static int open_card(struct letter *letter, const struct hmm_msg_device_new *message,
+		     struct card **card)
 {
 	char why[sizeof(letter->text)];
 	int r;
 
 	if (!(message->caps & HMM_DEVICE_CAPS_DMA))
-		return letter_fail(letter, -EINVAL, "a card with a bus address reaches memory by itself: it goes with dma");
+		return letter_fail(
+			letter, -EINVAL,
+			"a card with a bus address reaches memory by itself: it goes with dma");
 	if (message->caps & HMM_DEVICE_CAPS_FAULTS)
-		return letter_fail(letter, -EOPNOTSUPP, "a card behind VFIO cannot retry an access: it goes without faults");
+		return letter_fail(
+			letter, -EOPNOTSUPP,
+			"a card behind VFIO cannot retry an access: it goes without faults");
 	r = card_open(message->bus, letter->uid, letter->gid, card, why, sizeof(why));
 	return r ? letter_fail(letter, r, "%s", why) : 0;
 }
 
 /* One that there was not; or -errno, which the letter may say already. */
-static int device_begin(struct engine *engine, struct letter *letter, enum hmm_pool_kind kind, struct device **result)
+static int device_begin(struct engine *engine, struct letter *letter, enum hmm_pool_kind kind,
+			struct device **result)
 {
 	const struct hmm_msg_device_new *message = (const void *)letter->message;
 	struct placement placement;
@@ -117,7 +133,8 @@ static int device_begin(struct engine *engine, struct letter *letter, enum hmm_p
 		return letter_fail(letter, -EBUSY, "there is a device %s already", message->name);
 	if (choose_placement(engine, letter, kind, &placement))
 		return letter->error;
-	return device_new(&engine->devices, message->name, kind, &placement, message->size, message->caps, letter->peer, result);
+	return device_new(&engine->devices, message->name, kind, &placement, message->size,
+			  message->caps, letter->peer, result);
 }
 
 static int device_make(struct engine *engine, struct letter *letter)
@@ -133,26 +150,32 @@ static int device_make(struct engine *engine, struct letter *letter)
 	if (kind == HMM_POOL_KIND_CONFIGURED)
 		kind = engine->options.pool_kind;
 	if (kind == HMM_POOL_KIND_HUGETLB && message->caps & HMM_DEVICE_CAPS_COPY_ENGINE)
-		return letter_fail(letter, -EOPNOTSUPP,
-				   "a copy engine's pages pass one by one: not through a hugetlb pool; use memfd-huge");
+		return letter_fail(
+			letter, -EOPNOTSUPP,
+			"a copy engine's pages pass one by one: not through a hugetlb pool; use memfd-huge");
 	if (!(message->caps & HMM_DEVICE_CAPS_FAULTS)) {
 		if (message->caps & HMM_DEVICE_CAPS_WRITE_PROTECT)
-			return letter_fail(letter, -EINVAL,
-					   "a device that protects its own pages has to take the faults of that: write_protect goes with faults");
+			return letter_fail(
+				letter, -EINVAL,
+				"a device that protects its own pages has to take the faults of that: write_protect goes with faults");
 		if (message->caps & HMM_DEVICE_CAPS_COPY_ENGINE)
-			return letter_fail(letter, -EOPNOTSUPP,
-					   "a device that cannot fault needs pinned memory, and nothing can be pinned in memory that only its driver reaches");
+			return letter_fail(
+				letter, -EOPNOTSUPP,
+				"a device that cannot fault needs pinned memory, and nothing can be pinned in memory that only its driver reaches");
 	}
 	if (kind == HMM_POOL_KIND_HUGETLB && message->size && !engine->facts.hugetlb)
-		return letter_fail(letter, -ENOSPC,
-				   "no huge pages are reserved: write their number into /proc/sys/vm/nr_hugepages, or use pool memfd-huge");
+		return letter_fail(
+			letter, -ENOSPC,
+			"no huge pages are reserved: write their number into /proc/sys/vm/nr_hugepages, or use pool memfd-huge");
 	/* Before a card is taken from where it waits. */
 	reply = letter_reply(letter, HMM_OP_DEVICE_NEW_REPLY, sizeof(*reply));
 	if (!reply)
 		return letter_fail(letter, -ENOMEM, "out of memory for the answer");
 	if (*message->bus && open_card(letter, message, &card))
 		return letter->error;
-	device = card ? device_readopt(devices, message->name, message->caps, letter->peer, letter->uid, card) : NULL;
+	device = card ? device_readopt(devices, message->name, message->caps, letter->peer,
+				       letter->uid, card)
+		      : NULL;
 	r = device ? 0 : device_begin(engine, letter, kind, &device);
 	if (r)
 		card_undo(card);
@@ -161,9 +184,10 @@ static int device_make(struct engine *engine, struct letter *letter)
 	if (r == -EBUSY)
 		return letter_fail(letter, r, "there is a device %s already", message->name);
 	if (r == -ENOSPC)
-		return letter_fail(letter, r,
-				   "%lu bytes for device %s: the pool has %lu, of which %lu are promised; see pool-size",
-				   message->size, message->name, devices->capacity, devices->promised);
+		return letter_fail(
+			letter, r,
+			"%lu bytes for device %s: the pool has %lu, of which %lu are promised; see pool-size",
+			message->size, message->name, devices->capacity, devices->promised);
 	if (r)
 		return letter_fail(letter, r, "no device: %s", strerror(-r));
 	device->uid = letter->uid;
@@ -202,7 +226,9 @@ static int device_fd(struct device *device, struct letter *letter)
 	int fd;
 
 	if (!card)
-		return letter_fail(letter, -EOPNOTSUPP, "%s is no card: it was made without a bus address", device->name);
+		return letter_fail(letter, -EOPNOTSUPP,
+				   "%s is no card: it was made without a bus address",
+				   device->name);
 	if (dma_check_driver(device, letter))
 		return letter->error;
 	if (device->uid != letter->uid && letter->uid)
@@ -239,8 +265,8 @@ static int memory_add(struct devices *devices, struct device *device, struct let
 		return letter_fail(letter, -EINVAL, "%s was made %s a copy engine", device->name,
 				   device_is_far(device) ? "with" : "without");
 	if (message->pages >= HMM_FAR_NONE)
-		return letter_fail(letter, -ENOSPC, "%lu pages: fewer than %u can be numbered", message->pages,
-				   HMM_FAR_NONE);
+		return letter_fail(letter, -ENOSPC, "%lu pages: fewer than %u can be numbered",
+				   message->pages, HMM_FAR_NONE);
 	reply = letter_reply(letter, HMM_OP_DEVMEM_ADD_REPLY, sizeof(*reply));
 	if (!reply)
 		return letter_fail(letter, -ENOMEM, "out of memory for the answer");
@@ -248,14 +274,16 @@ static int memory_add(struct devices *devices, struct device *device, struct let
 	if (message->pool > device->size)
 		r = device_resize(devices, message->device, message->pool);
 	if (r)
-		return letter_fail(letter, r, "%lu bytes for device %s: the pool has %lu, of which %lu are promised; see pool-size",
-				   message->pool, device->name, devices->capacity, devices->promised);
+		return letter_fail(
+			letter, r,
+			"%lu bytes for device %s: the pool has %lu, of which %lu are promised; see pool-size",
+			message->pool, device->name, devices->capacity, devices->promised);
 	if (message->pages)
-		r = device_add_far(devices, message->device, message->pages, message->token, letter->pid,
-				   process_is_alive);
+		r = device_add_far(devices, message->device, message->pages, message->token,
+				   letter->pid, process_is_alive);
 	if (r)
-		return letter_fail(letter, r, "%s has its memory from a driver that lives, pid %d", device->name,
-				   atomic_load(&device->driver));
+		return letter_fail(letter, r, "%s has its memory from a driver that lives, pid %d",
+				   device->name, atomic_load(&device->driver));
 	reply->pool = device->size;
 	return 0;
 }
@@ -268,15 +296,19 @@ static int memory_remove(struct devices *devices, struct device *device, struct 
 	if (check_own(device, letter))
 		return letter->error;
 	if (device_is_far(device) && atomic_load(&device->driver) != letter->pid)
-		return letter_fail(letter, -EPERM, "%s has its memory from another driver", device->name);
-	r = message->pool < device->size ? device_resize(devices, message->device, message->pool) : 0;
+		return letter_fail(letter, -EPERM, "%s has its memory from another driver",
+				   device->name);
+	r = message->pool < device->size ? device_resize(devices, message->device, message->pool)
+					 : 0;
 	if (r)
-		return letter_fail(letter, r, "%lu bytes of %s are in use", atomic_load(&device->used), device->name);
+		return letter_fail(letter, r, "%lu bytes of %s are in use",
+				   atomic_load(&device->used), device->name);
 	if (device_is_far(device)) {
 		atomic_store(&device->far_pages, 0);
 		atomic_store(&device->token, 0);
 	}
-	if (!letter_reply(letter, HMM_OP_DEVMEM_REMOVE_REPLY, sizeof(struct hmm_msg_devmem_remove_reply)))
+	if (!letter_reply(letter, HMM_OP_DEVMEM_REMOVE_REPLY,
+			  sizeof(struct hmm_msg_devmem_remove_reply)))
 		return letter_fail(letter, -ENOMEM, "out of memory for the answer");
 	return 0;
 }
@@ -429,8 +461,9 @@ static void mirror_info(const struct mirror *mirror, struct hmm_record_mirror_in
 	out->pool_bytes = atomic_load(&mirror->device->used);
 	out->placement = (uint32_t)mirror->device->pool->placement.mode;
 	out->node = mirror->device->pool->placement.node;
-	hmm_wire_text(out->nodes, sizeof(out->nodes),
-		      placement_print_nodes(&mirror->device->pool->placement, nodes, sizeof(nodes)));
+	hmm_wire_text(
+		out->nodes, sizeof(out->nodes),
+		placement_print_nodes(&mirror->device->pool->placement, nodes, sizeof(nodes)));
 	hmm_wire_text(out->device_name, sizeof(out->device_name), mirror->device->name);
 }
 
@@ -477,8 +510,10 @@ unsigned int engine_list_pools(struct engine *engine, uint32_t cursor,
 		out[n].peak = atomic_load(&pool->peak);
 		out[n].evicted = atomic_load(&pool->evicted);
 		out[n].page_size = pool_is_huge(pool->kind) ? HMM_BLOCK_SIZE : HMM_PAGE_SIZE;
-		hmm_wire_textf(out[n].name, sizeof(out[n].name), pool->placement.mode == HMM_PLACEMENT_ANY ? "%s" : "%s:%s",
-			       hmm_pool_kind_name(pool->kind), placement_print(&pool->placement, words, sizeof(words)));
+		hmm_wire_textf(out[n].name, sizeof(out[n].name),
+			       pool->placement.mode == HMM_PLACEMENT_ANY ? "%s" : "%s:%s",
+			       hmm_pool_kind_name(pool->kind),
+			       placement_print(&pool->placement, words, sizeof(words)));
 		n++;
 	}
 	pthread_mutex_unlock(&devices->lock);
