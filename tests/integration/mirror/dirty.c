@@ -582,26 +582,11 @@ static void many_writers(void)
 
 /* ---- hmmd dies ------------------------------------------------------------------------- */
 
-static atomic_ulong written;
-static atomic_bool enough;
-
-static void *write_on(void *argument)
-{
-	volatile char *memory = argument;
-
-	for (unsigned long i = 0; !atomic_load(&enough); i++) {
-		memory[i % 256 * PAGE]++;
-		atomic_store(&written, i);
-	}
-	return NULL;
-}
-
 /* Its script kills hmmd. Who writes is never kept waiting, and nothing is missed. */
 static void outage(void)
 {
 	struct hmm_dirty_report report;
 	struct hmm_dirty *dirty;
-	pthread_t thread;
 	uint64_t bits[4];
 	char line[64], *memory, *copy;
 
@@ -611,7 +596,7 @@ static void outage(void)
 	test_fill(memory, 256, 1);
 	dirty = begin(memory, 256);
 	memcpy(copy, memory, 256 * PAGE);
-	CHECK(!pthread_create(&thread, NULL, write_on, memory));
+	steady_begin(memory);
 	printf("ready\n");
 	fflush(stdout);
 	while (fgets(line, sizeof(line), stdin) && !strncmp(line, "more", 4)) {
@@ -620,14 +605,10 @@ static void outage(void)
 			if (told(bits, i))
 				memcpy(copy + i * PAGE, memory + i * PAGE, PAGE);
 		printf("told %lu of which %lu, at %lu\n", (unsigned long)report.written, (unsigned long)report.presumed,
-		       atomic_load(&written));
+		       steady_written());
 		fflush(stdout);
 	}
-	/* Each page at least once. */
-	while (atomic_load(&written) < 256)
-		usleep(1000);
-	atomic_store(&enough, true);
-	pthread_join(thread, NULL);
+	steady_end();
 	CHECK(hmm_dirty_read(dirty, (unsigned long)memory, 256 * PAGE, HMM_DIRTY_CLEAR, bits, &report) >= 0);
 	for (size_t i = 0; i < 256; i++) {
 		if (told(bits, i))
@@ -643,22 +624,20 @@ static void outage(void)
 static void abandoned(void)
 {
 	struct hmm_dirty *dirty;
-	pthread_t thread;
 	char line[64], *memory;
 	unsigned long before;
 
 	dirty = open_and_begin(&memory, 256);
-	CHECK(!pthread_create(&thread, NULL, write_on, memory));
+	steady_begin(memory);
 	printf("ready\n");
 	fflush(stdout);
 	CHECK(fgets(line, sizeof(line), stdin));
 	while (hmm_dirty_read(dirty, (unsigned long)memory, 256 * PAGE, HMM_DIRTY_CLEAR, NULL, NULL) != -ESTALE)
 		usleep(1000);
-	before = atomic_load(&written);
-	while (atomic_load(&written) < before + 1000)
+	before = steady_written();
+	while (steady_written() < before + 1000)
 		usleep(100);
-	atomic_store(&enough, true);
-	pthread_join(thread, NULL);
+	steady_end();
 	CHECK_EQ(hmm_dirty_stop(dirty), 0);
 	hmm_close(hmm);
 	hmm = NULL;

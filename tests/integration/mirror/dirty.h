@@ -22,4 +22,11 @@ void crowd_run(const struct replica *replica, int rounds);
 /* For an update() that touches the memory itself: no mapping is missing. */
 void crowd_lock_map(bool lock);
 
+/* A thread that writes into each of 256 pages, again and again. */
+void steady_begin(char *memory);
+/* How often it has. */
+unsigned long steady_written(void);
+/* Each page has been written by then. */
+void steady_end(void);
+
 #endif

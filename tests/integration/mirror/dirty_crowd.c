@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
  * dirty_crowd.c - everything at once: many threads write, one changes the map under them and forks, and a
- * copy that is brought up to date by what is told must be equal whenever they stand still. Seeded.
+ * copy that is brought up to date by what is told must be equal whenever they stand still. Seeded. And one
+ * thread that only writes, for cases in which something else happens.
  */
 #include <pthread.h>
 #include <stdatomic.h>
@@ -218,4 +219,41 @@ void crowd_run(const struct replica *replica, int rounds)
 	for (int i = 0; i < WRITERS; i++)
 		pthread_join(threads[i], NULL);
 	printf("%lu changes of the map, %lu forks\n", atomic_load(&crowd.changes), crowd.forks);
+}
+
+/* ---- one writer ---------------------------------------------------------------------------- */
+
+static struct {
+	pthread_t thread;
+	atomic_ulong written;
+	atomic_bool enough;
+} steady;
+
+static void *write_on(void *argument)
+{
+	volatile char *memory = argument;
+
+	for (unsigned long i = 0; !atomic_load(&steady.enough); i++) {
+		memory[i % 256 * PAGE]++;
+		atomic_store(&steady.written, i);
+	}
+	return NULL;
+}
+
+void steady_begin(char *memory)
+{
+	CHECK(!pthread_create(&steady.thread, NULL, write_on, memory));
+}
+
+unsigned long steady_written(void)
+{
+	return atomic_load(&steady.written);
+}
+
+void steady_end(void)
+{
+	while (steady_written() < 256)
+		usleep(1000);
+	atomic_store(&steady.enough, true);
+	pthread_join(steady.thread, NULL);
 }

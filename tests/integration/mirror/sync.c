@@ -793,20 +793,6 @@ static void many_writers(void)
 
 /* ---- hmmd dies ------------------------------------------------------------------------------- */
 
-static atomic_ulong written;
-static atomic_bool enough;
-
-static void *write_on(void *argument)
-{
-	volatile char *memory = argument;
-
-	for (unsigned long i = 0; !atomic_load(&enough); i++) {
-		memory[i % 256 * PAGE]++;
-		atomic_store(&written, i);
-	}
-	return NULL;
-}
-
 /* Pages 256 to 299, which nobody writes, as test_fill() left them. */
 static void test_check_end(const char *copy)
 {
@@ -866,7 +852,6 @@ static void outlive(bool kept)
 {
 	struct hmm_sync_report report;
 	char line[64], *memory;
-	pthread_t thread;
 	pid_t driver = 0;
 	int over[2];
 
@@ -877,7 +862,7 @@ static void outlive(bool kept)
 	CHECK(!pipe(over));
 	if (kept)
 		driver = fork_driver(memory, over);
-	CHECK(!pthread_create(&thread, NULL, write_on, memory));
+	steady_begin(memory);
 	printf("ready\n");
 	fflush(stdout);
 	while (fgets(line, sizeof(line), stdin) && !strncmp(line, "more", 4)) {
@@ -885,13 +870,10 @@ static void outlive(bool kept)
 			test_check_end(copy_of(memory));
 		report = sync_all(memory, 256);
 		printf("told %lu of which %lu, at %lu\n", (unsigned long)report.written, (unsigned long)report.presumed,
-		       atomic_load(&written));
+		       steady_written());
 		fflush(stdout);
 	}
-	while (atomic_load(&written) < 256)
-		usleep(1000);
-	atomic_store(&enough, true);
-	pthread_join(thread, NULL);
+	steady_end();
 	sync_all(memory, 300);
 	check_equal(memory, 300);
 	close(over[1]);
