@@ -178,6 +178,11 @@ class Process:
         self._child.stdin.write(f"{line}\n".encode())
         self._child.stdin.flush()
 
+    def ask(self, line, answer="^done$", seconds=60):
+        """One line to it, and the line that it answers with."""
+        self.send(line)
+        return self.expect(answer, seconds)
+
     def close_input(self):
         if self._child.stdin and not self._child.stdin.closed:
             with contextlib.suppress(BrokenPipeError):

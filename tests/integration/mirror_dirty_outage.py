@@ -24,8 +24,7 @@ class DirtyOutage(harness.Test):
         return owner
 
     def ask(self, owner):
-        owner.send("more")
-        return [int(n) for n in owner.expect(r"^told (\d+) of which (\d+), at (\d+)$", 60).groups()]
+        return [int(n) for n in owner.ask("more", r"^told (\d+) of which (\d+), at (\d+)$").groups()]
 
     def test_kill_again_and_again(self):
         self.start_daemon()

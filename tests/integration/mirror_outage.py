@@ -19,15 +19,11 @@ class Outage(harness.Test):
         owner.expect("^ready")
         return owner
 
-    def ask(self, owner, line, answer, seconds=60):
-        owner.send(line)
-        return owner.expect(answer, seconds)
-
     def out(self, owner, pages=PAGES):
-        self.ask(owner, "out", f"^out {pages}$")
+        owner.ask("out", f"^out {pages}$")
 
     def where(self, owner):
-        return int(self.ask(owner, "where", r"^where (\d+)$").group(1))
+        return int(owner.ask("where", r"^where (\d+)$").group(1))
 
     # ---- in good order
 
@@ -36,9 +32,9 @@ class Outage(harness.Test):
         owner = self.owner("huge")
         self.out(owner)
         self.daemon.stop()
-        self.ask(owner, "check", "^checked$")
-        self.ask(owner, "change", "^changed$")
-        self.ask(owner, "fork", "^forked$")
+        owner.ask("check", "^checked$")
+        owner.ask("change", "^changed$")
+        owner.ask("fork", "^forked$")
         owner.finish()
 
     def test_sigterm_then_start(self):
@@ -46,13 +42,13 @@ class Outage(harness.Test):
         owner = self.owner()
         for _ in range(3):
             self.out(owner)
-            self.ask(owner, "touch", "^touched$")
+            owner.ask("touch", "^touched$")
             self.out(owner)
             self.daemon.stop()
             self.daemon.start()
-            self.ask(owner, "device", "^checked$")
-            self.ask(owner, "check", "^checked$")
-        self.ask(owner, "close", "^closed$")
+            owner.ask("device", "^checked$")
+            owner.ask("check", "^checked$")
+        owner.ask("close", "^closed$")
         owner.finish()
 
     def test_sigterm_with_a_stopped_owner(self):
@@ -63,7 +59,7 @@ class Outage(harness.Test):
         owner.signal(signal.SIGSTOP)
         self.daemon.stop()
         owner.signal(signal.SIGCONT)
-        self.ask(owner, "check", "^checked$")
+        owner.ask("check", "^checked$")
         owner.finish()
 
     # ---- kill -9, and a new one
@@ -73,12 +69,12 @@ class Outage(harness.Test):
         owner = self.owner("huge")
         self.out(owner)
         self.daemon.restart()
-        self.ask(owner, "device", "^checked$")
-        self.ask(owner, "check", "^checked$")
-        self.ask(owner, "change", "^changed$")
+        owner.ask("device", "^checked$")
+        owner.ask("check", "^checked$")
+        owner.ask("change", "^changed$")
         self.out(owner)
-        self.ask(owner, "check", "^checked$")
-        self.ask(owner, "close", "^closed$")
+        owner.ask("check", "^checked$")
+        owner.ask("close", "^closed$")
         owner.finish()
 
     def test_mprotect_waits_for_the_new_one(self):
@@ -92,13 +88,13 @@ class Outage(harness.Test):
             time.sleep(self.random.uniform(0, 0.2))
             self.daemon.start()
             owner.expect("^protected$")
-            self.ask(owner, "device", "^checked$")
+            owner.ask("device", "^checked$")
             self.assertEqual(self.where(owner), 0)
-            self.ask(owner, "change", "^changed$")
+            owner.ask("change", "^changed$")
         owner.send("protect")
         self.daemon.restart()
         owner.expect("^protected$")
-        self.ask(owner, "close", "^closed$")
+        owner.ask("close", "^closed$")
         owner.finish()
 
     def test_mprotect_after_a_rescue(self):
@@ -106,16 +102,16 @@ class Outage(harness.Test):
         owner = self.owner()
         self.out(owner)
         self.daemon.kill9()
-        self.ask(owner, "protect", "^protected$")
-        self.ask(owner, "check", "^checked$")
-        self.ask(owner, "protect", "^protected$")
+        owner.ask("protect", "^protected$")
+        owner.ask("check", "^checked$")
+        owner.ask("protect", "^protected$")
         owner.finish()
 
     def test_events_over_a_restart(self):
         """What was not read yet is kept, then it says that something may be missing, then it goes on."""
         self.start_daemon()
         owner = self.owner(pages=4)
-        self.ask(owner, "listen", "^listening$")
+        owner.ask("listen", "^listening$")
         for round in range(3):
             self.out(owner, 4)
             if round % 2:
@@ -123,31 +119,31 @@ class Outage(harness.Test):
                 self.daemon.start()
             else:
                 self.daemon.restart()
-            self.ask(owner, "device", "^checked$")
+            owner.ask("device", "^checked$")
             # Sent home in good order: that is heard, too.
             home = " 5 3" if round % 2 else ""
-            self.ask(owner, "heard", f"^heard {round + 1} 5 2{home} 10$")
-            self.ask(owner, "home", "^home 4$")
-            self.ask(owner, "heard", f"^heard {round + 1}{'' if round % 2 else ' 5 3'}$")
+            owner.ask("heard", f"^heard {round + 1} 5 2{home} 10$")
+            owner.ask("home", "^home 4$")
+            owner.ask("heard", f"^heard {round + 1}{'' if round % 2 else ' 5 3'}$")
         # Three that nobody reads between: the first ring's are kept, of the others it is said how many there were.
         for _ in range(3):
             self.out(owner, 4)
-            self.ask(owner, "home", "^home 4$")
+            owner.ask("home", "^home 4$")
             self.daemon.restart()
-            self.ask(owner, "device", "^checked$")
-        self.ask(owner, "heard", "^heard 14 5 2 5 3 10$")
-        self.ask(owner, "close", "^closed$")
+            owner.ask("device", "^checked$")
+        owner.ask("heard", "^heard 14 5 2 5 3 10$")
+        owner.ask("close", "^closed$")
         owner.finish()
 
     def test_events_after_a_rescue(self):
         self.start_daemon("--grace", "1s")
         owner = self.owner(pages=4)
-        self.ask(owner, "listen", "^listening$")
+        owner.ask("listen", "^listening$")
         self.out(owner, 4)
         self.daemon.kill9()
-        self.ask(owner, "check", "^checked$")
-        self.ask(owner, "heard", "^heard 0 5 2$")
-        self.ask(owner, "heard", "^heard 0$")
+        owner.ask("check", "^checked$")
+        owner.ask("heard", "^heard 0 5 2$")
+        owner.ask("heard", "^heard 0$")
         owner.finish()
 
     ALL_ADVICE = [(1, 0), (3, 0), (5, 0), (18, 64), (19, 0), (22, 80), (20, 0)]
@@ -156,8 +152,8 @@ class Outage(harness.Test):
     def advise_all(self, owner):
         """All advice at once, and the policy that is the answer."""
         for advice, value in self.ALL_ADVICE:
-            self.ask(owner, f"advise {advice} {value}", "^advised 0$")
-        policy = self.ask(owner, "policy", self.POLICY).groups()
+            owner.ask(f"advise {advice} {value}", "^advised 0$")
+        policy = owner.ask("policy", self.POLICY).groups()
         self.assertEqual(policy, ("0xfb", "0xfb", "64", "80", str(PAGES), "3"))
         return policy
 
@@ -166,15 +162,15 @@ class Outage(harness.Test):
         owner = self.owner()
         policy = self.advise_all(owner)
         self.daemon.restart()
-        self.assertEqual(self.ask(owner, "policy", self.POLICY).groups(), policy)
+        self.assertEqual(owner.ask("policy", self.POLICY).groups(), policy)
         # What is shared is shared still, for the advice that says so.
-        self.ask(owner, "check", "^checked$")
+        owner.ask("check", "^checked$")
         self.assertEqual(self.where(owner), PAGES)
         self.daemon.restart()
-        self.assertEqual(self.ask(owner, "policy", self.POLICY).groups(), policy)
-        self.ask(owner, "change", "^changed$")
-        self.ask(owner, "device", "^checked$")
-        self.ask(owner, "close", "^closed$")
+        self.assertEqual(owner.ask("policy", self.POLICY).groups(), policy)
+        owner.ask("change", "^changed$")
+        owner.ask("device", "^checked$")
+        owner.ask("close", "^closed$")
         owner.finish()
 
     def test_advice_is_listed(self):
@@ -189,7 +185,7 @@ class Outage(harness.Test):
         self.assertEqual(ranges[0]["mirrors"], [mirror["id"] for mirror in self.hmmctl_json("mirrors")["mirrors"]])
         self.assertIn("pin", self.hmmctl("advice").stdout)
         # More than one answer holds, and each once.
-        self.ask(owner, "stripe", "^striped$")
+        owner.ask("stripe", "^striped$")
         self.assertEqual(len(self.hmmctl_json("advice")["ranges"]), PAGES)
         owner.finish()
 
@@ -201,21 +197,21 @@ class Outage(harness.Test):
             self.daemon.stop()
             self.daemon.start()
             # The stop brought all home: that broke the pin, and the answer says so.
-            after = self.ask(owner, "policy", self.POLICY).groups()
+            after = owner.ask("policy", self.POLICY).groups()
             self.assertEqual(after, (policy[0], "0xbb", *policy[2:4], "0", policy[5]))
             self.out(owner)
-            self.assertEqual(self.ask(owner, "policy", self.POLICY).groups(), policy)
-        self.ask(owner, "check", "^checked$")
-        self.ask(owner, "close", "^closed$")
+            self.assertEqual(owner.ask("policy", self.POLICY).groups(), policy)
+        owner.ask("check", "^checked$")
+        owner.ask("close", "^closed$")
         owner.finish()
 
     def test_broken_pins_are_counted_and_logged(self):
         self.start_daemon()
         owner = self.owner()
-        self.ask(owner, "advise 20", "^advised 0$")
-        self.ask(owner, "check", "^checked$")
+        owner.ask("advise 20", "^advised 0$")
+        owner.ask("check", "^checked$")
         self.assertEqual(self.pins_broken(), 0)
-        self.ask(owner, "touch", "^touched$")
+        owner.ask("touch", "^touched$")
         self.assertEqual(self.pins_broken(), PAGES)
         self.assertIn("pinned pages", self.daemon.log)
         owner.finish()
@@ -227,27 +223,27 @@ class Outage(harness.Test):
         """The pages stay on the device; that it had them for itself nobody knows any more."""
         self.start_daemon()
         owner = self.owner()
-        self.ask(owner, "exclusive", f"^exclusive {PAGES}$")
-        self.ask(owner, "marked", f"^marked {PAGES}$")
+        owner.ask("exclusive", f"^exclusive {PAGES}$")
+        owner.ask("marked", f"^marked {PAGES}$")
         self.daemon.restart()
-        self.ask(owner, "device", "^checked$")
-        self.ask(owner, "marked", "^marked 0$")
+        owner.ask("device", "^checked$")
+        owner.ask("marked", "^marked 0$")
         self.assertEqual(self.where(owner), PAGES)
-        self.ask(owner, "exclusive", f"^exclusive {PAGES}$")
-        self.ask(owner, "check", "^checked$")
-        self.ask(owner, "marked", "^marked 0$")
-        self.ask(owner, "close", "^closed$")
+        owner.ask("exclusive", f"^exclusive {PAGES}$")
+        owner.ask("check", "^checked$")
+        owner.ask("marked", "^marked 0$")
+        owner.ask("close", "^closed$")
         owner.finish()
 
     def test_kill_and_restart_with_shared_pages(self):
         self.start_daemon()
         owner = self.owner()
         self.out(owner)
-        self.ask(owner, "check", "^checked$")
+        owner.ask("check", "^checked$")
         self.daemon.restart()
-        self.ask(owner, "change", "^changed$")
-        self.ask(owner, "device", "^checked$")
-        self.ask(owner, "check", "^checked$")
+        owner.ask("change", "^changed$")
+        owner.ask("device", "^checked$")
+        owner.ask("check", "^checked$")
         owner.finish()
 
     def test_fault_waits_for_the_new_one(self):
@@ -274,26 +270,26 @@ class Outage(harness.Test):
             time.sleep(self.random.uniform(0, 0.05))
             self.daemon.restart()
             owner.expect(r"^(checked|changed|touched|home \d+|forked)$")
-            self.ask(owner, "check", "^checked$")
-        self.ask(owner, "close", "^closed$")
+            owner.ask("check", "^checked$")
+        owner.ask("close", "^closed$")
         owner.finish()
 
     def test_kill_and_restart_of_a_group_of_devices(self):
         self.start_daemon()
         owner = self.owner()
-        self.ask(owner, "group", "^grouped$")
+        owner.ask("group", "^grouped$")
         for _ in range(2):
-            self.ask(owner, "halves", f"^halves {PAGES}$")
+            owner.ask("halves", f"^halves {PAGES}$")
             self.daemon.restart()
             self.assertEqual(self.where(owner), 0, "on the other mirror's device")
-            self.ask(owner, "whole", f"^whole {PAGES}$")
-            self.ask(owner, "check", "^checked$")
-            self.ask(owner, "change", "^changed$")
-        self.ask(owner, "halves", f"^halves {PAGES}$")
+            owner.ask("whole", f"^whole {PAGES}$")
+            owner.ask("check", "^checked$")
+            owner.ask("change", "^changed$")
+        owner.ask("halves", f"^halves {PAGES}$")
         self.daemon.stop()
         self.daemon.start()
-        self.ask(owner, "halves", f"^halves {PAGES}$")
-        self.ask(owner, "check", "^checked$")
+        owner.ask("halves", f"^halves {PAGES}$")
+        owner.ask("check", "^checked$")
         owner.finish()
 
     def test_prefetch_goes_on_after_a_kill(self):
@@ -302,16 +298,16 @@ class Outage(harness.Test):
         self.start_daemon()
         owner = self.owner("huge", pages=pages)
         for _ in range(4):
-            self.ask(owner, "prefetch", "^prefetching$")
+            owner.ask("prefetch", "^prefetching$")
             time.sleep(self.random.uniform(0, 0.05))
             self.daemon.restart()
-            said = self.ask(owner, "prefetched", r"^prefetched (\d+) (-?\d+) (\d+)$")
+            said = owner.ask("prefetched", r"^prefetched (\d+) (-?\d+) (\d+)$")
             tried, result, there = (int(said.group(i)) for i in (1, 2, 3))
             self.assertEqual(tried, pages)
             self.assertEqual(result, there)
             self.assertEqual(self.where(owner), there)
-            self.ask(owner, "change", "^changed$")
-        self.ask(owner, "check", "^checked$")
+            owner.ask("change", "^changed$")
+        owner.ask("check", "^checked$")
         owner.finish()
 
     def test_kill_under_the_base_engine(self):
@@ -322,8 +318,8 @@ class Outage(harness.Test):
             time.sleep(self.random.uniform(0, 0.05))
             self.daemon.restart()
             owner.expect(r"^out \d+$")
-            self.ask(owner, "device", "^checked$")
-            self.ask(owner, "change", "^changed$")
+            owner.ask("device", "^checked$")
+            owner.ask("change", "^changed$")
         owner.finish()
 
     def test_fork_while_there_is_none(self):
@@ -336,7 +332,7 @@ class Outage(harness.Test):
         time.sleep(0.3)
         self.daemon.start()
         owner.expect("^forked$")
-        self.ask(owner, "check", "^checked$")
+        owner.ask("check", "^checked$")
         owner.finish()
 
     # ---- kill -9, and nobody comes
@@ -346,10 +342,10 @@ class Outage(harness.Test):
         owner = self.owner("huge")
         self.out(owner)
         self.daemon.kill9()
-        self.ask(owner, "check", "^checked$")
-        self.ask(owner, "change", "^changed$")
-        self.ask(owner, "check", "^checked$")
-        self.ask(owner, "fork", "^forked$")
+        owner.ask("check", "^checked$")
+        owner.ask("change", "^changed$")
+        owner.ask("check", "^checked$")
+        owner.ask("fork", "^forked$")
         owner.finish()
 
     def test_rescue_brings_all_home_by_itself(self):
@@ -361,19 +357,19 @@ class Outage(harness.Test):
         with open(f"/proc/{owner.pid}/smaps") as file:
             flags = [line for line in file if line.startswith("VmFlags:")]
         self.assertFalse([line for line in flags if " um" in line or " uw" in line], "something is still armed")
-        self.ask(owner, "check", "^checked$")
+        owner.ask("check", "^checked$")
         owner.finish()
 
     def test_rescue_ends_a_prefetch(self):
         pages = 20000
         self.start_daemon("--grace", "300ms")
         owner = self.owner("huge", pages=pages)
-        self.ask(owner, "prefetch", "^prefetching$")
+        owner.ask("prefetch", "^prefetching$")
         self.daemon.kill9()
-        said = self.ask(owner, "prefetched", r"^prefetched (\d+) (-?\d+) (\d+)$")
+        said = owner.ask("prefetched", r"^prefetched (\d+) (-?\d+) (\d+)$")
         if int(said.group(1)) < pages:
             self.assertTrue(int(said.group(2)) in (int(said.group(3)), -errno.ESTALE), said.group(0))
-        self.ask(owner, "check", "^checked$")
+        owner.ask("check", "^checked$")
         owner.finish()
 
     def test_rescue_of_a_migration_under_way(self):
@@ -388,7 +384,7 @@ class Outage(harness.Test):
         self.daemon.start()
         for owner in owners:
             owner.expect(r"^out \d+$")
-            self.ask(owner, "check", "^checked$")
+            owner.ask("check", "^checked$")
             owner.finish()
 
     def test_late_daemon_finds_it_rescued(self):
@@ -398,16 +394,16 @@ class Outage(harness.Test):
         self.daemon.kill9()
         time.sleep(harness.scaled(1.5))
         self.daemon.start()
-        self.ask(owner, "check", "^checked$")
+        owner.ask("check", "^checked$")
         self.out(owner)
-        self.ask(owner, "device", "^checked$")
-        self.ask(owner, "check", "^checked$")
+        owner.ask("device", "^checked$")
+        owner.ask("check", "^checked$")
         owner.finish()
 
     # ---- ranges
 
     def becomes_invalid(self, owner):
-        harness.wait_until(lambda: self.ask(owner, "valid", r"^valid (\d)$").group(1) == "0", 20, "that the range is invalid")
+        harness.wait_until(lambda: owner.ask("valid", r"^valid (\d)$").group(1) == "0", 20, "that the range is invalid")
 
     def looks(self):
         return int(self.hmmctl_json("stats")["owners"][0]["stats"]["range_looks"])
@@ -416,12 +412,12 @@ class Outage(harness.Test):
         """hmmd is stopped, and nobody waits for it."""
         self.start_daemon()
         owner = self.owner("huge")
-        self.ask(owner, "range", f"^range {PAGES}$")
+        owner.ask("range", f"^range {PAGES}$")
         with harness.stopped(self.daemon.process.pid):
             for _ in range(3):
-                self.ask(owner, "range", f"^range {PAGES}$")
-                self.ask(owner, "valid", "^valid 1$")
-        self.ask(owner, "check", "^checked$")
+                owner.ask("range", f"^range {PAGES}$")
+                owner.ask("valid", "^valid 1$")
+        owner.ask("check", "^checked$")
         owner.finish()
 
     def test_one_message_for_all_that_is_missing(self):
@@ -429,11 +425,11 @@ class Outage(harness.Test):
         owner = self.owner()
         self.out(owner, PAGES)
         before = self.looks()
-        self.ask(owner, "range", f"^range {PAGES}$")
+        owner.ask("range", f"^range {PAGES}$")
         self.assertEqual(self.looks(), before)  # its own pages are there
-        self.ask(owner, "home", "^home")
+        owner.ask("home", "^home")
         self.becomes_invalid(owner)
-        self.ask(owner, "range", f"^range {PAGES}$")
+        owner.ask("range", f"^range {PAGES}$")
         self.assertEqual(self.looks(), before + 1)
         owner.finish()
 
@@ -441,55 +437,55 @@ class Outage(harness.Test):
         self.start_daemon()
         owner = self.owner()
         for _ in range(3):
-            self.ask(owner, "range", f"^range {PAGES}$")
+            owner.ask("range", f"^range {PAGES}$")
             self.daemon.restart()
             self.becomes_invalid(owner)
-            self.ask(owner, "range", f"^range {PAGES}$")
-            self.ask(owner, "valid", "^valid 1$")
-        self.ask(owner, "discard", "^discarded$")
+            owner.ask("range", f"^range {PAGES}$")
+            owner.ask("valid", "^valid 1$")
+        owner.ask("discard", "^discarded$")
         self.becomes_invalid(owner)
-        self.ask(owner, "range", f"^range {PAGES}$")
-        self.ask(owner, "change", "^changed$")
-        self.ask(owner, "device", "^checked$")
+        owner.ask("range", f"^range {PAGES}$")
+        owner.ask("change", "^changed$")
+        owner.ask("device", "^checked$")
         owner.finish()
 
     def test_range_over_a_good_bye(self):
         """The table is a new one: its numbers begin anew."""
         self.start_daemon()
         owner = self.owner()
-        self.ask(owner, "range", f"^range {PAGES}$")
+        owner.ask("range", f"^range {PAGES}$")
         self.daemon.stop()
         self.daemon.start()
         self.becomes_invalid(owner)
-        self.ask(owner, "range", f"^range {PAGES}$")
-        self.ask(owner, "check", "^checked$")
+        owner.ask("range", f"^range {PAGES}$")
+        owner.ask("check", "^checked$")
         owner.finish()
 
     def test_range_changed_while_there_is_no_daemon(self):
         """The discarding waits for its event to be read; what the next hmmd reads it knows of."""
         self.start_daemon()
         owner = self.owner()
-        self.ask(owner, "range", f"^range {PAGES}$")
+        owner.ask("range", f"^range {PAGES}$")
         self.daemon.kill9()
         owner.send("discard")
         time.sleep(0.2)
         self.daemon.start()
         owner.expect("^discarded$")
         self.becomes_invalid(owner)
-        self.ask(owner, "range", f"^range {PAGES}$")
-        self.ask(owner, "change", "^changed$")
-        self.ask(owner, "device", "^checked$")
+        owner.ask("range", f"^range {PAGES}$")
+        owner.ask("change", "^changed$")
+        owner.ask("device", "^checked$")
         owner.finish()
 
     def test_range_and_a_rescue(self):
         self.start_daemon("--grace", "300ms")
         owner = self.owner()
-        self.ask(owner, "range", f"^range {PAGES}$")
+        owner.ask("range", f"^range {PAGES}$")
         self.daemon.kill9()
         self.becomes_invalid(owner)
-        self.ask(owner, "range", "^error -14$")
-        self.ask(owner, "check", "^checked$")
-        self.ask(owner, "change", "^changed$")
+        owner.ask("range", "^error -14$")
+        owner.ask("check", "^checked$")
+        owner.ask("change", "^changed$")
         owner.finish()
 
     # ---- an owner stops or ends
@@ -501,10 +497,10 @@ class Outage(harness.Test):
         self.out(stopped)
         stopped.signal(signal.SIGSTOP)
         self.hmmctl("migrate", "--to", "device", "--pid", str(other.pid), status=None)
-        self.ask(other, "check", "^checked$")
+        other.ask("check", "^checked$")
         self.hmmctl("drain", "--pid", str(stopped.pid))
         stopped.signal(signal.SIGCONT)
-        self.ask(stopped, "check", "^checked$")
+        stopped.ask("check", "^checked$")
         stopped.finish()
         other.finish()
 
@@ -517,10 +513,10 @@ class Outage(harness.Test):
             time.sleep(self.random.uniform(0, 0.003))
             stopped.signal(signal.SIGSTOP)
             self.out(other)
-            self.ask(other, "check", "^checked$")
+            other.ask("check", "^checked$")
             stopped.signal(signal.SIGCONT)
             stopped.expect(r"^out \d+$")
-            self.ask(stopped, "check", "^checked$")
+            stopped.ask("check", "^checked$")
         stopped.finish()
         other.finish()
 
@@ -530,8 +526,8 @@ class Outage(harness.Test):
         self.out(other)
         self.out(victim)
         victim.kill9()
-        self.ask(other, "check", "^checked$")
-        self.ask(other, "close", "^closed$")
+        other.ask("check", "^checked$")
+        other.ask("close", "^closed$")
         other.finish()
         harness.wait_until(lambda: not sum(pool["used"] for pool in self.hmmctl_json("pools")["pools"]), 10,
                            "that the pool is empty")
@@ -545,7 +541,7 @@ class Outage(harness.Test):
             time.sleep(self.random.uniform(0, 0.01))
             victim.kill9()
             self.out(other)
-            self.ask(other, "check", "^checked$")
+            other.ask("check", "^checked$")
         other.finish()
 
 

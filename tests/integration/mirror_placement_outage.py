@@ -38,14 +38,6 @@ class Placement(harness.Test):
         owner.expect("^ready$", 60)
         return owner
 
-    def ask(self, owner, line):
-        owner.send(line)
-        owner.expect("^done$", 60)
-
-    def end(self, owner):
-        owner.send("end")
-        self.assertEqual(owner.wait(60), 0, owner.errors)
-
     def shown(self):
         pool, = [pool for pool in self.hmmctl_json("pools")["pools"] if pool["devices"]]
         mirror = self.hmmctl_json("mirrors")["mirrors"][0]
@@ -60,13 +52,13 @@ class Placement(harness.Test):
         shown = self.shown()
         self.assertEqual(shown, ("bind", node, str(node), f"memfd_huge:bind:{node}"))
         for _ in range(3):
-            self.ask(owner, f"look {node}")
+            owner.ask(f"look {node}")
             self.daemon.restart()
-            self.ask(owner, f"look {node}")
-            self.ask(owner, "turn")
-            self.ask(owner, f"look {node}")
+            owner.ask(f"look {node}")
+            owner.ask("turn")
+            owner.ask(f"look {node}")
             self.assertEqual(self.shown(), shown)
-        self.end(owner)
+        owner.finish()
 
     def test_configured(self):
         """Where a device says nothing; one that does has its own."""
@@ -74,24 +66,24 @@ class Placement(harness.Test):
         self.start_daemon("--pool-placement", f"bind:{node}")
         owner = self.begin()
         self.assertEqual(self.shown()[:3], ("bind", node, str(node)))
-        self.ask(owner, f"look {node}")
+        owner.ask(f"look {node}")
         self.daemon.restart()
-        self.ask(owner, "turn")
-        self.ask(owner, f"look {node}")
-        self.end(owner)
+        owner.ask("turn")
+        owner.ask(f"look {node}")
+        owner.finish()
         owner = self.begin(other)
-        self.ask(owner, f"look {other}")
-        self.end(owner)
+        owner.ask(f"look {other}")
+        owner.finish()
 
     def test_short(self):
         """`node` is the short form; in words for people."""
         node = self.nodes[1]
         self.start_daemon("--pool-node", str(node))
         owner = self.begin()
-        self.ask(owner, f"look {node}")
+        owner.ask(f"look {node}")
         self.assertRegex(self.hmmctl("pools").stdout, rf"PLACED +NODES[^\n]*\n[^\n]*bind +{node}\b")
         self.assertRegex(self.hmmctl("mirrors").stdout, rf"PLACED +NODES[^\n]*\n[^\n]*bind +{node}\b")
-        self.end(owner)
+        owner.finish()
 
     def test_in_turn(self):
         first, second = self.nodes[:2]
@@ -99,7 +91,7 @@ class Placement(harness.Test):
         self.start_daemon("--pool-placement", f"interleave:{words}")
         owner = self.begin()
         self.assertEqual(self.shown(), ("interleave", -1, words, f"memfd_huge:interleave:{words}"))
-        self.end(owner)
+        owner.finish()
 
 
 def dax_nodes():
@@ -128,12 +120,12 @@ class Dax(Placement):
         owner = self.spawn("mirror-placement", "served", environment={"TEST_POOL": "0"})
         owner.expect("^ready$", 60)
         self.assertEqual(self.shown(), ("bind", node, str(node), f"dax:bind:{node}"))
-        self.ask(owner, f"look {node}")
+        owner.ask(f"look {node}")
         self.daemon.restart()
-        self.ask(owner, "turn")
-        self.ask(owner, f"look {node}")
+        owner.ask("turn")
+        owner.ask(f"look {node}")
         self.assertEqual(self.shown(), ("bind", node, str(node), f"dax:bind:{node}"))
-        self.end(owner)
+        owner.finish()
 
 
 class Absent(harness.Test):

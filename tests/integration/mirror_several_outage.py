@@ -15,24 +15,16 @@ class Several(harness.Test):
         owner.expect("^shared$")
         return owner
 
-    def ask(self, owner, line):
-        owner.send(line)
-        owner.expect("^done$", 60)
-
-    def end(self, owner):
-        owner.send("end")
-        self.assertEqual(owner.wait(60), 0, owner.errors)
-
     def test_killed_then_written(self):
         owner = self.begin()
         for _ in range(4):
             self.daemon.restart()
-            self.ask(owner, "write")
-            self.ask(owner, "read")
+            owner.ask("write")
+            owner.ask("read")
             self.daemon.restart()
-            self.ask(owner, "read")
-            self.ask(owner, "share")
-        self.end(owner)
+            owner.ask("read")
+            owner.ask("share")
+        owner.finish()
 
     def test_written_while_there_is_none(self):
         """The write waits for the new one, the windows go on meanwhile."""
@@ -43,9 +35,9 @@ class Several(harness.Test):
             time.sleep(self.random.uniform(0, 0.3))
             self.daemon.start()
             owner.expect("^done$", 60)
-            self.ask(owner, "read")
-            self.ask(owner, "share")
-        self.end(owner)
+            owner.ask("read")
+            owner.ask("share")
+        owner.finish()
 
     def test_killed_at_any_moment(self):
         owner = self.begin()
@@ -54,26 +46,26 @@ class Several(harness.Test):
             time.sleep(self.random.uniform(0, 0.02))
             self.daemon.restart()
             owner.expect("^done$", 60)
-            self.ask(owner, "read")
-        self.end(owner)
+            owner.ask("read")
+        owner.finish()
 
     def test_rescued(self):
         """Nobody comes back: the windows are closed before the owner may write."""
         owner = self.begin("--grace", "400ms")
         self.daemon.kill9()
-        self.ask(owner, "write")
-        self.ask(owner, "closed")
+        owner.ask("write")
+        owner.ask("closed")
         owner.kill9()
 
     def test_read_while_there_is_none(self):
         """What lies in a window is there without hmmd."""
         owner = self.begin()
         self.daemon.kill9()
-        self.ask(owner, "read")
+        owner.ask("read")
         self.daemon.start()
-        self.ask(owner, "write")
-        self.ask(owner, "read")
-        self.end(owner)
+        owner.ask("write")
+        owner.ask("read")
+        owner.finish()
 
 
 if __name__ == "__main__":
