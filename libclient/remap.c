@@ -10,7 +10,8 @@
  *
  * Not always: parts that were written apart may stay apart for ever (contract-watch: of what
  * MREMAP_DONTUNMAP left behind), and a block in transit is watched for longer. What then differs in nothing
- * that the kernel shows of a mapping is taken for one, and the call is done mapping by mapping.
+ * that the kernel shows of a mapping is taken for one as far as it is to grow where it is: its last part does.
+ * It is not moved part by part: that is not done at once, and can't be taken back for certain.
  *
  * Since Linux 6.17 a move to a given place takes several mappings, one after the
  * other, and stops with EFAULT at one that is watched, the former having moved. So
@@ -33,10 +34,7 @@
 #include "remap.h"
 #include "space.h"
 
-/*
- * Mappings that were several before hmmd looked at them stay so: after half a second that is known. Where the kernel
- * can be asked about mappings, Linux 6.11 and later, they are done one by one before that.
- */
+/* Mappings that were several before hmmd looked at them stay so: after half a second that is known. */
 #define TRIES		50
 #define TRIES_WHOLE	5
 #define MOMENT_NS	10000000L
@@ -92,16 +90,6 @@ static size_t moved_already(struct hmm *hmm, uint64_t start, uint64_t end)
 	return found.vma_start - start;
 }
 
-static size_t whole_pages(size_t size)
-{
-	return (size + HMM_PAGE_SIZE - 1) & ~(HMM_PAGE_SIZE - 1);
-}
-
-static uint64_t sooner(uint64_t one, uint64_t other)
-{
-	return one < other ? one : other;
-}
-
 static bool continues(const struct procmap_query *first, const struct procmap_query *next)
 {
 	return next->vma_flags == first->vma_flags && next->inode == first->inode &&
@@ -122,38 +110,8 @@ static bool looks_like_one(struct hmm *hmm, uint64_t start, uint64_t end)
 	return true;
 }
 
-/* Moves [from, end) to @to and lets it grow there by @extra. Return: how much of it has moved, errno set if not all has. */
-static uint64_t move_pieces(struct hmm *hmm, uint64_t from, uint64_t end, size_t extra, int flags, uint64_t to)
-{
-	bool stays = flags & MREMAP_DONTUNMAP;
-	unsigned int tries = 0;
-	uint64_t at = from;
-
-	while (at < end) {
-		struct procmap_query found;
-		uint64_t stop;
-
-		if (look_at(hmm, at, &found) || found.vma_start > at) {
-			errno = EFAULT;
-			break;
-		}
-		stop = sooner(found.vma_end, end);
-		if (call((void *)at, stop - at, stop - at + (stop == end ? extra : 0),
-			 MREMAP_MAYMOVE | MREMAP_FIXED | (flags & MREMAP_DONTUNMAP),
-			 (void *)(to + (at - from))) != MAP_FAILED) {
-			at = stop;
-			continue;
-		}
-		/* Split just then. What DONTUNMAP moved can't be told from what it did not. */
-		if (errno != EFAULT || stays || tries++ == TRIES)
-			break;
-		at += moved_already(hmm, at, stop);
-	}
-	return at - from;
-}
-
-/* Into what lies behind it. */
-static void *grow_last_piece(struct hmm *hmm, uint64_t start, uint64_t end, size_t extra)
+/* Into what lies behind it, or fails as if it were one mapping. */
+static void *grow_in_place(struct hmm *hmm, uint64_t start, uint64_t end, size_t extra)
 {
 	struct procmap_query found;
 
@@ -170,47 +128,32 @@ static void *grow_last_piece(struct hmm *hmm, uint64_t start, uint64_t end, size
 	return call((void *)start, end - start, end - start + extra, 0, NULL);
 }
 
-/* As if it were one mapping. All of it is done or, unless the way back fails as well, nothing. */
-static void *call_in_pieces(struct hmm *hmm, void *old, size_t old_size, size_t new_size, int flags, void *new)
+/* The kernel would move it, with more behind it, or not at all: in parts it can only grow. */
+static void *call_split(struct hmm *hmm, void *old, size_t old_size, size_t new_size, int flags)
 {
-	size_t size = sooner(old_size, new_size), extra = new_size - size;
-	uint64_t start = (uint64_t)old, end = start + size, done;
-	bool reserved = !(flags & MREMAP_FIXED);
-	int error;
+	uint64_t start = (uint64_t)old, end = start + old_size;
+	int error = errno;
 
-	if (!(flags & (MREMAP_FIXED | MREMAP_DONTUNMAP))) {
-		if (!extra || grow_last_piece(hmm, start, end, extra) != MAP_FAILED)
-			return old;
-		if (errno != ENOMEM || !(flags & MREMAP_MAYMOVE))
-			return MAP_FAILED;
+	if (flags & ~MREMAP_MAYMOVE || new_size <= old_size || !looks_like_one(hmm, start, end)) {
+		errno = error;
+		return MAP_FAILED;
 	}
-	if (reserved) {
-		new = mmap(NULL, new_size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-		if (new == MAP_FAILED)
-			return MAP_FAILED;
-	}
-	done = move_pieces(hmm, start, end, extra, flags, (uint64_t)new);
-	if (done == size)
-		return new;
-	error = errno;
-	move_pieces(hmm, (uint64_t)new, (uint64_t)new + done, 0, 0, start);
-	/* What has gone back from there may be somebody's by now. */
-	if (reserved)
-		munmap((char *)new + done, new_size - done);
-	errno = error;
+	if (grow_in_place(hmm, start, end, new_size - old_size) != MAP_FAILED)
+		return old;
+	if (flags & MREMAP_MAYMOVE)
+		errno = EFAULT;
 	return MAP_FAILED;
 }
 
 /* With the range at home. hmmd stops watching it a moment after that. */
 static void *call_until_whole(struct hmm *hmm, void *old, size_t old_size, size_t new_size, int flags, void *new)
 {
-	uint64_t start = (uint64_t)old, end = start + sooner(old_size, new_size);
 	void *map;
 
 	for (unsigned int tries = 0; tries < TRIES; tries++) {
 		map = call(old, old_size, new_size, flags, new);
-		if (map == MAP_FAILED && errno == EFAULT && tries >= TRIES_WHOLE && looks_like_one(hmm, start, end))
-			map = call_in_pieces(hmm, old, old_size, new_size, flags, new);
+		if (map == MAP_FAILED && errno == EFAULT && tries >= TRIES_WHOLE)
+			map = call_split(hmm, old, old_size, new_size, flags);
 		if (map != MAP_FAILED || errno != EFAULT)
 			break;
 		hmmc_dispatch_nap(MOMENT_NS);
@@ -229,30 +172,23 @@ static int pause_range(struct hmm *hmm, uint64_t start, size_t size, bool pause)
 
 static void *call_paused(struct hmm *hmm, void *old, size_t old_size, size_t new_size, int flags, void *new)
 {
-	int paused = pause_range(hmm, (uint64_t)old, old_size, true);
 	void *map;
 
-	/* Excluded by the program itself: it is not watched, and may be split all the same. */
-	if (paused && paused != -EBUSY)
-		return MAP_FAILED;
+	if (pause_range(hmm, (uint64_t)old, old_size, true))
+		return call_split(hmm, old, old_size, new_size, flags);
 	map = call_until_whole(hmm, old, old_size, new_size, flags, new);
-	if (!paused)
-		pause_range(hmm, (uint64_t)old, old_size, false);
+	pause_range(hmm, (uint64_t)old, old_size, false);
 	return map;
 }
 
-/* hmmd stops watching a range a moment after that has come home. Return: whether it is to be moved mapping by mapping. */
-static bool stays_split(struct hmm *hmm, uint64_t start, uint64_t end)
+/* hmmd stops watching a range a moment after that has come home. */
+static void wait_until_whole(struct hmm *hmm, uint64_t start, uint64_t end)
 {
 	struct procmap_query found;
 
 	for (unsigned int tries = 0; tries < TRIES && !look_at(hmm, start, &found) && is_part(&found, start, end);
-	     tries++) {
-		if (tries >= TRIES_WHOLE && looks_like_one(hmm, start, end))
-			return true;
+	     tries++)
 		hmmc_dispatch_nap(MOMENT_NS);
-	}
-	return false;
 }
 
 /* Before Linux 6.11, where nothing tells. */
@@ -261,19 +197,18 @@ static bool stays_split(struct hmm *hmm, uint64_t start, uint64_t end)
 /* Paused, and once: what has moved must not be asked for again, others may have mapped there. */
 static void *move_paused(struct hmm *hmm, void *old, size_t size, int flags, void *new)
 {
-	int paused = pause_range(hmm, (uint64_t)old, size, true);
 	struct procmap_query found;
-	bool split = false;
 	void *map;
 
-	/* Excluded by the program itself is not watched, and may be split all the same. */
-	if (!look_at(hmm, (uint64_t)old, &found))
-		split = stays_split(hmm, (uint64_t)old, (uint64_t)old + size);
-	else if (!paused)
+	/* Excluded by the program itself: it is not watched. */
+	if (pause_range(hmm, (uint64_t)old, size, true))
+		return call(old, size, size, flags, new);
+	if (look_at(hmm, (uint64_t)old, &found))
 		hmmc_dispatch_nap(SETTLED_NS);
-	map = split ? call_in_pieces(hmm, old, size, size, flags, new) : call(old, size, size, flags, new);
-	if (!paused)
-		pause_range(hmm, (uint64_t)old, size, false);
+	else
+		wait_until_whole(hmm, (uint64_t)old, (uint64_t)old + size);
+	map = call(old, size, size, flags, new);
+	pause_range(hmm, (uint64_t)old, size, false);
 	return map;
 }
 
@@ -299,6 +234,11 @@ static void *move(struct hmm *hmm, void *old, size_t size, int flags, void *new)
 	gone = moved_already(hmm, start, end);
 	map = move_paused(hmm, (char *)old + gone, size - gone, flags, (char *)new + gone);
 	return map == MAP_FAILED ? map : new;
+}
+
+static size_t whole_pages(size_t size)
+{
+	return (size + HMM_PAGE_SIZE - 1) & ~(HMM_PAGE_SIZE - 1);
 }
 
 void *hmm_internal_mremap(void *old, size_t old_size, size_t new_size, int flags, void *new)

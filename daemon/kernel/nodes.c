@@ -236,7 +236,10 @@ int kernel_policy(int policy, uint64_t nodes)
 	if (!own.known && get_mempolicy(&own.policy, own.nodes, NODES_MAX, NULL, 0) < 0)
 		own.policy = MPOL_DEFAULT;
 	own.known = true;
-	return policy == MPOL_DEFAULT ? follow(own.policy, own.nodes) : follow(policy, mask);
+	if (policy != MPOL_DEFAULT)
+		return follow(policy, mask);
+	/* What it had may not be had any more: then none, but nobody else's. */
+	return follow(own.policy, own.nodes) ? follow(MPOL_DEFAULT, mask) : 0;
 }
 
 int kernel_populate(void *start, size_t length)

@@ -583,7 +583,9 @@ static void recall(struct board *board, uint32_t cell)
 /* The first that fails says why, and whoever fails meanwhile lets it. */
 static void fail_once(struct board *board)
 {
-	if (!atomic_exchange(&board->failed, 1))
+	uint32_t none = 0;
+
+	if (atomic_compare_exchange_strong(&board->failed, &none, 1))
 		return;
 	while (atomic_load(&board->failed) != 2)
 		pause_us(10000);
