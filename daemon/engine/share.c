@@ -341,7 +341,8 @@ struct unsharing {
 	struct mirror *mirror;
 	struct letter *letter;
 	uint64_t start, at, end;
-	unsigned int tries;
+	unsigned int tries, idle;	/* of this block; those of them that came to nothing at once */
+	int64_t since;			/* its first one */
 	uint64_t pages;
 };
 
@@ -380,17 +381,24 @@ static int unshare_block(struct unsharing *unsharing, struct block *block)
 		return 0;
 	if (unsharing->tries && block->move.error)
 		return block->move.error;
-	if (unsharing->tries++ == TRIES_MAX)
+	if (!unsharing->tries++) {
+		unsharing->since = owner->worker->now;
+		unsharing->idle = 0;
+	} else if (unsharing->idle == TRIES_MAX ||
+		   (unsharing->tries > TRIES_MAX && owner->worker->now - unsharing->since > PATIENCE_NS)) {
 		return -EBUSY;
+	}
 	if (!order_has_room(owner)) {
 		TAILQ_INSERT_TAIL(&owner->slot_waiters, &unsharing->task, link);
 		return 1;
 	}
 	exchange_begin(block, &coherent, NULL);
-	if (block_at_rest(block))
+	if (block_at_rest(block)) {
+		unsharing->idle++;
 		owner_queue(owner, &unsharing->task);
-	else
+	} else {
 		block_park(block, &unsharing->task);
+	}
 	return 1;
 }
 
