@@ -18,7 +18,6 @@
 #include "bench/rig/rig.h"
 
 #define FLOOR_IOVA	(4UL << 30)
-#define NAME		64
 
 static const char *card(const char *variable)
 {
@@ -38,7 +37,7 @@ struct bare {
 
 static int group_of(const char *name)
 {
-	char path[256], link[256], node[NAME];
+	char path[256], link[256], node[64];
 	ssize_t length;
 	int fd;
 
@@ -59,6 +58,8 @@ static void bare_open(struct bare *bare, const char *name, const char *pool, siz
 	int file = memfd_create("floor", MFD_CLOEXEC);
 
 	bare->container = open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC);
+	if (bare->container < 0)
+		fail("/dev/vfio/vfio: %s", strerror(errno));
 	bare->group = group_of(name);
 	if (ioctl(bare->group, VFIO_GROUP_SET_CONTAINER, &bare->container) ||
 	    ioctl(bare->container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU))

@@ -316,7 +316,6 @@ Test(range, errors_where_they_are)
 	fixture_end(&fixture);
 }
 
-/* What the device lost can be had by nobody. */
 /* The program has called the kernel by itself: nobody has told hmmd. */
 static void protected_unseen(uint32_t caps)
 {
@@ -342,6 +341,7 @@ Test(range, never_more_than_the_mapping_allows_a_device_that_cannot_fault)
 	protected_unseen(0);
 }
 
+/* What the device lost can be had by nobody. */
 Test(range, lost_pages)
 {
 	struct block *block;

@@ -211,6 +211,16 @@ static void pinned_later(void)
 	test_close();
 }
 
+/* In a child: until its parent has closed the pipe. */
+static void wait_for_parent(const int hold[2])
+{
+	char byte;
+
+	close(hold[1]);
+	while (read(hold[0], &byte, 1) < 0)
+		;
+}
+
 /* A page that a child still shares leaves as the owner's own copy: the child keeps what it had. */
 static void forked(void)
 {
@@ -224,11 +234,7 @@ static void forked(void)
 	CHECK_EQ(pipe2(hold, O_CLOEXEC), 0);
 	child = fork();
 	if (!child) {
-		char byte;
-
-		close(hold[1]);
-		while (read(hold[0], &byte, 1) < 0)
-			;
+		wait_for_parent(hold);
 		test_check(memory, 16, 8);
 		_exit(0);
 	}
@@ -260,11 +266,7 @@ static void forked_huge(void)
 	CHECK_EQ(pipe2(hold, O_CLOEXEC), 0);
 	child = (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
 	if (!child) {
-		char byte;
-
-		close(hold[1]);
-		while (read(hold[0], &byte, 1) < 0)
-			;
+		wait_for_parent(hold);
 		_exit(0);
 	}
 	close(hold[0]);
