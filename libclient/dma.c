@@ -132,9 +132,7 @@ static int reach(struct hmm_range *range, const uint64_t *writes, long found)
 		private->hold = hmmc_range_new_hold(private->hmm);
 	private->reached = true;
 	for (uint64_t at = range->start; at < range->end && n >= 0; at = next) {
-		next = (at & ~(RANGE_PART_MAX - 1)) + RANGE_PART_MAX;
-		if (next > range->end)
-			next = range->end;
+		next = hmmc_range_part_end(range, at);
 		n = reach_runs(range, writes, at, next);
 		reached += n;
 	}

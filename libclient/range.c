@@ -3,8 +3,8 @@
  * range.c - ranges: looking at an owner's pages, and whether what was seen is so still.
  *
  * The happy path: all that a range wants stands in the table that hmmd shares, and hmm_range_fault()
- * is a load per page. What does not makes one message of the whole part (64 MiB, cut
- * at its multiples, so that no block is in two) in which it lies; hmmd's answer has a byte for each
+ * is a load per page. What does not makes one message of the whole part (64 MiB at
+ * most, which ends with a block, so that no block is in two) in which it lies; hmmd's answer has a byte for each
  * page. pfns[], which hold what is wanted, are written at the very end, and only then.
  *
  * Each block has a number that hmmd increments before and after each change, so it is odd in
@@ -527,9 +527,7 @@ static int look_at_parts(struct look *look)
 	int error = 0;
 
 	for (uint64_t at = range->start; at < range->end && !error; at = next) {
-		next = (at & ~(RANGE_PART_MAX - 1)) + RANGE_PART_MAX;
-		if (next > range->end)
-			next = range->end;
+		next = hmmc_range_part_end(range, at);
 		if (!look_in_table(look, at, next))
 			error = ask(look, at, next);
 	}

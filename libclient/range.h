@@ -5,8 +5,16 @@
 
 #include "space.h"
 
-/* What one message may be about: it is cut at multiples of this, so that no block is in two. */
+/* What one message may be about. */
 #define RANGE_PART_MAX (64UL << 20)
+
+/* Where the message about a range's pages from @at on ends: at a block's end, so that no block is in two. */
+static inline uint64_t hmmc_range_part_end(const struct hmm_range *range, uint64_t at)
+{
+	uint64_t end = (at + RANGE_PART_MAX) & ~(HMM_BLOCK_SIZE - 1);
+
+	return end < range->end ? end : range->end;
+}
 
 struct hmm_range_private {
 	struct hmm_mirror_private *mirror; /* referenced */

@@ -422,7 +422,7 @@ class Outage(harness.Test):
 
     def test_one_message_for_all_that_is_missing(self):
         self.start_daemon()
-        owner = self.owner()
+        owner = self.owner("across")
         self.out(owner, PAGES)
         before = self.looks()
         owner.ask("range", f"^range {PAGES}$")

@@ -159,6 +159,20 @@ char *test_map_huge(size_t blocks)
 	return memory;
 }
 
+char *test_map_across(size_t pages)
+{
+	const size_t apart = 64UL << 20;
+	char *room = mmap(NULL, 2 * apart + (pages + 2 * GAP) * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *memory = (char *)(((uintptr_t)room + (pages / 2 + GAP) * PAGE + apart - 1) & ~(apart - 1)) -
+		       pages / 2 * PAGE;
+
+	CHECK(room != MAP_FAILED);
+	CHECK_EQ(mprotect(memory, pages * PAGE, PROT_READ | PROT_WRITE), 0);
+	madvise(memory, pages * PAGE, MADV_NOHUGEPAGE);
+	declare(memory, pages * PAGE);
+	return memory;
+}
+
 char *test_map_in_block(size_t pages)
 {
 	char *room = mmap(NULL, 2 * BLOCK, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

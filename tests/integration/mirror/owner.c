@@ -319,7 +319,7 @@ int main(int argc, char **argv)
 {
 	char line[128];
 	unsigned long room = 0;
-	bool huge = false;
+	bool huge = false, across = false;
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	if (argc < 2)
@@ -327,6 +327,7 @@ int main(int argc, char **argv)
 	pages = strtoul(argv[1], NULL, 0);
 	for (int i = 2; i < argc; i++) {
 		huge |= !strcmp(argv[i], "huge");
+		across |= !strcmp(argv[i], "across");
 		flags |= strcmp(argv[i], "base") ? 0 : HMM_OPEN_BASE_ENGINE;
 		sscanf(argv[i], "room=%lu", &room);
 	}
@@ -334,7 +335,10 @@ int main(int argc, char **argv)
 	device_memory = room ? room * BLOCK : (pages * PAGE + 2 * BLOCK) & ~(BLOCK - 1);
 	test_open(flags, device_memory);
 	/* Few lie in one block: some tests count what becomes of it. */
-	memory = huge ? test_map_huge((pages + 511) / 512) : pages <= 480 ? test_map_in_block(pages) : test_map(pages);
+	memory = huge		? test_map_huge((pages + 511) / 512)
+		 : across	? test_map_across(pages)
+		 : pages <= 480 ? test_map_in_block(pages)
+				: test_map(pages);
 	if (flags)
 		CHECK_EQ(hmm_advise(hmm, (unsigned long)memory, pages * PAGE, HMM_ADVISE_UNPINNED, NULL), 0);
 	test_fill(memory, pages, seed);
