@@ -29,6 +29,7 @@
 #include <unistd.h>
 
 #include "daemon/log.h"
+#include "daemon/memory/card.h"
 #include "daemon/memory/holder.h"
 #include "hmm_protocol.h"
 
@@ -87,6 +88,7 @@ static const struct word pool_words[] = {
 	{ "memfd-huge", HMM_POOL_KIND_MEMFD_HUGE },
 	{ "hugetlb", HMM_POOL_KIND_HUGETLB },
 	{ "dax", HMM_POOL_KIND_DAX },
+	{ "vfio", HMM_POOL_KIND_VFIO },
 	{ NULL, 0 },
 };
 
@@ -110,6 +112,8 @@ static const struct key keys[] = {
 	{ "pool", "size", VALUE_SIZE, AT(pool_size), 2 * MiB, 64 * TiB, "auto" },
 	{ "pool", "node", VALUE_NODE, AT(pool_node), 0, 1023 },
 	{ "pool", "placement", VALUE_PLACEMENT, AT(pool_placement) },
+	{ "pool", "card", VALUE_TEXT, AT(pool_card) },
+	{ "pool", "bar", VALUE_NUMBER, AT(pool_bar), 0, 5 },
 	{ "pool", "evict_high", VALUE_NUMBER, AT(evict_high), 1, 100 },
 	{ "pool", "evict_low", VALUE_NUMBER, AT(evict_low), 1, 100, "auto" },
 	{ "limits", "connections", VALUE_NUMBER, AT(connections), 1, 65536, .live = true },
@@ -668,6 +672,18 @@ int config_load(struct config *config, const struct config_source *source, FILE 
 	if (fresh.pool_node && fresh.pool_placement.mode != HMM_PLACEMENT_ANY) {
 		fprintf(errors, "node is %llu, and placement says where, too: one of them is enough\n",
 			(unsigned long long)fresh.pool_node - 1);
+		reading.n_errors++;
+	}
+	if ((fresh.pool_kind == HMM_POOL_KIND_VFIO) != (*fresh.pool_card != '\0')) {
+		fprintf(errors, "%s\n", *fresh.pool_card ? "card says whose BAR is the pool: it goes with kind = vfio" :
+							   "kind is vfio: card has to say whose BAR is the pool");
+		reading.n_errors++;
+	} else if (*fresh.pool_card && !card_number(fresh.pool_card)) {
+		fprintf(errors, "card is '%s', which is no PCI address: it looks like 0000:00:04.0\n", fresh.pool_card);
+		reading.n_errors++;
+	}
+	if (fresh.pool_kind == HMM_POOL_KIND_VFIO && (fresh.pool_node || fresh.pool_placement.mode != HMM_PLACEMENT_ANY)) {
+		fprintf(errors, "kind is vfio: a card's memory is on no memory node, so node and placement say nothing\n");
 		reading.n_errors++;
 	}
 	if (fresh.evict_low > fresh.evict_high) {

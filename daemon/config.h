@@ -39,6 +39,8 @@ struct config {
 	uint64_t pool_size;		/* 0: half of the machine's memory */
 	uint64_t pool_node;		/* number + 1; 0: any */
 	struct placement pool_placement;	/* in more words; not beside pool_node */
+	char pool_card[16];		/* kind vfio: its PCI address; "": none */
+	uint64_t pool_bar;		/* ... and which of its BARs */
 	uint64_t evict_high;		/* percent of a device */
 	uint64_t evict_low;		/* percent; 0: as far as need be */
 

@@ -52,6 +52,8 @@ static const struct {
 	{ "--pool-size", "pool", "size", NULL },
 	{ "--pool-node", "pool", "node", NULL },
 	{ "--pool-placement", "pool", "placement", NULL },
+	{ "--pool-card", "pool", "card", NULL },
+	{ "--pool-bar", "pool", "bar", NULL },
 	{ "--evict-high", "pool", "evict_high", NULL },
 	{ "--evict-low", "pool", "evict_low", NULL },
 };
@@ -84,10 +86,12 @@ static const char help[] =
 	" when it exists), with FILE.d/*.conf\n"
 	"  --no-config          read no configuration\n"
 	"  --check-config       say what is wrong with it, and end\n"
-	"  --pool KIND          device memory: memfd, memfd-huge, hugetlb or dax\n"
+	"  --pool KIND          device memory: memfd, memfd-huge, hugetlb, dax or vfio\n"
 	"  --pool-size SIZE     for all devices together, such as 4G (half of the memory)\n"
 	"  --pool-node NODE     on that memory node, or any\n"
 	"  --pool-placement P   on several: bind:NODES, preferred:NODES or interleave:NODES, such as interleave:0-1\n"
+	"  --pool-card ADDRESS  with --pool vfio: the PCI card\n"
+	"  --pool-bar N         ... and which of its BARs (0)\n"
 	"  --evict-high N       above so many percent of a device its coldest blocks go home (100: at need)\n"
 	"  --evict-low N        down to so many percent (auto: as far as need be, and some blocks)\n"
 	"  --workers N          engine threads (by the number of processors)\n"

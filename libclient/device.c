@@ -20,6 +20,7 @@ _Static_assert(HMM_DEVICE_FAULTS == HMM_DEVICE_CAPS_FAULTS &&
 		       HMM_DEVICE_COPY_ENGINE == HMM_DEVICE_CAPS_COPY_ENGINE &&
 		       (int)HMM_POOL_HUGETLB == (int)HMM_POOL_KIND_HUGETLB &&
 		       (int)HMM_POOL_DAX == (int)HMM_POOL_KIND_DAX &&
+		       (int)HMM_POOL_VFIO == (int)HMM_POOL_KIND_VFIO &&
 		       (int)HMM_PLACE_INTERLEAVE == (int)HMM_PLACEMENT_INTERLEAVE,
 	       "the protocol says the same");
 
@@ -71,6 +72,7 @@ static void fill_new(struct hmm_msg_device_new *message, const struct hmm_device
 	message->caps = device->caps;
 	HMM_MSG_TEXT(message->name, device->name);
 	HMM_MSG_TEXT(message->bus, device->bus);
+	message->bar = device->bar;
 }
 
 static int call(struct hmm *hmm, struct hmm_device *device, uint16_t op, size_t size)
@@ -119,6 +121,18 @@ static int check_placement(const struct hmm_device_options *options)
 	return 0;
 }
 
+/* What else a BAR needs hmmd knows. */
+static int check_bar(const struct hmm_device_options *options)
+{
+	if (options->pool != HMM_POOL_VFIO)
+		return options->bar ? hmmc_fail(-EINVAL, "options.bar goes with HMM_POOL_VFIO") : 0;
+	if (!options->bus || !*options->bus)
+		return hmmc_fail(-EINVAL, "HMM_POOL_VFIO is a card's BAR: options.bus says which card");
+	if (options->bar > 5)
+		return hmmc_fail(-EINVAL, "a card has BARs 0 to 5, and no %u", options->bar);
+	return 0;
+}
+
 int hmm_device_new(struct hmm *hmm, const struct hmm_device_options *given,
 		   struct hmm_device **result)
 {
@@ -135,9 +149,11 @@ int hmm_device_new(struct hmm *hmm, const struct hmm_device_options *given,
 		error = check_name(options.name);
 	if (error)
 		return error;
-	if (options.pool > HMM_POOL_DAX)
+	if (options.pool > HMM_POOL_VFIO)
 		return hmmc_fail(-EINVAL, "there is no pool of kind %d", options.pool);
 	error = check_placement(&options);
+	if (!error)
+		error = check_bar(&options);
 	if (error)
 		return error;
 	if (options.caps & ~(HMM_DEVICE_FAULTS | HMM_DEVICE_WRITE_PROTECT | HMM_DEVICE_DMA |
@@ -163,6 +179,7 @@ int hmm_device_new(struct hmm *hmm, const struct hmm_device_options *given,
 	device->nodes = options.nodes;
 	device->caps = options.caps;
 	device->drvdata = options.drvdata;
+	device->bar = options.bar;
 	if (options.bus)
 		strcpy(device->bus, options.bus);
 	error = call(hmm, device, HMM_OP_DEVICE_NEW, sizeof(struct hmm_msg_device_new));

@@ -312,6 +312,8 @@ static int check(const struct hmm_devmem_ops *given, struct hmm_devmem_ops *know
 		return hmmc_fail(-EINVAL, "device or result is NULL");
 	if (device->count)
 		return hmmc_fail(-EINVAL, "a group of devices has no memory but its members'");
+	if (device->pool == HMM_POOL_VFIO)
+		return hmmc_fail(-EOPNOTSUPP, "the device's memory is a card's BAR: there is no more to add");
 	error = hmmc_space_check(device->hmm);
 	return error ? error : hmmc_take_options(given, known, sizeof(*known));
 }

@@ -23,7 +23,8 @@ struct hmm_device {
 	enum hmm_placement placement;
 	uint64_t nodes;
 	uint64_t caps;
-	char bus[16];			/* of the card that it is; "": of none */
+	char bus[16];			/* of the card that it is, or whose BAR its memory is; "": of none */
+	uint32_t bar;
 	void *drvdata;
 	struct hmm_devmem_private *devmem;	/* added by this handle, or NULL */
 	unsigned int count;		/* a group: its members, referenced; else 0 */

@@ -153,6 +153,8 @@ struct hmm_journal_mirror {
 	uint32_t placement;	/* of the device's pool: enum hmm_placement */
 	char device[64];
 	uint64_t nodes;		/* where node is -1 */
+	uint64_t bar_pages;	/* of a card's BAR that are the device's; 0: its memory is no BAR, and card says what it is */
+	uint64_t bar;		/* which one of the card */
 };
 #define HMM_MIRRORS_MAX		16	/* of one owner */
 

@@ -21,10 +21,12 @@
 #include <unistd.h>
 
 #include "daemon/control/doctor.h"
+#include "daemon/control/server.h"
 #include "layout.h"
 
 #define CLASS_BRIDGE	0x06U
 #define NAME_ROOM	64
+#define RESOURCE_MEMORY	0x200U	/* of a line of "resource" */
 /* What programs map lies below 2^47: an IOVA is the owner's address. */
 #define WANTED_BITS	47U
 
@@ -290,9 +292,61 @@ static void check_pinning(struct examination *exam)
 		    (uint64_t)limit.rlim_cur >> 10, exam->totals.pool_bytes >> 10);
 }
 
+/* Of the file "resource": a line for each BAR, with its first and last address and its flags. 0: none. */
+static uint64_t bar_size(const struct examination *exam, const char *address, unsigned int bar)
+{
+	char path[PATH_MAX], text[2048], *line = text;
+	unsigned long long first, last, flags;
+
+	path_of(exam, path, "/sys/bus/pci/devices/%s/resource", address);
+	if (!doctor_read(path, text, sizeof(text)))
+		return 0;
+	while (bar-- && line)
+		line = strchr(line + (line != text), '\n');
+	if (!line || sscanf(line, "%llx %llx %llx", &first, &last, &flags) != 3 || last <= first)
+		return 0;
+	return flags & RESOURCE_MEMORY ? last - first + 1 : 0;
+}
+
+/* The card whose BAR is the pool. */
+static void check_pool(struct examination *exam)
+{
+	const struct config *config = &exam->server->config;
+	char path[PATH_MAX], driver[NAME_ROOM], name[NAME_ROOM], fix[160];
+	uint64_t size;
+
+	if (!*config->pool_card)
+		return;
+	snprintf(name, sizeof(name), "pool %.16s", config->pool_card);
+	path_of(exam, path, "/sys/bus/pci/devices/%s", config->pool_card);
+	if (access(path, F_OK)) {
+		doctor_find(exam, DOCTOR_ERROR, 0, name, "another 'card' in [pool]: lspci -D lists them",
+			    "the pool is a BAR of %s, and there is no such card", config->pool_card);
+		return;
+	}
+	path_of(exam, path, "/sys/bus/pci/devices/%s/driver", config->pool_card);
+	read_link(path, driver);
+	if (strcmp(driver, "vfio-pci")) {
+		snprintf(fix, sizeof(fix), "hmmctl device bind %.16s", config->pool_card);
+		doctor_find(exam, DOCTOR_ERROR, 0, name, fix, "the pool is a BAR of %s, which is not with vfio-pci",
+			    config->pool_card);
+		return;
+	}
+	size = bar_size(exam, config->pool_card, (unsigned int)config->pool_bar);
+	if (size < 4096)
+		doctor_find(exam, DOCTOR_ERROR, 0, name, "another 'bar' in [pool]: lspci -vs ADDRESS lists them",
+			    "the pool is BAR %" PRIu64 " of %s, which has no memory", config->pool_bar, config->pool_card);
+	else
+		doctor_find(exam, DOCTOR_NOTE, 0, name, "nothing is to be done",
+			    "the pool is BAR %" PRIu64 " of %s, with %" PRIu64 " KiB", config->pool_bar,
+			    config->pool_card, size >> 10);
+}
+
 void doctor_cards(struct examination *exam)
 {
 	unsigned int cards = check_cards(exam);
+
+	check_pool(exam);
 
 	check_vfio(exam, cards);
 	if (cards)

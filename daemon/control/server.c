@@ -325,6 +325,8 @@ static int start_engine(struct server *server)
 		.pool_kind = (enum hmm_pool_kind)config->pool_kind,
 		.pool_size = config->pool_size ? config->pool_size : half_of_memory(),
 		.pool_placement = config_placement(config),
+		.pool_card = server->config.pool_card,
+		.pool_bar = (unsigned int)config->pool_bar,
 		.evict_high = (unsigned int)config->evict_high,
 		.evict_low = (unsigned int)config->evict_low,
 		.ack_timeout_ms = (unsigned int)config->ack_timeout_ms,

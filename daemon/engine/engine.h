@@ -27,6 +27,8 @@ struct engine_options {
 	enum hmm_pool_kind pool_kind;	/* what HMM_POOL_DEFAULT means */
 	uint64_t pool_size;		/* bytes for all devices together */
 	struct placement pool_placement;	/* where a device says nothing */
+	const char *pool_card;		/* of kind vfio: whose BAR; NULL: another kind */
+	unsigned int pool_bar;
 	unsigned int evict_high;	/* percent of a device: above it is evicted from; 0, 100: only at need */
 	unsigned int evict_low;		/* down to; 0: as far as need be, and some blocks */
 	unsigned int ack_timeout_ms;	/* a driver that answers later loses its windows */

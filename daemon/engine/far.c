@@ -17,7 +17,8 @@
  * the CPU, counted, logged. A driver that dies takes its pages with it. One that
  * is late is waited for, with the owner's thread: its memory is the only copy.
  *
- * What drivers answer, and that they come and go, is in far_driver.c.
+ * What drivers answer, and that they come and go, is in far_driver.c. Where the memory is a BAR of a
+ * card nobody is asked: hmmd copies itself, in far_bar.c.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -64,11 +65,14 @@ static void ask_free(struct ask *ask)
 {
 	TAILQ_REMOVE(&ask->block->owner->asks, ask, link);
 	ask->block->ask = NULL;
+	for (unsigned int i = 0; ask->number && i < HMM_BLOCK_PAGES; i++)
+		if (ask->number[i] != HMM_FAR_NONE)
+			far_release(ask->mirror, ask->number[i]);
+	free(ask->number);
 	free(ask);
 }
 
-/* The pages of an ask in the order in which they are asked and answered. */
-static unsigned int ask_order(const struct ask *ask, uint16_t *order)
+unsigned int far_ask_order(const struct ask *ask, uint16_t *order)
 {
 	unsigned int n = 0;
 
@@ -114,7 +118,7 @@ static void *store_message(const struct ask *ask)
 static void *fetch_message(const struct ask *ask)
 {
 	uint16_t order[HMM_BLOCK_PAGES];
-	unsigned int n = ask_order(ask, order);
+	unsigned int n = far_ask_order(ask, order);
 	struct hmm_msg_devmem_fetch *message;
 	size_t size = sizeof(*message) + n * sizeof(message->pages[0]);
 
@@ -150,7 +154,7 @@ static bool tell_region(struct ask *ask)
 	return true;
 }
 
-static void ask_again_in(struct ask *ask, int64_t pause)
+void far_ask_again_in(struct ask *ask, int64_t pause)
 {
 	struct worker *worker = ask->block->owner->worker;
 
@@ -162,11 +166,15 @@ void far_ask_send(struct ask *ask)
 {
 	void *message;
 
+	if (ask->asking && device_has_bar(ask->mirror->device)) {
+		far_bar_copy(ask);
+		return;
+	}
 	if (!ask->asking || ask->sent || !ask->mirror->peer || !ask->mirror->ready)
 		return;		/* when its driver is there */
 	message = tell_region(ask) ? far_is_store(ask) ? store_message(ask) : fetch_message(ask) : NULL;
 	if (!message) {
-		ask_again_in(ask, LOOK_NS);
+		far_ask_again_in(ask, LOOK_NS);
 		return;
 	}
 	ask->sent = true;
@@ -253,10 +261,13 @@ void far_lose_all(struct mirror *mirror, const char *why)
 
 	block_for_each(owner, 0, HMM_VA_END, lose_block, &loss);
 	if (loss.pages)
-		log_error("owner %u: %s: %lu pages that only the driver of %s could reach are lost; a touch is SIGBUS",
+		log_error("owner %u: %s: %lu pages that were in the memory of %s are lost; a touch is SIGBUS",
 			  owner->id, why, loss.pages, mirror->device->name);
 	mirror->freed_count = 0;
 	owner->journal->mirror[mirror->index].token = 0;
+	/* Those of a BAR end by themselves, with the next piece. */
+	if (device_has_bar(mirror->device))
+		return;
 	for (ask = TAILQ_FIRST(&owner->asks); ask; ask = next) {
 		next = TAILQ_NEXT(ask, link);
 		if (ask->mirror == mirror && ask->asking && pages_empty(&ask->pages))
@@ -362,7 +373,7 @@ static void ask_later(struct ask *ask)
 	ask->pause = ask->pause ? ask->pause * 2 : AGAIN_FIRST_NS;
 	if (ask->pause > AGAIN_MOST_NS)
 		ask->pause = AGAIN_MOST_NS;
-	ask_again_in(ask, ask->pause);
+	far_ask_again_in(ask, ask->pause);
 	if (ask->loud || owner->worker->now - ask->since < LOUD_NS)
 		return;
 	ask->loud = true;
@@ -375,7 +386,7 @@ void far_fetched(struct ask *ask, const uint8_t *results)
 {
 	struct block *block = ask->block;
 	uint16_t order[HMM_BLOCK_PAGES];
-	unsigned int n = ask_order(ask, order), lost = 0, later = 0;
+	unsigned int n = far_ask_order(ask, order), lost = 0, later = 0;
 
 	for (unsigned int k = 0; k < n; k++) {
 		unsigned int i = order[k];
@@ -397,7 +408,7 @@ void far_fetched(struct ask *ask, const uint8_t *results)
 		log_error("owner %u: the driver of %s has lost %u pages of %#lx; a touch is SIGBUS",
 			  block->owner->id, ask->mirror->device->name, lost, block->addr);
 	/* Some are here: whoever waits looks again, and asks for the rest if it needs it. */
-	if (later == n)
+	if (later && later == n)
 		ask_later(ask);
 	else
 		ask_finish(ask);
@@ -420,7 +431,7 @@ void far_stored(struct ask *ask, const uint32_t *numbers, uint64_t *moved)
 	struct block *block = ask->block;
 	uint64_t limit = atomic_load(&ask->mirror->device->far_pages);
 	uint16_t order[HMM_BLOCK_PAGES];
-	unsigned int n = ask_order(ask, order);
+	unsigned int n = far_ask_order(ask, order);
 	struct pages asked, gone = { 0 };
 
 	for (unsigned int w = 0; w < HMM_BITMAP_WORDS; w++)

@@ -31,6 +31,10 @@ void far_release(struct mirror *mirror, uint32_t number)
 {
 	uint32_t *more;
 
+	if (device_has_bar(mirror->device)) {
+		far_bar_release(mirror, number);
+		return;
+	}
 	/* One that comes back is told which are in use. */
 	if (!mirror->peer)
 		return;
@@ -90,6 +94,9 @@ int far_check_driver(const struct owner *owner, const struct device *device, str
 
 	if (!device_is_far(device))
 		return 0;
+	if (device_has_bar(device))
+		return owner->pid > 0 ? 0 :
+		       letter_fail(letter, -EOPNOTSUPP, "%s is a card's BAR: it is for programs whose pid hmmd sees", device->name);
 	if (letter->pid == owner->pid)
 		return letter_fail(letter, -EOPNOTSUPP,
 				   "%s has memory that only its driver reaches: a driver in the owner itself would wait for its own pages; run it in another process",
@@ -142,7 +149,7 @@ static int ready(struct mirror *mirror, struct letter *letter)
 	struct hmm_msg_devmem_ready_reply *reply;
 	struct listing listing = { .mirror = mirror };
 
-	if (!device_is_far(mirror->device) || message->token != atomic_load(&mirror->device->token))
+	if (!device_is_far(mirror->device) || device_has_bar(mirror->device) || message->token != atomic_load(&mirror->device->token))
 		return letter_fail(letter, -EINVAL, "the device has no memory of that number");
 	reply = letter_reply(letter, HMM_OP_DEVMEM_READY_REPLY, sizeof(*reply) + NUMBERS_MAX * sizeof(uint32_t));
 	if (!reply)
@@ -252,7 +259,7 @@ void far_peer_gone(struct mirror *mirror)
 {
 	struct ask *ask;
 
-	if (!device_is_far(mirror->device))
+	if (!device_is_far(mirror->device) || device_has_bar(mirror->device))
 		return;
 	mirror->ready = false;
 	mirror->freed_count = 0;
@@ -286,14 +293,15 @@ void far_tick(struct owner *owner, int64_t now)
 	for (unsigned int i = 0; i < MIRRORS_MAX; i++) {
 		struct mirror *mirror = owner->mirror[i];
 
-		if (!mirror || !device_is_far(mirror->device))
+		if (!mirror || !device_is_far(mirror->device) || device_has_bar(mirror->device))
 			continue;
 		if (mirror->far_pages && !mirror->ready)
 			await_driver(mirror, now);
 	}
 	far_flush_all(owner);
+	far_bar_tick(owner, now);
 	TAILQ_FOREACH(ask, &owner->asks, link) {
-		if (!ask->again)
+		if (!ask->again || device_has_bar(ask->mirror->device))
 			continue;
 		if (ask->again <= now)
 			far_ask_send(ask);

@@ -317,8 +317,10 @@ static void fetch_all(struct child *child)
 	int64_t end = worker->now + worker->engine->options.ack_timeout_ms * NS_PER_MS;
 
 	block_for_each(owner, 0, HMM_VA_END, fetch_block, NULL);
-	while (!TAILQ_EMPTY(&owner->asks) && worker->now < end && worker_hear_drivers(owner))
+	while (!TAILQ_EMPTY(&owner->asks) && worker->now < end && worker_hear_drivers(owner)) {
+		far_bar_tick(owner, worker->now);
 		follow_child(child);
+	}
 }
 
 static void withdraw_block(struct block *block, void *data)

@@ -83,7 +83,9 @@ static void note_in_journal(const struct mirror *mirror)
 	note->nodes = device->pool->placement.nodes;
 	note->size = device->size;
 	note->caps = device->caps;
-	note->card = device->card_number;
+	note->card = device->bar ? card_number(card_address(bar_card(device->bar))) : device->card_number;
+	note->bar = device->bar ? bar_index(device->bar) : 0;
+	note->bar_pages = device->bar_pages;
 	memcpy(note->device, device->name, sizeof(note->device));
 	__atomic_store_n(&note->used, 1, __ATOMIC_RELEASE);
 }
@@ -101,6 +103,7 @@ struct mirror *mirror_new(struct owner *owner, unsigned int index, struct device
 	TAILQ_INIT(&mirror->use);
 	TAILQ_INIT(&mirror->copies);
 	TAILQ_INIT(&mirror->transfers);
+	mirror->ready = device_has_bar(device);
 	note_in_journal(mirror);
 	registry_add(mirror);
 	return mirror;
@@ -113,6 +116,7 @@ void mirror_free(struct mirror *mirror)
 	range_mirror_gone(mirror);
 	tracking_mirror_gone(mirror);
 	dma_mirror_gone(mirror);
+	far_bar_end(mirror);
 	pthread_mutex_lock(&engine->lock);
 	mirror->owner->mirror[mirror->index] = NULL;
 	pthread_mutex_unlock(&engine->lock);
@@ -259,6 +263,7 @@ static int register_on(struct owner *owner, struct device *device, struct letter
 	if (!mirror)
 		return letter_fail(letter, -ENOMEM, "out of memory for a mirror");
 	*made = true;
+	far_bar_begin(mirror);
 	mirror_note_driver(mirror, letter->peer, message->flags, letter->pid);
 	reply->mirror = mirror->id;
 	reply->index = mirror->index;

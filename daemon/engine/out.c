@@ -368,6 +368,8 @@ static int out_begin(struct job *job, struct block *block, const struct segment 
 
 	if (!may_leave(owner, segment))
 		return -ENOTSUP;
+	if (far_bar_is_lost(mirror))
+		return -EIO;
 	if (device_is_far(mirror->device) && !mirror->ready)
 		return -EAGAIN;		/* its driver is not there, or not there again */
 	/* Nor may anything lie there that was a copy, whoever held the block last. */

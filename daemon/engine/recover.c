@@ -141,6 +141,35 @@ static void take_back_orders(struct owner *owner)
 	}
 }
 
+/* The card is where the holder has kept it; if it is not, the device is there, and all that was in it is lost. */
+static struct device *remake_bar(struct owner *owner, const struct hmm_journal_mirror *note, const char *name)
+{
+	struct devices *devices = &owner->worker->engine->devices;
+	uint32_t pages = note->bar_pages < BAR_MAX_PAGES ? (uint32_t)note->bar_pages : BAR_MAX_PAGES;
+	struct device *device = NULL;
+	char address[CARD_ADDRESS], why[240];
+	struct bar *bar = NULL;
+	const struct bar_wish wish = {
+		.address = address,
+		.index = (unsigned int)note->bar,
+		.kept = true,
+		.lives = far_bar_lives,
+	};
+
+	card_print_number(note->card, address);
+	if (bar_open(&wish, &bar, why, sizeof(why)))
+		log_error("owner %u: the memory of %s is not to be had: %s", owner->id, name, why);
+	else
+		bar_promise_again(bar, pages);
+	if (!device_new_bar(devices, name, bar, pages, note->caps, owner->peer, &device))
+		return device;
+	if (bar)
+		bar_unpromise(bar, pages);
+	bar_put(bar);
+	/* Its creator may have been faster. */
+	return device_by_name(devices, name);
+}
+
 static struct mirror *remake_mirror(struct owner *owner, unsigned int index)
 {
 	const struct hmm_journal_mirror *note = &owner->journal->mirror[index];
@@ -156,14 +185,21 @@ static struct mirror *remake_mirror(struct owner *owner, unsigned int index)
 	device = device_by_name(devices, name);
 	if (placement_make(&placement, note->placement, note->node, note->nodes, &why))
 		return NULL;
+	if (!device && note->kind == HMM_POOL_KIND_VFIO) {
+		device = remake_bar(owner, note, name);
+		if (!device)
+			return NULL;
+	}
 	/* Its driver has not come back yet: the device is there for it when it does. */
 	if (!device && device_new(devices, name, (enum hmm_pool_kind)note->kind, &placement, note->size,
 				  note->caps, owner->peer, &device))
 		return NULL;
-	device_expect(devices, device->id, note->token, note->driver, note->card);
+	if (!device_has_bar(device))
+		device_expect(devices, device->id, note->token, note->driver, note->card);
 	device = device_use(devices, device->id);
 	mirror = device ? mirror_new(owner, index, device) : NULL;
 	if (mirror) {
+		far_bar_adopt(mirror);
 		mirror->awaited = note->windows;
 		mirror->unready = note->callbacks;
 		mirror->flags = note->tracked ? HMM_MIRROR_FLAGS_TRACKED : 0;
@@ -574,6 +610,7 @@ static void settle(struct owner *owner)
 	copies_recover_table(owner);
 	owner->pages_settled = settle_all(owner);
 	graft_recover(owner);
+	far_bar_recover(owner);
 	journal_replay(owner);
 }
 

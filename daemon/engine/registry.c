@@ -121,6 +121,52 @@ static int open_card(struct letter *letter, const struct hmm_msg_device_new *mes
 	return r ? letter_fail(letter, r, "%s", why) : 0;
 }
 
+/* The device's memory is a BAR of a card, or a part of it. */
+static int bar_begin(struct engine *engine, struct letter *letter, struct device **result)
+{
+	const struct hmm_msg_device_new *message = (const void *)letter->message;
+	const uint64_t others = HMM_DEVICE_CAPS_COPY_ENGINE | HMM_DEVICE_CAPS_DMA;
+	/* What the administrator has chosen is for everybody. */
+	const bool chosen = message->pool == HMM_POOL_KIND_CONFIGURED;
+	const struct bar_wish wish = {
+		.address = chosen ? engine->options.pool_card : message->bus,
+		.index = chosen ? engine->options.pool_bar : message->bar,
+		.uid = chosen ? 0 : letter->uid,
+		.gid = letter->gid,
+		.lives = far_bar_lives,
+	};
+	uint64_t pages = (message->size + HMM_PAGE_SIZE - 1) >> HMM_PAGE_SHIFT;
+	char why[sizeof(letter->text)];
+	struct bar *bar = NULL;
+	uint32_t promised;
+	int r;
+
+	if (chosen && *message->bus)
+		return letter_fail(letter, -EINVAL, "a card with a bus address has another pool than hmmd's, which is a card's BAR: say which kind");
+	if (!*wish.address)
+		return letter_fail(letter, -EINVAL, "a pool of kind vfio is a card's BAR: say which card, by its bus address");
+	if (message->caps & others || !(message->caps & HMM_DEVICE_CAPS_FAULTS))
+		return letter_fail(letter, -EINVAL, "hmmd copies to a BAR, and back before anybody touches: it goes with faults, without copy_engine and dma");
+	if (message->placement != HMM_PLACEMENT_ANY || message->node >= 0)
+		return letter_fail(letter, -EINVAL, "a card's memory is on no memory node: node is -1");
+	if (message->size > HMM_VA_END)
+		return letter_fail(letter, -ENOSPC, "no BAR has %lu bytes", message->size);
+	r = bar_open(&wish, &bar, why, sizeof(why));
+	if (r)
+		return letter_fail(letter, r, "%s", why);
+	promised = pages > UINT32_MAX ? 0 : bar_promise(bar, (uint32_t)pages);
+	if (!promised)
+		letter_fail(letter, -ENOSPC, "%lu bytes for device %s: BAR %u of %s has %lu, less what other devices have of it",
+			    message->size, message->name, wish.index, wish.address, (uint64_t)bar_pages(bar) << HMM_PAGE_SHIFT);
+	r = promised ? device_new_bar(&engine->devices, message->name, bar, promised, message->caps, letter->peer, result) : -ENOSPC;
+	if (!r)
+		return 0;
+	if (promised)
+		bar_unpromise(bar, promised);
+	bar_put(bar);
+	return r;
+}
+
 /* One that there was not; or -errno, which the letter may say already. */
 static int device_begin(struct engine *engine, struct letter *letter, enum hmm_pool_kind kind,
 			struct device **result)
@@ -131,10 +177,17 @@ static int device_begin(struct engine *engine, struct letter *letter, enum hmm_p
 	/* Before its nodes: after a restart its mirrors have made it again, whatever has become of those. */
 	if (device_by_name(&engine->devices, message->name))
 		return letter_fail(letter, -EBUSY, "there is a device %s already", message->name);
+	if (kind == HMM_POOL_KIND_VFIO)
+		return bar_begin(engine, letter, result);
 	if (choose_placement(engine, letter, kind, &placement))
 		return letter->error;
 	return device_new(&engine->devices, message->name, kind, &placement, message->size,
 			  message->caps, letter->peer, result);
+}
+
+static uint64_t memory_of(const struct device *device)
+{
+	return device_has_bar(device) ? (uint64_t)device->bar_pages << HMM_PAGE_SHIFT : device->size;
 }
 
 static int device_make(struct engine *engine, struct letter *letter)
@@ -171,7 +224,7 @@ static int device_make(struct engine *engine, struct letter *letter)
 	reply = letter_reply(letter, HMM_OP_DEVICE_NEW_REPLY, sizeof(*reply));
 	if (!reply)
 		return letter_fail(letter, -ENOMEM, "out of memory for the answer");
-	if (*message->bus && open_card(letter, message, &card))
+	if (*message->bus && kind != HMM_POOL_KIND_VFIO && open_card(letter, message, &card))
 		return letter->error;
 	device = card ? device_readopt(devices, message->name, message->caps, letter->peer,
 				       letter->uid, card)
@@ -196,7 +249,7 @@ static int device_make(struct engine *engine, struct letter *letter)
 		device->card = card;
 	}
 	reply->device = device->id;
-	reply->size = device->size;
+	reply->size = memory_of(device);
 	return 0;
 }
 
@@ -212,8 +265,10 @@ static int device_look(struct device *device, struct letter *letter)
 		return letter_fail(letter, -ENOMEM, "out of memory for the answer");
 	reply->device = device->id;
 	reply->pool = (uint32_t)device->pool->kind;
-	reply->size = device->size;
+	reply->size = memory_of(device);
 	reply->caps = device->caps;
+	if (device->bar)
+		hmm_wire_text(reply->bus, sizeof(reply->bus), card_address(bar_card(device->bar)));
 	if (card)
 		hmm_wire_text(reply->bus, sizeof(reply->bus), card_address(card));
 	return 0;
@@ -225,6 +280,8 @@ static int device_fd(struct device *device, struct letter *letter)
 	const struct card *card = atomic_load(&device->card);
 	int fd;
 
+	if (device_has_bar(device))
+		return letter_fail(letter, -EPERM, "%s is a card's BAR, with everybody's pages in it: hmmd alone has that card", device->name);
 	if (!card)
 		return letter_fail(letter, -EOPNOTSUPP,
 				   "%s is no card: it was made without a bus address",
@@ -261,6 +318,8 @@ static int memory_add(struct devices *devices, struct device *device, struct let
 
 	if (check_own(device, letter))
 		return letter->error;
+	if (device_has_bar(device))
+		return letter_fail(letter, -EOPNOTSUPP, "the memory of %s is a card's BAR: there is no more to add", device->name);
 	if (device_is_far(device) != (message->pages != 0) || (message->pages && !message->token))
 		return letter_fail(letter, -EINVAL, "%s was made %s a copy engine", device->name,
 				   device_is_far(device) ? "with" : "without");
@@ -295,6 +354,8 @@ static int memory_remove(struct devices *devices, struct device *device, struct 
 
 	if (check_own(device, letter))
 		return letter->error;
+	if (device_has_bar(device))
+		return letter_fail(letter, -EOPNOTSUPP, "the memory of %s is a card's BAR, and none that was added", device->name);
 	if (device_is_far(device) && atomic_load(&device->driver) != letter->pid)
 		return letter_fail(letter, -EPERM, "%s has its memory from another driver",
 				   device->name);
@@ -485,6 +546,21 @@ unsigned int engine_list_mirrors(struct engine *engine, uint32_t cursor,
 	return n;
 }
 
+/* Of BARs it is their memory that counts, not hmmd's own through which it passes. */
+static void bar_info(const struct devices *devices, struct hmm_record_pool_info *out)
+{
+	const struct device *device;
+
+	out->capacity = out->used = 0;
+	TAILQ_FOREACH(device, &devices->list, link) {
+		if (!device_has_bar(device))
+			continue;
+		out->capacity += memory_of(device);
+		out->used += (uint64_t)atomic_load(&device->bar_used) << HMM_PAGE_SHIFT;
+	}
+	out->peak = out->peak > out->used ? out->peak : out->used;
+}
+
 unsigned int engine_list_pools(struct engine *engine, uint32_t cursor,
 			       struct hmm_record_pool_info *out, unsigned int max)
 {
@@ -507,6 +583,8 @@ unsigned int engine_list_pools(struct engine *engine, uint32_t cursor,
 		out[n].devices = pool->devices;
 		out[n].capacity = pool->promised;
 		out[n].used = atomic_load(&pool->used);
+		if (pool->kind == HMM_POOL_KIND_VFIO)
+			bar_info(devices, &out[n]);
 		out[n].peak = atomic_load(&pool->peak);
 		out[n].evicted = atomic_load(&pool->evicted);
 		out[n].page_size = pool_is_huge(pool->kind) ? HMM_BLOCK_SIZE : HMM_PAGE_SIZE;

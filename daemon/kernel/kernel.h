@@ -106,6 +106,16 @@ struct kernel_ops {
 	/* A file of /dev/vfio; a call of linux/vfio.h on one, and its result. */
 	int (*vfio_open)(const char *path);
 	int (*vfio_call)(int fd, unsigned long request, void *argument);
+	/*
+	 * All of a BAR, in hmmd and in no child of it. -ENODEV: the device has no such BAR of memory; -EOPNOTSUPP: it
+	 * cannot be mapped, or not as a whole.
+	 */
+	int (*bar_map)(int device, unsigned int bar, void **map, uint64_t *length);
+	/* Between a file and such a mapping, which nobody else touches. -EFAULT: there is no memory (any more). */
+	int (*bar_store)(int file, uint64_t offset, void *frame, size_t length);
+	int (*bar_fetch)(int file, uint64_t offset, const void *frame, size_t length);
+	/* Whether the card is there: 0, or -errno. What was read before it was asked is true then. */
+	int (*vfio_answers)(int device);
 };
 
 extern const struct kernel_ops kernel_real;

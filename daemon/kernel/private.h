@@ -26,5 +26,9 @@ int kernel_populate(void *start, size_t length);
 int kernel_pci_link(const char *address, const char *name, char *target, size_t size);
 int kernel_vfio_open(const char *path);
 int kernel_vfio_call(int fd, unsigned long request, void *argument);
+int kernel_bar_map(int device, unsigned int bar, void **map, uint64_t *length);
+int kernel_bar_store(int file, uint64_t offset, void *frame, size_t length);
+int kernel_bar_fetch(int file, uint64_t offset, const void *frame, size_t length);
+int kernel_vfio_answers(int device);
 
 #endif

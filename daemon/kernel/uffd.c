@@ -167,6 +167,10 @@ const struct kernel_ops kernel_real = {
 	.pci_link = kernel_pci_link,
 	.vfio_open = kernel_vfio_open,
 	.vfio_call = kernel_vfio_call,
+	.bar_map = kernel_bar_map,
+	.bar_store = kernel_bar_store,
+	.bar_fetch = kernel_bar_fetch,
+	.vfio_answers = kernel_vfio_answers,
 };
 
 const struct kernel_ops *kernel = &kernel_real;

@@ -39,7 +39,8 @@
 #include "memory/holder.h"
 
 #define CONTAINER_PATH "/dev/vfio/vfio"
-#define CARD_FDS       3U
+#define CARD_FILE      3U /* behind those of enum holder_fd: what goes with its memory, or -1 */
+#define CARD_FDS       4U
 /* Starting a holder takes a while where it fails: not at every look. */
 #define MEND_REST      9U
 
@@ -187,6 +188,12 @@ uint32_t card_number(const char *address)
 		return 0;
 	snprintf(again, sizeof(again), "%04x:%02x:%02x.%x", domain, bus, slot, function);
 	return strcmp(again, address) == 0 ? domain << 16 | bus << 8 | slot << 3 | function : 0;
+}
+
+void card_print_number(uint32_t number, char text[CARD_ADDRESS])
+{
+	snprintf(text, CARD_ADDRESS, "%04x:%02x:%02x.%x", number >> 16, number >> 8 & 0xff,
+		 number >> 3 & 0x1f, number & 7);
 }
 
 static int find_group(const char *address, char *group, size_t size, const struct reason *why)
@@ -344,7 +351,7 @@ static int start(const struct card *card, const struct reason *why)
 
 static void close_fds(struct card *card)
 {
-	/* The device last: it keeps the others. */
+	/* The device behind its container and group: it keeps them. */
 	for (unsigned int i = 0; i < CARD_FDS; i++)
 		if (card->fd[i] >= 0)
 			close(card->fd[i]);
@@ -368,22 +375,39 @@ static int keep(struct card *card, const struct reason *why)
 		 : 0;
 }
 
+/* How a card is wanted. */
+struct wish {
+	uid_t uid;
+	gid_t gid;
+	bool kept;  /* not otherwise, and for anybody */
+	int file;   /* to be kept with it; -1: none */
+};
+
 /* As an earlier hmmd had it. -ENOENT: it had not. */
-static int open_kept(struct card *card, uid_t uid, gid_t gid, const struct reason *why)
+static int open_kept(struct card *card, const struct wish *wish, const struct reason *why)
 {
-	int r = holder_take(cards.holder, card->address, card->fd, CARD_FDS);
+	int fds[CARD_FDS] = {-1, -1, -1, -1};
+	int r = holder_take(cards.holder, card->address, fds, CARD_FDS);
 
 	if (r == -ENOENT)
-		return r;
+		return wish->kept ? refuse(why, r, "nobody has kept %s", card->address) : r;
+	if (r >= 0) {
+		if (card->fd[CARD_FILE] >= 0)
+			close(card->fd[CARD_FILE]);
+		memcpy(card->fd, fds, sizeof(fds));
+	}
 	if (r >= 0 && r != CARD_FDS)
 		r = -EIO;
 	if (r < 0)
 		return refuse(why, r, "%s cannot be had back from the process that kept it: %s",
 			      card->address, strerror(-r));
 	card->was_kept = true;
-	r = check_right(card, uid, gid, why);
+	r = check_right(card, wish->kept ? 0 : wish->uid, wish->gid, why);
 	if (r)
 		return r;
+	if ((card->fd[CARD_FILE] >= 0) != (wish->file >= 0))
+		return refuse(why, -EBUSY, "%s is in use: it was kept over a restart as %s", card->address,
+			      wish->file < 0 ? "memory that has pages" : "a card without pages in it");
 	/* The holder has done so, too. */
 	r = kernel->vfio_unmap_all(card->fd[HOLDER_CONTAINER]);
 	if (r)
@@ -392,7 +416,7 @@ static int open_kept(struct card *card, uid_t uid, gid_t gid, const struct reaso
 	return start(card, why);
 }
 
-static int open_new(struct card *card, uid_t uid, gid_t gid, const struct reason *why)
+static int open_new(struct card *card, const struct wish *wish, const struct reason *why)
 {
 	char group[32];
 	int r = find_group(card->address, group, sizeof(group), why);
@@ -405,7 +429,7 @@ static int open_new(struct card *card, uid_t uid, gid_t gid, const struct reason
 	card->fd[HOLDER_CONTAINER] = r;
 	r = open_group(card, group, why);
 	if (!r)
-		r = check_right(card, uid, gid, why);
+		r = check_right(card, wish->uid, wish->gid, why);
 	if (!r)
 		r = join(card, group, why);
 	if (!r)
@@ -413,7 +437,7 @@ static int open_new(struct card *card, uid_t uid, gid_t gid, const struct reason
 	return r ? r : keep(card, why);
 }
 
-static int open_locked(struct card *card, uid_t uid, gid_t gid, const struct reason *why)
+static int open_locked(struct card *card, const struct wish *wish, const struct reason *why)
 {
 	int r;
 
@@ -424,33 +448,38 @@ static int open_locked(struct card *card, uid_t uid, gid_t gid, const struct rea
 	if (is_open(card->address))
 		return refuse(why, -EBUSY, "%s is in use: another device of this hmmd is this card",
 			      card->address);
-	r = open_kept(card, uid, gid, why);
-	if (r == -ENOENT)
-		r = open_new(card, uid, gid, why);
+	r = open_kept(card, wish, why);
+	if (r == -ENOENT && !wish->kept)
+		r = open_new(card, wish, why);
 	if (!r)
 		TAILQ_INSERT_TAIL(&cards.open, card, link);
 	return r;
 }
 
-int card_open(const char *address, uid_t uid, gid_t gid, struct card **result, char *text,
-	      size_t size)
+static int open_wished(const char *address, const struct wish *wish, struct card **result,
+		       const struct reason *why)
 {
-	const struct reason why = {text, size};
 	struct card *card;
 	int r;
 
 	if (!card_number(address))
-		return refuse(&why, -EINVAL, "'%s' is no PCI address: it looks like 0000:00:04.0",
+		return refuse(why, -EINVAL, "'%s' is no PCI address: it looks like 0000:00:04.0",
 			      address);
 	card = calloc(1, sizeof(*card));
 	if (!card)
-		return refuse(&why, -ENOMEM, "hmmd is out of memory");
+		return refuse(why, -ENOMEM, "hmmd is out of memory");
 	strcpy(card->address, address);
 	for (unsigned int i = 0; i < CARD_FDS; i++)
 		card->fd[i] = -1;
 	pthread_mutex_init(&card->lock, NULL);
+	if (wish->file >= 0)
+		card->fd[CARD_FILE] = fcntl(wish->file, F_DUPFD_CLOEXEC, 3);
+	if (wish->file >= 0 && card->fd[CARD_FILE] < 0) {
+		card_free(card);
+		return refuse(why, -EMFILE, "hmmd is out of descriptors");
+	}
 	pthread_mutex_lock(&cards.lock);
-	r = open_locked(card, uid, gid, &why);
+	r = open_locked(card, wish, why);
 	pthread_mutex_unlock(&cards.lock);
 	if (r) {
 		card_free(card);
@@ -460,8 +489,43 @@ int card_open(const char *address, uid_t uid, gid_t gid, struct card **result, c
 	return 0;
 }
 
-static struct card *close_card(struct card *card, bool keep_on)
+int card_open(const char *address, uid_t uid, gid_t gid, struct card **result, char *text,
+	      size_t size)
 {
+	const struct wish wish = {.uid = uid, .gid = gid, .file = -1};
+	const struct reason why = {text, size};
+
+	return open_wished(address, &wish, result, &why);
+}
+
+int card_open_keeping(const char *address, uid_t uid, gid_t gid, bool kept, int *file,
+		      struct card **result, char *text, size_t size)
+{
+	const struct wish wish = {.uid = uid, .gid = gid, .kept = kept, .file = *file};
+	const struct reason why = {text, size};
+	struct card *card;
+	int r = open_wished(address, &wish, &card, &why), fd;
+
+	if (r)
+		return r;
+	fd = fcntl(card->fd[CARD_FILE], F_DUPFD_CLOEXEC, 3);
+	if (fd < 0) {
+		card_undo(card);
+		return refuse(&why, -EMFILE, "hmmd is out of descriptors");
+	}
+	close(*file);
+	*file = fd;
+	*result = card;
+	return 0;
+}
+
+/* What becomes of what the holder has of it. */
+enum kept { KEPT_IF_HMMD_ENDS, KEPT_AS_IT_WAS, KEPT_NO_MORE };
+
+static struct card *close_card(struct card *card, enum kept kept)
+{
+	bool drop = true;
+
 	if (!card)
 		return NULL;
 	/* The driver may have a duplicate of the device, which would go on. */
@@ -469,7 +533,11 @@ static struct card *close_card(struct card *card, bool keep_on)
 	kernel->vfio_master(card->fd[HOLDER_DEVICE], false);
 	pthread_mutex_lock(&cards.lock);
 	TAILQ_REMOVE(&cards.open, card, link);
-	if (cards.holder && !cards.leaving && !keep_on)
+	if (kept == KEPT_IF_HMMD_ENDS)
+		drop = !cards.leaving;
+	else if (kept == KEPT_AS_IT_WAS)
+		drop = !cards.leaving && !card->was_kept;
+	if (cards.holder && drop)
 		holder_drop(cards.holder, card->address);
 	pthread_mutex_unlock(&cards.lock);
 	return card_free(card);
@@ -477,12 +545,17 @@ static struct card *close_card(struct card *card, bool keep_on)
 
 struct card *card_close(struct card *card)
 {
-	return close_card(card, false);
+	return close_card(card, KEPT_IF_HMMD_ENDS);
 }
 
 struct card *card_undo(struct card *card)
 {
-	return close_card(card, card && card->was_kept);
+	return close_card(card, KEPT_AS_IT_WAS);
+}
+
+struct card *card_give_up(struct card *card)
+{
+	return close_card(card, KEPT_NO_MORE);
 }
 
 const char *card_address(const struct card *card)

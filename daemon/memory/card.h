@@ -52,14 +52,25 @@ void cards_leave(void);
  */
 int card_open(const char *address, uid_t uid, gid_t gid, struct card **result, char *why,
 	      size_t size);
+/*
+ * The same of a card whose own memory is to outlive hmmd, and *@file with it, which tells what is
+ * in it: the holder keeps a duplicate. Where the card was kept already *@file becomes what was kept
+ * with it; card_open() refuses such a card, -EBUSY. @kept: -ENOENT if it was not kept, and whoever
+ * asks may have it.
+ */
+int card_open_keeping(const char *address, uid_t uid, gid_t gid, bool kept, int *file,
+		      struct card **result, char *why, size_t size);
 /* Nothing is mapped from now on. NULL is allowed; returns NULL. */
 struct card *card_close(struct card *card);
+/* The same, and nobody waits for it, also if hmmd ends. */
+struct card *card_give_up(struct card *card);
 /* As before card_open(): what the holder had already it keeps for the next one who opens it. */
 struct card *card_undo(struct card *card);
 
 const char *card_address(const struct card *card);
-/* An address as a number; 0: it is none. */
+/* An address as a number; 0: it is none. And back. */
 uint32_t card_number(const char *address);
+void card_print_number(uint32_t number, char text[CARD_ADDRESS]);
 bool card_allows(const struct card *card, uid_t uid, gid_t gid);
 /* A duplicate of the device's descriptor, the caller's; or -errno. */
 int card_device(const struct card *card);

@@ -14,6 +14,19 @@
 #include <string.h>
 #include <time.h>
 
+#define BAR_PASSING	(64UL << 20)	/* of hmmd's memory, at most, for pages on their way to a BAR and back */
+
+/* With all that it has; without the lock. */
+static void destroy(struct device *device)
+{
+	if (device->bar) {
+		bar_unpromise(device->bar, device->bar_pages);
+		bar_put(device->bar);
+	}
+	card_close(device->card);
+	free(device);
+}
+
 void devices_init(struct devices *devices, uint64_t capacity)
 {
 	memset(devices, 0, sizeof(*devices));
@@ -30,8 +43,7 @@ void devices_deinit(struct devices *devices)
 
 	while ((device = TAILQ_FIRST(&devices->list))) {
 		TAILQ_REMOVE(&devices->list, device, link);
-		card_close(device->card);
-		free(device);
+		destroy(device);
 	}
 	while ((pool = TAILQ_FIRST(&devices->pools))) {
 		TAILQ_REMOVE(&devices->pools, pool, link);
@@ -124,6 +136,29 @@ int device_new(struct devices *devices, const char *name, enum hmm_pool_kind kin
 		(*result)->caps = caps;
 		(*result)->creator = creator;
 		(*result)->uid = (uid_t)-1;
+	}
+	pthread_mutex_unlock(&devices->lock);
+	return r;
+}
+
+int device_new_bar(struct devices *devices, const char *name, struct bar *bar, uint32_t pages, uint64_t caps,
+		   uint64_t creator, struct device **result)
+{
+	const struct placement any = PLACEMENT_ANY;
+	uint64_t size = (uint64_t)pages << HMM_PAGE_SHIFT;
+	int r;
+
+	if (!*name || strlen(name) >= sizeof((*result)->name))
+		return -EINVAL;
+	pthread_mutex_lock(&devices->lock);
+	r = device_new_locked(devices, name, HMM_POOL_KIND_VFIO, &any, size < BAR_PASSING ? size : BAR_PASSING, result);
+	if (!r) {
+		(*result)->caps = caps;
+		(*result)->creator = creator;
+		(*result)->uid = (uid_t)-1;
+		(*result)->bar = bar;
+		(*result)->bar_pages = pages;
+		(*result)->far_pages = bar ? bar_pages(bar) : 0;
 	}
 	pthread_mutex_unlock(&devices->lock);
 	return r;
@@ -281,8 +316,7 @@ static void free_dropped(struct device_list *dropped)
 
 	while ((device = TAILQ_FIRST(dropped))) {
 		TAILQ_REMOVE(dropped, device, link);
-		card_close(device->card);
-		free(device);
+		destroy(device);
 	}
 }
 

@@ -18,6 +18,7 @@
 #include "hmm_protocol.h"
 #include "kernel/kernel.h"
 #include "layout.h"
+#include "memory/bar.h"
 #include "memory/card.h"
 #include "memory/placement.h"
 
@@ -66,6 +67,10 @@ struct device {
 	_Atomic pid_t driver;
 	_Atomic(struct card *) card;	/* that it is, behind an IOMMU; NULL: none (or, after a restart, not yet) */
 	uint32_t card_number;		/* which one; 0: none */
+	/* Of a pool of kind vfio. Size is what passes through hmmd's own memory then. */
+	struct bar *bar;		/* its memory; NULL: none, or it could not be had after a restart: all in it is lost */
+	uint32_t bar_pages;		/* so many of it are the device's */
+	_Atomic uint32_t bar_used;
 	struct pool *pool;
 	_Atomic uint64_t used;
 	uint64_t creator;		/* peer, 0: gone */
@@ -92,6 +97,12 @@ void devices_deinit(struct devices *devices);
  */
 int device_new(struct devices *devices, const char *name, enum hmm_pool_kind kind,
 	       const struct placement *placement, uint64_t size, uint64_t caps, uint64_t creator, struct device **result);
+/*
+ * The same with @pages of a BAR, promised already, and @bar itself: both are the device's unless it fails. A NULL
+ * @bar: after a restart, when it cannot be had.
+ */
+int device_new_bar(struct devices *devices, const char *name, struct bar *bar, uint32_t pages, uint64_t caps,
+		   uint64_t creator, struct device **result);
 /*
  * Its share of the pool becomes @size. Return: 0; -ENODEV; -ENOSPC: more than is left; -EBUSY: more
  * than that is in use.
@@ -133,10 +144,16 @@ int device_charge(struct device *device, uint64_t bytes);
 void device_overcharge(struct device *device, uint64_t bytes);
 void device_uncharge(struct device *device, uint64_t bytes);
 
-/* Its pages only pass through the shadow, to memory that no CPU but the driver's reaches. */
+/* Its memory is a BAR of a card, and hmmd copies there. */
+static inline bool device_has_bar(const struct device *device)
+{
+	return device->pool->kind == HMM_POOL_KIND_VFIO;
+}
+
+/* Its pages only pass through the shadow, to memory that no CPU but the driver's reaches, or hmmd's own. */
 static inline bool device_is_far(const struct device *device)
 {
-	return device->caps & HMM_DEVICE_CAPS_COPY_ENGINE;
+	return device->caps & HMM_DEVICE_CAPS_COPY_ENGINE || device_has_bar(device);
 }
 
 /* It can retry an access. Without that it reaches what lies still: coherent and pinned memory. */
@@ -153,7 +170,7 @@ bool pool_has_room(struct pool *pool, uint64_t bytes);
 
 static inline bool pool_is_huge(enum hmm_pool_kind kind)
 {
-	return kind != HMM_POOL_KIND_MEMFD;
+	return kind != HMM_POOL_KIND_MEMFD && kind != HMM_POOL_KIND_VFIO;
 }
 
 #endif

@@ -98,7 +98,8 @@ static int insert_consume_fd(struct shadows *shadows, const struct pool *pool, u
 	shadow->base = base;
 	shadow->fd = fd;
 	/* Memory of a dax device is a node's, and its files are as anybody's. */
-	shadow->kind = pool->kind == HMM_POOL_KIND_DAX ? HMM_POOL_KIND_MEMFD_HUGE : pool->kind;
+	shadow->kind = pool->kind == HMM_POOL_KIND_DAX ? HMM_POOL_KIND_MEMFD_HUGE :
+		       pool->kind == HMM_POOL_KIND_VFIO ? HMM_POOL_KIND_MEMFD : pool->kind;
 	shadow->bound = pool->placement.mode == HMM_PLACEMENT_BIND;
 	if (fstat(fd, &st) == 0)
 		shadow->inode = st.st_ino;

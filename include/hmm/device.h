@@ -38,6 +38,11 @@ enum hmm_pool {
 	HMM_POOL_HUGETLB = 3,	/* reserved huge pages */
 	/* Memory of dax devices, which the kernel runs as memory nodes of its own: hmmd.conf(5). */
 	HMM_POOL_DAX = 4,
+	/*
+	 * A BAR of a card behind VFIO: options.bus and .bar. hmmd copies pages there and back; no
+	 * window shows them.
+	 */
+	HMM_POOL_VFIO = 5,
 };
 
 /*
@@ -61,7 +66,7 @@ struct hmm_device_options {
 	const char *name;	/* 1..63 printable characters, unique in the hmmd */
 	/*
 	 * Bytes of device memory; 0: no pool, state R only. With a copy engine: for bytes that
-	 * pass.
+	 * pass. With HMM_POOL_VFIO: of the BAR; 0: all that no other device has of it.
 	 */
 	uint64_t memory;
 	enum hmm_pool pool;
@@ -75,8 +80,12 @@ struct hmm_device_options {
 	 * behind an IOMMU; NULL: none. With HMM_DEVICE_DMA, and without HMM_DEVICE_FAULTS: a card
 	 * behind VFIO cannot retry an access. hmm_range_dma_map() then maps into its IOMMU, for one
 	 * owner at a time.
+	 * With HMM_POOL_VFIO: the card whose BAR is the device's memory, and the device has
+	 * HMM_DEVICE_FAULTS, without HMM_DEVICE_DMA and HMM_DEVICE_COPY_ENGINE. It is bound and
+	 * behind an IOMMU just the same. Devices may share a BAR.
 	 */
 	const char *bus;
+	unsigned int bar;	/* with HMM_POOL_VFIO: which one, 0..5 */
 };
 
 /*
@@ -90,7 +99,9 @@ struct hmm_device_options {
  *	places nothing; a card with FAULTS; no IOMMU, no VFIO; -E2BIG: options of a later library;
  *	-ENOMEM; -ESTALE. Of a card also -ENODEV: there is none; -ENXIO: it, or another of its
  *	group, is not bound to vfio-pci; -EACCES: neither root, nor may the user open its group in
- *	/dev/vfio; -EPERM: its IOMMU does not remap interrupts, which it could forge then.
+ *	/dev/vfio; -EPERM: its IOMMU does not remap interrupts, which it could forge then. Of a BAR
+ *	also -ENODEV: the card has none of that number; -EOPNOTSUPP: it cannot be mapped; -ENOSPC:
+ *	it has less; -EBUSY: another of the card's BARs is a pool; -EIO: the card does not answer.
  */
 int hmm_device_new(struct hmm *hmm, const struct hmm_device_options *options,
 		   struct hmm_device **result);
@@ -128,7 +139,8 @@ void hmm_device_put(struct hmm_device *device);
  *	of its bus, and does so again after a restart. Only for the user who made the device, and
  *	root. Any thread.
  * Return: the descriptor; -EINVAL: @device is NULL; -EOPNOTSUPP: it is no card, or a group;
- *	-EPERM: another user made it; -EACCES: the user may not open the card's group in /dev/vfio;
+ *	-EPERM: another user made it, or its memory is the card's BAR; -EACCES: the user may not
+ *	open the card's group in /dev/vfio;
  *	-EMFILE: this process or hmmd is out of descriptors; -ENOMEM; -ENODEV: hmmd has the device
  *	no more; -ESTALE.
  */

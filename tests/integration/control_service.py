@@ -46,7 +46,7 @@ class CommandLine(Service):
     def test_bad_usage(self):
         for args, text in ((["--nonsense"], "nonsense"), (["extra"], "what is 'extra'?"),
                            (["--workers", "0"], "--workers: 'workers' must be a number from 1 to 64, or auto, not '0'"),
-                           (["--pool", "gold"], "--pool: 'kind' must be memfd, memfd-huge, hugetlb or dax, not 'gold'"),
+                           (["--pool", "gold"], "--pool: 'kind' must be memfd, memfd-huge, hugetlb, dax or vfio, not 'gold'"),
                            (["--pool-size", "12X"], "--pool-size: 'size' must be a size from 2M to 64T"),
                            (["--grace", "5"], "--grace: 'grace' must be a time from 100ms to 3600s"),
                            (["--log", "loud"], "--log: 'log' must be error, warning, info or debug, not 'loud'"),

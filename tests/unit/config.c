@@ -263,10 +263,27 @@ Test(config, a_section_may_come_twice)
 	cr_expect(eq(u64, config.owners, 3));
 }
 
+Test(config, pool_of_a_card)
+{
+	struct config config = config_of("[pool]\nkind = vfio\ncard = 0000:00:04.0\nbar = 2\n");
+
+	cr_expect(eq(u64, config.pool_kind, HMM_POOL_KIND_VFIO));
+	cr_expect(eq(str, config.pool_card, "0000:00:04.0"));
+	cr_expect(eq(u64, config.pool_bar, 2));
+	expect_error_of("[pool]\nkind = vfio\n", "kind is vfio: card has to say whose BAR is the pool\n");
+	expect_error_of("[pool]\ncard = 0000:00:04.0\n", "card says whose BAR is the pool: it goes with kind = vfio\n");
+	expect_error_of("[pool]\nkind = vfio\ncard = 4.0\n",
+			"card is '4.0', which is no PCI address: it looks like 0000:00:04.0\n");
+	expect_error_of("[pool]\nkind = vfio\ncard = 0000:00:04.0\nbar = 6\n",
+			"FILE:4: 'bar' is '6'; it must be a number from 0 to 5\n");
+	expect_error_of("[pool]\nkind = vfio\ncard = 0000:00:04.0\nnode = 0\n",
+			"kind is vfio: a card's memory is on no memory node, so node and placement say nothing\n");
+}
+
 Test(config, unknown_key)
 {
 	expect_error_of("[pool]\nsize = 1G\nsise = 2G\n",
-			"FILE:3: unknown key 'sise' in [pool]; known are: kind, size, node, placement, evict_high, evict_low\n");
+			"FILE:3: unknown key 'sise' in [pool]; known are: kind, size, node, placement, card, bar, evict_high, evict_low\n");
 }
 
 Test(config, key_of_another_section)
@@ -380,7 +397,7 @@ Test(config, bad_words)
 	expect_error_of("[daemon]\nlog = verbose\n",
 			"FILE:2: 'log' is 'verbose'; it must be error, warning, info or debug\n");
 	expect_error_of("[pool]\nkind = shm\n",
-			"FILE:2: 'kind' is 'shm'; it must be memfd, memfd-huge, hugetlb or dax\n");
+			"FILE:2: 'kind' is 'shm'; it must be memfd, memfd-huge, hugetlb, dax or vfio\n");
 	expect_error_of("[daemon]\nuser = true\n",
 			"FILE:2: 'user' is 'true'; it must be yes or no\n");
 	expect_error_of(
@@ -409,7 +426,7 @@ Test(config, socket_too_long)
 Test(config, windows_line_ends)
 {
 	expect_error_of("[pool]\nkind = memfd\r\n",
-			"FILE:2: 'kind' is 'memfd\r'; it must be memfd, memfd-huge, hugetlb or dax\n");
+			"FILE:2: 'kind' is 'memfd\r'; it must be memfd, memfd-huge, hugetlb, dax or vfio\n");
 }
 
 Test(config, zero_byte)
@@ -426,7 +443,7 @@ Test(config, all_errors_at_once)
 	expect_error_of(
 		"[pool]\nsize = 1\nsise = 2\n[limits]\nfds = x\n",
 		"FILE:2: 'size' is '1'; it must be a size from 2M to 64T in pages of 4K, such as 512M or 4G, or auto\n"
-		"FILE:3: unknown key 'sise' in [pool]; known are: kind, size, node, placement, evict_high, evict_low\n"
+		"FILE:3: unknown key 'sise' in [pool]; known are: kind, size, node, placement, card, bar, evict_high, evict_low\n"
 		"FILE:5: 'fds' is 'x'; it must be a number from 16 to 1048576\n");
 }
 

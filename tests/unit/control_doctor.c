@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #include "daemon/control/doctor.h"
+#include "daemon/control/server.h"
 #include "tests/leakcheck.h"
 
 #define CARD	"0000:03:00.0"
@@ -27,6 +28,7 @@
 static char root[64];
 static struct hmm_record_finding findings[16];
 static struct examination exam;
+static struct server server; /* its configuration alone */
 
 static void begin(void)
 {
@@ -119,7 +121,7 @@ static void make_machine(void)
 static void examine(void)
 {
 	exam = (struct examination){
-		.root = root, .out = findings, .max = 16, .totals.pool_bytes = 64 << 20,
+		.server = &server, .root = root, .out = findings, .max = 16, .totals.pool_bytes = 64 << 20,
 	};
 	memset(findings, 0, sizeof(findings));
 	doctor_cards(&exam);
@@ -237,6 +239,44 @@ Test(doctor, what_a_card_lacks)
 	expect("card " CARD, DOCTOR_WARNING, "may not open /dev/vfio/7");
 	expect("vfio", DOCTOR_WARNING, "/dev/vfio/vfio does not exist");
 	expect("vfio_iommu_type1", DOCTOR_WARNING, "is not loaded");
+}
+
+/* What is configured has to be there; once it is, it is said how large it is. */
+Test(doctor, a_bar_as_the_pool)
+{
+	make_machine();
+	strcpy(server.config.pool_card, CARD);
+	server.config.pool_bar = 2;
+	examine();
+	expect("pool " CARD, DOCTOR_ERROR, "there is no such card");
+	add_device(CARD, "e1000", "0x030000\n");
+	examine();
+	expect("pool " CARD, DOCTOR_ERROR, "is not with vfio-pci");
+	server.config.pool_card[0] = '\0';
+	examine();
+	for (unsigned int i = 0; i < exam.count; i++)
+		cr_expect(ne(int, strncmp(findings[i].name, "pool", 4), 0));
+}
+
+Test(doctor, which_bar)
+{
+	make_machine();
+	strcpy(server.config.pool_card, CARD);
+	add_device(CARD, "vfio-pci", "0x030000\n");
+	put("0x00000000febf1000 0x00000000febf10ff 0x0000000000040200\n"
+	    "0x000000000000c000 0x000000000000cfff 0x0000000000040101\n"
+	    "0x00000000f8000000 0x00000000fbffffff 0x000000000014220c\n"
+	    "0x0000000000000000 0x0000000000000000 0x0000000000000000\n",
+	    "sys/bus/pci/devices/" CARD "/resource");
+	server.config.pool_bar = 2;
+	examine();
+	expect("pool " CARD, DOCTOR_NOTE, "with 65536 KiB");
+	for (unsigned int bar = 0; bar < 6; bar++) {
+		server.config.pool_bar = bar;
+		examine();
+		if (bar != 2)
+			expect("pool " CARD, DOCTOR_ERROR, "has no memory");
+	}
 }
 
 /* Bits 16 to 21: the widest address less one; bits 8 to 12: which tables; as the kernel reads them. */

@@ -22,7 +22,11 @@ struct fake_vfio fake_vfio;
 
 static struct kernel_ops ops;
 static struct holder *const holder = (struct holder *)&fake_vfio;
-static int held[3] = {-1, -1, -1};
+#define HELD 4U
+static int held[HELD] = {-1, -1, -1, -1};
+static char *bar_memory;
+static int bar_file = -1;
+#define BAR_BYTES (64UL << 20)
 static int quiet = -1; /* never readable */
 
 static bool fails(void)
@@ -164,15 +168,72 @@ static int vfio_master(int device, bool on)
 	return 0;
 }
 
+/* ---- its memory ------------------------------------------------------------------ */
+
+static int bar_map(int device, unsigned int bar, void **map, uint64_t *length)
+{
+	if (fails())
+		return fake_vfio.error;
+	cr_assert(fcntl(device, F_GETFD) >= 0);
+	if (fake_vfio.bar_error || bar != 2)
+		return bar == 2 ? fake_vfio.bar_error : -ENODEV;
+	*length = fake_vfio.bar_pages * 4096UL;
+	*map = mmap(NULL, *length, PROT_READ | PROT_WRITE, MAP_SHARED, bar_file, 0);
+	return *map == MAP_FAILED ? -ENOMEM : 0;
+}
+
+static int bar_store(int file, uint64_t offset, void *frame, size_t length)
+{
+	if (fails())
+		return fake_vfio.error;
+	if (fake_vfio.off)
+		return -EFAULT;
+	return fake_vfio.gone ? 0 : kernel_real.bar_store(file, offset, frame, length);
+}
+
+static int bar_fetch(int file, uint64_t offset, const void *frame, size_t length)
+{
+	char ones[4096];
+
+	cr_assert(length <= sizeof(ones));
+	if (fails())
+		return fake_vfio.error;
+	if (fake_vfio.off)
+		return -EFAULT;
+	memset(ones, 0xff, sizeof(ones));
+	return kernel_real.bar_fetch(file, offset, fake_vfio.gone ? ones : frame, length);
+}
+
+static int vfio_answers(int device)
+{
+	if (fails())
+		return fake_vfio.error;
+	cr_assert(fcntl(device, F_GETFD) >= 0);
+	return fake_vfio.gone ? -ENODEV : 0;
+}
+
+void *fake_vfio_frame(uint32_t number)
+{
+	return bar_memory + number * 4096UL;
+}
+
 void fake_vfio_begin(void)
 {
-	fake_vfio = (struct fake_vfio){.driver = "vfio-pci", .limit = FAKE_MAPPINGS};
+	fake_vfio = (struct fake_vfio){.driver = "vfio-pci", .limit = FAKE_MAPPINGS, .bar_pages = 1024};
+	bar_file = new_fd();
+	cr_assert(eq(int, ftruncate(bar_file, BAR_BYTES), 0));
+	bar_memory = mmap(NULL, BAR_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, bar_file, 0);
+	cr_assert(ne(ptr, bar_memory, MAP_FAILED));
 	ops = *kernel;
 	ops.pci_link = pci_link;
 	ops.vfio_open = vfio_open;
 	ops.vfio_call = vfio_call;
 	ops.vfio_unmap_all = vfio_unmap_all;
 	ops.vfio_master = vfio_master;
+	ops.bar_map = bar_map;
+	ops.bar_store = bar_store;
+	ops.bar_fetch = bar_fetch;
+	ops.vfio_answers = vfio_answers;
 	kernel = &ops;
 	quiet = eventfd(0, EFD_CLOEXEC);
 	cards_init(holder);
@@ -186,12 +247,14 @@ struct holder *fake_vfio_holder(void)
 void fake_vfio_end(void)
 {
 	cards_init(NULL);
-	for (unsigned int i = 0; i < 3; i++) {
+	for (unsigned int i = 0; i < HELD; i++) {
 		if (held[i] >= 0)
 			close(held[i]);
 		held[i] = -1;
 	}
 	close(quiet);
+	munmap(bar_memory, BAR_BYTES);
+	close(bar_file);
 	kernel = &kernel_real;
 }
 
@@ -219,11 +282,11 @@ const struct fake_mapping *fake_vfio_at(uint64_t iova)
 
 int holder_keep(struct holder *one, const char *name, const int *fds, unsigned int n)
 {
-	cr_assert(one == holder && n == 3 && strcmp(name, FAKE_CARD) == 0);
+	cr_assert(one == holder && n == HELD && strcmp(name, FAKE_CARD) == 0);
 	if (fails())
 		return fake_vfio.error;
 	for (unsigned int i = 0; i < n; i++)
-		held[i] = fcntl(fds[i], F_DUPFD_CLOEXEC, 3);
+		held[i] = fds[i] < 0 ? -1 : fcntl(fds[i], F_DUPFD_CLOEXEC, 3);
 	fake_vfio.kept = true;
 	return 0;
 }
@@ -232,8 +295,9 @@ int holder_drop(struct holder *one, const char *name)
 {
 	cr_assert(one == holder && strcmp(name, FAKE_CARD) == 0);
 	cr_assert(fake_vfio.kept);
-	for (unsigned int i = 0; i < 3; i++) {
-		close(held[i]);
+	for (unsigned int i = 0; i < HELD; i++) {
+		if (held[i] >= 0)
+			close(held[i]);
 		held[i] = -1;
 	}
 	fake_vfio.kept = false;
@@ -260,10 +324,10 @@ int holder_mend(struct holder *one)
 
 int holder_take(struct holder *one, const char *name, int *fds, unsigned int n)
 {
-	cr_assert(one == holder && n == 3);
+	cr_assert(one == holder && n == HELD);
 	if (!fake_vfio.kept || strcmp(name, FAKE_CARD) != 0)
 		return -ENOENT;
 	for (unsigned int i = 0; i < n; i++)
-		fds[i] = fcntl(held[i], F_DUPFD_CLOEXEC, 3);
-	return 3;
+		fds[i] = held[i] < 0 ? -1 : fcntl(held[i], F_DUPFD_CLOEXEC, 3);
+	return (int)HELD;
 }

@@ -37,12 +37,20 @@ struct fake_vfio {
 	bool lost; /* the holder was killed, and nobody has its place yet */
 	int mend;  /* what holder_mend() says */
 	unsigned int mended; /* so often was it called */
+
+	/* BAR 2, whose memory outlives whoever maps it; there is no other. */
+	uint32_t bar_pages;
+	int bar_error; /* it cannot be mapped */
+	bool gone;     /* the card does not answer: its memory reads as ones, and nothing gets there */
+	bool off;      /* its memory is switched off, though it answers */
 };
 extern struct fake_vfio fake_vfio;
 
 /* From now on it is the kernel, for what concerns cards, and a holder is there. */
 void fake_vfio_begin(void);
 void fake_vfio_end(void);
+/* One page of that memory. */
+void *fake_vfio_frame(uint32_t number);
 /* For cards_init(): as the next hmmd finds it. */
 struct holder *fake_vfio_holder(void);
 

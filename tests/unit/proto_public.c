@@ -115,6 +115,7 @@ SAME(HMM_POOL_MEMFD, HMM_POOL_KIND_MEMFD);
 SAME(HMM_POOL_MEMFD_HUGE, HMM_POOL_KIND_MEMFD_HUGE);
 SAME(HMM_POOL_HUGETLB, HMM_POOL_KIND_HUGETLB);
 SAME(HMM_POOL_DAX, HMM_POOL_KIND_DAX);
+SAME(HMM_POOL_VFIO, HMM_POOL_KIND_VFIO);
 
 SAME(HMM_PLACE_DEFAULT, HMM_PLACEMENT_ANY);
 SAME(HMM_PLACE_BIND, HMM_PLACEMENT_BIND);
@@ -170,7 +171,7 @@ Test(proto_public, nothing_is_missing)
 	cr_assert_eq(count_of(hmm_advised_names), 9);
 	/* ONWARD and EXCLUSIVE are between library and hmmd. */
 	cr_assert_eq(count_of(hmm_migrate_flags_names), 3);
-	cr_assert_eq(count_of(hmm_pool_kind_names), 5);
+	cr_assert_eq(count_of(hmm_pool_kind_names), 6);
 	cr_assert_eq(count_of(hmm_placement_names), 4);
 	cr_assert_eq(count_of(hmm_device_caps_names), 4);
 	cr_assert_eq(count_of(hmm_open_flags_names), 2);

@@ -1,0 +1,326 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * far_bar.c - pages whose memory is a BAR of a card: what a driver does with its copy engine hmmd
+ * does here itself, in the same transits. Runs on the owner's worker.
+ *
+ * Out: each page of a "store" gets a frame and is copied there; when all are, and the card still
+ * answers, they become far. Home: each page of a "fetch" is copied into the shadow; when all are,
+ * and the card still answers, they are ordinary D pages. A BAR may be slow (a load can take a
+ * microsecond), so it goes by pieces, one at once and the rest with the worker's next turns.
+ *
+ * A frame is the mirror's, by a tag that outlives hmmd (bar.h), from before it is written until the
+ * ledger says no more that a page is there. A successor keeps what the ledger knows of, and frees
+ * the rest.
+ *
+ * What can fail: no frame is free (the page goes home); no memory for a page in the shadow (later
+ * again); the card has stopped to answer: nothing that was copied since it did is believed, and
+ * every page in it is lost, E.
+ */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "engine/far.h"
+#include "engine/owner.h"
+#include "engine/worker.h"
+#include "log.h"
+
+#define PIECE	     16U /* pages */
+#define PIECES	     4U	 /* of one turn of the worker */
+#define TAG_OF_PID   8U
+
+static uint32_t tag_of(const struct mirror *mirror)
+{
+	return (uint32_t)mirror->owner->pid << TAG_OF_PID | (mirror->index + 1);
+}
+
+bool far_bar_lives(uint32_t tag)
+{
+	return process_is_alive((pid_t)(tag >> TAG_OF_PID));
+}
+
+bool far_bar_is_lost(const struct mirror *mirror)
+{
+	const struct device *device = mirror->device;
+
+	return device_has_bar(device) && (!device->bar || bar_is_lost(device->bar));
+}
+
+/* ---- frames ---------------------------------------------------------------------------------- */
+
+static uint32_t take(struct mirror *mirror)
+{
+	struct device *device = mirror->device;
+	uint32_t number = FRAME_NONE;
+
+	if (atomic_fetch_add(&device->bar_used, 1) < device->bar_pages)
+		number = bar_take(device->bar, tag_of(mirror));
+	if (number == FRAME_NONE)
+		atomic_fetch_sub(&device->bar_used, 1);
+	return number;
+}
+
+void far_bar_release(struct mirror *mirror, uint32_t number)
+{
+	struct device *device = mirror->device;
+
+	if (device->bar && bar_release(device->bar, number, tag_of(mirror)))
+		atomic_fetch_sub(&device->bar_used, 1);
+}
+
+static void keep(struct mirror *mirror, const uint64_t *kept)
+{
+	atomic_fetch_sub(&mirror->device->bar_used, bar_keep(mirror->device->bar, tag_of(mirror), kept));
+}
+
+void far_bar_begin(struct mirror *mirror)
+{
+	if (!mirror->device->bar)
+		return;
+	/* Of a process that had the same number, and of which nobody has heard since a restart. */
+	bar_keep(mirror->device->bar, tag_of(mirror), NULL);
+}
+
+void far_bar_adopt(struct mirror *mirror)
+{
+	if (mirror->device->bar)
+		atomic_fetch_add(&mirror->device->bar_used, bar_count(mirror->device->bar, tag_of(mirror)));
+}
+
+void far_bar_end(struct mirror *mirror)
+{
+	if (!mirror->device->bar)
+		return;
+	if (mirror->owner->abandoned)
+		atomic_fetch_sub(&mirror->device->bar_used, bar_count(mirror->device->bar, tag_of(mirror)));
+	else
+		keep(mirror, NULL);
+}
+
+/* ---- copying --------------------------------------------------------------------------------- */
+
+static void store_page(struct ask *ask, const struct shadow *shadow, unsigned int i)
+{
+	struct bar *bar = ask->mirror->device->bar;
+	uint32_t number = take(ask->mirror);
+
+	if (number != FRAME_NONE &&
+	    bar_store(bar, number, shadow->fd, page_addr(ask->block, i) - shadow->base)) {
+		far_bar_release(ask->mirror, number);
+		number = FRAME_NONE;
+	}
+	ask->number[i] = number;
+}
+
+static void fetch_page(struct ask *ask, const struct shadow *shadow, unsigned int i)
+{
+	struct bar *bar = ask->mirror->device->bar;
+	uint32_t number = block_far_number(ask->block, i);
+	int r = -EIO;
+
+	/* Whatever the ledger says: nobody is given another's page. */
+	if (bar_has(bar, number, tag_of(ask->mirror)))
+		r = bar_fetch(bar, number, shadow->fd, page_addr(ask->block, i) - shadow->base);
+	if (r == -EIO)
+		pages_set(&ask->failed, i);
+	else if (r)
+		pages_set(&ask->later, i);
+}
+
+static void store_end(struct ask *ask, bool lost)
+{
+	uint32_t numbers[HMM_BLOCK_PAGES];
+	uint64_t moved[HMM_BITMAP_WORDS] = {0};
+	uint16_t order[HMM_BLOCK_PAGES];
+	unsigned int n = far_ask_order(ask, order);
+
+	for (unsigned int k = 0; k < n; k++) {
+		unsigned int i = order[k];
+
+		numbers[k] = ask->number ? ask->number[i] : FRAME_NONE;
+		if (numbers[k] == FRAME_NONE || (!lost && !pages_test(&ask->block->dead, i)))
+			continue;
+		far_bar_release(ask->mirror, numbers[k]);
+		numbers[k] = FRAME_NONE;
+	}
+	/* From now on they are the ledger's. */
+	free(ask->number);
+	ask->number = NULL;
+	far_stored(ask, numbers, moved);
+}
+
+static void fetch_end(struct ask *ask, bool lost)
+{
+	uint8_t results[HMM_BLOCK_PAGES];
+	uint16_t order[HMM_BLOCK_PAGES];
+	unsigned int n = far_ask_order(ask, order);
+
+	for (unsigned int k = 0; k < n; k++)
+		results[k] = lost || pages_test(&ask->failed, order[k]) ? HMM_FAR_RESULT_LOST :
+			     pages_test(&ask->later, order[k])		? HMM_FAR_RESULT_MEMORY :
+									  HMM_FAR_RESULT_HERE;
+	ask->copied = ask->later = (struct pages){0};
+	far_fetched(ask, results);
+}
+
+static void end(struct ask *ask, bool lost)
+{
+	struct worker *worker = ask->block->owner->worker;
+
+	/* All others that are there are lost with these. */
+	if (lost)
+		worker_alarm(worker, worker->now);
+	if (far_is_store(ask))
+		store_end(ask, lost);
+	else
+		fetch_end(ask, lost);
+}
+
+/* True: there is more to copy. */
+static bool copy_piece(struct ask *ask, const struct shadow *shadow)
+{
+	uint16_t order[HMM_BLOCK_PAGES];
+	unsigned int n = far_ask_order(ask, order), done = 0;
+
+	for (unsigned int k = 0; k < n; k++) {
+		unsigned int i = order[k];
+
+		if (pages_test(&ask->copied, i))
+			continue;
+		if (done == PIECE)
+			return true;
+		pages_set(&ask->copied, i);
+		/* Unmapped or discarded meanwhile. */
+		if (pages_test(&ask->block->dead, i))
+			continue;
+		if (far_is_store(ask))
+			store_page(ask, shadow, i);
+		else
+			fetch_page(ask, shadow, i);
+		done++;
+	}
+	return false;
+}
+
+static bool begin(struct ask *ask, struct shadow **shadow)
+{
+	if (far_is_store(ask) && !ask->number) {
+		ask->number = malloc(HMM_BLOCK_PAGES * sizeof(*ask->number));
+		if (!ask->number)
+			return false;
+		for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++)
+			ask->number[i] = FRAME_NONE;
+	}
+	return !mirror_shadow(ask->mirror, ask->block->addr, shadow);
+}
+
+void far_bar_copy(struct ask *ask)
+{
+	struct owner *owner = ask->block->owner;
+	struct shadow *shadow;
+	bool more;
+
+	ask->again = 0;
+	if (far_bar_is_lost(ask->mirror)) {
+		end(ask, true);
+		return;
+	}
+	if (!begin(ask, &shadow)) {
+		ask->later = ask->pages;
+		end(ask, false);
+		return;
+	}
+	more = copy_piece(ask, shadow);
+	if (!bar_check(ask->mirror->device->bar)) {
+		end(ask, true);
+	} else if (!more) {
+		end(ask, false);
+	} else {
+		far_ask_again_in(ask, 0);
+		TAILQ_REMOVE(&owner->asks, ask, link);
+		TAILQ_INSERT_TAIL(&owner->asks, ask, link);
+	}
+}
+
+static struct ask *find_due(struct owner *owner, int64_t now)
+{
+	struct ask *ask;
+
+	TAILQ_FOREACH(ask, &owner->asks, link) {
+		if (!ask->again || !device_has_bar(ask->mirror->device))
+			continue;
+		if (ask->again <= now)
+			return ask;
+		worker_alarm(owner->worker, ask->again);
+	}
+	return NULL;
+}
+
+void far_bar_tick(struct owner *owner, int64_t now)
+{
+	struct ask *ask;
+
+	for (unsigned int i = 0; i < MIRRORS_MAX; i++) {
+		struct mirror *mirror = owner->mirror[i];
+
+		if (mirror && mirror->far_pages && far_bar_is_lost(mirror))
+			far_lose_all(mirror, mirror->device->bar ? "its card does not answer" :
+								   "its card could not be had again");
+	}
+	for (unsigned int n = 0; n < PIECES && (ask = find_due(owner, now)); n++)
+		far_bar_copy(ask);
+	if (find_due(owner, now))
+		worker_alarm(owner->worker, now);
+}
+
+/* ---- after a restart ------------------------------------------------------------------------- */
+
+struct claim {
+	struct mirror *mirror;
+	uint64_t *numbers; /* a bit for each page that the ledger says is there */
+	unsigned int lost;
+};
+
+static void claim_block(struct block *block, void *data)
+{
+	struct claim *claim = data;
+
+	if (block_mirror(block) != claim->mirror)
+		return;
+	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++) {
+		uint32_t number = block_far_number(block, i);
+
+		if (!page_is_far(block, i))
+			continue;
+		/* Twice the same: in the middle of an mremap, whose event is replayed. */
+		if (bar_has(claim->mirror->device->bar, number, tag_of(claim->mirror))) {
+			claim->numbers[number / 64] |= 1ULL << (number % 64);
+			continue;
+		}
+		/* The card has been somebody else's, or this is no ledger of ours. */
+		far_lose(block, i);
+		claim->lost++;
+	}
+}
+
+void far_bar_recover(struct owner *owner)
+{
+	for (unsigned int i = 0; i < MIRRORS_MAX; i++) {
+		struct claim claim = {.mirror = owner->mirror[i]};
+
+		if (!claim.mirror || !claim.mirror->device->bar)
+			continue;
+		claim.numbers = calloc(bar_pages(claim.mirror->device->bar) / 64 + 1, sizeof(*claim.numbers));
+		if (!claim.numbers) {
+			log_error("owner %u: out of memory: its pages on %s are lost", owner->id,
+				  claim.mirror->device->name);
+			far_lose_all(claim.mirror, "out of memory");
+			continue;
+		}
+		block_for_each(owner, 0, HMM_VA_END, claim_block, &claim);
+		keep(claim.mirror, claim.numbers);
+		free(claim.numbers);
+		if (claim.lost)
+			log_error("owner %u: %u pages on %s are not in its BAR: lost", owner->id,
+				  claim.lost, claim.mirror->device->name);
+	}
+}

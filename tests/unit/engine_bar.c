@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * engine_bar.c - pages in a card's BAR: hmmd's own copying, its pieces, a card that is full, is
+ * gone, or has another's pages; and what a successor finds. The card is fake_vfio.c's.
+ */
+#include <criterion/criterion.h>
+#include <criterion/new/assert.h>
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "engine_fixture.h"
+#include "fake_vfio.h"
+#include "tests/leakcheck.h"
+
+LEAKCHECKED_SUITE(engine_bar);
+
+#define PAGES 40U /* more than a piece */
+
+static struct fixture fixture;
+static struct bar *bar;
+static unsigned int woken;
+
+static void note_woken(struct task *task)
+{
+	(void)task;
+	woken++;
+}
+
+static struct task waiter = {.run = note_woken};
+
+static bool lives(uint32_t tag)
+{
+	(void)tag;
+	return true;
+}
+
+/* A device that has @share of the BAR's pages. */
+static struct block *begin(uint32_t share)
+{
+	const struct bar_wish wish = {.address = FAKE_CARD, .index = 2, .lives = lives};
+	char why[240];
+
+	fake_vfio_begin();
+	fixture_begin(&fixture, HMM_POOL_KIND_VFIO, POOL);
+	cr_assert(eq(int, bar_open(&wish, &bar, why, sizeof(why)), 0), "%s", why);
+	fixture.device->bar = bar;
+	fixture.device->bar_pages = bar_promise(bar, share);
+	fixture.device->far_pages = bar_pages(bar);
+	woken = 0;
+	fixture_out(&fixture, 0, PAGES);
+	return fixture_block(&fixture, 0);
+}
+
+static void end(void)
+{
+	fixture_end(&fixture);
+	cr_expect(not(fake_vfio.kept));
+	fake_vfio_end();
+}
+
+static void turn(void)
+{
+	fixture_later(&fixture, 1);
+}
+
+static struct block *begin_far(void)
+{
+	struct pages pages = pages_from(0, PAGES);
+	struct block *block = begin(0);
+
+	far_store(block, &pages, NULL);
+	cr_assert(not(block_at_rest(block)), "it goes by pieces");
+	turn();
+	cr_assert(block_at_rest(block));
+	cr_assert(eq(u64, fixture.mirror->far_pages, PAGES));
+	return block;
+}
+
+static void check_shadow(const struct block *block, unsigned int first, unsigned int last)
+{
+	char bytes[HMM_PAGE_SIZE];
+
+	for (unsigned int i = first; i < last; i++) {
+		fixture_bytes(i, bytes);
+		cr_assert(not(memcmp(shadow_at(block_shadow(block), page_addr(block, i)), bytes, sizeof(bytes))),
+			  "page %u", i);
+	}
+}
+
+Test(engine_bar, there_and_back)
+{
+	struct block *block = begin_far();
+	struct pages pages = pages_from(0, PAGES);
+	char bytes[HMM_PAGE_SIZE];
+
+	for (unsigned int i = 0; i < PAGES; i++) {
+		fixture_bytes(i, bytes);
+		cr_expect(not(memcmp(fake_vfio_frame(block_far_number(block, i)), bytes, sizeof(bytes))));
+	}
+	cr_expect(eq(u64, fixture.device->used, 0), "nothing of it is in hmmd's memory");
+	cr_expect(eq(u32, bar_used(bar), PAGES));
+	cr_expect(eq(u32, fixture.device->bar_used, PAGES));
+	cr_assert(far_fetch(block, &pages, 30, 0, HMM_REASON_CPU_FAULT, &waiter));
+	turn();
+	cr_assert(block_at_rest(block));
+	cr_expect(eq(uint, woken, 1));
+	cr_expect(eq(u64, fixture.mirror->far_pages, 0));
+	cr_expect(eq(uint, block_count(block, HMM_PAGE_DEVICE), PAGES));
+	check_shadow(block, 0, PAGES);
+	cr_expect(eq(u32, bar_used(bar), 0));
+	cr_expect(eq(u32, fixture.device->bar_used, 0));
+	cr_expect(not(far_fetch(block, &pages, 0, 0, HMM_REASON_CPU_FAULT, &waiter)), "they are here");
+	end();
+}
+
+/* One page needs one turn, whatever else lies there. */
+Test(engine_bar, a_single_page_at_once)
+{
+	struct block *block = begin_far();
+	struct pages pages = pages_from(7, 8);
+
+	cr_assert(far_fetch(block, &pages, 7, 0, HMM_REASON_CPU_FAULT, &waiter));
+	cr_assert(block_at_rest(block));
+	owner_run(fixture.owner);
+	cr_expect(eq(uint, woken, 1));
+	check_shadow(block, 7, 8);
+	cr_expect(eq(u64, fixture.mirror->far_pages, PAGES - 1));
+	end();
+}
+
+Test(engine_bar, a_share_is_full)
+{
+	struct pages pages = pages_from(0, PAGES);
+	struct block *block = begin(25);
+
+	far_store(block, &pages, NULL);
+	turn();
+	cr_assert(block_at_rest(block));
+	cr_expect(eq(u64, fixture.mirror->far_pages, 25));
+	cr_expect(eq(u32, bar_used(bar), 25));
+	cr_expect(eq(uint, block_count(block, HMM_PAGE_DEVICE), PAGES));
+	check_shadow(block, 25, PAGES);
+	end();
+}
+
+Test(engine_bar, discarded_meanwhile)
+{
+	struct pages pages = pages_from(0, PAGES);
+	struct block *block = begin(0);
+
+	far_store(block, &pages, NULL);
+	block_discard(block, 4, 6, HMM_REASON_UNMAP);
+	block_discard(block, 30, 32, HMM_REASON_UNMAP);
+	turn();
+	cr_assert(block_at_rest(block));
+	cr_expect(eq(u64, fixture.mirror->far_pages, PAGES - 4));
+	cr_expect(eq(u32, bar_used(bar), PAGES - 4));
+	pages = pages_from(0, PAGES);
+	cr_assert(far_fetch(block, &pages, 0, 0, HMM_REASON_CPU_FAULT, &waiter));
+	block_discard(block, 1, 2, HMM_REASON_UNMAP);
+	block_discard(block, 39, 40, HMM_REASON_UNMAP);
+	turn();
+	cr_assert(block_at_rest(block));
+	cr_expect(eq(uint, block_count(block, HMM_PAGE_DEVICE), PAGES - 6));
+	cr_expect(eq(uint, block_count(block, HMM_PAGE_ERROR), 0));
+	cr_expect(eq(u32, bar_used(bar), 0));
+	check_shadow(block, 6, 30);
+	end();
+}
+
+/* What was written there cannot be believed: all is still in the shadow. */
+Test(engine_bar, gone_while_storing)
+{
+	struct pages pages = pages_from(0, PAGES);
+	struct block *block = begin(0);
+
+	far_store(block, &pages, NULL);
+	fake_vfio.gone = true;
+	turn();
+	cr_assert(block_at_rest(block));
+	cr_expect(eq(u64, fixture.mirror->far_pages, 0));
+	cr_expect(eq(uint, block_count(block, HMM_PAGE_DEVICE), PAGES));
+	check_shadow(block, 0, PAGES);
+	cr_expect(eq(u32, bar_used(bar), 0));
+	cr_expect(far_bar_is_lost(fixture.mirror));
+	end();
+}
+
+/* Nobody is given ones for bytes: all that was there is E, and what is elsewhere goes on. */
+Test(engine_bar, gone_while_fetching)
+{
+	struct block *block = begin_far(), *other;
+	struct pages pages = pages_from(0, 2);
+
+	fixture_out(&fixture, HMM_BLOCK_PAGES, HMM_BLOCK_PAGES + 3);
+	other = fixture_block(&fixture, 1);
+	fake_vfio.gone = true;
+	cr_assert(far_fetch(block, &pages, 0, 0, HMM_REASON_CPU_FAULT, &waiter));
+	cr_assert(block_at_rest(block));
+	owner_run(fixture.owner);
+	cr_expect(eq(uint, woken, 1));
+	cr_expect(eq(uint, block_count(block, HMM_PAGE_ERROR), 2));
+	turn();
+	cr_expect(eq(uint, block_count(block, HMM_PAGE_ERROR), PAGES), "with all others that were there");
+	cr_expect(eq(u64, fixture.owner->counter[COUNTER_ERRORS], PAGES));
+	cr_expect(eq(u64, fixture.mirror->far_pages, 0));
+	cr_expect(eq(uint, block_count(other, HMM_PAGE_DEVICE), 3));
+	check_shadow(other, 0, 0);
+	/* It comes back as another, empty one: nothing is put there any more. */
+	fake_vfio.gone = false;
+	pages = pages_from(0, 3);
+	far_store(other, &pages, NULL);
+	cr_assert(block_at_rest(other));
+	cr_expect(eq(uint, block_count(other, HMM_PAGE_DEVICE), 3));
+	cr_expect(eq(u64, fixture.mirror->far_pages, 0));
+	end();
+}
+
+Test(engine_bar, gone_between_two_pieces)
+{
+	struct block *block = begin_far();
+	struct pages pages = pages_from(0, PAGES);
+
+	cr_assert(far_fetch(block, &pages, 0, 0, HMM_REASON_CPU_FAULT, &waiter));
+	cr_assert(not(block_at_rest(block)));
+	fake_vfio.gone = true;
+	turn();
+	cr_assert(block_at_rest(block));
+	cr_expect(eq(uint, woken, 1));
+	cr_expect(eq(uint, block_count(block, HMM_PAGE_ERROR), PAGES));
+	cr_expect(eq(u32, bar_used(bar), 0));
+	end();
+}
+
+/* It answers, but its memory does not: nobody knows what is still there. */
+Test(engine_bar, switched_off)
+{
+	struct block *block = begin_far();
+	struct pages pages = pages_from(0, 2);
+
+	fake_vfio.off = true;
+	cr_assert(far_fetch(block, &pages, 0, 0, HMM_REASON_CPU_FAULT, &waiter));
+	cr_expect(eq(uint, block_count(block, HMM_PAGE_ERROR), 2));
+	fake_vfio.off = false;
+	turn();
+	cr_expect(eq(uint, block_count(block, HMM_PAGE_ERROR), PAGES));
+	cr_expect(eq(u64, fixture.mirror->far_pages, 0));
+	end();
+}
+
+/* hmmd's own memory is short: asked again until it is there. */
+Test(engine_bar, no_memory_to_come_to)
+{
+	struct block *block = begin_far();
+	struct pages pages = pages_from(3, 4);
+
+	fake_vfio.calls = 0;
+	fake_vfio.fail_at = 1;
+	fake_vfio.error = -ENOMEM;
+	cr_assert(far_fetch(block, &pages, 3, 0, HMM_REASON_CPU_FAULT, &waiter));
+	cr_assert(not(block_at_rest(block)));
+	fixture_later(&fixture, SECOND);
+	cr_assert(block_at_rest(block));
+	cr_expect(eq(uint, woken, 1));
+	check_shadow(block, 3, 4);
+	end();
+}
+
+/* A ledger that names a frame which is another's. */
+Test(engine_bar, nobody_is_given_anothers)
+{
+	struct block *block = begin_far();
+	struct pages pages = pages_from(5, 6);
+	uint32_t number = block_far_number(block, 5), tag = (uint32_t)getpid() << 8 | 1;
+
+	cr_assert(bar_release(bar, number, tag));
+	do
+		number = bar_take(bar, 12345);
+	while (number != block_far_number(block, 5));
+	cr_assert(far_fetch(block, &pages, 5, 0, HMM_REASON_CPU_FAULT, &waiter));
+	cr_expect(eq(uint, block_count(block, HMM_PAGE_ERROR), 1));
+	cr_expect(bar_has(bar, number, 12345), "it stays the other's");
+	bar_keep(bar, 12345, NULL);
+	end();
+}
+
+/* What the ledger does not know of is free; what is another's is lost. */
+Test(engine_bar, a_successor)
+{
+	struct block *block = begin_far();
+	uint32_t tag = (uint32_t)getpid() << 8 | 1;
+
+	bar_take(bar, tag);
+	bar_take(bar, tag);
+	bar_take(bar, 12345);
+	atomic_store(&fixture.device->bar_used, 0);
+	far_bar_adopt(fixture.mirror);
+	cr_expect(eq(u32, fixture.device->bar_used, PAGES + 2));
+	cr_assert(bar_release(bar, block_far_number(block, 9), tag));
+	fixture.device->bar_used--;
+	far_bar_recover(fixture.owner);
+	cr_expect(eq(u32, fixture.device->bar_used, PAGES - 1));
+	cr_expect(eq(u32, bar_used(bar), PAGES));
+	cr_expect(eq(uint, block_count(block, HMM_PAGE_ERROR), 1));
+	cr_expect(eq(u64, fixture.mirror->far_pages, PAGES - 1));
+	bar_keep(bar, 12345, NULL);
+	end();
+}
+
+/* Whichever call fails, a page has its bytes, or is E. */
+Test(engine_bar, each_call_may_fail)
+{
+	static const int errors[] = {-EFAULT, -EIO, -ENOMEM, -ENOSPC, -ENODEV};
+	unsigned int calls;
+
+	begin_far();
+	calls = 2 * fake_vfio.calls;
+	end();
+	for (unsigned int n = 1; n < calls; n++) {
+		struct pages pages = pages_from(0, PAGES);
+		struct block *block = begin(0);
+
+		fake_vfio.calls = 0;
+		fake_vfio.fail_at = n;
+		fake_vfio.error = errors[n % 5];
+		far_store(block, &pages, NULL);
+		turn();
+		far_fetch(block, &pages, 0, 0, HMM_REASON_CPU_FAULT, NULL);
+		for (unsigned int k = 0; k < 3; k++)
+			fixture_later(&fixture, SECOND / 100);
+		cr_assert(block_at_rest(block), "call %u", n);
+		for (unsigned int i = 0; i < PAGES; i++)
+			if (page_state(block, i) == HMM_PAGE_DEVICE && !page_is_far(block, i))
+				check_shadow(block, i, i + 1);
+			else
+				cr_assert(ne(uint, page_state(block, i), HMM_PAGE_INVALID), "call %u, page %u", n, i);
+		cr_assert(eq(u32, bar_used(bar), fixture.mirror->far_pages), "call %u", n);
+		end();
+	}
+}

@@ -1,0 +1,292 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* memory_bar.c - frames of a card's memory, and a BAR as such: who has what, also over a restart; what stands in its way. */
+#include <criterion/criterion.h>
+#include <criterion/new/assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "fake_vfio.h"
+#include "memory/bar.h"
+#include "tests/leakcheck.h"
+
+LEAKCHECKED_SUITE(bar);
+
+#define COUNT 200U
+
+static bool lives(uint32_t tag)
+{
+	return tag != 99;
+}
+
+static struct bar_wish wish = {.address = FAKE_CARD, .index = 2, .lives = lives};
+static char why[240];
+
+static struct bar *opened(void)
+{
+	struct bar *bar = NULL;
+
+	cr_assert(eq(int, bar_open(&wish, &bar, why, sizeof(why)), 0), "%s", why);
+	return bar;
+}
+
+static void refused(int error, const char *says)
+{
+	struct bar *bar = NULL;
+
+	*why = '\0';
+	cr_assert(eq(int, bar_open(&wish, &bar, why, sizeof(why)), error), "%s", why);
+	cr_assert(ne(ptr, strstr(why, says), NULL), "'%s' does not say '%s'", why, says);
+	cr_assert(eq(ptr, bar, NULL));
+}
+
+static void begin(void)
+{
+	fake_vfio_begin();
+	wish = (struct bar_wish){.address = FAKE_CARD, .index = 2, .lives = lives};
+}
+
+Test(bar, frames_are_somebodys)
+{
+	uint32_t tags[COUNT] = {0}, whose[COUNT] = {0}, used = 0;
+	struct frames frames;
+
+	tags[7] = 3;
+	cr_assert(eq(int, frames_init(&frames, tags, COUNT), 0));
+	cr_assert(eq(u32, frames.used, 1), "of before");
+	whose[7] = 3;
+	used = 1;
+	srand(1);
+	for (unsigned int round = 0; round < 20000; round++) {
+		uint32_t tag = 1 + (uint32_t)rand() % 3, number = (uint32_t)rand() % COUNT;
+
+		if (rand() % 2) {
+			number = frames_take(&frames, tag);
+			cr_assert(eq(int, number == FRAME_NONE, used == COUNT));
+			if (number == FRAME_NONE)
+				continue;
+			cr_assert(lt(u32, number, COUNT));
+			cr_assert(eq(u32, whose[number], 0), "it was somebody's");
+			whose[number] = tag;
+			used++;
+		} else {
+			cr_assert(eq(int, frames_put(&frames, number, tag), whose[number] == tag));
+			if (whose[number] == tag) {
+				whose[number] = 0;
+				used--;
+			}
+		}
+		cr_assert(eq(u32, frames.used, used));
+		cr_assert(not(memcmp(tags, whose, sizeof(tags))), "the file says the same");
+	}
+	cr_assert(not(frames_has(&frames, COUNT, 1) || frames_has(&frames, 0, 0)));
+	frames_deinit(&frames);
+}
+
+Test(bar, all_frames_and_no_more)
+{
+	for (uint32_t count = 1; count <= 130; count++) {
+		uint32_t tags[130] = {0};
+		uint64_t kept[3] = {5, 0, 0};
+		struct frames frames;
+
+		cr_assert(eq(int, frames_init(&frames, tags, count), 0));
+		for (uint32_t i = 0; i < count; i++)
+			cr_assert(lt(u32, frames_take(&frames, 1), count));
+		cr_assert(eq(u32, frames_take(&frames, 1), FRAME_NONE));
+		cr_assert(eq(u32, frames_count(&frames, 1), count));
+		cr_assert(eq(u32, frames_keep(&frames, 2, NULL), 0));
+		cr_assert(eq(u32, frames_keep(&frames, 1, kept), count < 3 ? count - 1 : count - 2));
+		cr_assert(eq(u32, frames_keep(&frames, 1, NULL), count < 3 ? 1 : 2));
+		cr_assert(eq(u32, frames.used, 0));
+		frames_deinit(&frames);
+	}
+}
+
+Test(bar, what_stands_in_the_way)
+{
+	struct bar *bar;
+
+	begin();
+	wish.index = 1;
+	refused(-ENODEV, "has no BAR 1");
+	wish.index = 2;
+	fake_vfio.bar_error = -EOPNOTSUPP;
+	refused(-EOPNOTSUPP, "cannot be mapped");
+	fake_vfio.bar_error = -EINVAL;
+	refused(-EINVAL, "cannot be mapped");
+	fake_vfio.bar_error = 0;
+	fake_vfio.driver = "e1000e";
+	refused(-ENXIO, "is bound to e1000e");
+	fake_vfio.driver = "vfio-pci";
+	wish.kept = true;
+	refused(-ENOENT, "nobody has kept");
+	wish.kept = false;
+	wish.address = "4.0";
+	refused(-EINVAL, "is no PCI address");
+	wish.address = FAKE_CARD;
+	cr_assert(not(fake_vfio.kept), "nothing is left of all that");
+	bar = opened();
+	wish.index = 1;
+	refused(-EBUSY, "its BAR 2 is a pool already");
+	wish.index = 2;
+	wish.uid = getuid() + 1;
+	wish.gid = getgid() + 1;
+	refused(-EACCES, "may not open the group");
+	bar_put(bar);
+	cr_assert(not(fake_vfio.kept));
+	fake_vfio_end();
+}
+
+Test(bar, each_call_may_fail)
+{
+	unsigned int calls;
+	struct bar *bar;
+
+	begin();
+	bar = opened();
+	calls = fake_vfio.calls;
+	bar_put(bar);
+	for (unsigned int n = 1; n <= calls; n++) {
+		fake_vfio.calls = 0;
+		fake_vfio.fail_at = n;
+		fake_vfio.error = -EIO;
+		*why = '\0';
+		bar = NULL;
+		cr_assert(lt(int, bar_open(&wish, &bar, why, sizeof(why)), 0), "call %u", n);
+		cr_assert(ne(int, *why, 0));
+		fake_vfio.fail_at = 0;
+		cr_assert(not(fake_vfio.kept), "call %u", n);
+		bar_put(opened());
+	}
+	fake_vfio_end();
+}
+
+Test(bar, devices_share_it)
+{
+	struct bar *one, *other;
+
+	begin();
+	one = opened();
+	other = opened();
+	cr_assert(eq(ptr, one, other));
+	cr_assert(eq(u32, bar_promise(one, 1000), 1000));
+	cr_assert(eq(u32, bar_promise(one, 1000), 0));
+	cr_assert(eq(u32, bar_promise(one, 0), 23), "the rest, without the seal's page");
+	cr_assert(eq(u32, bar_promise(one, 0), 0));
+	bar_unpromise(one, 1023);
+	cr_assert(eq(u32, bar_promise(one, 1023), 1023));
+	bar_put(one);
+	cr_assert(fake_vfio.kept);
+	bar_put(other);
+	cr_assert(not(fake_vfio.kept));
+	fake_vfio_end();
+}
+
+static int new_file(char byte)
+{
+	int file = memfd_create("test", MFD_CLOEXEC);
+	char bytes[4096];
+
+	memset(bytes, byte, sizeof(bytes));
+	cr_assert(eq(int, (int)pwrite(file, bytes, sizeof(bytes), 0), 4096));
+	return file;
+}
+
+Test(bar, bytes_go_there_and_back)
+{
+	int from = new_file('a'), to = new_file('b');
+	char bytes[4096];
+	struct bar *bar;
+
+	begin();
+	bar = opened();
+	cr_assert(eq(int, bar_store(bar, 1022, from, 0), 0));
+	cr_assert(eq(int, *(char *)fake_vfio_frame(1022), 'a'));
+	cr_assert(eq(int, bar_fetch(bar, 1022, to, 0), 0));
+	cr_assert(eq(int, (int)pread(to, bytes, 4096, 0), 4096));
+	cr_assert(bytes[0] == 'a' && bytes[4095] == 'a');
+	cr_assert(eq(int, bar_store(bar, 0, from, 4096), -EIO), "there are no such bytes");
+	fake_vfio.off = true;
+	cr_assert(eq(int, bar_store(bar, 0, from, 0), -EIO));
+	cr_assert(eq(int, bar_fetch(bar, 0, to, 0), -EIO));
+	fake_vfio.off = false;
+	cr_assert(bar_check(bar) && !bar_is_lost(bar));
+	fake_vfio.gone = true;
+	cr_assert(not(bar_check(bar)));
+	fake_vfio.gone = false;
+	cr_assert(not(bar_check(bar)), "for good");
+	refused(-EIO, "does not answer");
+	bar_put(bar);
+	close(from);
+	close(to);
+	fake_vfio_end();
+}
+
+/* It answers, and decodes other addresses, or has forgotten all. */
+Test(bar, reset)
+{
+	struct bar *bar;
+
+	begin();
+	bar = opened();
+	cr_assert(bar_check(bar));
+	memset(fake_vfio_frame(1023), 0, 4096);
+	cr_assert(not(bar_check(bar)));
+	bar_put(bar);
+
+	bar = opened();
+	bar_take(bar, 1);
+	cards_leave();
+	bar_put(bar);
+	cards_init(fake_vfio_holder());
+	memset(fake_vfio_frame(1023), 0xff, 4096);
+	wish.kept = true;
+	bar = opened();
+	cr_assert(eq(u32, bar_used(bar), 0), "nothing of before is believed");
+	cr_assert(bar_check(bar));
+	bar_put(bar);
+	fake_vfio_end();
+}
+
+/* The next hmmd finds what each had; others' pages are given to nobody, but the dead's are free. */
+Test(bar, over_a_restart)
+{
+	uint32_t mine, dead;
+	struct bar *bar;
+	struct card *card;
+
+	begin();
+	bar = opened();
+	mine = bar_take(bar, 1);
+	dead = bar_take(bar, 99);
+	cards_leave();
+	bar_put(bar);
+	cr_assert(fake_vfio.kept);
+
+	cards_init(fake_vfio_holder());
+	cr_assert(eq(int, card_open(FAKE_CARD, 0, 0, &card, why, sizeof(why)), -EBUSY), "it has pages");
+	wish.index = 1;
+	refused(-ENODEV, "no BAR 1");
+	cr_assert(fake_vfio.kept, "an attempt takes nothing away");
+	wish.index = 2;
+	wish.kept = true;
+	bar = opened();
+	cr_assert(bar_has(bar, mine, 1));
+	cr_assert(not(bar_has(bar, dead, 99)));
+	cr_assert(eq(u32, bar_used(bar), 1));
+	for (unsigned int i = 0; i < 1022; i++)
+		cr_assert(ne(u32, bar_take(bar, 2), mine));
+	cr_assert(eq(u32, bar_take(bar, 2), FRAME_NONE));
+	bar_keep(bar, 2, NULL);
+	/* Who has come back is gone before the other is there. */
+	bar_put(bar);
+	cr_assert(fake_vfio.kept, "for the other");
+	bar = opened();
+	cr_assert(bar_has(bar, mine, 1) && bar_release(bar, mine, 1));
+	bar_put(bar);
+	cr_assert(not(fake_vfio.kept));
+	fake_vfio_end();
+}
