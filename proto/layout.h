@@ -132,7 +132,7 @@ _Static_assert(sizeof(struct hmm_ledger_block) == 1024, "one record per KiB");
  * read and perhaps not applied.
  */
 #define HMM_LEDGER_MAGIC	0x6c6d6d68U	/* "hmml" */
-#define HMM_LEDGER_VERSION	7U
+#define HMM_LEDGER_VERSION	8U
 #define HMM_NODE_WORDS		16U	/* of a set of memory nodes: a bit each, 1024 as the kernel has them at most */
 #define HMM_JOURNAL_SLOTS	1024U
 #define HMM_JOURNAL_SLOT_SIZE	32U

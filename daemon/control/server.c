@@ -36,6 +36,7 @@
 #include "daemon/control/socket.h"
 #include "daemon/control/tracer.h"
 #include "daemon/log.h"
+#include "daemon/memory/bar.h"
 #include "daemon/memory/card.h"
 #include "daemon/memory/holder.h"
 
@@ -367,12 +368,13 @@ static int start_holder(struct server *server)
 	if (r < 0)
 		log_warn("no process can keep cards should hmmd be killed, so there are none: %s", strerror(-r));
 	else
-		cards_init(server->holder);
+		cards_init(server->holder, bar_is_wanted);
 	return 0;
 }
 
 static void on_mend(uv_timer_t *timer)
 {
+	bars_mend();
 	if (!cards_mend())
 		uv_timer_stop(timer);
 }
@@ -494,7 +496,7 @@ struct server *server_free(struct server *server)
 		uv_run(&server->loop, UV_RUN_DEFAULT);
 	}
 	engine_free(server->engine);
-	cards_init(NULL);
+	cards_init(NULL, NULL);
 	/* What is kept is for a driver that waits for the next hmmd. */
 	if (server->holder && holder_name(server->holder, 0))
 		server->holder = holder_leave(server->holder);

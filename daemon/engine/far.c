@@ -250,6 +250,24 @@ static void lose_block(struct block *block, void *data)
 	transit_note(block);
 }
 
+static void lose_nobodys(struct block *block, void *data)
+{
+	if (!block_mirror(block))
+		lose_block(block, data);
+}
+
+void far_recover(struct owner *owner)
+{
+	struct loss loss = { .mirror = NULL };
+
+	/* Now: a new mirror may get the number of theirs, and has other pages. */
+	block_for_each(owner, 0, HMM_VA_END, lose_nobodys, &loss);
+	if (loss.pages)
+		log_error("owner %u: %lu pages that were in memory of a device which could not be made again are lost; a touch is SIGBUS",
+			  owner->id, loss.pages);
+	far_bar_recover(owner);
+}
+
 static void ask_finish(struct ask *ask);
 
 /* Whatever was in the driver's memory is gone. */

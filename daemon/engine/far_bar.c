@@ -8,13 +8,14 @@
  * and the card still answers, they are ordinary D pages. A BAR may be slow (a load can take a
  * microsecond), so it goes by pieces, one at once and the rest with the worker's next turns.
  *
- * A frame is the mirror's, by a tag that outlives hmmd (bar.h), from before it is written until the
- * ledger says no more that a page is there. A successor keeps what the ledger knows of, and frees
- * the rest.
+ * A frame is the mirror's, by a claim that outlives hmmd (bar.h) and stands in the journal as its
+ * token, from before it is written until the ledger says no more that a page is there. A successor
+ * keeps what the ledger knows of, and frees the rest.
  *
- * What can fail: no frame is free (the page goes home); no memory for a page in the shadow (later
- * again); the card has stopped to answer: nothing that was copied since it did is believed, and
- * every page in it is lost, E.
+ * What can fail: no frame is free (the page goes home); a copy, or the look at the card behind it
+ * (a page that was to go out goes home, one that was to come home is asked for later again); the
+ * card has stopped to answer: nothing that was copied since it did is believed, and every page in it
+ * is lost, E.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -26,17 +27,6 @@
 
 #define PIECE	     16U /* pages */
 #define PIECES	     4U	 /* of one turn of the worker */
-#define TAG_OF_PID   8U
-
-static uint32_t tag_of(const struct mirror *mirror)
-{
-	return (uint32_t)mirror->owner->pid << TAG_OF_PID | (mirror->index + 1);
-}
-
-bool far_bar_lives(uint32_t tag)
-{
-	return process_is_alive((pid_t)(tag >> TAG_OF_PID));
-}
 
 bool far_bar_is_lost(const struct mirror *mirror)
 {
@@ -53,7 +43,7 @@ static uint32_t take(struct mirror *mirror)
 	uint32_t number = FRAME_NONE;
 
 	if (atomic_fetch_add(&device->bar_used, 1) < device->bar_pages)
-		number = bar_take(device->bar, tag_of(mirror));
+		number = bar_take(device->bar, mirror->claim);
 	if (number == FRAME_NONE)
 		atomic_fetch_sub(&device->bar_used, 1);
 	return number;
@@ -63,37 +53,51 @@ void far_bar_release(struct mirror *mirror, uint32_t number)
 {
 	struct device *device = mirror->device;
 
-	if (device->bar && bar_release(device->bar, number, tag_of(mirror)))
+	if (device->bar && bar_release(device->bar, number, mirror->claim))
 		atomic_fetch_sub(&device->bar_used, 1);
 }
 
-static void keep(struct mirror *mirror, const uint64_t *kept)
+static void note_claim(struct mirror *mirror, uint32_t claim)
 {
-	atomic_fetch_sub(&mirror->device->bar_used, bar_keep(mirror->device->bar, tag_of(mirror), kept));
+	mirror->claim = claim;
+	mirror->owner->journal->mirror[mirror->index].token = claim;
 }
 
-void far_bar_begin(struct mirror *mirror)
+int far_bar_begin(struct mirror *mirror)
 {
-	if (!mirror->device->bar)
-		return;
-	/* Of a process that had the same number, and of which nobody has heard since a restart. */
-	bar_keep(mirror->device->bar, tag_of(mirror), NULL);
+	struct bar *bar = mirror->device->bar;
+
+	if (!bar)
+		return 0;
+	note_claim(mirror, bar_claim(bar, mirror->owner->pid));
+	return mirror->claim ? 0 : -ENOSPC;
 }
 
 void far_bar_adopt(struct mirror *mirror)
 {
-	if (mirror->device->bar)
-		atomic_fetch_add(&mirror->device->bar_used, bar_count(mirror->device->bar, tag_of(mirror)));
+	struct bar *bar = mirror->device->bar;
+	uint32_t claim = mirror->owner->journal->mirror[mirror->index].token;
+
+	if (!bar)
+		return;
+	/* Where it is not known any more, nor are its pages. */
+	if (bar_reclaim(bar, claim))
+		mirror->claim = claim;
+	else
+		note_claim(mirror, bar_claim(bar, mirror->owner->pid));
+	atomic_fetch_add(&mirror->device->bar_used, bar_count(bar, mirror->claim));
 }
 
 void far_bar_end(struct mirror *mirror)
 {
-	if (!mirror->device->bar)
+	struct device *device = mirror->device;
+	uint32_t n;
+
+	if (!device->bar)
 		return;
-	if (mirror->owner->abandoned)
-		atomic_fetch_sub(&mirror->device->bar_used, bar_count(mirror->device->bar, tag_of(mirror)));
-	else
-		keep(mirror, NULL);
+	n = mirror->owner->abandoned ? bar_leave(device->bar, mirror->claim)
+				     : bar_unclaim(device->bar, mirror->claim);
+	atomic_fetch_sub(&device->bar_used, n);
 }
 
 /* ---- copying --------------------------------------------------------------------------------- */
@@ -115,18 +119,15 @@ static void fetch_page(struct ask *ask, const struct shadow *shadow, unsigned in
 {
 	struct bar *bar = ask->mirror->device->bar;
 	uint32_t number = block_far_number(ask->block, i);
-	int r = -EIO;
 
 	/* Whatever the ledger says: nobody is given another's page. */
-	if (bar_has(bar, number, tag_of(ask->mirror)))
-		r = bar_fetch(bar, number, shadow->fd, page_addr(ask->block, i) - shadow->base);
-	if (r == -EIO)
+	if (!bar_has(bar, number, ask->mirror->claim))
 		pages_set(&ask->failed, i);
-	else if (r)
+	else if (bar_fetch(bar, number, shadow->fd, page_addr(ask->block, i) - shadow->base))
 		pages_set(&ask->later, i);
 }
 
-static void store_end(struct ask *ask, bool lost)
+static void store_end(struct ask *ask, bool believed)
 {
 	uint32_t numbers[HMM_BLOCK_PAGES];
 	uint64_t moved[HMM_BITMAP_WORDS] = {0};
@@ -137,7 +138,7 @@ static void store_end(struct ask *ask, bool lost)
 		unsigned int i = order[k];
 
 		numbers[k] = ask->number ? ask->number[i] : FRAME_NONE;
-		if (numbers[k] == FRAME_NONE || (!lost && !pages_test(&ask->block->dead, i)))
+		if (numbers[k] == FRAME_NONE || (believed && !pages_test(&ask->block->dead, i)))
 			continue;
 		far_bar_release(ask->mirror, numbers[k]);
 		numbers[k] = FRAME_NONE;
@@ -148,31 +149,34 @@ static void store_end(struct ask *ask, bool lost)
 	far_stored(ask, numbers, moved);
 }
 
-static void fetch_end(struct ask *ask, bool lost)
+static void fetch_end(struct ask *ask, enum bar_state state)
 {
 	uint8_t results[HMM_BLOCK_PAGES];
 	uint16_t order[HMM_BLOCK_PAGES];
 	unsigned int n = far_ask_order(ask, order);
 
 	for (unsigned int k = 0; k < n; k++)
-		results[k] = lost || pages_test(&ask->failed, order[k]) ? HMM_FAR_RESULT_LOST :
-			     pages_test(&ask->later, order[k])		? HMM_FAR_RESULT_MEMORY :
-									  HMM_FAR_RESULT_HERE;
+		if (state == BAR_LOST || pages_test(&ask->failed, order[k]))
+			results[k] = HMM_FAR_RESULT_LOST;
+		else if (state == BAR_UNSURE || pages_test(&ask->later, order[k]))
+			results[k] = HMM_FAR_RESULT_MEMORY;
+		else
+			results[k] = HMM_FAR_RESULT_HERE;
 	ask->copied = ask->later = (struct pages){0};
 	far_fetched(ask, results);
 }
 
-static void end(struct ask *ask, bool lost)
+static void end(struct ask *ask, enum bar_state state)
 {
 	struct worker *worker = ask->block->owner->worker;
 
 	/* All others that are there are lost with these. */
-	if (lost)
+	if (state == BAR_LOST)
 		worker_alarm(worker, worker->now);
 	if (far_is_store(ask))
-		store_end(ask, lost);
+		store_end(ask, state == BAR_HERE);
 	else
-		fetch_end(ask, lost);
+		fetch_end(ask, state);
 }
 
 /* True: there is more to copy. */
@@ -216,24 +220,23 @@ static bool begin(struct ask *ask, struct shadow **shadow)
 void far_bar_copy(struct ask *ask)
 {
 	struct owner *owner = ask->block->owner;
+	enum bar_state state;
 	struct shadow *shadow;
 	bool more;
 
 	ask->again = 0;
 	if (far_bar_is_lost(ask->mirror)) {
-		end(ask, true);
+		end(ask, BAR_LOST);
 		return;
 	}
 	if (!begin(ask, &shadow)) {
-		ask->later = ask->pages;
-		end(ask, false);
+		end(ask, BAR_UNSURE);
 		return;
 	}
 	more = copy_piece(ask, shadow);
-	if (!bar_check(ask->mirror->device->bar)) {
-		end(ask, true);
-	} else if (!more) {
-		end(ask, false);
+	state = bar_check(ask->mirror->device->bar);
+	if (state != BAR_HERE || !more) {
+		end(ask, state);
 	} else {
 		far_ask_again_in(ask, 0);
 		TAILQ_REMOVE(&owner->asks, ask, link);
@@ -274,17 +277,17 @@ void far_bar_tick(struct owner *owner, int64_t now)
 
 /* ---- after a restart ------------------------------------------------------------------------- */
 
-struct claim {
+struct found {
 	struct mirror *mirror;
-	uint64_t *numbers; /* a bit for each page that the ledger says is there */
+	uint64_t *numbers; /* a bit for each page that the ledger says is there; NULL: no memory for that */
 	unsigned int lost;
 };
 
 static void claim_block(struct block *block, void *data)
 {
-	struct claim *claim = data;
+	struct found *found = data;
 
-	if (block_mirror(block) != claim->mirror)
+	if (block_mirror(block) != found->mirror)
 		return;
 	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++) {
 		uint32_t number = block_far_number(block, i);
@@ -292,35 +295,34 @@ static void claim_block(struct block *block, void *data)
 		if (!page_is_far(block, i))
 			continue;
 		/* Twice the same: in the middle of an mremap, whose event is replayed. */
-		if (bar_has(claim->mirror->device->bar, number, tag_of(claim->mirror))) {
-			claim->numbers[number / 64] |= 1ULL << (number % 64);
+		if (bar_has(found->mirror->device->bar, number, found->mirror->claim)) {
+			if (found->numbers)
+				found->numbers[number / 64] |= 1ULL << (number % 64);
 			continue;
 		}
 		/* The card has been somebody else's, or this is no ledger of ours. */
 		far_lose(block, i);
-		claim->lost++;
+		found->lost++;
 	}
 }
 
 void far_bar_recover(struct owner *owner)
 {
 	for (unsigned int i = 0; i < MIRRORS_MAX; i++) {
-		struct claim claim = {.mirror = owner->mirror[i]};
+		struct found found = {.mirror = owner->mirror[i]};
+		struct device *device;
 
-		if (!claim.mirror || !claim.mirror->device->bar)
+		if (!found.mirror || !found.mirror->device->bar)
 			continue;
-		claim.numbers = calloc(bar_pages(claim.mirror->device->bar) / 64 + 1, sizeof(*claim.numbers));
-		if (!claim.numbers) {
-			log_error("owner %u: out of memory: its pages on %s are lost", owner->id,
-				  claim.mirror->device->name);
-			far_lose_all(claim.mirror, "out of memory");
-			continue;
-		}
-		block_for_each(owner, 0, HMM_VA_END, claim_block, &claim);
-		keep(claim.mirror, claim.numbers);
-		free(claim.numbers);
-		if (claim.lost)
+		device = found.mirror->device;
+		found.numbers = calloc(bar_pages(device->bar) / 64 + 1, sizeof(*found.numbers));
+		block_for_each(owner, 0, HMM_VA_END, claim_block, &found);
+		/* Otherwise what is left over is free when the mirror is gone. */
+		if (found.numbers)
+			atomic_fetch_sub(&device->bar_used, bar_keep(device->bar, found.mirror->claim, found.numbers));
+		free(found.numbers);
+		if (found.lost)
 			log_error("owner %u: %u pages on %s are not in its BAR: lost", owner->id,
-				  claim.lost, claim.mirror->device->name);
+				  found.lost, found.mirror->device->name);
 	}
 }

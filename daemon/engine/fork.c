@@ -316,11 +316,18 @@ static void fetch_all(struct child *child)
 	struct worker *worker = owner->worker;
 	int64_t end = worker->now + worker->engine->options.ack_timeout_ms * NS_PER_MS;
 
-	block_for_each(owner, 0, HMM_VA_END, fetch_block, NULL);
-	while (!TAILQ_EMPTY(&owner->asks) && worker->now < end && worker_hear_drivers(owner)) {
-		far_bar_tick(owner, worker->now);
-		follow_child(child);
-	}
+	/* What was being stored meanwhile is to be fetched, too; nothing more leaves. */
+	do {
+		block_for_each(owner, 0, HMM_VA_END, fetch_block, NULL);
+		if (TAILQ_EMPTY(&owner->asks))
+			return;
+		while (!TAILQ_EMPTY(&owner->asks)) {
+			if (worker->now >= end || !worker_hear_drivers(owner))
+				return;
+			far_bar_tick(owner, worker->now);
+			follow_child(child);
+		}
+	} while (worker->now < end);
 }
 
 static void withdraw_block(struct block *block, void *data)

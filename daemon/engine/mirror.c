@@ -83,8 +83,8 @@ static void note_in_journal(const struct mirror *mirror)
 	note->nodes = device->pool->placement.nodes;
 	note->size = device->size;
 	note->caps = device->caps;
-	note->card = device->bar ? card_number(card_address(bar_card(device->bar))) : device->card_number;
-	note->bar = device->bar ? bar_index(device->bar) : 0;
+	note->card = device_has_bar(device) ? device->bar_card : device->card_number;
+	note->bar = device->bar_index;
 	note->bar_pages = device->bar_pages;
 	memcpy(note->device, device->name, sizeof(note->device));
 	__atomic_store_n(&note->used, 1, __ATOMIC_RELEASE);
@@ -259,11 +259,16 @@ static int register_on(struct owner *owner, struct device *device, struct letter
 		return letter_fail(letter, -ENOSPC, "owner %u has %u mirrors, the most there can be",
 				   owner->id, MIRRORS_MAX);
 	reply = letter_reply(letter, HMM_OP_MIRROR_REGISTER_REPLY, sizeof(*reply));
+	/* Of one that could not be made again after a restart. */
+	owner->journal->mirror[index] = (struct hmm_journal_mirror){ 0 };
 	mirror = reply ? mirror_new(owner, index, device) : NULL;
 	if (!mirror)
 		return letter_fail(letter, -ENOMEM, "out of memory for a mirror");
 	*made = true;
-	far_bar_begin(mirror);
+	if (far_bar_begin(mirror)) {
+		mirror_free(mirror);
+		return letter_fail(letter, -ENOSPC, "%u mirrors have pages in that BAR, the most there can be", CLAIMS_MAX);
+	}
 	mirror_note_driver(mirror, letter->peer, message->flags, letter->pid);
 	reply->mirror = mirror->id;
 	reply->index = mirror->index;

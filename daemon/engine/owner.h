@@ -198,6 +198,7 @@ struct mirror {
 
 	/* Of a device whose memory only its driver reaches. */
 	uint64_t far_pages;
+	uint32_t claim;			/* of a BAR: whose its pages there are */
 	bool ready;			/* its driver answers: nothing that it was asked before goes on */
 	int64_t far_deadline;		/* a driver that is gone comes back by then, or the pages are lost; 0: not set */
 	uint32_t *freed;		/* pages of the driver's memory to be given back */
@@ -609,6 +610,8 @@ bool far_settle(struct block *block, struct job *job);
 void far_lose(struct block *block, unsigned int i);
 /* Lost pages stay poisoned, and hmmd has no part in them any more. False: the map is changing; later. */
 bool far_let_go_lost(struct block *block);
+/* The ledger is settled: what nobody has any more is lost. */
+void far_recover(struct owner *owner);
 void far_abandon(struct owner *owner);		/* the owner's mm is gone */
 void far_deinit(struct owner *owner);
 
@@ -625,12 +628,11 @@ void far_peer_gone(struct mirror *mirror);
 void far_tick(struct owner *owner, int64_t now);
 
 /* far_bar.c: memory that is a BAR of a card; nobody is asked */
-void far_bar_begin(struct mirror *mirror);	/* a new one */
+int far_bar_begin(struct mirror *mirror);	/* a new one; -ENOSPC: too many have pages there */
 void far_bar_adopt(struct mirror *mirror);	/* one of before a restart, or another attempt after one */
 void far_bar_end(struct mirror *mirror);
 void far_bar_release(struct mirror *mirror, uint32_t number);
 bool far_bar_is_lost(const struct mirror *mirror);
-bool far_bar_lives(uint32_t tag);		/* for bar_open() */
 /* The ledger is settled: what it does not know of is free, and what is not there is lost. */
 void far_bar_recover(struct owner *owner);
 /* What is due goes on; some of it. */

@@ -141,36 +141,59 @@ static void take_back_orders(struct owner *owner)
 	}
 }
 
-/* The card is where the holder has kept it; if it is not, the device is there, and all that was in it is lost. */
-static struct device *remake_bar(struct owner *owner, const struct hmm_journal_mirror *note, const char *name)
+/* Whether what an earlier hmmd left with the holder cannot be had now, but may be in a moment. */
+static bool is_passing(int error)
 {
-	struct devices *devices = &owner->worker->engine->devices;
-	uint32_t pages = note->bar_pages < BAR_MAX_PAGES ? (uint32_t)note->bar_pages : BAR_MAX_PAGES;
-	struct device *device = NULL;
-	char address[CARD_ADDRESS], why[240];
-	struct bar *bar = NULL;
-	const struct bar_wish wish = {
-		.address = address,
-		.index = (unsigned int)note->bar,
-		.kept = true,
-		.lives = far_bar_lives,
-	};
-
-	card_print_number(note->card, address);
-	if (bar_open(&wish, &bar, why, sizeof(why)))
-		log_error("owner %u: the memory of %s is not to be had: %s", owner->id, name, why);
-	else
-		bar_promise_again(bar, pages);
-	if (!device_new_bar(devices, name, bar, pages, note->caps, owner->peer, &device))
-		return device;
-	if (bar)
-		bar_unpromise(bar, pages);
-	bar_put(bar);
-	/* Its creator may have been faster. */
-	return device_by_name(devices, name);
+	return error != -ENOENT && error != -ENODEV && error != -EBUSY && error != -EINVAL && error != -EIO &&
+	       error != -EACCES && error != -EOPNOTSUPP;
 }
 
-static struct mirror *remake_mirror(struct owner *owner, unsigned int index)
+/*
+ * The card is where the holder has kept it. If it is not, the device is there, and all that was in it is lost; if
+ * that is not to be known now: -errno.
+ */
+static int remake_bar(struct owner *owner, const struct hmm_journal_mirror *note, const char *name)
+{
+	struct devices *devices = &owner->worker->engine->devices;
+	char address[CARD_ADDRESS], why[240];
+	struct device *device;
+	struct bar_share share = {
+		.card = note->card,
+		.index = (uint32_t)note->bar,
+		.pages = note->bar_pages < BAR_MAX_PAGES ? (uint32_t)note->bar_pages : BAR_MAX_PAGES,
+	};
+	const struct bar_wish wish = { .address = address, .index = share.index, .kept = true };
+	int r;
+
+	card_print_number(note->card, address);
+	r = bar_open(&wish, &share.bar, why, sizeof(why));
+	if (r) {
+		log_error("owner %u: the memory of %s is not to be had: %s", owner->id, name, why);
+		if (is_passing(r))
+			return r;
+	} else {
+		bar_promise_again(share.bar, share.pages);
+	}
+	r = device_new_bar(devices, name, &share, note->caps, owner->peer, &device);
+	if (!r)
+		return 0;
+	if (share.bar)
+		bar_unpromise(share.bar, share.pages);
+	bar_put(share.bar);
+	/* Its creator may have been faster. */
+	return r == -EBUSY ? 0 : r;
+}
+
+/* Whoever made a device of that name meanwhile may have meant another memory. */
+static bool is_as_noted(const struct device *device, const struct hmm_journal_mirror *note)
+{
+	if (!device_has_bar(device) && note->kind != HMM_POOL_KIND_VFIO)
+		return true;
+	return device_has_bar(device) && note->kind == HMM_POOL_KIND_VFIO && device->bar_card == note->card &&
+	       device->bar_index == note->bar;
+}
+
+static int remake_mirror(struct owner *owner, unsigned int index)
 {
 	const struct hmm_journal_mirror *note = &owner->journal->mirror[index];
 	struct devices *devices = &owner->worker->engine->devices;
@@ -179,40 +202,57 @@ static struct mirror *remake_mirror(struct owner *owner, unsigned int index)
 	struct device *device;
 	char name[sizeof(note->device)];
 	const char *why;
+	int r = 0;
 
 	memcpy(name, note->device, sizeof(name));
 	name[sizeof(name) - 1] = '\0';
-	device = device_by_name(devices, name);
 	if (placement_make(&placement, note->placement, note->node, note->nodes, &why))
-		return NULL;
-	if (!device && note->kind == HMM_POOL_KIND_VFIO) {
-		device = remake_bar(owner, note, name);
-		if (!device)
-			return NULL;
+		return -EINVAL;
+	/* Its driver may not have come back yet: the device is there for it when it does. */
+	if (!device_by_name(devices, name))
+		r = note->kind == HMM_POOL_KIND_VFIO ?
+			remake_bar(owner, note, name) :
+			device_new(devices, name, (enum hmm_pool_kind)note->kind, &placement, note->size,
+				   note->caps, owner->peer, &device);
+	if (r)
+		return r;
+	device = device_use_name(devices, name);
+	if (!device)
+		return -ENODEV;
+	if (!is_as_noted(device, note)) {
+		device_unuse(devices, device);
+		return -EEXIST;
 	}
-	/* Its driver has not come back yet: the device is there for it when it does. */
-	if (!device && device_new(devices, name, (enum hmm_pool_kind)note->kind, &placement, note->size,
-				  note->caps, owner->peer, &device))
-		return NULL;
 	if (!device_has_bar(device))
 		device_expect(devices, device->id, note->token, note->driver, note->card);
-	device = device_use(devices, device->id);
-	mirror = device ? mirror_new(owner, index, device) : NULL;
-	if (mirror) {
-		far_bar_adopt(mirror);
-		mirror->awaited = note->windows;
-		mirror->unready = note->callbacks;
-		mirror->flags = note->tracked ? HMM_MIRROR_FLAGS_TRACKED : 0;
+	mirror = mirror_new(owner, index, device);
+	if (!mirror) {
+		device_unuse(devices, device);
+		return -ENOMEM;
 	}
-	return mirror;
+	far_bar_adopt(mirror);
+	mirror->awaited = note->windows;
+	mirror->unready = note->callbacks;
+	mirror->flags = note->tracked ? HMM_MIRROR_FLAGS_TRACKED : 0;
+	return 0;
 }
 
-static void remake_mirrors(struct owner *owner)
+/* What is not to be had for good is logged, and what was there is lost. -errno: what is not to be had now. */
+static int remake_mirrors(struct owner *owner, struct letter *letter)
 {
-	for (unsigned int i = 0; i < MIRRORS_MAX; i++)
-		if (owner->journal->mirror[i].used && !remake_mirror(owner, i))
-			log_error("owner %u: its mirror on %.64s can't be made again: no room in the pool",
-				  owner->id, owner->journal->mirror[i].device);
+	for (unsigned int i = 0; i < MIRRORS_MAX; i++) {
+		const struct hmm_journal_mirror *note = &owner->journal->mirror[i];
+		int r = note->used ? remake_mirror(owner, i) : 0;
+
+		if (r && note->kind == HMM_POOL_KIND_VFIO && is_passing(r) && r != -EEXIST)
+			return letter_fail(letter, -EAGAIN, "the memory of %.64s is not to be had now: %s", note->device,
+					   strerror(-r));
+		if (r)
+			log_error("owner %u: its mirror on %.64s can't be made again: %s", owner->id, note->device,
+				  r == -ENOSPC ? "no room in the pool" :
+				  r == -EEXIST ? "there is another device of that name" : strerror(-r));
+	}
+	return 0;
 }
 
 static int reply_reopen(struct owner *owner, struct letter *letter)
@@ -244,14 +284,13 @@ void recover_reopen(struct worker *worker, struct letter *letter)
 		owner = owner_new(worker, letter);
 		if (!owner) {
 			letter_fail(letter, -ENOMEM, "out of memory for another owner");
-		} else if (take_over(owner, letter)) {
+		} else if (take_over(owner, letter) || remake_mirrors(owner, letter)) {
 			owner->peer = 0;
 			owner->abandoned = true;
 			owner_free(owner);
 		} else {
 			owner->recovering = true;
 			take_back_orders(owner);
-			remake_mirrors(owner);
 			reply_reopen(owner, letter);
 		}
 	}
@@ -610,7 +649,7 @@ static void settle(struct owner *owner)
 	copies_recover_table(owner);
 	owner->pages_settled = settle_all(owner);
 	graft_recover(owner);
-	far_bar_recover(owner);
+	far_recover(owner);
 	journal_replay(owner);
 }
 

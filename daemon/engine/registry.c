@@ -133,12 +133,10 @@ static int bar_begin(struct engine *engine, struct letter *letter, struct device
 		.index = chosen ? engine->options.pool_bar : message->bar,
 		.uid = chosen ? 0 : letter->uid,
 		.gid = letter->gid,
-		.lives = far_bar_lives,
 	};
+	struct bar_share share = {.card = card_number(wish.address), .index = wish.index};
 	uint64_t pages = (message->size + HMM_PAGE_SIZE - 1) >> HMM_PAGE_SHIFT;
 	char why[sizeof(letter->text)];
-	struct bar *bar = NULL;
-	uint32_t promised;
 	int r;
 
 	if (chosen && *message->bus)
@@ -151,19 +149,19 @@ static int bar_begin(struct engine *engine, struct letter *letter, struct device
 		return letter_fail(letter, -EINVAL, "a card's memory is on no memory node: node is -1");
 	if (message->size > HMM_VA_END)
 		return letter_fail(letter, -ENOSPC, "no BAR has %lu bytes", message->size);
-	r = bar_open(&wish, &bar, why, sizeof(why));
+	r = bar_open(&wish, &share.bar, why, sizeof(why));
 	if (r)
 		return letter_fail(letter, r, "%s", why);
-	promised = pages > UINT32_MAX ? 0 : bar_promise(bar, (uint32_t)pages);
-	if (!promised)
+	share.pages = pages > UINT32_MAX ? 0 : bar_promise(share.bar, (uint32_t)pages);
+	if (!share.pages)
 		letter_fail(letter, -ENOSPC, "%lu bytes for device %s: BAR %u of %s has %lu, less what other devices have of it",
-			    message->size, message->name, wish.index, wish.address, (uint64_t)bar_pages(bar) << HMM_PAGE_SHIFT);
-	r = promised ? device_new_bar(&engine->devices, message->name, bar, promised, message->caps, letter->peer, result) : -ENOSPC;
+			    message->size, message->name, wish.index, wish.address, (uint64_t)bar_pages(share.bar) << HMM_PAGE_SHIFT);
+	r = share.pages ? device_new_bar(&engine->devices, message->name, &share, message->caps, letter->peer, result) : -ENOSPC;
 	if (!r)
 		return 0;
-	if (promised)
-		bar_unpromise(bar, promised);
-	bar_put(bar);
+	if (share.pages)
+		bar_unpromise(share.bar, share.pages);
+	bar_put(share.bar);
 	return r;
 }
 
@@ -202,6 +200,9 @@ static int device_make(struct engine *engine, struct letter *letter)
 
 	if (kind == HMM_POOL_KIND_CONFIGURED)
 		kind = engine->options.pool_kind;
+	/* It wants none of the card that the administrator has chosen. */
+	if (kind == HMM_POOL_KIND_VFIO && message->pool == HMM_POOL_KIND_CONFIGURED && !message->size)
+		kind = HMM_POOL_KIND_MEMFD;
 	if (kind == HMM_POOL_KIND_HUGETLB && message->caps & HMM_DEVICE_CAPS_COPY_ENGINE)
 		return letter_fail(
 			letter, -EOPNOTSUPP,

@@ -464,6 +464,7 @@ int engine_new(const struct engine_options *options, struct mailbox *outbox, str
 	pthread_mutex_init(&engine->lock, NULL);
 	TAILQ_INIT(&engine->owners);
 	devices_init(&engine->devices, options->pool_size);
+	bars_init(process_is_alive);
 	engine->workers = calloc(options->workers, sizeof(*engine->workers));
 	if (!engine->workers)
 		r = -ENOMEM;

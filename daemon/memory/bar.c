@@ -14,7 +14,9 @@
  * decode its addresses any more, has not.
  *
  * What can fail: what card.c knows; a BAR that is none, is of ports, or cannot be mapped; the card,
- * at any time, which loses all that is in it.
+ * at any time, which loses all that is in it. Only two things are taken for that: a class of ones,
+ * and a seal that was read and is another. A call that fails says nothing of the card, and what it
+ * was for is tried again.
  *
  * Threads: control and workers open, any closes; one lock for the list, one for each BAR's frames.
  */
@@ -37,7 +39,7 @@
 #include "layout.h"
 #include "log.h"
 
-#define TAGS_MAGIC 0x48424152U
+#define TAGS_MAGIC 0x48424153U
 #define SEAL_WORDS 8U
 
 /* The file: a page of this, then the tags. Sparse, and as large as it may ever have to be. */
@@ -48,9 +50,11 @@ struct tags {
 	uint32_t reserved[13];
 	uint64_t seal[SEAL_WORDS]; /* what is in the BAR's last page */
 	uint64_t seen[SEAL_WORDS]; /* the same, as it was read there last */
-	uint32_t more[960];
-	uint32_t tag[BAR_MAX_PAGES];
+	uint32_t more[976];
+	struct claim claim[CLAIMS_MAX];
+	uint32_t tag[BAR_MAX_PAGES]; /* a claim's number */
 };
+_Static_assert(offsetof(struct tags, claim) == HMM_PAGE_SIZE, "the first page is the head");
 
 struct bar {
 	TAILQ_ENTRY(bar) link;
@@ -66,11 +70,13 @@ struct bar {
 
 	pthread_mutex_t lock; /* on what follows */
 	struct frames frames;
+	struct claims claims;
 	uint32_t promised;
 };
 
 static pthread_mutex_t bars_lock = PTHREAD_MUTEX_INITIALIZER;
 static TAILQ_HEAD(, bar) bars = TAILQ_HEAD_INITIALIZER(bars);
+static bool (*process_lives)(pid_t pid);
 
 __attribute__((format(printf, 4, 5)))
 static int refuse(char *why, size_t size, int error, const char *format, ...)
@@ -143,7 +149,7 @@ static int set_seal(struct bar *bar)
 				 frame_at(bar, bar->tags->count), sizeof(bar->tags->seal));
 }
 
-/* 0; -EFAULT: it is not there. With the lock held. */
+/* 1: it is there; 0: another is; -errno: it cannot be read. With the lock held. */
 static int check_seal(struct bar *bar)
 {
 	int r;
@@ -151,40 +157,129 @@ static int check_seal(struct bar *bar)
 	memset(bar->tags->seen, 0, sizeof(bar->tags->seen));
 	r = kernel->bar_fetch(bar->file, offsetof(struct tags, seen),
 			      frame_at(bar, bar->tags->count), sizeof(bar->tags->seen));
-	if (!r && memcmp(bar->tags->seen, bar->tags->seal, sizeof(bar->tags->seal)))
-		r = -EFAULT;
-	return r;
+	if (r)
+		return r;
+	return memcmp(bar->tags->seen, bar->tags->seal, sizeof(bar->tags->seal)) == 0;
 }
 
-/* Pages of programs that ended while there was no hmmd. */
-static void free_ended(struct bar *bar, bool (*lives)(uint32_t tag))
+/* ---- whose pages ----------------------------------------------------------------------------- */
+
+/* A claim's pages are counted, and those of none are free. */
+static bool count_page(void *data, uint32_t number, uint32_t tag)
 {
-	uint32_t last = 0, n = 0;
+	struct bar *bar = data;
+	uint32_t *pages = claims_pages(&bar->claims, tag);
 
-	for (uint32_t i = 0; i < bar->frames.count; i++) {
-		uint32_t tag = bar->tags->tag[i];
+	(void)number;
+	if (pages)
+		++*pages;
+	return pages;
+}
 
-		if (!tag || tag == last)
+static bool is_anothers(void *data, uint32_t number, uint32_t tag)
+{
+	const uint32_t *claim = data;
+
+	(void)number;
+	return tag != *claim;
+}
+
+/* With the lock held. */
+static uint32_t drop(struct bar *bar, uint32_t claim)
+{
+	const uint32_t *pages = claims_pages(&bar->claims, claim);
+	uint32_t n = pages ? *pages : 0;
+
+	if (n)
+		frames_sift(&bar->frames, is_anothers, &claim);
+	claims_drop(&bar->claims, claim);
+	return n;
+}
+
+/* In doubt it does, as does one that hmmd cannot see. */
+static bool is_alive(const struct claim *claim)
+{
+	return !claim->pid || process_lives(claim->pid);
+}
+
+/* Of programs that have ended, and were not here to do it themselves. With the lock held. */
+static void drop_ended(struct bar *bar)
+{
+	uint32_t n = 0;
+
+	for (unsigned int i = 0; i < CLAIMS_MAX; i++) {
+		const struct claim *claim = &bar->tags->claim[i];
+
+		if (!claim->number || bar->claims.here[i])
 			continue;
-		last = tag;
-		if (!lives(tag))
-			n += frames_keep(&bar->frames, tag, NULL);
+		if (!bar->claims.pages[i] || !is_alive(claim))
+			n += drop(bar, claim->number);
 	}
 	if (n)
-		log_info("%s: %u pages of programs that have ended are free", card_address(bar->card), n);
+		log_info("%s: %u pages of programs that have ended are free",
+			 card_address(bar->card), n);
+}
+
+void bars_init(bool (*lives)(pid_t pid))
+{
+	process_lives = lives;
+}
+
+void bars_mend(void)
+{
+	struct bar *bar;
+
+	pthread_mutex_lock(&bars_lock);
+	TAILQ_FOREACH(bar, &bars, link) {
+		pthread_mutex_lock(&bar->lock);
+		drop_ended(bar);
+		pthread_mutex_unlock(&bar->lock);
+	}
+	pthread_mutex_unlock(&bars_lock);
+}
+
+static struct tags *map_tags(int file)
+{
+	void *tags = mmap(NULL, sizeof(struct tags), PROT_READ | PROT_WRITE,
+			  MAP_SHARED | MAP_NORESERVE, file, 0);
+
+	return tags == MAP_FAILED ? NULL : tags;
+}
+
+bool bar_is_wanted(int file)
+{
+	struct tags *tags = map_tags(file);
+	bool wanted = !tags;
+
+	if (tags && tags->magic == TAGS_MAGIC)
+		for (unsigned int i = 0; i < CLAIMS_MAX && !wanted; i++)
+			wanted = tags->claim[i].number && is_alive(&tags->claim[i]);
+	if (tags)
+		munmap(tags, sizeof(*tags));
+	return wanted;
+}
+
+/* ---- a BAR that was kept, or a new one ------------------------------------------------------- */
+
+/* All that was in it is another card's now, or nobody's. */
+static void forget_all(struct bar *bar)
+{
+	log_error("%s has been reset: all that was in its BAR %u is lost", card_address(bar->card),
+		  bar->index);
+	memset(bar->tags->claim, 0, sizeof(bar->tags->claim));
+	memset(bar->tags->tag, 0, bar->tags->count * sizeof(bar->tags->tag[0]));
 }
 
 static int read_tags(struct bar *bar, const struct bar_wish *wish, char *why, size_t size)
 {
 	uint64_t pages = bar->length / HMM_PAGE_SIZE - 1;
-	struct tags *tags = mmap(NULL, sizeof(*tags), PROT_READ | PROT_WRITE,
-				 MAP_SHARED | MAP_NORESERVE, bar->file, 0);
-	bool is_new;
-	int r = 0;
+	struct tags *tags = map_tags(bar->file);
+	int r = 1;
 
-	if (tags == MAP_FAILED)
+	if (!tags)
 		return refuse(why, size, -ENOMEM, "hmmd is out of memory");
 	bar->tags = tags;
+	bar->claims.list = tags->claim;
 	if (pages > BAR_MAX_PAGES)
 		pages = BAR_MAX_PAGES;
 	if (tags->magic && (tags->magic != TAGS_MAGIC || tags->index != wish->index ||
@@ -193,27 +288,31 @@ static int read_tags(struct bar *bar, const struct bar_wish *wish, char *why, si
 			      tags->index, wish->address);
 	if (!tags->magic && wish->kept)
 		return refuse(why, size, -ENOENT, "%s was kept without pages", wish->address);
-	is_new = !tags->magic;
 	tags->index = wish->index;
 	tags->count = (uint32_t)pages;
-	if (!is_new && check_seal(bar)) {
-		log_error("%s has been reset: all that was in its BAR %u is lost", wish->address,
-			  wish->index);
-		memset(tags->tag, 0, pages * sizeof(tags->tag[0]));
-		is_new = true;
-	}
-	if (is_new)
-		r = set_seal(bar);
-	if (!r)
+	if (tags->magic) {
 		r = check_seal(bar);
-	if (r)
-		return refuse(why, size, -EIO, "BAR %u of %s does not keep what is written there",
-			      wish->index, wish->address);
+		if (r < 0)
+			return refuse(why, size, -EAGAIN, "BAR %u of %s cannot be looked at: %s",
+				      wish->index, wish->address, strerror(-r));
+		if (!r)
+			forget_all(bar);
+	}
+	if (!tags->magic || !r) {
+		r = set_seal(bar);
+		if (!r)
+			r = check_seal(bar);
+		if (r != 1)
+			return refuse(why, size, -EIO,
+				      "BAR %u of %s does not keep what is written there",
+				      wish->index, wish->address);
+	}
 	__atomic_store_n(&tags->magic, TAGS_MAGIC, __ATOMIC_RELEASE);
 	r = frames_init(&bar->frames, tags->tag, (uint32_t)pages);
 	if (r)
 		return refuse(why, size, r, "hmmd is out of memory");
-	free_ended(bar, wish->lives);
+	frames_sift(&bar->frames, count_page, bar);
+	drop_ended(bar);
 	return 0;
 }
 
@@ -373,84 +472,157 @@ void bar_unpromise(struct bar *bar, uint32_t pages)
 
 /* ---- its pages ------------------------------------------------------------------------------- */
 
-uint32_t bar_take(struct bar *bar, uint32_t tag)
+uint32_t bar_claim(struct bar *bar, pid_t pid)
 {
-	uint32_t number;
+	uint32_t claim;
 
 	pthread_mutex_lock(&bar->lock);
-	number = frames_take(&bar->frames, tag);
+	claim = claims_add(&bar->claims, pid);
 	pthread_mutex_unlock(&bar->lock);
-	return number;
+	return claim;
 }
 
-bool bar_release(struct bar *bar, uint32_t number, uint32_t tag)
+bool bar_reclaim(struct bar *bar, uint32_t claim)
 {
 	bool was;
 
 	pthread_mutex_lock(&bar->lock);
-	was = frames_put(&bar->frames, number, tag);
+	was = claims_take(&bar->claims, claim);
 	pthread_mutex_unlock(&bar->lock);
 	return was;
 }
 
-bool bar_has(struct bar *bar, uint32_t number, uint32_t tag)
+uint32_t bar_count(struct bar *bar, uint32_t claim)
+{
+	const uint32_t *pages;
+	uint32_t n;
+
+	pthread_mutex_lock(&bar->lock);
+	pages = claims_pages(&bar->claims, claim);
+	n = pages ? *pages : 0;
+	pthread_mutex_unlock(&bar->lock);
+	return n;
+}
+
+uint32_t bar_leave(struct bar *bar, uint32_t claim)
+{
+	const uint32_t *pages;
+	uint32_t n;
+
+	pthread_mutex_lock(&bar->lock);
+	pages = claims_pages(&bar->claims, claim);
+	n = pages ? *pages : 0;
+	claims_leave(&bar->claims, claim);
+	pthread_mutex_unlock(&bar->lock);
+	return n;
+}
+
+uint32_t bar_unclaim(struct bar *bar, uint32_t claim)
+{
+	uint32_t n;
+
+	pthread_mutex_lock(&bar->lock);
+	n = drop(bar, claim);
+	pthread_mutex_unlock(&bar->lock);
+	return n;
+}
+
+struct kept {
+	uint32_t claim;
+	const uint64_t *numbers;
+};
+
+static bool is_kept(void *data, uint32_t number, uint32_t tag)
+{
+	const struct kept *kept = data;
+
+	return tag != kept->claim || kept->numbers[number / 64] >> (number % 64) & 1;
+}
+
+uint32_t bar_keep(struct bar *bar, uint32_t claim, const uint64_t *kept)
+{
+	struct kept of = {.claim = claim, .numbers = kept};
+	uint32_t *pages, n = 0;
+
+	pthread_mutex_lock(&bar->lock);
+	pages = claims_pages(&bar->claims, claim);
+	if (pages && *pages) {
+		n = frames_sift(&bar->frames, is_kept, &of);
+		*pages -= n;
+	}
+	pthread_mutex_unlock(&bar->lock);
+	return n;
+}
+
+uint32_t bar_take(struct bar *bar, uint32_t claim)
+{
+	uint32_t number = FRAME_NONE, *pages;
+
+	pthread_mutex_lock(&bar->lock);
+	pages = claims_pages(&bar->claims, claim);
+	if (pages)
+		number = frames_take(&bar->frames, claim);
+	if (number != FRAME_NONE)
+		++*pages;
+	pthread_mutex_unlock(&bar->lock);
+	return number;
+}
+
+bool bar_release(struct bar *bar, uint32_t number, uint32_t claim)
+{
+	uint32_t *pages;
+	bool was;
+
+	pthread_mutex_lock(&bar->lock);
+	was = frames_put(&bar->frames, number, claim);
+	pages = claims_pages(&bar->claims, claim);
+	if (was && pages)
+		--*pages;
+	pthread_mutex_unlock(&bar->lock);
+	return was;
+}
+
+bool bar_has(struct bar *bar, uint32_t number, uint32_t claim)
 {
 	bool has;
 
 	pthread_mutex_lock(&bar->lock);
-	has = frames_has(&bar->frames, number, tag);
+	has = frames_has(&bar->frames, number, claim);
 	pthread_mutex_unlock(&bar->lock);
 	return has;
 }
 
-uint32_t bar_count(struct bar *bar, uint32_t tag)
-{
-	uint32_t n;
-
-	pthread_mutex_lock(&bar->lock);
-	n = frames_count(&bar->frames, tag);
-	pthread_mutex_unlock(&bar->lock);
-	return n;
-}
-
-uint32_t bar_keep(struct bar *bar, uint32_t tag, const uint64_t *kept)
-{
-	uint32_t n;
-
-	pthread_mutex_lock(&bar->lock);
-	n = frames_keep(&bar->frames, tag, kept);
-	pthread_mutex_unlock(&bar->lock);
-	return n;
-}
-
 int bar_store(struct bar *bar, uint32_t number, int file, uint64_t offset)
 {
-	int r = kernel->bar_store(file, offset, frame_at(bar, number), HMM_PAGE_SIZE);
-
-	return r == -EFAULT ? -EIO : r;
+	return kernel->bar_store(file, offset, frame_at(bar, number), HMM_PAGE_SIZE);
 }
 
 int bar_fetch(struct bar *bar, uint32_t number, int file, uint64_t offset)
 {
-	int r = kernel->bar_fetch(file, offset, frame_at(bar, number), HMM_PAGE_SIZE);
-
-	return r == -EFAULT ? -EIO : r ? -ENOSPC : 0;
+	return kernel->bar_fetch(file, offset, frame_at(bar, number), HMM_PAGE_SIZE);
 }
 
-bool bar_check(struct bar *bar)
+enum bar_state bar_check(struct bar *bar)
 {
-	int r = atomic_load(&bar->lost) ? -ENODEV : kernel->vfio_answers(bar->device);
+	const char *why = "it does not answer";
+	enum bar_state state;
+	int r;
 
-	pthread_mutex_lock(&bar->lock);
-	if (!r)
+	if (atomic_load(&bar->lost))
+		return BAR_LOST;
+	r = kernel->vfio_answers(bar->device);
+	state = !r ? BAR_HERE : r == -ENODEV ? BAR_LOST : BAR_UNSURE;
+	if (state == BAR_HERE) {
+		pthread_mutex_lock(&bar->lock);
 		r = check_seal(bar);
-	pthread_mutex_unlock(&bar->lock);
-	if (!r)
-		return true;
-	if (!atomic_exchange(&bar->lost, true))
-		log_error("%s does not answer any more (%s): all pages in its BAR %u are lost",
-			  card_address(bar->card), strerror(-r), bar->index);
-	return false;
+		pthread_mutex_unlock(&bar->lock);
+		state = r == 1 ? BAR_HERE : r ? BAR_UNSURE : BAR_LOST;
+		why = "it was reset";
+	}
+	if (state == BAR_LOST && !atomic_exchange(&bar->lost, true))
+		log_error("%s: %s: all pages in its BAR %u are lost", card_address(bar->card), why,
+			  bar->index);
+	return state;
 }
 
 bool bar_is_lost(const struct bar *bar)

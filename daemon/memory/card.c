@@ -40,6 +40,7 @@
 
 #define CONTAINER_PATH "/dev/vfio/vfio"
 #define CARD_FILE      3U /* behind those of enum holder_fd: what goes with its memory, or -1 */
+_Static_assert(CARD_FILE == HOLDER_DEVICE + 1, "a card without memory is kept as so many");
 #define CARD_FDS       4U
 /* Starting a holder takes a while where it fails: not at every look. */
 #define MEND_REST      9U
@@ -64,6 +65,7 @@ static struct {
 	pthread_mutex_t lock;
 	TAILQ_HEAD(, card) open;
 	struct holder *holder;
+	bool (*wanted)(int file); /* what is in a card that was kept with it */
 	bool leaving;
 	time_t since;	   /* the holder was asked what it has */
 	unsigned int rest; /* looks to let pass before another holder is tried again */
@@ -106,12 +108,29 @@ static bool is_open(const char *address)
 	return false;
 }
 
-void cards_init(struct holder *holder)
+void cards_init(struct holder *holder, bool (*wanted)(int file))
 {
 	cards.holder = holder;
+	cards.wanted = wanted;
 	cards.leaving = false;
 	cards.since = now();
 	cards.rest = 0;
+}
+
+/* Its memory has pages of somebody who may still come: stopped, say. */
+static bool is_wanted(const char *name)
+{
+	int fds[CARD_FDS] = {-1, -1, -1, -1};
+	bool wanted = false;
+
+	if (!cards.wanted || holder_take(cards.holder, name, fds, CARD_FDS) < 0)
+		return false;
+	if (fds[CARD_FILE] >= 0)
+		wanted = cards.wanted(fds[CARD_FILE]);
+	for (unsigned int i = 0; i < CARD_FDS; i++)
+		if (fds[i] >= 0)
+			close(fds[i]);
+	return wanted;
 }
 
 /* What an earlier hmmd's drivers had, who did not come back. */
@@ -121,7 +140,7 @@ static void give_up_kept(void)
 	unsigned int i = 0;
 
 	while ((name = holder_name(cards.holder, i))) {
-		if (is_open(name)) {
+		if (is_open(name) || is_wanted(name)) {
 			i++;
 			continue;
 		}
@@ -396,7 +415,8 @@ static int open_kept(struct card *card, const struct wish *wish, const struct re
 			close(card->fd[CARD_FILE]);
 		memcpy(card->fd, fds, sizeof(fds));
 	}
-	if (r >= 0 && r != CARD_FDS)
+	/* An hmmd that knew no card's memory kept none. */
+	if (r >= 0 && r != CARD_FDS && r != CARD_FILE)
 		r = -EIO;
 	if (r < 0)
 		return refuse(why, r, "%s cannot be had back from the process that kept it: %s",

@@ -29,8 +29,11 @@
 struct card;
 struct holder;
 
-/* @holder: NULL: cards cannot be opened, since nobody would stop them if hmmd were killed. */
-void cards_init(struct holder *holder);
+/*
+ * @holder: NULL: cards cannot be opened, since nobody would stop them if hmmd were killed. @wanted: of a card
+ * that was kept with a file (card_open_keeping()), whether somebody may still come for it; NULL: nobody.
+ */
+void cards_init(struct holder *holder, bool (*wanted)(int file));
 /*
  * To be called now and then while cards are open, or kept from before: if the holder has been
  * killed another one keeps them (where that fails it is tried again every tenth time), and what

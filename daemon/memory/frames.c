@@ -84,22 +84,22 @@ bool frames_put(struct frames *frames, uint32_t number, uint32_t tag)
 	return true;
 }
 
-uint32_t frames_count(const struct frames *frames, uint32_t tag)
+uint32_t frames_sift(struct frames *frames, bool (*stays)(void *data, uint32_t number, uint32_t tag), void *data)
 {
 	uint32_t n = 0;
 
-	for (uint32_t i = 0; i < frames->count; i++)
-		n += frames_has(frames, i, tag);
-	return n;
-}
+	for (uint32_t word = 0; word < words(frames); word++) {
+		uint64_t full = frames->full[word];
 
-uint32_t frames_keep(struct frames *frames, uint32_t tag, const uint64_t *kept)
-{
-	uint32_t n = 0;
+		for (; full; full &= full - 1) {
+			uint32_t number = word * BITS + (uint32_t)__builtin_ctzll(full);
 
-	for (uint32_t i = 0; i < frames->count; i++)
-		if (frames_has(frames, i, tag) &&
-		    !(kept && kept[i / BITS] >> (i % BITS) & 1))
-			n += frames_put(frames, i, tag);
+			/* Those behind the last are nobody's. */
+			if (number >= frames->count)
+				break;
+			if (!stays(data, number, tag_of(frames, number)))
+				n += frames_put(frames, number, tag_of(frames, number));
+		}
+	}
 	return n;
 }

@@ -29,8 +29,7 @@ uint32_t frames_take(struct frames *frames, uint32_t tag);
 bool frames_has(const struct frames *frames, uint32_t number, uint32_t tag);
 /* It is free. False: it was not @tag's, and stays as it was. */
 bool frames_put(struct frames *frames, uint32_t number, uint32_t tag);
-uint32_t frames_count(const struct frames *frames, uint32_t tag);
-/* Of @tag's those stay whose bit is set in @kept (NULL: none). Return: how many are free now. */
-uint32_t frames_keep(struct frames *frames, uint32_t tag, const uint64_t *kept);
+/* Every frame that is used is asked for: it stays, or is free from now on. Return: how many are. */
+uint32_t frames_sift(struct frames *frames, bool (*stays)(void *data, uint32_t number, uint32_t tag), void *data);
 
 #endif

@@ -141,11 +141,11 @@ int device_new(struct devices *devices, const char *name, enum hmm_pool_kind kin
 	return r;
 }
 
-int device_new_bar(struct devices *devices, const char *name, struct bar *bar, uint32_t pages, uint64_t caps,
+int device_new_bar(struct devices *devices, const char *name, const struct bar_share *share, uint64_t caps,
 		   uint64_t creator, struct device **result)
 {
 	const struct placement any = PLACEMENT_ANY;
-	uint64_t size = (uint64_t)pages << HMM_PAGE_SHIFT;
+	uint64_t size = (uint64_t)share->pages << HMM_PAGE_SHIFT;
 	int r;
 
 	if (!*name || strlen(name) >= sizeof((*result)->name))
@@ -156,9 +156,11 @@ int device_new_bar(struct devices *devices, const char *name, struct bar *bar, u
 		(*result)->caps = caps;
 		(*result)->creator = creator;
 		(*result)->uid = (uid_t)-1;
-		(*result)->bar = bar;
-		(*result)->bar_pages = pages;
-		(*result)->far_pages = bar ? bar_pages(bar) : 0;
+		(*result)->bar = share->bar;
+		(*result)->bar_card = share->card;
+		(*result)->bar_index = share->index;
+		(*result)->bar_pages = share->pages;
+		(*result)->far_pages = share->bar ? bar_pages(share->bar) : 0;
 	}
 	pthread_mutex_unlock(&devices->lock);
 	return r;

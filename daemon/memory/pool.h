@@ -69,6 +69,7 @@ struct device {
 	uint32_t card_number;		/* which one; 0: none */
 	/* Of a pool of kind vfio. Size is what passes through hmmd's own memory then. */
 	struct bar *bar;		/* its memory; NULL: none, or it could not be had after a restart: all in it is lost */
+	uint32_t bar_card, bar_index;	/* which it is, or was */
 	uint32_t bar_pages;		/* so many of it are the device's */
 	_Atomic uint32_t bar_used;
 	struct pool *pool;
@@ -97,11 +98,13 @@ void devices_deinit(struct devices *devices);
  */
 int device_new(struct devices *devices, const char *name, enum hmm_pool_kind kind,
 	       const struct placement *placement, uint64_t size, uint64_t caps, uint64_t creator, struct device **result);
-/*
- * The same with @pages of a BAR, promised already, and @bar itself: both are the device's unless it fails. A NULL
- * @bar: after a restart, when it cannot be had.
- */
-int device_new_bar(struct devices *devices, const char *name, struct bar *bar, uint32_t pages, uint64_t caps,
+/* Pages of a BAR, promised already, and the BAR itself; NULL: after a restart, when it cannot be had. */
+struct bar_share {
+	struct bar *bar;
+	uint32_t card, index, pages;
+};
+/* The same with memory that is one: it is the device's unless that fails. */
+int device_new_bar(struct devices *devices, const char *name, const struct bar_share *share, uint64_t caps,
 		   uint64_t creator, struct device **result);
 /*
  * Its share of the pool becomes @size. Return: 0; -ENODEV; -ENOSPC: more than is left; -EBUSY: more

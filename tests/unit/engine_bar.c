@@ -29,16 +29,10 @@ static void note_woken(struct task *task)
 
 static struct task waiter = {.run = note_woken};
 
-static bool lives(uint32_t tag)
-{
-	(void)tag;
-	return true;
-}
-
 /* A device that has @share of the BAR's pages. */
 static struct block *begin(uint32_t share)
 {
-	const struct bar_wish wish = {.address = FAKE_CARD, .index = 2, .lives = lives};
+	const struct bar_wish wish = {.address = FAKE_CARD, .index = 2};
 	char why[240];
 
 	fake_vfio_begin();
@@ -47,6 +41,7 @@ static struct block *begin(uint32_t share)
 	fixture.device->bar = bar;
 	fixture.device->bar_pages = bar_promise(bar, share);
 	fixture.device->far_pages = bar_pages(bar);
+	cr_assert(eq(int, far_bar_begin(fixture.mirror), 0));
 	woken = 0;
 	fixture_out(&fixture, 0, PAGES);
 	return fixture_block(&fixture, 0);
@@ -233,16 +228,42 @@ Test(engine_bar, gone_between_two_pieces)
 	end();
 }
 
-/* It answers, but its memory does not: nobody knows what is still there. */
+/* It answers, but its memory cannot be reached: what is in it may be there still. */
 Test(engine_bar, switched_off)
+{
+	struct block *block = begin_far();
+	struct pages pages = pages_from(0, 2), more = pages_from(HMM_BLOCK_PAGES, HMM_BLOCK_PAGES);
+
+	fixture_out(&fixture, HMM_BLOCK_PAGES, HMM_BLOCK_PAGES + 3);
+	more = pages_from(0, 3);
+	fake_vfio.off = true;
+	cr_assert(far_fetch(block, &pages, 0, 0, HMM_REASON_CPU_FAULT, &waiter));
+	cr_assert(not(block_at_rest(block)));
+	far_store(fixture_block(&fixture, 1), &more, NULL);
+	cr_assert(block_at_rest(fixture_block(&fixture, 1)), "nothing is put there");
+	cr_expect(eq(u64, fixture.mirror->far_pages, PAGES));
+	fixture_later(&fixture, SECOND);
+	fixture_later(&fixture, SECOND);
+	cr_assert(not(block_at_rest(block)));
+	cr_expect(eq(uint, block_count(block, HMM_PAGE_ERROR), 0));
+	fake_vfio.off = false;
+	fixture_later(&fixture, SECOND);
+	cr_assert(block_at_rest(block));
+	cr_expect(eq(uint, woken, 1));
+	check_shadow(block, 0, 2);
+	cr_expect(eq(u64, fixture.mirror->far_pages, PAGES - 2));
+	end();
+}
+
+/* It answers, and is another: its seal is. */
+Test(engine_bar, reset)
 {
 	struct block *block = begin_far();
 	struct pages pages = pages_from(0, 2);
 
-	fake_vfio.off = true;
+	memset(fake_vfio_frame(bar_pages(bar)), 0, HMM_PAGE_SIZE);
 	cr_assert(far_fetch(block, &pages, 0, 0, HMM_REASON_CPU_FAULT, &waiter));
 	cr_expect(eq(uint, block_count(block, HMM_PAGE_ERROR), 2));
-	fake_vfio.off = false;
 	turn();
 	cr_expect(eq(uint, block_count(block, HMM_PAGE_ERROR), PAGES));
 	cr_expect(eq(u64, fixture.mirror->far_pages, 0));
@@ -272,16 +293,17 @@ Test(engine_bar, nobody_is_given_anothers)
 {
 	struct block *block = begin_far();
 	struct pages pages = pages_from(5, 6);
-	uint32_t number = block_far_number(block, 5), tag = (uint32_t)getpid() << 8 | 1;
+	uint32_t number = block_far_number(block, 5), other = bar_claim(bar, fixture.owner->pid);
 
-	cr_assert(bar_release(bar, number, tag));
+	/* Of the same process. */
+	cr_assert(bar_release(bar, number, fixture.mirror->claim));
 	do
-		number = bar_take(bar, 12345);
+		number = bar_take(bar, other);
 	while (number != block_far_number(block, 5));
 	cr_assert(far_fetch(block, &pages, 5, 0, HMM_REASON_CPU_FAULT, &waiter));
 	cr_expect(eq(uint, block_count(block, HMM_PAGE_ERROR), 1));
-	cr_expect(bar_has(bar, number, 12345), "it stays the other's");
-	bar_keep(bar, 12345, NULL);
+	cr_expect(bar_has(bar, number, other), "it stays the other's");
+	bar_unclaim(bar, other);
 	end();
 }
 
@@ -289,22 +311,56 @@ Test(engine_bar, nobody_is_given_anothers)
 Test(engine_bar, a_successor)
 {
 	struct block *block = begin_far();
-	uint32_t tag = (uint32_t)getpid() << 8 | 1;
+	uint32_t claim = fixture.mirror->claim, other = bar_claim(bar, 0);
 
-	bar_take(bar, tag);
-	bar_take(bar, tag);
-	bar_take(bar, 12345);
+	cr_expect(eq(u32, fixture.owner->journal->mirror[fixture.mirror->index].token, claim));
+	bar_take(bar, claim);
+	bar_take(bar, claim);
+	bar_take(bar, other);
 	atomic_store(&fixture.device->bar_used, 0);
+	bar_leave(bar, claim);
+	fixture.mirror->claim = 0;
 	far_bar_adopt(fixture.mirror);
+	cr_expect(eq(u32, fixture.mirror->claim, claim));
 	cr_expect(eq(u32, fixture.device->bar_used, PAGES + 2));
-	cr_assert(bar_release(bar, block_far_number(block, 9), tag));
+	cr_assert(bar_release(bar, block_far_number(block, 9), claim));
 	fixture.device->bar_used--;
-	far_bar_recover(fixture.owner);
+	far_recover(fixture.owner);
 	cr_expect(eq(u32, fixture.device->bar_used, PAGES - 1));
 	cr_expect(eq(u32, bar_used(bar), PAGES));
 	cr_expect(eq(uint, block_count(block, HMM_PAGE_ERROR), 1));
 	cr_expect(eq(u64, fixture.mirror->far_pages, PAGES - 1));
-	bar_keep(bar, 12345, NULL);
+	bar_unclaim(bar, other);
+	end();
+}
+
+/* A claim that is no more: its pages are not there, whatever the ledger says, and others come into their place. */
+Test(engine_bar, a_successor_without_a_claim)
+{
+	struct block *block = begin_far();
+	uint32_t claim = fixture.mirror->claim;
+
+	bar_unclaim(bar, claim);
+	atomic_store(&fixture.device->bar_used, 0);
+	far_bar_adopt(fixture.mirror);
+	cr_expect(ne(u32, fixture.mirror->claim, claim));
+	cr_expect(eq(u32, fixture.owner->journal->mirror[fixture.mirror->index].token, fixture.mirror->claim));
+	far_recover(fixture.owner);
+	cr_expect(eq(uint, block_count(block, HMM_PAGE_ERROR), PAGES));
+	cr_expect(eq(u64, fixture.mirror->far_pages, 0));
+	end();
+}
+
+/* Its mirror could not be made again: the next one of that number is given nothing of it. */
+Test(engine_bar, nobody_has_it_any_more)
+{
+	struct block *block = begin_far();
+	struct mirror *mirror = fixture.mirror;
+
+	fixture.owner->mirror[mirror->index] = NULL;
+	far_recover(fixture.owner);
+	fixture.owner->mirror[mirror->index] = mirror;
+	cr_expect(eq(uint, block_count(block, HMM_PAGE_ERROR), PAGES));
 	end();
 }
 

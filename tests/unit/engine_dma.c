@@ -611,7 +611,7 @@ Test(dma, kept_for_the_next)
 	cr_assert(eq(int, card_open(FAKE_CARD, 0, 0, &card, text, sizeof(text)), 0), "%s", text);
 	cards_leave();
 	card_close(card);
-	cards_init(fake_vfio_holder());
+	cards_init(fake_vfio_holder(), NULL);
 	cr_assert(eq(int, make_device(), -EBUSY));
 	cr_assert(fake_vfio.kept);
 	cr_assert(not(fake_vfio.master));

@@ -236,7 +236,7 @@ void fake_vfio_begin(void)
 	ops.vfio_answers = vfio_answers;
 	kernel = &ops;
 	quiet = eventfd(0, EFD_CLOEXEC);
-	cards_init(holder);
+	cards_init(holder, NULL);
 }
 
 struct holder *fake_vfio_holder(void)
@@ -246,7 +246,7 @@ struct holder *fake_vfio_holder(void)
 
 void fake_vfio_end(void)
 {
-	cards_init(NULL);
+	cards_init(NULL, NULL);
 	for (unsigned int i = 0; i < HELD; i++) {
 		if (held[i] >= 0)
 			close(held[i]);

@@ -16,12 +16,12 @@ LEAKCHECKED_SUITE(bar);
 
 #define COUNT 200U
 
-static bool lives(uint32_t tag)
+static bool lives(pid_t pid)
 {
-	return tag != 99;
+	return pid != 99;
 }
 
-static struct bar_wish wish = {.address = FAKE_CARD, .index = 2, .lives = lives};
+static struct bar_wish wish = {.address = FAKE_CARD, .index = 2};
 static char why[240];
 
 static struct bar *opened(void)
@@ -45,7 +45,8 @@ static void refused(int error, const char *says)
 static void begin(void)
 {
 	fake_vfio_begin();
-	wish = (struct bar_wish){.address = FAKE_CARD, .index = 2, .lives = lives};
+	bars_init(lives);
+	wish = (struct bar_wish){.address = FAKE_CARD, .index = 2};
 }
 
 Test(bar, frames_are_somebodys)
@@ -85,24 +86,66 @@ Test(bar, frames_are_somebodys)
 	frames_deinit(&frames);
 }
 
+struct sieve {
+	uint32_t tag;
+	uint64_t kept[3];
+};
+
+static bool stays(void *data, uint32_t number, uint32_t tag)
+{
+	const struct sieve *sieve = data;
+
+	return tag != sieve->tag || sieve->kept[number / 64] >> (number % 64) & 1;
+}
+
 Test(bar, all_frames_and_no_more)
 {
 	for (uint32_t count = 1; count <= 130; count++) {
 		uint32_t tags[130] = {0};
-		uint64_t kept[3] = {5, 0, 0};
+		struct sieve two = {.tag = 2}, some = {.tag = 1, .kept = {5}}, all = {.tag = 1};
 		struct frames frames;
 
 		cr_assert(eq(int, frames_init(&frames, tags, count), 0));
 		for (uint32_t i = 0; i < count; i++)
 			cr_assert(lt(u32, frames_take(&frames, 1), count));
 		cr_assert(eq(u32, frames_take(&frames, 1), FRAME_NONE));
-		cr_assert(eq(u32, frames_count(&frames, 1), count));
-		cr_assert(eq(u32, frames_keep(&frames, 2, NULL), 0));
-		cr_assert(eq(u32, frames_keep(&frames, 1, kept), count < 3 ? count - 1 : count - 2));
-		cr_assert(eq(u32, frames_keep(&frames, 1, NULL), count < 3 ? 1 : 2));
+		cr_assert(eq(u32, frames.used, count));
+		cr_assert(eq(u32, frames_sift(&frames, stays, &two), 0));
+		cr_assert(eq(u32, frames_sift(&frames, stays, &some), count < 3 ? count - 1 : count - 2));
+		cr_assert(eq(u32, frames_sift(&frames, stays, &all), count < 3 ? 1 : 2));
 		cr_assert(eq(u32, frames.used, 0));
 		frames_deinit(&frames);
 	}
+}
+
+/* A number is not given twice, whoever ends in between; and one that is here is not taken by another. */
+Test(bar, claims_are_told_apart)
+{
+	static struct claim list[CLAIMS_MAX];
+	static struct claims claims = {.list = list};
+	uint32_t first = claims_add(&claims, 1), second = claims_add(&claims, 1);
+
+	cr_assert(first && second && first != second);
+	cr_assert(not(claims_take(&claims, first)), "it is here");
+	claims_leave(&claims, first);
+	cr_assert(claims_take(&claims, first));
+	claims_drop(&claims, first);
+	cr_assert(not(claims_take(&claims, first) || claims_pages(&claims, first)));
+	cr_assert(not(claims_take(&claims, 0) || claims_pages(&claims, 0)));
+	claims_drop(&claims, 0);
+	for (unsigned int i = 0; i < 3000; i++) {
+		uint32_t again = claims_add(&claims, 2);
+
+		cr_assert(again != first && again != second);
+		cr_assert(eq(u32, again % CLAIMS_MAX, first % CLAIMS_MAX), "the same place");
+		claims_drop(&claims, again);
+	}
+	/* All were given out. */
+	list[first % CLAIMS_MAX].last |= ~(CLAIMS_MAX - 1);
+	cr_assert(ne(u32, claims_add(&claims, 3) / CLAIMS_MAX, 0));
+	for (unsigned int i = 2; i < CLAIMS_MAX; i++)
+		cr_assert(ne(u32, claims_add(&claims, 3), 0));
+	cr_assert(eq(u32, claims_add(&claims, 3), 0));
 }
 
 Test(bar, what_stands_in_the_way)
@@ -208,16 +251,18 @@ Test(bar, bytes_go_there_and_back)
 	cr_assert(eq(int, bar_fetch(bar, 1022, to, 0), 0));
 	cr_assert(eq(int, (int)pread(to, bytes, 4096, 0), 4096));
 	cr_assert(bytes[0] == 'a' && bytes[4095] == 'a');
-	cr_assert(eq(int, bar_store(bar, 0, from, 4096), -EIO), "there are no such bytes");
+	cr_assert(eq(int, bar_store(bar, 0, from, 4096), -EFAULT), "there are no such bytes");
 	fake_vfio.off = true;
-	cr_assert(eq(int, bar_store(bar, 0, from, 0), -EIO));
-	cr_assert(eq(int, bar_fetch(bar, 0, to, 0), -EIO));
+	cr_assert(eq(int, bar_store(bar, 0, from, 0), -EFAULT));
+	cr_assert(eq(int, bar_fetch(bar, 0, to, 0), -EFAULT));
+	cr_assert(eq(int, bar_check(bar), BAR_UNSURE), "that says nothing of what is in it");
 	fake_vfio.off = false;
-	cr_assert(bar_check(bar) && !bar_is_lost(bar));
+	cr_assert(eq(int, bar_check(bar), BAR_HERE));
+	cr_assert(not(bar_is_lost(bar)));
 	fake_vfio.gone = true;
-	cr_assert(not(bar_check(bar)));
+	cr_assert(eq(int, bar_check(bar), BAR_LOST));
 	fake_vfio.gone = false;
-	cr_assert(not(bar_check(bar)), "for good");
+	cr_assert(eq(int, bar_check(bar), BAR_LOST), "for good");
 	refused(-EIO, "does not answer");
 	bar_put(bar);
 	close(from);
@@ -229,24 +274,47 @@ Test(bar, bytes_go_there_and_back)
 Test(bar, reset)
 {
 	struct bar *bar;
+	uint32_t claim;
 
 	begin();
 	bar = opened();
-	cr_assert(bar_check(bar));
+	cr_assert(eq(int, bar_check(bar), BAR_HERE));
 	memset(fake_vfio_frame(1023), 0, 4096);
-	cr_assert(not(bar_check(bar)));
+	cr_assert(eq(int, bar_check(bar), BAR_LOST));
 	bar_put(bar);
 
 	bar = opened();
-	bar_take(bar, 1);
+	claim = bar_claim(bar, 1);
+	cr_assert(ne(u32, bar_take(bar, claim), FRAME_NONE));
 	cards_leave();
 	bar_put(bar);
-	cards_init(fake_vfio_holder());
+	cards_init(fake_vfio_holder(), bar_is_wanted);
 	memset(fake_vfio_frame(1023), 0xff, 4096);
 	wish.kept = true;
 	bar = opened();
 	cr_assert(eq(u32, bar_used(bar), 0), "nothing of before is believed");
-	cr_assert(bar_check(bar));
+	cr_assert(not(bar_reclaim(bar, claim)));
+	cr_assert(eq(int, bar_check(bar), BAR_HERE));
+	bar_put(bar);
+	fake_vfio_end();
+}
+
+/* Of what it is known that it is another's, that is known; otherwise it is not, and nothing is thrown away. */
+Test(bar, each_look_may_fail)
+{
+	static const int errors[] = {-EIO, -EFAULT, -ENOMEM, -EINTR, -ENOSPC};
+	struct bar *bar;
+
+	begin();
+	bar = opened();
+	for (unsigned int i = 0; i < 5; i++)
+		for (unsigned int n = 1; n <= 2; n++) {
+			fake_vfio.calls = 0;
+			fake_vfio.fail_at = n;
+			fake_vfio.error = errors[i];
+			cr_assert(eq(int, bar_check(bar), BAR_UNSURE), "call %u: %s", n, strerror(-errors[i]));
+			cr_assert(eq(int, bar_check(bar), BAR_HERE));
+		}
 	bar_put(bar);
 	fake_vfio_end();
 }
@@ -254,39 +322,88 @@ Test(bar, reset)
 /* The next hmmd finds what each had; others' pages are given to nobody, but the dead's are free. */
 Test(bar, over_a_restart)
 {
-	uint32_t mine, dead;
+	uint32_t mine, dead, unseen, one, other, hidden, more;
 	struct bar *bar;
 	struct card *card;
+	unsigned int calls;
 
 	begin();
 	bar = opened();
-	mine = bar_take(bar, 1);
-	dead = bar_take(bar, 99);
+	one = bar_claim(bar, 1);
+	other = bar_claim(bar, 99);
+	hidden = bar_claim(bar, 0);
+	mine = bar_take(bar, one);
+	dead = bar_take(bar, other);
+	unseen = bar_take(bar, hidden);
+	cr_assert(eq(u32, bar_take(bar, one + CLAIMS_MAX), FRAME_NONE), "there is no such claim");
 	cards_leave();
 	bar_put(bar);
 	cr_assert(fake_vfio.kept);
 
-	cards_init(fake_vfio_holder());
+	cards_init(fake_vfio_holder(), bar_is_wanted);
 	cr_assert(eq(int, card_open(FAKE_CARD, 0, 0, &card, why, sizeof(why)), -EBUSY), "it has pages");
 	wish.index = 1;
 	refused(-ENODEV, "no BAR 1");
 	cr_assert(fake_vfio.kept, "an attempt takes nothing away");
 	wish.index = 2;
 	wish.kept = true;
-	bar = opened();
-	cr_assert(bar_has(bar, mine, 1));
-	cr_assert(not(bar_has(bar, dead, 99)));
-	cr_assert(eq(u32, bar_used(bar), 1));
-	for (unsigned int i = 0; i < 1022; i++)
-		cr_assert(ne(u32, bar_take(bar, 2), mine));
-	cr_assert(eq(u32, bar_take(bar, 2), FRAME_NONE));
-	bar_keep(bar, 2, NULL);
+	/* Nor does one at which whatever call fails. */
+	calls = 0;
+	do {
+		fake_vfio.calls = 0;
+		fake_vfio.fail_at = ++calls;
+		fake_vfio.error = -ENOMEM;
+		bar = NULL;
+		if (bar_open(&wish, &bar, why, sizeof(why)) == 0)
+			break;
+		cr_assert(fake_vfio.kept, "call %u", calls);
+	} while (calls < 20);
+	fake_vfio.fail_at = 0;
+	cr_assert(gt(uint, calls, 2));
+	cr_assert(lt(uint, calls, 20));
+	cr_assert(bar_reclaim(bar, one) && bar_has(bar, mine, one));
+	cr_assert(not(bar_reclaim(bar, one)), "nobody else's");
+	cr_assert(not(bar_reclaim(bar, other) || bar_has(bar, dead, other)));
+	cr_assert(bar_has(bar, unseen, hidden), "it may live where hmmd does not see it");
+	cr_assert(eq(u32, bar_used(bar), 2));
+	cr_assert(eq(u32, bar_count(bar, one), 1));
+	more = bar_claim(bar, 1);
+	for (unsigned int i = 0; i < 1021; i++)
+		cr_assert(ne(u32, bar_take(bar, more), mine));
+	cr_assert(eq(u32, bar_take(bar, more), FRAME_NONE));
+	cr_assert(eq(u32, bar_unclaim(bar, more), 1021), "one process has two");
+	cr_assert(bar_has(bar, mine, one));
 	/* Who has come back is gone before the other is there. */
+	cr_assert(eq(u32, bar_unclaim(bar, one), 1));
 	bar_put(bar);
 	cr_assert(fake_vfio.kept, "for the other");
 	bar = opened();
-	cr_assert(bar_has(bar, mine, 1) && bar_release(bar, mine, 1));
+	cr_assert(bar_reclaim(bar, hidden));
+	cr_assert(eq(u32, bar_unclaim(bar, hidden), 1));
 	bar_put(bar);
 	cr_assert(not(fake_vfio.kept));
+	fake_vfio_end();
+}
+
+/* A process that ends before it has come back to a BAR that others have in use. */
+Test(bar, who_never_comes_back)
+{
+	struct bar *bar;
+	uint32_t claim, here;
+
+	begin();
+	bar = opened();
+	claim = bar_claim(bar, 99);
+	here = bar_claim(bar, 99);
+	cr_assert(ne(u32, bar_take(bar, claim), FRAME_NONE));
+	cr_assert(ne(u32, bar_take(bar, here), FRAME_NONE));
+	bars_mend();
+	cr_assert(eq(u32, bar_used(bar), 2), "they are here");
+	cr_assert(eq(u32, bar_leave(bar, claim), 1));
+	bars_mend();
+	cr_assert(eq(u32, bar_used(bar), 1));
+	cr_assert(eq(u32, bar_count(bar, here), 1));
+	bar_unclaim(bar, here);
+	bar_put(bar);
 	fake_vfio_end();
 }

@@ -77,7 +77,7 @@ Test(card, what_stands_in_the_way)
 	fake_vfio.unsafe = true;
 	refused(FAKE_CARD, -EPERM, "allow_unsafe_interrupts");
 	fake_vfio.unsafe = false;
-	cards_init(NULL);
+	cards_init(NULL, NULL);
 	refused(FAKE_CARD, -EOPNOTSUPP, "should hmmd be killed");
 	fake_vfio_end();
 	fake_vfio_begin();
@@ -257,7 +257,7 @@ Test(card, comes_back_from_the_holder)
 	card_close(card);
 	cr_assert(fake_vfio.kept);
 	cr_assert(not(fake_vfio.master));
-	cards_init(fake_vfio_holder());
+	cards_init(fake_vfio_holder(), NULL);
 	fake_vfio.in_use = true;
 	card = opened();
 	cr_assert(eq(uint, fake_vfio_mappings(), 0));
