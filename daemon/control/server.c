@@ -375,7 +375,7 @@ static int start_holder(struct server *server)
 static void on_mend(uv_timer_t *timer)
 {
 	bars_mend();
-	if (!cards_mend())
+	if (!cards_mend(uv_hrtime() / 1000000000U))
 		uv_timer_stop(timer);
 }
 

@@ -173,14 +173,14 @@ static void mend_holder(void)
 		"nobody keeps the cards should hmmd be killed now: their drivers should give them up");
 }
 
-bool cards_mend(void)
+bool cards_mend(uint64_t seconds)
 {
 	bool open;
 
 	pthread_mutex_lock(&cards.lock);
 	mend_holder();
 	open = !TAILQ_EMPTY(&cards.open);
-	if (cards.holder && !cards.leaving && now() - cards.since >= CARD_PATIENCE_S)
+	if (cards.holder && !cards.leaving && (time_t)seconds - cards.since >= CARD_PATIENCE_S)
 		give_up_kept();
 	open |= cards.holder && holder_name(cards.holder, 0);
 	pthread_mutex_unlock(&cards.lock);

@@ -37,9 +37,9 @@ void cards_init(struct holder *holder, bool (*wanted)(int file));
 /*
  * To be called now and then while cards are open, or kept from before: if the holder has been
  * killed another one keeps them (where that fails it is tried again every tenth time), and what
- * no driver came back for in a minute is given up. False: there are none.
+ * no driver came back for in a minute is given up. @seconds: of CLOCK_MONOTONIC. False: there are none.
  */
-bool cards_mend(void);
+bool cards_mend(uint64_t seconds);
 /*
  * hmmd ends: from now on what is closed stays with the holder, for a driver that waits for the next
  * hmmd.

@@ -66,7 +66,8 @@ struct hmm_device_options {
 	const char *name;	/* 1..63 printable characters, unique in the hmmd */
 	/*
 	 * Bytes of device memory; 0: no pool, state R only. With a copy engine: for bytes that
-	 * pass. With HMM_POOL_VFIO: of the BAR; 0: all that no other device has of it.
+	 * pass. With HMM_POOL_VFIO: of the BAR; 0: all that no other device has of it
+	 * (where hmmd's configuration has chosen that kind, and not this: none).
 	 */
 	uint64_t memory;
 	enum hmm_pool pool;

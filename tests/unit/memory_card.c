@@ -3,8 +3,10 @@
 #include <criterion/criterion.h>
 #include <criterion/new/assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "fake_vfio.h"
@@ -22,6 +24,14 @@ static struct card *opened(void)
 	cr_assert(eq(int, card_open(FAKE_CARD, 0, 0, &card, why, sizeof(why)), 0), "%s", why);
 	cr_assert(fake_vfio.master && fake_vfio.kept);
 	return card;
+}
+
+static uint64_t now(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec;
 }
 
 static void refused(const char *address, int error, const char *says)
@@ -211,18 +221,18 @@ Test(card, another_holder)
 	struct card *card;
 
 	fake_vfio_begin();
-	cr_assert(not(cards_mend()));
+	cr_assert(not(cards_mend(now())));
 	card = opened();
-	cr_assert(cards_mend());
+	cr_assert(cards_mend(now()));
 	cr_assert(eq(uint, fake_vfio.mended, 0));
 	fake_vfio.lost = true;
 	fake_vfio.mend = -ENOMEM;
 	for (unsigned int n = 0; n < 11; n++)
-		cr_assert(cards_mend());
+		cr_assert(cards_mend(now()));
 	cr_assert(eq(uint, fake_vfio.mended, 2));
 	fake_vfio.mend = 0;
 	for (unsigned int n = 0; n < 20; n++)
-		cr_assert(cards_mend());
+		cr_assert(cards_mend(now()));
 	cr_assert(eq(uint, fake_vfio.mended, 3));
 	card_close(card);
 	fake_vfio_end();
@@ -261,7 +271,7 @@ Test(card, comes_back_from_the_holder)
 	fake_vfio.in_use = true;
 	card = opened();
 	cr_assert(eq(uint, fake_vfio_mappings(), 0));
-	cr_assert(cards_mend());
+	cr_assert(cards_mend(now()));
 	/* What it was opened for failed: it stays for the next, and only what is new goes. */
 	card_undo(card);
 	cr_assert(fake_vfio.kept);
@@ -269,9 +279,60 @@ Test(card, comes_back_from_the_holder)
 	card = opened();
 	card_close(card);
 	cr_assert(not(fake_vfio.kept));
-	cr_assert(not(cards_mend()));
+	cr_assert(not(cards_mend(now())));
 	fake_vfio.in_use = false;
 	card_undo(opened());
 	cr_assert(not(fake_vfio.kept));
+	fake_vfio_end();
+}
+
+/* One of a release that knew no card's memory kept three descriptors. */
+Test(card, comes_back_from_an_older_hmmd)
+{
+	struct card *card;
+
+	fake_vfio_begin();
+	card = opened();
+	cards_leave();
+	card_close(card);
+	cards_init(fake_vfio_holder(), NULL);
+	fake_vfio.kept_fds = 3;
+	card = opened();
+	card_close(card);
+	cr_assert(not(fake_vfio.kept));
+	fake_vfio_end();
+}
+
+static bool is_wanted;
+static unsigned int asked;
+
+static bool wanted(int file)
+{
+	cr_assert(fcntl(file, F_GETFD) >= 0);
+	asked++;
+	return is_wanted;
+}
+
+/* With its memory's file a card is not given up while somebody may come for his pages. */
+Test(card, waits_for_who_has_pages)
+{
+	int file = memfd_create("tags", MFD_CLOEXEC);
+	struct card *card;
+
+	fake_vfio_begin();
+	cr_assert(eq(int, card_open_keeping(FAKE_CARD, 0, 0, false, &file, &card, why, sizeof(why)), 0));
+	cards_leave();
+	card_close(card);
+	cards_init(fake_vfio_holder(), wanted);
+	is_wanted = true;
+	cr_assert(cards_mend(now()));
+	cr_assert(eq(uint, asked, 0), "it has time");
+	cr_assert(cards_mend(now() + CARD_PATIENCE_S));
+	cr_assert(eq(uint, asked, 1));
+	cr_assert(fake_vfio.kept);
+	is_wanted = false;
+	cr_assert(not(cards_mend(now() + CARD_PATIENCE_S)));
+	cr_assert(not(fake_vfio.kept));
+	close(file);
 	fake_vfio_end();
 }
