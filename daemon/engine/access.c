@@ -397,7 +397,7 @@ static int coherent_alloc(struct owner *owner, struct letter *letter)
 		return letter_fail(letter, -EINVAL, "coherent memory comes in blocks of 2 MiB");
 	if (device_is_far(mirror->device))
 		return letter_fail(letter, -EOPNOTSUPP,
-				   "%s has memory that only its driver reaches: no CPU can share it", mirror->device->name);
+				   "%s has memory that only %s: no CPU can share it", mirror->device->name, device_reached_by(mirror->device));
 	coherent = calloc(1, sizeof(*coherent));
 	if (!coherent)
 		return letter_fail(letter, -ENOMEM, "out of memory");

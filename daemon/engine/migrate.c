@@ -325,8 +325,8 @@ void migrate_request(struct owner *owner, struct letter *letter)
 	if (message->target == HMM_TARGET_DEVICE && message->flags & HMM_MIGRATE_FLAGS_EXCLUSIVE &&
 	    device_is_far(mirror->device)) {
 		letter_fail(letter, -EOPNOTSUPP,
-			    "%s has memory that only its driver reaches: what lies there is its alone as it is",
-			    mirror->device->name);
+			    "%s has memory that only %s: what lies there is its alone as it is",
+			    mirror->device->name, device_reached_by(mirror->device));
 		worker_reply(owner->worker, letter);
 		return;
 	}

@@ -222,7 +222,7 @@ static int check_copies(const struct device *device, struct letter *letter)
 {
 	if (device_is_far(device))
 		return letter_fail(letter, -EOPNOTSUPP,
-				   "%s has memory that only its driver reaches: nobody else can keep copies there", device->name);
+				   "%s has memory that only %s: nobody else can keep copies there", device->name, device_reached_by(device));
 	if (device->pool->kind == HMM_POOL_KIND_HUGETLB)
 		return letter_fail(letter, -EOPNOTSUPP,
 				   "copies in a hugetlb pool are not possible: it can't be punched by 4 KiB; use memfd-huge");

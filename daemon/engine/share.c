@@ -312,7 +312,7 @@ static int share_begin(struct owner *owner, struct letter *letter)
 		return letter->error;
 	if (device_is_far(mirror->device))
 		return letter_fail(letter, -EOPNOTSUPP,
-				   "%s has memory that only its driver reaches: no CPU can share it", mirror->device->name);
+				   "%s has memory that only %s: no CPU can share it", mirror->device->name, device_reached_by(mirror->device));
 	share = calloc(1, sizeof(*share));
 	migration = share ? migration_new(owner, message->addr, message->addr + message->length, true) : NULL;
 	if (!migration) {

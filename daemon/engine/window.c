@@ -224,7 +224,7 @@ static int window_map(struct owner *owner, struct letter *letter)
 		return letter->error;
 	if (device_is_far(mirror->device))
 		return letter_fail(letter, -EOPNOTSUPP,
-				   "%s has memory that only its driver reaches: there is nothing to map", mirror->device->name);
+				   "%s has memory that only %s: there is nothing to map", mirror->device->name, device_reached_by(mirror->device));
 	if (mirror->device->pool->kind == HMM_POOL_KIND_HUGETLB)
 		return letter_fail(letter, -EOPNOTSUPP,
 				   "windows over a hugetlb pool are not possible: it can't be punched by 4 KiB; use memfd-huge");

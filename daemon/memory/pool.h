@@ -159,6 +159,12 @@ static inline bool device_is_far(const struct device *device)
 	return device->caps & HMM_DEVICE_CAPS_COPY_ENGINE || device_has_bar(device);
 }
 
+/* Who does, in words. */
+static inline const char *device_reached_by(const struct device *device)
+{
+	return device_has_bar(device) ? "hmmd's copies reach, a card's BAR" : "its driver reaches";
+}
+
 /* It can retry an access. Without that it reaches what lies still: coherent and pinned memory. */
 static inline bool device_faults(const struct device *device)
 {

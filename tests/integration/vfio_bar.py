@@ -125,6 +125,24 @@ class Bar(harness.Test):
         owner.finish()
         other.finish()
 
+    def test_a_stopped_owner_keeps_its_pages(self):
+        """Over two deaths of hmmd, and whatever another one does with the card meanwhile."""
+        self.start()
+        owner, other = self.owner(), self.owner()
+        self.out(owner)
+        self.out(other)
+        with harness.stopped(owner.pid):
+            for _ in range(2):
+                self.daemon.restart()
+                other.ask("check", "^checked$")
+                other.ask("change", "^changed$")
+                self.out(other)
+        owner.ask("check", "^checked$")
+        other.ask("check", "^checked$")
+        owner.finish()
+        other.finish()
+        self.assert_in_bar(0)
+
     def test_hmmd_ends(self):
         """In good order: all comes home first."""
         self.start()
