@@ -117,6 +117,8 @@ struct settings {
 	uint32_t device;	/* MiB that a device has */
 	bool events, fork, windows, pins, kill_daemon, base_engine;
 	bool engine;		/* the last driver's memory is its own */
+	bool bar;		/* ... is a card's BAR */
+	char card[16];		/* that card's address */
 	bool protect;		/* mprotect() while everybody goes on */
 	bool exclusive;		/* counters, on which devices have pages to themselves */
 	bool several;		/* each driver has a device of its own, and says what it wants where */
@@ -284,7 +286,7 @@ bool attempt_store(_Atomic uint64_t *cell, uint64_t value);
 bool attempt_add(_Atomic uint64_t *cell);
 
 /* In engine.c: the memory of a driver with a copy engine. */
-void engine_open(struct thread_context *driver, struct hmm_mirror *mirror, const struct hmm_mirror_ops *ops);
+void engine_open(struct thread_context *driver, struct hmm_mirror *mirror);
 void engine_move(struct thread_context *driver, struct hmm_mirror *mirror, bool out);
 /* After its mirror is gone: every page came back, once. */
 void engine_close(struct thread_context *driver);

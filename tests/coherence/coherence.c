@@ -53,7 +53,7 @@ static const struct hmm_mirror_ops no_callbacks = { .size = sizeof(no_callbacks)
 /* ---- settings --------------------------------------------------------------- */
 
 enum { OPTION_SEED = 256, OPTION_SECONDS, OPTION_THREADS, OPTION_DRIVERS, OPTION_MIB, OPTION_DEVICE, OPTION_EVENTS,
-       OPTION_FORK, OPTION_WINDOWS, OPTION_PINS, OPTION_ENGINE, OPTION_PROTECT, OPTION_EXCLUSIVE, OPTION_SEVERAL,
+       OPTION_FORK, OPTION_WINDOWS, OPTION_PINS, OPTION_ENGINE, OPTION_BAR, OPTION_PROTECT, OPTION_EXCLUSIVE, OPTION_SEVERAL,
        OPTION_IN_PLACE, OPTION_HUGETLB, OPTION_KILL, OPTION_BASE, OPTION_DIRECTORY,
        OPTION_HANG, OPTION_DRIVER };
 
@@ -69,6 +69,7 @@ static const struct option long_options[] = {
 	{ "windows", no_argument, NULL, OPTION_WINDOWS },
 	{ "pins", no_argument, NULL, OPTION_PINS },
 	{ "engine", no_argument, NULL, OPTION_ENGINE },
+	{ "bar", required_argument, NULL, OPTION_BAR },
 	{ "protect", no_argument, NULL, OPTION_PROTECT },
 	{ "exclusive", no_argument, NULL, OPTION_EXCLUSIVE },
 	{ "several", no_argument, NULL, OPTION_SEVERAL },
@@ -95,6 +96,7 @@ static int usage(void)
 		"                 [--device MIB]    so little that blocks have to make way (4 times --mib)\n"
 		"                 [--events] [--fork] [--windows] [--pins] [--base-engine] [--directory DIR]\n"
 		"                 [--engine]        the last driver's memory is its own, behind a copy engine\n"
+		"                 [--bar CARD]      ... is BAR 2 of a card; without --engine\n"
 		"                 [--protect]       mprotect() under everybody's hands; without --events, --pins\n"
 		"                 [--exclusive]     counters, whose pages devices take for themselves; without --pins\n"
 		"                 [--several]       each driver has a device; advice and shares at random; without --events\n"
@@ -163,6 +165,11 @@ static bool parse(int argc, char **argv, struct settings *settings, int *driver)
 		case OPTION_WINDOWS: settings->windows = true; break;
 		case OPTION_PINS: settings->pins = true; break;
 		case OPTION_ENGINE: settings->engine = true; break;
+		case OPTION_BAR:
+			settings->bar = true;
+			good = strlen(optarg) < sizeof(settings->card);
+			snprintf(settings->card, sizeof(settings->card), "%s", optarg);
+			break;
 		case OPTION_PROTECT: settings->protect = true; break;
 		case OPTION_EXCLUSIVE: settings->exclusive = true; break;
 		case OPTION_SEVERAL: settings->several = true; break;
@@ -190,8 +197,10 @@ static bool parse(int argc, char **argv, struct settings *settings, int *driver)
 		settings->device = 4 * settings->mib;
 	if (settings->windows && !settings->drivers)
 		settings->drivers = 1;
-	if (settings->engine && !settings->drivers)
+	if ((settings->engine || settings->bar) && !settings->drivers)
 		settings->drivers = 1;
+	if (settings->engine && settings->bar)
+		return false;
 	if ((settings->protect || settings->exclusive || settings->in_place) && settings->pins)
 		return false;
 	if (settings->hugetlb && (settings->mib << 8) / n_areas(settings) * PAGE_BYTES % BLOCK_BYTES)
@@ -409,6 +418,7 @@ static const struct {
 	WITH(pins, OP_DIRECT_READ), WITH(pins, OP_DIRECT_WRITE), WITH(pins, OP_FIXED_READ),
 	WITH(pins, OP_FIXED_WRITE), WITH(pins, OP_VMSPLICE),
 	WITH(engine, OP_FAR_OUT), WITH(engine, OP_STORE_FAR), WITH(engine, OP_FETCH_FAR),
+	WITH(bar, OP_FAR_OUT), WITH(bar, OP_FAR_HOME),
 	WITH(exclusive, OP_ADD), WITH(exclusive, OP_EXCLUSIVE_ADD),
 	WITH(protect, OP_PROTECT), WITH(protect, OP_REFUSED),
 #undef WITH
@@ -432,7 +442,7 @@ static const char *untested(void)
 		if (*((const bool *)((const char *)settings + essentials[i].setting)) && !happened(essentials[i].operation))
 			return operation_name(essentials[i].operation);
 	/* Of far pages one device alone may have some in a block that they are moved to. */
-	if (settings->events && !settings->engine && !happened(OP_MREMAP))
+	if (settings->events && !settings->engine && !settings->bar && !happened(OP_MREMAP))
 		return operation_name(OP_MREMAP);
 	if (settings->events && settings->in_place && !happened(OP_REMOVE))
 		return operation_name(OP_REMOVE);
@@ -583,11 +593,11 @@ int main(int argc, char **argv)
 		return driver_main(DRIVER_BOARD_FD, DRIVER_SOCKET_FD, (unsigned int)driver);
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	signal(SIGPIPE, SIG_IGN);
-	printf("coherence: --seed %lu --seconds %u --threads %u --drivers %u --mib %u --device %u%s%s%s%s%s%s%s%s%s%s%s%s\n",
+	printf("coherence: --seed %lu --seconds %u --threads %u --drivers %u --mib %u --device %u%s%s%s%s%s%s%s%s%s%s%s%s%s%s\n",
 	       settings.seed, settings.seconds, settings.threads, settings.drivers, settings.mib, settings.device,
 	       settings.events ? " --events" : "", settings.fork ? " --fork" : "",
 	       settings.windows ? " --windows" : "", settings.pins ? " --pins" : "",
-	       settings.engine ? " --engine" : "", settings.protect ? " --protect" : "",
+	       settings.engine ? " --engine" : "", settings.bar ? " --bar " : "", settings.card, settings.protect ? " --protect" : "",
 	       settings.exclusive ? " --exclusive" : "", settings.several ? " --several" : "",
 	       settings.in_place ? " --in-place" : "", settings.hugetlb ? " --hugetlb" : "",
 	       settings.kill_daemon ? " --kill-daemon" : "", settings.base_engine ? " --base-engine" : "");
@@ -607,7 +617,7 @@ int main(int argc, char **argv)
 	for (uint32_t i = 0; i < settings.drivers; i++)
 		spawn_driver(i);
 	open_mirror();
-	if (settings.protect || settings.engine)
+	if (settings.protect || settings.engine || settings.bar)
 		attempt_begin(hit);
 	while (atomic_load(&test.board->drivers_ready) < settings.drivers) {
 		pause_us(5000);

@@ -36,7 +36,7 @@ struct looked_at {
 struct driver {
 	struct thread_context context;
 	struct hmm_mirror mirror;
-	bool engine;
+	bool far;		/* its memory is reached by copies alone */
 	struct hmm_window *window, *coherent;
 	int pipe[2];			/* what of the window is held */
 	_Atomic uint64_t invalidations;
@@ -477,7 +477,7 @@ static void access_at_random(struct driver *driver)
 	}
 	if (board->settings.several && !draw_below(&me->random, 40))
 		advise(driver, page);
-	if (driver->engine && choice < 20) {
+	if (driver->far && choice < 20) {
 		engine_move(me, &driver->mirror, choice < 14);
 		return;
 	}
@@ -525,6 +525,23 @@ static int receive_key(int socket_fd)
 	return key;
 }
 
+static void bar_open(struct driver *driver)
+{
+	struct thread_context *me = &driver->context;
+	struct board *board = me->board;
+	struct hmm_device_options options = { .size = sizeof(options), .name = "coherence-bar", .node = -1,
+					      .caps = HMM_DEVICE_FAULTS, .pool = HMM_POOL_VFIO,
+					      .memory = (uint64_t)board->settings.device << 20,
+					      .bus = board->settings.card, .bar = 2 };
+	int error = hmm_device_new(me->hmm, &options, &driver->mirror.device);
+
+	if (error)
+		board_fail(board, me->who, "hmm_device_new: %s (%s)", strerror(-error), hmm_last_error());
+	error = hmm_mirror_register(&driver->mirror, me->hmm);
+	if (error)
+		board_fail(board, me->who, "hmm_mirror_register: %s (%s)", strerror(-error), hmm_last_error());
+}
+
 static void driver_open(struct driver *driver, int socket_fd, unsigned int index)
 {
 	struct thread_context *me = &driver->context;
@@ -540,9 +557,14 @@ static void driver_open(struct driver *driver, int socket_fd, unsigned int index
 	if (error)
 		board_fail(board, me->who, "hmm_open_peer: %s (%s)", strerror(-error), hmm_last_error());
 	close(key);
-	driver->engine = board->settings.engine && index + 1 == board->settings.drivers;
-	if (driver->engine) {
-		engine_open(me, &driver->mirror, index % 2 ? &with_callback : &without_callback);
+	driver->far = (board->settings.engine || board->settings.bar) && index + 1 == board->settings.drivers;
+	driver->mirror.ops = index % 2 || board->settings.exclusive ? &with_callback : &without_callback;
+	if (driver->far && board->settings.engine) {
+		engine_open(me, &driver->mirror);
+		return;
+	}
+	if (driver->far) {
+		bar_open(driver);
 		return;
 	}
 	/* The last driver has a device of its own, the others share the owner's. Or each has. */
@@ -552,7 +574,6 @@ static void driver_open(struct driver *driver, int socket_fd, unsigned int index
 	if (error)
 		board_fail(board, me->who, "hmm_device_open(%s): %s (%s)", name, strerror(-error),
 			   hmm_last_error());
-	driver->mirror.ops = index % 2 || board->settings.exclusive ? &with_callback : &without_callback;
 	error = hmm_mirror_register(&driver->mirror, me->hmm);
 	if (error)
 		board_fail(board, me->who, "hmm_mirror_register: %s (%s)", strerror(-error), hmm_last_error());
@@ -603,7 +624,7 @@ int driver_main(int board_fd, int socket_fd, unsigned int index)
 	hmm_range_unregister(&driver->looked_at.range);
 	hmm_window_unmap(driver->window);
 	hmm_window_unmap(driver->coherent);
-	if (hmm_mirror_unregister(&driver->mirror) == 0 && driver->engine)
+	if (hmm_mirror_unregister(&driver->mirror) == 0 && driver->far && me->board->settings.engine)
 		engine_close(me);
 	hmm_device_put(driver->mirror.device);
 	hmm_close(me->hmm);

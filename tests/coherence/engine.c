@@ -112,7 +112,7 @@ static const struct hmm_devmem_ops memory_ops = {
 	.size = sizeof(memory_ops), .free = free_page, .fault = fault, .alloc_and_copy = alloc_and_copy,
 };
 
-void engine_open(struct thread_context *driver, struct hmm_mirror *mirror, const struct hmm_mirror_ops *ops)
+void engine_open(struct thread_context *driver, struct hmm_mirror *mirror)
 {
 	struct hmm_device_options options = { .size = sizeof(options), .name = "coherence-engine", .node = -1,
 					      .caps = HMM_DEVICE_FAULTS | HMM_DEVICE_COPY_ENGINE };
@@ -133,7 +133,6 @@ void engine_open(struct thread_context *driver, struct hmm_mirror *mirror, const
 	error = hmm_devmem_add(&memory_ops, mirror->device, engine.n_pages * PAGE_BYTES, &engine.devmem);
 	if (error)
 		board_fail(board, driver->who, "hmm_devmem_add: %s (%s)", strerror(-error), hmm_last_error());
-	mirror->ops = ops;
 	error = hmm_mirror_register(mirror, driver->hmm);
 	if (error)
 		board_fail(board, driver->who, "hmm_mirror_register: %s (%s)", strerror(-error), hmm_last_error());

@@ -12,6 +12,7 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "integration"))
 import harness  # noqa: E402
 
+CARD = "0000:00:04.0"  # tests/inject/card.c's
 SECONDS = int(os.environ.get("HMM_COHERENCE_SECONDS") or 8)
 
 
@@ -160,6 +161,31 @@ class Engine(Pair):
 
     def test_kill(self):
         self.run_killed("--drivers", "2", "--engine", "--device", "8")
+
+
+class Bar(Pair):
+    """The last driver's memory is a card's BAR, which hmmd copies to and from; one in 50 of those calls fails."""
+
+    def setUp(self):
+        super().setUp()
+        place = harness.PLACES["hmmd"]
+        self.addCleanup(harness.PLACES.__setitem__, "hmmd", place)
+        harness.PLACES["hmmd"] = "tests/inject/hmmd_card"
+        os.environ["HMMD_CARD_FAULTS"] = "50"
+        self.addCleanup(os.environ.pop, "HMMD_CARD_FAULTS")
+
+    def run_half(self, *options):
+        super().run_half("--drivers", "2", "--bar", CARD, *options)
+
+    def test_events(self):
+        self.run_half("--events", "--fork", "--device", "8")
+
+    def test_windows(self):
+        """Others want through windows what is there."""
+        self.run_half("--windows", "--device", "8")
+
+    def test_kill(self):
+        self.run_killed("--drivers", "2", "--bar", CARD, "--events", "--fork", "--device", "8")
 
 
 class Protect(Pair):

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * card.c - hmmd on a machine that has a card: 0000:00:04.0, behind VFIO and an IOMMU, whose BAR 2
+ * is 64 MiB of memory. Linked with hmmd's own main.c into hmmd_card, which puts itself in front of
+ * the table of kernel calls (kernel.h) before main() begins.
+ *
+ * The card's descriptor is a memfd, and that is the BAR: so it lives for as long as somebody has
+ * the card open, as a real one is reset when nobody has. Copying is the kernel's own.
+ *
+ *   HMMD_CARD_FAULTS=N   one in N copies, or looks at the card, fails and does nothing (copies:
+ *                        having done half of it), with errors that say nothing of the card.
+ *
+ * Any thread of hmmd runs this; the counter is atomic.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/vfio.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "kernel/kernel.h"
+
+#define CARD	  "0000:00:04.0"
+#define BAR	  2U
+#define BAR_BYTES (64UL << 20)
+
+static unsigned long faults; /* one in so many; 0: none */
+
+/* Spread, and not the same at each start. */
+static bool fails(void)
+{
+	static _Atomic uint64_t count;
+	uint64_t n = atomic_fetch_add(&count, 1) + (uint64_t)getpid();
+
+	return faults && (n * 0x9e3779b97f4a7c15ULL >> 32) % faults == 0;
+}
+
+static int new_file(off_t bytes)
+{
+	int fd = memfd_create("hmmd-card", MFD_CLOEXEC);
+
+	if (fd >= 0 && ftruncate(fd, bytes)) {
+		close(fd);
+		fd = -1;
+	}
+	return fd < 0 ? -errno : fd;
+}
+
+static int pci_link(const char *address, const char *name, char *target, size_t size)
+{
+	if (strcmp(address, CARD) != 0)
+		return kernel_real.pci_link(address, name, target, size);
+	snprintf(target, size, "%s",
+		 strcmp(name, "driver") == 0	    ? "vfio-pci"
+		 : strcmp(name, "iommu_group") == 0 ? "7"
+						    : "pci");
+	return 0;
+}
+
+static int vfio_open(const char *path)
+{
+	(void)path;
+	return new_file(0);
+}
+
+static int vfio_call(int fd, unsigned long request, void *argument)
+{
+	switch (request) {
+	case VFIO_GET_API_VERSION:
+		return VFIO_API_VERSION;
+	case VFIO_CHECK_EXTENSION:
+		return (uintptr_t)argument == VFIO_TYPE1v2_IOMMU;
+	case VFIO_GROUP_GET_STATUS:
+		((struct vfio_group_status *)argument)->flags = VFIO_GROUP_FLAGS_VIABLE;
+		return 0;
+	case VFIO_GROUP_SET_CONTAINER:
+	case VFIO_SET_IOMMU:
+		return fcntl(fd, F_GETFD) < 0 ? -errno : 0;
+	case VFIO_GROUP_GET_DEVICE_FD:
+		return strcmp(argument, CARD) == 0 ? new_file((off_t)BAR_BYTES) : -ENODEV;
+	default:
+		return -ENOTTY;
+	}
+}
+
+static int vfio_unmap_all(int container)
+{
+	return fcntl(container, F_GETFD) < 0 ? -errno : 0;
+}
+
+static int vfio_master(int device, bool on)
+{
+	(void)on;
+	return fcntl(device, F_GETFD) < 0 ? -errno : 0;
+}
+
+static int bar_map(int device, unsigned int bar, void **map, uint64_t *length)
+{
+	if (bar != BAR)
+		return -ENODEV;
+	*length = BAR_BYTES;
+	*map = mmap(NULL, BAR_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, device, 0);
+	if (*map == MAP_FAILED)
+		return -errno;
+	madvise(*map, BAR_BYTES, MADV_DONTFORK);
+	return 0;
+}
+
+static int bar_store(int file, uint64_t offset, void *frame, size_t length)
+{
+	if (!fails())
+		return kernel_real.bar_store(file, offset, frame, length);
+	kernel_real.bar_store(file, offset, frame, length / 2);
+	return -EFAULT;
+}
+
+static int bar_fetch(int file, uint64_t offset, const void *frame, size_t length)
+{
+	if (!fails())
+		return kernel_real.bar_fetch(file, offset, frame, length);
+	kernel_real.bar_fetch(file, offset, frame, length / 2);
+	return -ENOSPC;
+}
+
+static int vfio_answers(int device)
+{
+	return fcntl(device, F_GETFD) < 0 ? -errno : fails() ? -ENOMEM : 0;
+}
+
+__attribute__((constructor)) static void stand_in_front(void)
+{
+	static struct kernel_ops ops;
+	const char *wanted = getenv("HMMD_CARD_FAULTS");
+
+	faults = wanted ? strtoul(wanted, NULL, 10) : 0;
+	ops = kernel_real;
+	ops.pci_link = pci_link;
+	ops.vfio_open = vfio_open;
+	ops.vfio_call = vfio_call;
+	ops.vfio_unmap_all = vfio_unmap_all;
+	ops.vfio_master = vfio_master;
+	ops.bar_map = bar_map;
+	ops.bar_store = bar_store;
+	ops.bar_fetch = bar_fetch;
+	ops.vfio_answers = vfio_answers;
+	kernel = &ops;
+}
