@@ -155,6 +155,7 @@ struct hmm_journal_mirror {
 	uint64_t nodes;		/* where node is -1 */
 	uint64_t bar_pages;	/* of a card's BAR that are the device's; 0: its memory is no BAR, and card says what it is */
 	uint64_t bar;		/* which one of the card */
+	uint64_t contents;	/* of the BAR: another number when it was given up or reset in between, whose tokens are others */
 };
 #define HMM_MIRRORS_MAX		16	/* of one owner */
 

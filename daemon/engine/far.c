@@ -395,8 +395,8 @@ static void ask_later(struct ask *ask)
 	if (ask->loud || owner->worker->now - ask->since < LOUD_NS)
 		return;
 	ask->loud = true;
-	log_error("owner %u: the driver of %s has had no memory for %lld s to bring %u pages of %#lx home: whoever needs them waits",
-		  owner->id, ask->mirror->device->name, (long long)(LOUD_NS / (1000 * NS_PER_MS)),
+	log_error("owner %u: %s of %s has had no memory for %lld s to bring %u pages of %#lx home, or could not be asked: whoever needs them waits",
+		  owner->id, device_has_bar(ask->mirror->device) ? "the card" : "the driver", ask->mirror->device->name, (long long)(LOUD_NS / (1000 * NS_PER_MS)),
 		  pages_count(&ask->pages), ask->block->addr);
 }
 
@@ -423,8 +423,9 @@ void far_fetched(struct ask *ask, const uint8_t *results)
 		}
 	}
 	if (lost)
-		log_error("owner %u: the driver of %s has lost %u pages of %#lx; a touch is SIGBUS",
-			  block->owner->id, ask->mirror->device->name, lost, block->addr);
+		log_error("owner %u: %s of %s has lost %u pages of %#lx; a touch is SIGBUS", block->owner->id,
+			  device_has_bar(ask->mirror->device) ? "the card" : "the driver", ask->mirror->device->name, lost,
+			  block->addr);
 	/* Some are here: whoever waits looks again, and asks for the rest if it needs it. */
 	if (later && later == n)
 		ask_later(ask);

@@ -57,10 +57,16 @@ void far_bar_release(struct mirror *mirror, uint32_t number)
 		atomic_fetch_sub(&device->bar_used, 1);
 }
 
-static void note_claim(struct mirror *mirror, uint32_t claim)
+static void new_claim(struct mirror *mirror)
 {
-	mirror->claim = claim;
-	mirror->owner->journal->mirror[mirror->index].token = claim;
+	struct hmm_journal_mirror *note = &mirror->owner->journal->mirror[mirror->index];
+	struct bar *bar = mirror->device->bar;
+
+	mirror->claim = bar_claim(bar, mirror->owner->pid);
+	/* Never the one with the other's contents. */
+	note->token = 0;
+	__atomic_store_n(&note->contents, bar_contents(bar), __ATOMIC_RELEASE);
+	__atomic_store_n(&note->token, mirror->claim, __ATOMIC_RELEASE);
 }
 
 int far_bar_begin(struct mirror *mirror)
@@ -69,22 +75,22 @@ int far_bar_begin(struct mirror *mirror)
 
 	if (!bar)
 		return 0;
-	note_claim(mirror, bar_claim(bar, mirror->owner->pid));
+	new_claim(mirror);
 	return mirror->claim ? 0 : -ENOSPC;
 }
 
 void far_bar_adopt(struct mirror *mirror)
 {
 	struct bar *bar = mirror->device->bar;
-	uint32_t claim = mirror->owner->journal->mirror[mirror->index].token;
+	const struct hmm_journal_mirror *note = &mirror->owner->journal->mirror[mirror->index];
 
 	if (!bar)
 		return;
 	/* Where it is not known any more, nor are its pages. */
-	if (bar_reclaim(bar, claim))
-		mirror->claim = claim;
+	if (bar_reclaim(bar, note->contents, note->token))
+		mirror->claim = note->token;
 	else
-		note_claim(mirror, bar_claim(bar, mirror->owner->pid));
+		new_claim(mirror);
 	atomic_fetch_add(&mirror->device->bar_used, bar_count(bar, mirror->claim));
 }
 
@@ -258,6 +264,20 @@ static struct ask *find_due(struct owner *owner, int64_t now)
 	return NULL;
 }
 
+bool far_bar_is_due(const struct owner *owner, bool *any)
+{
+	const struct ask *ask;
+
+	TAILQ_FOREACH(ask, &owner->asks, link) {
+		if (!device_has_bar(ask->mirror->device))
+			continue;
+		*any = true;
+		if (ask->again && ask->again <= owner->worker->now)
+			return true;
+	}
+	return false;
+}
+
 void far_bar_tick(struct owner *owner, int64_t now)
 {
 	struct ask *ask;
@@ -318,7 +338,7 @@ void far_bar_recover(struct owner *owner)
 		found.numbers = calloc(bar_pages(device->bar) / 64 + 1, sizeof(*found.numbers));
 		block_for_each(owner, 0, HMM_VA_END, claim_block, &found);
 		/* Otherwise what is left over is free when the mirror is gone. */
-		if (found.numbers)
+		if (found.numbers && !owner->unsettled)
 			atomic_fetch_sub(&device->bar_used, bar_keep(device->bar, found.mirror->claim, found.numbers));
 		free(found.numbers);
 		if (found.lost)

@@ -376,6 +376,7 @@ struct owner {
 	struct letter *reopen_done;	/* to answer when that is over */
 	bool closing;			/* everything comes home, then the owner goes */
 	bool gone;			/* its mm is */
+	bool unsettled;			/* some block could not be, for lack of memory: what it has nobody knows yet */
 	bool abandoned;			/* not ours to touch: it goes on with its library, or a successor */
 	bool close_after;		/* ... as soon as it is settled */
 	int64_t orphan_since;		/* its connection is gone since then; 0: it is not */
@@ -635,6 +636,8 @@ void far_bar_release(struct mirror *mirror, uint32_t number);
 bool far_bar_is_lost(const struct mirror *mirror);
 /* The ledger is settled: what it does not know of is free, and what is not there is lost. */
 void far_bar_recover(struct owner *owner);
+/* Whether something could go on at once; *@any: or later. */
+bool far_bar_is_due(const struct owner *owner, bool *any);
 /* What is due goes on; some of it. */
 void far_bar_tick(struct owner *owner, int64_t now);
 

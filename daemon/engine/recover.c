@@ -27,6 +27,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -141,40 +142,50 @@ static void take_back_orders(struct owner *owner)
 	}
 }
 
-/* Whether what an earlier hmmd left with the holder cannot be had now, but may be in a moment. */
-static bool is_passing(int error)
+/*
+ * The card is where the holder has kept it: 0, with the BAR, or without, if it is gone for good, and all that was
+ * in it. -errno: that is not to be known now.
+ */
+static int find_bar(const struct owner *owner, const struct hmm_journal_mirror *note, struct bar_share *share)
 {
-	return error != -ENOENT && error != -ENODEV && error != -EBUSY && error != -EINVAL && error != -EIO &&
-	       error != -EACCES && error != -EOPNOTSUPP;
+	char address[CARD_ADDRESS], why[240] = "the ledger names none";
+	const struct bar_wish wish = { .address = address, .index = share->index, .kept = true };
+	int r = -ENODEV;
+
+	card_print_number(note->card, address);
+	if (note->card)
+		r = bar_open(&wish, &share->bar, why, sizeof(why));
+	if (!r) {
+		bar_promise_again(share->bar, share->pages);
+		return 0;
+	}
+	if (r != -ENOENT && r != -ENODEV && r != -EBUSY) {
+		log_warn("owner %u: the memory of %.64s is not to be had now: %s", owner->id, note->device, why);
+		return r;
+	}
+	log_error("owner %u: the memory of %.64s is not to be had: %s", owner->id, note->device, why);
+	return 0;
 }
 
-/*
- * The card is where the holder has kept it. If it is not, the device is there, and all that was in it is lost; if
- * that is not to be known now: -errno.
- */
 static int remake_bar(struct owner *owner, const struct hmm_journal_mirror *note, const char *name)
 {
 	struct devices *devices = &owner->worker->engine->devices;
-	char address[CARD_ADDRESS], why[240];
 	struct device *device;
 	struct bar_share share = {
 		.card = note->card,
 		.index = (uint32_t)note->bar,
 		.pages = note->bar_pages < BAR_MAX_PAGES ? (uint32_t)note->bar_pages : BAR_MAX_PAGES,
 	};
-	const struct bar_wish wish = { .address = address, .index = share.index, .kept = true };
-	int r;
+	int r = find_bar(owner, note, &share);
 
-	card_print_number(note->card, address);
-	r = bar_open(&wish, &share.bar, why, sizeof(why));
-	if (r) {
-		log_error("owner %u: the memory of %s is not to be had: %s", owner->id, name, why);
-		if (is_passing(r))
-			return r;
-	} else {
-		bar_promise_again(share.bar, share.pages);
-	}
+	if (r)
+		return r;
 	r = device_new_bar(devices, name, &share, note->caps, owner->peer, &device);
+	/* Others have taken the room since. What is there comes home all the same. */
+	if (r == -ENOSPC) {
+		share.scarce = true;
+		r = device_new_bar(devices, name, &share, note->caps, owner->peer, &device);
+	}
 	if (!r)
 		return 0;
 	if (share.bar)
@@ -193,17 +204,46 @@ static bool is_as_noted(const struct device *device, const struct hmm_journal_mi
 	       device->bar_index == note->bar;
 }
 
+/* The device of that name, held. Where it is another's the BAR's pages have one of a name that nobody guesses. */
+static int use_remade(struct owner *owner, const struct hmm_journal_mirror *note, char *name, size_t size,
+		      struct device **result)
+{
+	struct devices *devices = &owner->worker->engine->devices;
+	uint32_t number;
+	size_t length;
+	int r;
+
+	*result = device_use_name(devices, name);
+	if (*result && is_as_noted(*result, note))
+		return 0;
+	if (*result)
+		device_unuse(devices, *result);
+	if (!*result || note->kind != HMM_POOL_KIND_VFIO)
+		return *result ? -EEXIST : -ENODEV;
+	if (getrandom(&number, sizeof(number), 0) != sizeof(number))
+		return -EAGAIN;
+	length = strnlen(name, size - sizeof("~01234567"));
+	snprintf(name + length, size - length, "~%08x", number);
+	log_warn("owner %u: there is another device %.64s: its own is %s from now on", owner->id, note->device, name);
+	r = remake_bar(owner, note, name);
+	if (r)
+		return r;
+	*result = device_use_name(devices, name);
+	return *result ? 0 : -ENODEV;
+}
+
 static int remake_mirror(struct owner *owner, unsigned int index)
 {
-	const struct hmm_journal_mirror *note = &owner->journal->mirror[index];
+	struct hmm_journal_mirror *note = &owner->journal->mirror[index];
 	struct devices *devices = &owner->worker->engine->devices;
+	char name[sizeof(note->device)], noted[sizeof(note->device)];
 	struct placement placement;
 	struct mirror *mirror;
 	struct device *device;
-	char name[sizeof(note->device)];
 	const char *why;
 	int r = 0;
 
+	memcpy(noted, note->device, sizeof(noted));
 	memcpy(name, note->device, sizeof(name));
 	name[sizeof(name) - 1] = '\0';
 	if (placement_make(&placement, note->placement, note->node, note->nodes, &why))
@@ -214,15 +254,10 @@ static int remake_mirror(struct owner *owner, unsigned int index)
 			remake_bar(owner, note, name) :
 			device_new(devices, name, (enum hmm_pool_kind)note->kind, &placement, note->size,
 				   note->caps, owner->peer, &device);
+	if (!r || r == -EBUSY)
+		r = use_remade(owner, note, name, sizeof(name), &device);
 	if (r)
 		return r;
-	device = device_use_name(devices, name);
-	if (!device)
-		return -ENODEV;
-	if (!is_as_noted(device, note)) {
-		device_unuse(devices, device);
-		return -EEXIST;
-	}
 	if (!device_has_bar(device))
 		device_expect(devices, device->id, note->token, note->driver, note->card);
 	mirror = mirror_new(owner, index, device);
@@ -230,6 +265,7 @@ static int remake_mirror(struct owner *owner, unsigned int index)
 		device_unuse(devices, device);
 		return -ENOMEM;
 	}
+	memcpy(note->device, noted, sizeof(noted));
 	far_bar_adopt(mirror);
 	mirror->awaited = note->windows;
 	mirror->unready = note->callbacks;
@@ -237,15 +273,16 @@ static int remake_mirror(struct owner *owner, unsigned int index)
 	return 0;
 }
 
-/* What is not to be had for good is logged, and what was there is lost. -errno: what is not to be had now. */
+/* What is not to be had for good is logged, and what was there is lost. -errno: a BAR that is not to be had now. */
 static int remake_mirrors(struct owner *owner, struct letter *letter)
 {
 	for (unsigned int i = 0; i < MIRRORS_MAX; i++) {
 		const struct hmm_journal_mirror *note = &owner->journal->mirror[i];
 		int r = note->used ? remake_mirror(owner, i) : 0;
 
-		if (r && note->kind == HMM_POOL_KIND_VFIO && is_passing(r) && r != -EEXIST)
-			return letter_fail(letter, -EAGAIN, "the memory of %.64s is not to be had now: %s", note->device,
+		/* Not -EAGAIN, which the library would not leave its connection for: it has others to tell. */
+		if (r && note->kind == HMM_POOL_KIND_VFIO)
+			return letter_fail(letter, -EBUSY, "the memory of %.64s is not to be had now: %s", note->device,
 					   strerror(-r));
 		if (r)
 			log_error("owner %u: its mirror on %.64s can't be made again: %s", owner->id, note->device,
@@ -264,6 +301,20 @@ static int reply_reopen(struct owner *owner, struct letter *letter)
 	reply->owner = owner->id;
 	reply->features = owner->features;
 	return 0;
+}
+
+/* It comes again as one that this hmmd does not know: under its number there may be another. */
+static void give_back(struct owner *owner, const struct letter *letter)
+{
+	const struct hmm_msg_reopen *message = (const void *)letter->message;
+	uint64_t seen = owner->worker->engine->incarnation;
+
+	if (owner->orders)
+		__atomic_compare_exchange_n(&owner->orders->incarnation, &seen, message->incarnation, false,
+					    __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+	owner->peer = 0;
+	owner->abandoned = true;
+	owner_free(owner);
 }
 
 void recover_reopen(struct worker *worker, struct letter *letter)
@@ -285,9 +336,7 @@ void recover_reopen(struct worker *worker, struct letter *letter)
 		if (!owner) {
 			letter_fail(letter, -ENOMEM, "out of memory for another owner");
 		} else if (take_over(owner, letter) || remake_mirrors(owner, letter)) {
-			owner->peer = 0;
-			owner->abandoned = true;
-			owner_free(owner);
+			give_back(owner, letter);
 		} else {
 			owner->recovering = true;
 			take_back_orders(owner);
@@ -535,6 +584,7 @@ static void settle_block(struct owner *owner, uint64_t addr, uint64_t *settled)
 
 	if (!block) {
 		log_error("owner %u: out of memory: block %#lx waits", owner->id, addr);
+		owner->unsettled = true;
 		return;
 	}
 	/* The counts of a new mirror begin at nothing: what rests is counted now. */

@@ -552,7 +552,8 @@ static void bar_info(const struct devices *devices, struct hmm_record_pool_info 
 {
 	const struct device *device;
 
-	out->capacity = out->used = 0;
+	/* How much there was at most nobody counts. */
+	out->capacity = out->used = out->peak = 0;
 	TAILQ_FOREACH(device, &devices->list, link) {
 		if (!device_has_bar(device))
 			continue;
@@ -584,9 +585,9 @@ unsigned int engine_list_pools(struct engine *engine, uint32_t cursor,
 		out[n].devices = pool->devices;
 		out[n].capacity = pool->promised;
 		out[n].used = atomic_load(&pool->used);
+		out[n].peak = atomic_load(&pool->peak);
 		if (pool->kind == HMM_POOL_KIND_VFIO)
 			bar_info(devices, &out[n]);
-		out[n].peak = atomic_load(&pool->peak);
 		out[n].evicted = atomic_load(&pool->evicted);
 		out[n].page_size = pool_is_huge(pool->kind) ? HMM_BLOCK_SIZE : HMM_PAGE_SIZE;
 		hmm_wire_textf(out[n].name, sizeof(out[n].name),

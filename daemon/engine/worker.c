@@ -552,7 +552,8 @@ static uint32_t reopened_owner_id(struct engine *engine, const struct letter *le
 
 	pthread_mutex_lock(&engine->lock);
 	TAILQ_FOREACH(owner, &engine->owners, registry)
-		if (owner->id == id && message->incarnation != engine->incarnation)
+		/* Of this hmmd's own it is only the connection that broke. */
+		if (owner->id == id && (message->incarnation != engine->incarnation || owner->pid != letter->pid))
 			taken = true;
 	if (!taken && engine->next_owner < id)
 		engine->next_owner = id;

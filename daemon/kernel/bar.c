@@ -116,11 +116,13 @@ int kernel_vfio_answers(int device)
 {
 	uint32_t class;
 	off_t at = 0;
+	ssize_t n;
 	int r = config_at(device, &at);
 
 	if (r)
 		return r;
-	if (pread(device, &class, sizeof(class), at + PCI_CLASS_REVISION) != sizeof(class))
-		return -EIO;
+	n = pread(device, &class, sizeof(class), at + PCI_CLASS_REVISION);
+	if (n != sizeof(class))
+		return n < 0 ? -errno : -EIO;
 	return class == UINT32_MAX ? -ENODEV : 0;
 }

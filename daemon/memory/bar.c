@@ -142,8 +142,8 @@ static void *frame_at(const struct bar *bar, uint32_t number)
 
 static int set_seal(struct bar *bar)
 {
-	if (getrandom(bar->tags->seal, sizeof(bar->tags->seal), GRND_NONBLOCK) < 0)
-		return -errno;
+	if (getrandom(bar->tags->seal, sizeof(bar->tags->seal), 0) != sizeof(bar->tags->seal))
+		return -EAGAIN;
 	bar->tags->seal[0] |= 1; /* what is all zeros is no seal */
 	return kernel->bar_store(bar->file, offsetof(struct tags, seal),
 				 frame_at(bar, bar->tags->count), sizeof(bar->tags->seal));
@@ -370,7 +370,8 @@ static int open_again(struct bar *bar, const struct bar_wish *wish, char *why, s
 			      "user %u may not open the group of %s in /dev/vfio", wish->uid,
 			      wish->address);
 	if (bar_is_lost(bar))
-		return refuse(why, size, -EIO, "%s does not answer any more", wish->address);
+		return refuse(why, size, wish->kept ? -ENODEV : -EIO, "%s does not answer any more",
+			      wish->address);
 	bar->references++;
 	return 0;
 }
@@ -424,6 +425,12 @@ const struct card *bar_card(const struct bar *bar)
 unsigned int bar_index(const struct bar *bar)
 {
 	return bar->index;
+}
+
+/* The seal is thrown anew whenever nothing of before is there. */
+uint64_t bar_contents(const struct bar *bar)
+{
+	return bar->tags->seal[0];
 }
 
 uint32_t bar_pages(const struct bar *bar)
@@ -482,12 +489,12 @@ uint32_t bar_claim(struct bar *bar, pid_t pid)
 	return claim;
 }
 
-bool bar_reclaim(struct bar *bar, uint32_t claim)
+bool bar_reclaim(struct bar *bar, uint64_t contents, uint32_t claim)
 {
 	bool was;
 
 	pthread_mutex_lock(&bar->lock);
-	was = claims_take(&bar->claims, claim);
+	was = contents == bar_contents(bar) && claims_take(&bar->claims, claim);
 	pthread_mutex_unlock(&bar->lock);
 	return was;
 }

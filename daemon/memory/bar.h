@@ -55,7 +55,7 @@ bool bar_is_wanted(int file);
 /*
  * 0; or, with @why in words, as card_open(), and: -ENODEV: the card has no such BAR; -EOPNOTSUPP:
  * it cannot be mapped; -EBUSY: another BAR of the card is a pool already; -ENOENT: nobody kept it;
- * -EAGAIN: it was kept, and what is in it cannot be looked at now.
+ * @kept: only -ENOENT, -EBUSY and -ENODEV (also: it was lost since) say that what was in it is not to be had for good.
  */
 int bar_open(const struct bar_wish *wish, struct bar **result, char *why, size_t size);
 /* The last one closes the card. NULL is allowed. */
@@ -63,6 +63,8 @@ void bar_put(struct bar *bar);
 
 const struct card *bar_card(const struct bar *bar);
 unsigned int bar_index(const struct bar *bar);
+/* Which contents its claims are of: another number after it was reset, or given up in between. */
+uint64_t bar_contents(const struct bar *bar);
 uint32_t bar_pages(const struct bar *bar);
 uint32_t bar_used(struct bar *bar);
 /*
@@ -76,8 +78,8 @@ void bar_unpromise(struct bar *bar, uint32_t pages);
 
 /* A claim of that process's, for a mirror; 0: CLAIMS_MAX have one. */
 uint32_t bar_claim(struct bar *bar, pid_t pid);
-/* One of before a restart is somebody's again. False: there is none like it. */
-bool bar_reclaim(struct bar *bar, uint32_t claim);
+/* One of before a restart, of those contents, is somebody's again. False: there is none like it. */
+bool bar_reclaim(struct bar *bar, uint64_t contents, uint32_t claim);
 /* It is kept for the next hmmd, with its pages; or it and they are free. Return: how many pages. */
 uint32_t bar_leave(struct bar *bar, uint32_t claim);
 uint32_t bar_unclaim(struct bar *bar, uint32_t claim);

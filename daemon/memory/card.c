@@ -122,9 +122,14 @@ static bool is_wanted(const char *name)
 {
 	int fds[CARD_FDS] = {-1, -1, -1, -1};
 	bool wanted = false;
+	int r;
 
-	if (!cards.wanted || holder_take(cards.holder, name, fds, CARD_FDS) < 0)
+	if (!cards.wanted)
 		return false;
+	r = holder_take(cards.holder, name, fds, CARD_FDS);
+	/* Who is out of descriptors looks again. */
+	if (r < 0)
+		return r != -ENOENT;
 	if (fds[CARD_FILE] >= 0)
 		wanted = cards.wanted(fds[CARD_FILE]);
 	for (unsigned int i = 0; i < CARD_FDS; i++)

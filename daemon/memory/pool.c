@@ -145,7 +145,7 @@ int device_new_bar(struct devices *devices, const char *name, const struct bar_s
 		   uint64_t creator, struct device **result)
 {
 	const struct placement any = PLACEMENT_ANY;
-	uint64_t size = (uint64_t)share->pages << HMM_PAGE_SHIFT;
+	uint64_t size = share->scarce ? 0 : (uint64_t)share->pages << HMM_PAGE_SHIFT;
 	int r;
 
 	if (!*name || strlen(name) >= sizeof((*result)->name))

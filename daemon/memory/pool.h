@@ -102,6 +102,7 @@ int device_new(struct devices *devices, const char *name, enum hmm_pool_kind kin
 struct bar_share {
 	struct bar *bar;
 	uint32_t card, index, pages;
+	bool scarce; /* nothing of hmmd's own memory is promised to what passes */
 };
 /* The same with memory that is one: it is the device's unless that fails. */
 int device_new_bar(struct devices *devices, const char *name, const struct bar_share *share, uint64_t caps,

@@ -533,8 +533,11 @@ static void bar_open(struct driver *driver)
 					      .caps = HMM_DEVICE_FAULTS, .pool = HMM_POOL_VFIO,
 					      .memory = (uint64_t)board->settings.device << 20,
 					      .bus = board->settings.card, .bar = 2 };
-	int error = hmm_device_new(me->hmm, &options, &driver->mirror.device);
+	int error = -EIO;
 
+	/* A card that fails at times may do so here. */
+	for (int tries = 0; tries < 20 && error; tries++)
+		error = hmm_device_new(me->hmm, &options, &driver->mirror.device);
 	if (error)
 		board_fail(board, me->who, "hmm_device_new: %s (%s)", strerror(-error), hmm_last_error());
 	error = hmm_mirror_register(&driver->mirror, me->hmm);

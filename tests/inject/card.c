@@ -10,6 +10,8 @@
  *   HMMD_CARD_FAULTS=N   one in N copies, or looks at the card, fails and does nothing (copies:
  *                        having done half of it), with errors that say nothing of the card.
  *
+ *   HMMD_CARD_BUSY=FILE  while that is there the BAR cannot be mapped: ENOMEM.
+ *
  * Any thread of hmmd runs this; the counter is atomic.
  */
 #include <errno.h>
@@ -29,14 +31,17 @@
 #define BAR_BYTES (64UL << 20)
 
 static unsigned long faults; /* one in so many; 0: none */
+static const char *busy;     /* while there is such a file the BAR cannot be mapped */
 
-/* Spread, and not the same at each start. */
+/* By chance, and not the same at each start. */
 static bool fails(void)
 {
 	static _Atomic uint64_t count;
-	uint64_t n = atomic_fetch_add(&count, 1) + (uint64_t)getpid();
+	uint64_t z = (atomic_fetch_add(&count, 1) + ((uint64_t)getpid() << 32)) * 0x9e3779b97f4a7c15ULL;
 
-	return faults && (n * 0x9e3779b97f4a7c15ULL >> 32) % faults == 0;
+	z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ULL;
+	z = (z ^ z >> 27) * 0x94d049bb133111ebULL;
+	return faults && (z ^ z >> 31) % faults == 0;
 }
 
 static int new_file(off_t bytes)
@@ -102,6 +107,8 @@ static int bar_map(int device, unsigned int bar, void **map, uint64_t *length)
 {
 	if (bar != BAR)
 		return -ENODEV;
+	if (busy && access(busy, F_OK) == 0)
+		return -ENOMEM;
 	*length = BAR_BYTES;
 	*map = mmap(NULL, BAR_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, device, 0);
 	if (*map == MAP_FAILED)
@@ -110,9 +117,14 @@ static int bar_map(int device, unsigned int bar, void **map, uint64_t *length)
 	return 0;
 }
 
+/* A new card's seal is written and read once: who is refused then has nothing to lose. */
+static _Atomic bool new_seal;
+
 static int bar_store(int file, uint64_t offset, void *frame, size_t length)
 {
-	if (!fails())
+	if (length < 4096)
+		atomic_store(&new_seal, true);
+	if (length < 4096 || !fails())
 		return kernel_real.bar_store(file, offset, frame, length);
 	kernel_real.bar_store(file, offset, frame, length / 2);
 	return -EFAULT;
@@ -120,7 +132,7 @@ static int bar_store(int file, uint64_t offset, void *frame, size_t length)
 
 static int bar_fetch(int file, uint64_t offset, const void *frame, size_t length)
 {
-	if (!fails())
+	if ((length < 4096 && atomic_exchange(&new_seal, false)) || !fails())
 		return kernel_real.bar_fetch(file, offset, frame, length);
 	kernel_real.bar_fetch(file, offset, frame, length / 2);
 	return -ENOSPC;
@@ -137,6 +149,7 @@ __attribute__((constructor)) static void stand_in_front(void)
 	const char *wanted = getenv("HMMD_CARD_FAULTS");
 
 	faults = wanted ? strtoul(wanted, NULL, 10) : 0;
+	busy = getenv("HMMD_CARD_BUSY");
 	ops = kernel_real;
 	ops.pci_link = pci_link;
 	ops.vfio_open = vfio_open;

@@ -30,30 +30,8 @@ def find_card():
     return None
 
 
-class Bar(harness.Test):
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        cls.card = find_card() if os.path.isdir("/sys/bus/pci/devices") else None
-        cls.missing = None if cls.card else "there is no ivshmem card"
-        if cls.card and not os.path.exists(f"/sys/bus/pci/devices/{cls.card}/iommu_group"):
-            cls.missing = "the ivshmem card is behind no IOMMU"
-        if cls.missing:
-            return
-        if not os.path.exists(f"/sys/bus/pci/devices/{cls.card}/driver"):
-            done = hmmctl("device", "bind", cls.card)
-            assert done.returncode == 0, done.stderr
-            cls.addClassCleanup(cls.give_back)
-
-    @classmethod
-    def give_back(cls):
-        """Once nobody has it open: the process that keeps cards outlives a hmmd that was killed by its grace time."""
-        harness.wait_until(lambda: hmmctl("device", "unbind", cls.card).returncode == 0, 90, f"that {cls.card} is given back")
-
-    def setUp(self):
-        super().setUp()
-        if self.missing:
-            self.skipTest(self.missing)
+class Pages:
+    """Of mirror-owner, in BAR 2 of self.card."""
 
     def start(self, bar=2):
         self.start_daemon("--pool", "vfio", "--pool-card", self.card, "--pool-bar", str(bar))
@@ -151,6 +129,32 @@ class Bar(harness.Test):
         self.daemon.stop()
         owner.ask("check", "^checked$")
         owner.finish()
+
+
+class Bar(Pages, harness.Test):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.card = find_card() if os.path.isdir("/sys/bus/pci/devices") else None
+        cls.missing = None if cls.card else "there is no ivshmem card"
+        if cls.card and not os.path.exists(f"/sys/bus/pci/devices/{cls.card}/iommu_group"):
+            cls.missing = "the ivshmem card is behind no IOMMU"
+        if cls.missing:
+            return
+        if not os.path.exists(f"/sys/bus/pci/devices/{cls.card}/driver"):
+            done = hmmctl("device", "bind", cls.card)
+            assert done.returncode == 0, done.stderr
+            cls.addClassCleanup(cls.give_back)
+
+    @classmethod
+    def give_back(cls):
+        """Once nobody has it open: the process that keeps cards outlives a hmmd that was killed by its grace time."""
+        harness.wait_until(lambda: hmmctl("device", "unbind", cls.card).returncode == 0, 90, f"that {cls.card} is given back")
+
+    def setUp(self):
+        super().setUp()
+        if self.missing:
+            self.skipTest(self.missing)
 
     def test_no_such_memory(self):
         for bar, why in ((0, "less than two pages"), (1, "has no BAR 1")):

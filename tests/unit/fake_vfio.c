@@ -327,6 +327,8 @@ int holder_take(struct holder *one, const char *name, int *fds, unsigned int n)
 	cr_assert(one == holder && n == HELD);
 	if (!fake_vfio.kept || strcmp(name, FAKE_CARD) != 0)
 		return -ENOENT;
+	if (fake_vfio.take_error)
+		return fake_vfio.take_error;
 	if (fake_vfio.kept_fds)
 		n = fake_vfio.kept_fds;
 	for (unsigned int i = 0; i < n; i++)

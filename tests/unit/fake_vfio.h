@@ -34,6 +34,7 @@ struct fake_vfio {
 	struct fake_mapping mapping[FAKE_MAPPINGS];
 	bool master;
 	bool kept; /* by the holder */
+	int take_error; /* they cannot be had back */
 	unsigned int kept_fds; /* so many; 0: as many as it was given */
 	bool lost; /* the holder was killed, and nobody has its place yet */
 	int mend;  /* what holder_mend() says */

@@ -16,9 +16,11 @@ LEAKCHECKED_SUITE(bar);
 
 #define COUNT 200U
 
+static pid_t dead = 99;
+
 static bool lives(pid_t pid)
 {
-	return pid != 99;
+	return pid != dead;
 }
 
 static struct bar_wish wish = {.address = FAKE_CARD, .index = 2};
@@ -274,6 +276,7 @@ Test(bar, bytes_go_there_and_back)
 Test(bar, reset)
 {
 	struct bar *bar;
+	uint64_t contents;
 	uint32_t claim;
 
 	begin();
@@ -284,6 +287,7 @@ Test(bar, reset)
 	bar_put(bar);
 
 	bar = opened();
+	contents = bar_contents(bar);
 	claim = bar_claim(bar, 1);
 	cr_assert(ne(u32, bar_take(bar, claim), FRAME_NONE));
 	cards_leave();
@@ -293,8 +297,19 @@ Test(bar, reset)
 	wish.kept = true;
 	bar = opened();
 	cr_assert(eq(u32, bar_used(bar), 0), "nothing of before is believed");
-	cr_assert(not(bar_reclaim(bar, claim)));
+	cr_assert(not(bar_reclaim(bar, contents, claim)));
+	/* Of the new contents somebody has the very same number. */
+	cr_assert(eq(u32, bar_claim(bar, 2), claim));
+	bar_leave(bar, claim);
+	cr_assert(not(bar_reclaim(bar, contents, claim)));
+	cr_assert(bar_reclaim(bar, bar_contents(bar), claim));
+	bar_unclaim(bar, claim);
 	cr_assert(eq(int, bar_check(bar), BAR_HERE));
+	bar_put(bar);
+	/* The same when it was given up in between. */
+	wish.kept = false;
+	bar = opened();
+	cr_assert(ne(u64, bar_contents(bar), contents));
 	bar_put(bar);
 	fake_vfio_end();
 }
@@ -322,18 +337,21 @@ Test(bar, each_look_may_fail)
 /* The next hmmd finds what each had; others' pages are given to nobody, but the dead's are free. */
 Test(bar, over_a_restart)
 {
-	uint32_t mine, dead, unseen, one, other, hidden, more;
+	uint32_t mine, gone, unseen, one, other, hidden, more;
 	struct bar *bar;
 	struct card *card;
 	unsigned int calls;
+	uint64_t contents;
+	int error;
 
 	begin();
 	bar = opened();
+	contents = bar_contents(bar);
 	one = bar_claim(bar, 1);
 	other = bar_claim(bar, 99);
 	hidden = bar_claim(bar, 0);
 	mine = bar_take(bar, one);
-	dead = bar_take(bar, other);
+	gone = bar_take(bar, other);
 	unseen = bar_take(bar, hidden);
 	cr_assert(eq(u32, bar_take(bar, one + CLAIMS_MAX), FRAME_NONE), "there is no such claim");
 	cards_leave();
@@ -352,18 +370,20 @@ Test(bar, over_a_restart)
 	do {
 		fake_vfio.calls = 0;
 		fake_vfio.fail_at = ++calls;
-		fake_vfio.error = -ENOMEM;
+		fake_vfio.error = calls % 2 ? -ENOMEM : -EIO;
 		bar = NULL;
-		if (bar_open(&wish, &bar, why, sizeof(why)) == 0)
+		error = bar_open(&wish, &bar, why, sizeof(why));
+		if (error == 0)
 			break;
 		cr_assert(fake_vfio.kept, "call %u", calls);
+		cr_assert(error != -ENOENT && error != -EBUSY && error != -ENODEV, "call %u says for good %d", calls, error);
 	} while (calls < 20);
 	fake_vfio.fail_at = 0;
 	cr_assert(gt(uint, calls, 2));
 	cr_assert(lt(uint, calls, 20));
-	cr_assert(bar_reclaim(bar, one) && bar_has(bar, mine, one));
-	cr_assert(not(bar_reclaim(bar, one)), "nobody else's");
-	cr_assert(not(bar_reclaim(bar, other) || bar_has(bar, dead, other)));
+	cr_assert(bar_reclaim(bar, contents, one) && bar_has(bar, mine, one));
+	cr_assert(not(bar_reclaim(bar, contents, one)), "nobody else's");
+	cr_assert(not(bar_reclaim(bar, contents, other) || bar_has(bar, gone, other)));
 	cr_assert(bar_has(bar, unseen, hidden), "it may live where hmmd does not see it");
 	cr_assert(eq(u32, bar_used(bar), 2));
 	cr_assert(eq(u32, bar_count(bar, one), 1));
@@ -378,10 +398,38 @@ Test(bar, over_a_restart)
 	bar_put(bar);
 	cr_assert(fake_vfio.kept, "for the other");
 	bar = opened();
-	cr_assert(bar_reclaim(bar, hidden));
+	cr_assert(bar_reclaim(bar, contents, hidden));
 	cr_assert(eq(u32, bar_unclaim(bar, hidden), 1));
 	bar_put(bar);
 	cr_assert(not(fake_vfio.kept));
+	fake_vfio_end();
+}
+
+/* Whoever lives may still come for what he has: hmmd does not give the card up. */
+Test(bar, is_wanted)
+{
+	struct bar *bar;
+	uint32_t claim;
+
+	begin();
+	cards_init(fake_vfio_holder(), bar_is_wanted);
+	bar = opened();
+	claim = bar_claim(bar, 1);
+	cr_assert(ne(u32, bar_take(bar, claim), FRAME_NONE));
+	cards_leave();
+	bar_put(bar);
+	cards_init(fake_vfio_holder(), bar_is_wanted);
+	cr_assert(cards_mend(UINT32_MAX));
+	cr_assert(fake_vfio.kept);
+	/* Who is out of descriptors cannot look. */
+	fake_vfio.take_error = -EMFILE;
+	dead = 1;
+	cr_assert(cards_mend(UINT32_MAX));
+	cr_assert(fake_vfio.kept);
+	fake_vfio.take_error = 0;
+	cr_assert(not(cards_mend(UINT32_MAX)));
+	cr_assert(not(fake_vfio.kept));
+	dead = 99;
 	fake_vfio_end();
 }
 

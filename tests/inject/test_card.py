@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A card's BAR as device memory, by hmmd_card (card.c) on any machine: what vfio-bar does with an emulated card, while one in 100
+calls fails; and restarts at which something is in the way."""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "integration"))
+import harness  # noqa: E402
+import vfio_bar  # noqa: E402
+
+harness.PLACES["hmmd"] = "tests/inject/hmmd_card"
+PAGES = vfio_bar.PAGES
+
+
+class Card(vfio_bar.Pages, harness.Test):
+    card = "0000:00:04.0"
+
+    def setUp(self):
+        super().setUp()
+        self.busy = os.path.join(self.folder, "busy")
+        for name, value in (("HMMD_CARD_FAULTS", "100"), ("HMMD_CARD_BUSY", self.busy)):
+            os.environ[name] = value
+            self.addCleanup(os.environ.pop, name)
+
+    def out(self, owner):
+        """A page whose copy fails stays at home, and is asked for again."""
+        owner.ask("turn", f"^turned {PAGES}$")
+
+    def device(self, name, mib):
+        """Somebody's, who has no pages there."""
+        other = self.spawn("mirror-device", name, str(mib))
+        other.expect("^ready$")
+        return other
+
+    def begin(self):
+        self.daemon_args = ["--pool-size", "64M"]
+        self.start()
+        owner = self.owner()
+        self.out(owner)
+        self.daemon.kill9()
+        return owner
+
+    def check(self, owner):
+        owner.ask("check", "^checked$")
+        self.out(owner)
+        self.assert_in_bar(PAGES)
+        owner.ask("device", "^checked$")
+        owner.finish()
+
+    def test_not_to_be_had_at_once(self):
+        """What a restart cannot look at it does not throw away: the library comes again until it can."""
+        owner = self.begin()
+        with open(self.busy, "w"):
+            pass
+        self.daemon.start()
+        harness.wait_until(lambda: self.daemon.log.count("is not to be had now") >= 3, 20, "that hmmd has tried")
+        self.assertNotIn("taken over", self.daemon.log)
+        os.unlink(self.busy)
+        self.check(owner)
+
+    def test_its_name_is_anothers(self):
+        """Somebody has made a device of that name before the owner is back."""
+        owner = self.begin()
+        with harness.stopped(owner.pid):
+            self.daemon.start()
+            other = self.device(f"device-{owner.pid}", 4)
+        owner.ask("check", "^checked$")
+        self.assertIn(f"there is another device device-{owner.pid}", self.daemon.log)
+        owner.ask("change", "^changed$")
+        self.out(owner)
+        self.assert_in_bar(PAGES)
+        # As is it is noted still.
+        other.kill9()
+        self.daemon.restart()
+        self.check(owner)
+
+    def test_its_room_is_anothers(self):
+        """hmmd's own memory, through which pages pass, is all promised: what is in the BAR comes home all the same."""
+        owner = self.begin()
+        with harness.stopped(owner.pid):
+            self.daemon.start()
+            other = self.device("all", 64)
+        owner.ask("check", "^checked$")
+        other.finish()
+        owner.finish()
+
+
+if __name__ == "__main__":
+    harness.main()
