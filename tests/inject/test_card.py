@@ -49,15 +49,18 @@ class Card(vfio_bar.Pages, harness.Test):
         owner.finish()
 
     def test_not_to_be_had_at_once(self):
-        """What a restart cannot look at it does not throw away: the library comes again until it can."""
+        """What a restart cannot look at it does not throw away: the library comes again until it can, though its number is another's."""
         owner = self.begin()
         with open(self.busy, "w"):
             pass
-        self.daemon.start()
+        with harness.stopped(owner.pid):
+            self.daemon.start()
+            other = self.device("other", 4)
         harness.wait_until(lambda: self.daemon.log.count("is not to be had now") >= 3, 20, "that hmmd has tried")
         self.assertNotIn("taken over", self.daemon.log)
         os.unlink(self.busy)
         self.check(owner)
+        other.finish()
 
     def test_its_name_is_anothers(self):
         """Somebody has made a device of that name before the owner is back."""
