@@ -472,6 +472,7 @@ void copyengine_main(const char *kind)
 	static const struct hmm_mirror_ops none = { .size = sizeof(none) };
 	static const struct hmm_mirror_ops told = { .size = sizeof(told),
 						    .sync_cpu_device_pagetables = let_go };
+	struct hmm_open_options how = { .size = sizeof(how), .timeout_ms = 5000 };
 	char name[32];
 	uint64_t word;
 	int key;
@@ -479,7 +480,8 @@ void copyengine_main(const char *kind)
 	board = mmap(NULL, sizeof(*board), PROT_READ | PROT_WRITE, MAP_SHARED, BOARD_FD, 0);
 	CHECK(board != MAP_FAILED);
 	CHECK(test_hear(TEST_DRIVER_SOCKET, &word, &key));
-	CHECK_EQ(hmm_open_peer(key, NULL, &hmm), 0);
+	/* hmmd may just be coming back. */
+	CHECK_EQ(hmm_open_peer(key, &how, &hmm), 0);
 	close(key);
 	if (!strcmp(kind, "dispatching")) {
 		fd = hmm_dispatch_fd(hmm);
