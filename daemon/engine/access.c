@@ -73,12 +73,12 @@ static int check_mapping(struct access *access, uint64_t addr)
 	int r;
 
 	if (addr >= vma->end || addr < vma->start) {
-		r = kernel->vma_at(access->owner->maps, addr, vma);
+		r = mapping_at(access->owner, addr, vma);
 		if (!r && vma->start > addr)
 			r = -ENOENT;
 		if (r) {
 			vma->end = 0;
-			return r;
+			return r == -ENOENT ? -EFAULT : r;
 		}
 	}
 	if (!vma->read)
@@ -158,13 +158,12 @@ static int access_step(struct access *access)
 		return 1;
 	}
 	r = check_mapping(access, addr);
-	/* One mapping may be taking another's place: in between there is none to be seen. */
-	if (r == -ENOENT && access->tries++ < ZAPPED_TRIES) {
+	if (r == -EAGAIN && access->tries++ < ZAPPED_TRIES) {
 		access_later(access);
 		return 1;
 	}
 	if (r)
-		return r == -ENOENT ? -EFAULT : (int)r;
+		return (int)r;
 	if (block)
 		state = page_state(block, page_index(addr));
 	switch (state) {

@@ -106,7 +106,7 @@ void unregister_run(struct owner *owner, int uffd, uint64_t at, uint64_t stop, b
 	if (unregister_proved(uffd, at, stop, prove))
 		return;
 	/* A mapping in it can't be, or is not, registered here: one by one. */
-	while (at < stop && kernel->vma_at(owner->maps, at, &vma) == 0 && vma.start < stop) {
+	while (at < stop && mapping_at(owner, at, &vma) == 0 && vma.start < stop) {
 		uint64_t from = vma.start > at ? vma.start : at;
 		uint64_t to = vma.end < stop ? vma.end : stop;
 
@@ -169,7 +169,7 @@ static uint64_t grown_end(const struct block *block, uint64_t end)
 	unsigned int first = 0, last;
 
 	/* The mapping of the page before it. */
-	if (kernel->vma_at(owner->maps, end - HMM_PAGE_SIZE, &vma) || vma.start >= end || vma.end <= end ||
+	if (mapping_at(owner, end - HMM_PAGE_SIZE, &vma) || vma.start >= end || vma.end <= end ||
 	    map_is_changing(owner))
 		return end;
 	if (owner->slots_addr >= end && owner->slots_addr < vma.end)

@@ -141,7 +141,7 @@ static uint64_t first_there(const struct errand *errand, struct kernel_vma *vma,
 	if (has_any(block_find(owner, addr)))
 		return addr;
 	/* Nothing is mapped from there on, or it can't be told: the mm is gone. */
-	if (addr >= vma->end && kernel->vma_at(owner->maps, addr, vma))
+	if (addr >= vma->end && mapping_at(owner, addr, vma))
 		return stop;
 	if (vma->start >= stop)
 		return stop;

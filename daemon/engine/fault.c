@@ -287,7 +287,7 @@ static void note_armed_mapping(struct owner *owner, struct block *block, uint64_
 	uint64_t start = block->addr, end = block->addr + HMM_BLOCK_SIZE;
 	struct kernel_vma vma;
 
-	if (kernel->vma_at(owner->maps, addr, &vma) || vma.start > addr)
+	if (mapping_at(owner, addr, &vma) || vma.start > addr)
 		return;
 	if (start < vma.start)
 		start = vma.start;

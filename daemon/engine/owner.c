@@ -325,10 +325,10 @@ static int check_descriptors(struct owner *owner)
 	if (!owner_is_userfaultfd(owner->uffd) || owner_check_proc(owner) ||
 	    kernel->pagemap_read(owner->pagemap, owner->slots_addr, 1, &entry))
 		return -EBADF;
-	if (kernel->vma_at(owner->maps, owner->slots_addr, &vma) || vma.start > owner->slots_addr)
+	if (mapping_at(owner, owner->slots_addr, &vma) || vma.start > owner->slots_addr)
 		return -EBADF;
 	/* Not from a slot: a read would put a page where MOVE wants none. */
-	if (kernel->vma_at(owner->maps, 0, &vma))
+	if (mapping_at(owner, 0, &vma))
 		return -EBADF;
 	n = kernel->mem_read(owner->mem, vma.start, &byte, 1);
 	return n == 1 ? 0 : -EBADF;

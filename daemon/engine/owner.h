@@ -874,6 +874,11 @@ struct segment {
  * migrated. What was found less than @age_ns ago will do.
  */
 void vma_refresh_threads(struct owner *owner, int64_t age_ns);
+/*
+ * The mapping that has @addr, or the next one above, as of now: every look at an owner's map is this one. -ENOENT: none;
+ * -EAGAIN: the map does not stop changing.
+ */
+int mapping_at(struct owner *owner, uint64_t addr, struct kernel_vma *vma);
 /* What a device finds at an address. */
 struct view {
 	uint64_t end;			/* as far as that goes */
@@ -884,7 +889,7 @@ struct view {
 	uint64_t watch_start, watch_end;	/* what of its block may be watched with it: huge pages are not split */
 };
 bool vma_is_special(const struct kernel_vma *vma);	/* not memory */
-/* -EFAULT: nothing is mapped there. */
+/* -EFAULT: nothing is mapped there; -EAGAIN as of mapping_at(). */
 int view_at(struct owner *owner, uint64_t addr, uint64_t end, struct view *view);
 /* The mapping that has @addr (or the gap after it), clipped to @end. What is tracked is not eligible. */
 int segment_at(struct owner *owner, uint64_t addr, uint64_t end, struct segment *segment);

@@ -72,7 +72,7 @@ static int look(struct block *block, unsigned int first, unsigned int end, struc
 	int r = 0;
 
 	*surplus = (struct surplus){ 0 };
-	while (at < stop && (r = kernel->vma_at(block->owner->maps, at, &vma)) == 0 && vma.start < stop) {
+	while (at < stop && (r = mapping_at(block->owner, at, &vma)) == 0 && vma.start < stop) {
 		if (at < vma.start)
 			at = vma.start;
 		for (; at < stop && at < vma.end; at += HMM_PAGE_SIZE)
@@ -110,7 +110,7 @@ bool protect_is_due(struct block *block, uint64_t addr)
 
 	if (state != HMM_PAGE_DEVICE && state != HMM_PAGE_SHARED)
 		return false;
-	r = kernel->vma_at(block->owner->maps, addr, &vma);
+	r = mapping_at(block->owner, addr, &vma);
 	if (r)
 		return r != -ENOENT;
 	return vma.start <= addr && !vma.write && (state == HMM_PAGE_DEVICE || !vma.read);

@@ -397,7 +397,7 @@ static int look_at_mapping(struct look *look, uint64_t *from, uint64_t end)
 	if (r == -EFAULT)
 		return stop_at(look, *from, look->snapshot ? HMM_RANGE_STOP_NONE : HMM_RANGE_STOP_ERROR);
 	if (r)
-		return r;
+		return r == -EAGAIN ? again(look) : r;
 	if (view.special)
 		return stop_at(look, *from, HMM_RANGE_STOP_SPECIAL);
 	/*

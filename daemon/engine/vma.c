@@ -16,6 +16,30 @@
 #include "engine/worker.h"
 #include "tracking/tracking.h"
 
+/* So often a mapping is there by one look, and by the other there is none; the second time is rare. */
+#define LOOKS_MAX	16U
+
+/*
+ * Where mremap() puts a mapping in another's place the kernel takes the old one away first, and a look that
+ * waits for nobody sees none though none is ever missing to the program (contract-pagemap). What
+ * is not there is therefore asked for a second time, in a way that waits for such a change as every other
+ * call on the owner's memory does. Of what is mapped, nothing more is asked.
+ */
+int mapping_at(struct owner *owner, uint64_t addr, struct kernel_vma *vma)
+{
+	int r;
+
+	for (unsigned int looks = 0; looks < LOOKS_MAX; looks++) {
+		r = kernel->vma_at(owner->maps, addr, vma);
+		if (r ? r != -ENOENT : vma->start <= addr)
+			return r;
+		/* Or this kernel can't be asked so; its first look waits. */
+		if (kernel->mapped(owner->pagemap, addr) != 1)
+			return r;
+	}
+	return -EAGAIN;
+}
+
 static uint8_t verdict(const struct kernel_vma *vma)
 {
 	if (vma->shared)
@@ -63,7 +87,7 @@ static void exclude_thread(struct owner *owner, pid_t tid)
 	 * A library thread's stack lies in memory that is excluded already.
 	 */
 	if (tid != owner->pid && !span_set_overlaps(&owner->excluded, head, head + 1) &&
-	    kernel->vma_at(owner->maps, head, &vma) == 0 && vma.start <= head)
+	    mapping_at(owner, head, &vma) == 0 && vma.start <= head)
 		start = head - vma.start < STACK_MAX ? vma.start :
 						       (head & ~(HMM_PAGE_SIZE - 1)) - STACK_MAX;
 	span_set_add(&owner->threads, start, end);
@@ -119,7 +143,8 @@ static bool is_library_bss(struct owner *owner, uint64_t start)
 	static const char *const libraries[] = { "/libc.so", "/libc-", "/ld-linux", "/libhmm", "/libpthread" };
 	struct kernel_vma before;
 
-	if (!start || kernel->vma_at(owner->maps, start - 1, &before) || before.start >= start || !before.file)
+	if (!start || mapping_at(owner, start - 1, &before) || before.start >= start ||
+	    !before.file)
 		return false;
 	for (unsigned int i = 0; i < sizeof(libraries) / sizeof(libraries[0]); i++)
 		if (strstr(before.name, libraries[i]))
@@ -147,7 +172,7 @@ static void clip_excluded(const struct owner *owner, uint64_t addr, struct segme
 int segment_of_map(struct owner *owner, uint64_t addr, uint64_t end, struct segment *segment)
 {
 	struct kernel_vma vma;
-	int r = kernel->vma_at(owner->maps, addr, &vma);
+	int r = mapping_at(owner, addr, &vma);
 
 	segment->start = addr;
 	segment->end = end;
@@ -218,7 +243,7 @@ int view_at(struct owner *owner, uint64_t addr, uint64_t end, struct view *view)
 {
 	struct segment part = { .start = addr, .end = end, .result = HMM_PAGE_RESULT_MOVED };
 	struct kernel_vma vma;
-	int r = kernel->vma_at(owner->maps, addr, &vma);
+	int r = mapping_at(owner, addr, &vma);
 
 	if (r || vma.start > addr)
 		return !r || r == -ENOENT ? -EFAULT : r;

@@ -75,8 +75,13 @@ struct kernel_ops {
 	ssize_t (*mem_read)(int mem, uint64_t addr, void *buffer, size_t length);
 	ssize_t (*mem_write)(int mem, uint64_t addr, const void *buffer, size_t length);
 
-	/* The mapping that has @addr, or the next one above. -ENOENT: none. */
+	/*
+	 * The mapping that has @addr, or the next one above. -ENOENT: none. Since Linux 6.17 it waits for nobody who
+	 * changes the map, and may see none where mremap() is putting one in another's place.
+	 */
 	int (*vma_at)(int maps, uint64_t addr, struct kernel_vma *vma);
+	/* Whether memory is mapped at @addr, by a look that waits for them: 1, 0 or -errno (before Linux 6.7). */
+	int (*mapped)(int pagemap, uint64_t addr);
 
 	int (*memfd_new)(const char *name, uint64_t size, unsigned int flags);
 	int (*punch)(int fd, uint64_t offset, uint64_t length);

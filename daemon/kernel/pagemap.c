@@ -55,6 +55,20 @@ int kernel_page_kinds(int pagemap, uint64_t start, unsigned int pages, uint8_t *
 	return 0;
 }
 
+/* A page is told of whatever it has, if it has a mapping. Not in drivers' mappings of frames: those are passed over. */
+int kernel_mapped(int pagemap, uint64_t addr)
+{
+	struct page_region region;
+	uint64_t page = addr & ~(HMM_PAGE_SIZE - 1);
+	struct pm_scan_arg scan = {
+		.size = sizeof(scan), .start = page, .end = page + HMM_PAGE_SIZE,
+		.vec = (uintptr_t)&region, .vec_len = 1, .return_mask = PAGE_IS_PRESENT,
+	};
+	int n = ioctl(pagemap, PAGEMAP_SCAN, &scan);
+
+	return n < 0 ? -errno : n;
+}
+
 /* A page with nothing and without a mark was discarded, or never there: it counts as written once. */
 static bool is_written(const struct page_region *region)
 {

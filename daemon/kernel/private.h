@@ -13,6 +13,7 @@ int kernel_soft_dirty_clear(int clear_refs);
 ssize_t kernel_mem_read(int mem, uint64_t addr, void *buffer, size_t length);
 ssize_t kernel_mem_write(int mem, uint64_t addr, const void *buffer, size_t length);
 int kernel_vma_at(int maps, uint64_t addr, struct kernel_vma *vma);
+int kernel_mapped(int pagemap, uint64_t addr);
 int kernel_memfd_new(const char *name, uint64_t size, unsigned int flags);
 int kernel_punch(int fd, uint64_t offset, uint64_t length);
 bool kernel_merging(void);

@@ -66,7 +66,7 @@ static int look_at(struct tracker *tracker, uint64_t at, uint64_t end, uint64_t 
 	struct owner *owner = tracker->owner;
 	struct segment segment;
 	struct kernel_vma vma;
-	int r = kernel->vma_at(owner->maps, at, &vma);
+	int r = mapping_at(owner, at, &vma);
 
 	if (r && r != -ENOENT)
 		return r;

@@ -178,7 +178,7 @@ static bool is_private_huge(const struct kernel_vma *vma)
 static int find_ground(struct owner *owner, uint64_t at, struct ground *ground)
 {
 	struct kernel_vma vma;
-	int r = kernel->vma_at(owner->maps, at, &vma);
+	int r = mapping_at(owner, at, &vma);
 
 	if (r && r != -ENOENT)
 		return r;

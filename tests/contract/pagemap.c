@@ -237,6 +237,50 @@ Test(pagemap, procmap_query_by_an_open_descriptor)
 	cr_assert_eq(query.vma_start, (uintptr_t)mem);
 }
 
+/* Moves onto the same place without end. */
+static void *move_onto(void *place)
+{
+	for (;;) {
+		char *fresh = map_pages(16);
+
+		/* With a page table to be moved, too, it takes longer. */
+		fresh[0] = 1;
+		if (mremap(fresh, 16 * PAGE, 16 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, place) !=
+		    place)
+			_exit(1);
+	}
+	return NULL;
+}
+
+/*
+ * The program that moves one mapping onto another never finds none there, and PAGEMAP_SCAN, which waits for it, tells of one
+ * each time: whatever a page has, if nothing is said of what it is to have. A query may tell of none (6.18).
+ */
+Test(pagemap, a_scan_sees_a_mapping_that_is_moved_onto_another)
+{
+	int maps = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	char *place = map_pages(17);
+	struct procmap_query query = { .size = sizeof(query), .query_addr = (uintptr_t)place };
+	struct page_region region;
+	struct pm_scan_arg arg = {
+		.vec = (uintptr_t)&region, .vec_len = 1, .return_mask = PAGE_IS_PRESENT,
+	};
+	unsigned int unseen = 0;
+	pthread_t thread;
+
+	if (scan(fd, &arg, place, PAGE) < 0)
+		skip("this kernel has no PAGEMAP_SCAN");
+	cr_assert_eq(pthread_create(&thread, NULL, move_onto, place), 0);
+	for (int i = 0; i < 50000; i++)
+		unseen += ioctl(maps, PROCMAP_QUERY, &query) && errno == ENOENT;
+	fprintf(stderr, "%u of 50000 queries saw no mapping\n", unseen);
+	for (int i = 0; i < 50000; i++)
+		cr_assert_eq(scan(fd, &arg, place, PAGE), 1);
+	cr_assert_eq(munmap(place + 16 * PAGE, PAGE), 0);
+	cr_assert_eq(scan(fd, &arg, place + 16 * PAGE, PAGE), 0);
+}
+
 static bool soft_dirty(const char *mem)
 {
 	return pagemap(mem) & PM_SOFT_DIRTY;

@@ -46,6 +46,7 @@ enum call {
 	POLICY,
 	POPULATE,
 	NODE_FREE,
+	MAPPED,
 	CALLS
 };
 
@@ -53,7 +54,7 @@ static const char *const call_names[CALLS] = {
 	"uffd_copy",	   "uffd_zero",	   "uffd_poison", "uffd_continue", "uffd_protect", "uffd_register",
 	"uffd_unregister", "pagemap_read", "mem_read",	  "mem_write",	  "vma_at",
 	"memfd_new",	   "punch",	   "collapse",	  "merging",	  "page_kinds",
-	"place",	   "policy",	   "populate",	  "node_free",
+	"place",	   "policy",	   "populate",	  "node_free",	   "mapped",
 };
 
 static const struct {
@@ -181,6 +182,11 @@ static int vma_at(int maps, uint64_t addr, struct kernel_vma *vma)
 	return due(VMA_AT) ? -plan.error : kernel_real.vma_at(maps, addr, vma);
 }
 
+static int mapped(int pagemap, uint64_t addr)
+{
+	return due(MAPPED) ? -plan.error : kernel_real.mapped(pagemap, addr);
+}
+
 static int memfd_new(const char *name, uint64_t size, unsigned int flags)
 {
 	return due(MEMFD_NEW) ? -plan.error : kernel_real.memfd_new(name, size, flags);
@@ -275,6 +281,7 @@ __attribute__((constructor)) static void begin(void)
 	injecting.mem_read = mem_read;
 	injecting.mem_write = mem_write;
 	injecting.vma_at = vma_at;
+	injecting.mapped = mapped;
 	injecting.memfd_new = memfd_new;
 	injecting.punch = punch;
 	injecting.collapse = collapse;

@@ -33,6 +33,7 @@ ERRORS = {
     "mem_read": ["EIO"],
     "mem_write": ["EIO"],
     "vma_at": ["ENOMEM", "EINTR"],
+    "mapped": ["ENOMEM"],
     "memfd_new": ["EMFILE", "ENOMEM"],
     "punch": ["EINTR"],
     "collapse": ["ENOMEM", "EAGAIN"],

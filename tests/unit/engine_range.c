@@ -316,6 +316,68 @@ Test(range, errors_where_they_are)
 	fixture_end(&fixture);
 }
 
+/* What the kernel's two looks say of page 5: how often there is no mapping though there is one, and whether one can be asked. */
+static unsigned int unseen, looks, second_looks;
+static bool cannot_be_asked;
+
+static int unseeing_look(int maps, uint64_t addr, struct kernel_vma *vma)
+{
+	int r = kernel_real.vma_at(maps, addr, vma);
+
+	looks++;
+	if (!r && addr == (uint64_t)page(5) && unseen && unseen--)
+		vma->start = addr + HMM_PAGE_SIZE;
+	return r;
+}
+
+static int second_look(int pagemap, uint64_t addr)
+{
+	second_looks++;
+	return cannot_be_asked ? -ENOTTY : kernel_real.mapped(pagemap, addr);
+}
+
+Test(range, a_mapping_that_takes_another_s_place_is_seen)
+{
+	struct kernel_ops ops = kernel_real;
+	const struct kernel_ops *before = kernel;
+	char *other = mmap(NULL, 2 * HMM_PAGE_SIZE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct kernel_vma vma;
+
+	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
+	cr_assert(ne(ptr, other, MAP_FAILED));
+	memset(page(0), 1, 20 * HMM_PAGE_SIZE);
+	ops.vma_at = unseeing_look;
+	ops.mapped = second_look;
+	kernel = &ops;
+	for (unsigned int times = 0; times < 4; times++) {
+		unseen = times;
+		look(5, 6, 0, HMM_RANGE_WANT_READ, 0, 0, HERE);
+		unseen = times;
+		look(5, 6, HMM_RANGE_FLAGS_SNAPSHOT, 0, 0, 0, HERE);
+	}
+	/* As long as both have their way: whoever may wait looks again later, and is told where it never ends. */
+	unseen = 1000000;
+	look(5, 6, 0, HMM_RANGE_WANT_READ, 0, -EAGAIN, 0);
+	unseen = 50;
+	look(5, 6, HMM_RANGE_FLAGS_BLOCK, HMM_RANGE_WANT_READ, 0, 0, HERE);
+	/* A kernel that can't be asked is taken at its first word. */
+	cannot_be_asked = true;
+	unseen = 1;
+	look(5, 6, HMM_RANGE_FLAGS_BLOCK, HMM_RANGE_WANT_READ, 0, -EFAULT, 0);
+	cannot_be_asked = false;
+	/* Of what is mapped nothing more is asked; of what is not, once. */
+	looks = second_looks = unseen = 0;
+	cr_assert(eq(int, mapping_at(fixture.owner, (uint64_t)page(5), &vma), 0));
+	cr_expect(looks == 1 && second_looks == 0);
+	cr_assert(eq(int, munmap(other, HMM_PAGE_SIZE), 0));
+	cr_assert(eq(int, mapping_at(fixture.owner, (uint64_t)other, &vma), 0));
+	cr_expect(eq(u64, vma.start, (uint64_t)other + HMM_PAGE_SIZE));
+	cr_expect(looks == 2 && second_looks == 1);
+	cr_assert(eq(int, munmap(other + HMM_PAGE_SIZE, HMM_PAGE_SIZE), 0));
+	kernel = before;
+	fixture_end(&fixture);
+}
+
 /* The program has called the kernel by itself: nobody has told hmmd. */
 static void protected_unseen(uint32_t caps)
 {

@@ -183,6 +183,41 @@ Test(maps, kinds)
 	close(maps);
 }
 
+/* Both looks at the map agree where nobody changes it, whatever is mapped and whatever its pages have. */
+Test(maps, both_looks_agree)
+{
+	int maps = open_self("maps"), pagemap = open_self("pagemap");
+	struct kernel_vma vma = { 0 };
+	unsigned int seen = 0, gaps = 0;
+	uint64_t at = 0;
+	int r;
+
+	make_variety();
+	r = kernel->mapped(pagemap, (uint64_t)&vma);
+	if (r < 0)
+		cr_skip_test("this kernel has no PAGEMAP_SCAN");
+	cr_assert(eq(int, r, 1));
+	for (; kernel->vma_at(maps, at, &vma) == 0 && vma.start < HMM_VA_END; at = vma.end) {
+		if (vma.start > at) {
+			cr_assert(eq(int, kernel->mapped(pagemap, at), 0), "at %#lx", at);
+			r = kernel->mapped(pagemap, vma.start - 1);
+			cr_assert(eq(int, r, 0), "at %#lx", vma.start - 1);
+			gaps++;
+		}
+		/* The kernel's own frames aside. */
+		if (strncmp(vma.name, "[v", 2) == 0)
+			continue;
+		cr_assert(eq(int, kernel->mapped(pagemap, vma.start), 1), "at %#lx", vma.start);
+		cr_assert(eq(int, kernel->mapped(pagemap, vma.end - 1), 1), "at %#lx", vma.end - 1);
+		seen++;
+	}
+	cr_expect(gt(uint, seen, 400));
+	cr_expect(gt(uint, gaps, 100));
+	cr_expect(lt(int, kernel->mapped(maps, (uint64_t)&vma), 0));
+	close(pagemap);
+	close(maps);
+}
+
 /* Text that no kernel of ours writes, but that must do no harm. */
 Test(maps, strange_text)
 {
