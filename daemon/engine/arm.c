@@ -127,6 +127,29 @@ static bool map_is_changing(struct owner *owner)
 }
 
 /*
+ * As it was, or for more. Pages of anonymous memory may be on a device, and what is missing of it must be asked for; of
+ * files and of huge pages of the kernel's pool none ever are, and what is missing nobody but the kernel can give:
+ * they were watched. Whoever touched them would be refused, or wait for as long as they were registered for more.
+ */
+static void register_again(struct owner *owner, uint64_t at, uint64_t stop)
+{
+	struct kernel_vma vma;
+	int r = 0;
+
+	while (at < stop && (r = mapping_at(owner, at, &vma)) == 0 && vma.start < stop) {
+		uint64_t from = vma.start > at ? vma.start : at;
+		uint64_t to = vma.end < stop ? vma.end : stop;
+
+		kernel->uffd_register(owner->uffd, from, to - from,
+				      vma.file ? UFFDIO_REGISTER_MODE_WP : MODES);
+		at = to;
+	}
+	/* It can't be told which. */
+	if (r && r != -ENOENT)
+		kernel->uffd_register(owner->uffd, at, stop - at, MODES);
+}
+
+/*
  * Only what was registered here and has not been unmapped since. Unregistering
  * is not refused while an event is unread, and an mremap may have moved armed
  * pages to these addresses: its caller is not back before the event is read, so
@@ -142,8 +165,8 @@ static bool disarm(struct block *block, const struct pages *pages)
 				block->addr + (uint64_t)end * HMM_PAGE_SIZE);
 	if (!owner->gone && map_is_changing(owner)) {
 		for (first = 0; pages_run(pages, &first, &end); first = end)
-			kernel->uffd_register(owner->uffd, page_addr(block, first),
-					      (uint64_t)(end - first) << HMM_PAGE_SHIFT, MODES);
+			register_again(owner, page_addr(block, first),
+				       block->addr + (uint64_t)end * HMM_PAGE_SIZE);
 		return false;
 	}
 	for (first = 0; pages_run(pages, &first, &end); first = end) {
@@ -201,7 +224,7 @@ bool block_disarm(struct block *block)
 		unregister_ours(owner, from, end);
 	if (!disarm(block, &armed)) {
 		if (end > from)
-			kernel->uffd_register(owner->uffd, from, end - from, MODES);
+			register_again(owner, from, end);
 		return false;
 	}
 	if (end > from)

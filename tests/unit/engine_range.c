@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "engine_fixture.h"
 #include "uapi.h"
@@ -376,6 +377,54 @@ Test(range, a_mapping_that_takes_another_s_place_is_seen)
 	cr_assert(eq(int, munmap(other + HMM_PAGE_SIZE, HMM_PAGE_SIZE), 0));
 	kernel = before;
 	fixture_end(&fixture);
+}
+
+static bool changing;
+/* Modes that were asked for last, of page(0) and page(2). */
+static uint64_t registered[2];
+
+static int changing_protect(int uffd, uint64_t start, size_t length, bool protect)
+{
+	return changing ? -EAGAIN : kernel_real.uffd_protect(uffd, start, length, protect);
+}
+
+static int noted_register(int uffd, uint64_t start, size_t length, uint64_t mode)
+{
+	for (unsigned int i = 0; i < 2; i++)
+		if (start <= (uint64_t)page(2 * i) && (uint64_t)page(2 * i) < start + length)
+			registered[i] = mode;
+	return kernel_real.uffd_register(uffd, start, length, mode);
+}
+
+/* Of a file nothing is ever on a device, and of what is missing hmmd could not give all: of huge pages none. */
+Test(range, a_file_that_is_not_let_go_is_watched_and_no_more)
+{
+	int file = memfd_create("file", MFD_CLOEXEC);
+	struct kernel_ops ops = kernel_real;
+	const struct kernel_ops *before = kernel;
+
+	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
+	cr_assert(eq(int, ftruncate(file, 2 * HMM_PAGE_SIZE), 0));
+	cr_assert(ne(ptr, mmap(page(0), 2 * HMM_PAGE_SIZE, PROT_READ | PROT_WRITE,
+			       MAP_SHARED | MAP_FIXED, file, 0), MAP_FAILED));
+	memset(page(0), 1, 4 * HMM_PAGE_SIZE);
+	ops.uffd_protect = changing_protect;
+	ops.uffd_register = noted_register;
+	kernel = &ops;
+	look(0, 4, 0, HMM_RANGE_WANT_READ, 0, 0, HERE);
+	cr_expect(eq(u64, registered[0], UFFDIO_REGISTER_MODE_WP));
+	cr_expect(eq(u64, registered[1], UFFDIO_REGISTER_MODE_WP));
+	changing = true;
+	fixture_later(&fixture, QUIET);
+	changing = false;
+	/* Anonymous memory may by now be what an mremap has moved there, with pages on a device. */
+	cr_expect(eq(u64, registered[0], UFFDIO_REGISTER_MODE_WP));
+	cr_expect(eq(u64, registered[1], UFFDIO_REGISTER_MODE_WP | UFFDIO_REGISTER_MODE_MISSING));
+	fixture_later(&fixture, QUIET);
+	cr_expect(eq(ptr, fixture_block(&fixture, 0), NULL));
+	kernel = before;
+	fixture_end(&fixture);
+	close(file);
 }
 
 /* The program has called the kernel by itself: nobody has told hmmd. */
