@@ -254,6 +254,18 @@ static void home_results(struct job *job, struct block *block)
 	}
 }
 
+/*
+ * For how long it is tried again where the owner's map kept changing: 64 times are over in a few milliseconds, and
+ * who excludes memory, or ends a mirror, counts on what was there to be home.
+ */
+#define PATIENCE_NS	(3000 * NS_PER_MS)
+
+static bool may_go_on(const struct job *job)
+{
+	return job->rounds < ROUNDS_MAX ||
+	       (job->since && job->migration->owner->worker->now - job->since < PATIENCE_NS);
+}
+
 void job_run_home(struct job *job)
 {
 	struct owner *owner = job->migration->owner;
@@ -268,8 +280,11 @@ void job_run_home(struct job *job)
 			job->refused = true;
 		if (job->rounds == 0 && wanted_home(job, block))
 			block_pages_in(block, HMM_PAGE_DEVICE, job->first, job->end, &job->was_out);
-		if (!job->refused && job->rounds++ < ROUNDS_MAX && home_step(job, block))
-			return;
+		if (!job->refused && may_go_on(job)) {
+			job->rounds++;
+			if (home_step(job, block))
+				return;
+		}
 	}
 	home_results(job, block);
 	/* The holder keeps its pages for now: a block that gave copies back is looked at when it is quiet. */

@@ -10,7 +10,7 @@
 #include "engine/evict.h"
 #include "engine/owner.h"
 
-/* Rounds that a job may take before it is given up: a map that never stops changing. */
+/* Rounds that a job may take before it is given up; on the way home more, while the map does not stop changing. */
 #define ROUNDS_MAX	64
 
 struct migration {
@@ -53,7 +53,8 @@ struct job {
 	bool again;			/* from the beginning: pages without a result are left */
 	int64_t cut_short;		/* when an order ended first before it was through; 0 */
 	bool no_slot;			/* going home by slot failed: copy */
-	int64_t since;			/* share: a page could not leave, or its mapping not be exchanged; 0 */
+	int64_t since;			/* share: a page could not leave, or its mapping not be exchanged;
+					 * home: the map was changing; 0 */
 	bool refused;			/* by a driver: the block stays */
 	struct room_wait room;
 	uint32_t order_flags;

@@ -175,6 +175,8 @@ void job_block_done(struct job *job, int result)
 		job_again(job);
 		return;
 	}
+	if (result == -EAGAIN && !job->migration->to_device && !job->since)
+		job->since = owner->worker->now;
 	/* When the event has been read, or the owner's cgroup has room again. */
 	TAILQ_INSERT_TAIL(&owner->retry, &job->task, link);
 	worker_alarm(owner->worker,

@@ -7,6 +7,7 @@
 #include <criterion/criterion.h>
 #include <criterion/new/assert.h>
 #include <pthread.h>
+#include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -48,6 +49,58 @@ Test(transit, every_state_has_a_name_and_rules)
 	}
 	cr_expect(eq(str, (char *)transit_name(HMM_TRANSIT_MAX), "?"));
 	cr_expect(eq(str, (char *)transit_name(UINT32_MAX), "?"));
+}
+
+static unsigned int refusals, homes;
+
+/* As where an event is unread. */
+static int refused_copy(int uffd, uint64_t dst, const void *src, size_t length, uint64_t mode,
+			size_t *done)
+{
+	if (!refusals)
+		return kernel_real.uffd_copy(uffd, dst, src, length, mode, done);
+	refusals--;
+	*done = 0;
+	return -EAGAIN;
+}
+
+static void note_home(struct owner *owner, void *data, uint64_t pages)
+{
+	(void)owner;
+	(void)data;
+	(void)pages;
+	homes++;
+}
+
+/* How many of 20 pages stay on the device, whose copying home is refused so often. */
+static uint64_t left_there(unsigned int times)
+{
+	struct kernel_ops ops = kernel_real;
+	const struct kernel_ops *before = kernel;
+	uint64_t left;
+
+	refusals = times;
+	homes = 0;
+	ops.uffd_copy = refused_copy;
+	kernel = &ops;
+	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
+	fixture_out(&fixture, 0, 20);
+	migrate_home(fixture.owner, ROOM_START, ROOM_START + HMM_BLOCK_SIZE, NULL, note_home, NULL);
+	for (int ms = 0; ms < 4000 && !homes; ms++)
+		fixture_later(&fixture, NS_PER_MS);
+	cr_expect(eq(uint, homes, 1));
+	left = fixture.mirror->device_pages;
+	fixture_check(&fixture);
+	kernel = before;
+	fixture_end(&fixture);
+	return left;
+}
+
+Test(transit, a_map_that_changes_all_the_time_keeps_nothing_there)
+{
+	cr_expect(eq(u64, left_there(2000), 0));
+	/* For ever, it does. */
+	cr_expect(eq(u64, left_there(UINT32_MAX), 20));
 }
 
 /* Pages [0, out) of a block are on the device, and [0, coming) of them wait for the driver's answer. */

@@ -17,9 +17,10 @@
 
 static struct {
 	char *out;		/* on the device, but for its last page */
+	char *asked;		/* what a device asks for all the time */
 	_Atomic bool stop;
-	_Atomic unsigned long discards;
-	pthread_t discarding;
+	_Atomic unsigned long discards, requests;
+	pthread_t discarding, asking;
 } owner;
 
 static void *discard(void *unused)
@@ -28,6 +29,18 @@ static void *discard(void *unused)
 	while (!atomic_load(&owner.stop)) {
 		CHECK_EQ(madvise(owner.out + (PAGES - 1) * PAGE, PAGE, MADV_DONTNEED), 0);
 		atomic_fetch_add(&owner.discards, 1);
+	}
+	return NULL;
+}
+
+static void *ask(void *unused)
+{
+	(void)unused;
+	while (!atomic_load(&owner.stop)) {
+		CHECK(hmm_migrate(&mirror, (unsigned long)owner.asked, BLOCK, HMM_DEVICE, 0, NULL,
+				  NULL) >= 0);
+		atomic_fetch_add(&owner.requests, 1);
+		usleep(1000);
 	}
 	return NULL;
 }
@@ -87,8 +100,72 @@ static void huge_pages(void)
 	finish();
 }
 
+/* By anybody's userfaultfd: it has none of its own. */
+static bool is_watched(const void *memory)
+{
+	FILE *file = fopen("/proc/self/smaps", "re");
+	unsigned long at = (unsigned long)memory, from, to;
+	bool here = false, watched = false;
+	char line[512];
+
+	CHECK(file);
+	while (fgets(line, sizeof(line), file)) {
+		if (sscanf(line, "%lx-%lx ", &from, &to) == 2)
+			here = from < at + BLOCK && to > at;
+		else if (here && strncmp(line, "VmFlags:", 8) == 0)
+			watched |= strstr(line, " um") || strstr(line, " uw");
+	}
+	fclose(file);
+	return watched;
+}
+
+static void wait_until_out(void)
+{
+	int tries = 0;
+
+	while (!is_watched(owner.asked) || !test_device_pages(owner.asked, PAGES)) {
+		CHECK(tries++ < 10000);
+		usleep(1000);
+	}
+}
+
+#define EXCLUDED_TURNS 15
+
+/* Whoever excluded it may move it next, which mremap() does with one mapping: not with what hmmd watches a part of. */
+static void excluded(void)
+{
+	unsigned int late = 0;
+
+	begin();
+	owner.asked = test_map_huge(1);
+	test_fill(owner.asked, PAGES, 2);
+	CHECK_EQ(pthread_create(&owner.asking, NULL, ask, NULL), 0);
+	for (int turn = 0; turn < EXCLUDED_TURNS; turn++) {
+		wait_until_out();
+		CHECK_EQ(hmm_exclude(hmm, (unsigned long)owner.asked, BLOCK), 0);
+		CHECK_EQ(test_device_pages(owner.asked, PAGES), 0);
+		for (int tries = 0; is_watched(owner.asked); tries++) {
+			unsigned long before = atomic_load(&owner.requests);
+
+			if (tries == 300)
+				FAIL("turn %d: it is watched still, after %lu requests", turn,
+				     atomic_load(&owner.requests));
+			late += tries == 0;
+			while (atomic_load(&owner.requests) < before + 10)
+				usleep(1000);
+		}
+		CHECK_EQ(hmm_include(hmm, (unsigned long)owner.asked, BLOCK), 0);
+	}
+	printf("%u of %d times not let go at once, beside %lu discards and %lu requests\n", late,
+	       EXCLUDED_TURNS, atomic_load(&owner.discards), atomic_load(&owner.requests));
+	atomic_store(&owner.stop, true);
+	CHECK_EQ(pthread_join(owner.asking, NULL), 0);
+	test_check(owner.asked, PAGES, 2);
+	finish();
+}
+
 static const struct test_case cases[] = {
-	{ "huge-pages", huge_pages, true }, { NULL, NULL, false },
+	{ "excluded", excluded, false }, { "huge-pages", huge_pages, true }, { NULL, NULL, false },
 };
 
 int main(int argc, char **argv)
