@@ -391,6 +391,34 @@ Test(block, settles_when_all_is_home)
 	fixture_end(&fixture);
 }
 
+/* What asks for it puts off the settling of any other block, and can't that of one that its program wants left alone. */
+static bool settles_while_it_is_asked_for(bool excluded)
+{
+	struct pages pages = pages_from(0, 100);
+	struct block *block;
+
+	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
+	fixture_out(&fixture, 0, 100);
+	block = fixture_block(&fixture, 0);
+	home_begin(block, &pages, HMM_BLOCK_PAGES, false, HMM_REASON_MIGRATE, 0, NULL);
+	if (excluded)
+		cr_assert(eq(int, span_set_add(&fixture.owner->excluded, ROOM_START,
+					       ROOM_START + HMM_PAGE_SIZE), 0));
+	for (int i = 0; i < 50 && (block = fixture_block(&fixture, 0)); i++) {
+		block_settle_later(block);
+		fixture_later(&fixture, 20 * NS_PER_MS);
+	}
+	excluded = !fixture_block(&fixture, 0);
+	fixture_end(&fixture);
+	return excluded;
+}
+
+Test(block, settles_in_time_what_is_excluded)
+{
+	cr_expect(settles_while_it_is_asked_for(true));
+	cr_expect(not(settles_while_it_is_asked_for(false)));
+}
+
 Test(block, does_not_settle_while_the_device_reads)
 {
 	struct pages pages = pages_from(0, 10);
