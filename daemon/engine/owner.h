@@ -860,6 +860,8 @@ void advise_request(struct owner *owner, struct letter *letter);	/* ADVISE, ATTR
 
 /* recover.c */
 void recover_reopen(struct worker *worker, struct letter *letter);
+/* remake.c: its mirrors. -errno, said to @letter: not now; some may be there. */
+int remake_mirrors(struct owner *owner, struct letter *letter);
 void recover_request(struct owner *owner, struct letter *letter);	/* REOPEN_REGION, _MIRROR, _DONE */
 bool recover_serves(const struct owner *owner, uint16_t opcode);	/* while owner->recovering */
 bool recover_tick(struct owner *owner, int64_t now);	/* false: given up */

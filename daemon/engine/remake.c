@@ -1,0 +1,168 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * remake.c - the mirrors of an owner that outlived an earlier hmmd, and their devices, as the journal has
+ * them. Runs on the owner's worker, before the owner's library says more.
+ *
+ * A device's driver may not have come back yet: the device is there for it when it does. A card's BAR is where
+ * the holder has kept it, with all that is in it (bar.h).
+ *
+ * What can fail: a mirror that is not to be had for good (no room in the pool, the card is gone) costs what lay there,
+ * logged; a BAR that is not to be had now, and the library comes again. A device's name that is another's by now costs nothing: the
+ * BAR's pages have one that nobody guesses.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "engine/worker.h"
+#include "log.h"
+
+/*
+ * The card is where the holder has kept it: 0, with the BAR, or without, if it is gone for good, and all that was
+ * in it. -errno: that is not to be known now.
+ */
+static int find_bar(const struct owner *owner, const struct hmm_journal_mirror *note, struct bar_share *share)
+{
+	char address[CARD_ADDRESS], why[240] = "the ledger names none";
+	const struct bar_wish wish = { .address = address, .index = share->index, .kept = true };
+	int r = -ENODEV;
+
+	card_print_number(note->card, address);
+	if (note->card)
+		r = bar_open(&wish, &share->bar, why, sizeof(why));
+	if (!r) {
+		bar_promise_again(share->bar, share->pages);
+		return 0;
+	}
+	if (r != -ENOENT && r != -ENODEV && r != -EBUSY) {
+		log_warn("owner %u: the memory of %.64s is not to be had now: %s", owner->id, note->device, why);
+		return r;
+	}
+	log_error("owner %u: the memory of %.64s is not to be had: %s", owner->id, note->device, why);
+	return 0;
+}
+
+static int remake_bar(struct owner *owner, const struct hmm_journal_mirror *note, const char *name)
+{
+	struct devices *devices = &owner->worker->engine->devices;
+	struct device *device;
+	struct bar_share share = {
+		.card = note->card,
+		.index = (uint32_t)note->bar,
+		.pages = note->bar_pages < BAR_MAX_PAGES ? (uint32_t)note->bar_pages : BAR_MAX_PAGES,
+	};
+	int r = find_bar(owner, note, &share);
+
+	if (r)
+		return r;
+	r = device_new_bar(devices, name, &share, note->caps, owner->peer, &device);
+	/* Others have taken the room since. What is there comes home all the same. */
+	if (r == -ENOSPC) {
+		share.scarce = true;
+		r = device_new_bar(devices, name, &share, note->caps, owner->peer, &device);
+	}
+	if (!r)
+		return 0;
+	if (share.bar)
+		bar_unpromise(share.bar, share.pages);
+	bar_put(share.bar);
+	/* Its creator may have been faster. */
+	return r == -EBUSY ? 0 : r;
+}
+
+/* Whoever made a device of that name meanwhile may have meant another memory. */
+static bool is_as_noted(const struct device *device, const struct hmm_journal_mirror *note)
+{
+	if (!device_has_bar(device) && note->kind != HMM_POOL_KIND_VFIO)
+		return true;
+	return device_has_bar(device) && note->kind == HMM_POOL_KIND_VFIO && device->bar_card == note->card &&
+	       device->bar_index == note->bar;
+}
+
+/* The device of that name, held. Where it is another's the BAR's pages have one of a name that nobody guesses. */
+static int use_remade(struct owner *owner, const struct hmm_journal_mirror *note, char *name, size_t size,
+		      struct device **result)
+{
+	struct devices *devices = &owner->worker->engine->devices;
+	uint32_t number;
+	size_t length;
+	int r;
+
+	*result = device_use_name(devices, name);
+	if (*result && is_as_noted(*result, note))
+		return 0;
+	if (*result)
+		device_unuse(devices, *result);
+	if (!*result || note->kind != HMM_POOL_KIND_VFIO)
+		return *result ? -EEXIST : -ENODEV;
+	if (getrandom(&number, sizeof(number), 0) != sizeof(number))
+		return -EAGAIN;
+	length = strnlen(name, size - sizeof("~01234567"));
+	snprintf(name + length, size - length, "~%08x", number);
+	log_warn("owner %u: there is another device %.64s: its own is %s from now on", owner->id, note->device, name);
+	r = remake_bar(owner, note, name);
+	if (r)
+		return r;
+	*result = device_use_name(devices, name);
+	return *result ? 0 : -ENODEV;
+}
+
+static int remake_mirror(struct owner *owner, unsigned int index)
+{
+	struct hmm_journal_mirror *note = &owner->journal->mirror[index];
+	struct devices *devices = &owner->worker->engine->devices;
+	char name[sizeof(note->device)], noted[sizeof(note->device)];
+	struct placement placement;
+	struct mirror *mirror;
+	struct device *device;
+	const char *why;
+	int r = 0;
+
+	memcpy(noted, note->device, sizeof(noted));
+	memcpy(name, note->device, sizeof(name));
+	name[sizeof(name) - 1] = '\0';
+	if (placement_make(&placement, note->placement, note->node, note->nodes, &why))
+		return -EINVAL;
+	/* Its driver may not have come back yet: the device is there for it when it does. */
+	if (!device_by_name(devices, name))
+		r = note->kind == HMM_POOL_KIND_VFIO ?
+			remake_bar(owner, note, name) :
+			device_new(devices, name, (enum hmm_pool_kind)note->kind, &placement, note->size,
+				   note->caps, owner->peer, &device);
+	if (!r || r == -EBUSY)
+		r = use_remade(owner, note, name, sizeof(name), &device);
+	if (r)
+		return r;
+	if (!device_has_bar(device))
+		device_expect(devices, device->id, note->token, note->driver, note->card);
+	mirror = mirror_new(owner, index, device);
+	if (!mirror) {
+		device_unuse(devices, device);
+		return -ENOMEM;
+	}
+	memcpy(note->device, noted, sizeof(noted));
+	far_bar_adopt(mirror);
+	mirror->awaited = note->windows;
+	mirror->unready = note->callbacks;
+	mirror->flags = note->tracked ? HMM_MIRROR_FLAGS_TRACKED : 0;
+	return 0;
+}
+
+int remake_mirrors(struct owner *owner, struct letter *letter)
+{
+	for (unsigned int i = 0; i < MIRRORS_MAX; i++) {
+		const struct hmm_journal_mirror *note = &owner->journal->mirror[i];
+		int r = note->used ? remake_mirror(owner, i) : 0;
+
+		/* Not -EAGAIN, which the library would not leave its connection for: it has others to tell. */
+		if (r && note->kind == HMM_POOL_KIND_VFIO)
+			return letter_fail(letter, -EBUSY, "the memory of %.64s is not to be had now: %s", note->device,
+					   strerror(-r));
+		if (r)
+			log_error("owner %u: its mirror on %.64s can't be made again: %s", owner->id, note->device,
+				  r == -ENOSPC ? "no room in the pool" :
+				  r == -EEXIST ? "there is another device of that name" : strerror(-r));
+	}
+	return 0;
+}
