@@ -120,6 +120,24 @@ class Messages(wire.Test):
             self.expect_error(client.ask(wire.DEVICE_NEW, device), errno.EINVAL, said)
         client.status()
 
+    def test_a_card_as_memory(self):
+        """Of kind vfio (5): what it needs, and what it cannot be."""
+        client = self.connect()
+        card = "0000:00:04.0"
+        for error, said, how in ((errno.EINVAL, "say which card", {"bus": ""}),
+                                 (errno.EINVAL, "it goes with faults", {"caps": 0}),
+                                 (errno.EINVAL, "it goes with faults", {"caps": 1 | 4}),
+                                 (errno.EINVAL, "it goes with faults", {"caps": 1 | 8}),
+                                 (errno.EINVAL, "node is -1", {"node": 0}),
+                                 (errno.EINVAL, "node is -1", {"placement": 3, "nodes": 1}),
+                                 (errno.ENOSPC, "no BAR has", {"size": 1 << 60}),
+                                 (errno.EINVAL, "is no PCI address", {"bus": "4.0"}),
+                                 (errno.EINVAL, "is no PCI address", {"bus": "0000:00:99.0"}),
+                                 (errno.ENODEV, "there is no PCI device ffff:ff:1f.7", {"bus": "ffff:ff:1f.7"})):
+            device = wire.new_device("gpu", **{"pool": 5, "caps": 1, "bus": card, **how})
+            self.expect_error(client.ask(wire.DEVICE_NEW, device), error, said)
+        client.status()
+
     def test_text_that_is_none(self):
         for name in (b"x" * 64, b"a\0b" + bytes(61), b"caf\xc3\xa9" + bytes(59), b"a\nb" + bytes(61)):
             client = self.connect(hello=False)

@@ -72,7 +72,8 @@ class CommandLine(Service):
         self.assertEqual((status, output), (2, ""))
         self.assertEqual(errors.splitlines(), [
             f"{bad}:2: 'size' is 'much'; it must be a size from 2M to 64T in pages of 4K, such as 512M or 4G, or auto",
-            f"{bad}:3: unknown key 'kinds' in [pool]; known are: kind, size, node, placement, evict_high, evict_low"])
+            f"{bad}:3: unknown key 'kinds' in [pool]; known are: kind, size, node, placement, card, bar, "
+            "evict_high, evict_low"])
         status, _, errors = self.run_hmmd("--config", os.path.join(self.folder, "none.conf"))
         self.assertEqual(status, 2)
         self.assertIn("none.conf: cannot be read: No such file or directory", errors)
