@@ -4,30 +4,10 @@
 The card is QEMU's ivshmem-plain, which the emulated machine of tests/guest has: its BAR 2 is memory. This binds it to vfio-pci.
 """
 
-import glob
-import os
-import subprocess
-
 import harness
+import vfio_card
 
-IVSHMEM = ("0x1af4", "0x1110")
 PAGES = 1500
-
-
-def read(path):
-    with open(path) as file:
-        return file.read().strip()
-
-
-def hmmctl(*words):
-    return subprocess.run([harness.binary("hmmctl"), *words], capture_output=True, text=True, timeout=harness.scaled(60))
-
-
-def find_card():
-    for folder in glob.glob("/sys/bus/pci/devices/*"):
-        if (read(f"{folder}/vendor"), read(f"{folder}/device")) == IVSHMEM:
-            return os.path.basename(folder)
-    return None
 
 
 class Pages:
@@ -131,30 +111,9 @@ class Pages:
         owner.finish()
 
 
-class Bar(Pages, harness.Test):
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        cls.card = find_card() if os.path.isdir("/sys/bus/pci/devices") else None
-        cls.missing = None if cls.card else "there is no ivshmem card"
-        if cls.card and not os.path.exists(f"/sys/bus/pci/devices/{cls.card}/iommu_group"):
-            cls.missing = "the ivshmem card is behind no IOMMU"
-        if cls.missing:
-            return
-        if not os.path.exists(f"/sys/bus/pci/devices/{cls.card}/driver"):
-            done = hmmctl("device", "bind", cls.card)
-            assert done.returncode == 0, done.stderr
-            cls.addClassCleanup(cls.give_back)
-
-    @classmethod
-    def give_back(cls):
-        """Once nobody has it open: the process that keeps cards outlives a hmmd that was killed by its grace time."""
-        harness.wait_until(lambda: hmmctl("device", "unbind", cls.card).returncode == 0, 90, f"that {cls.card} is given back")
-
-    def setUp(self):
-        super().setUp()
-        if self.missing:
-            self.skipTest(self.missing)
+class Bar(Pages, vfio_card.Test):
+    ids = ("0x1af4", "0x1110")
+    name = "ivshmem"
 
     def test_no_such_memory(self):
         for bar, why in ((0, "less than two pages"), (1, "has no BAR 1")):

@@ -9,35 +9,18 @@ import contextlib
 import glob
 import os
 import re
-import subprocess
 import time
 
 import harness
+import vfio_card
 
 PROGRAM = "mirror-card"
 LIMIT = "/sys/module/vfio_iommu_type1/parameters/dma_entry_limit"
-EDU = ("0x1234", "0x11e8")
-
-
-def read(path):
-    with open(path) as file:
-        return file.read().strip()
 
 
 def write(path, text):
     with open(path, "w") as file:
         file.write(text)
-
-
-def hmmctl(*words):
-    return subprocess.run([harness.binary("hmmctl"), *words], capture_output=True, text=True, timeout=harness.scaled(60))
-
-
-def find_card():
-    for folder in glob.glob("/sys/bus/pci/devices/*"):
-        if (read(f"{folder}/vendor"), read(f"{folder}/device")) == EDU:
-            return os.path.basename(folder)
-    return None
 
 
 def find_other():
@@ -49,37 +32,24 @@ def find_other():
     return None
 
 
-class Card(harness.Test):
+class Card(vfio_card.Test):
+    ids = ("0x1234", "0x11e8")
+    name = "edu"
     daemon_args = ["--pool", "memfd-huge"]
     quiet_at = 0
 
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.card = find_card() if os.path.isdir("/sys/bus/pci/devices") else None
-        cls.missing = None if cls.card else "there is no edu card"
-        if cls.card and not os.path.exists(f"/sys/bus/pci/devices/{cls.card}/iommu_group"):
-            cls.missing = "the edu card is behind no IOMMU"
         if cls.missing:
             return
-        if not os.path.exists(f"/sys/bus/pci/devices/{cls.card}/driver"):
-            done = hmmctl("device", "bind", cls.card)
-            assert done.returncode == 0, done.stderr
-            cls.addClassCleanup(cls.give_back)
         os.environ["HMM_TEST_CARD"] = cls.card
         other = find_other()
         if other:
             os.environ["HMM_TEST_OTHER_CARD"] = other
 
-    @classmethod
-    def give_back(cls):
-        """Once nobody has it open: the process that keeps cards outlives a hmmd that was killed by its grace time."""
-        harness.wait_until(lambda: hmmctl("device", "unbind", cls.card).returncode == 0, 90, f"that {cls.card} is given back")
-
     def setUp(self):
         super().setUp()
-        if self.missing:
-            self.skipTest(self.missing)
         self.log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
         os.lseek(self.log, 0, os.SEEK_END)
 
@@ -169,7 +139,7 @@ class Card(harness.Test):
         self.check_case("late")
 
     def test_limited(self):
-        before = read(LIMIT)
+        before = vfio_card.read(LIMIT)
         write(LIMIT, "4")
         try:
             self.check_case("limited")
