@@ -25,6 +25,7 @@
 #include <string.h>
 
 #include "engine/far.h"
+#include "engine/far_bar.h"
 #include "engine/job.h"
 #include "engine/notice.h"
 #include "engine/owner.h"

@@ -21,6 +21,7 @@
 #include <stdlib.h>
 
 #include "engine/far.h"
+#include "engine/far_bar.h"
 #include "engine/owner.h"
 #include "engine/worker.h"
 #include "log.h"

@@ -19,6 +19,7 @@
 #include <string.h>
 
 #include "engine/far.h"
+#include "engine/far_bar.h"
 #include "engine/owner.h"
 #include "engine/worker.h"
 #include "log.h"

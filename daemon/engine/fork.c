@@ -26,6 +26,7 @@
 #include <unistd.h>
 
 #include "engine/dma.h"
+#include "engine/far_bar.h"
 #include "engine/graft.h"
 #include "engine/owner.h"
 #include "engine/worker.h"

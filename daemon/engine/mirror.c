@@ -10,6 +10,7 @@
 
 #include "engine/copies.h"
 #include "engine/dma.h"
+#include "engine/far_bar.h"
 #include "engine/worker.h"
 #include "log.h"
 #include "tracking/tracking.h"

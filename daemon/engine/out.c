@@ -18,6 +18,7 @@
 #include <string.h>
 
 #include "engine/breakage.h"
+#include "engine/far_bar.h"
 #include "engine/fork.h"
 #include "engine/job.h"
 #include "engine/notice.h"

@@ -628,19 +628,6 @@ void far_peer_gone(struct mirror *mirror);
 /* Asks again for what could not be had; finds drivers that do not come back. */
 void far_tick(struct owner *owner, int64_t now);
 
-/* far_bar.c: memory that is a BAR of a card; nobody is asked */
-int far_bar_begin(struct mirror *mirror);	/* a new one; -ENOSPC: too many have pages there */
-void far_bar_adopt(struct mirror *mirror);	/* one of before a restart, or another attempt after one */
-void far_bar_end(struct mirror *mirror);
-void far_bar_release(struct mirror *mirror, uint32_t number);
-bool far_bar_is_lost(const struct mirror *mirror);
-/* The ledger is settled: what it does not know of is free, and what is not there is lost. */
-void far_bar_recover(struct owner *owner);
-/* Whether something could go on at once; *@any: or later. */
-bool far_bar_is_due(const struct owner *owner, bool *any);
-/* What is due goes on; some of it. */
-void far_bar_tick(struct owner *owner, int64_t now);
-
 /* order.c */
 struct block_order *order_issue(struct owner *owner, uint32_t kind, struct block *block,
 				unsigned int slot, const struct pages *want, uint32_t flags);

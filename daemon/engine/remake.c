@@ -15,6 +15,7 @@
 #include <string.h>
 #include <sys/random.h>
 
+#include "engine/far_bar.h"
 #include "engine/worker.h"
 #include "log.h"
 
@@ -67,8 +68,7 @@ static int remake_bar(struct owner *owner, const struct hmm_journal_mirror *note
 	if (share.bar)
 		bar_unpromise(share.bar, share.pages);
 	bar_put(share.bar);
-	/* Its creator may have been faster. */
-	return r == -EBUSY ? 0 : r;
+	return r;
 }
 
 /* Whoever made a device of that name meanwhile may have meant another memory. */
@@ -130,6 +130,7 @@ static int remake_mirror(struct owner *owner, unsigned int index)
 			remake_bar(owner, note, name) :
 			device_new(devices, name, (enum hmm_pool_kind)note->kind, &placement, note->size,
 				   note->caps, owner->peer, &device);
+	/* Its creator may have been faster. */
 	if (!r || r == -EBUSY)
 		r = use_remade(owner, note, name, sizeof(name), &device);
 	if (r)

@@ -184,11 +184,17 @@ static bool is_anothers(void *data, uint32_t number, uint32_t tag)
 	return tag != *claim;
 }
 
+static uint32_t count(struct bar *bar, uint32_t claim)
+{
+	const uint32_t *pages = claims_pages(&bar->claims, claim);
+
+	return pages ? *pages : 0;
+}
+
 /* With the lock held. */
 static uint32_t drop(struct bar *bar, uint32_t claim)
 {
-	const uint32_t *pages = claims_pages(&bar->claims, claim);
-	uint32_t n = pages ? *pages : 0;
+	uint32_t n = count(bar, claim);
 
 	if (n)
 		frames_sift(&bar->frames, is_anothers, &claim);
@@ -422,11 +428,6 @@ const struct card *bar_card(const struct bar *bar)
 	return bar->card;
 }
 
-unsigned int bar_index(const struct bar *bar)
-{
-	return bar->index;
-}
-
 /* The seal is thrown anew whenever nothing of before is there. */
 uint64_t bar_contents(const struct bar *bar)
 {
@@ -501,24 +502,20 @@ bool bar_reclaim(struct bar *bar, uint64_t contents, uint32_t claim)
 
 uint32_t bar_count(struct bar *bar, uint32_t claim)
 {
-	const uint32_t *pages;
 	uint32_t n;
 
 	pthread_mutex_lock(&bar->lock);
-	pages = claims_pages(&bar->claims, claim);
-	n = pages ? *pages : 0;
+	n = count(bar, claim);
 	pthread_mutex_unlock(&bar->lock);
 	return n;
 }
 
 uint32_t bar_leave(struct bar *bar, uint32_t claim)
 {
-	const uint32_t *pages;
 	uint32_t n;
 
 	pthread_mutex_lock(&bar->lock);
-	pages = claims_pages(&bar->claims, claim);
-	n = pages ? *pages : 0;
+	n = count(bar, claim);
 	claims_leave(&bar->claims, claim);
 	pthread_mutex_unlock(&bar->lock);
 	return n;

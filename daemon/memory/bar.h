@@ -62,7 +62,6 @@ int bar_open(const struct bar_wish *wish, struct bar **result, char *why, size_t
 void bar_put(struct bar *bar);
 
 const struct card *bar_card(const struct bar *bar);
-unsigned int bar_index(const struct bar *bar);
 /* Which contents its claims are of: another number after it was reset, or given up in between. */
 uint64_t bar_contents(const struct bar *bar);
 uint32_t bar_pages(const struct bar *bar);

@@ -122,40 +122,21 @@ static int device_new_locked(struct devices *devices, const char *name, enum hmm
 	return 0;
 }
 
-int device_new(struct devices *devices, const char *name, enum hmm_pool_kind kind,
-	       const struct placement *placement, uint64_t size, uint64_t caps, uint64_t creator, struct device **result)
+static int make(struct devices *devices, const char *name, enum hmm_pool_kind kind, const struct placement *placement,
+		uint64_t size, uint64_t caps, uint64_t creator, const struct bar_share *share, struct device **result)
 {
-	const struct placement any = PLACEMENT_ANY;
 	int r;
 
 	if (!*name || strlen(name) >= sizeof((*result)->name))
 		return -EINVAL;
 	pthread_mutex_lock(&devices->lock);
-	r = device_new_locked(devices, name, kind, placement ? placement : &any, size, result);
+	r = device_new_locked(devices, name, kind, placement, size, result);
 	if (!r) {
 		(*result)->caps = caps;
 		(*result)->creator = creator;
 		(*result)->uid = (uid_t)-1;
 	}
-	pthread_mutex_unlock(&devices->lock);
-	return r;
-}
-
-int device_new_bar(struct devices *devices, const char *name, const struct bar_share *share, uint64_t caps,
-		   uint64_t creator, struct device **result)
-{
-	const struct placement any = PLACEMENT_ANY;
-	uint64_t size = share->scarce ? 0 : (uint64_t)share->pages << HMM_PAGE_SHIFT;
-	int r;
-
-	if (!*name || strlen(name) >= sizeof((*result)->name))
-		return -EINVAL;
-	pthread_mutex_lock(&devices->lock);
-	r = device_new_locked(devices, name, HMM_POOL_KIND_VFIO, &any, size < BAR_PASSING ? size : BAR_PASSING, result);
-	if (!r) {
-		(*result)->caps = caps;
-		(*result)->creator = creator;
-		(*result)->uid = (uid_t)-1;
+	if (!r && share) {
 		(*result)->bar = share->bar;
 		(*result)->bar_card = share->card;
 		(*result)->bar_index = share->index;
@@ -164,6 +145,21 @@ int device_new_bar(struct devices *devices, const char *name, const struct bar_s
 	}
 	pthread_mutex_unlock(&devices->lock);
 	return r;
+}
+
+int device_new(struct devices *devices, const char *name, enum hmm_pool_kind kind,
+	       const struct placement *placement, uint64_t size, uint64_t caps, uint64_t creator, struct device **result)
+{
+	return make(devices, name, kind, placement ? placement : &PLACEMENT_ANY, size, caps, creator, NULL, result);
+}
+
+int device_new_bar(struct devices *devices, const char *name, const struct bar_share *share, uint64_t caps,
+		   uint64_t creator, struct device **result)
+{
+	uint64_t size = share->scarce ? 0 : (uint64_t)share->pages << HMM_PAGE_SHIFT;
+
+	return make(devices, name, HMM_POOL_KIND_VFIO, &PLACEMENT_ANY, size < BAR_PASSING ? size : BAR_PASSING, caps, creator,
+		    share, result);
 }
 
 static int resize_locked(struct devices *devices, struct device *device, uint64_t size)

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "engine/far_bar.h"
 #include "engine_fixture.h"
 #include "fake_vfio.h"
 #include "tests/leakcheck.h"
