@@ -21,6 +21,7 @@
 
 /* How long a block that is all home is left alone before it is disarmed. */
 #define SETTLE_NS	(50 * NS_PER_MS)
+#define SOON_NS		NS_PER_MS
 
 /*
  * madvise() zaps after its REMOVE event was read, and no call says when: a
@@ -553,6 +554,26 @@ void block_settle_later(struct block *block)
 	worker_alarm(owner->worker, block->settle_at);
 }
 
+/*
+ * Whoever excluded it waits to move it. The moments between the events of a program that discards pages without end
+ * are few: one try in seven met one, and 60 in a row met none once in a thousand waits.
+ */
+static void settle_soon(struct block *block)
+{
+	struct owner *owner = block->owner;
+	struct block *next = TAILQ_FIRST(&owner->settling);
+
+	block->queued = true;
+	block->settle_at = owner->worker->now + SOON_NS;
+	while (next && next->settle_at <= block->settle_at)
+		next = TAILQ_NEXT(next, settle);
+	if (next)
+		TAILQ_INSERT_BEFORE(next, block, settle);
+	else
+		TAILQ_INSERT_TAIL(&owner->settling, block, settle);
+	worker_alarm(owner->worker, block->settle_at);
+}
+
 bool block_device_reads(const struct block *block)
 {
 	const struct mirror *mirror = block_mirror(block);
@@ -575,7 +596,7 @@ void block_settle(struct block *block)
 	if (!block_at_rest(block))
 		return;
 	if (!block_disarm_excluded(block)) {
-		block_settle_later(block);
+		settle_soon(block);
 		return;
 	}
 	if (far_settle(block, NULL))
