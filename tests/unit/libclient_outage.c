@@ -200,8 +200,7 @@ Test(outage, descriptors_are_in_nobody_s_way)
 	/*
 	 * And a program may close all that it does not know; in a child, for the test's own sake.
 	 */
-	fflush(NULL);
-	if (fork() == 0) {
+	if (fork_at_rest() == 0) {
 		be_driver();
 		syscall(SYS_close_range, 3U, ~0U, 0U);
 		check_read();
@@ -224,8 +223,7 @@ Test(outage, a_child_has_no_part_in_its_parents_handle)
 
 	script_begin();
 	be_driver();
-	fflush(NULL);
-	if (fork() == 0) {
+	if (fork_at_rest() == 0) {
 		if (hmm_device_read(&mirror, 0x7000, &byte, 1) != -ESTALE || hmm_features(hmm))
 			_exit(1);
 		hmm_close(hmm);

@@ -265,8 +265,7 @@ Test(prefetch, what_is_no_prefetch)
 	follow();
 	/* A child has no part in it; a fork waits for what is on its way to a device. */
 	script->hold_migrates = false;
-	fflush(NULL);
-	if (fork() == 0) {
+	if (fork_at_rest() == 0) {
 		if (hmm_prefetch_result(prefetch, NULL, NULL) != -ESTALE ||
 		    hmm_prefetch_cancel(prefetch) != -ESTALE)
 			_exit(1);

@@ -6,7 +6,9 @@
 #include "libclient_script.h"
 
 #include <criterion/criterion.h>
+#include <dirent.h>
 #include <errno.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -297,6 +299,39 @@ static int let_go(struct hmm_mirror *of, const struct hmm_update *update)
 
 const struct hmm_mirror_ops ops = { .size = sizeof(ops),
 				    .sync_cpu_device_pagetables = let_go };
+
+static bool others_sleep(void)
+{
+	DIR *tasks = opendir("/proc/self/task");
+	char path[sizeof("/proc/self/task/") + NAME_MAX + sizeof("/stat")];
+	struct dirent *entry;
+	bool asleep = true;
+	char state;
+
+	cr_assert_not_null(tasks);
+	while ((entry = readdir(tasks))) {
+		FILE *stat;
+
+		if (entry->d_name[0] == '.' || strtol(entry->d_name, NULL, 10) == gettid())
+			continue;
+		snprintf(path, sizeof(path), "/proc/self/task/%s/stat", entry->d_name);
+		stat = fopen(path, "re");
+		/* One that has just ended is gone by the next look. */
+		asleep &= stat && fscanf(stat, "%*d (%*[^)]) %c", &state) == 1 && state == 'S';
+		if (stat)
+			fclose(stat);
+	}
+	closedir(tasks);
+	return asleep;
+}
+
+pid_t fork_at_rest(void)
+{
+	fflush(NULL);
+	while (!others_sleep())
+		usleep(1000);
+	return fork();
+}
 
 int open_peer(void)
 {

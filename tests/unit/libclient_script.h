@@ -59,6 +59,12 @@ extern const struct hmm_mirror_ops ops;
 extern int updates, unregistered;
 extern _Atomic int let_go_of_all;
 
+/*
+ * fork() when no other thread is awake. One that is just beginning or ending may hold a lock of AddressSanitizer's
+ * allocator, which older ones do not take over a fork: the child would wait for it for ever.
+ */
+pid_t fork_at_rest(void);
+
 /* Return: as hmm_open_peer(). */
 int open_peer(void);
 void be_driver(void);

@@ -246,7 +246,7 @@ static void remapped(void)
 
 	open_tracked();
 	memory = test_map(100);
-	other = test_map(20);
+	other = test_map_apart(20);
 	test_fill(memory, 100, 1);
 	test_fill(other, 20, 2);
 	dirty = begin(memory, 100);
@@ -286,8 +286,8 @@ static void remapped_whole(void)
 	char *memory, *room;
 
 	open_tracked();
-	memory = test_map(100);
-	room = test_map(100);
+	memory = test_map_apart(100);
+	room = test_map_apart(100);
 	test_fill(memory, 100, 5);
 	dirty = begin(memory + 50 * PAGE, 50);
 	CHECK(mremap(memory, 100 * PAGE, 100 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, room) == room);

@@ -192,9 +192,7 @@ static void holes(void)
 	char *memory;
 
 	open_own();
-	/* Apart, so that nobody's mmap() comes into the hole. */
-	memory = test_map_huge(1);
-	CHECK_EQ(madvise(memory, BLOCK, MADV_NOHUGEPAGE), 0);
+	memory = test_map_apart(8);
 	CHECK_EQ(munmap(memory + 6 * PAGE, 2 * PAGE), 0);
 	CHECK_EQ(hmm_device_exclusive_begin(&own, (unsigned long)memory, 8 * PAGE, results), 6);
 	CHECK_EQ(count_marked(memory, 8), 6);

@@ -159,6 +159,16 @@ char *test_map_huge(size_t blocks)
 	return memory;
 }
 
+char *test_map_apart(size_t pages)
+{
+	const size_t blocks = (pages * PAGE + BLOCK - 1) / BLOCK, rest = blocks * BLOCK - pages * PAGE;
+	char *memory = test_map_huge(blocks);
+
+	CHECK(!rest || !munmap(memory + pages * PAGE, rest));
+	madvise(memory, pages * PAGE, MADV_NOHUGEPAGE);
+	return memory;
+}
+
 char *test_map_across(size_t pages)
 {
 	const size_t apart = 64UL << 20;

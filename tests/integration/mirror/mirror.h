@@ -67,6 +67,8 @@ void test_mirror(struct hmm_mirror *other, struct hmm_device *device);
 /* Private anonymous memory with 4 KiB pages, or aligned and of huge pages. */
 char *test_map(size_t pages);
 char *test_map_huge(size_t blocks);
+/* Where nobody's mmap() comes into a hole of it, for tests that leave one and map there again. */
+char *test_map_apart(size_t pages);
 /* With a multiple of 64 MiB in the middle, which is as good a place as any other. */
 char *test_map_across(size_t pages);
 /* At most 480 pages of 4 KiB, all in one block: for tests that count what happens. */

@@ -245,7 +245,7 @@ static void mapped_anew(void)
 
 static void remapped(void)
 {
-	char *memory = open_and_begin(100), *other = test_map(20);
+	char *memory = open_and_begin(100), *other = test_map_apart(20);
 
 	test_fill(other, 20, 2);
 	CHECK(mremap(memory + 10 * PAGE, 10 * PAGE, 10 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, memory + 50 * PAGE) ==
