@@ -32,6 +32,7 @@
 #include "engine/copies.h"
 #include "engine/dma.h"
 #include "engine/owner.h"
+#include "engine/protect.h"
 #include "engine/worker.h"
 #include "log.h"
 #include "uapi.h"
@@ -378,6 +379,25 @@ static int look_at_pages(struct look *look, uint64_t from, const struct view *vi
 	return r;
 }
 
+/*
+ * Rights have gone, and hmmd is being asked to follow or never will be. Lesser entries in the place of what was shown
+ * would hide what there is to take back: other ranges would stay valid with rights that no mapping gives.
+ */
+static int follow_rights(struct look *look, struct block *block, uint64_t from, const struct view *view)
+{
+	const unsigned int first = page_index(from), end = page_index(view->end - 1) + 1;
+
+	if (view->write || !block)
+		return 0;
+	for (unsigned int i = first; i < end; i++) {
+		if (!block_remote_exceeds(block, i, view->read, false))
+			continue;
+		protect_follow(block, first, end);
+		return again(look);
+	}
+	return 0;
+}
+
 static bool is_coherent(struct owner *owner, uint64_t addr)
 {
 	const struct block *block = block_find(owner, addr);
@@ -415,6 +435,9 @@ static int look_at_mapping(struct look *look, uint64_t *from, uint64_t end)
 			return again(look);
 	}
 	block = block_find(owner, *from);
+	r = follow_rights(look, block, *from, &view);
+	if (r)
+		return r;
 	if (!page_size_fits(look, block, &view))
 		return -EINVAL;
 	r = check_wants(look, &view, *from);

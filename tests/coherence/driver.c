@@ -373,6 +373,19 @@ static void range_check(struct driver *driver)
 	hmm_range_unregister(&driver->looked_at.range);
 }
 
+/*
+ * Whether hmmd follows what was seen. Of memory that was excluded then it does not; it may have been included and seen
+ * by another device since, after other rights had come.
+ */
+static bool is_followed(const struct driver *driver, unsigned long address, uint64_t pfn)
+{
+	uint64_t entry = hmm_mirror_lookup(&driver->mirror, address);
+
+	if (!(pfn & range_flags[HMM_PFN_VALID]) || !(entry & HMM_ENTRY_VALID))
+		return false;
+	return !(pfn & range_flags[HMM_PFN_WRITE]) || entry & HMM_ENTRY_WRITE;
+}
+
 static void range_look(struct driver *driver, uint32_t page)
 {
 	struct looked_at *looked_at = &driver->looked_at;
@@ -392,8 +405,7 @@ static void range_look(struct driver *driver, uint32_t page)
 		board_excused(me->board, me->who, "hmm_range_fault", result);
 	for (uint32_t i = 0; i < looked_at->pages; i++) {
 		looked_at->begun[i] = board_stroke(me->board, page + i).begun;
-		looked_at->watched[i] = result > 0 && looked_at->pfns[i] & range_flags[HMM_PFN_VALID] &&
-					hmm_mirror_lookup(&driver->mirror, start + i * PAGE_BYTES) & HMM_ENTRY_VALID;
+		looked_at->watched[i] = result > 0 && is_followed(driver, start + i * PAGE_BYTES, looked_at->pfns[i]);
 		if (result > 0 && (looked_at->pfns[i] & looked_at->range.default_flags & 3) !=
 					  (looked_at->range.default_flags & 3))
 			board_fail(me->board, me->who, "hmm_range_fault gave entry %#lx for page %u, wanted %#lx",

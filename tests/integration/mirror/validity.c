@@ -238,6 +238,39 @@ static void protected_later(void)
 	test_close();
 }
 
+/*
+ * Somebody looks after the rights have gone and before hmmd is asked to follow: it sees the lesser ones, and whoever saw
+ * the greater ones is told all the same.
+ */
+static void protected_and_seen(void)
+{
+	static const int rights[] = { PROT_READ, PROT_NONE };
+
+	test_open(0, DEVICE_MEMORY);
+	for (int i = 0; i < 4; i++) {
+		char *memory = test_map(8);
+		struct hmm_range before, after;
+
+		test_fill(memory, 8, 24);
+		/* The first page is in no table, so that hmmd is asked for it and the rest. */
+		before = seen(memory + PAGE, 7);
+		check_entries(&before, 0, 7, VALID | WRITE);
+		CHECK_EQ(syscall(SYS_mprotect, memory + PAGE, 4 * PAGE, rights[i % 2]), 0);
+		after = look_at(memory, 8);
+		after.default_flags = VALID;
+		/* One that would rather not wait only begins it. */
+		CHECK_EQ(i < 2 ? again(&after, true) : hmm_range_fault(&after, false),
+			 i < 2 ? (i % 2 ? -EPERM : 8) : -EAGAIN);
+		CHECK_EQ(mprotect(memory + PAGE, 4 * PAGE, rights[i % 2]), 0);
+		CHECK(!hmm_range_valid(&before));
+		end(&before);
+		end(&after);
+		CHECK_EQ(mprotect(memory, 8 * PAGE, PROT_READ | PROT_WRITE), 0);
+		test_check(memory, 8, 24);
+	}
+	test_close();
+}
+
 /* Ordinary use of memory changes nothing: no fault of a page that is there is the driver's affair. */
 static void stays_valid(void)
 {
@@ -564,6 +597,7 @@ static const struct test_case cases[] = {
 	{ "shared-pages", shared_pages, false }, { "invalidated", invalidated, false },
 	{ "invalidated-shared", invalidated_shared, false },
 	{ "not-watched", not_watched, false }, { "protected-later", protected_later, false },
+	{ "protected-and-seen", protected_and_seen, false },
 	{ "stays-valid", stays_valid, false }, { "released", released, false },
 	{ "orphaned", orphaned, false },
 	{ "unregistered-meanwhile", unregistered_meanwhile, false }, { "told", told, false }, { "crowd", crowd, false },
