@@ -154,10 +154,14 @@ static bool is_excluded(struct hmm *hmm, uint64_t start, uint64_t end)
 
 int hmmc_statement_pause(struct hmm *hmm, uint64_t start, uint64_t length, bool holds)
 {
+	int error;
+
 	/* hmmd knows one kind of exclusion: taking ours back would take the others' with it. */
 	if (holds && is_excluded(hmm, start, start + length))
 		return -EBUSY;
-	return tell(hmm, start, length, holds);
+	error = tell(hmm, start, length, holds);
+	/* What could not come home is excluded as well, and is moved from where it is. */
+	return error == -EBUSY ? 0 : error;
 }
 
 /*

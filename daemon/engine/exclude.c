@@ -5,7 +5,8 @@
  * Happy path of EXCLUDE: the range is noted, so that nothing of it leaves any more; what is out comes home, is
  * disarmed, and is watched by nobody. INCLUDE takes the note back; windows ask anew for what was closed.
  *
- * What can fail: memory for the note, and then nothing has changed.
+ * What can fail: memory for the note, and then nothing has changed. What cannot come home (no memory) is answered
+ * with -EBUSY; the note stays.
  */
 #include <errno.h>
 
@@ -36,6 +37,21 @@ static void disarm_now(struct block *block, void *data)
 		block_settle(block);
 }
 
+struct stay {
+	uint64_t start, end, pages;
+};
+
+static void count_out(struct block *block, void *data)
+{
+	struct stay *stay = data;
+	unsigned int first = stay->start > block->addr ? page_index(stay->start) : 0;
+	unsigned int end = stay->end < block->addr + HMM_BLOCK_SIZE ? page_index(stay->end) : HMM_BLOCK_PAGES;
+	struct pages pages;
+
+	stay->pages += block_pages_in(block, HMM_PAGE_DEVICE, first, end, &pages);
+	stay->pages += block_pages_in(block, HMM_PAGE_SHARED, first, end, &pages);
+}
+
 /*
  * What has come home is not left to the time when nobody waits for pages: whoever excluded it may move it
  * next, and mremap() takes one mapping at a time.
@@ -44,10 +60,17 @@ static void is_home(struct owner *owner, void *data, uint64_t pages)
 {
 	struct letter *letter = data;
 	const struct hmm_msg_exclude *message = (const void *)letter->message;
+	struct stay stay = { message->addr, message->addr + message->length, 0 };
 
 	(void)pages;
-	block_for_each(owner, message->addr, message->addr + message->length, disarm_now, NULL);
-	reply(letter);
+	block_for_each(owner, stay.start, stay.end, disarm_now, NULL);
+	if (!owner->gone)
+		block_for_each(owner, stay.start, stay.end, count_out, &stay);
+	if (stay.pages)
+		letter_fail(letter, -EBUSY,
+			    "%lu pages could not come home yet; they are excluded: ask again", stay.pages);
+	else
+		reply(letter);
 	worker_reply(owner->worker, letter);
 }
 

@@ -150,6 +150,8 @@ int hmm_range_get_attribute(struct hmm *hmm, unsigned long addr, size_t length, 
 /*
  * hmm_exclude() - never mirror [addr, addr + length): what is there comes home
  * now. hmm_include() takes it back. Owner only.
+ * Return: 0; -EINVAL: a bad range; -EPERM: not the owner; -ENOMEM; -ESTALE; and of hmm_exclude() -EBUSY:
+ * it is excluded, and some pages could not come home in seconds (no memory): ask again.
  */
 int hmm_exclude(struct hmm *hmm, unsigned long addr, size_t length);
 int hmm_include(struct hmm *hmm, unsigned long addr, size_t length);

@@ -8,6 +8,7 @@
 #include <criterion/new/assert.h>
 #include <pthread.h>
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -101,6 +102,53 @@ Test(transit, a_map_that_changes_all_the_time_keeps_nothing_there)
 	cr_expect(eq(u64, left_there(2000), 0));
 	/* For ever, it does. */
 	cr_expect(eq(u64, left_there(UINT32_MAX), 20));
+}
+
+static void exclude(void)
+{
+	struct letter *letter = letter_new(LETTER_REQUEST);
+	struct hmm_msg_exclude *message = calloc(1, sizeof(*message));
+
+	HMM_MSG_INIT(*message, HMM_OP_EXCLUDE, 0);
+	message->addr = ROOM_START;
+	message->length = ROOM_END - ROOM_START;
+	letter->message = &message->header;
+	letter->owner = fixture.owner->id;
+	exclude_request(fixture.owner, letter);
+	owner_run(fixture.owner);
+}
+
+static int excluded(void)
+{
+	int status = 1;
+
+	exclude();
+	for (int ms = 0; ms < 4000 && status == 1; ms++) {
+		fixture_later(&fixture, NS_PER_MS);
+		status = fixture_reply(&fixture);
+	}
+	return status;
+}
+
+Test(transit, what_is_excluded_and_cannot_come_home_is_told)
+{
+	struct kernel_ops ops = kernel_real;
+
+	refusals = UINT32_MAX;
+	ops.uffd_copy = refused_copy;
+	kernel = &ops;
+	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
+	fixture_out(&fixture, 0, 20);
+	cr_expect(eq(int, excluded(), -EBUSY));
+	cr_expect(eq(u64, fixture.mirror->device_pages, 20));
+	/* It is excluded all the same, and comes when it can. */
+	cr_expect(span_set_overlaps(&fixture.owner->excluded, ROOM_START, ROOM_START + HMM_PAGE_SIZE));
+	refusals = 0;
+	cr_expect(eq(int, excluded(), 0));
+	cr_expect(eq(u64, fixture.mirror->device_pages, 0));
+	fixture_check(&fixture);
+	kernel = &kernel_real;
+	fixture_end(&fixture);
 }
 
 /* Pages [0, out) of a block are on the device, and [0, coming) of them wait for the driver's answer. */
