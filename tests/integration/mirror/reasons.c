@@ -373,6 +373,34 @@ static void stacks(void)
 	test_close();
 }
 
+#define OWN_STACK 32UL
+
+static void *refuse_below(void *memory)
+{
+	test_refused(memory, 8, HMM_EXCLUDED);
+	return NULL;
+}
+
+/* Nothing tells memory that lies below a stack, in the same mapping, from the stack. */
+static void stack_in_a_mapping(void)
+{
+	pthread_attr_t attributes;
+	pthread_t thread;
+	char *memory;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = test_map(2 * OWN_STACK);
+	test_fill(memory, 2 * OWN_STACK, 31);
+	CHECK(!pthread_attr_init(&attributes));
+	CHECK(!pthread_attr_setstack(&attributes, memory + OWN_STACK * PAGE, OWN_STACK * PAGE));
+	CHECK_EQ(pthread_create(&thread, &attributes, refuse_below, memory), 0);
+	CHECK_EQ(pthread_join(thread, NULL), 0);
+	pthread_attr_destroy(&attributes);
+	test_out(memory, 8);
+	test_check(memory, 8, 31);
+	test_close();
+}
+
 static void unmapped(void)
 {
 	uint8_t results[24];
@@ -475,7 +503,8 @@ static const struct test_case cases[] = {
 	{ "shared-memory", shared_memory, false }, { "readonly", readonly, false }, { "locked", locked, false },
 	{ "pinned", pinned, false }, { "pinned-huge", pinned_huge, false }, { "pinned-later", pinned_later, false },
 	{ "forked", forked, false }, { "forked-huge", forked_huge, false },
-	{ "armed", armed, false }, { "excluded", excluded, false }, { "stacks", stacks, false }, { "unmapped", unmapped, false },
+	{ "armed", armed, false }, { "excluded", excluded, false }, { "stacks", stacks, false },
+	{ "stack-in-a-mapping", stack_in_a_mapping, false }, { "unmapped", unmapped, false },
 	{ "guard-pages", guard_pages, false }, { "program-itself", program_itself, false },
 	{ "pool-full", pool_full, false }, { NULL, NULL, false },
 };
