@@ -10,6 +10,9 @@
  * library's rescuer brings it home. transit_end() lets it in before anything that was
  * parked, or is queued, could find a hole there and fill it.
  *
+ * The library asks hmmd to follow an mprotect() only where a block's number is not 0, and goes on from mremap() when the
+ * event is read. So the number comes first, then the page, and then its rights are looked at (protect_anew).
+ *
  * Until then it may be unmapped or moved again. The mirror that it comes from stays as
  * long as it waits.
  *
@@ -21,6 +24,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "engine/protect.h"
 #include "log.h"
 
 static struct hmm_grafts *grafts_of(const struct owner *owner)
@@ -105,7 +109,11 @@ static void install(struct owner *owner, uint64_t addr, unsigned int mirror, uin
 
 	if (!block) {
 		lost(owner, addr, "out of memory");
-	} else if (number != HMM_FAR_NONE) {
+		return;
+	}
+	if (!block_sequence(owner, addr))
+		transit_note(block);
+	if (number != HMM_FAR_NONE) {
 		install_far(block, page_index(addr), mirror, number);
 	} else {
 		r = install_bytes(block, page_index(addr), mirror, bytes);
@@ -225,6 +233,7 @@ void graft_settle(struct block *block)
 	for (uint32_t i = 0; i < grafts->end; i++)
 		if (grafts->graft[i].addr && grafts->graft[i].addr - block->addr < HMM_BLOCK_SIZE)
 			let_in(owner, i);
+	protect_anew(owner, block->addr, block->addr + HMM_BLOCK_SIZE);
 }
 
 void graft_drop(struct owner *owner, uint64_t start, uint64_t end)
@@ -254,8 +263,10 @@ void graft_move(struct owner *owner, uint64_t from, uint64_t to, uint64_t length
 		mark(owner, graft->addr, false);
 		__atomic_store_n(&graft->addr, graft->addr - from + to, __ATOMIC_RELEASE);
 		mark(owner, graft->addr, true);
-		if (!has_to_wait(owner, graft->addr))
+		if (!has_to_wait(owner, graft->addr)) {
+			protect_anew(owner, graft->addr, graft->addr + HMM_PAGE_SIZE);
 			let_in(owner, i);
+		}
 	}
 }
 
@@ -265,6 +276,7 @@ void graft_recover(struct owner *owner)
 {
 	struct hmm_grafts *grafts = grafts_of(owner);
 	uint32_t end = grafts->end < HMM_GRAFTS_MAX ? grafts->end : HMM_GRAFTS_MAX;
+	uint64_t last = HMM_VA_END;
 
 	for (uint32_t i = 0; i < end; i++) {
 		const struct hmm_graft *graft = &grafts->graft[i];
@@ -272,6 +284,10 @@ void graft_recover(struct owner *owner)
 		if (!graft->addr || graft->addr >= HMM_VA_END || graft->addr % HMM_PAGE_SIZE)
 			continue;
 		install(owner, graft->addr, graft->mirror, graft->number, bytes_of(owner, i));
+		if (graft->addr >> HMM_BLOCK_SHIFT != last)
+			protect_anew(owner, graft->addr & ~(HMM_BLOCK_SIZE - 1),
+				     (graft->addr & ~(HMM_BLOCK_SIZE - 1)) + HMM_BLOCK_SIZE);
+		last = graft->addr >> HMM_BLOCK_SHIFT;
 		log_debug("owner %u: page %#lx, moved there while its block was in transit, is put in",
 			  owner->id, graft->addr);
 	}

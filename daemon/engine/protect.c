@@ -14,6 +14,8 @@
  * reaches, that before all else. A block in transit parks the task. At the end what
  * windows were refused in the range is opened again, to be judged anew.
  *
+ * Pages of a device that mremap() brings somewhere (graft.c) are looked at by the same task, with nobody who waits.
+ *
  * Who calls the kernel directly is found out about when a window next asks for the page.
  *
  * What can fail: memory, or a map that keeps changing. After 5 s windows that could
@@ -34,7 +36,7 @@
 struct protection {
 	struct task task;
 	struct owner *owner;
-	struct letter *letter;
+	struct letter *letter;	/* NULL: nobody asked */
 	uint64_t at, end;
 	int64_t since;		/* when it came to the block that it is at */
 	unsigned int transits;	/* of that block, since it last waited */
@@ -120,15 +122,17 @@ static void finish(struct protection *protection)
 {
 	struct owner *owner = protection->owner;
 	struct letter *letter = protection->letter;
-	const struct hmm_msg_protect *message = (const void *)letter->message;
+	const struct hmm_msg_protect *message = letter ? (const void *)letter->message : NULL;
 
+	free(protection);
+	if (!letter)
+		return;
 	if (owner->gone)
 		letter_fail(letter, -ESTALE, "the owner is gone");
 	else if (!letter_reply(letter, HMM_OP_PROTECT_REPLY, sizeof(struct hmm_msg_protect_reply)))
 		letter_fail(letter, -ENOMEM, "out of memory for the answer");
 	window_reopen(owner, message->addr, message->addr + message->length);
 	worker_reply(owner->worker, letter);
-	free(protection);
 }
 
 static void next_block(struct protection *protection, uint64_t at)
@@ -193,20 +197,35 @@ static void protection_run(struct task *task)
 	finish(protection);
 }
 
+static struct protection *protection_new(struct owner *owner, uint64_t start, uint64_t end)
+{
+	struct protection *protection = calloc(1, sizeof(*protection));
+
+	if (!protection)
+		return NULL;
+	protection->task.run = protection_run;
+	protection->owner = owner;
+	protection->end = end;
+	next_block(protection, start);
+	owner_queue(owner, &protection->task);
+	return protection;
+}
+
 void protect_request(struct owner *owner, struct letter *letter)
 {
 	const struct hmm_msg_protect *message = (const void *)letter->message;
-	struct protection *protection = calloc(1, sizeof(*protection));
+	struct protection *protection = protection_new(owner, message->addr, message->addr + message->length);
 
-	if (!protection) {
-		letter_fail(letter, -ENOMEM, "out of memory");
-		worker_reply(owner->worker, letter);
+	if (protection) {
+		protection->letter = letter;
 		return;
 	}
-	protection->task.run = protection_run;
-	protection->owner = owner;
-	protection->letter = letter;
-	protection->end = message->addr + message->length;
-	next_block(protection, message->addr);
-	owner_queue(owner, &protection->task);
+	letter_fail(letter, -ENOMEM, "out of memory");
+	worker_reply(owner->worker, letter);
+}
+
+void protect_anew(struct owner *owner, uint64_t start, uint64_t end)
+{
+	if (!protection_new(owner, start, end))
+		window_revoke_range(owner, start, end, -ENOMEM);
 }

@@ -14,11 +14,13 @@
 
 #include "engine/graft.h"
 #include "engine/owner.h"
+#include "engine/protect.h"
 #include "uapi.h"
 
 struct move {
 	struct owner *owner;
 	uint64_t from, to, end;
+	bool moved;		/* pages of a device */
 	char bounce[HMM_PAGE_SIZE];
 };
 
@@ -67,11 +69,14 @@ static void move_block(struct block *block, void *data)
 		if (page_is_far(block, i) && !is_discarded(block, i)) {
 			graft_page(owner, to, mirror, block_far_number(block, i), NULL);
 			block_forget_far(block, i);
+			move->moved = true;
 			continue;
 		}
 		bytes = page_bytes(block, i, move->bounce);
-		if (bytes)
-			graft_page(owner, to, mirror, HMM_FAR_NONE, bytes);
+		if (!bytes)
+			continue;
+		graft_page(owner, to, mirror, HMM_FAR_NONE, bytes);
+		move->moved = true;
 	}
 }
 
@@ -93,4 +98,7 @@ void remap_move(struct owner *owner, uint64_t from, uint64_t to, uint64_t length
 		if (block_at_rest(block))
 			block_settle_later(block);
 	}
+	/* Its caller has gone on when the event was read, and may have protected them before they were here. */
+	if (move.moved)
+		protect_anew(owner, to, to + length);
 }

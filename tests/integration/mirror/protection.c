@@ -569,6 +569,53 @@ static void access_in_the_middle(void)
 	test_close();
 }
 
+/*
+ * Where nothing was ever mirrored there are pages of a device after mremap(): a protection of theirs is followed, also
+ * one that comes the moment after.
+ */
+static void moved(bool at_once, int rights)
+{
+	char *memory, *there;
+	char byte;
+
+	test_open(0, DEVICE_MEMORY);
+	for (uint64_t round = 0; round < (at_once ? 20 : 1); round++) {
+		memory = test_map_in_block(PAGES);
+		there = test_map_in_block(PAGES);
+		test_fill(memory, PAGES, 15);
+		test_out(memory, PAGES);
+		CHECK(mremap(memory, PAGES * PAGE, PAGES * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, there) == there);
+		/* Its event is applied before the next request is answered. */
+		if (!at_once)
+			hmm_device_read(&mirror, (unsigned long)there, &byte, 1);
+		CHECK_EQ(mprotect(there, PAGES * PAGE, rights), 0);
+		hmm_device_read(&mirror, (unsigned long)there, &byte, 1);
+		for (size_t i = 0, tries = 0; i < PAGES; i++) {
+			while (at_once && hmm_mirror_lookup(&mirror, (unsigned long)there + i * PAGE) && tries++ < 2000)
+				usleep(1000);
+			CHECK_EQ(hmm_mirror_lookup(&mirror, (unsigned long)there + i * PAGE), 0);
+		}
+		CHECK_EQ(mprotect(there, PAGES * PAGE, BOTH), 0);
+		test_check(there, PAGES, 15);
+	}
+	test_close();
+}
+
+static void moved_then_read_only(void)
+{
+	moved(false, READ);
+}
+
+static void moved_then_no_access(void)
+{
+	moved(false, PROT_NONE);
+}
+
+static void moved_and_read_only_at_once(void)
+{
+	moved(true, READ);
+}
+
 /* In the owner's own callback, too, which hmmd waits for: it must not wait for itself. */
 static char *from_inside;
 
@@ -716,6 +763,9 @@ static const struct test_case cases[] = {
 	{ "no-access", no_access, false }, { "no-access-by-key", no_access_by_key, false },
 	{ "no-access-to-a-copy", no_access_to_a_copy, false }, { "pieces", pieces, false },
 	{ "protected-first", protected_first, false }, { "refused", refused, false },
+	{ "moved-then-read-only", moved_then_read_only, false },
+	{ "moved-then-no-access", moved_then_no_access, false },
+	{ "moved-and-read-only-at-once", moved_and_read_only_at_once, false },
 	{ "unannounced", unannounced, false }, { "unannounced-on-the-device", unannounced_on_the_device, false },
 	{ "closed-then-mapped-anew", closed_then_mapped_anew, false }, { "storm", storm, false },
 	{ "while-it-writes", while_it_writes, false },
