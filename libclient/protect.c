@@ -5,8 +5,8 @@
  * The kernel tells nobody of it. So the library stands before libc's mprotect() and
  * pkey_mprotect(): the call is made, then hmmd is asked to follow, and when the program
  * goes on no window shows what it may not. CPU first, for hmmd then looks at the mappings as they
- * are: nothing has to be foreseen, and a call that the kernel refuses changes
- * nothing anywhere.
+ * are: nothing has to be foreseen, and a call that the kernel refuses halfway (a hole, a
+ * mapping that may not be had so) is followed as far as it went.
  *
  * Most calls are about memory of which nothing was ever on a device, and hmmd is not
  * asked: a block's sequence number is 0 until its first transit. (One that begins just
@@ -70,16 +70,21 @@ static void ask_hmmd(struct hmm *hmm, uint64_t start, uint64_t length)
 	hmmc_request_free(request);
 }
 
-static void follow(void *addr, size_t length)
+/* @result: of the call. By an invalid one alone it is certain that nothing has changed. */
+static int follow(int result, void *addr, size_t length)
 {
 	uint64_t start = (uint64_t)addr;
 	int error = errno;
 	struct hmm *hmm;
 
+	if (result && error == EINVAL)
+		return result;
 	length = (length + HMM_PAGE_SIZE - 1) & ~(HMM_PAGE_SIZE - 1);
 	/* The library's own threads protect no memory of the program's. */
-	if (!length || start + length > HMM_VA_END || hmmc_thread_is_private())
-		return;
+	if (!length || start >= HMM_VA_END || hmmc_thread_is_private())
+		return result;
+	if (length > HMM_VA_END - start)
+		length = HMM_VA_END - start;
 	hmm = hmmc_space_enter_own();
 	if (hmm) {
 		if (concerns_devices(hmm, start, start + length))
@@ -87,24 +92,17 @@ static void follow(void *addr, size_t length)
 		hmmc_space_leave(hmm);
 	}
 	errno = error;
+	return result;
 }
 
 int hmm_internal_mprotect(void *addr, size_t length, int protection)
 {
-	int result = (int)syscall(SYS_mprotect, addr, length, protection);
-
-	if (!result)
-		follow(addr, length);
-	return result;
+	return follow((int)syscall(SYS_mprotect, addr, length, protection), addr, length);
 }
 
 int hmm_internal_pkey_mprotect(void *addr, size_t length, int protection, int key)
 {
-	int result = (int)syscall(SYS_pkey_mprotect, addr, length, protection, key);
-
-	if (!result)
-		follow(addr, length);
-	return result;
+	return follow((int)syscall(SYS_pkey_mprotect, addr, length, protection, key), addr, length);
 }
 
 int mprotect(void *addr, size_t length, int protection)

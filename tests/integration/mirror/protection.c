@@ -388,6 +388,32 @@ static void refused(void)
 	test_close();
 }
 
+/* One that the kernel stops in the middle of has changed what lies before. */
+static void refused_half_way(void)
+{
+	char *memory = begin("window", 16);
+
+	DRIVER_WRITES(5);
+	DRIVER_WRITES(40);
+	CHECK_EQ(munmap(memory + 32 * PAGE, 4 * PAGE), 0);
+	errno = 0;
+	CHECK_EQ(mprotect(memory, PAGES * PAGE, READ), -1);
+	CHECK_EQ(errno, ENOMEM);
+	DRIVER_FAULTS(STORE, 5);
+	CHECK_EQ(*word_of(memory, 5), 1005);
+	DRIVER_WRITES(40);
+	errno = 0;
+	CHECK_EQ(pkey_mprotect(memory, PAGES * PAGE, BOTH, -1), -1);
+	CHECK_EQ(errno, ENOMEM);
+	CHECK_EQ(ask_again(STORE, 5), 1005);
+	/* More than there are addresses changes nothing. */
+	CHECK_EQ(mprotect(memory, -(4 * PAGE), READ), -1);
+	CHECK_EQ(errno, ENOMEM);
+	DRIVER_WRITES(6);
+	end();
+	test_close();
+}
+
 /* Asked of the kernel itself, nobody hears of it: found out when the window next asks for the page. */
 static void unannounced(void)
 {
@@ -763,6 +789,7 @@ static const struct test_case cases[] = {
 	{ "no-access", no_access, false }, { "no-access-by-key", no_access_by_key, false },
 	{ "no-access-to-a-copy", no_access_to_a_copy, false }, { "pieces", pieces, false },
 	{ "protected-first", protected_first, false }, { "refused", refused, false },
+	{ "refused-half-way", refused_half_way, false },
 	{ "moved-then-read-only", moved_then_read_only, false },
 	{ "moved-then-no-access", moved_then_no_access, false },
 	{ "moved-and-read-only-at-once", moved_and_read_only_at_once, false },
