@@ -19,7 +19,7 @@
  * is the order's word alone, after a crash, too.
  *
  * What can fail: a page that may not leave (its result says why), a mapping that
- * the owner has no room for. SHARE stops at the first, and its caller, the library,
+ * the owner has no room for, or that the program has protected or replaced. SHARE stops at the first, and its caller, the library,
  * takes back what had become coherent; both requests may be asked again.
  */
 #include <errno.h>
@@ -85,19 +85,64 @@ static bool is_coherent(const struct block *block)
 	return block_count(block, HMM_PAGE_COHERENT) != 0;
 }
 
+static const char *why_not(int error)
+{
+	return error == -EPERM ? "the program has protected it" :
+	       error == -EFAULT ? "something else is mapped there, or nothing" :
+				  strerror(-error);
+}
+
+/*
+ * The new mapping may be read and written, so the old one has to be so all through, or the exchange would undo an
+ * mprotect(). What is coherent is the shadow's mapping still: nothing tells hmmd of what the program mapped in its place.
+ * A hole where ordinary memory was is the event's business. Return: 0, -EPERM, -EFAULT or what looking failed with.
+ */
+static int check_rights(const struct block *block)
+{
+	uint64_t at = block->addr, end = block->addr + HMM_BLOCK_SIZE;
+	bool coherent = is_coherent(block);
+	struct kernel_vma vma;
+	int r = 0;
+
+	for (; at < end; at = vma.end) {
+		r = mapping_at(block->owner, at, &vma);
+		if (r || vma.start >= end)
+			break;
+		if (coherent && (vma.start > at || !vma.shared))
+			return -EFAULT;
+		if (!vma.read || !vma.write || vma.exec)
+			return -EPERM;
+	}
+	if (r && r != -ENOENT)
+		return r;
+	return coherent && at < end ? -EFAULT : 0;
+}
+
+/* It is the program's doing. What can't be looked at now can be in a moment. */
+static bool lasts(int error)
+{
+	return error == -EPERM || error == -EFAULT;
+}
+
 static void exchange_proceed(struct block *block)
 {
 	struct job *job = block->move.job;
+	int error = check_rights(block);
 
-	if (pages_empty(&block->dead) && order_has_room(block->owner)) {
+	if (!error && pages_empty(&block->dead) && order_has_room(block->owner)) {
 		order_issue(block->owner, is_coherent(block) ? HMM_ORDER_UNCOHERE : HMM_ORDER_COHERE, block,
 			    HMM_NO_SLOT, &block->move.want, 0);
 		return;
 	}
-	/* While drivers answered part of it went away, or the ring filled up. */
+	/* While drivers answered part of it went away or lost rights, or the ring filled up. */
+	if (lasts(error))
+		block->move.error = error;
 	exchange_end(block, false);
-	if (job)
-		job_block_done(job, -ENOMEM);
+	if (!job)
+		return;
+	if (block->move.error)
+		job->migration->share->error = block->move.error;
+	job_block_done(job, -ENOMEM);
 }
 
 /* Of pages that are all D, or all C. */
@@ -267,7 +312,7 @@ static void answer(struct owner *owner, struct share *share)
 		letter_fail(share->letter, -ENOENT, "no mirror %u", migration->mirror->id);
 	} else if (share->error) {
 		letter_fail(share->letter, share->error, "%#lx: its mapping can't be exchanged: %s", at,
-			    strerror(-share->error));
+			    why_not(share->error));
 	} else {
 		refuse(share, at, result);
 	}
@@ -353,7 +398,7 @@ static void unsharing_end(struct unsharing *unsharing, int error)
 
 	if (error) {
 		letter_fail(letter, error, "%#lx stays coherent: its mapping can't be exchanged: %s", unsharing->at,
-			    strerror(-error));
+			    why_not(error));
 	} else {
 		reply = letter_reply(letter, HMM_OP_UNSHARE_REPLY, sizeof(*reply));
 		if (reply)
@@ -372,6 +417,7 @@ static int unshare_block(struct unsharing *unsharing, struct block *block)
 {
 	struct owner *owner = unsharing->owner;
 	struct pages coherent;
+	int r;
 
 	if (!block_at_rest(block)) {
 		block_park(block, &unsharing->task);
@@ -381,6 +427,10 @@ static int unshare_block(struct unsharing *unsharing, struct block *block)
 		return 0;
 	if (unsharing->tries && block->move.error)
 		return block->move.error;
+	/* Before drivers are asked to let go of it for nothing. */
+	r = check_rights(block);
+	if (lasts(r))
+		return r;
 	if (!unsharing->tries++) {
 		unsharing->since = owner->worker->now;
 		unsharing->idle = 0;

@@ -47,8 +47,10 @@ int hmm_share(struct hmm_mirror *mirror, void *addr, size_t length);
  * hmm_unshare() - what hmm_share() made coherent is ordinary memory again, with
  * the bytes that it has. They are on the device; a touch brings them home. Any
  * blocks of 2 MiB that were shared on this mirror; threads may go on using them.
- * Return: 0; -EINVAL: not such memory; -EPERM: not the owner; -ENOMEM: the process
- *	can have no more mappings: what stays coherent is told by
+ * What mprotect() took from it has to be given back first.
+ * Return: 0; -EINVAL: not such memory; -EPERM: not the owner, or the program has
+ *	protected some of it; -EFAULT: something else is mapped there, or nothing;
+ *	-ENOMEM: the process can have no more mappings; what stays coherent is told by
  *	hmm_last_error(); -ESTALE.
  */
 int hmm_unshare(struct hmm_mirror *mirror, void *addr, size_t length);

@@ -8,6 +8,7 @@
 #include <criterion/new/assert.h>
 #include <errno.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "engine_fixture.h"
@@ -318,10 +319,45 @@ Test(share, half_an_exchange_is_none)
 
 /* ---- and back -------------------------------------------------------------------------- */
 
+/* Where the owner has the block, as it has what the agent maps. */
+static void map_block(void)
+{
+	void *at = mmap((void *)ROOM_START, HMM_BLOCK_SIZE, PROT_READ | PROT_WRITE,
+			MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+
+	cr_assert(eq(ptr, at, (void *)ROOM_START));
+}
+
+static void protect_page(unsigned int page, int rights)
+{
+	cr_assert(eq(int, mprotect((void *)(ROOM_START + page * HMM_PAGE_SIZE), HMM_PAGE_SIZE, rights), 0));
+}
+
+/* An exchange would give back what the program took while drivers thought. */
+Test(share, protected_while_drivers_answer)
+{
+	begin();
+	map_block();
+	fixture_callbacks(&fixture);
+	ask(HMM_OP_SHARE);
+	cr_assert(eq(u32, fixture_block(&fixture, 0)->record->transit, HMM_TRANSIT_COHERING));
+	protect_page(77, PROT_READ);
+	cr_assert(eq(uint, fixture_answer(&fixture), 1));
+	owner_run(fixture.owner);
+	cr_expect(eq(u64, fixture.owner->produced, 0));
+	for (int i = 0; i < 3; i++)
+		fixture_later(&fixture, 2 * NS_PER_MS);
+	cr_expect(eq(int, fixture_reply(&fixture), -EPERM));
+	cr_expect(eq(uint, count(HMM_PAGE_DEVICE), HMM_BLOCK_PAGES));
+	fixture_check(&fixture);
+	fixture_end(&fixture);
+}
+
 static struct block *begin_coherent(void)
 {
 	struct block *block = begin();
 
+	map_block();
 	ask(HMM_OP_SHARE);
 	finish(last_order(HMM_ORDER_COHERE), 0);
 	order_reap(fixture.owner);
@@ -348,6 +384,27 @@ Test(share, back)
 	/* Twice is no error; it is the library that knows better. */
 	ask(HMM_OP_UNSHARE);
 	cr_expect(eq(int, fixture_reply(&fixture), 0));
+	fixture_end(&fixture);
+}
+
+/* On the way back, before it and while drivers answer. */
+Test(share, back_protected)
+{
+	begin_coherent();
+	protect_page(77, PROT_READ);
+	ask(HMM_OP_UNSHARE);
+	cr_expect(eq(int, fixture_reply(&fixture), -EPERM));
+	protect_page(77, PROT_READ | PROT_WRITE);
+	fixture_callbacks(&fixture);
+	ask(HMM_OP_UNSHARE);
+	cr_assert(eq(u32, fixture_block(&fixture, 0)->record->transit, HMM_TRANSIT_COHERING));
+	protect_page(511, PROT_NONE);
+	cr_assert(eq(uint, fixture_answer(&fixture), 1));
+	owner_run(fixture.owner);
+	cr_expect(eq(int, fixture_reply(&fixture), -EPERM));
+	cr_expect(eq(uint, count(HMM_PAGE_COHERENT), HMM_BLOCK_PAGES));
+	cr_expect(eq(u64, fixture.owner->registered_bytes, 0));
+	fixture_check(&fixture);
 	fixture_end(&fixture);
 }
 

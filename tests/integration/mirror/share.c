@@ -522,6 +522,52 @@ static void readonly(void)
 	refuses(-EPERM, protect_page, allow_page);
 }
 
+/* What the program took from its coherent memory it gets back with no rights that it did not ask for. */
+static void protected_meanwhile(void)
+{
+	static const int rights[] = { PROT_READ, PROT_NONE, PROT_WRITE, PROT_READ | PROT_WRITE | PROT_EXEC };
+	char *memory, *page;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = test_map_huge(2);
+	page = memory + BLOCK + 77 * PAGE;
+	test_fill(memory, 2 * BLOCK_PAGES, 20);
+	make_coherent(memory, 2);
+	for (size_t i = 0; i < sizeof(rights) / sizeof(rights[0]); i++) {
+		if (mprotect(page, PAGE, rights[i]))
+			continue;	/* where nothing may be made executable */
+		CHECK_EQ(hmm_unshare(&mirror, memory + BLOCK, BLOCK), -EPERM);
+		CHECK(strstr(hmm_last_error(), "coherent"));
+		CHECK_EQ(coherent_pages(memory, 2 * BLOCK_PAGES), 2 * BLOCK_PAGES);
+		CHECK_EQ(test_smaps(page, PAGE, "Size"), 4);
+		allow_page(page);
+	}
+	test_check(memory, 2 * BLOCK_PAGES, 20);
+	take_back(memory, 2);
+	test_check(memory, 2 * BLOCK_PAGES, 20);
+	test_close();
+}
+
+/* Where something else is mapped by now, or nothing, it is not replaced. */
+static void replaced_meanwhile(void)
+{
+	char *memory;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = test_map_huge(1);
+	test_fill(memory, BLOCK_PAGES, 21);
+	make_coherent(memory, 1);
+	map_page(memory + 77 * PAGE);
+	memory[77 * PAGE] = 7;
+	CHECK_EQ(hmm_unshare(&mirror, memory, BLOCK), -EFAULT);
+	CHECK_EQ(memory[77 * PAGE], 7);
+	CHECK_EQ(munmap(memory + 77 * PAGE, PAGE), 0);
+	CHECK_EQ(hmm_unshare(&mirror, memory, BLOCK), -EFAULT);
+	test_check(memory, 77, 21);
+	test_close();
+	test_check(memory, 77, 21);
+}
+
 static void lock_page(char *page)
 {
 	if (mlock(page, PAGE))
@@ -787,6 +833,7 @@ static const struct test_case cases[] = {
 	{ "running", running, false }, { "device-running", device_running, false },
 	{ "arguments", arguments, false }, { "hole", hole, false }, { "file", file, false },
 	{ "shared-memory", shared_memory, false }, { "readonly", readonly, false }, { "locked", locked, false },
+	{ "protected-meanwhile", protected_meanwhile, false }, { "replaced-meanwhile", replaced_meanwhile, false },
 	{ "excluded", excluded, false }, { "pinned", pinned, false }, { "no-room", no_room, false }, { "no-mappings", no_mappings, false },
 	{ "base-engine", base_engine, false }, { "two-devices", two_devices, false }, { "stays", stays, false },
 	{ "discarded", discarded, false }, { "forked", forked, false }, { "outlives", outlives, false },
