@@ -328,7 +328,10 @@ static void unmake_coherent(struct owner *owner, uint64_t start, uint64_t end)
 {
 	for (; start < end; start += HMM_BLOCK_SIZE) {
 		struct block *block = block_find(owner, start);
+		struct pages coherent;
 
+		block_pages_in(block, HMM_PAGE_COHERENT, 0, HMM_BLOCK_PAGES, &coherent);
+		transit_withdraw(block, &coherent);
 		block_set_state(block, 0, HMM_BLOCK_PAGES, HMM_PAGE_INVALID);
 		block_settle(block);
 	}

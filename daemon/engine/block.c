@@ -670,6 +670,7 @@ void block_let_go_coherent(struct block *block)
 	if (!block_at_rest(block) ||
 	    !block_pages_in(block, HMM_PAGE_COHERENT, 0, HMM_BLOCK_PAGES, &coherent))
 		return;
+	transit_withdraw(block, &coherent);
 	dma_cut(block, &coherent);
 	for (; pages_run(&coherent, &first, &end); first = end)
 		block_set_state(block, first, end, HMM_PAGE_INVALID);

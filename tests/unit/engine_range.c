@@ -222,6 +222,59 @@ Test(range, is_watched_while_it_is_held)
 	fixture_end(&fixture);
 }
 
+/* Asks for @blocks of coherent memory. Return: hmmd's answer. */
+static int alloc_coherent(unsigned int blocks)
+{
+	struct letter *letter = letter_new(LETTER_REQUEST);
+	struct hmm_msg_alloc *message = calloc(1, sizeof(*message));
+	int error;
+
+	HMM_MSG_INIT(*message, HMM_OP_ALLOC, 0);
+	message->mirror = fixture.mirror->id;
+	message->addr = ROOM_START;
+	message->length = blocks * HMM_BLOCK_SIZE;
+	letter->message = &message->header;
+	access_request(fixture.owner, letter);
+	owner_run(fixture.owner);
+	for (int turns = 0; !(letter = answer()); turns++) {
+		cr_assert(lt(int, turns, 100));
+		fixture_later(&fixture, QUIET);
+	}
+	error = letter->error;
+	letter_free(letter);
+	return error;
+}
+
+/* Whoever looked at coherent memory learns by the number that it is so no more. */
+Test(range, coherent_memory_goes_with_its_number)
+{
+	uint64_t before;
+
+	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
+	cr_assert(eq(int, alloc_coherent(1), 0));
+	look(0, 10, HMM_RANGE_FLAGS_SNAPSHOT, 0, 0, 0, THERE | HMM_RANGE_ENTRY_COHERENT);
+	before = sequence(0);
+	block_let_go_coherent(fixture_block(&fixture, 0));
+	cr_expect(eq(uint, entries(0, HMM_BLOCK_PAGES), 0));
+	cr_expect(ne(u64, sequence(0), before));
+	cr_expect(eq(u64, sequence(0) % 2, 0));
+	fixture_check(&fixture);
+	fixture_end(&fixture);
+}
+
+/* So does what was coherent for a moment, because there was no room for all of it. */
+Test(range, coherent_memory_is_taken_back_with_its_number)
+{
+	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, HMM_BLOCK_SIZE);
+	cr_assert(eq(int, alloc_coherent(2), -ENOSPC));
+	cr_expect(eq(uint, entries(0, HMM_BLOCK_PAGES), 0));
+	cr_expect(ne(u64, sequence(0), 0));
+	cr_expect(eq(u64, sequence(0) % 2, 0));
+	cr_expect(eq(u64, sequence(1), 0));
+	fixture_check(&fixture);
+	fixture_end(&fixture);
+}
+
 Test(range, drivers_are_told_of_what_goes)
 {
 	struct block *block;
