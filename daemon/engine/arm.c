@@ -250,6 +250,7 @@ bool block_disarm_excluded(struct block *block)
 			pages_set(&pages, i);
 	if (pages_empty(&pages))
 		return true;
-	block_drop_remote(block);
+	/* Their neighbours are watched still, and who saw them is told of what becomes of them. */
+	block_drop_remote(block, &pages);
 	return disarm(block, &pages);
 }

@@ -166,7 +166,7 @@ void block_forget(struct block *block)
 	uint64_t table_offset = (block->addr >> HMM_PAGE_SHIFT) * sizeof(uint64_t);
 
 	assert(block_at_rest(block) && TAILQ_EMPTY(&block->parked) && !block->charged);
-	block_drop_remote(block);
+	block_drop_remote(block, NULL);
 	memset(block->record, 0, sizeof(*block->record));
 	/* A block's entries are exactly one page of the table. */
 	kernel->punch(block->owner->table_fd, table_offset, HMM_PAGE_SIZE);
@@ -402,16 +402,26 @@ void block_set_remote(struct block *block, unsigned int i, bool write)
 	__atomic_store_n(&table_entries(block)[i], entry, __ATOMIC_RELEASE);
 }
 
-void block_drop_remote(struct block *block)
+void block_drop_remote(struct block *block, const struct pages *pages)
 {
+	unsigned int first = 0, last = 0, end;
 	struct pages remote = { 0 };
+	bool held = range_holds(block);
 
 	for (unsigned int i = 0; block->remote && i < HMM_BLOCK_PAGES; i++)
-		if (block_is_remote(block, i))
+		if (block_is_remote(block, i) && (!pages || pages_test(pages, i)))
 			pages_set(&remote, i);
-	if (!pages_empty(&remote))
-		transit_withdraw(block, &remote);
-	block->remote = false;
+	if (!pages)
+		block->remote = false;
+	if (!pages_run(&remote, &first, &end))
+		return;
+	for (unsigned int at = first; pages_run(&remote, &at, &end); at = end)
+		last = end;
+	transit_withdraw(block, &remote);
+	/* Nothing of theirs is in a shadow: drivers are told, and nobody waits for them. */
+	if (held)
+		invalidate_send(block, page_addr(block, first), page_addr(block, last - 1) + HMM_PAGE_SIZE,
+				HMM_REASON_MIGRATE, false);
 }
 
 /* ---- shadow pages ------------------------------------------------------------------- */
@@ -618,7 +628,7 @@ void block_settle(struct block *block)
 	if (range_holds(block))
 		return;
 	/* Before it is disarmed: entries that nobody keeps true must not be believed. */
-	block_drop_remote(block);
+	block_drop_remote(block, NULL);
 	collapse = block->went_huge && owner->pidfd >= 0 && owner->worker->engine->facts.collapse;
 	if (!block_disarm(block)) {
 		block_settle_later(block);

@@ -147,7 +147,7 @@ static void serve_invalid(struct owner *owner, struct block *block, uint64_t add
 		if (!holds_anything(block) && !range_holds(block) && pages_empty(&block->zapping) &&
 		    block_punch_stale(block)) {
 			/* Nothing of ours is left here: the kernel does it better. */
-			block_drop_remote(block);
+			block_drop_remote(block, NULL);
 			if (block_disarm(block)) {
 				block_forget(block);
 				/* Where no mapping was found to be disarmed nobody else has woken it. */

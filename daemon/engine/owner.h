@@ -492,8 +492,11 @@ void block_set_remote(struct block *block, unsigned int i, bool write);
 bool block_is_remote(const struct block *block, unsigned int i);
 /* Its entry as R allows what the mapping does not any more. */
 bool block_remote_exceeds(const struct block *block, unsigned int i, bool read, bool write);
-/* Its R entries go, though nothing has changed: nobody will hear of changes. At rest. */
-void block_drop_remote(struct block *block);
+/*
+ * R entries of these pages (NULL: all) go, though nothing has changed: nobody will hear of changes. Drivers are told
+ * where a range still holds the block. At rest.
+ */
+void block_drop_remote(struct block *block, const struct pages *pages);
 /* arm.c */
 /* Mapping by mapping where it has to be; @prove: what another userfaultfd watches stays that one's, whatever the kernel checks. */
 void unregister_run(struct owner *owner, int uffd, uint64_t at, uint64_t stop, bool prove);

@@ -388,6 +388,39 @@ static void told(void)
 	test_close();
 }
 
+/* What is excluded is watched no more, and told; its neighbours are watched still. */
+static void told_of_exclusion(void)
+{
+	struct hmm_mirror other = { .ops = &with_callback };
+	struct hmm_range range;
+	char *memory;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = test_map_in_block(16);
+	test_fill(memory, 16, 25);
+	other.device = mirror.device;
+	CHECK_EQ(hmm_mirror_register(&other, hmm), 0);
+	range = seen(memory, 16);
+	CHECK_EQ(hmm_exclude(hmm, (unsigned long)memory + 8 * PAGE, 4 * PAGE), 0);
+	for (int tries = 0; !updates; tries++) {
+		CHECK(tries < 10000);
+		usleep(1000);
+	}
+	CHECK_EQ(last.start, memory + 8 * PAGE);
+	CHECK_EQ(last.end, memory + 12 * PAGE);
+	wants_invalid(&range);
+	CHECK_EQ(munmap(memory + 3 * PAGE, PAGE), 0);
+	for (int tries = 0; updates < 2; tries++) {
+		CHECK(tries < 10000);
+		usleep(1000);
+	}
+	CHECK_EQ(last.reason, HMM_REASON_UNMAP);
+	CHECK_EQ(last.start, memory + 3 * PAGE);
+	end(&range);
+	CHECK_EQ(hmm_mirror_unregister(&other), 0);
+	test_close();
+}
+
 /* ---- many at once, while everything changes -------------------------------------------------------- */
 
 #define CROWD 4
@@ -600,7 +633,8 @@ static const struct test_case cases[] = {
 	{ "protected-and-seen", protected_and_seen, false },
 	{ "stays-valid", stays_valid, false }, { "released", released, false },
 	{ "orphaned", orphaned, false },
-	{ "unregistered-meanwhile", unregistered_meanwhile, false }, { "told", told, false }, { "crowd", crowd, false },
+	{ "unregistered-meanwhile", unregistered_meanwhile, false }, { "told", told, false },
+	{ "told-of-exclusion", told_of_exclusion, false }, { "crowd", crowd, false },
 	{ NULL, NULL, false },
 };
 
