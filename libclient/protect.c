@@ -27,6 +27,8 @@
 #include "protect.h"
 #include "space.h"
 
+/* How often hmmd is asked for whom memory is short, here or there; a millisecond apart. */
+#define ASKS_MAX	100U
 /* Of more than so much the numbers are not looked at one by one. */
 #define LOOK_MAX	(64UL << 30)
 
@@ -48,14 +50,16 @@ static bool concerns_devices(const struct hmm *hmm, uint64_t start, uint64_t end
 	return false;
 }
 
-static void ask_hmmd(struct hmm *hmm, uint64_t start, uint64_t length)
+/* False: memory was short. */
+static bool ask_once(struct hmm *hmm, uint64_t start, uint64_t length)
 {
 	struct request *request = hmmc_request_new(hmm->connection, HMM_OP_PROTECT,
 						   sizeof(struct hmm_msg_protect));
 	struct hmm_msg_protect *message;
+	int error;
 
 	if (!request)
-		return;
+		return false;
 	message = (struct hmm_msg_protect *)request->message;
 	message->addr = start;
 	message->length = length;
@@ -64,10 +68,17 @@ static void ask_hmmd(struct hmm *hmm, uint64_t start, uint64_t length)
 		/* hmmd may be waiting for this very callback. */
 		request->complete = hmmc_request_free;
 		hmmc_request_post(request);
-		return;
+		return true;
 	}
-	hmmc_request_call(request);
+	error = hmmc_request_call(request);
 	hmmc_request_free(request);
+	return error != -ENOMEM;
+}
+
+static void ask_hmmd(struct hmm *hmm, uint64_t start, uint64_t length)
+{
+	for (unsigned int asks = 0; asks < ASKS_MAX && !ask_once(hmm, start, length); asks++)
+		hmmc_dispatch_nap(1000000);
 }
 
 /* @result: of the call. By an invalid one alone it is certain that nothing has changed. */

@@ -14,18 +14,20 @@
  * reaches, that before all else. A block in transit parks the task. At the end what
  * windows were refused in the range is opened again, to be judged anew.
  *
- * Pages of a device that mremap() brings somewhere (graft.c) are looked at by the same task, with nobody who waits.
+ * Pages of a device that mremap() brings somewhere (graft.c) are looked at by the same task, and
+ * nobody waits for it.
  *
  * Who calls the kernel directly is found out about when a window next asks for the page.
  *
  * What can fail: memory, or a map that keeps changing. After 5 s windows that could
- * still show what they should not are revoked.
+ * still show what they should not are revoked, and entries that still say so are withdrawn.
  */
 #include "engine/protect.h"
 
 #include <errno.h>
 #include <stdlib.h>
 
+#include "engine/copies.h"
 #include "engine/dma.h"
 #include "engine/worker.h"
 
@@ -118,6 +120,35 @@ bool protect_is_due(struct block *block, uint64_t addr)
 	return vma.start <= addr && !vma.write && (state == HMM_PAGE_DEVICE || !vma.read);
 }
 
+/*
+ * It would not end. Windows are closed, and no entry goes on to say what the mapping has not; where that can't be found
+ * out, none of what a device may lose.
+ */
+static void give_up(struct block *block, unsigned int first, unsigned int end)
+{
+	uint64_t start = page_addr(block, first), stop = page_addr(block, end - 1) + HMM_PAGE_SIZE;
+	struct surplus surplus;
+	struct pages pages = { 0 };
+	bool known = look(block, first, end, &surplus) == 0;
+
+	for (unsigned int i = first; i < end; i++) {
+		enum hmm_page_state state = page_state(block, i);
+		bool due = state == HMM_PAGE_DEVICE || state == HMM_PAGE_SHARED || block_is_remote(block, i);
+
+		if (known)
+			due = pages_test(&surplus.unshare, i) || pages_test(&surplus.home, i) ||
+			      pages_test(&surplus.share, i);
+		if (due)
+			pages_set(&pages, i);
+	}
+	window_revoke_range(block->owner, start, stop, -ETIMEDOUT);
+	if (pages_empty(&pages))
+		return;
+	copies_hide(block, &pages);
+	transit_withdraw(block, &pages);
+	invalidate_send(block, start, stop, HMM_REASON_PROTECT, false);
+}
+
 static void finish(struct protection *protection)
 {
 	struct owner *owner = protection->owner;
@@ -169,7 +200,7 @@ static bool step(struct protection *protection, struct block *block)
 		return false;
 	}
 	if (owner->worker->now - protection->since > FOLLOW_NS) {
-		window_revoke_range(owner, start, end, -ETIMEDOUT);
+		give_up(block, page_index(start), page_index(end - 1) + 1);
 		next_block(protection, end);
 		return true;
 	}

@@ -234,6 +234,31 @@ Test(protect, windows_are_revoked_where_it_never_ends)
 	finish();
 }
 
+/* Nor does the table go on to say what could not be taken back. */
+Test(protect, entries_are_withdrawn_where_it_never_ends)
+{
+	const uint64_t *entries;
+
+	begin(20);
+	entries = fixture.owner->table + (ROOM_START >> HMM_PAGE_SHIFT);
+	mprotect(page_at(0), 10 * HMM_PAGE_SIZE, PROT_NONE);
+	fail_copies(INT32_MAX);
+	tell(0, 20);
+	fixture_later(&fixture, 4 * SECOND);
+	cr_assert(eq(int, answered(), 0));
+	fixture_later(&fixture, 2 * SECOND);
+	cr_assert(eq(int, answered(), 1));
+	cr_assert(eq(uint, count(0, HMM_PAGE_DEVICE), 20));
+	for (unsigned int i = 0; i < 20; i++)
+		cr_expect(eq(int, (entries[i] & HMM_TABLE_VALID) != 0, i >= 10), "page %u", i);
+	kernel = &kernel_real;
+	tell(0, 20);
+	cr_assert(eq(int, answered(), 1));
+	cr_assert(eq(uint, count(0, HMM_PAGE_DEVICE), 10));
+	fixture_check(&fixture);
+	finish();
+}
+
 static int failing_look(int maps, uint64_t addr, struct kernel_vma *vma)
 {
 	return failures && failures-- > 0 ? -ENOMEM : kernel_real.vma_at(maps, addr, vma);
