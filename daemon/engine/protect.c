@@ -54,7 +54,7 @@ static void judge(struct block *block, unsigned int i, const struct kernel_vma *
 {
 	enum hmm_page_state state = page_state(block, i);
 
-	if (vma->write)
+	if (vma->read && vma->write)
 		return;
 	/* What a range was shown at the CPU: it looks again. */
 	if (block_remote_exceeds(block, i, vma->read, vma->write))
@@ -117,7 +117,7 @@ bool protect_is_due(struct block *block, uint64_t addr)
 	r = mapping_at(block->owner, addr, &vma);
 	if (r)
 		return r != -ENOENT;
-	return vma.start <= addr && !vma.write && (state == HMM_PAGE_DEVICE || !vma.read);
+	return vma.start <= addr && (!vma.read || (!vma.write && state == HMM_PAGE_DEVICE));
 }
 
 /*

@@ -387,10 +387,10 @@ static int follow_rights(struct look *look, struct block *block, uint64_t from, 
 {
 	const unsigned int first = page_index(from), end = page_index(view->end - 1) + 1;
 
-	if (view->write || !block)
+	if ((view->read && view->write) || !block)
 		return 0;
 	for (unsigned int i = first; i < end; i++) {
-		if (!block_remote_exceeds(block, i, view->read, false))
+		if (!block_remote_exceeds(block, i, view->read, view->write))
 			continue;
 		protect_follow(block, first, end);
 		return again(look);

@@ -50,8 +50,9 @@ static uint8_t verdict(const struct kernel_vma *vma)
 		return HMM_PAGE_RESULT_EXCLUDED;
 	if (strncmp(vma->name, "[v", 2) == 0)	/* vdso, vvar, vsyscall */
 		return HMM_PAGE_RESULT_SPECIAL;
-	if (!vma->read && !vma->write)
-		return HMM_PAGE_RESULT_HOLE;	/* reserved address space */
+	/* Reserved address space; or it may be written alone, and a device reads what it writes to. */
+	if (!vma->read)
+		return HMM_PAGE_RESULT_HOLE;
 	if (!vma->write)
 		return HMM_PAGE_RESULT_READONLY;
 	if (vma->exec)

@@ -20,7 +20,7 @@ enum hmm_target {
 enum hmm_migrate_result {
 	HMM_MIGRATED = 0,
 	HMM_ALREADY = 1,	/* it was there before */
-	HMM_HOLE = 2,		/* nothing mapped, or never written */
+	HMM_HOLE = 2,		/* nothing mapped that can be read, or never written */
 	HMM_PINNED = 3,		/* I/O in flight, or shared since a fork */
 	HMM_FILE = 4,
 	HMM_SHARED_MEMORY = 5,

@@ -414,6 +414,25 @@ static void refused_half_way(void)
 	test_close();
 }
 
+/* What may be written and not read is not a device's, which cannot do the one without the other. */
+static void write_only(void)
+{
+	char *memory = begin("window", 17);
+
+	DRIVER_READS(3, 17);
+	DRIVER_WRITES(5);
+	CHECK_EQ(mprotect(memory, PAGES * PAGE, PROT_WRITE), 0);
+	DRIVER_FAULTS(STORE, 5);
+	DRIVER_FAULTS(LOAD, 3);
+	CHECK_EQ(ask(WHERE, 0), 0);
+	CHECK_EQ(mprotect(memory, PAGES * PAGE, BOTH), 0);
+	CHECK_EQ(*word_of(memory, 5), 1005);
+	DRIVER_READS_AGAIN(3, 17);
+	DRIVER_WRITES_AGAIN(5);
+	end();
+	test_close();
+}
+
 /* Asked of the kernel itself, nobody hears of it: found out when the window next asks for the page. */
 static void unannounced(void)
 {
@@ -789,7 +808,7 @@ static const struct test_case cases[] = {
 	{ "no-access", no_access, false }, { "no-access-by-key", no_access_by_key, false },
 	{ "no-access-to-a-copy", no_access_to_a_copy, false }, { "pieces", pieces, false },
 	{ "protected-first", protected_first, false }, { "refused", refused, false },
-	{ "refused-half-way", refused_half_way, false },
+	{ "refused-half-way", refused_half_way, false }, { "write-only", write_only, false },
 	{ "moved-then-read-only", moved_then_read_only, false },
 	{ "moved-then-no-access", moved_then_no_access, false },
 	{ "moved-and-read-only-at-once", moved_and_read_only_at_once, false },

@@ -232,6 +232,12 @@ static void protected_later(void)
 	CHECK_EQ(mprotect(memory, PAGE, PROT_NONE), 0);
 	CHECK(!hmm_range_valid(&range));
 	end(&range);
+	CHECK_EQ(mprotect(memory, PAGE, PROT_READ | PROT_WRITE), 0);
+	range = seen(memory, 8);
+	CHECK_EQ(mprotect(memory, PAGE, PROT_WRITE), 0);
+	CHECK(!hmm_range_valid(&range));
+	CHECK(!hmm_mirror_lookup(&mirror, (unsigned long)memory));
+	end(&range);
 	/* A look that is a message sees it. */
 	CHECK_EQ(mprotect(memory, 8 * PAGE, PROT_READ), 0);
 	test_check(memory, 8, 23);
