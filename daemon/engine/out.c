@@ -402,6 +402,7 @@ static int out_begin(struct job *job, struct block *block, const struct segment 
 		r = block_arm(block, segment->start, segment->end);
 	if (r) {
 		slot_put(owner, (unsigned int)slot);
+		block_recharge(block);
 		block_settle_later(block);
 		return r == -EBUSY ? -EEXIST : r;
 	}

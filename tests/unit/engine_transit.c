@@ -323,6 +323,33 @@ static void ask_to_go(void)
 	owner_run(fixture.owner);
 }
 
+static unsigned int failed_registers;
+
+static int failing_register(int uffd, uint64_t start, uint64_t length, uint64_t mode)
+{
+	if (start != ROOM_START || failed_registers == 3)
+		return kernel_real.uffd_register(uffd, start, length, mode);
+	/* What the tries before were charged for was given back. */
+	cr_expect(eq(u64, fixture.device->used, GOING * HMM_PAGE_SIZE));
+	failed_registers++;
+	return -ENOMEM;
+}
+
+/* What could not even begin to go takes no room from others. */
+Test(transit, an_order_that_can_t_begin_is_charged_for_nothing)
+{
+	struct kernel_ops failing = kernel_real;
+
+	failing.uffd_register = failing_register;
+	kernel = &failing;
+	ask_to_go();
+	cr_assert(ge(uint, failed_registers, 1));
+	if (!order_out())
+		cr_expect(eq(u64, fixture.device->used, 0));
+	kernel = &kernel_real;
+	fixture_end(&fixture);
+}
+
 /* The agent is through with all that there is. */
 static void pass(void)
 {
