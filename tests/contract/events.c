@@ -9,6 +9,9 @@
  */
 #include "contract.h"
 
+#include <sys/ipc.h>
+#include <sys/shm.h>
+
 #define ALL_EVENTS	(UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP |	\
 			 UFFD_FEATURE_EVENT_REMAP)
 
@@ -374,6 +377,39 @@ Test(events, faults_are_read_before_events)
 	cr_assert_eq(call_end(&unmap), 0);
 	cr_assert_eq(uffd_zeropage(fd, mem, PAGE), 0);
 	cr_assert_eq(call_end(&load), 0);
+}
+
+/* SysV memory attached over what is armed: it is gone, and nobody hears of it. */
+Test(events, attaching_over_an_armed_range_raises_no_event)
+{
+	int fd = uffd_open(ALL_EVENTS), segment = shmget(IPC_PRIVATE, PAGE, IPC_CREAT | 0600);
+	char *mem = map_pages(2);
+	struct call call;
+
+	if (segment < 0)
+		skip("no SysV shared memory here: %s", strerror(errno));
+	memset(mem, 1, 2 * PAGE);
+	cr_assert_eq(uffd_register(fd, mem, 2 * PAGE, MISSING), 0);
+	CALL(&call, SYS_shmat, segment, (long)mem, SHM_REMAP);
+	expect_silence(fd, &call);
+	cr_assert_eq(shmctl(segment, IPC_RMID, NULL), 0);
+	cr_assert_eq(mem[0], 0, "the new mapping is there");
+	cr_assert_eq(mem[PAGE], 1);
+}
+
+/* Nor of a shared mapping that shows another part of its file from now on. */
+Test(events, remap_file_pages_raises_no_event)
+{
+	int fd = uffd_open(ALL_EVENTS);
+	char *mem = map_shared(4 * PAGE);
+	struct call call;
+
+	for (int i = 0; i < 4; i++)
+		memset(mem + (size_t)i * PAGE, i, PAGE);
+	cr_assert_eq(uffd_register(fd, mem, 4 * PAGE, MISSING), 0);
+	CALL(&call, SYS_remap_file_pages, (long)mem, PAGE, 0, 3, 0);
+	expect_silence(fd, &call);
+	cr_assert_eq(mem[0], 3);
 }
 
 /* One read(2) with room for many returns them all. */
