@@ -743,10 +743,10 @@ static void windowed(void)
 	CHECK(test_hear(socket, &word, NULL));
 	CHECK_EQ(pthread_create(&thread, NULL, owner_counts, memory), 0);
 	for (int round = 0; round < 25; round++) {
-		CHECK_EQ(hmm_share(&mirror, memory, SHARED_BLOCKS * BLOCK), 0);
+		CHECK_EQ(test_share(memory, SHARED_BLOCKS), 0);
 		/* CPU and driver now write side by side. */
 		usleep(2000);
-		CHECK_EQ(hmm_unshare(&mirror, memory, SHARED_BLOCKS * BLOCK), 0);
+		CHECK_EQ(test_unshare(memory, SHARED_BLOCKS), 0);
 		usleep(2000);
 	}
 	atomic_store(&owner_enough, true);

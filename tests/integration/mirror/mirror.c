@@ -306,6 +306,39 @@ void test_refused(void *memory, size_t pages, enum hmm_migrate_result expected)
 	free(results);
 }
 
+/* Of what was refused halfway some blocks are ordinary already. */
+static int unshare_rest(char *memory, size_t blocks)
+{
+	int error = 0;
+
+	for (char *block = memory; block < memory + blocks * BLOCK && !error; block += BLOCK)
+		while (hmm_mirror_lookup(&mirror, (unsigned long)block) & HMM_ENTRY_COHERENT) {
+			error = hmm_unshare(&mirror, block, BLOCK);
+			if (error != -EBUSY)
+				break;
+		}
+	return error;
+}
+
+int test_unshare(char *memory, size_t blocks)
+{
+	int error = hmm_unshare(&mirror, memory, blocks * BLOCK);
+
+	return error == -EBUSY ? unshare_rest(memory, blocks) : error;
+}
+
+int test_share(char *memory, size_t blocks)
+{
+	int error, back = 0;
+
+	do {
+		error = hmm_share(&mirror, memory, blocks * BLOCK);
+		if (error == -EBUSY)
+			back = unshare_rest(memory, blocks);
+	} while (error == -EBUSY && !back);
+	return back ? back : error;
+}
+
 /* ---- looking ------------------------------------------------------------------- */
 
 bool test_on_device(const void *page)

@@ -88,6 +88,13 @@ void test_home(void *memory, size_t pages);
 /* Wants each of @pages to answer @expected, whichever way the call ends. */
 void test_refused(void *memory, size_t pages, enum hmm_migrate_result expected);
 
+/*
+ * hmm_share() and hmm_unshare() of blocks that somebody goes on using: on a busy machine a page may be wanted for
+ * three seconds without a pause; that is said, and asked again. Any other answer comes back.
+ */
+int test_share(char *memory, size_t blocks);
+int test_unshare(char *memory, size_t blocks);
+
 bool test_on_device(const void *page);
 size_t test_device_pages(const void *memory, size_t pages);
 /* KiB of a field of /proc/self/smaps, summed over the mappings that lie in the range. */
