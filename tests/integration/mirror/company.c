@@ -367,7 +367,7 @@ static void ranges(void)
 	pid_t driver = test_driver_start("ranges", &socket);
 
 	test_open(0, DEVICE_MEMORY);
-	memory = test_map(64);
+	memory = test_map_apart(64);
 	test_fill(memory, 64, 7);
 	test_invite(socket, memory);
 	CHECK(test_hear(socket, &word, NULL));

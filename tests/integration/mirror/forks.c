@@ -73,7 +73,7 @@ static char *lend_pages(int socket)
 	char *memory;
 
 	test_open(0, DEVICE_MEMORY);
-	memory = test_map(PAGES);
+	memory = test_map_apart(PAGES);
 	for (size_t i = 0; i < PAGES; i++)
 		*(uint64_t *)(memory + i * PAGE) = test_word(i, 0, 5);
 	test_invite(socket, memory);

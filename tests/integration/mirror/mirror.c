@@ -117,21 +117,10 @@ static void declare(void *memory, size_t bytes)
 		hmm_advise(hmm, (unsigned long)memory, bytes, HMM_ADVISE_UNPINNED, NULL);
 }
 
-char *test_map(size_t pages)
-{
-	char *room = mmap(NULL, (pages + 2 * GAP) * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	char *memory = room + GAP * PAGE;
-
-	CHECK(room != MAP_FAILED);
-	CHECK_EQ(mprotect(memory, pages * PAGE, PROT_READ | PROT_WRITE), 0);
-	madvise(memory, pages * PAGE, MADV_NOHUGEPAGE);
-	declare(memory, pages * PAGE);
-	return memory;
-}
-
 /*
  * Where the kernel places nothing by itself: many a test leaves a hole there for a while, in which a thread that
- * begins would otherwise find room for its stacks. Each process has 4 GiB of its own.
+ * begins would otherwise find room for its stacks; or its driver, another process, has a window at these addresses.
+ * Each process has 4 GiB of its own.
  */
 static void *apart(size_t size)
 {
@@ -145,6 +134,28 @@ static void *apart(size_t size)
 	return (void *)(uintptr_t)at;
 }
 
+static char *map_in(void *place, size_t pages)
+{
+	char *room = mmap(place, (pages + 2 * GAP) * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *memory = room + GAP * PAGE;
+
+	CHECK(room != MAP_FAILED);
+	CHECK_EQ(mprotect(memory, pages * PAGE, PROT_READ | PROT_WRITE), 0);
+	madvise(memory, pages * PAGE, MADV_NOHUGEPAGE);
+	declare(memory, pages * PAGE);
+	return memory;
+}
+
+char *test_map(size_t pages)
+{
+	return map_in(NULL, pages);
+}
+
+char *test_map_apart(size_t pages)
+{
+	return map_in(apart((pages + 2 * GAP) * PAGE), pages);
+}
+
 char *test_map_huge(size_t blocks)
 {
 	char *room = mmap(apart((blocks + 1) * BLOCK), (blocks + 1) * BLOCK, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -156,16 +167,6 @@ char *test_map_huge(size_t blocks)
 		   -1, 0) == memory);
 	madvise(memory, blocks * BLOCK, MADV_HUGEPAGE);
 	declare(memory, blocks * BLOCK);
-	return memory;
-}
-
-char *test_map_apart(size_t pages)
-{
-	const size_t blocks = (pages * PAGE + BLOCK - 1) / BLOCK, rest = blocks * BLOCK - pages * PAGE;
-	char *memory = test_map_huge(blocks);
-
-	CHECK(!rest || !munmap(memory + pages * PAGE, rest));
-	madvise(memory, pages * PAGE, MADV_NOHUGEPAGE);
 	return memory;
 }
 
@@ -185,7 +186,7 @@ char *test_map_across(size_t pages)
 
 char *test_map_in_block(size_t pages)
 {
-	char *room = mmap(NULL, 2 * BLOCK, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *room = mmap(apart(2 * BLOCK), 2 * BLOCK, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	char *memory = (char *)(((uintptr_t)room + BLOCK - 1) & ~(BLOCK - 1)) + GAP * PAGE;
 
 	CHECK(room != MAP_FAILED && pages <= 480);

@@ -67,11 +67,14 @@ void test_mirror(struct hmm_mirror *other, struct hmm_device *device);
 /* Private anonymous memory with 4 KiB pages, or aligned and of huge pages. */
 char *test_map(size_t pages);
 char *test_map_huge(size_t blocks);
-/* Where nobody's mmap() comes into a hole of it, for tests that leave one and map there again. */
+/*
+ * The same where nobody else's mmap() comes: for tests that leave a hole in it, or whose driver has a window at
+ * its very addresses.
+ */
 char *test_map_apart(size_t pages);
 /* With a multiple of 64 MiB in the middle, which is as good a place as any other. */
 char *test_map_across(size_t pages);
-/* At most 480 pages of 4 KiB, all in one block: for tests that count what happens. */
+/* At most 480 pages of 4 KiB, all in one block, apart as well: for tests that count what happens. */
 char *test_map_in_block(size_t pages);
 /* Word w of page p, as fill() with @seed wrote it. */
 uint64_t test_word(size_t page, size_t word, uint64_t seed);

@@ -407,7 +407,7 @@ static void unmapped(void)
 	char *memory;
 
 	test_open(0, DEVICE_MEMORY);
-	memory = test_map(24);
+	memory = test_map_apart(24);
 	test_fill(memory, 24, 11);
 	CHECK_EQ(munmap(memory + 8 * PAGE, 8 * PAGE), 0);
 	CHECK_EQ(test_migrate(memory, 24, HMM_DEVICE, results), 16);
