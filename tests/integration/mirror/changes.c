@@ -448,7 +448,7 @@ static void lazily_freed(void)
 	test_fill(memory, 64, 18);
 	test_check(memory, 64, 18);
 	/* They may be asked to wait: the kernel does not say when it is done with a discard. */
-	for (int tries = 0; tries < 1000 && test_migrate(memory, 64, HMM_DEVICE, NULL) < 64; tries++)
+	for (int tries = 0; tries < test_scaled(1000) && test_migrate(memory, 64, HMM_DEVICE, NULL) < 64; tries++)
 		usleep(10000);
 	test_out(memory, 64);
 	test_check(memory, 64, 18);

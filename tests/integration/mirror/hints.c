@@ -120,7 +120,7 @@ static void read_mostly(void)
 	CHECK_EQ(unadvise(memory, 64, HMM_ADVISE_SET_READ_MOSTLY, NULL), 0);
 	CHECK_EQ(test_policy(memory, 64).said, 0);
 	/* Nothing keeps the copies any more. */
-	for (int i = 0; i < 500 && test_device_pages(memory, 64); i++)
+	for (int i = 0; i < test_scaled(500) && test_device_pages(memory, 64); i++)
 		usleep(10000);
 	CHECK_EQ(test_device_pages(memory, 64), 0);
 	/* The opposite by its own number. */

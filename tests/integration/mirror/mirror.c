@@ -35,6 +35,14 @@ void test_skip(const char *why)
 	_exit(77);
 }
 
+int test_scaled(int most)
+{
+	const char *scale = getenv("HMM_TEST_SCALE");
+	double by = scale ? atof(scale) : 1;
+
+	return (int)(most * (by > 1 ? by : 1));
+}
+
 /* Two merged tables are one with an end in its middle, and what lies behind that never runs. */
 static void check_table(const struct test_case *cases, size_t count)
 {
@@ -88,7 +96,7 @@ void test_mirror(struct hmm_mirror *other, struct hmm_device *device)
 
 void test_open(uint64_t flags, uint64_t memory)
 {
-	struct hmm_open_options options = { .size = sizeof(options), .flags = flags, .timeout_ms = 5000 };
+	struct hmm_open_options options = { .size = sizeof(options), .flags = flags, .timeout_ms = (unsigned int)test_scaled(5000) };
 	char name[32];
 
 	snprintf(name, sizeof(name), "device-%d", getpid());

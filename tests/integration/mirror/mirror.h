@@ -53,6 +53,8 @@ int test_main_of(int argc, char **argv, const struct test_case *cases, size_t co
 void test_fail(const char *file, int line, const char *format, ...)
 	__attribute__((noreturn, format(printf, 3, 4)));
 void test_skip(const char *why) __attribute__((noreturn));
+/* A deadline, or as many tries, times HMM_TEST_SCALE: it only ends what hangs. */
+int test_scaled(int most);
 
 extern struct hmm *hmm;
 extern struct hmm_mirror mirror;

@@ -177,7 +177,7 @@ static uint64_t ask_again(int order, size_t page)
 {
 	uint64_t answer = ask(order, page);
 
-	for (int tries = 0; tries < 2000 && answer == FAULTED; tries++) {
+	for (int tries = 0; tries < test_scaled(2000) && answer == FAULTED; tries++) {
 		usleep(5000);
 		answer = ask(order, page);
 	}

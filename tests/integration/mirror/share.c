@@ -558,7 +558,7 @@ static void unpin_page(char *page)
 	CHECK_EQ(io_uring_unregister_buffers(&ring), 0);
 	io_uring_queue_exit(&ring);
 	/* The kernel lets go of it a little later. */
-	for (int tries = 0; tries < 1000 && test_migrate(page, 1, HMM_DEVICE, NULL) < 1; tries++)
+	for (int tries = 0; tries < test_scaled(1000) && test_migrate(page, 1, HMM_DEVICE, NULL) < 1; tries++)
 		usleep(10000);
 }
 

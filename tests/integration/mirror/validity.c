@@ -323,7 +323,7 @@ static void released(void)
 	CHECK(hmm_range_valid(&two));
 	end(&two);
 	for (int tries = 0; hmm_mirror_lookup(&mirror, (unsigned long)memory); tries++) {
-		CHECK(tries < 10000);
+		CHECK(tries < test_scaled(10000));
 		usleep(1000);
 	}
 	free(one.pfns);
@@ -372,7 +372,7 @@ static void told(void)
 	range = seen(memory, 16);
 	CHECK_EQ(madvise(memory + 3 * PAGE, 2 * PAGE, MADV_DONTNEED), 0);
 	for (int tries = 0; !updates; tries++) {
-		CHECK(tries < 10000);
+		CHECK(tries < test_scaled(10000));
 		usleep(1000);
 	}
 	CHECK_EQ(last.start, memory + 3 * PAGE);
@@ -381,7 +381,7 @@ static void told(void)
 	wants_invalid(&range);
 	CHECK_EQ(munmap(memory + 8 * PAGE, PAGE), 0);
 	for (int tries = 0; updates < 2; tries++) {
-		CHECK(tries < 10000);
+		CHECK(tries < test_scaled(10000));
 		usleep(1000);
 	}
 	CHECK_EQ(last.reason, HMM_REASON_UNMAP);
