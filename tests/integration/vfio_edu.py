@@ -85,8 +85,8 @@ class Card(vfio_card.Test):
         self.assert_nothing_left()
 
     def assert_nothing_left(self):
-        pools = self.hmmctl_json("pools")["pools"]
-        self.assertEqual([pool["used"] for pool in pools if pool["used"]], [], "device memory is still in use")
+        harness.wait_until(lambda: not any(pool["used"] for pool in self.hmmctl_json("pools")["pools"]), 10,
+                           "that no device memory is in use")
         self.assertNotIn("cannot be taken from its IOMMU", self.daemon.log)
 
     def test_refusals(self):

@@ -80,7 +80,7 @@ static void nothing_there(void)
 	char *memory, copy[64];
 
 	test_open(0, DEVICE_MEMORY);
-	memory = test_map(4);
+	memory = test_map_apart(4);
 	test_fill(memory, 4, 4);
 	CHECK_EQ(munmap(memory + 2 * PAGE, PAGE), 0);
 	CHECK_EQ(hmm_device_read(&mirror, (unsigned long)memory + 2 * PAGE, copy, 8), -EFAULT);

@@ -150,7 +150,7 @@ static void windows(void)
 	pid_t driver = test_driver_start("windows", &socket);
 
 	test_open(0, DEVICE_MEMORY);
-	memory = test_map(4);
+	memory = test_map_apart(4);
 	test_fill(memory, 4, 3);
 	CHECK_EQ(hmm_window_map(&mirror, (unsigned long)memory, PAGE, 0, &window), -EBUSY);
 	CHECK_EQ(hmm_window_map(&mirror, (unsigned long)memory, PAGE, HMM_WINDOW_OFFSET, &window), -EBUSY);
@@ -258,7 +258,7 @@ static void no_window(const char *name)
 	pid_t driver = test_driver_start(name, &socket);
 
 	test_open(0, DEVICE_MEMORY);
-	memory = test_map(4);
+	memory = test_map_apart(4);
 	test_fill(memory, 4, 6);
 	test_invite(socket, memory);
 	CHECK(test_hear(socket, &word, NULL));

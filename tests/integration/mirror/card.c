@@ -261,21 +261,13 @@ static void refusals_there(void)
 	close_edu();
 }
 
-static unsigned int scaled(unsigned int seconds)
-{
-	const char *scale = getenv("HMM_TEST_SCALE");
-	double by = scale ? atof(scale) : 1;
-
-	return (unsigned int)(seconds * (by > 1 ? by : 1));
-}
-
 /*
  * Dumpable, as a program that this user has started: it looks into its own /proc. Its end, should it
  * hang and its parent be killed, is its own.
  */
 static void become_stranger(void)
 {
-	alarm(scaled(100));
+	alarm((unsigned int)test_scaled(100));
 	CHECK_EQ(setgid(65534), 0);
 	CHECK_EQ(setuid(65534), 0);
 	CHECK_EQ(prctl(PR_SET_DUMPABLE, 1, 0, 0, 0), 0);

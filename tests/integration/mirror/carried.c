@@ -73,11 +73,10 @@ static void unmap_all(char *memory, size_t pages)
 	check_unsaid(memory, pages);
 }
 
-static char *advised(const struct said *said, uint64_t seed)
+static char *advised(char *memory, const struct said *said, uint64_t seed)
 {
 	struct hmm_advise_options options = { .size = sizeof(options), .value = said->value,
 					      .mirror = said->of_mirror ? &mirror : NULL };
-	char *memory = test_map(PAGES);
 
 	test_fill(memory, PAGES, seed);
 	CHECK_EQ(hmm_advise(hmm, (unsigned long)memory, PAGES * PAGE, said->advice, &options), 0);
@@ -90,7 +89,7 @@ static char *advised(const struct said *said, uint64_t seed)
 static void fork_of(const struct said *said)
 {
 	struct hmm_policy policy = { .size = sizeof(policy) };
-	char *memory = advised(said, 1);
+	char *memory = advised(test_map(PAGES), said, 1);
 	bool raw = false;
 
 	do {
@@ -124,7 +123,7 @@ static void forked(void)
 
 static void move_of(const struct said *said)
 {
-	char *memory = advised(said, 3), *place = test_map(PAGES), *grown;
+	char *memory = advised(test_map(PAGES), said, 3), *place = test_map(PAGES), *grown;
 
 	CHECK(mremap(memory, PAGES * PAGE, PAGES * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, place) == place);
 	check_unsaid(memory, PAGES);
@@ -161,7 +160,7 @@ static void moved(void)
 
 static void cut_of(const struct said *said)
 {
-	char *memory = advised(said, 4);
+	char *memory = advised(test_map_apart(PAGES), said, 4);
 
 	CHECK(mremap(memory, PAGES * PAGE, PAGES / 2 * PAGE, 0) == memory);
 	check_said(memory, PAGES / 2, said);

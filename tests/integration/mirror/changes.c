@@ -24,13 +24,22 @@
 #define DEVICE_MEMORY (256UL << 20)
 
 /* 64 pages of which all are on the device, filled with @seed. */
-static char *on_device(size_t pages, uint64_t seed)
+static char *taken_out(char *memory, size_t pages, uint64_t seed)
 {
-	char *memory = test_map(pages);
-
 	test_fill(memory, pages, seed);
 	test_out(memory, pages);
 	return memory;
+}
+
+static char *on_device(size_t pages, uint64_t seed)
+{
+	return taken_out(test_map(pages), pages, seed);
+}
+
+/* For whom a hole must stay one. */
+static char *on_device_apart(size_t pages, uint64_t seed)
+{
+	return taken_out(test_map_apart(pages), pages, seed);
 }
 
 static void device_faults(const void *address)
@@ -46,7 +55,7 @@ static void unmap(void)
 	char *memory;
 
 	test_open(0, DEVICE_MEMORY);
-	memory = on_device(64, 1);
+	memory = on_device_apart(64, 1);
 	CHECK_EQ(munmap(memory + 16 * PAGE, 16 * PAGE), 0);
 	device_faults(memory + 16 * PAGE);
 	device_faults(memory + 31 * PAGE);
@@ -145,7 +154,7 @@ static void remap_grow_in_place(void)
 	char *memory;
 
 	test_open(0, DEVICE_MEMORY);
-	memory = test_map(128);
+	memory = test_map_apart(128);
 	CHECK_EQ(munmap(memory + 64 * PAGE, 64 * PAGE), 0);
 	test_fill(memory, 64, 7);
 	test_out(memory, 64);
@@ -200,7 +209,7 @@ static void remap_shrink(void)
 	char *memory;
 
 	test_open(0, DEVICE_MEMORY);
-	memory = on_device(64, 9);
+	memory = on_device_apart(64, 9);
 	CHECK(mremap(memory, 64 * PAGE, 16 * PAGE, 0) == memory);
 	device_faults(memory + 16 * PAGE);
 	device_faults(memory + 63 * PAGE);
@@ -213,9 +222,9 @@ static void remap_move(void)
 	char *memory, *room;
 
 	test_open(0, DEVICE_MEMORY);
-	room = test_map(64);
+	room = test_map_apart(64);
 	CHECK_EQ(munmap(room, 64 * PAGE), 0);
-	memory = on_device(64, 10);
+	memory = on_device_apart(64, 10);
 	CHECK(mremap(memory, 64 * PAGE, 64 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, room) == room);
 	device_faults(memory);
 	test_device_check(room, 64, 10);
@@ -264,7 +273,7 @@ static void remap_onto(void)
 	char *memory, *other;
 
 	test_open(0, DEVICE_MEMORY);
-	memory = on_device(64, 12);
+	memory = on_device_apart(64, 12);
 	other = on_device(96, 13);
 	CHECK(mremap(memory, 64 * PAGE, 64 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, other + 16 * PAGE) ==
 	      other + 16 * PAGE);
@@ -331,7 +340,7 @@ static void remap_partly_out(void)
 /* What DONTUNMAP left is one mapping. Watched in part before it is written again, it is never one again for the kernel. */
 static char *left_behind(uint32_t seed)
 {
-	char *room = test_map(32), *memory = test_map(32);
+	char *room = test_map_apart(32), *memory = test_map_apart(32);
 
 	/* Room to grow into. */
 	CHECK_EQ(munmap(memory + 16 * PAGE, 16 * PAGE), 0);
@@ -439,7 +448,7 @@ static void lazily_freed(void)
 	test_fill(memory, 64, 18);
 	test_check(memory, 64, 18);
 	/* They may be asked to wait: the kernel does not say when it is done with a discard. */
-	for (int tries = 0; tries < 1000 && test_migrate(memory, 64, HMM_DEVICE, NULL) < 64; tries++)
+	for (int tries = 0; tries < test_scaled(1000) && test_migrate(memory, 64, HMM_DEVICE, NULL) < 64; tries++)
 		usleep(10000);
 	test_out(memory, 64);
 	test_check(memory, 64, 18);

@@ -125,23 +125,39 @@ static void waited_for(void)
 
 /* ---- while the handle is being closed ------------------------------------------------ */
 
-static _Atomic bool asked, closing, worked;
+static _Atomic bool asked, both_wait, worked;
+static _Atomic pid_t closer_id, opener_id;
 static char *other;
 
 static void *close_it(void *arg)
 {
-	atomic_store(&closing, true);
+	atomic_store(&closer_id, gettid());
 	hmm_close(hmm);
 	return NULL;
 }
 
-static void await_closer(void)
+static char thread_state(pid_t id)
 {
-	atomic_store(&entered, true);
-	while (!atomic_load(&closing))
-		usleep(1000);
-	/* Until it waits for this callback, which it says to nobody. */
-	usleep(1000000);
+	char path[64], line[256] = "";
+	FILE *file;
+
+	snprintf(path, sizeof(path), "/proc/self/task/%d/stat", id);
+	file = fopen(path, "re");
+	/* Else it has ended and waited for nobody. */
+	CHECK(file);
+	CHECK(fgets(line, sizeof(line), file) && strrchr(line, ')'));
+	fclose(file);
+	return strrchr(line, ')')[2];
+}
+
+/* Until that thread waits for the callback, which it says to nobody: it does nothing else for so long. */
+static void await_waiting(const _Atomic pid_t *id)
+{
+	for (int asleep = 0; asleep < 100; usleep(1000)) {
+		pid_t now = atomic_load(id);
+
+		asleep = now && thread_state(now) == 'S' ? asleep + 1 : 0;
+	}
 }
 
 /* What a program may do at any time, with what lies at @other: two blocks, of which one was on a device. */
@@ -178,7 +194,9 @@ static int work_while_it_closes(struct hmm_mirror *me, const struct hmm_update *
 
 	if (!atomic_load(&asked) || atomic_load(&entered))
 		return 0;
-	await_closer();
+	atomic_store(&entered, true);
+	while (!atomic_load(&both_wait))
+		usleep(1000);
 	CHECK_EQ(hmm_open(NULL, &again), -EDEADLK);
 	change_mappings();
 	atomic_store(&worked, true);
@@ -192,6 +210,7 @@ static void *open_again(void *arg)
 {
 	struct hmm **again = arg;
 
+	atomic_store(&opener_id, gettid());
 	CHECK_EQ(hmm_open(NULL, again), 0);
 	return NULL;
 }
@@ -221,11 +240,11 @@ static void work_while_closing(bool by_thread)
 	while (!atomic_load(&entered))
 		usleep(1000);
 	closer = start(close_it);
-	while (!atomic_load(&closing))
-		usleep(1000);
-	usleep(500000);
+	await_waiting(&closer_id);
 	/* This process can be opened anew when it has been closed, and not before. */
 	CHECK_EQ(pthread_create(&opener, NULL, open_again, &again), 0);
+	await_waiting(&opener_id);
+	atomic_store(&both_wait, true);
 	CHECK_EQ(pthread_join(closer, NULL), 0);
 	CHECK(atomic_load(&worked));
 	if (!by_thread)
@@ -354,7 +373,8 @@ static void release_and_work(struct hmm_mirror *me)
 	char *place = test_map(2);
 	pid_t child;
 
-	await_closer();
+	atomic_store(&entered, true);
+	await_waiting(&closer_id);
 	CHECK(mremap(place, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, place + PAGE) == place + PAGE);
 	child = fork();
 	if (!child)

@@ -246,7 +246,7 @@ static void callback(void)
 	test_fill(memory, 64, 5);
 	CHECK_EQ(hmm_migrate(&called_back, (unsigned long)memory, 64 * PAGE, HMM_DEVICE, 0, NULL, NULL), 64);
 	test_fill(memory, 64, 6);
-	for (int i = 0; i < 500 && !atomic_load(&invalidations); i++)
+	for (int i = 0; i < test_scaled(500) && !atomic_load(&invalidations); i++)
 		usleep(10000);
 	CHECK(atomic_load(&invalidations) > 0);
 	CHECK_EQ(hmm_mirror_unregister(&called_back), 0);
@@ -367,7 +367,7 @@ static void ranges(void)
 	pid_t driver = test_driver_start("ranges", &socket);
 
 	test_open(0, DEVICE_MEMORY);
-	memory = test_map(64);
+	memory = test_map_apart(64);
 	test_fill(memory, 64, 7);
 	test_invite(socket, memory);
 	CHECK(test_hear(socket, &word, NULL));
@@ -520,7 +520,7 @@ static void orphaned_driver(void)
 
 	CHECK_EQ(hmm_device_read(&mirror, address, &byte, 1), 1);
 	test_tell(TEST_DRIVER_SOCKET, 1, -1);
-	for (int i = 0; i < 2000 && !atomic_load(&released); i++)
+	for (int i = 0; i < test_scaled(2000) && !atomic_load(&released); i++)
 		usleep(10000);
 	CHECK(atomic_load(&released));
 	CHECK(hmm_device_read(&mirror, address, &byte, 1) < 0);
@@ -554,7 +554,7 @@ static void executed_driver(void)
 
 	CHECK_EQ(hmm_device_read(&mirror, address, &byte, 1), 1);
 	test_tell(TEST_DRIVER_SOCKET, 1, -1);
-	for (int i = 0; i < 2000 && !atomic_load(&released); i++)
+	for (int i = 0; i < test_scaled(2000) && !atomic_load(&released); i++)
 		usleep(10000);
 	CHECK(atomic_load(&released));
 	CHECK(hmm_device_read(&mirror, address, &byte, 1) < 0);
@@ -592,7 +592,7 @@ static void stale_key_driver(void)
 	CHECK(test_hear(TEST_DRIVER_SOCKET, &word, &key));
 	CHECK(test_hear(TEST_DRIVER_SOCKET, &word, NULL));
 	/* hmmd takes note of a closed connection a moment later. */
-	for (int tries = 0; tries < 500 && !hmm_open_peer(key, NULL, &gone); tries++) {
+	for (int tries = 0; tries < test_scaled(500) && !hmm_open_peer(key, NULL, &gone); tries++) {
 		hmm_close(gone);
 		usleep(10000);
 	}
@@ -630,7 +630,7 @@ static void two_owners(void)
 	CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, socket), 0);
 	child = fork();
 	if (!child) {
-		struct hmm_open_options options = { .size = sizeof(options), .timeout_ms = 5000 };
+		struct hmm_open_options options = { .size = sizeof(options), .timeout_ms = (unsigned int)test_scaled(5000) };
 
 		CHECK_EQ(read(socket[1], &byte, 1), 1);
 		CHECK_EQ(hmm_open(&options, &hmm), 0);
@@ -743,10 +743,10 @@ static void windowed(void)
 	CHECK(test_hear(socket, &word, NULL));
 	CHECK_EQ(pthread_create(&thread, NULL, owner_counts, memory), 0);
 	for (int round = 0; round < 25; round++) {
-		CHECK_EQ(hmm_share(&mirror, memory, SHARED_BLOCKS * BLOCK), 0);
+		CHECK_EQ(test_share(memory, SHARED_BLOCKS), 0);
 		/* CPU and driver now write side by side. */
 		usleep(2000);
-		CHECK_EQ(hmm_unshare(&mirror, memory, SHARED_BLOCKS * BLOCK), 0);
+		CHECK_EQ(test_unshare(memory, SHARED_BLOCKS), 0);
 		usleep(2000);
 	}
 	atomic_store(&owner_enough, true);

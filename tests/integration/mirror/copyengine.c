@@ -69,7 +69,7 @@ void engine_begin(const char *name)
 
 void engine_until(const char *what, const _Atomic unsigned int *value, unsigned int expected)
 {
-	for (int i = 0; i < 2000 && atomic_load(value) != expected; i++)
+	for (int i = 0; i < test_scaled(2000) && atomic_load(value) != expected; i++)
 		usleep(5000);
 	if (atomic_load(value) != expected)
 		FAIL("%s: %u, not %u", what, atomic_load(value), expected);
@@ -472,7 +472,7 @@ void copyengine_main(const char *kind)
 	static const struct hmm_mirror_ops none = { .size = sizeof(none) };
 	static const struct hmm_mirror_ops told = { .size = sizeof(told),
 						    .sync_cpu_device_pagetables = let_go };
-	struct hmm_open_options how = { .size = sizeof(how), .timeout_ms = 5000 };
+	struct hmm_open_options how = { .size = sizeof(how), .timeout_ms = (unsigned int)test_scaled(5000) };
 	char name[32];
 	uint64_t word;
 	int key;
@@ -501,7 +501,7 @@ void copyengine_main(const char *kind)
 	while (next(fd, &word))
 		test_tell(TEST_DRIVER_SOCKET, obey((enum command)word), -1);
 	/* An owner that has ended: what it had is freed when hmmd has seen it. */
-	for (int i = 0; i < 1000 && atomic_load(&board->in_use); i++) {
+	for (int i = 0; i < test_scaled(1000) && atomic_load(&board->in_use); i++) {
 		if (fd >= 0)
 			hmm_dispatch(hmm, 0, 0);
 		usleep(10000);

@@ -10,7 +10,7 @@
 
 int main(int argc, char **argv)
 {
-	struct hmm_open_options how = { .size = sizeof(how), .timeout_ms = 5000 };
+	struct hmm_open_options how = { .size = sizeof(how), .timeout_ms = (unsigned int)test_scaled(5000) };
 	struct hmm_device_options options = { .size = sizeof(options), .node = -1, .caps = HMM_DEVICE_FAULTS,
 					      .pool = HMM_POOL_MEMFD };
 	struct hmm_device *device;

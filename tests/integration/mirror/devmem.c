@@ -116,7 +116,7 @@ static void no_room(void)
 	engine_until("pages refused", &board->refused, 54);
 	CHECK_EQ(board->moved, 10);
 	/* The others come home by themselves. */
-	for (int i = 0; i < 1000 && test_smaps(memory, 64 * PAGE, "Rss") != 54 * 4; i++)
+	for (int i = 0; i < test_scaled(1000) && test_smaps(memory, 64 * PAGE, "Rss") != 54 * 4; i++)
 		usleep(5000);
 	CHECK_EQ(test_smaps(memory, 64 * PAGE, "Rss"), 54 * 4);
 	/* What had to stay goes with the next one. */

@@ -37,7 +37,7 @@ static struct hmm_dirty *begin(void *memory, size_t pages)
 static struct hmm_dirty *open_and_begin(char **memory, size_t pages)
 {
 	open_tracked();
-	*memory = test_map(pages);
+	*memory = test_map_apart(pages);
 	test_fill(*memory, pages, 1);
 	return begin(*memory, pages);
 }
@@ -245,7 +245,7 @@ static void remapped(void)
 	char *memory, *other;
 
 	open_tracked();
-	memory = test_map(100);
+	memory = test_map_apart(100);
 	other = test_map_apart(20);
 	test_fill(memory, 100, 1);
 	test_fill(other, 20, 2);

@@ -38,7 +38,7 @@ static void wait_readable(void)
 {
 	struct pollfd poll_fd = { .fd = hmm_event_fd(events), .events = POLLIN };
 
-	CHECK_EQ(poll(&poll_fd, 1, 30000), 1);
+	CHECK_EQ(poll(&poll_fd, 1, test_scaled(30000)), 1);
 }
 
 /* The next one, whenever it comes. */

@@ -6,6 +6,7 @@
 #include "driver.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -535,7 +536,9 @@ static void orphaned(void)
 
 /* ---- nothing comes between -------------------------------------------------------- */
 
+/* Of either side, at least. They go on until they have met, and the driver no further than this. */
 #define INCREMENTS 100000U
+#define MOST (1000 * INCREMENTS)
 #define BURST 64U
 
 static pthread_mutex_t device_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -555,14 +558,20 @@ static volatile uint64_t *driver_window(const struct hmm_mirror_ops *operations,
 {
 	*address = test_driver_open(operations);
 	CHECK_EQ(hmm_window_map(&mirror, *address, 4 * PAGE, HMM_WINDOW_OFFSET, window), 0);
+	test_tell(TEST_DRIVER_SOCKET, 1, -1);
 	return hmm_window_ptr(*window, *address);
 }
 
-static void driver_close(struct hmm_window *window, unsigned int lost)
+static bool is_enough(unsigned int done, unsigned int lost)
+{
+	return done >= INCREMENTS && (lost || done >= MOST);
+}
+
+static void driver_close(struct hmm_window *window, unsigned int done, unsigned int lost)
 {
 	/* Else the two sides never met. */
 	CHECK(lost > 0);
-	test_tell(TEST_DRIVER_SOCKET, 1, -1);
+	test_tell(TEST_DRIVER_SOCKET, done, -1);
 	CHECK_EQ(hmm_window_unmap(window), 0);
 	CHECK_EQ(hmm_mirror_unregister(&mirror), 0);
 	hmm_device_put(mirror.device);
@@ -590,13 +599,13 @@ static void counted_plainly_driver(void)
 	volatile uint64_t *counter = driver_window(&locking, &window, &address);
 	unsigned int done = 0, lost = 0;
 
-	while (done < INCREMENTS) {
+	while (!is_enough(done, lost)) {
 		if (hmm_device_exclusive_begin(&mirror, address, PAGE, NULL) != 1)
 			continue;
 		/* Mapped here before the lock is held: under it nothing may wait for hmmd. */
 		(void)counter[1];
 		counter[1] = 0;
-		for (unsigned int i = 0; i < BURST && done < INCREMENTS; i++) {
+		for (unsigned int i = 0; i < BURST; i++) {
 			pthread_mutex_lock(&device_lock);
 			if (hmm_device_exclusive_check(&mirror, address, PAGE)) {
 				add_slowly(counter);
@@ -608,7 +617,7 @@ static void counted_plainly_driver(void)
 			pthread_mutex_unlock(&device_lock);
 		}
 	}
-	driver_close(window, lost);
+	driver_close(window, done, lost);
 }
 
 /* Atomic operations need no lock: a page that leaves takes none away and gives none twice. */
@@ -619,34 +628,38 @@ static void counted_driver(void)
 	volatile uint64_t *counter = driver_window(&quiet, &window, &address);
 	unsigned int done = 0, lost = 0;
 
-	while (done < INCREMENTS) {
+	while (!is_enough(done, lost)) {
 		hmm_device_exclusive_begin(&mirror, address, PAGE, NULL);
-		for (unsigned int i = 0; i < BURST && done < INCREMENTS; i++, done++)
+		for (unsigned int i = 0; i < BURST; i++, done++)
 			__atomic_fetch_add(&counter[0], 1, __ATOMIC_SEQ_CST);
 		lost += !hmm_device_exclusive_check(&mirror, address, PAGE);
 	}
-	driver_close(window, lost);
+	driver_close(window, done, lost);
 }
 
 static void count_together(const char *name)
 {
-	uint64_t *counter, word;
+	uint64_t *counter, word, done = 0;
 	int socket;
 	pid_t driver = test_driver_start(name, &socket);
+	struct pollfd end = { .events = POLLIN };
 
 	test_open(0, DEVICE_MEMORY);
 	counter = (uint64_t *)test_map(4);
 	counter[0] = 0;
 	test_invite(socket, counter);
-	for (unsigned int i = 0; i < INCREMENTS; i++) {
-		__atomic_fetch_add(counter, 1, __ATOMIC_SEQ_CST);
+	CHECK(test_hear(socket, &word, NULL));
+	end.fd = socket;
+	/* Until the driver has done its part, which it has not before this one came between. */
+	while (done < INCREMENTS || !poll(&end, 1, 0)) {
+		for (unsigned int i = 0; i < BURST; i++, done++)
+			__atomic_fetch_add(counter, 1, __ATOMIC_SEQ_CST);
 		/* So that the driver is in the middle of something most times. */
-		if (i % BURST == BURST - 1)
-			usleep(400);
+		usleep(400);
 	}
 	CHECK(test_hear(socket, &word, NULL));
 	test_reap(driver, 0);
-	CHECK_EQ(__atomic_load_n(counter, __ATOMIC_SEQ_CST), 2 * INCREMENTS);
+	CHECK_EQ(__atomic_load_n(counter, __ATOMIC_SEQ_CST), done + word);
 	test_close();
 }
 

@@ -5,6 +5,7 @@
  */
 #include "mirror.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
@@ -656,22 +657,28 @@ static void no_descriptor(void)
 static pid_t agent_of(pid_t owner)
 {
 	char path[64], name[32];
+	struct dirent *entry;
+	pid_t found = 0;
+	DIR *tasks;
 
-	for (pid_t tid = owner + 1; tid < owner + 64; tid++) {
+	snprintf(path, sizeof(path), "/proc/%d/task", owner);
+	tasks = opendir(path);
+	CHECK(tasks);
+	while (!found && (entry = readdir(tasks))) {
+		pid_t tid = atoi(entry->d_name);
 		FILE *file;
 
 		snprintf(path, sizeof(path), "/proc/%d/task/%d/comm", owner, tid);
-		file = fopen(path, "re");
+		file = tid ? fopen(path, "re") : NULL;
 		if (!file)
 			continue;
 		name[0] = 0;
-		if (fgets(name, sizeof(name), file) && strstr(name, "agent")) {
-			fclose(file);
-			return tid;
-		}
+		if (fgets(name, sizeof(name), file) && strstr(name, "agent"))
+			found = tid;
 		fclose(file);
 	}
-	return 0;
+	closedir(tasks);
+	return found;
 }
 
 static void traced_agent(void)

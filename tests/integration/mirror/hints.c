@@ -120,7 +120,7 @@ static void read_mostly(void)
 	CHECK_EQ(unadvise(memory, 64, HMM_ADVISE_SET_READ_MOSTLY, NULL), 0);
 	CHECK_EQ(test_policy(memory, 64).said, 0);
 	/* Nothing keeps the copies any more. */
-	for (int i = 0; i < 500 && test_device_pages(memory, 64); i++)
+	for (int i = 0; i < test_scaled(500) && test_device_pages(memory, 64); i++)
 		usleep(10000);
 	CHECK_EQ(test_device_pages(memory, 64), 0);
 	/* The opposite by its own number. */
@@ -402,7 +402,7 @@ static void pin_what_cant(void)
 	test_open(0, DEVICE_MEMORY);
 	CHECK(file >= 0);
 	CHECK_EQ(ftruncate(file, 4 * PAGE), 0);
-	memory = test_map(64);
+	memory = test_map_apart(64);
 	CHECK(mmap(memory + 32 * PAGE, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, file, 0) ==
 	      memory + 32 * PAGE);
 	test_fill(memory, 64, 12);
@@ -682,7 +682,7 @@ static void unmapped(void)
 	char *memory;
 
 	test_open(0, DEVICE_MEMORY);
-	memory = test_map(64);
+	memory = test_map_apart(64);
 	test_fill(memory, 64, 20);
 	CHECK_EQ(advise(memory, 64, HMM_ADVISE_PIN, &mirror, 0), 0);
 	CHECK_EQ(munmap(memory + 16 * PAGE, 16 * PAGE), 0);

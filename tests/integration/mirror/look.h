@@ -22,6 +22,9 @@
 static const uint64_t flags[HMM_PFN_FLAG_MAX] = { VALID, WRITE, PRIVATE };
 static const uint64_t values[HMM_PFN_VALUE_MAX] = { ERROR, NONE, SPECIAL };
 
+/* For a change to be over, ms: that it ends is to be seen, and not that it takes no longer than a driver would wait. */
+#define LOOK_PATIENCE ((unsigned int)test_scaled(30000))
+
 static inline struct hmm_range prepare(size_t pages)
 {
 	struct hmm_range range = { .flags = flags, .values = values, .pfn_shift = 12 };
@@ -38,7 +41,7 @@ static inline struct hmm_range look_at(const void *memory, size_t pages)
 	struct hmm_range range = prepare(pages);
 
 	CHECK_EQ(hmm_range_register(&range, &mirror, start, start + pages * PAGE, 12), 0);
-	CHECK(hmm_range_wait_until_valid(&range, HMM_RANGE_DEFAULT_TIMEOUT));
+	CHECK(hmm_range_wait_until_valid(&range, LOOK_PATIENCE));
 	return range;
 }
 

@@ -35,6 +35,14 @@ void test_skip(const char *why)
 	_exit(77);
 }
 
+int test_scaled(int most)
+{
+	const char *scale = getenv("HMM_TEST_SCALE");
+	double by = scale ? atof(scale) : 1;
+
+	return (int)(most * (by > 1 ? by : 1));
+}
+
 /* Two merged tables are one with an end in its middle, and what lies behind that never runs. */
 static void check_table(const struct test_case *cases, size_t count)
 {
@@ -88,7 +96,7 @@ void test_mirror(struct hmm_mirror *other, struct hmm_device *device)
 
 void test_open(uint64_t flags, uint64_t memory)
 {
-	struct hmm_open_options options = { .size = sizeof(options), .flags = flags, .timeout_ms = 5000 };
+	struct hmm_open_options options = { .size = sizeof(options), .flags = flags, .timeout_ms = (unsigned int)test_scaled(5000) };
 	char name[32];
 
 	snprintf(name, sizeof(name), "device-%d", getpid());
@@ -117,21 +125,10 @@ static void declare(void *memory, size_t bytes)
 		hmm_advise(hmm, (unsigned long)memory, bytes, HMM_ADVISE_UNPINNED, NULL);
 }
 
-char *test_map(size_t pages)
-{
-	char *room = mmap(NULL, (pages + 2 * GAP) * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	char *memory = room + GAP * PAGE;
-
-	CHECK(room != MAP_FAILED);
-	CHECK_EQ(mprotect(memory, pages * PAGE, PROT_READ | PROT_WRITE), 0);
-	madvise(memory, pages * PAGE, MADV_NOHUGEPAGE);
-	declare(memory, pages * PAGE);
-	return memory;
-}
-
 /*
  * Where the kernel places nothing by itself: many a test leaves a hole there for a while, in which a thread that
- * begins would otherwise find room for its stacks. Each process has 4 GiB of its own.
+ * begins would otherwise find room for its stacks; or its driver, another process, has a window at these addresses.
+ * Each process has 4 GiB of its own.
  */
 static void *apart(size_t size)
 {
@@ -145,6 +142,28 @@ static void *apart(size_t size)
 	return (void *)(uintptr_t)at;
 }
 
+static char *map_in(void *place, size_t pages)
+{
+	char *room = mmap(place, (pages + 2 * GAP) * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *memory = room + GAP * PAGE;
+
+	CHECK(room != MAP_FAILED);
+	CHECK_EQ(mprotect(memory, pages * PAGE, PROT_READ | PROT_WRITE), 0);
+	madvise(memory, pages * PAGE, MADV_NOHUGEPAGE);
+	declare(memory, pages * PAGE);
+	return memory;
+}
+
+char *test_map(size_t pages)
+{
+	return map_in(NULL, pages);
+}
+
+char *test_map_apart(size_t pages)
+{
+	return map_in(apart((pages + 2 * GAP) * PAGE), pages);
+}
+
 char *test_map_huge(size_t blocks)
 {
 	char *room = mmap(apart((blocks + 1) * BLOCK), (blocks + 1) * BLOCK, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -156,16 +175,6 @@ char *test_map_huge(size_t blocks)
 		   -1, 0) == memory);
 	madvise(memory, blocks * BLOCK, MADV_HUGEPAGE);
 	declare(memory, blocks * BLOCK);
-	return memory;
-}
-
-char *test_map_apart(size_t pages)
-{
-	const size_t blocks = (pages * PAGE + BLOCK - 1) / BLOCK, rest = blocks * BLOCK - pages * PAGE;
-	char *memory = test_map_huge(blocks);
-
-	CHECK(!rest || !munmap(memory + pages * PAGE, rest));
-	madvise(memory, pages * PAGE, MADV_NOHUGEPAGE);
 	return memory;
 }
 
@@ -185,7 +194,7 @@ char *test_map_across(size_t pages)
 
 char *test_map_in_block(size_t pages)
 {
-	char *room = mmap(NULL, 2 * BLOCK, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *room = mmap(apart(2 * BLOCK), 2 * BLOCK, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	char *memory = (char *)(((uintptr_t)room + BLOCK - 1) & ~(BLOCK - 1)) + GAP * PAGE;
 
 	CHECK(room != MAP_FAILED && pages <= 480);
@@ -304,6 +313,39 @@ void test_refused(void *memory, size_t pages, enum hmm_migrate_result expected)
 			FAIL("page %zu of %zu: %s instead of %s", i, pages, hmm_migrate_result_name(results[i]),
 			     hmm_migrate_result_name(expected));
 	free(results);
+}
+
+/* Of what was refused halfway some blocks are ordinary already. */
+static int unshare_rest(char *memory, size_t blocks)
+{
+	int error = 0;
+
+	for (char *block = memory; block < memory + blocks * BLOCK && !error; block += BLOCK)
+		while (hmm_mirror_lookup(&mirror, (unsigned long)block) & HMM_ENTRY_COHERENT) {
+			error = hmm_unshare(&mirror, block, BLOCK);
+			if (error != -EBUSY)
+				break;
+		}
+	return error;
+}
+
+int test_unshare(char *memory, size_t blocks)
+{
+	int error = hmm_unshare(&mirror, memory, blocks * BLOCK);
+
+	return error == -EBUSY ? unshare_rest(memory, blocks) : error;
+}
+
+int test_share(char *memory, size_t blocks)
+{
+	int error, back = 0;
+
+	do {
+		error = hmm_share(&mirror, memory, blocks * BLOCK);
+		if (error == -EBUSY)
+			back = unshare_rest(memory, blocks);
+	} while (error == -EBUSY && !back);
+	return back ? back : error;
 }
 
 /* ---- looking ------------------------------------------------------------------- */

@@ -53,6 +53,8 @@ int test_main_of(int argc, char **argv, const struct test_case *cases, size_t co
 void test_fail(const char *file, int line, const char *format, ...)
 	__attribute__((noreturn, format(printf, 3, 4)));
 void test_skip(const char *why) __attribute__((noreturn));
+/* A deadline, or as many tries, times HMM_TEST_SCALE: it only ends what hangs. */
+int test_scaled(int most);
 
 extern struct hmm *hmm;
 extern struct hmm_mirror mirror;
@@ -67,11 +69,14 @@ void test_mirror(struct hmm_mirror *other, struct hmm_device *device);
 /* Private anonymous memory with 4 KiB pages, or aligned and of huge pages. */
 char *test_map(size_t pages);
 char *test_map_huge(size_t blocks);
-/* Where nobody's mmap() comes into a hole of it, for tests that leave one and map there again. */
+/*
+ * The same where nobody else's mmap() comes: for tests that leave a hole in it, or whose driver has a window at
+ * its very addresses.
+ */
 char *test_map_apart(size_t pages);
 /* With a multiple of 64 MiB in the middle, which is as good a place as any other. */
 char *test_map_across(size_t pages);
-/* At most 480 pages of 4 KiB, all in one block: for tests that count what happens. */
+/* At most 480 pages of 4 KiB, all in one block, apart as well: for tests that count what happens. */
 char *test_map_in_block(size_t pages);
 /* Word w of page p, as fill() with @seed wrote it. */
 uint64_t test_word(size_t page, size_t word, uint64_t seed);
@@ -87,6 +92,13 @@ void test_out(void *memory, size_t pages);
 void test_home(void *memory, size_t pages);
 /* Wants each of @pages to answer @expected, whichever way the call ends. */
 void test_refused(void *memory, size_t pages, enum hmm_migrate_result expected);
+
+/*
+ * hmm_share() and hmm_unshare() of blocks that somebody goes on using: on a busy machine a page may be wanted for
+ * three seconds without a pause; that is said, and asked again. Any other answer comes back.
+ */
+int test_share(char *memory, size_t blocks);
+int test_unshare(char *memory, size_t blocks);
 
 bool test_on_device(const void *page);
 size_t test_device_pages(const void *memory, size_t pages);

@@ -24,7 +24,7 @@ static long await(void)
 	struct pollfd wait = { .fd = completion, .events = POLLIN };
 	uint64_t count;
 
-	CHECK_EQ(poll(&wait, 1, 30000), 1);
+	CHECK_EQ(poll(&wait, 1, test_scaled(30000)), 1);
 	CHECK_EQ(read(completion, &count, 8), 8);
 	return (long)count - 1;
 }

@@ -363,7 +363,7 @@ static void nothing_mapped(void)
 	char *memory;
 
 	test_open(0, DEVICE_MEMORY);
-	memory = test_map(8);
+	memory = test_map_apart(8);
 	test_fill(memory, 8, 4);
 	CHECK_EQ(munmap(memory + 5 * PAGE, PAGE), 0);
 	range = look_at(memory, 8);

@@ -144,7 +144,7 @@ static void pinned(void)
 	CHECK_EQ(io_uring_unregister_buffers(&ring), 0);
 	io_uring_queue_exit(&ring);
 	/* The kernel lets go of the pages a little later. */
-	for (int tries = 0; tries < 1000 && test_migrate(memory, 16, HMM_DEVICE, NULL) < 16; tries++)
+	for (int tries = 0; tries < test_scaled(1000) && test_migrate(memory, 16, HMM_DEVICE, NULL) < 16; tries++)
 		usleep(10000);
 	test_out(memory, 16);
 	test_check(memory, 16, 6);
@@ -174,7 +174,7 @@ static void pinned_huge(void)
 	test_device_check(memory, 512, 26);
 	CHECK_EQ(io_uring_unregister_buffers(&ring), 0);
 	io_uring_queue_exit(&ring);
-	for (int tries = 0; tries < 1000 && test_migrate(memory + 100 * PAGE, 100, HMM_DEVICE, NULL) < 100; tries++)
+	for (int tries = 0; tries < test_scaled(1000) && test_migrate(memory + 100 * PAGE, 100, HMM_DEVICE, NULL) < 100; tries++)
 		usleep(10000);
 	test_out(memory, 512);
 	test_check(memory, 512, 26);
@@ -407,7 +407,7 @@ static void unmapped(void)
 	char *memory;
 
 	test_open(0, DEVICE_MEMORY);
-	memory = test_map(24);
+	memory = test_map_apart(24);
 	test_fill(memory, 24, 11);
 	CHECK_EQ(munmap(memory + 8 * PAGE, 8 * PAGE), 0);
 	CHECK_EQ(test_migrate(memory, 24, HMM_DEVICE, results), 16);

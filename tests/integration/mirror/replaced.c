@@ -67,7 +67,7 @@ static long look_once(struct hmm_range *range, bool fault)
 {
 	long result;
 
-	CHECK(hmm_range_wait_until_valid(range, HMM_RANGE_DEFAULT_TIMEOUT));
+	CHECK(hmm_range_wait_until_valid(range, LOOK_PATIENCE));
 	result = fault ? hmm_range_fault(range, true) : hmm_range_snapshot(range);
 	for (unsigned long i = 0; result >= 0 && i < PAGES; i++) {
 		uint64_t entry = range->pfns[i];

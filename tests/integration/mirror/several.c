@@ -256,7 +256,7 @@ static void begin_on(const char *operations, void *room, uint64_t size)
 
 static void begin(const char *operations)
 {
-	begin_on(operations, test_map(ROOM), DEVICE_MEMORY);
+	begin_on(operations, test_map_apart(ROOM), DEVICE_MEMORY);
 }
 
 static void end(void)

@@ -242,17 +242,6 @@ static void *count(void *data)
 	return NULL;
 }
 
-/* On a busy machine the CPU may want it for three seconds without a pause: that is said, and asked again. */
-static void share_under_load(void)
-{
-	int error;
-
-	do
-		error = hmm_share(&mirror, counters, 4 * BLOCK);
-	while (error == -EBUSY);
-	CHECK_EQ(error, 0);
-}
-
 static void running(void)
 {
 	struct worker workers[THREADS];
@@ -265,10 +254,10 @@ static void running(void)
 		CHECK_EQ(pthread_create(&workers[i].thread, NULL, count, &workers[i]), 0);
 	}
 	for (int round = 0; round < 30; round++) {
-		share_under_load();
+		CHECK_EQ(test_share(counters, 4), 0);
 		CHECK_EQ(coherent_pages(counters, 4 * BLOCK_PAGES), 4 * BLOCK_PAGES);
 		CHECK_EQ(hmm_device_read(&mirror, (unsigned long)counters + 800, &seen, 8), 8);
-		CHECK_EQ(hmm_unshare(&mirror, counters, 4 * BLOCK), 0);
+		CHECK_EQ(test_unshare(counters, 4), 0);
 		/* Nobody is kept out for good. */
 		rounds = __atomic_load_n(&workers[0].rounds, __ATOMIC_ACQUIRE);
 		while (round % 10 == 9 && __atomic_load_n(&workers[0].rounds, __ATOMIC_ACQUIRE) < rounds + 2)
@@ -319,9 +308,9 @@ static void device_running(void)
 	CHECK_EQ(pthread_create(&device.thread, NULL, device_counts, &device), 0);
 	CHECK_EQ(pthread_create(&cpu.thread, NULL, count, &cpu), 0);
 	for (int round = 0; round < 20; round++) {
-		share_under_load();
+		CHECK_EQ(test_share(counters, 4), 0);
 		usleep(1000);
-		CHECK_EQ(hmm_unshare(&mirror, counters, 4 * BLOCK), 0);
+		CHECK_EQ(test_unshare(counters, 4), 0);
 	}
 	atomic_store(&stop, true);
 	pthread_join(device.thread, NULL);
@@ -356,10 +345,10 @@ static void hammered(void)
 	printf("ready\n");
 	while (poll(&input, 1, lost ? 100 : 0) == 0) {
 		size_t first = calls % 3, blocks = 1 + calls % 2;
-		int there = lost ? -ESTALE : hmm_share(&mirror, counters + first * BLOCK, blocks * BLOCK), back = there;
+		int there = lost ? -ESTALE : test_share(counters + first * BLOCK, blocks), back = there;
 
 		if (!there)
-			back = hmm_unshare(&mirror, counters + first * BLOCK, blocks * BLOCK);
+			back = test_unshare(counters + first * BLOCK, blocks);
 		lost |= there == -ESTALE || back == -ESTALE;
 		if (!lost && (there || back))
 			FAIL("sharing: %d, taking back: %d", there, back);
@@ -615,7 +604,7 @@ static void unpin_page(char *page)
 	CHECK_EQ(io_uring_unregister_buffers(&ring), 0);
 	io_uring_queue_exit(&ring);
 	/* The kernel lets go of it a little later. */
-	for (int tries = 0; tries < 1000 && test_migrate(page, 1, HMM_DEVICE, NULL) < 1; tries++)
+	for (int tries = 0; tries < test_scaled(1000) && test_migrate(page, 1, HMM_DEVICE, NULL) < 1; tries++)
 		usleep(10000);
 }
 

@@ -90,7 +90,7 @@ static char *open_and_begin(size_t pages)
 	char *memory;
 
 	open_replica(64 * BLOCK);
-	memory = test_map(pages);
+	memory = test_map_apart(pages);
 	test_fill(memory, pages, 1);
 	begin(memory, pages);
 	return memory;

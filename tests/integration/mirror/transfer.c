@@ -313,12 +313,12 @@ static void prefetch(void)
 	memory = test_map(700);
 	test_fill(memory, 700, 23);
 	CHECK_EQ(hmm_prefetch(&mirror, (unsigned long)memory, 700 * PAGE, HMM_DEVICE, 0, completion, NULL), 0);
-	CHECK_EQ(poll(&wait, 1, 20000), 1);
+	CHECK_EQ(poll(&wait, 1, test_scaled(20000)), 1);
 	CHECK_EQ(read(completion, &count, 8), 8);
 	CHECK_EQ(count, 701);
 	CHECK_EQ(test_device_pages(memory, 700), 700);
 	CHECK_EQ(hmm_prefetch(&mirror, (unsigned long)memory, 700 * PAGE, HMM_SYSTEM, 0, completion, NULL), 0);
-	CHECK_EQ(poll(&wait, 1, 20000), 1);
+	CHECK_EQ(poll(&wait, 1, test_scaled(20000)), 1);
 	CHECK_EQ(read(completion, &count, 8), 8);
 	CHECK_EQ(count, 701);
 	CHECK_EQ(test_device_pages(memory, 700), 0);

@@ -131,6 +131,17 @@ static void wait_until_out(void)
 
 #define EXCLUDED_TURNS 15
 
+/* While there is an event to read nothing comes home: after many tries that is said, and asked again. */
+static int exclude_in_the_end(void *memory)
+{
+	int error;
+
+	do
+		error = hmm_exclude(hmm, (unsigned long)memory, BLOCK);
+	while (error == -EBUSY);
+	return error;
+}
+
 /* Whoever excluded it may move it next, which mremap() does with one mapping: not with what hmmd watches a part of. */
 static void excluded(void)
 {
@@ -142,7 +153,7 @@ static void excluded(void)
 	CHECK_EQ(pthread_create(&owner.asking, NULL, ask, NULL), 0);
 	for (int turn = 0; turn < EXCLUDED_TURNS; turn++) {
 		wait_until_out();
-		CHECK_EQ(hmm_exclude(hmm, (unsigned long)owner.asked, BLOCK), 0);
+		CHECK_EQ(exclude_in_the_end(owner.asked), 0);
 		CHECK_EQ(test_device_pages(owner.asked, PAGES), 0);
 		for (int tries = 0; is_watched(owner.asked); tries++) {
 			unsigned long before = atomic_load(&owner.requests);

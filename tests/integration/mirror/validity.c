@@ -68,11 +68,13 @@ static void invalidated(void)
 {
 	struct hmm_range range;
 	unsigned long number;
-	char *memory, *moved;
+	char *memory, *split, *moved;
 
 	test_open(0, DEVICE_MEMORY);
-	memory = test_map(64);
+	memory = test_map_apart(64);
+	split = test_map(64);
 	test_fill(memory, 64, 13);
+	test_fill(split, 64, 13);
 
 	range = seen(memory, 8);
 	number = hmm_range_read_begin(&range);
@@ -105,8 +107,8 @@ static void invalidated(void)
 	fault(moved, 4, VALID, VALID | WRITE);
 
 	/* A mapping that watching has split. */
-	range = seen(memory + 44 * PAGE, 4);
-	moved = mremap(memory + 40 * PAGE, 16 * PAGE, 32 * PAGE, MREMAP_MAYMOVE);
+	range = seen(split + 44 * PAGE, 4);
+	moved = mremap(split + 40 * PAGE, 16 * PAGE, 32 * PAGE, MREMAP_MAYMOVE);
 	CHECK(moved != MAP_FAILED);
 	wants_invalid(&range);
 	for (size_t i = 0; i < 16; i++)
@@ -173,8 +175,8 @@ static void not_watched(void)
 	if (st.f_type == TMPFS_MAGIC)
 		test_skip("/var/tmp is on no disk");
 	CHECK_EQ(ftruncate(disk, 4 * PAGE), 0);
-	memory = mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, disk, 0);
-	CHECK(memory != MAP_FAILED);
+	memory = test_map_apart(4);
+	CHECK(mmap(memory, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, disk, 0) == memory);
 	test_fill(memory, 4, 21);
 	range = seen(memory, 4);
 	CHECK_EQ(hmm_mirror_lookup(&mirror, (unsigned long)memory), 0);
@@ -327,7 +329,7 @@ static void released(void)
 	CHECK(hmm_range_valid(&two));
 	end(&two);
 	for (int tries = 0; hmm_mirror_lookup(&mirror, (unsigned long)memory); tries++) {
-		CHECK(tries < 10000);
+		CHECK(tries < test_scaled(10000));
 		usleep(1000);
 	}
 	free(one.pfns);
@@ -376,7 +378,7 @@ static void told(void)
 	range = seen(memory, 16);
 	CHECK_EQ(madvise(memory + 3 * PAGE, 2 * PAGE, MADV_DONTNEED), 0);
 	for (int tries = 0; !updates; tries++) {
-		CHECK(tries < 10000);
+		CHECK(tries < test_scaled(10000));
 		usleep(1000);
 	}
 	CHECK_EQ(last.start, memory + 3 * PAGE);
@@ -385,7 +387,7 @@ static void told(void)
 	wants_invalid(&range);
 	CHECK_EQ(munmap(memory + 8 * PAGE, PAGE), 0);
 	for (int tries = 0; updates < 2; tries++) {
-		CHECK(tries < 10000);
+		CHECK(tries < test_scaled(10000));
 		usleep(1000);
 	}
 	CHECK_EQ(last.reason, HMM_REASON_UNMAP);
