@@ -4,11 +4,14 @@
  * a timer gives the device work, and hmmd's callbacks come through a descriptor
  * that the loop polls. It is this program again, started with the owner's key
  * and a range.
+ * With the argument - the owner goes on until its standard input ends.
  *
  * The device keeps a copy of one page, which a callback takes away. So as long as
  * it has a copy, the owner has not written to the page: it looks, now and then.
  */
 #include <fcntl.h>
+#include <poll.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -139,6 +142,8 @@ static int driver(int key, unsigned long start)
 
 int main(int argc, char **argv)
 {
+	bool on = argc == 2 && strcmp(argv[1], "-") == 0;
+	struct pollfd input = { .fd = STDIN_FILENO, .events = POLLIN };
 	char key_text[16], start_text[32];
 	volatile unsigned char *memory;
 	struct hmm *hmm;
@@ -159,7 +164,7 @@ int main(int argc, char **argv)
 		execl("/proc/self/exe", "loop", key_text, start_text, NULL);
 		_exit(127);
 	}
-	for (unsigned long i = 0; i < ROUNDS; i++) {
+	for (unsigned long i = 0; i < ROUNDS || (on && poll(&input, 1, 0) == 0); i++) {
 		memory[i % PAGES * PAGE]++;
 		usleep(500);
 	}

@@ -302,7 +302,7 @@ static void open_mirror(void)
 {
 	const struct settings *settings = &test.board->settings;
 	struct hmm_open_options options = { .size = sizeof(options), .socket = settings->socket,
-					    .name = "coherence", .timeout_ms = 5000,
+					    .name = "coherence", .timeout_ms = 5000 * settings->scale,
 					    .flags = settings->base_engine ? HMM_OPEN_BASE_ENGINE : 0 };
 	int key;
 

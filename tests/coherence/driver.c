@@ -562,7 +562,8 @@ static void driver_open(struct driver *driver, int socket_fd, unsigned int index
 	struct thread_context *me = &driver->context;
 	struct board *board = me->board;
 	struct hmm_open_options options = { .size = sizeof(options), .socket = board->settings.socket,
-					    .name = "coherence-driver", .timeout_ms = 5000 };
+					    .name = "coherence-driver",
+					    .timeout_ms = 5000 * board->settings.scale };
 	int key = receive_key(socket_fd), error;
 	char name[64];
 

@@ -166,7 +166,7 @@ void engine_move(struct thread_context *driver, struct hmm_mirror *mirror, bool 
 
 void engine_close(struct thread_context *driver)
 {
-	for (int i = 0; i < 1000 && atomic_load(&engine.in_use); i++)
+	for (int i = 0; i < 1000 * (int)driver->board->settings.scale && atomic_load(&engine.in_use); i++)
 		pause_us(10000);
 	if (atomic_load(&engine.in_use))
 		board_fail(driver->board, driver->who, "%u pages of the driver's memory never came back",

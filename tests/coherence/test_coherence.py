@@ -83,7 +83,7 @@ class Coherence(Base):
 
     def test_stopped_driver(self):
         """A restart waits for a driver's windows until the grace period is over, and the owner goes on."""
-        self.daemon_args = [*self.daemon_args, "--grace", "2s"]
+        self.daemon_args = [*self.daemon_args, "--grace", f"{harness.scaled(2):.0f}s"]
         self.start_daemon()
         process = self.coherence("--drivers", "1", "--windows", "--kill-daemon")
         process.expect("coherence: running")

@@ -80,11 +80,23 @@ void *map_huge(int value)
 		skip("transparent huge pages are off");
 	cr_assert_eq(madvise(addr, BLOCK, MADV_HUGEPAGE), 0);
 	memset(addr, value, BLOCK);
-	if (!is_huge(addr))
-		madvise(addr, BLOCK, MADV_COLLAPSE);
+	for (int left = 2000; !is_huge(addr) && collapse(addr) && left; left--)
+		usleep(1000);
 	if (!is_huge(addr))
 		skip("no huge page to be had: memory is fragmented");
 	return addr;
+}
+
+int collapse(void *block)
+{
+	return madvise(block, BLOCK, MADV_COLLAPSE) ? -errno : 0;
+}
+
+void no_huge_page(long error)
+{
+	cr_assert(error == -ENOMEM || error == -EAGAIN || error == -EBUSY, "MADV_COLLAPSE: %s",
+		  strerror((int)-error));
+	skip("no huge page to be had: memory is fragmented");
 }
 
 void *map_shared(size_t bytes)
@@ -448,7 +460,7 @@ pid_t child_start(void (*run)(void *arg), void *arg)
 	if (pid)
 		return pid;
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	alarm(3 * DEADLINE_S * scale());
+	contract_begin();
 	run(arg);
 	_exit(0);
 }

@@ -47,7 +47,7 @@
 /* Ends the test, as skipped; tests/skips/ lists for each environment what may be. */
 #define skip(...)	cr_skip_test(__VA_ARGS__)
 
-/* Every suite: TestSuite(name, .init = contract_begin). Turns a hang into a failure. */
+/* Every suite: TestSuite(name, .init = contract_begin), and forked children: turns a hang into a failure. */
 void contract_begin(void);
 
 /* ---- waiting ------------------------------------------------------------ */
@@ -69,6 +69,18 @@ int deadline_ms(void);
 void *map_pages(size_t pages);			/* private anonymous, 4 KiB pages only */
 void *map_blocks(size_t blocks);		/* ... aligned to BLOCK, huge pages as advised */
 void *map_huge(int value);			/* one block that is one huge page of this byte */
+int collapse(void *block);
+void no_huge_page(long error);
+/* A collapse that fails for a want of memory, or because somebody holds a page, is tried for a few seconds. */
+#define collapse_or_skip(call)							\
+	do {									\
+		int left_ = 2000;						\
+		long error_;							\
+		while ((error_ = (call)) && left_--)				\
+			usleep(1000);						\
+		if (error_)							\
+			no_huge_page(error_);					\
+	} while (0)
 void *map_shared(size_t bytes);			/* shared with children */
 int memfd_new(const char *name, off_t size, unsigned int flags);
 void *map_memfd(int fd, size_t bytes, off_t offset);

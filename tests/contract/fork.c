@@ -55,7 +55,7 @@ static char *mem;	/* the owner's memory, for the children below */
 
 static void child_reads_seven_and_eight(void)
 {
-	alarm(120);
+	contract_begin();
 	_exit(mem[0] == 7 && mem[PAGE] == 8 ? 0 : 1);
 }
 
@@ -82,7 +82,7 @@ static atomic_int *go;
 
 static void child_waits_and_reads(void)
 {
-	alarm(120);
+	contract_begin();
 	while (!atomic_load(go))
 		usleep(1000);
 	if (mem[0] != 7 || mem[PAGE] != 1)
@@ -117,7 +117,7 @@ Test(fork, child_is_filled_and_let_go)
 
 static void child_stores_to_page_one(void)
 {
-	alarm(120);
+	contract_begin();
 	mem[PAGE] = 70;
 	_exit(0);
 }
@@ -143,7 +143,7 @@ Test(fork, child_inherits_protection)
 
 static void child_reads_page_zero(void)
 {
-	alarm(120);
+	contract_begin();
 	_exit(mem[0] == 0 ? 0 : 1);
 }
 
@@ -188,7 +188,7 @@ Test(fork, without_the_event_the_child_reads_zeros)
  */
 static void touch_poison(void *arg)
 {
-	alarm(120);
+	contract_begin();
 	/* A sanitizer has handlers of its own. */
 	signal(SIGBUS, SIG_DFL);
 	signal(SIGSEGV, SIG_DFL);
@@ -233,7 +233,7 @@ Test(fork, dontfork_is_loud_for_what_is_at_home_as_well)
 
 static void forked_again(void)
 {
-	alarm(120);
+	contract_begin();
 	pid_t pid = (pid_t)syscall(SYS_fork);
 	int status;
 
@@ -259,7 +259,7 @@ Test(fork, child_of_a_child)
 
 static void child_touches_wiped_memory(void)
 {
-	alarm(120);
+	contract_begin();
 	_exit(mem[0] == 0 ? 0 : 1);
 }
 

@@ -39,7 +39,7 @@ static unsigned long usage(void)
 
 static void group_end(void)
 {
-	int left = 2000;
+	int left = deadline_ms();
 
 	if (owner > 0)
 		kill(owner, SIGKILL);

@@ -19,9 +19,17 @@
 /* Where no library of the driver lies. */
 #define WINDOW_ADDR	((void *)0x300000000000UL)
 
+static uint32_t scale(void)
+{
+	const char *env = getenv("HMM_TEST_SCALE");
+	int value = env ? atoi(env) : 1;
+
+	return value > 0 ? (uint32_t)value : 1;
+}
+
 bool open_or_refused(uint64_t memory)
 {
-	struct hmm_open_options options = { .size = sizeof(options), .timeout_ms = 5000 };
+	struct hmm_open_options options = { .size = sizeof(options), .timeout_ms = 5000 * scale() };
 	struct hmm_device_options device = {
 		.size = sizeof(device), .name = "inject", .memory = memory, .node = -1,
 		.caps = HMM_DEVICE_FAULTS,
@@ -231,7 +239,7 @@ static void look(void *memory, size_t pages, bool discard)
 
 		madvise(memory, PAGE, MADV_DONTNEED);
 		for (int tries = 0; watched && hmm_range_valid(&range); tries++) {
-			CHECK(tries < 10000);
+			CHECK(tries < 10000 * (int)scale());
 			usleep(1000);
 		}
 	}

@@ -26,10 +26,10 @@ class Loop(harness.Test):
     def test_a_new_hmmd_waits_until_it_has_let_go(self):
         """It is stopped when hmmd dies, so that it is the last to come back."""
         self.start_daemon()
-        loop = self.spawn("loop")
-        harness.wait_until(self.driver, 20, "that the driver is there")
+        loop = self.spawn("loop", "-")
+        driver = harness.wait_until(self.driver, 20, "that the driver is there")[0]
         time.sleep(0.3)
-        with harness.stopped(self.driver()[0]):
+        with harness.stopped(driver):
             self.daemon.restart()
             time.sleep(0.5)
         loop.finish(seconds=40)

@@ -40,10 +40,13 @@ class Bystanders(harness.Test):
         words = [word for command in commands for word in ("-ex", command)]
         return subprocess.run(["gdb", "-nx", "-batch", "-p", str(owner.pid), "-iex", "set auto-load off",
                                "-iex", "set debuginfod enabled off", *words],
-                              capture_output=True, text=True, timeout=harness.scaled(120), stdin=subprocess.DEVNULL)
+                              capture_output=True, text=True, timeout=harness.scaled(120), stdin=subprocess.DEVNULL,
+                              env=self.environment())
 
     def expect_word(self, owner):
-        seen = self.gdb(owner, "shell sleep 0.2", f"x/gx {self.ready.group(2)}")
+        # The debugger has it stopped, and looks when hmmd has brought all home.
+        empty = f"while {harness.binary('hmmctl')} mirrors -j | grep -q '\"device_bytes\": *[1-9]'; do sleep 0.1; done"
+        seen = self.gdb(owner, f"shell {empty}", f"x/gx {self.ready.group(2)}")
         self.assertIn(self.ready.group(3), seen.stdout, seen.stdout + seen.stderr)
         self.ask(owner, "check", "^checked$")
 

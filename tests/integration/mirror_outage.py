@@ -212,8 +212,8 @@ class Outage(harness.Test):
         owner.ask("check", "^checked$")
         self.assertEqual(self.pins_broken(), 0)
         owner.ask("touch", "^touched$")
-        self.assertEqual(self.pins_broken(), PAGES)
-        self.assertIn("pinned pages", self.daemon.log)
+        harness.wait_until(lambda: self.pins_broken() == PAGES, 20, "that every broken pin is counted")
+        harness.wait_until(lambda: "pinned pages" in self.daemon.log, 20, "that the log tells of them")
         owner.finish()
 
     def pins_broken(self):
@@ -348,15 +348,19 @@ class Outage(harness.Test):
         owner.ask("fork", "^forked$")
         owner.finish()
 
+    @staticmethod
+    def armed(owner):
+        """Its mappings that a userfaultfd watches."""
+        with open(f"/proc/{owner.pid}/smaps") as file:
+            flags = [line for line in file if line.startswith("VmFlags:")]
+        return [line for line in flags if " um" in line or " uw" in line]
+
     def test_rescue_brings_all_home_by_itself(self):
         self.start_daemon("--grace", "300ms")
         owner = self.owner()
         self.out(owner)
         self.daemon.kill9()
-        time.sleep(harness.scaled(2))
-        with open(f"/proc/{owner.pid}/smaps") as file:
-            flags = [line for line in file if line.startswith("VmFlags:")]
-        self.assertFalse([line for line in flags if " um" in line or " uw" in line], "something is still armed")
+        harness.wait_until(lambda: not self.armed(owner), 20, "that nothing is armed any more")
         owner.ask("check", "^checked$")
         owner.finish()
 
@@ -380,7 +384,7 @@ class Outage(harness.Test):
         time.sleep(self.random.uniform(0, 0.02))
         self.daemon.kill9()
         # The owner opens anew when it has been rescued, and tries that for five seconds.
-        time.sleep(min(harness.scaled(1.5), 3))
+        time.sleep(1.5)
         self.daemon.start()
         for owner in owners:
             owner.expect(r"^out \d+$")
@@ -392,7 +396,7 @@ class Outage(harness.Test):
         owner = self.owner()
         self.out(owner)
         self.daemon.kill9()
-        time.sleep(harness.scaled(1.5))
+        harness.wait_until(lambda: not self.armed(owner), 20, "that the owner is rescued")
         self.daemon.start()
         owner.ask("check", "^checked$")
         self.out(owner)

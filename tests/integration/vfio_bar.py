@@ -29,7 +29,7 @@ class Pages:
         owner.ask("out", f"^out {PAGES}$")
 
     def assert_in_bar(self, pages):
-        self.assertEqual(self.pool()["used"], pages * 4096)
+        harness.wait_until(lambda: self.pool()["used"] == pages * 4096, 20, f"that {pages} pages are in the BAR")
 
     def test_there_and_back(self):
         self.start()

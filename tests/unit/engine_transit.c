@@ -658,6 +658,7 @@ Test(fault, a_driver_that_must_be_asked_first)
 	struct block *block;
 
 	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
+	fixture.engine.options.ack_timeout_ms = 60000;	/* the clock is the real one */
 	fixture.owner->peer = 1;
 	fixture_out(&fixture, 0, 64);
 	mailbox_deinit(&fixture.outbox);

@@ -462,7 +462,7 @@ Test(calls, collapse_makes_one_page_of_many)
 	char *room = mmap(NULL, 2 * HMM_BLOCK_SIZE, PROT_READ | PROT_WRITE,
 			  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	char *block = (char *)(((uintptr_t)room + HMM_BLOCK_SIZE - 1) & ~(HMM_BLOCK_SIZE - 1));
-	int pidfd = (int)syscall(SYS_pidfd_open, getpid(), 0);
+	int pidfd = (int)syscall(SYS_pidfd_open, getpid(), 0), tries = 0, result = 0;
 
 	kernel_probe(&facts);
 	cr_assert(ge(int, pidfd, 0));
@@ -471,13 +471,17 @@ Test(calls, collapse_makes_one_page_of_many)
 		block[i] = (char)(i / HMM_PAGE_SIZE);
 	madvise(room, 2 * HMM_BLOCK_SIZE, MADV_HUGEPAGE);
 	if (facts.collapse)
-		cr_expect(eq(int, kernel->collapse(pidfd, (uintptr_t)block, HMM_BLOCK_SIZE), 0));
+		while ((result = kernel->collapse(pidfd, (uintptr_t)block, HMM_BLOCK_SIZE)) && tries++ < 2000)
+			usleep(1000);
 	cr_expect(
 		lt(int, kernel->collapse(pidfd, (uintptr_t)room - (1UL << 40), HMM_BLOCK_SIZE), 0));
 	for (size_t i = 0; i < HMM_BLOCK_SIZE; i += HMM_PAGE_SIZE)
 		cr_assert(eq(int, block[i], (char)(i / HMM_PAGE_SIZE)));
 	munmap(room, 2 * HMM_BLOCK_SIZE);
 	close(pidfd);
+	if (result == -ENOMEM || result == -EAGAIN || result == -EBUSY)
+		cr_skip_test("the system gives no huge pages");
+	cr_assert(eq(int, result, 0));
 }
 
 /* ---- the probe ------------------------------------------------------------------------------ */

@@ -80,7 +80,7 @@ static long await(void)
 	struct pollfd wait = { .fd = completion, .events = POLLIN };
 	uint64_t signal = 0;
 
-	cr_assert_eq(poll(&wait, 1, 10000), 1);
+	cr_assert_eq(poll(&wait, 1, scaled_ms(10000)), 1);
 	cr_assert_eq(read(completion, &signal, sizeof(signal)), (ssize_t)sizeof(signal));
 	close(completion);
 	return (long)signal - 1;
@@ -215,7 +215,7 @@ Test(prefetch, a_prefetch_is_cancelled)
 
 static void *let_on(void *argument)
 {
-	usleep(1000000);
+	usleep(1000U * (unsigned int)scaled_ms(1000));
 	script->hold_migrates = false;
 	return NULL;
 }

@@ -5,6 +5,7 @@
  */
 #define _GNU_SOURCE
 #include <criterion/criterion.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -387,7 +388,6 @@ static void *move_here(void *argument)
 
 static void *touch_what_moved(void *argument)
 {
-	/* Not before it has been exchanged. */
 	while (home[2 * HMM_BLOCK_SIZE + 11] == golden[2 * HMM_BLOCK_SIZE + 11] &&
 	       !__atomic_load_n((bool *)argument, __ATOMIC_ACQUIRE))
 		usleep(1000);
@@ -397,6 +397,7 @@ static void *touch_what_moved(void *argument)
 /* Block 0: not yet there. 1: there. 2: back, its event unread. 3: not yet back. */
 Test(rescue, whatever_was_exchanged)
 {
+	struct pollfd unread = { .events = POLLIN };
 	pthread_t mover, toucher;
 	bool rescued = false;
 	void *moved, *wrong;
@@ -411,11 +412,13 @@ Test(rescue, whatever_was_exchanged)
 	map_shadow(2);
 	empty = map_blocks(HOME + 32 * HMM_BLOCK_SIZE, 1);
 	arm(empty, HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
+	unread.fd = owner->uffd;
 	pthread_create(&mover, NULL, move_here, empty);
-	pthread_create(&toucher, NULL, touch_what_moved, &rescued);
 	exchanging(3, HMM_PAGE_COHERENT, HMM_ORDER_UNCOHERE);
 	map_shadow(3);
-	usleep(20000);
+	while (poll(&unread, 1, -1) != 1)
+		;
+	pthread_create(&toucher, NULL, touch_what_moved, &rescued);
 	rescue();
 	pthread_join(mover, &moved);
 	cr_assert_eq(moved, home + 2 * HMM_BLOCK_SIZE);

@@ -333,6 +333,14 @@ pid_t fork_at_rest(void)
 	return fork();
 }
 
+int scaled_ms(int ms)
+{
+	const char *env = getenv("HMM_TEST_SCALE");
+	int scale = env ? atoi(env) : 1;
+
+	return scale > 0 ? ms * scale : ms;
+}
+
 int open_peer(void)
 {
 	struct hmm_open_options options = { .size = sizeof(options), .socket = script_path };

@@ -65,6 +65,9 @@ extern _Atomic int let_go_of_all;
  */
 pid_t fork_at_rest(void);
 
+/* A deadline, or a time to wait: times HMM_TEST_SCALE. */
+int scaled_ms(int ms);
+
 /* Return: as hmm_open_peer(). */
 int open_peer(void);
 void be_driver(void);
