@@ -338,6 +338,8 @@ Test(share, protected_while_drivers_answer)
 {
 	begin();
 	map_block();
+	/* What the owner's library was told. */
+	cr_assert(eq(int, fixture_reply(&fixture), 1));
 	fixture_callbacks(&fixture);
 	ask(HMM_OP_SHARE);
 	cr_assert(eq(u32, fixture_block(&fixture, 0)->record->transit, HMM_TRANSIT_COHERING));
