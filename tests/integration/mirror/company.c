@@ -630,7 +630,8 @@ static void two_owners(void)
 	CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, socket), 0);
 	child = fork();
 	if (!child) {
-		struct hmm_open_options options = { .size = sizeof(options), .timeout_ms = (unsigned int)test_scaled(5000) };
+		struct hmm_open_options options = { .size = sizeof(options),
+							    .timeout_ms = (unsigned int)test_scaled(5000) };
 
 		CHECK_EQ(read(socket[1], &byte, 1), 1);
 		CHECK_EQ(hmm_open(&options, &hmm), 0);

@@ -353,7 +353,8 @@ static const struct hmm_mirror_ops quiet = { .size = sizeof(quiet) };
 /* A child that opens the device of that name when it is told to, and uses far more of it than its share. */
 static pid_t start_neighbour(int go, uint64_t rounds, uint64_t seed)
 {
-	struct hmm_open_options options = { .size = sizeof(options), .timeout_ms = (unsigned int)test_scaled(5000) };
+	struct hmm_open_options options = { .size = sizeof(options),
+						    .timeout_ms = (unsigned int)test_scaled(5000) };
 	pid_t child = fork();
 	char byte;
 
@@ -423,7 +424,8 @@ static void idle_neighbour(void)
 	CHECK_EQ(pipe2(go_on, O_CLOEXEC), 0);
 	child = fork();
 	if (!child) {
-		struct hmm_open_options options = { .size = sizeof(options), .timeout_ms = (unsigned int)test_scaled(5000) };
+		struct hmm_open_options options = { .size = sizeof(options),
+							    .timeout_ms = (unsigned int)test_scaled(5000) };
 		char byte;
 
 		CHECK_EQ(read(go[0], &byte, 1), 1);
@@ -461,7 +463,8 @@ static void stopped_neighbour(void)
 	CHECK_EQ(pipe2(go, O_CLOEXEC), 0);
 	child = fork();
 	if (!child) {
-		struct hmm_open_options options = { .size = sizeof(options), .timeout_ms = (unsigned int)test_scaled(5000) };
+		struct hmm_open_options options = { .size = sizeof(options),
+							    .timeout_ms = (unsigned int)test_scaled(5000) };
 
 		CHECK_EQ(read(go[0], &(char){ 0 }, 1), 1);
 		CHECK_EQ(hmm_open(&options, &hmm), 0);

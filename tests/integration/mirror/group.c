@@ -54,7 +54,8 @@ static void open_devices(void)
 
 static void open_group(void)
 {
-	struct hmm_open_options options = { .size = sizeof(options), .timeout_ms = (unsigned int)test_scaled(5000) };
+	struct hmm_open_options options = { .size = sizeof(options),
+						    .timeout_ms = (unsigned int)test_scaled(5000) };
 
 	CHECK_EQ(hmm_open(&options, &hmm), 0);
 	open_devices();

@@ -96,7 +96,8 @@ void test_mirror(struct hmm_mirror *other, struct hmm_device *device)
 
 void test_open(uint64_t flags, uint64_t memory)
 {
-	struct hmm_open_options options = { .size = sizeof(options), .flags = flags, .timeout_ms = (unsigned int)test_scaled(5000) };
+	struct hmm_open_options options = { .size = sizeof(options), .flags = flags,
+						    .timeout_ms = (unsigned int)test_scaled(5000) };
 	char name[32];
 
 	snprintf(name, sizeof(name), "device-%d", getpid());

@@ -134,7 +134,8 @@ static int make(const char *name, enum hmm_pool pool, struct place place, struct
 
 static void open_placed(enum hmm_pool pool, struct place place)
 {
-	struct hmm_open_options options = { .size = sizeof(options), .timeout_ms = (unsigned int)test_scaled(5000) };
+	struct hmm_open_options options = { .size = sizeof(options),
+						    .timeout_ms = (unsigned int)test_scaled(5000) };
 	char name[32];
 
 	snprintf(name, sizeof(name), "device-%d", getpid());

@@ -649,7 +649,8 @@ static void moved(bool at_once, int rights)
 		CHECK_EQ(mprotect(there, PAGES * PAGE, rights), 0);
 		hmm_device_read(&mirror, (unsigned long)there, &byte, 1);
 		for (size_t i = 0, tries = 0; i < PAGES; i++) {
-			while (at_once && hmm_mirror_lookup(&mirror, (unsigned long)there + i * PAGE) && tries++ < 2000)
+			while (at_once && hmm_mirror_lookup(&mirror, (unsigned long)there + i * PAGE) &&
+			       tries++ < (size_t)test_scaled(10000))
 				usleep(1000);
 			CHECK_EQ(hmm_mirror_lookup(&mirror, (unsigned long)there + i * PAGE), 0);
 		}

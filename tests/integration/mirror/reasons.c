@@ -174,7 +174,8 @@ static void pinned_huge(void)
 	test_device_check(memory, 512, 26);
 	CHECK_EQ(io_uring_unregister_buffers(&ring), 0);
 	io_uring_queue_exit(&ring);
-	for (int tries = 0; tries < test_scaled(1000) && test_migrate(memory + 100 * PAGE, 100, HMM_DEVICE, NULL) < 100; tries++)
+	for (int tries = 0;
+	     tries < test_scaled(1000) && test_migrate(memory + 100 * PAGE, 100, HMM_DEVICE, NULL) < 100; tries++)
 		usleep(10000);
 	test_out(memory, 512);
 	test_check(memory, 512, 26);
