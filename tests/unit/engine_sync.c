@@ -216,10 +216,10 @@ Test(sync, what_could_not_be_copied_is_tried_again_and_then_an_error)
 	memset(found, true, sizeof(found));
 	ask();
 	cr_assert(eq(int, answer(10, &asked), -EBUSY));
-	cr_assert(gt(uint, asked, PAGES), "some were tried again");
+	cr_assert(lt(uint, PAGES, asked), "some were tried again");
 	/* And are told by the next one. */
 	asked = sync_all();
-	cr_assert(gt(uint, asked, 0));
+	cr_assert(lt(uint, 0, asked));
 	cr_assert(lt(uint, asked, PAGES / 10));
 	cr_assert(eq(uint, sync_all(), 0));
 	end();
@@ -240,7 +240,7 @@ Test(sync, a_shadow_that_has_no_room_is_an_error_and_nothing_is_lost)
 	order->state = HMM_ORDER_DONE;
 	order_reap(owner);
 	cr_assert(eq(int, answer(0, NULL), -ENOSPC));
-	cr_assert(gt(uint, sync_all(), 0));
+	cr_assert(lt(uint, 0, sync_all()));
 	cr_assert(eq(uint, sync_all(), 0));
 	end();
 }
@@ -285,7 +285,7 @@ Test(sync, a_range_that_is_let_go_of_meanwhile_gives_its_room_back_last)
 	begin();
 	ask();
 	turn();
-	cr_assert(gt(uint, count_orders(HMM_ORDER_QUEUED), 1));
+	cr_assert(lt(uint, 1, count_orders(HMM_ORDER_QUEUED)));
 	order_at(fixture.owner->reaped)->state = HMM_ORDER_RUNNING;
 	stop();
 	cr_assert(eq(int, fixture_reply(&fixture), 0));
@@ -324,7 +324,7 @@ Test(sync, an_agent_that_is_stopped_keeps_nobody_who_lets_go)
 	memset(found, true, sizeof(found));
 	ask();
 	turn();
-	cr_assert(gt(uint, count_orders(HMM_ORDER_QUEUED), 0));
+	cr_assert(lt(uint, 0, count_orders(HMM_ORDER_QUEUED)));
 	owner_peer_gone(fixture.owner, DRIVER);
 	owner_run(fixture.owner);
 	cr_assert(eq(uint, count_orders(HMM_ORDER_QUEUED), 0));
@@ -338,7 +338,7 @@ Test(sync, an_owner_that_closes_takes_its_orders_back)
 	begin();
 	ask();
 	turn();
-	cr_assert(gt(uint, count_orders(HMM_ORDER_QUEUED), 1));
+	cr_assert(lt(uint, 1, count_orders(HMM_ORDER_QUEUED)));
 	/* What the agent copies of it meanwhile goes with the owner. */
 	order_at(fixture.owner->reaped)->state = HMM_ORDER_RUNNING;
 	owner_close(fixture.owner);
@@ -394,7 +394,7 @@ Test(sync, what_is_mapped_cannot_be_told)
 			cr_assert(copied[i], "call %u failed, and page %u was never copied", call, i);
 	}
 	kernel = &kernel_real;
-	cr_assert(gt(uint, errors, 3));
+	cr_assert(lt(uint, 3, errors));
 	end();
 }
 
