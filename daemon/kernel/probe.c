@@ -109,14 +109,14 @@ static void probe_guard_and_collapse(struct kernel_facts *facts)
 		facts->guard = madvise(page, HMM_PAGE_SIZE, MADV_GUARD_INSTALL) == 0;
 		munmap(page, HMM_PAGE_SIZE);
 	}
-	/* One page never collapses: -EINVAL is the advice refused, -EAGAIN and the like the range. */
+	/* -EINVAL is the advice refused; -ENOMEM, -EAGAIN and the like are this moment's. */
 	page = mmap(NULL, 2 * HMM_BLOCK_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (page != MAP_FAILED) {
 		char *block = (char *)(((uintptr_t)page + HMM_BLOCK_SIZE - 1) & ~(HMM_BLOCK_SIZE - 1));
 
 		for (size_t at = 0; at < HMM_BLOCK_SIZE; at += HMM_PAGE_SIZE)
 			block[at] = 1;
-		facts->collapse = madvise(block, HMM_BLOCK_SIZE, MADV_COLLAPSE) == 0;
+		facts->collapse = madvise(block, HMM_BLOCK_SIZE, MADV_COLLAPSE) == 0 || errno != EINVAL;
 		munmap(page, 2 * HMM_BLOCK_SIZE);
 	}
 }
