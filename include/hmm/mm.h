@@ -50,8 +50,9 @@ int hmm_share(struct hmm_mirror *mirror, void *addr, size_t length);
  * What mprotect() took from it has to be given back first.
  * Return: 0; -EINVAL: not such memory; -EPERM: not the owner, or the program has
  *	protected some of it; -EFAULT: something else is mapped there, or nothing;
- *	-ENOMEM: the process can have no more mappings; what stays coherent is told by
- *	hmm_last_error(); -ESTALE.
+ *	-ENOMEM: the process can have no more mappings; -EBUSY: its map was changing, or a page
+ *	on its way, for 3 seconds. From where it stays coherent is told by hmm_last_error(): ask
+ *	again from there, for what is ordinary is -EINVAL; -ESTALE.
  */
 int hmm_unshare(struct hmm_mirror *mirror, void *addr, size_t length);
 
