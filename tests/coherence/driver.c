@@ -557,6 +557,19 @@ static void bar_open(struct driver *driver)
 		board_fail(board, me->who, "hmm_mirror_register: %s (%s)", strerror(-error), hmm_last_error());
 }
 
+/* Whether it lasts: at once, and a little later. */
+static void explain(uint64_t address)
+{
+	for (int i = 0; i < 3; i++) {
+		uint64_t entry = hmm_mirror_lookup(&the_driver.mirror, address), value = 0;
+		ssize_t got = hmm_device_read(&the_driver.mirror, address, &value, sizeof(value));
+
+		dprintf(2, "  device: entry %#lx; read again: %#lx (%zd), entry %#lx\n", entry, value, got,
+			hmm_mirror_lookup(&the_driver.mirror, address));
+		usleep(100000);
+	}
+}
+
 static void driver_open(struct driver *driver, int socket_fd, unsigned int index)
 {
 	struct thread_context *me = &driver->context;
@@ -630,6 +643,7 @@ int driver_main(int board_fd, int socket_fd, unsigned int index)
 	sigaction(SIGBUS, &action, NULL);
 	if (me->board->settings.protect)
 		attempt_begin(hit);
+	board_explain = explain;
 	driver_open(driver, socket_fd, index);
 	atomic_fetch_add(&me->board->drivers_ready, 1);
 	while (!board_stopped(me->board))
