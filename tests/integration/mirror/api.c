@@ -3,7 +3,9 @@
  * api.c - what the calls of the headers refuse, and for which reasons drivers are told to let go, as far as
  * no other program of this folder has it: windows, what is the owner's alone, mremap, fork, and a write.
  */
+#include <fcntl.h>
 #include <stdatomic.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 
 #include "driver.h"
@@ -290,6 +292,60 @@ static void window_huge_unasked_driver(void)
 	no_window_driver("shmem_enabled");
 }
 
+/*
+ * A huge page of the device that somebody holds, here a pipe, can't be parted: what has gone home reads as zeros there.
+ * A window must ask for it all the same. tests/coherence/test_broken.py breaks that.
+ */
+static void held_huge_driver(void)
+{
+	unsigned long address = test_driver_open(&quiet);
+	struct iovec page = { (void *)(address + 5 * PAGE), PAGE };
+	struct hmm_window *window = NULL;
+	uint64_t words[PAGE / 8], word;
+	int pipes[2];
+
+	CHECK_EQ(hmm_window_map(&mirror, address, BLOCK, 0, &window), 0);
+	/* Page by page, since the window looks on; and then one huge page is made of them. */
+	CHECK_EQ(hmm_migrate(&mirror, address, BLOCK, HMM_DEVICE, 0, NULL, NULL), BLOCK / PAGE);
+	for (size_t i = 0; i < BLOCK / PAGE; i++)
+		CHECK_EQ(*(volatile uint64_t *)(address + i * PAGE), test_word(i, 0, 8));
+	CHECK_EQ(pipe(pipes), 0);
+	CHECK_EQ(vmsplice(pipes[1], &page, 1, 0), PAGE);
+	test_tell(TEST_DRIVER_SOCKET, 1, -1);
+	CHECK(test_hear(TEST_DRIVER_SOCKET, &word, NULL));
+	/* Else the whole huge page were gone, held or not. */
+	CHECK(hmm_mirror_lookup(&mirror, address + 5 * PAGE) & HMM_ENTRY_DEVICE);
+	CHECK_EQ(*(volatile uint64_t *)(address + 200 * PAGE), 200);
+	CHECK_EQ(read(pipes[0], words, PAGE), PAGE);
+	CHECK_EQ(words[0], test_word(5, 0, 8));
+	CHECK_EQ(hmm_window_unmap(window), 0);
+	CHECK_EQ(hmm_mirror_unregister(&mirror), 0);
+	hmm_device_put(mirror.device);
+	hmm_close(hmm);
+}
+
+static void held_huge(void)
+{
+	struct hmm_advise_options alone = { .size = sizeof(alone), .value = 1 };
+	uint64_t word;
+	char *memory;
+	int socket;
+	pid_t driver = test_driver_start("held-huge", &socket);
+
+	test_open(0, DEVICE_MEMORY);
+	memory = test_map_huge(1);
+	test_fill(memory, BLOCK / PAGE, 8);
+	CHECK_EQ(hmm_advise(hmm, (unsigned long)memory, BLOCK, HMM_ADVISE_GRANULARITY, &alone), 0);
+	test_invite(socket, memory);
+	CHECK(test_hear(socket, &word, NULL));
+	*(volatile uint64_t *)(memory + 200 * PAGE) = 200;
+	test_tell(socket, 1, -1);
+	test_reap(driver, 0);
+	CHECK_EQ(*(volatile uint64_t *)(memory + 200 * PAGE), 200);
+	test_check(memory, 200, 8);
+	test_close();
+}
+
 static const struct test_case cases[] = {
 	{ "window-over-hugetlb", window_over_hugetlb, true },
 	{ "window-huge-unasked", window_huge_unasked, true },
@@ -297,6 +353,7 @@ static const struct test_case cases[] = {
 	{ "told-of-a-fork", told_of_a_fork, false },
 	{ "told-of-a-write", told_of_a_write, false },
 	{ "windows", windows, false },
+	{ "held-huge", held_huge, false },
 	{ "owner-only", owner_only, false },
 	{ "no-pool", no_pool, false },
 	{ 0 },
@@ -306,6 +363,7 @@ static const struct test_case drivers[] = {
 	{ "window-over-hugetlb", window_over_hugetlb_driver, false },
 	{ "window-huge-unasked", window_huge_unasked_driver, false },
 	{ "windows", window_driver, false },
+	{ "held-huge", held_huge_driver, false },
 	{ "owner-only", asking_driver, false },
 	{ 0 },
 };
