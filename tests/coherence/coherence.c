@@ -460,7 +460,7 @@ static bool is_time(uint64_t end)
 {
 	uint64_t now = now_ns();
 
-	return now >= end && (!untested() || now >= end + 20000000000ULL * test.board->settings.scale);
+	return now >= end && (!untested() || now >= end + 50000000000ULL * test.board->settings.scale);
 }
 
 static void watch(void)
