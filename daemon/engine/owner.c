@@ -142,6 +142,7 @@ struct owner *owner_new(struct worker *worker, const struct letter *letter)
 	TAILQ_INIT(&owner->asks);
 	TAILQ_INIT(&owner->retry);
 	TAILQ_INIT(&owner->settling);
+	LIST_INIT(&owner->protections);
 	TAILQ_INIT(&owner->holds);
 	TAILQ_INIT(&owner->pinnings);
 	TAILQ_INIT(&owner->outgoing);
@@ -760,6 +761,8 @@ void owner_free(struct owner *owner)
 	for (unsigned int i = 0; i < sizeof(fds) / sizeof(fds[0]); i++)
 		if (fds[i] >= 0)
 			close(fds[i]);
+	/* Last: they are in the lists of tasks, which nothing looks at any more. */
+	protect_deinit(owner);
 	span_set_deinit(&owner->excluded);
 	span_set_deinit(&owner->threads);
 	free(owner->spans);

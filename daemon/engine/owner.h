@@ -349,6 +349,7 @@ struct owner {
 	uint32_t graft_free;		/* no free place is before this one */
 	struct task_list retry;		/* the map was changing */
 	TAILQ_HEAD(, block) settling;
+	LIST_HEAD(, protection) protections;	/* under way */
 	struct span_set excluded;
 	struct attribute_map attributes;
 	struct pinning_list pinnings;

@@ -39,6 +39,7 @@ struct protection {
 	struct task task;
 	struct owner *owner;
 	struct letter *letter;	/* NULL: nobody asked */
+	LIST_ENTRY(protection) of_owner;
 	uint64_t at, end;
 	int64_t since;		/* when it came to the block that it is at */
 	unsigned int transits;	/* of that block, since it last waited */
@@ -155,6 +156,7 @@ static void finish(struct protection *protection)
 	struct letter *letter = protection->letter;
 	const struct hmm_msg_protect *message = letter ? (const void *)letter->message : NULL;
 
+	LIST_REMOVE(protection, of_owner);
 	free(protection);
 	if (!letter)
 		return;
@@ -237,6 +239,7 @@ static struct protection *protection_new(struct owner *owner, uint64_t start, ui
 	protection->task.run = protection_run;
 	protection->owner = owner;
 	protection->end = end;
+	LIST_INSERT_HEAD(&owner->protections, protection, of_owner);
 	next_block(protection, start);
 	owner_queue(owner, &protection->task);
 	return protection;
@@ -253,6 +256,18 @@ void protect_request(struct owner *owner, struct letter *letter)
 	}
 	letter_fail(letter, -ENOMEM, "out of memory");
 	worker_reply(owner->worker, letter);
+}
+
+void protect_deinit(struct owner *owner)
+{
+	struct protection *protection;
+
+	while ((protection = LIST_FIRST(&owner->protections))) {
+		LIST_REMOVE(protection, of_owner);
+		if (protection->letter)
+			letter_free(protection->letter);
+		free(protection);
+	}
 }
 
 void protect_anew(struct owner *owner, uint64_t start, uint64_t end)

@@ -6,6 +6,8 @@
 #include "engine/owner.h"
 
 void protect_request(struct owner *owner, struct letter *letter);	/* PROTECT */
+/* Of an owner that is given up, a rescued one say: what was queued or waits is dropped. */
+void protect_deinit(struct owner *owner);
 /* Devices follow what [start, end) may be used for now: soon, and nobody waits for it. */
 void protect_anew(struct owner *owner, uint64_t start, uint64_t end);
 /* Whether the page that a window touches has lost rights since it went to the device. */
