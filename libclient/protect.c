@@ -81,18 +81,16 @@ static void ask_hmmd(struct hmm *hmm, uint64_t start, uint64_t length)
 		hmmc_dispatch_nap(1000000);
 }
 
-/* @result: of the call. By an invalid one alone it is certain that nothing has changed. */
+/* @result: of the call. One that failed may have changed what lies before the mapping that it failed at, whatever the error. */
 static int follow(int result, void *addr, size_t length)
 {
 	uint64_t start = (uint64_t)addr;
 	int error = errno;
 	struct hmm *hmm;
 
-	if (result && error == EINVAL)
-		return result;
 	length = (length + HMM_PAGE_SIZE - 1) & ~(HMM_PAGE_SIZE - 1);
 	/* The library's own threads protect no memory of the program's. */
-	if (!length || start >= HMM_VA_END || hmmc_thread_is_private())
+	if (!length || start % HMM_PAGE_SIZE || start >= HMM_VA_END || hmmc_thread_is_private())
 		return result;
 	if (length > HMM_VA_END - start)
 		length = HMM_VA_END - start;

@@ -279,6 +279,28 @@ static void protected_and_seen(void)
 	test_close();
 }
 
+/* Of a huge page of the kernel's pool no part can be protected, and what lies before it has been by then. */
+static void protected_half_way(void)
+{
+	char *memory, *page;
+	struct hmm_range range;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = test_map_huge(2);
+	page = memory + BLOCK - 4 * PAGE;
+	if (mmap(memory + BLOCK, BLOCK, PROT_READ | PROT_WRITE,
+		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_HUGETLB | MAP_NORESERVE, -1, 0) == MAP_FAILED)
+		test_skip("the system gives no huge pages");
+	test_fill(page, 4, 26);
+	range = seen(page, 4);
+	CHECK_EQ(mprotect(page + 2 * PAGE, 3 * PAGE, PROT_READ), -1);
+	CHECK_EQ(errno, EINVAL);
+	CHECK(!hmm_range_valid(&range));
+	end(&range);
+	test_check(page, 4, 26);
+	test_close();
+}
+
 /* Ordinary use of memory changes nothing: no fault of a page that is there is the driver's affair. */
 static void stays_valid(void)
 {
@@ -638,7 +660,7 @@ static const struct test_case cases[] = {
 	{ "shared-pages", shared_pages, false }, { "invalidated", invalidated, false },
 	{ "invalidated-shared", invalidated_shared, false },
 	{ "not-watched", not_watched, false }, { "protected-later", protected_later, false },
-	{ "protected-and-seen", protected_and_seen, false },
+	{ "protected-and-seen", protected_and_seen, false }, { "protected-half-way", protected_half_way, false },
 	{ "stays-valid", stays_valid, false }, { "released", released, false },
 	{ "orphaned", orphaned, false },
 	{ "unregistered-meanwhile", unregistered_meanwhile, false }, { "told", told, false },
