@@ -406,11 +406,12 @@ void block_drop_remote(struct block *block, const struct pages *pages)
 {
 	unsigned int first = 0, last = 0, end;
 	struct pages remote = { 0 };
-	bool held = range_holds(block);
+	bool held;
 
 	for (unsigned int i = 0; block->remote && i < HMM_BLOCK_PAGES; i++)
 		if (block_is_remote(block, i) && (!pages || pages_test(pages, i)))
 			pages_set(&remote, i);
+	held = !pages_empty(&remote) && range_holds(block);
 	if (!pages)
 		block->remote = false;
 	if (!pages_run(&remote, &first, &end))

@@ -251,9 +251,10 @@ void graft_drop(struct owner *owner, uint64_t start, uint64_t end)
 	}
 }
 
-void graft_move(struct owner *owner, uint64_t from, uint64_t to, uint64_t length)
+bool graft_move(struct owner *owner, uint64_t from, uint64_t to, uint64_t length)
 {
 	struct hmm_grafts *grafts = grafts_of(owner);
+	bool any = false;
 
 	for (uint32_t i = 0; owner->grafts && i < grafts->end; i++) {
 		struct hmm_graft *graft = &grafts->graft[i];
@@ -263,11 +264,11 @@ void graft_move(struct owner *owner, uint64_t from, uint64_t to, uint64_t length
 		mark(owner, graft->addr, false);
 		__atomic_store_n(&graft->addr, graft->addr - from + to, __ATOMIC_RELEASE);
 		mark(owner, graft->addr, true);
-		if (!has_to_wait(owner, graft->addr)) {
-			protect_anew(owner, graft->addr, graft->addr + HMM_PAGE_SIZE);
+		any = true;
+		if (!has_to_wait(owner, graft->addr))
 			let_in(owner, i);
-		}
 	}
+	return any;
 }
 
 /* ---- after a crash, and for children ------------------------------------------ */

@@ -16,8 +16,8 @@ void graft_page(struct owner *owner, uint64_t addr, unsigned int mirror, uint32_
 void graft_settle(struct block *block);
 /* What waits for [start, end) was unmapped or discarded. */
 void graft_drop(struct owner *owner, uint64_t start, uint64_t end);
-/* ... or has moved on. */
-void graft_move(struct owner *owner, uint64_t from, uint64_t to, uint64_t length);
+/* ... or has moved on. Return: whether there were any. */
+bool graft_move(struct owner *owner, uint64_t from, uint64_t to, uint64_t length);
 /* What waited when another hmmd died. All blocks are at rest. */
 void graft_recover(struct owner *owner);
 /* All that wait. @bytes NULL: only its driver reaches it. */

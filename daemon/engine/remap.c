@@ -84,7 +84,7 @@ void remap_move(struct owner *owner, uint64_t from, uint64_t to, uint64_t length
 {
 	struct move move = { .owner = owner, .from = from, .to = to, .end = from + length };
 
-	graft_move(owner, from, to, length);
+	move.moved = graft_move(owner, from, to, length);
 	block_for_each(owner, from, from + length, move_block, &move);
 	/* Armed along with its mapping, even where nothing was on the device. */
 	for (uint64_t at = to & ~(HMM_BLOCK_SIZE - 1); at < to + length; at += HMM_BLOCK_SIZE) {
