@@ -143,16 +143,22 @@ static void *apart(size_t size)
 	return (void *)(uintptr_t)at;
 }
 
+/* Of reserved room. */
+static char *open_up(char *memory, size_t pages)
+{
+	CHECK_EQ(mprotect(memory, pages * PAGE, PROT_READ | PROT_WRITE), 0);
+	madvise(memory, pages * PAGE, MADV_NOHUGEPAGE);
+	declare(memory, pages * PAGE);
+	return memory;
+}
+
 static char *map_in(void *place, size_t pages)
 {
 	char *room = mmap(place, (pages + 2 * GAP) * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	char *memory = room + GAP * PAGE;
 
 	CHECK(room != MAP_FAILED);
-	CHECK_EQ(mprotect(memory, pages * PAGE, PROT_READ | PROT_WRITE), 0);
-	madvise(memory, pages * PAGE, MADV_NOHUGEPAGE);
-	declare(memory, pages * PAGE);
-	return memory;
+	return open_up(memory, pages);
 }
 
 char *test_map(size_t pages)
@@ -187,10 +193,7 @@ char *test_map_across(size_t pages)
 		       pages / 2 * PAGE;
 
 	CHECK(room != MAP_FAILED);
-	CHECK_EQ(mprotect(memory, pages * PAGE, PROT_READ | PROT_WRITE), 0);
-	madvise(memory, pages * PAGE, MADV_NOHUGEPAGE);
-	declare(memory, pages * PAGE);
-	return memory;
+	return open_up(memory, pages);
 }
 
 char *test_map_in_block(size_t pages)
@@ -199,10 +202,7 @@ char *test_map_in_block(size_t pages)
 	char *memory = (char *)(((uintptr_t)room + BLOCK - 1) & ~(BLOCK - 1)) + GAP * PAGE;
 
 	CHECK(room != MAP_FAILED && pages <= 480);
-	CHECK_EQ(mprotect(memory, pages * PAGE, PROT_READ | PROT_WRITE), 0);
-	madvise(memory, pages * PAGE, MADV_NOHUGEPAGE);
-	declare(memory, pages * PAGE);
-	return memory;
+	return open_up(memory, pages);
 }
 
 uint64_t test_word(size_t page, size_t word, uint64_t seed)
