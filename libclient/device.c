@@ -73,6 +73,7 @@ static void fill_new(struct hmm_msg_device_new *message, const struct hmm_device
 	HMM_MSG_TEXT(message->name, device->name);
 	HMM_MSG_TEXT(message->bus, device->bus);
 	message->bar = device->bar;
+	HMM_MSG_TEXT(message->memory_bus, device->memory_bus);
 }
 
 static int call(struct hmm *hmm, struct hmm_device *device, uint16_t op, size_t size)
@@ -121,16 +122,27 @@ static int check_placement(const struct hmm_device_options *options)
 	return 0;
 }
 
+/* What else it has to be hmmd knows. */
+static int check_bus(const char *bus)
+{
+	if (bus && strlen(bus) >= sizeof(((struct hmm_device *)0)->bus))
+		return hmmc_fail(-EINVAL, "'%.40s' is no PCI address: it looks like 0000:00:04.0", bus);
+	return 0;
+}
+
 /* What else a BAR needs hmmd knows. */
 static int check_bar(const struct hmm_device_options *options)
 {
+	const char *memory = options->memory_bus ? options->memory_bus : "";
+
 	if (options->pool != HMM_POOL_VFIO)
-		return options->bar ? hmmc_fail(-EINVAL, "options.bar goes with HMM_POOL_VFIO") : 0;
+		return options->bar || *memory ? hmmc_fail(-EINVAL, "options.%s goes with HMM_POOL_VFIO",
+							   options->bar ? "bar" : "memory_bus") : 0;
 	if (!options->bus || !*options->bus)
 		return hmmc_fail(-EINVAL, "HMM_POOL_VFIO is a card's BAR: options.bus says which card");
 	if (options->bar > 5)
 		return hmmc_fail(-EINVAL, "a card has BARs 0 to 5, and no %u", options->bar);
-	return 0;
+	return check_bus(memory);
 }
 
 int hmm_device_new(struct hmm *hmm, const struct hmm_device_options *given,
@@ -159,9 +171,9 @@ int hmm_device_new(struct hmm *hmm, const struct hmm_device_options *given,
 	if (options.caps & ~(HMM_DEVICE_FAULTS | HMM_DEVICE_WRITE_PROTECT | HMM_DEVICE_DMA |
 			     HMM_DEVICE_COPY_ENGINE))
 		return hmmc_fail(-EINVAL, "options.caps has unknown bits");
-	if (options.bus && *options.bus && strlen(options.bus) >= sizeof(device->bus))
-		return hmmc_fail(-EINVAL, "'%.40s' is no PCI address: it looks like 0000:00:04.0",
-				 options.bus);
+	error = check_bus(options.bus);
+	if (error)
+		return error;
 	if (options.caps & HMM_DEVICE_WRITE_PROTECT && !(options.caps & HMM_DEVICE_FAULTS))
 		return hmmc_fail(-EINVAL,
 				 "HMM_DEVICE_WRITE_PROTECT needs HMM_DEVICE_FAULTS: a write to a protected page is a fault");
@@ -182,6 +194,8 @@ int hmm_device_new(struct hmm *hmm, const struct hmm_device_options *given,
 	device->bar = options.bar;
 	if (options.bus)
 		strcpy(device->bus, options.bus);
+	if (options.memory_bus)
+		strcpy(device->memory_bus, options.memory_bus);
 	error = call(hmm, device, HMM_OP_DEVICE_NEW, sizeof(struct hmm_msg_device_new));
 	if (error)
 		hmmc_arena_free(device, sizeof(*device));

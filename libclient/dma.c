@@ -199,7 +199,7 @@ long hmm_range_dma_map(struct hmm_range *range, struct hmm_device *device, uint6
 	int error = check_dma(range, device, daddrs);
 	long pages, mapped = 0;
 
-	if (!error && *device->bus && device->pool != HMM_POOL_VFIO)
+	if (!error && *device->bus && device->caps & HMM_DEVICE_DMA)
 		return card_map(range, daddrs, block);
 	pages = error ? error : hmm_range_fault(range, block);
 	if (pages < 0)

@@ -23,6 +23,7 @@ struct hmm_device {
 	enum hmm_placement placement;
 	uint64_t nodes;
 	uint64_t caps;
+	char memory_bus[16];		/* of the card whose BAR its memory is, where bus is another; or "" */
 	char bus[16];			/* of the card that it is, or whose BAR its memory is; "": of none */
 	uint32_t bar;
 	void *drvdata;

@@ -132,7 +132,7 @@ _Static_assert(sizeof(struct hmm_ledger_block) == 1024, "one record per KiB");
  * read and perhaps not applied.
  */
 #define HMM_LEDGER_MAGIC	0x6c6d6d68U	/* "hmml" */
-#define HMM_LEDGER_VERSION	8U
+#define HMM_LEDGER_VERSION	9U
 #define HMM_NODE_WORDS		16U	/* of a set of memory nodes: a bit each, 1024 as the kernel has them at most */
 #define HMM_JOURNAL_SLOTS	1024U
 #define HMM_JOURNAL_SLOT_SIZE	32U
@@ -153,8 +153,9 @@ struct hmm_journal_mirror {
 	uint32_t placement;	/* of the device's pool: enum hmm_placement */
 	char device[64];
 	uint64_t nodes;		/* where node is -1 */
-	uint64_t bar_pages;	/* of a card's BAR that are the device's; 0: its memory is no BAR, and card says what it is */
-	uint64_t bar;		/* which one of the card */
+	uint64_t bar_pages;	/* of a card's BAR that are the device's */
+	uint32_t bar;		/* which one of the card */
+	uint32_t memory_card;	/* whose BAR it is, as card; 0: its memory is no BAR */
 	uint64_t contents;	/* of the BAR: another number when it was given up or reset in between, whose tokens are others */
 };
 #define HMM_MIRRORS_MAX		16	/* of one owner */

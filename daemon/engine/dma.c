@@ -7,6 +7,8 @@
  * bytes are the shadow's, the addresses the owner's. The kernel populates what is a hole in the
  * shadow, which is zeros. A run of pages is one mapping, and the kernel splits none; so what is
  * taken out is always all of a block, and the driver hears that all of it is gone (dma_widen).
+ * Where the device's memory is another card's BAR, pages that lie side by side there are a run, and
+ * the card reaches them from card to card.
  *
  * It goes by number: the block's has changed then, so no range is valid that says otherwise.
  * Whoever finds his range valid after he was answered has what he was told.
@@ -28,6 +30,7 @@
 #include <string.h>
 
 #include "engine/worker.h"
+#include "memory/bar.h"
 #include "memory/card.h"
 
 /* Ranges of a mirror that have something mapped. */
@@ -233,12 +236,32 @@ void dma_mirror_gone(struct mirror *mirror)
 
 /* ---- into it --------------------------------------------------------------------------- */
 
-static int map_run(struct block *block, struct card *card, unsigned int first, unsigned int end,
+/* Whatever the ledger says: no card is shown another mirror's page of a BAR. */
+static bool is_reached(const struct mirror *mirror, const struct block *block, unsigned int i)
+{
+	const struct device *device = mirror->device;
+
+	return reach_page(mirror, block, i) &&
+	       (!device_has_bar(device) ||
+		(device->bar && bar_has(device->bar, block_far_number(block, i), mirror->claim)));
+}
+
+/* Page i's bytes lie behind those of the page before it. */
+static bool goes_on(const struct mirror *mirror, const struct block *block, unsigned int i)
+{
+	return !device_has_bar(mirror->device) ||
+	       block_far_number(block, i) == block_far_number(block, i - 1) + 1;
+}
+
+static int map_run(struct mirror *mirror, struct block *block, unsigned int first, unsigned int end,
 		   bool write)
 {
 	uint64_t addr = page_addr(block, first);
-	int r = card_map(card, addr, shadow_at(block_shadow(block), addr),
-			 (uint64_t)(end - first) << HMM_PAGE_SHIFT, write);
+	void *memory = device_has_bar(mirror->device) ?
+			       bar_page(mirror->device->bar, block_far_number(block, first)) :
+			       shadow_at(block_shadow(block), addr);
+	int r = card_map(card_of(mirror), addr, memory, (uint64_t)(end - first) << HMM_PAGE_SHIFT,
+			 write);
 
 	for (; !r && first < end; first++) {
 		pages_set(&block->dma, first);
@@ -265,7 +288,6 @@ static bool falls_short(const struct block *block, unsigned int first, unsigned 
 static int map_pages(struct mirror *mirror, struct block *block, unsigned int first,
 		     unsigned int end, bool write)
 {
-	struct card *card = card_of(mirror);
 	unsigned int stop;
 	int r = 0;
 
@@ -275,12 +297,12 @@ static int map_pages(struct mirror *mirror, struct block *block, unsigned int fi
 	}
 	for (; first < end && !r; first = stop) {
 		stop = first + 1;
-		if (pages_test(&block->dma, first) || !reach_page(mirror, block, first))
+		if (pages_test(&block->dma, first) || !is_reached(mirror, block, first))
 			continue;
 		while (stop < end && !pages_test(&block->dma, stop) &&
-		       reach_page(mirror, block, stop))
+		       is_reached(mirror, block, stop) && goes_on(mirror, block, stop))
 			stop++;
-		r = map_run(block, card, first, stop, write);
+		r = map_run(mirror, block, first, stop, write);
 		owner_count(block->owner, COUNTER_DMA_PAGES, r ? 0 : stop - first);
 	}
 	return r;
@@ -298,7 +320,7 @@ static int map_block(struct mirror *mirror, struct block *block, uint64_t start,
 
 	if (!block_at_rest(block))
 		return -EBUSY;
-	if (block_mirror(block) != mirror || !block_shadow(block))
+	if (block_mirror(block) != mirror || (!block_shadow(block) && !device_has_bar(mirror->device)))
 		return 0;
 	for (; start < end && !r; start = view.end) {
 		r = view_at(mirror->owner, start, end, &view);

@@ -245,7 +245,7 @@ static bool explain(struct errand *errand)
 	if (why == HMM_PAGE_RESULT_FULL)
 		letter_fail(errand->letter, -ENOSPC,
 			    "%lu of %lu pages find no room: device %s has %lu of %lu bytes in use; nothing is pinned",
-			    failed, tried, device->name, atomic_load(&device->used), device->size);
+			    failed, tried, device->name, device_memory_used(device), device_memory(device));
 	else
 		letter_fail(errand->letter, page_result_error(why),
 			    "%lu of %lu pages can't be on device %s; page %#lx: %s; nothing is pinned", failed,
@@ -338,17 +338,17 @@ int errand_begin(struct owner *owner, struct letter *letter, struct mirror *mirr
 	struct errand *errand;
 
 	/* Before anything is moved. */
-	if (pin && device_is_far(mirror->device))
+	if (pin && device_is_far(mirror->device) && device_faults(mirror->device))
 		return letter_fail(letter, -EOPNOTSUPP,
-				   "nothing can be pinned in memory that only the driver of %s reaches: a touch of the CPU takes it home",
-				   mirror->device->name);
-	if (pin && length > mirror->device->size)
+				   "nothing can be pinned on %s, in memory that only %s: a touch of the CPU takes it home",
+				   mirror->device->name, device_reached_by(mirror->device));
+	if (pin && length > device_memory(mirror->device))
 		return letter_fail(letter, -ENOSPC,
 				   "a range of %lu bytes can't be pinned: device %s has %lu, %lu of them in use",
-				   message->length, mirror->device->name, mirror->device->size,
-				   atomic_load(&mirror->device->used));
+				   message->length, mirror->device->name, device_memory(mirror->device),
+				   device_memory_used(mirror->device));
 	/* Of a larger range the beginning: whatever is touched later follows. */
-	if (length > mirror->device->size)
+	if (!pin && length > mirror->device->size)
 		length = mirror->device->size & ~(HMM_PAGE_SIZE - 1);
 	errand = calloc(1, sizeof(*errand));
 	if (!errand)

@@ -24,6 +24,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/dma.h"
 #include "engine/far.h"
 #include "engine/far_bar.h"
 #include "engine/job.h"
@@ -234,6 +235,7 @@ static void lose_block(struct block *block, void *data)
 
 	if (!n || block_mirror(block) != loss->mirror)
 		return;
+	dma_withdraw(block, HMM_REASON_MIGRATE);
 	/* What was discarded is no loss, and ends with its transit. */
 	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++)
 		if (pages_test(&far, i) && page_is_pending(block, i) &&

@@ -84,7 +84,8 @@ static void note_in_journal(const struct mirror *mirror)
 	note->nodes = device->pool->placement.nodes;
 	note->size = device->size;
 	note->caps = device->caps;
-	note->card = device_has_bar(device) ? device->bar_card : device->card_number;
+	note->card = device->card_number;
+	note->memory_card = device->bar_card;
 	note->bar = device->bar_index;
 	note->bar_pages = device->bar_pages;
 	memcpy(note->device, device->name, sizeof(note->device));

@@ -20,6 +20,9 @@ bool reach_page(const struct mirror *mirror, const struct block *block, unsigned
 
 	if (device_faults(mirror->device))
 		return true;
+	/* What passes through a shadow to a BAR, or back, is in neither's reach. */
+	if (device_is_far(mirror->device) && !page_is_far(block, i))
+		return false;
 	return block_mirror(block) == mirror && (state == HMM_PAGE_DEVICE || state == HMM_PAGE_COHERENT);
 }
 

@@ -121,15 +121,38 @@ static int open_card(struct letter *letter, const struct hmm_msg_device_new *mes
 	return r ? letter_fail(letter, r, "%s", why) : 0;
 }
 
-/* The device's memory is a BAR of a card, or a part of it. */
-static int bar_begin(struct engine *engine, struct letter *letter, struct device **result)
+/* The card at bus is the device, and not only its memory. */
+static bool is_card(const struct hmm_msg_device_new *message, enum hmm_pool_kind kind)
+{
+	return *message->bus && (kind != HMM_POOL_KIND_VFIO || *message->memory_bus ||
+				 message->pool == HMM_POOL_KIND_CONFIGURED);
+}
+
+static int check_memory_bus(struct letter *letter, enum hmm_pool_kind kind)
+{
+	const struct hmm_msg_device_new *message = (const void *)letter->message;
+
+	if (!*message->memory_bus)
+		return 0;
+	if (kind != HMM_POOL_KIND_VFIO || message->pool == HMM_POOL_KIND_CONFIGURED)
+		return letter_fail(letter, -EINVAL, "memory_bus names a card whose BAR is the memory: it goes with a pool of kind vfio");
+	if (!*message->bus)
+		return letter_fail(letter, -EINVAL, "memory_bus goes with another card, at bus, that reaches that memory");
+	if (strcmp(message->bus, message->memory_bus) == 0)
+		return letter_fail(letter, -EINVAL, "%s does not reach its own BAR through its IOMMU: memory_bus is another card", message->bus);
+	return 0;
+}
+
+/* The device's memory is a BAR of a card, or a part of it. @driven: another card reaches it there. */
+static int bar_begin(struct engine *engine, struct letter *letter, bool driven, struct device **result)
 {
 	const struct hmm_msg_device_new *message = (const void *)letter->message;
 	const uint64_t others = HMM_DEVICE_CAPS_COPY_ENGINE | HMM_DEVICE_CAPS_DMA;
 	/* What the administrator has chosen is for everybody. */
 	const bool chosen = message->pool == HMM_POOL_KIND_CONFIGURED;
 	const struct bar_wish wish = {
-		.address = chosen ? engine->options.pool_card : message->bus,
+		.address = chosen ? engine->options.pool_card :
+			   *message->memory_bus ? message->memory_bus : message->bus,
 		.index = chosen ? engine->options.pool_bar : message->bar,
 		.uid = chosen ? 0 : letter->uid,
 		.gid = letter->gid,
@@ -139,11 +162,9 @@ static int bar_begin(struct engine *engine, struct letter *letter, struct device
 	char why[sizeof(letter->text)];
 	int r;
 
-	if (chosen && *message->bus)
-		return letter_fail(letter, -EINVAL, "a card with a bus address has another pool than hmmd's, which is a card's BAR: say which kind");
 	if (!*wish.address)
 		return letter_fail(letter, -EINVAL, "a pool of kind vfio is a card's BAR: say which card, by its bus address");
-	if (message->caps & others || !(message->caps & HMM_DEVICE_CAPS_FAULTS))
+	if (!driven && (message->caps & others || !(message->caps & HMM_DEVICE_CAPS_FAULTS)))
 		return letter_fail(letter, -EINVAL, "hmmd copies to a BAR, and back before anybody touches: it goes with faults, without copy_engine and dma");
 	if (message->placement != HMM_PLACEMENT_ANY || message->node >= 0)
 		return letter_fail(letter, -EINVAL, "a card's memory is on no memory node: node is -1");
@@ -166,7 +187,7 @@ static int bar_begin(struct engine *engine, struct letter *letter, struct device
 }
 
 /* One that there was not; or -errno, which the letter may say already. */
-static int device_begin(struct engine *engine, struct letter *letter, enum hmm_pool_kind kind,
+static int device_begin(struct engine *engine, struct letter *letter, enum hmm_pool_kind kind, bool driven,
 			struct device **result)
 {
 	const struct hmm_msg_device_new *message = (const void *)letter->message;
@@ -176,16 +197,11 @@ static int device_begin(struct engine *engine, struct letter *letter, enum hmm_p
 	if (device_by_name(&engine->devices, message->name))
 		return letter_fail(letter, -EBUSY, "there is a device %s already", message->name);
 	if (kind == HMM_POOL_KIND_VFIO)
-		return bar_begin(engine, letter, result);
+		return bar_begin(engine, letter, driven, result);
 	if (choose_placement(engine, letter, kind, &placement))
 		return letter->error;
 	return device_new(&engine->devices, message->name, kind, &placement, message->size,
 			  message->caps, letter->peer, result);
-}
-
-static uint64_t memory_of(const struct device *device)
-{
-	return device_has_bar(device) ? (uint64_t)device->bar_pages << HMM_PAGE_SHIFT : device->size;
 }
 
 static int device_make(struct engine *engine, struct letter *letter)
@@ -203,6 +219,8 @@ static int device_make(struct engine *engine, struct letter *letter)
 	/* It wants none of the card that the administrator has chosen. */
 	if (kind == HMM_POOL_KIND_VFIO && message->pool == HMM_POOL_KIND_CONFIGURED && !message->size)
 		kind = HMM_POOL_KIND_MEMFD;
+	if (check_memory_bus(letter, kind))
+		return letter->error;
 	if (kind == HMM_POOL_KIND_HUGETLB && message->caps & HMM_DEVICE_CAPS_COPY_ENGINE)
 		return letter_fail(
 			letter, -EOPNOTSUPP,
@@ -225,12 +243,12 @@ static int device_make(struct engine *engine, struct letter *letter)
 	reply = letter_reply(letter, HMM_OP_DEVICE_NEW_REPLY, sizeof(*reply));
 	if (!reply)
 		return letter_fail(letter, -ENOMEM, "out of memory for the answer");
-	if (*message->bus && kind != HMM_POOL_KIND_VFIO && open_card(letter, message, &card))
+	if (is_card(message, kind) && open_card(letter, message, &card))
 		return letter->error;
 	device = card ? device_readopt(devices, message->name, message->caps, letter->peer,
 				       letter->uid, card)
 		      : NULL;
-	r = device ? 0 : device_begin(engine, letter, kind, &device);
+	r = device ? 0 : device_begin(engine, letter, kind, card, &device);
 	if (r)
 		card_undo(card);
 	if (letter->error)
@@ -250,7 +268,7 @@ static int device_make(struct engine *engine, struct letter *letter)
 		device->card = card;
 	}
 	reply->device = device->id;
-	reply->size = memory_of(device);
+	reply->size = device_memory(device);
 	return 0;
 }
 
@@ -266,7 +284,7 @@ static int device_look(struct device *device, struct letter *letter)
 		return letter_fail(letter, -ENOMEM, "out of memory for the answer");
 	reply->device = device->id;
 	reply->pool = (uint32_t)device->pool->kind;
-	reply->size = memory_of(device);
+	reply->size = device_memory(device);
 	reply->caps = device->caps;
 	if (device->bar)
 		hmm_wire_text(reply->bus, sizeof(reply->bus), card_address(bar_card(device->bar)));
@@ -281,7 +299,7 @@ static int device_fd(struct device *device, struct letter *letter)
 	const struct card *card = atomic_load(&device->card);
 	int fd;
 
-	if (device_has_bar(device))
+	if (device_has_bar(device) && !device->card_number)
 		return letter_fail(letter, -EPERM, "%s is a card's BAR, with everybody's pages in it: hmmd alone has that card", device->name);
 	if (!card)
 		return letter_fail(letter, -EOPNOTSUPP,
@@ -557,8 +575,8 @@ static void bar_info(const struct devices *devices, struct hmm_record_pool_info 
 	TAILQ_FOREACH(device, &devices->list, link) {
 		if (!device_has_bar(device))
 			continue;
-		out->capacity += memory_of(device);
-		out->used += (uint64_t)atomic_load(&device->bar_used) << HMM_PAGE_SHIFT;
+		out->capacity += device_memory(device);
+		out->used += device_memory_used(device);
 	}
 	out->peak = out->peak > out->used ? out->peak : out->used;
 }

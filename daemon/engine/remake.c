@@ -29,8 +29,8 @@ static int find_bar(const struct owner *owner, const struct hmm_journal_mirror *
 	const struct bar_wish wish = { .address = address, .index = share->index, .kept = true };
 	int r = -ENODEV;
 
-	card_print_number(note->card, address);
-	if (note->card)
+	card_print_number(note->memory_card, address);
+	if (note->memory_card)
 		r = bar_open(&wish, &share->bar, why, sizeof(why));
 	if (!r) {
 		bar_promise_again(share->bar, share->pages);
@@ -49,8 +49,8 @@ static int remake_bar(struct owner *owner, const struct hmm_journal_mirror *note
 	struct devices *devices = &owner->worker->engine->devices;
 	struct device *device;
 	struct bar_share share = {
-		.card = note->card,
-		.index = (uint32_t)note->bar,
+		.card = note->memory_card,
+		.index = note->bar,
 		.pages = note->bar_pages < BAR_MAX_PAGES ? (uint32_t)note->bar_pages : BAR_MAX_PAGES,
 	};
 	int r = find_bar(owner, note, &share);
@@ -76,7 +76,7 @@ static bool is_as_noted(const struct device *device, const struct hmm_journal_mi
 {
 	if (!device_has_bar(device) && note->kind != HMM_POOL_KIND_VFIO)
 		return true;
-	return device_has_bar(device) && note->kind == HMM_POOL_KIND_VFIO && device->bar_card == note->card &&
+	return device_has_bar(device) && note->kind == HMM_POOL_KIND_VFIO && device->bar_card == note->memory_card &&
 	       device->bar_index == note->bar;
 }
 
@@ -135,8 +135,8 @@ static int remake_mirror(struct owner *owner, unsigned int index)
 		r = use_remade(owner, note, name, sizeof(name), &device);
 	if (r)
 		return r;
-	if (!device_has_bar(device))
-		device_expect(devices, device->id, note->token, note->driver, note->card);
+	if (!device_has_bar(device) || note->card)
+		device_expect(devices, device->id, device_has_bar(device) ? 0 : note->token, note->driver, note->card);
 	mirror = mirror_new(owner, index, device);
 	if (!mirror) {
 		device_unuse(devices, device);

@@ -133,7 +133,7 @@ static int map_bar(struct bar *bar, const struct bar_wish *wish, char *why, size
 	return 0;
 }
 
-static void *frame_at(const struct bar *bar, uint32_t number)
+void *bar_page(const struct bar *bar, uint32_t number)
 {
 	return bar->map + (uint64_t)number * HMM_PAGE_SIZE;
 }
@@ -146,7 +146,7 @@ static int set_seal(struct bar *bar)
 		return -EAGAIN;
 	bar->tags->seal[0] |= 1; /* what is all zeros is no seal */
 	return kernel->bar_store(bar->file, offsetof(struct tags, seal),
-				 frame_at(bar, bar->tags->count), sizeof(bar->tags->seal));
+				 bar_page(bar, bar->tags->count), sizeof(bar->tags->seal));
 }
 
 /* 1: it is there; 0: another is; -errno: it cannot be read. With the lock held. */
@@ -156,7 +156,7 @@ static int check_seal(struct bar *bar)
 
 	memset(bar->tags->seen, 0, sizeof(bar->tags->seen));
 	r = kernel->bar_fetch(bar->file, offsetof(struct tags, seen),
-			      frame_at(bar, bar->tags->count), sizeof(bar->tags->seen));
+			      bar_page(bar, bar->tags->count), sizeof(bar->tags->seen));
 	if (r)
 		return r;
 	return memcmp(bar->tags->seen, bar->tags->seal, sizeof(bar->tags->seal)) == 0;
@@ -598,12 +598,12 @@ bool bar_has(struct bar *bar, uint32_t number, uint32_t claim)
 
 int bar_store(struct bar *bar, uint32_t number, int file, uint64_t offset)
 {
-	return kernel->bar_store(file, offset, frame_at(bar, number), HMM_PAGE_SIZE);
+	return kernel->bar_store(file, offset, bar_page(bar, number), HMM_PAGE_SIZE);
 }
 
 int bar_fetch(struct bar *bar, uint32_t number, int file, uint64_t offset)
 {
-	return kernel->bar_fetch(file, offset, frame_at(bar, number), HMM_PAGE_SIZE);
+	return kernel->bar_fetch(file, offset, bar_page(bar, number), HMM_PAGE_SIZE);
 }
 
 enum bar_state bar_check(struct bar *bar)

@@ -97,6 +97,8 @@ bool bar_has(struct bar *bar, uint32_t number, uint32_t claim);
  */
 int bar_store(struct bar *bar, uint32_t number, int file, uint64_t offset);
 int bar_fetch(struct bar *bar, uint32_t number, int file, uint64_t offset);
+/* Where it is, for an IOMMU: nobody loads from there or stores. */
+void *bar_page(const struct bar *bar, uint32_t number);
 /* Not BAR_HERE: what was copied since it was is not to be believed. */
 enum bar_state bar_check(struct bar *bar);
 bool bar_is_lost(const struct bar *bar);

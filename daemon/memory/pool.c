@@ -19,11 +19,12 @@
 /* With all that it has; without the lock. */
 static void destroy(struct device *device)
 {
+	/* Another card's BAR is there for as long as this one may reach it. */
+	card_close(device->card);
 	if (device->bar) {
 		bar_unpromise(device->bar, device->bar_pages);
 		bar_put(device->bar);
 	}
-	card_close(device->card);
 	free(device);
 }
 

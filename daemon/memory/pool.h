@@ -154,6 +154,18 @@ static inline bool device_has_bar(const struct device *device)
 	return device->pool->kind == HMM_POOL_KIND_VFIO;
 }
 
+/* What its pages lie in, and how much of that has some, bytes. */
+static inline uint64_t device_memory(const struct device *device)
+{
+	return device_has_bar(device) ? (uint64_t)device->bar_pages << HMM_PAGE_SHIFT : atomic_load(&device->size);
+}
+
+static inline uint64_t device_memory_used(const struct device *device)
+{
+	return device_has_bar(device) ? (uint64_t)atomic_load(&device->bar_used) << HMM_PAGE_SHIFT :
+					atomic_load(&device->used);
+}
+
 /* Its pages only pass through the shadow, to memory that no CPU but the driver's reaches, or hmmd's own. */
 static inline bool device_is_far(const struct device *device)
 {

@@ -206,7 +206,8 @@ static int open_card(struct edu *edu)
 	return 0;
 }
 
-int edu_open(struct hmm *hmm, const char *bus, size_t memory, struct edu **result)
+int edu_open(struct hmm *hmm, const char *bus, size_t memory, const char *memory_bus,
+	     unsigned int bar, struct edu **result)
 {
 	struct hmm_device_options options = {
 		.size = sizeof(options),
@@ -215,6 +216,9 @@ int edu_open(struct hmm *hmm, const char *bus, size_t memory, struct edu **resul
 		.node = -1,
 		.caps = HMM_DEVICE_DMA,
 		.bus = bus,
+		.pool = memory_bus ? HMM_POOL_VFIO : HMM_POOL_DEFAULT,
+		.memory_bus = memory_bus,
+		.bar = bar,
 	};
 	struct edu *edu = calloc(1, sizeof(*edu));
 	int error;

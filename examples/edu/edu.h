@@ -20,10 +20,11 @@
 struct edu;
 
 /*
- * The card at @bus becomes a device with so much memory, and this program's memory its. 0 or
- * -errno.
+ * The card at @bus becomes a device with so much memory, and this program's memory its. @memory_bus:
+ * that memory is BAR @bar of the card there; NULL: it is hmmd's. 0 or -errno.
  */
-int edu_open(struct hmm *hmm, const char *bus, size_t memory, struct edu **result);
+int edu_open(struct hmm *hmm, const char *bus, size_t memory, const char *memory_bus,
+	     unsigned int bar, struct edu **result);
 void edu_close(struct edu *edu);
 /* For hmm_advise(), hmm_share(), hmm_alloc(). */
 struct hmm_mirror *edu_mirror(struct edu *edu);

@@ -3,7 +3,8 @@
  * main.c - what a card behind an IOMMU does to malloc'ed memory through hmmd: it reads and writes
  * it at the program's own addresses, while it is there; and nothing once it is not.
  *
- *	edu 0000:00:04.0	the card, bound to vfio-pci
+ *	edu 0000:00:04.0			the card, bound to vfio-pci
+ *	edu 0000:00:04.0 0000:00:05.0 2		... and a BAR of another one, where that memory lies then
  */
 #include <stdbool.h>
 #include <stdio.h>
@@ -64,10 +65,11 @@ static void unpin(char *memory)
 int main(int argc, char **argv)
 {
 	static char text[EDU_MOST], other[EDU_MOST];
+	const char *other_card = argc == 4 ? argv[2] : NULL;
 	char *memory, *copy, *last;
 
-	if (argc != 2) {
-		fprintf(stderr, "usage: edu PCI-ADDRESS\n");
+	if (argc != 2 && argc != 4) {
+		fprintf(stderr, "usage: edu PCI-ADDRESS [PCI-ADDRESS BAR]\n");
 		return EXIT_FAILURE;
 	}
 	memory = aligned_alloc(BLOCK, BLOCK);
@@ -76,7 +78,8 @@ int main(int argc, char **argv)
 		return EXIT_FAILURE;
 	copy = memory + 100 * PAGE;
 	must(hmm_open(NULL, &hmm), "open");
-	must(edu_open(hmm, argv[1], MEMORY, &edu), argv[1]);
+	must(edu_open(hmm, argv[1], MEMORY, other_card, other_card ? (unsigned int)atoi(argv[3]) : 0, &edu),
+	     argv[1]);
 
 	write_text(text, 1);
 	memcpy(memory, text, EDU_MOST);
@@ -84,15 +87,19 @@ int main(int argc, char **argv)
 	must(edu_load(edu, memory, EDU_MOST), "the card reads");
 	must(edu_store(edu, copy, EDU_MOST), "the card writes");
 	unpin(memory);
-	compare("pinned memory, copied by the card, and back at home:", copy, text);
+	compare(other_card ? "pinned memory, copied in the other card, and back at home:"
+			   : "pinned memory, copied by the card, and back at home:", copy, text);
 
-	write_text(text, 2);
-	memcpy(memory, text, EDU_MOST);
-	must(hmm_share(edu_mirror(edu), memory, BLOCK), "share");
-	must(edu_load(edu, memory, EDU_MOST), "the card reads");
-	must(edu_store(edu, copy, EDU_MOST), "the card writes");
-	compare("shared memory, which both have at the same time:", copy, text);
-	must(hmm_unshare(edu_mirror(edu), memory, BLOCK), "unshare");
+	/* No CPU reaches a page in a card. */
+	if (!other_card) {
+		write_text(text, 2);
+		memcpy(memory, text, EDU_MOST);
+		must(hmm_share(edu_mirror(edu), memory, BLOCK), "share");
+		must(edu_load(edu, memory, EDU_MOST), "the card reads");
+		must(edu_store(edu, copy, EDU_MOST), "the card writes");
+		compare("shared memory, which both have at the same time:", copy, text);
+		must(hmm_unshare(edu_mirror(edu), memory, BLOCK), "unshare");
+	}
 	edu_store_blindly(edu, memory + 200 * PAGE, EDU_MOST);
 	compare("ordinary memory again, which the card cannot write:", memory + 200 * PAGE, other);
 

@@ -83,10 +83,18 @@ struct hmm_device_options {
 	 * owner at a time.
 	 * With HMM_POOL_VFIO: the card whose BAR is the device's memory, and the device has
 	 * HMM_DEVICE_FAULTS, without HMM_DEVICE_DMA and HMM_DEVICE_COPY_ENGINE. It is bound and
-	 * behind an IOMMU just the same. Devices may share a BAR.
+	 * behind an IOMMU just the same. Devices may share a BAR. Where memory_bus names that card,
+	 * bus is again the card that the device is.
 	 */
 	const char *bus;
 	unsigned int bar;	/* with HMM_POOL_VFIO: which one, 0..5 */
+	/*
+	 * With HMM_POOL_VFIO, and a card at bus: the other card whose BAR is the device's memory; what
+	 * is pinned on the device lies there, and the card at bus reaches it there, from card to
+	 * card. NULL: bus. Where hmmd's configuration has chosen a BAR as the pool, a card that names
+	 * no pool has it there.
+	 */
+	const char *memory_bus;
 };
 
 /*

@@ -133,7 +133,14 @@ class Messages(wire.Test):
                                  (errno.ENOSPC, "no BAR has", {"size": 1 << 60}),
                                  (errno.EINVAL, "is no PCI address", {"bus": "4.0"}),
                                  (errno.EINVAL, "is no PCI address", {"bus": "0000:00:99.0"}),
-                                 (errno.ENODEV, "there is no PCI device ffff:ff:1f.7", {"bus": "ffff:ff:1f.7"})):
+                                 (errno.ENODEV, "there is no PCI device ffff:ff:1f.7", {"bus": "ffff:ff:1f.7"}),
+                                 (errno.EINVAL, "with another card", {"bus": "", "memory_bus": card, "caps": 4}),
+                                 (errno.EINVAL, "its own BAR", {"memory_bus": card, "caps": 4}),
+                                 (errno.EINVAL, "a pool of kind vfio", {"memory_bus": card, "caps": 4, "pool": 1}),
+                                 (errno.EINVAL, "goes with dma", {"memory_bus": "0000:00:05.0"}),
+                                 (errno.EOPNOTSUPP, "cannot retry", {"memory_bus": "0000:00:05.0", "caps": 5}),
+                                 (errno.ENODEV, "there is no PCI device ffff:ff:1f.7",
+                                  {"bus": "ffff:ff:1f.7", "memory_bus": card, "caps": 4})):
             device = wire.new_device("gpu", **{"pool": 5, "caps": 1, "bus": card, **how})
             self.expect_error(client.ask(wire.DEVICE_NEW, device), error, said)
         client.status()

@@ -34,10 +34,10 @@ OWNER, DRIVER, TOOL = 1, 2, 3
 VERSION = 1
 
 
-def new_device(name, pool=1, node=-1, size=64 << 20, caps=0, placement=0, nodes=0, bus="", bar=0):
+def new_device(name, pool=1, node=-1, size=64 << 20, caps=0, placement=0, nodes=0, bus="", bar=0, memory_bus=""):
     """DEVICE_NEW without its header."""
     return (struct.pack("<IiQQ", pool, node, size, caps) + text(name, 64) + struct.pack("<IIQ", placement, 0, nodes) +
-            text(bus, 16) + struct.pack("<II", bar, 0))
+            text(bus, 16) + struct.pack("<I", bar) + text(memory_bus, 16) + bytes(4))
 
 
 def text(value, size):

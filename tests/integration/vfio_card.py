@@ -24,6 +24,19 @@ def find(ids):
     return None
 
 
+def take(test, card):
+    """For vfio-pci, until the class is done."""
+    if not os.path.exists(f"/sys/bus/pci/devices/{card}/driver"):
+        done = hmmctl("device", "bind", card)
+        assert done.returncode == 0, done.stderr
+        test.addClassCleanup(give_back, card)
+
+
+def give_back(card):
+    """Once nobody has it open: the process that keeps cards outlives a hmmd that was killed by its grace time."""
+    harness.wait_until(lambda: hmmctl("device", "unbind", card).returncode == 0, 90, f"that {card} is given back")
+
+
 class Test(harness.Test):
     """cls.card is the address of the card with cls.ids; where there is none, or no IOMMU before it, all is skipped."""
 
@@ -36,15 +49,8 @@ class Test(harness.Test):
         cls.missing = None if cls.card else f"there is no {cls.name} card"
         if cls.card and not os.path.exists(f"/sys/bus/pci/devices/{cls.card}/iommu_group"):
             cls.missing = f"the {cls.name} card is behind no IOMMU"
-        if not cls.missing and not os.path.exists(f"/sys/bus/pci/devices/{cls.card}/driver"):
-            done = hmmctl("device", "bind", cls.card)
-            assert done.returncode == 0, done.stderr
-            cls.addClassCleanup(cls.give_back)
-
-    @classmethod
-    def give_back(cls):
-        """Once nobody has it open: the process that keeps cards outlives a hmmd that was killed by its grace time."""
-        harness.wait_until(lambda: hmmctl("device", "unbind", cls.card).returncode == 0, 90, f"that {cls.card} is given back")
+        if not cls.missing:
+            take(cls, cls.card)
 
     def setUp(self):
         super().setUp()

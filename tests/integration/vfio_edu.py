@@ -32,7 +32,9 @@ def find_other():
     return None
 
 
-class Card(vfio_card.Test):
+class Edu(vfio_card.Test):
+    """What cases of PROGRAM need, and how they are looked at."""
+
     ids = ("0x1234", "0x11e8")
     name = "edu"
     daemon_args = ["--pool", "memfd-huge"]
@@ -56,7 +58,7 @@ class Card(vfio_card.Test):
     def tearDown(self):
         if not self.missing:
             os.close(self.log)
-            Card.quiet_at = time.monotonic() + 6
+            Edu.quiet_at = time.monotonic() + 6
         super().tearDown()
 
     def faults(self, found):
@@ -78,7 +80,7 @@ class Card(vfio_card.Test):
 
     def check_case(self, case, outs=True):
         # Of more than two or three of an IOMMU's faults in 5 s the kernel's log has none.
-        time.sleep(max(0, Card.quiet_at - time.monotonic()) if outs else 0)
+        time.sleep(max(0, Edu.quiet_at - time.monotonic()) if outs else 0)
         self.start_daemon()
         ended = self.run_client(PROGRAM, case, status=0, seconds=45)
         self.assertEqual(bool(self.check_faults(ended.stdout)), outs)
@@ -89,6 +91,11 @@ class Card(vfio_card.Test):
                            "that no device memory is in use")
         self.assertNotIn("cannot be taken from its IOMMU", self.daemon.log)
 
+    def others(self):
+        return [client for client in self.hmmctl_json("clients")["clients"] if client["role"] != "tool"]
+
+
+class Card(Edu):
     def test_refusals(self):
         self.check_case("refusals-there")
 
@@ -180,9 +187,6 @@ class Card(vfio_card.Test):
             harness.wait_until(lambda: not self.others(), 10, "that the driver is gone")
         self.run_client(PROGRAM, "copies", status=0, seconds=45)
         self.assert_nothing_left()
-
-    def others(self):
-        return [client for client in self.hmmctl_json("clients")["clients"] if client["role"] != "tool"]
 
     def test_example(self):
         self.start_daemon()

@@ -23,7 +23,7 @@ struct fake_vfio fake_vfio;
 static struct kernel_ops ops;
 static struct holder *const holder = (struct holder *)&fake_vfio;
 #define HELD 4U
-static int held[HELD] = {-1, -1, -1, -1};
+static int held[2][HELD] = {{-1, -1, -1, -1}, {-1, -1, -1, -1}};
 static char *bar_memory;
 static int bar_file = -1;
 #define BAR_BYTES (64UL << 20)
@@ -32,6 +32,17 @@ static int quiet = -1; /* never readable */
 static bool fails(void)
 {
 	return ++fake_vfio.calls == fake_vfio.fail_at;
+}
+
+/* 0, 1: which of them; 2: none. */
+static unsigned int card_at(const char *address)
+{
+	return strcmp(address, FAKE_CARD) == 0 ? 0 : strcmp(address, FAKE_OTHER) == 0 ? 1 : 2;
+}
+
+static bool *kept_of(unsigned int card)
+{
+	return card ? &fake_vfio.other_kept : &fake_vfio.kept;
 }
 
 static int new_fd(void)
@@ -45,11 +56,11 @@ static int pci_link(const char *address, const char *name, char *target, size_t 
 
 	if (fails())
 		return fake_vfio.error;
-	if (!fake_vfio.no_device && strcmp(address, FAKE_CARD) == 0) {
+	if (!fake_vfio.no_device && card_at(address) < 2) {
 		if (strcmp(name, "subsystem") == 0)
 			text = "pci";
 		else if (strcmp(name, "iommu_group") == 0)
-			text = fake_vfio.no_iommu ? NULL : "7";
+			text = fake_vfio.no_iommu ? NULL : card_at(address) ? "8" : "7";
 		else if (strcmp(name, "driver") == 0)
 			text = fake_vfio.driver;
 	}
@@ -74,7 +85,7 @@ static int vfio_open(const char *path)
 		return fake_vfio.error;
 	if (strcmp(path, "/dev/vfio/vfio") == 0)
 		return fake_vfio.no_vfio ? -ENOENT : new_fd();
-	cr_assert(strcmp(path, "/dev/vfio/7") == 0);
+	cr_assert(strcmp(path, "/dev/vfio/7") == 0 || strcmp(path, "/dev/vfio/8") == 0);
 	return fake_vfio.in_use ? -EBUSY : new_group();
 }
 
@@ -142,7 +153,7 @@ static int vfio_call(int fd, unsigned long request, void *argument)
 	case VFIO_SET_IOMMU:
 		return fake_vfio.unsafe ? -EPERM : 0;
 	case VFIO_GROUP_GET_DEVICE_FD:
-		return strcmp(argument, FAKE_CARD) == 0 ? new_fd() : -ENODEV;
+		return card_at(argument) < 2 ? new_fd() : -ENODEV;
 	case VFIO_IOMMU_MAP_DMA:
 		return map_dma(argument);
 	case VFIO_IOMMU_UNMAP_DMA:
@@ -244,14 +255,20 @@ struct holder *fake_vfio_holder(void)
 	return holder;
 }
 
+static void let_go(unsigned int card)
+{
+	for (unsigned int i = 0; i < HELD; i++) {
+		if (held[card][i] >= 0)
+			close(held[card][i]);
+		held[card][i] = -1;
+	}
+}
+
 void fake_vfio_end(void)
 {
 	cards_init(NULL, NULL);
-	for (unsigned int i = 0; i < HELD; i++) {
-		if (held[i] >= 0)
-			close(held[i]);
-		held[i] = -1;
-	}
+	let_go(0);
+	let_go(1);
 	close(quiet);
 	munmap(bar_memory, BAR_BYTES);
 	close(bar_file);
@@ -282,37 +299,39 @@ const struct fake_mapping *fake_vfio_at(uint64_t iova)
 
 int holder_keep(struct holder *one, const char *name, const int *fds, unsigned int n)
 {
-	cr_assert(one == holder && n == HELD && strcmp(name, FAKE_CARD) == 0);
+	unsigned int card = card_at(name);
+
+	cr_assert(one == holder && n == HELD && card < 2);
 	if (fails())
 		return fake_vfio.error;
 	for (unsigned int i = 0; i < n; i++)
-		held[i] = fds[i] < 0 ? -1 : fcntl(fds[i], F_DUPFD_CLOEXEC, 3);
-	fake_vfio.kept = true;
+		held[card][i] = fds[i] < 0 ? -1 : fcntl(fds[i], F_DUPFD_CLOEXEC, 3);
+	*kept_of(card) = true;
 	return 0;
 }
 
 int holder_drop(struct holder *one, const char *name)
 {
-	cr_assert(one == holder && strcmp(name, FAKE_CARD) == 0);
-	cr_assert(fake_vfio.kept);
-	for (unsigned int i = 0; i < HELD; i++) {
-		if (held[i] >= 0)
-			close(held[i]);
-		held[i] = -1;
-	}
-	fake_vfio.kept = false;
+	unsigned int card = card_at(name);
+
+	cr_assert(one == holder && card < 2);
+	cr_assert(kept_of(card)[0]);
+	let_go(card);
+	*kept_of(card) = false;
 	return 0;
 }
 
 const char *holder_name(const struct holder *one, unsigned int i)
 {
-	return fake_vfio.kept && i == 0 ? FAKE_CARD : NULL;
+	if (fake_vfio.kept && i == 0)
+		return FAKE_CARD;
+	return fake_vfio.other_kept && i == fake_vfio.kept ? FAKE_OTHER : NULL;
 }
 
 /* Readable when it is gone; when nobody took its place there is none at all. */
 int holder_poll_fd(const struct holder *one)
 {
-	return fake_vfio.kept && !fake_vfio.lost ? quiet : -1;
+	return holder_name(one, 0) && !fake_vfio.lost ? quiet : -1;
 }
 
 int holder_mend(struct holder *one)
@@ -324,14 +343,16 @@ int holder_mend(struct holder *one)
 
 int holder_take(struct holder *one, const char *name, int *fds, unsigned int n)
 {
+	unsigned int card = card_at(name);
+
 	cr_assert(one == holder && n == HELD);
-	if (!fake_vfio.kept || strcmp(name, FAKE_CARD) != 0)
+	if (card == 2 || !*kept_of(card))
 		return -ENOENT;
 	if (fake_vfio.take_error)
 		return fake_vfio.take_error;
 	if (fake_vfio.kept_fds)
 		n = fake_vfio.kept_fds;
 	for (unsigned int i = 0; i < n; i++)
-		fds[i] = held[i] < 0 ? -1 : fcntl(held[i], F_DUPFD_CLOEXEC, 3);
+		fds[i] = held[card][i] < 0 ? -1 : fcntl(held[card][i], F_DUPFD_CLOEXEC, 3);
 	return (int)n;
 }

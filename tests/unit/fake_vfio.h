@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * fake_vfio.h - a kernel with one card behind an IOMMU, 0000:00:04.0 in group 7, and a holder that
- * keeps it. It splits no mapping and lets none overlap, as type1v2 does. Its descriptors are real
+ * fake_vfio.h - a kernel with a card behind an IOMMU, 0000:00:04.0 in group 7, another one, and a holder
+ * that keeps them. Nobody maps for two at a time. It splits no mapping and lets none overlap, as type1v2 does. Its descriptors are real
  * ones, so none may be lost.
  */
 #ifndef TEST_FAKE_VFIO_H
@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #define FAKE_CARD     "0000:00:04.0"
+#define FAKE_OTHER    "0000:00:09.0"
 #define FAKE_MAPPINGS 32U
 
 struct fake_mapping {
@@ -34,13 +35,14 @@ struct fake_vfio {
 	struct fake_mapping mapping[FAKE_MAPPINGS];
 	bool master;
 	bool kept; /* by the holder */
+	bool other_kept;
 	int take_error; /* they cannot be had back */
 	unsigned int kept_fds; /* so many; 0: as many as it was given */
 	bool lost; /* the holder was killed, and nobody has its place yet */
 	int mend;  /* what holder_mend() says */
 	unsigned int mended; /* so often was it called */
 
-	/* BAR 2, whose memory outlives whoever maps it; there is no other. */
+	/* BAR 2 of each, the same memory, which outlives whoever maps it; there is no other. */
 	uint32_t bar_pages;
 	int bar_error; /* it cannot be mapped */
 	bool gone;     /* the card does not answer: its memory reads as ones, and nothing gets there */

@@ -5,7 +5,9 @@
  * whatever its driver tells it. Each case that looks at that prints the addresses, which
  * the script then looks for among the IOMMU's faults.
  *
- * The driver is examples/edu's. HMM_TEST_CARD is the card's PCI address.
+ * The driver is examples/edu's. HMM_TEST_CARD is the card's PCI address. HMM_TEST_MEMORY_CARD: the
+ * device's memory is BAR 2 of that other card; then nothing is coherent, and whatever lies there the
+ * one card reaches in the other.
  */
 #include "mirror.h"
 
@@ -21,7 +23,7 @@
 
 static struct edu *edu;
 static struct hmm_device *device;
-static char *tray; /* coherent: what the card has in its buffer is looked at here */
+static char *tray; /* coherent, or else pinned: what the card has in its buffer is looked at here */
 
 static const uint64_t flags[HMM_PFN_FLAG_MAX] = {1, 2};
 static const uint64_t values[HMM_PFN_VALUE_MAX] = {4, 0, 8};
@@ -35,6 +37,11 @@ static const char *bus(void)
 	return name;
 }
 
+static const char *memory_bus(void)
+{
+	return getenv("HMM_TEST_MEMORY_CARD");
+}
+
 /* @dispatch: callbacks run when the case runs them. */
 static int open_edu_for(bool dispatch)
 {
@@ -45,9 +52,13 @@ static int open_edu_for(bool dispatch)
 	if (dispatch)
 		fd = hmm_dispatch_fd(hmm);
 	CHECK(!dispatch || fd >= 0);
-	if (edu_open(hmm, bus(), MEMORY, &edu))
+	if (edu_open(hmm, bus(), MEMORY, memory_bus(), memory_bus() ? 2 : 0, &edu))
 		FAIL("no card: %s", hmm_last_error());
 	device = edu_mirror(edu)->device;
+	if (memory_bus()) {
+		tray = test_map_in_block(1);
+		return fd;
+	}
 	CHECK_EQ(hmm_alloc(edu_mirror(edu), BLOCK, &at), 0);
 	tray = at;
 	return fd;
@@ -60,7 +71,8 @@ static void open_edu(void)
 
 static void close_edu(void)
 {
-	CHECK_EQ(hmm_free(edu_mirror(edu), tray, BLOCK), 0);
+	if (!memory_bus())
+		CHECK_EQ(hmm_free(edu_mirror(edu), tray, BLOCK), 0);
 	edu_close(edu);
 	hmm_close(hmm);
 }
@@ -146,12 +158,20 @@ static void end_reach(struct reach *reach)
 
 /* ---- what the card sees, and what it does not ---------------------------------------- */
 
+/* It is where the card reaches it, with what the CPU has written. */
+static void lay_tray_out(void)
+{
+	if (memory_bus())
+		must(pin(tray, 1), "pin the tray");
+}
+
 /* The card has this page's first half, as test_fill() wrote page @number with @seed. */
 static void card_has(uint64_t number, uint64_t seed)
 {
 	const volatile uint64_t *words = (volatile uint64_t *)tray;
 
 	memset(tray, 0, PAGE);
+	lay_tray_out();
 	must(edu_store(edu, tray, EDU_MOST), "the card writes its buffer");
 	for (size_t i = 0; i < WORDS; i++)
 		if (words[i] != test_word(number, i, seed))
@@ -168,6 +188,7 @@ static void card_reads(char *memory, size_t number, uint64_t seed)
 static void give_card(uint64_t seed)
 {
 	test_fill(tray, 1, seed);
+	lay_tray_out();
 	must(edu_load(edu, tray, EDU_MOST), "the card reads");
 }
 
@@ -179,6 +200,7 @@ static void card_reaches_nothing(char *memory, uint64_t seed)
 	give_card(~seed);
 	edu_store_blindly(edu, memory, EDU_MOST);
 	edu_load_blindly(edu, memory, EDU_MOST);
+	lay_tray_out();
 	must(edu_store(edu, tray, EDU_MOST), "the card writes its buffer");
 	for (size_t i = 0; i < WORDS; i++)
 		if (words[i] == test_word(0, i, seed))
@@ -684,10 +706,81 @@ static void restarted(void)
 	close_edu();
 }
 
+/* The same where the device's memory is a BAR: what lies there outlives hmmd, and the card is let into it again. */
+static void outage_in_bar(void)
+{
+	struct reach *reach;
+	char *memory;
+
+	open_edu();
+	memory = pinned(4, 1);
+	give_card(5);
+	reach = reached(memory, 4);
+	puts("mapped");
+	fflush(stdout);
+	wait_for_line();
+	edu_store_blindly(edu, memory, EDU_MOST);
+	puts("nothing");
+	fflush(stdout);
+	wait_for_line();
+	CHECK_EQ(map(reach), 4);
+	puts("there");
+	fflush(stdout);
+	wait_for_line();
+	card_reads(memory, 3, 1);
+	card_reads(memory, 0, 1);
+	test_check(memory, 4, 1);
+	end_reach(reach);
+	must(unpin(memory, 4), "unpin");
+	close_edu();
+}
+
+/* Coherent memory is what both reach at once, and a BAR is nothing that the CPU does. */
+static void refusals_in_bar(void)
+{
+	const struct hmm_device_options options = {.size = sizeof(options), .name = "never", .node = -1,
+						   .caps = HMM_DEVICE_DMA, .pool = HMM_POOL_VFIO, .bar = 2,
+						   .bus = bus(), .memory_bus = bus()};
+	struct hmm_device_options other = options;
+	struct hmm_device *never;
+	char *memory, *much;
+	void *at;
+
+	open_edu();
+	CHECK_EQ(hmm_alloc(edu_mirror(edu), BLOCK, &at), -EOPNOTSUPP);
+	memory = test_map_huge(1);
+	test_fill(memory, 512, 1);
+	CHECK_EQ(hmm_share(edu_mirror(edu), memory, BLOCK), -EOPNOTSUPP);
+	CHECK_EQ(hmm_migrate(edu_mirror(edu), (unsigned long)memory, PAGE, HMM_DEVICE, 0, NULL, NULL), -EOPNOTSUPP);
+	/* More than the device has of the BAR: nothing of it goes there. */
+	much = test_map(MEMORY / PAGE + 1);
+	test_fill(much, 2, 3);
+	CHECK_EQ(pin(much, MEMORY / PAGE + 1), -ENOSPC);
+	CHECK(strstr(hmm_last_error(), "33554432"));
+	test_check(much, 2, 3);
+	CHECK_EQ(hmm_device_new(hmm, &options, &never), -EINVAL);
+	CHECK(strstr(hmm_last_error(), "its own BAR"));
+	other.pool = HMM_POOL_MEMFD;
+	other.bar = 0;
+	CHECK_EQ(hmm_device_new(hmm, &other, &never), -EINVAL);
+	other = options;
+	other.memory_bus = "0000:00:04.0 and more";
+	CHECK_EQ(hmm_device_new(hmm, &other, &never), -EINVAL);
+	/* It is this program's card, and the other one nobody's but hmmd's. */
+	other = options;
+	other.bus = memory_bus();
+	other.memory_bus = NULL;
+	CHECK_EQ(hmm_device_new(hmm, &other, &never), -EINVAL);
+	CHECK(strstr(hmm_last_error(), "goes with faults"));
+	card_reaches_nothing(memory, 1);
+	close_edu();
+}
+
 static void hold(void)
 {
 	open_edu();
-	reached(tray, 512);
+	lay_tray_out();
+	reached(tray, memory_bus() ? 1 : 512);
 	puts("mapped");
 	fflush(stdout);
 	wait_for_line();
@@ -715,6 +808,8 @@ static const struct test_case cases[] = {
 	{"outage", outage, true},
 	{"restarted", restarted, true},
 	{"hold", hold, true},
+	{"outage-in-bar", outage_in_bar, true},
+	{"refusals-in-bar", refusals_in_bar, true},
 	{NULL, NULL, false},
 };
 
