@@ -79,14 +79,17 @@ struct tally {
 static void tally_block(struct block *block, void *data)
 {
 	struct tally *tally = data;
+	bool faults;
 
 	if (tally->only && block_mirror(block) != tally->only)
 		return;
+	/* Without faults a page that it may only read is not what was asked for. */
+	faults = !block_mirror(block) || device_faults(block_mirror(block)->device);
 	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++) {
 		enum hmm_page_state state = page_state(block, i);
 
 		if (page_addr(block, i) >= tally->start && page_addr(block, i) < tally->end &&
-		    (state == HMM_PAGE_DEVICE || state == HMM_PAGE_SHARED || state == HMM_PAGE_COHERENT))
+		    (state == HMM_PAGE_DEVICE || (state == HMM_PAGE_SHARED && faults) || state == HMM_PAGE_COHERENT))
 			tally->on_device++;
 	}
 }

@@ -368,7 +368,7 @@ bool attribute_leaves_copy(const struct block *block, uint64_t addr)
 	struct hmm_attribute here;
 
 	if (owner->closing || !mirror || mirror->leaving || device_is_far(mirror->device) ||
-	    !device_faults(mirror->device))
+	    !device_shares(mirror->device))
 		return false;
 	if (is_being_pinned(owner, addr))
 		return true;

@@ -589,7 +589,7 @@ bool block_device_reads(const struct block *block)
 {
 	const struct mirror *mirror = block_mirror(block);
 
-	return mirror && !is_far(mirror) && device_faults(mirror->device) &&
+	return mirror && !is_far(mirror) && device_shares(mirror->device) &&
 	       (mirror->flags & HMM_MIRROR_FLAGS_CALLBACKS || block_has_window(block) || copies_are_read(block)) &&
 	       !block->owner->closing;
 }

@@ -3,8 +3,8 @@
  * dma.c - pages into the IOMMU of a mirror's card, and out of it. Runs on the owner's worker.
  *
  * Happy path: a driver has looked at a range and asks that its card reach it. Of each block
- * those pages are mapped that lie still on the device (coherent, or pinned there: reach.c): the
- * bytes are the shadow's, the addresses the owner's. The kernel populates what is a hole in the
+ * those pages are mapped that lie still on the device (coherent, or pinned there: reach.c), and for
+ * reading those that the CPU reads as well: the bytes are the shadow's, the addresses the owner's. The kernel populates what is a hole in the
  * shadow, which is zeros. A run of pages is one mapping, and the kernel splits none; so what is
  * taken out is always all of a block, and the driver hears that all of it is gone (dma_widen).
  * Where the device's memory is another card's BAR, pages that lie side by side there are a run, and
@@ -241,9 +241,15 @@ static bool is_reached(const struct mirror *mirror, const struct block *block, u
 {
 	const struct device *device = mirror->device;
 
-	return reach_page(mirror, block, i) &&
+	return reach_page_to_read(mirror, block, i) &&
 	       (!device_has_bar(device) ||
 		(device->bar && bar_has(device->bar, block_far_number(block, i), mirror->claim)));
+}
+
+/* Where the CPU has it, too, the card may read it and no more. */
+static bool is_written(const struct block *block, unsigned int i, bool write)
+{
+	return write && page_state(block, i) != HMM_PAGE_SHARED;
 }
 
 /* Page i's bytes lie behind those of the page before it. */
@@ -275,7 +281,7 @@ static int map_run(struct mirror *mirror, struct block *block, unsigned int firs
 static bool falls_short(const struct block *block, unsigned int first, unsigned int end)
 {
 	for (; first < end; first++)
-		if (pages_test(&block->dma_read, first))
+		if (pages_test(&block->dma_read, first) && page_state(block, first) != HMM_PAGE_SHARED)
 			return true;
 	return false;
 }
@@ -300,9 +306,10 @@ static int map_pages(struct mirror *mirror, struct block *block, unsigned int fi
 		if (pages_test(&block->dma, first) || !is_reached(mirror, block, first))
 			continue;
 		while (stop < end && !pages_test(&block->dma, stop) &&
-		       is_reached(mirror, block, stop) && goes_on(mirror, block, stop))
+		       is_reached(mirror, block, stop) && goes_on(mirror, block, stop) &&
+		       is_written(block, stop, write) == is_written(block, first, write))
 			stop++;
-		r = map_run(mirror, block, first, stop, write);
+		r = map_run(mirror, block, first, stop, is_written(block, first, write));
 		owner_count(block->owner, COUNTER_DMA_PAGES, r ? 0 : stop - first);
 	}
 	return r;
@@ -337,12 +344,13 @@ static int map_block(struct mirror *mirror, struct block *block, uint64_t start,
 	return r == -EFAULT || r == -EAGAIN ? -EBUSY : r;
 }
 
-static uint64_t count_reached(const struct block *block, uint64_t start, uint64_t end)
+static uint64_t count_reached(const struct block *block, uint64_t start, uint64_t end, bool write)
 {
 	uint64_t n = 0;
 
 	for (; start < end; start += HMM_PAGE_SIZE)
-		n += pages_test(&block->dma, page_index(start));
+		n += pages_test(&block->dma, page_index(start)) &&
+		     !(write && pages_test(&block->dma_read, page_index(start)));
 	return n;
 }
 
@@ -361,7 +369,7 @@ static int map_range(struct mirror *mirror, uint64_t start, uint64_t end, bool w
 			to = end;
 		*failed = from;
 		r = map_block(mirror, block, from, to, write);
-		*pages += block_mirror(block) == mirror ? count_reached(block, from, to) : 0;
+		*pages += block_mirror(block) == mirror ? count_reached(block, from, to, write) : 0;
 	}
 	return r;
 }

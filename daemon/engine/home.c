@@ -257,8 +257,8 @@ void home_begin(struct block *block, const struct pages *pages, unsigned int fir
 {
 	struct pages here = *pages;
 
-	/* Half of a page is of no use to a device that cannot fault: it could not even write. */
-	share = share && block_mirror(block) && device_faults(block_mirror(block)->device);
+	/* Half of a page is of no use to a device that cannot be kept from writing it. */
+	share = share && block_mirror(block) && device_shares(block_mirror(block)->device);
 	/* What is far was not fetched, for nobody waits for it. */
 	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++)
 		if (page_is_far(block, i))

@@ -783,6 +783,8 @@ void exclude_restate(struct owner *owner, struct letter *letter);	/* while it is
 /* reach.c: what a device that cannot fault may have */
 /* The mirror's device may have page @i; one that can fault may have any. At rest, or before a transit has changed it. */
 bool reach_page(const struct mirror *mirror, const struct block *block, unsigned int i);
+/* The same, if reading will do. */
+bool reach_page_to_read(const struct mirror *mirror, const struct block *block, unsigned int i);
 /* Whether the mirror's device may have any page of [start, end), in one block: what happens there concerns it. */
 bool reach_any(const struct mirror *mirror, const struct block *block, uint64_t start, uint64_t end);
 /* What of [start, end) it may have no longer, since no pin keeps it there, comes home; then done(data). */

@@ -67,6 +67,7 @@ struct look {
 	unsigned int tries;		/* at this block */
 	unsigned int failures;		/* ... to fault a page in */
 	bool touched;			/* pages were faulted in */
+	uint8_t took[HMM_BLOCK_PAGES];	/* what became of pages that were taken back from the CPU */
 	struct hmm_msg_range_fault_reply *reply;
 };
 
@@ -325,6 +326,28 @@ static uint8_t cpu_entry(const struct view *view, uint8_t kind)
 	       (kind & KERNEL_PAGE_ZERO ? HMM_RANGE_ENTRY_ZERO : 0);
 }
 
+/* Pinned there, the CPU has read it since, and now the device is to write it. */
+static bool is_to_be_taken(const struct look *look, const struct block *block, uint64_t addr)
+{
+	return block && want_of(look, addr) & HMM_RANGE_WANT_WRITE &&
+	       !reach_page(look->mirror, block, page_index(addr)) &&
+	       reach_page_to_read(look->mirror, block, page_index(addr));
+}
+
+static int take_back(struct look *look, const struct block *block, uint64_t from, uint64_t end)
+{
+	uint64_t stop = from;
+
+	if (!look->block)
+		return -EAGAIN;
+	if (++look->tries > TRIES_MAX)
+		return -EBUSY;
+	while (stop < end && is_to_be_taken(look, block, stop))
+		stop += HMM_PAGE_SIZE;
+	return migrate_to(look->mirror, from, stop, false, look->took, migrate_new_journey(look->owner), came_home,
+			  look) ? -ENOMEM : LOOK_PARKED;
+}
+
 /* Of a device that cannot fault: what is not on it, for good, it cannot have. */
 static int answer_reach(struct look *look, uint64_t from, const struct view *view)
 {
@@ -332,8 +355,10 @@ static int answer_reach(struct look *look, uint64_t from, const struct view *vie
 
 	for (; from < view->end; from += HMM_PAGE_SIZE) {
 		uint8_t want = want_of(look, from);
-		bool there = block && reach_page(look->mirror, block, page_index(from));
+		bool there = block && reach_page_to_read(look->mirror, block, page_index(from));
 
+		if (is_to_be_taken(look, block, from))
+			return take_back(look, block, from, view->end);
 		if (block && page_state(block, page_index(from)) == HMM_PAGE_ERROR)
 			return stop_at(look, from, HMM_RANGE_STOP_ERROR);
 		if (want && (!there || want & HMM_RANGE_WANT_HOME)) {

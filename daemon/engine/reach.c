@@ -4,10 +4,13 @@
  *
  * Such a device does not ask for a page: it has to be there when it is touched, and stay. So
  * the rule is one about where pages may be: on such a device is only what is coherent, or
- * pinned on it. Nothing goes there but for a pin (or to become coherent); what the pin is
- * taken from comes home (reach_leave); and no page is half there, as S. Whatever
- * is on the device may therefore be reached, and what is not may not: there is no
- * third kind, which a window or a table would have to tell apart.
+ * pinned on it. Nothing goes there but for a pin (or to become coherent); and what the pin is
+ * taken from comes home (reach_leave). Whatever
+ * is on the device may therefore be reached, and what is not may not.
+ *
+ * A page that the CPU has read is half there, as S, only where the device can be kept from
+ * writing it: a card's IOMMU maps it for reading. Its driver has it back for writing by
+ * asking for that (range.c, touch.c): the pin holds.
  *
  * Only memory that cannot come home at present (its owner's is used up) stays there
  * without a pin: whole, and its device is stopped for each change as for any other.
@@ -26,6 +29,13 @@ bool reach_page(const struct mirror *mirror, const struct block *block, unsigned
 	return block_mirror(block) == mirror && (state == HMM_PAGE_DEVICE || state == HMM_PAGE_COHERENT);
 }
 
+bool reach_page_to_read(const struct mirror *mirror, const struct block *block, unsigned int i)
+{
+	return reach_page(mirror, block, i) ||
+	       (device_shares(mirror->device) && block_mirror(block) == mirror &&
+		page_state(block, i) == HMM_PAGE_SHARED);
+}
+
 bool reach_any(const struct mirror *mirror, const struct block *block, uint64_t start, uint64_t end)
 {
 	if (device_faults(mirror->device))
@@ -33,7 +43,7 @@ bool reach_any(const struct mirror *mirror, const struct block *block, uint64_t 
 	if (block_mirror(block) != mirror)
 		return false;
 	for (uint64_t at = start; at < end; at += HMM_PAGE_SIZE)
-		if (reach_page(mirror, block, page_index(at)))
+		if (reach_page_to_read(mirror, block, page_index(at)))
 			return true;
 	return false;
 }

@@ -235,6 +235,9 @@ static struct prefetch_span touch_span(struct window *window, const struct block
 	struct prefetch_span span;
 	unsigned int asked;
 
+	/* What lies beside it may not be pinned there. */
+	if (!device_faults(window->mirror->device))
+		return (struct prefetch_span){ page, page + 1 };
 	if (!hint.off && !hint.granularity && !block_count(block, HMM_PAGE_DEVICE) &&
 	    !block_count(block, HMM_PAGE_SHARED) && !block->touched)
 		return (struct prefetch_span){ base, end };
@@ -326,7 +329,7 @@ static void touch_serve(struct touch *touch)
 		return;
 	}
 	/* Before the page is looked at: what lies elsewhere is not brought to a device that cannot wait for it. */
-	if (!reach_page(window->mirror, block, page_index(touch->addr)) &&
+	if (!reach_page_to_read(window->mirror, block, page_index(touch->addr)) &&
 	    page_state(block, page_index(touch->addr)) != HMM_PAGE_ERROR) {
 		touch_unreachable(window, touch);
 		block_settle_later(block);

@@ -185,6 +185,15 @@ static inline bool device_faults(const struct device *device)
 }
 
 /*
+ * A page that both may read is of use to it: it faults where it writes. A card asks nobody, but its IOMMU
+ * tells reading from writing, and its driver asks before it writes.
+ */
+static inline bool device_shares(const struct device *device)
+{
+	return device_faults(device) || (device->card_number && !device_is_far(device));
+}
+
+/*
  * Whether the nodes that a pool is bound to have room for @bytes more. A page that is missing on a node which
  * its policy names alone is no error to the kernel: it kills some process for it, whichever is the largest.
  */

@@ -18,7 +18,9 @@ struct hmm_device;
  *   pin takes memory there, and hmm_unadvise() brings it home;
  * - a window shows what it has; a touch elsewhere is SIGBUS, and HMM_EVENT_POISON with -EFAULT;
  * - hmm_range_fault(): -EFAULT at the first page that it has not; a snapshot says NONE;
- * - a touch of a pinned page by the CPU, a read too, takes the page home and breaks its pin;
+ * - a touch of a pinned page by the CPU, a read too, takes the page home and breaks its pin; but what the CPU only
+ *   reads of a card's (options.bus) the card goes on to read, and gets back where hmm_range_fault() wants it
+ *   to be written;
  * - it is stopped for changes: quiesce() and resume() of struct hmm_mirror_ops.
  * hmm_device_read() and hmm_device_write() reach everything, as for any device.
  */

@@ -112,6 +112,9 @@ class Card(Edu):
     def test_travels(self):
         self.check_case("travels", False)
 
+    def test_read_by_both(self):
+        self.check_case("read-by-both")
+
     def test_coherent(self):
         self.check_case("coherent", False)
 

@@ -660,6 +660,66 @@ Test(dma, all_or_nothing)
 	finish();
 }
 
+/* ---- pages that both read ------------------------------------------------------------------- */
+
+/* The CPU has read pages [first, end): they are S. */
+static void share(unsigned int first, unsigned int end)
+{
+	struct pages pages = pages_from(first, end);
+	uint64_t start, stop;
+
+	home_begin(fixture_block(&fixture, 0), &pages, HMM_BLOCK_PAGES, true, HMM_REASON_CPU_FAULT, 0, NULL);
+	invalidate_answer_all(fixture.owner);
+	owner_run(fixture.owner);
+	asked(&start, &stop);
+	cr_assert(eq(uint, block_count(fixture_block(&fixture, 0), HMM_PAGE_SHARED), end - first));
+}
+
+/* The card may read what the CPU reads, and not write it, whatever the mapping allows. */
+Test(dma, read_by_both)
+{
+	uint64_t pages, start = 0, end = 0, cookie;
+	struct pages written = pages_from(5, 6);
+
+	if (kernel->merging())
+		cr_skip("while ksmd runs no page is at the CPU and on a device at once");
+	begin();
+	map(HOLD, 0, OUT, OUT);
+	share(4, 8);
+	cr_assert(eq(uint, fake_vfio_mappings(), 0), "out before it changes");
+	cr_assert(eq(int, map_as(DRIVER, HOLD, 0, OUT, false, &pages), 0), "%s", text);
+	cr_assert(eq(u64, pages, OUT));
+	cr_assert(eq(uint, fake_vfio_mappings(), 3));
+	cr_assert(fake_vfio_at(addr_of(3))->write && fake_vfio_at(addr_of(8))->write);
+	cr_assert(not(fake_vfio_at(addr_of(4))->write));
+	cr_assert(eq(u64, fake_vfio_at(addr_of(7))->iova, addr_of(4)));
+	cr_assert(eq(u64, fake_vfio_at(addr_of(4))->vaddr,
+		     (uintptr_t)shadow_at(block_shadow(fixture_block(&fixture, 0)), addr_of(4))));
+	/* Who is to write them has been told less, and looks again; what others have there stays. */
+	cr_assert(eq(int, map_as(DRIVER, HOLD + 1, 0, OUT, true, &pages), 0), "%s", text);
+	cr_assert(eq(u64, pages, OUT - 4));
+	cr_assert(eq(uint, fake_vfio_mappings(), 3));
+	/* The CPU writes: the driver is asked, and the block is out before that is let go on. */
+	unshare_begin(fixture_block(&fixture, 0), &written, HMM_REASON_CPU_WRITE, NULL);
+	cookie = asked(&start, &end);
+	cr_assert(ne(u64, cookie, 0), "what it may read concerns it");
+	cr_assert(eq(u64, start, addr_of(0)));
+	cr_assert(eq(u64, end, addr_of(OUT)));
+	cr_assert(eq(uint, fake_vfio_mappings(), 3));
+	invalidate_ack(fixture.owner, cookie, 0);
+	owner_run(fixture.owner);
+	cr_assert(eq(uint, fake_vfio_mappings(), 0));
+	cr_assert(eq(uint, block_count(fixture_block(&fixture, 0), HMM_PAGE_SHARED), 3));
+	cr_assert(eq(int, map_as(DRIVER, HOLD, 0, OUT, false, &pages), 0), "%s", text);
+	cr_assert(eq(u64, pages, OUT - 1));
+	/* Nothing is kept of a device that is no card. */
+	unmap(HOLD);
+	unmap(HOLD + 1);
+	cr_assert(block_device_reads(fixture_block(&fixture, 0)));
+	asked(&start, &end);
+	finish();
+}
+
 /* ---- from card to card: the device's memory is another card's BAR --------------------------- */
 
 static struct bar *bar;

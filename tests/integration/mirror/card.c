@@ -363,6 +363,52 @@ static void travels(void)
 	close_edu();
 }
 
+/*
+ * A read by the CPU leaves the card what it had, to be read; its pin holds. Wanted for writing, the page is its alone
+ * again.
+ */
+static void read_by_both(void)
+{
+	const volatile uint64_t *words;
+	struct reach *reach;
+	char *memory;
+
+	open_edu();
+	memory = pinned(16, 1);
+	test_check(memory, 16, 1);
+	card_reads(memory, 3, 1);
+	card_reads(memory, 15, 1);
+	test_check(memory, 16, 1);
+	/* It is in the IOMMU, and not to be written there. */
+	reach = malloc(sizeof(*reach));
+	begin_reach(reach, memory, 16, false);
+	CHECK_EQ(map(reach), 16);
+	give_card(2);
+	edu_store_blindly(edu, memory, EDU_MOST);
+	printf("out of reach: %p\n", memory);
+	fflush(stdout);
+	test_check(memory, 16, 1);
+	CHECK(hmm_range_valid(&reach->range));
+	/* Asked for to be written, without another pin. */
+	must(edu_store(edu, memory + 7 * PAGE, EDU_MOST), "the card writes");
+	words = (volatile uint64_t *)(memory + 7 * PAGE);
+	for (size_t i = 0; i < WORDS; i++)
+		CHECK_EQ(words[i], test_word(0, i, 2));
+	test_check(memory, 7, 1);
+	/* What the CPU writes it takes, and ends its pin. */
+	CHECK_EQ(map(reach), 16);
+	test_fill(memory + 9 * PAGE, 1, 4);
+	CHECK(!hmm_range_valid(&reach->range));
+	CHECK_EQ(edu_load(edu, memory + 9 * PAGE, EDU_MOST), -EFAULT);
+	card_reads(memory, 10, 1);
+	test_check(memory + 9 * PAGE, 1, 4);
+	end_reach(reach);
+	must(unpin(memory, 16), "unpin");
+	CHECK_EQ(edu_load(edu, memory, EDU_MOST), -EFAULT);
+	test_check(memory, 7, 1);
+	close_edu();
+}
+
 static void coherent(void)
 {
 	char *memory;
@@ -550,10 +596,13 @@ static void neighbours(void)
 	card_reads(memory, 3, 1);
 	CHECK_EQ(*(volatile uint64_t *)(memory + 5 * PAGE), test_word(5, 0, 1));
 	CHECK(!hmm_range_valid(&reach->range));
+	/* It was read, which ends no pin; of a BAR it has gone home. */
+	CHECK_EQ(map(reach), memory_bus() ? -EFAULT : 8);
+	test_fill(memory + 5 * PAGE, 1, 6);
 	CHECK_EQ(map(reach), -EFAULT);
 	must(pin(memory, 64), "pin");
 	CHECK_EQ(map(reach), 8);
-	card_reads(memory, 5, 1);
+	card_reads(memory, 4, 1);
 	end_reach(reach);
 	must(unpin(memory, 64), "unpin");
 	close_edu();
@@ -793,6 +842,7 @@ static const struct test_case cases[] = {
 	{"stranger", stranger, true},
 	{"copies", copies, true},
 	{"travels", travels, true},
+	{"read-by-both", read_by_both, true},
 	{"coherent", coherent, true},
 	{"shared", shared, true},
 	{"unmapped", unmapped, true},
