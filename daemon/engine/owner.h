@@ -218,7 +218,10 @@ struct window {
 	TAILQ_ENTRY(window) link;
 	uint32_t id;
 	struct mirror *mirror;
-	uint64_t peer;
+	uint64_t peer;			/* 0: its driver lost its connection, and may use it still (keep.c) */
+	pid_t driver;
+	int64_t keep_until;
+	struct letter *farewell;	/* to control, which charges for it */
 	int uffd;
 	struct source source;
 	uint64_t start, end;		/* the owner's addresses */
@@ -425,6 +428,7 @@ int owner_check_proc(const struct owner *owner);
 bool owner_is_userfaultfd(int fd);
 bool owner_mm_is_gone(struct owner *owner);
 bool process_is_alive(pid_t pid);		/* in doubt it is */
+bool process_is_stopped(pid_t pid);		/* by a signal, or a tracer; in doubt it is not */
 
 /* block.c */
 struct block *block_find(struct owner *owner, uint64_t addr);
@@ -742,8 +746,10 @@ int page_result_error(uint8_t result);
 
 /* window.c */
 void window_request(struct owner *owner, struct letter *letter);	/* WINDOW_MAP, _ARMED, _UNMAP */
-void window_peer_gone(struct owner *owner, uint64_t peer);
 void window_close_all(struct owner *owner, struct mirror *mirror);
+/* keep.c: what a driver that lives may use still stays */
+void window_peer_gone(struct owner *owner, uint64_t peer);
+void window_tick(struct owner *owner, int64_t now);
 /* Where the owner's address is in the driver. */
 static inline uint64_t driver_addr(const struct window *window, uint64_t addr)
 {
