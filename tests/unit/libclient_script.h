@@ -27,6 +27,8 @@ struct script {
 	bool vanish;			/* after that nobody listens any more */
 	bool invalidate; /* a device_read first raises an invalidation, and waits for its answer */
 	int hello_error;
+	int open_error;			/* from the second connection on an open_peer is answered so */
+	bool mute;			/* or not at all */
 	int register_error;		/* a mirror_register is answered so */
 	bool garbage;			/* before each reply something that is no message */
 	bool die_at_close;		/* a notices_close is answered, to one who waits, and the connection goes */
@@ -36,6 +38,7 @@ struct script {
 	uint16_t note[NOTES];
 	int32_t ack_status;
 	uint64_t ack_cookie;
+	uint32_t connections;
 	uint32_t reads, migrates;
 	uint32_t ready;			/* mirrors that have let go of everything: at any time, so no note */
 	uint32_t mirror;		/* the number that this connection knows */
@@ -49,6 +52,8 @@ extern struct script *script;
 extern char script_path[96];
 
 void script_begin(void);
+/* Nobody is there any more. */
+void script_kill(void);
 void script_end(void);
 
 /* The driver: what be_driver() made. */
