@@ -9,7 +9,7 @@
  * mapping that may not be had so) is followed as far as it went.
  *
  * Most calls are about memory of which nothing was ever on a device, and hmmd is not
- * asked: a block's sequence number is 0 until its first transit. (One that begins just
+ * asked: a block's sequence number is 0 until its first transit, or a device's write in place. (One that begins just
  * then, by the rights of before, meets a UFFDIO_MOVE that refuses. Without MOVE
  * hmmd is always asked.)
  *

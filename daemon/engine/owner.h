@@ -585,6 +585,11 @@ void transit_withdraw(struct block *block, const struct pages *pages);
 uint64_t block_sequence(const struct owner *owner, uint64_t addr);
 /* Something changed that no living driver has an entry of: no reader may miss it. */
 void transit_note(struct block *block);
+/*
+ * Something there is written behind the mapping's back: the library is to ask about an mprotect() from now on. True: it
+ * was not so before.
+ */
+bool transit_note_written(struct owner *owner, uint64_t addr);
 
 /* invalidate.c */
 /* Tells the mirrors' drivers. Return: answers that the block waits for (@wait), or 0. */
