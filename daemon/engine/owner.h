@@ -341,6 +341,7 @@ struct owner {
 
 	TAILQ_HEAD(, hold) holds;	/* ranges whose drivers want to hear of changes */
 	unsigned int n_holds;
+	bool unheld;			/* there are ranges that could not be noted there: told of whatever goes */
 
 	TAILQ_HEAD(, ack) acks;
 	uint32_t next_cookie;
@@ -821,6 +822,7 @@ ssize_t access_in_place(struct owner *owner, const struct block *block, uint64_t
 void range_request(struct owner *owner, struct letter *letter);	/* RANGE_FAULT, _RELEASE */
 /* Entries of this block as R are worth keeping: a range with it was looked at and not released. */
 bool range_holds(const struct block *block);
+bool range_is_told(const struct block *block);	/* that its entries go: it is held, or may be */
 void range_peer_gone(struct owner *owner, uint64_t peer);
 void range_mirror_gone(struct mirror *mirror);
 void range_deinit(struct owner *owner);
