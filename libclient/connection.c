@@ -54,8 +54,8 @@ static void receive_reply(struct connection *connection, struct hmm_frame *frame
 	if (!request)
 		return;
 	if (frame->header.opcode == HMM_OP_ERROR) {
-		hmmc_request_answer(request, failure->error < 0 ? failure->error : -EPROTO,
-				    failure->text);
+		error = failure->error < 0 ? failure->error : -EPROTO;
+		hmmc_request_answer(request, error == -ENOMEM && request->insists ? -EAGAIN : error, failure->text);
 		return;
 	}
 	if (frame->header.opcode != (request->message->opcode | 0x8000)) {

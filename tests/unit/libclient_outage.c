@@ -71,6 +71,54 @@ Test(outage, an_answer_to_try_again_is_not_the_callers_affair)
 	script_end();
 }
 
+static _Atomic int protected_with;
+
+static void note_protected(struct request *request)
+{
+	protected_with = request->error ? request->error : 1;
+	hmmc_request_free(request);
+}
+
+static struct request *new_protection(bool insists)
+{
+	struct request *request = hmmc_request_new(hmm->connection, HMM_OP_PROTECT, sizeof(struct hmm_msg_protect));
+
+	cr_assert_not_null(request);
+	((struct hmm_msg_protect *)request->message)->owner = 3;
+	((struct hmm_msg_protect *)request->message)->addr = 0x10000;
+	((struct hmm_msg_protect *)request->message)->length = HMM_PAGE_SIZE;
+	request->insists = insists;
+	return request;
+}
+
+/* Whether or not somebody waits: from inside a callback nobody does. */
+Test(outage, what_hmmd_has_no_memory_for_is_asked_again_where_it_must_be)
+{
+	struct request *request;
+
+	script_begin();
+	be_driver();
+	script->short_protects = 3;
+	request = new_protection(true);
+	request->complete = note_protected;
+	hmmc_request_post(request);
+	while (!protected_with)
+		usleep(1000);
+	cr_assert_eq(protected_with, 1);
+	cr_assert_eq(script->protects, 4);
+	script->short_protects = 3;
+	request = new_protection(true);
+	cr_assert_eq(hmmc_request_call(request), 0);
+	hmmc_request_free(request);
+	cr_assert_eq(script->protects, 8);
+	script->short_protects = 1;
+	request = new_protection(false);
+	cr_assert_eq(hmmc_request_call(request), -ENOMEM);
+	hmmc_request_free(request);
+	stop_being_driver();
+	script_end();
+}
+
 Test(outage, nobody_comes_back)
 {
 	char byte;

@@ -232,6 +232,14 @@ static bool serve(int fd, struct hmm_frame *frame)
 		window->regions = 1;
 		break;
 	}
+	case HMM_OP_PROTECT:
+		script->protects++;
+		if (script->short_protects && script->short_protects--) {
+			send_error(fd, frame, -ENOMEM, "no memory in hmmd");
+			return true;
+		}
+		reply = answer(frame, sizeof(struct hmm_msg_protect_reply));
+		break;
 	case HMM_OP_WINDOW_ARMED:
 		reply = answer(frame, sizeof(struct hmm_msg_window_armed_reply));
 		break;

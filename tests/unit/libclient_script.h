@@ -21,6 +21,7 @@ struct script {
 	int die_at_read; /* the n-th device_read is not answered: the connection goes; 0: none */
 	int busy_reads;			/* so many device_reads are answered -EAGAIN */
 	int busy_migrates, die_at_migrate;	/* the same */
+	int short_protects;		/* so many protects are answered -ENOMEM */
 	bool die_when_busy;		/* after such an answer the connection goes */
 	int fail_migrate;		/* the n-th is answered -ENOMEM; 0: none */
 	bool hold_migrates;		/* they are answered when this is taken back */
@@ -39,7 +40,7 @@ struct script {
 	int32_t ack_status;
 	uint64_t ack_cookie;
 	uint32_t connections;
-	uint32_t reads, migrates;
+	uint32_t reads, migrates, protects;
 	uint32_t ready;			/* mirrors that have let go of everything: at any time, so no note */
 	uint32_t mirror;		/* the number that this connection knows */
 	uint32_t strange_reads;		/* of another */
