@@ -26,6 +26,7 @@ enum letter_kind {
 	LETTER_REPLY,		/* worker -> control: a REQUEST, answered */
 	LETTER_EVENT,		/* worker -> control: a message for a peer */
 	LETTER_OWNER_GONE,	/* worker -> control: the owner's mm is gone, its id is void */
+	LETTER_WINDOW_GONE,	/* worker -> control: a window's descriptor is closed, so letter->uid pays for one less */
 	LETTER_STOPPED,		/* worker -> control: SHUTDOWN is done, every page is home */
 };
 

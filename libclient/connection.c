@@ -10,7 +10,9 @@
  * new hmmd what it has to know (hmmc_space_restore()) and has the clerk send
  * again whatever is in flight: every request of the protocol may be sent twice,
  * because the hmmd that had the first one is dead. After the grace period it
- * gives up: requests fail with -ESTALE and the rescuer is called.
+ * gives up: requests fail with -ESTALE and the rescuer is called. A driver's windows are
+ * closed at 3/4 of it, counted from when the last hmmd went: whatever the receiver waits for then ends
+ * there (hmmc_connection_end()), since the owner, whom nobody took over, counts from there, too.
  *
  * Locks: `lock` guards state and the list of requests and is never held across
  * a system call other than a futex's; `send_lock` is held while sending and
@@ -52,8 +54,8 @@ static void receive_reply(struct connection *connection, struct hmm_frame *frame
 	if (!request)
 		return;
 	if (frame->header.opcode == HMM_OP_ERROR) {
-		hmmc_request_answer(request, failure->error < 0 ? failure->error : -EPROTO,
-				    failure->text);
+		error = failure->error < 0 ? failure->error : -EPROTO;
+		hmmc_request_answer(request, error == -ENOMEM && request->insists ? -EAGAIN : error, failure->text);
 		return;
 	}
 	if (frame->header.opcode != (request->message->opcode | 0x8000)) {
@@ -100,6 +102,52 @@ static bool nap(struct connection *connection, unsigned int ms)
 	return __atomic_load_n(&connection->closing, __ATOMIC_ACQUIRE);
 }
 
+static uint64_t late_at(const struct connection *connection)
+{
+	return connection->down_at + connection->down_grace_ms / 4 * 3;
+}
+
+/* Between two hmmds, with windows that are to be closed in time. */
+static bool is_hurried(const struct connection *connection)
+{
+	return connection->down_at && !connection->late && connection->role != HMM_ROLE_OWNER;
+}
+
+uint64_t hmmc_connection_end(const struct connection *connection)
+{
+	return is_hurried(connection) ? late_at(connection) : clock_ms() + connection->grace_ms;
+}
+
+/* How long one wait for the other end lasts; 0: for ever. */
+static void set_patience(int fd, uint64_t ms)
+{
+	struct timeval time = { .tv_sec = (time_t)(ms / 1000), .tv_usec = (suseconds_t)(ms % 1000) * 1000 };
+
+	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &time, sizeof(time));
+	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &time, sizeof(time));
+}
+
+/* An hmmd that hangs before it serves counts as none. */
+static uint64_t patience(const struct connection *connection)
+{
+	uint64_t now = clock_ms(), end = late_at(connection);
+
+	if (is_hurried(connection))
+		return end > now ? end - now : 1;
+	return connection->grace_ms > GRACE_MS ? connection->grace_ms : GRACE_MS;
+}
+
+/* In the receiver, before it serves. Return: as hmm_frame_recv(). */
+static int await(struct connection *connection)
+{
+	if (is_hurried(connection)) {
+		if (clock_ms() >= late_at(connection))
+			return -ETIMEDOUT;
+		set_patience(connection->fd, patience(connection));
+	}
+	return hmm_frame_recv(connection->fd, connection->frame, 0);
+}
+
 static int exchange(struct connection *connection, void *message, const int *fds, unsigned int nfds)
 {
 	struct hmm_wire_header *header = message;
@@ -116,7 +164,7 @@ static int exchange(struct connection *connection, void *message, const int *fds
 	if (error)
 		return EXCHANGE_LOST;
 	for (;;) {
-		got = hmm_frame_recv(connection->fd, frame, 0);
+		got = await(connection);
 		if (got <= 0)
 			return EXCHANGE_LOST;
 		if (frame->header.serial != header->serial) {
@@ -138,7 +186,7 @@ static int exchange(struct connection *connection, void *message, const int *fds
 int hmmc_connection_exchange(struct connection *connection, void *message, const int *fds,
 			     unsigned int nfds)
 {
-	uint64_t end = clock_ms() + connection->grace_ms;
+	uint64_t end = hmmc_connection_end(connection);
 	int error;
 
 	/* An owner that is being taken over by hmmd answers like this until it is. */
@@ -150,7 +198,7 @@ int hmmc_connection_exchange(struct connection *connection, void *message, const
 
 int hmmc_connection_event(struct connection *connection)
 {
-	if (hmm_frame_recv(connection->fd, connection->frame, 0) <= 0)
+	if (await(connection) <= 0)
 		return EXCHANGE_LOST;
 	receive(connection, connection->frame);
 	return 0;
@@ -158,15 +206,7 @@ int hmmc_connection_event(struct connection *connection)
 
 /* ---- connecting ----------------------------------------------------------- */
 
-/* How long the receiver's own exchanges wait; 0: for ever. */
-static void set_patience(int fd, uint32_t ms)
-{
-	struct timeval time = { .tv_sec = ms / 1000, .tv_usec = (ms % 1000) * 1000 };
-
-	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &time, sizeof(time));
-}
-
-static int dial(const char *path, uint32_t patience_ms)
+static int dial(const char *path, uint64_t patience_ms)
 {
 	struct sockaddr_un address = { .sun_family = AF_UNIX };
 	int fd, error;
@@ -175,7 +215,6 @@ static int dial(const char *path, uint32_t patience_ms)
 	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 	if (fd < 0)
 		return -errno;
-	/* A hmmd that hangs before it serves counts as none. */
 	set_patience(fd, patience_ms);
 	if (connect(fd, (struct sockaddr *)&address, sizeof(address))) {
 		error = -errno;
@@ -212,9 +251,7 @@ static int join(struct connection *connection)
 {
 	int error, fd;
 
-	fd = dial(connection->socket,
-		  connection->grace_ms > GRACE_MS ? connection->grace_ms : GRACE_MS);
-
+	fd = dial(connection->socket, patience(connection));
 	if (fd < 0) {
 		snprintf(connection->text, sizeof(connection->text),
 			 "cannot connect to hmmd at %s: %s%s", connection->socket, strerror(-fd),
@@ -262,30 +299,44 @@ static void set_state(struct connection *connection, enum connection_state state
 	futex_unlock(&connection->lock);
 }
 
+/* Not beyond what is to be done in time. */
+static bool nap_until_due(struct connection *connection, unsigned int pause)
+{
+	uint64_t now = clock_ms(), due = late_at(connection);
+
+	if (connection->late)
+		due = connection->down_at + connection->down_grace_ms;
+	return nap(connection, now + pause <= due ? pause : due > now ? (unsigned int)(due - now) : 0);
+}
+
 /* Return: true when a new hmmd has taken over, false when it is time to give up. */
 static bool reconnect(struct connection *connection)
 {
-	uint64_t start = clock_ms(), waited;
+	uint64_t start = clock_ms(), now;
 	unsigned int pause = RETRY_MIN_MS;
-	bool late = false;
 
 	part(connection);
 	hmmc_space_down(connection->hmm);
+	connection->late = false;
+	connection->down_at = start;
+	/* The next hmmd may know another, of which the owner has not heard. */
+	connection->down_grace_ms = connection->grace_ms;
 	for (;;) {
 		if (join(connection) == 0 && hmmc_space_restore(connection->hmm) == 0)
 			break;
 		part(connection);
-		waited = clock_ms() - start;
-		if (waited >= connection->grace_ms)
+		now = clock_ms();
+		if (now - start >= connection->down_grace_ms)
 			return false;
-		if (!late && waited >= connection->grace_ms / 4 * 3) {
-			late = true;
+		if (!connection->late && now >= late_at(connection)) {
+			connection->late = true;
 			hmmc_space_late(connection->hmm);
 		}
-		if (nap(connection, pause))
+		if (nap_until_due(connection, pause))
 			return false;
 		pause = pause * 2 < RETRY_MAX_MS ? pause * 2 : RETRY_MAX_MS;
 	}
+	connection->down_at = 0;
 	connection->parted = false;
 	set_state(connection, CONNECTION_UP);
 	hmmc_log(HMMC_LOG_NOTICE, "a new hmmd took over after %llu ms",

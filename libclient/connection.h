@@ -27,6 +27,7 @@ struct request {
 	int fds[10];
 	unsigned int nfds;
 	bool borrowed;			/* the descriptors stay when the request goes */
+	bool insists;			/* what hmmd has no memory for is asked again as after EAGAIN */
 	uint32_t round;			/* of the connection it was last sent on; 0: not yet */
 	uint32_t life;			/* noreply: of the connection it is for */
 	uint32_t done;			/* latch */
@@ -97,6 +98,9 @@ struct connection {
 	uint64_t incarnation;
 	uint64_t features;
 	uint32_t grace_ms;
+	uint64_t down_at;		/* ms: the last hmmd went, and none has taken over; 0: not so */
+	uint32_t down_grace_ms;		/* what it said: the owner counts by that, too */
+	bool late;			/* 3/4 of it are over: windows are closed */
 	bool parted;			/* hmmd said good-bye: everything is home */
 	int userfaultfd_device;		/* what hello gave, or -1 */
 	struct hmm_frame *frame;	/* the receiver's */
@@ -121,6 +125,11 @@ int hmmc_connection_exchange(struct connection *connection, void *message, const
 			     unsigned int nfds);
 /* As above, for the next event, which is dealt with. */
 int hmmc_connection_event(struct connection *connection);
+/*
+ * For the receiver: when (by clock_ms()) it must not wait any longer for what hmmd does not know yet. Of a driver that is 3/4 of
+ * the grace time after hmmd went, so that its windows are closed then.
+ */
+uint64_t hmmc_connection_end(const struct connection *connection);
 #define EXCHANGE_LOST	(-EPIPE)	/* the connection broke again: try anew */
 
 /* What the owner of the connection makes of it; in space.c. */

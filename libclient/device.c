@@ -511,7 +511,7 @@ static int open_again(struct hmm *hmm, struct hmm_device *device)
 
 int hmmc_device_restore(struct hmm *hmm)
 {
-	uint64_t end = clock_ms() + hmm->connection->grace_ms;
+	uint64_t end = hmmc_connection_end(hmm->connection);
 	int error = 0;
 
 	for (struct hmm_device *device = hmm->devices; device && !error; device = device->next) {

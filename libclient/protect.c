@@ -9,7 +9,7 @@
  * mapping that may not be had so) is followed as far as it went.
  *
  * Most calls are about memory of which nothing was ever on a device, and hmmd is not
- * asked: a block's sequence number is 0 until its first transit. (One that begins just
+ * asked: a block's sequence number is 0 until its first transit, or a device's write in place. (One that begins just
  * then, by the rights of before, meets a UFFDIO_MOVE that refuses. Without MOVE
  * hmmd is always asked.)
  *
@@ -27,7 +27,7 @@
 #include "protect.h"
 #include "space.h"
 
-/* How often hmmd is asked for whom memory is short, here or there; a millisecond apart. */
+/* How often memory is asked for that is short here; a millisecond apart. */
 #define ASKS_MAX	100U
 /* Of more than so much the numbers are not looked at one by one. */
 #define LOOK_MAX	(64UL << 30)
@@ -50,7 +50,7 @@ static bool concerns_devices(const struct hmm *hmm, uint64_t start, uint64_t end
 	return false;
 }
 
-/* False: memory was short. */
+/* False: memory was short. Where hmmd's is it is asked again for as long as it takes, also where nobody waits. */
 static bool ask_once(struct hmm *hmm, uint64_t start, uint64_t length)
 {
 	struct request *request = hmmc_request_new(hmm->connection, HMM_OP_PROTECT,
@@ -64,6 +64,7 @@ static bool ask_once(struct hmm *hmm, uint64_t start, uint64_t length)
 	message->addr = start;
 	message->length = length;
 	request->prepare = hmmc_prepare_owner;
+	request->insists = true;
 	if (hmmc_dispatch_is_current()) {
 		/* hmmd may be waiting for this very callback. */
 		request->complete = hmmc_request_free;

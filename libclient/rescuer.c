@@ -17,35 +17,90 @@
  *
  * It touches only arena memory, slots and shadows, and never waits for anybody
  * but the agent. What it cannot bring home (no memory for the page) it tries for
- * as long as it takes: letting go would mean zeros.
+ * as long as it takes: letting go would mean zeros. So it does with a change that it finds no memory to
+ * note, which would mean old bytes, or none. A child of a raw clone() has a copy of what its parent
+ * had changed by then, and what it changes itself counts for it alone.
  */
 #include <string.h>
 #include <sys/mman.h>
 
 #include "arena.h"
 #include "log.h"
+#include "mapping.h"
 #include "owner.h"
 #include "space.h"
 
 #define PAGE_STATE(byte) ((byte) & HMM_PAGE_STATE_MASK)
+#define CHANGES_MIN 1024
 
 /* ---- what the program changed --------------------------------------------------- */
 
-static void note_change(struct rescuer *rescuer, uint64_t start, uint64_t length, uint64_t to)
+/* Nothing that a change says may be forgotten: like a page that finds no memory it is tried for as long as it takes. */
+static void wait_for_memory(void)
 {
-	if (rescuer->changes_count == rescuer->changes_room) {
-		uint32_t room = rescuer->changes_room ? rescuer->changes_room * 2 : 1024;
-		struct change *more = hmmc_arena_alloc(room * sizeof(*more));
+	nanosleep(&(struct timespec){ .tv_nsec = 10000000 }, NULL);
+}
 
-		if (!more)
-			return;
-		if (rescuer->changes_count)
-			memcpy(more, rescuer->changes, rescuer->changes_count * sizeof(*more));
-		hmmc_arena_free(rescuer->changes, rescuer->changes_room * sizeof(*more));
-		rescuer->changes = more;
-		rescuer->changes_room = room;
+static void make_room(struct view *view, uint32_t room)
+{
+	struct change *more;
+
+	/* Not of the arena, which has an end. */
+	while (!(more = hmmc_map(NULL, room * sizeof(*more), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)))
+		wait_for_memory();
+	if (view->room) {
+		memcpy(more, view->changes, view->count * sizeof(*more));
+		munmap(view->changes, view->room * sizeof(*more));
 	}
-	rescuer->changes[rescuer->changes_count++] = (struct change){ start, length, to };
+	view->changes = more;
+	view->room = room;
+}
+
+/* It is discarded already, and nothing has come there since: a program may do that all day. */
+static bool is_gone(const struct view *view, uint64_t start, uint64_t length)
+{
+	for (uint32_t i = view->count; i--;) {
+		const struct change *change = &view->changes[i];
+
+		if (change->to && change->to < start + length && start < change->to + change->length)
+			return false;
+		if (!change->to && change->start <= start && start + length <= change->start + change->length)
+			return true;
+	}
+	return false;
+}
+
+static void note_change(struct view *view, uint64_t start, uint64_t length, uint64_t to)
+{
+	if (!to && is_gone(view, start, length))
+		return;
+	if (view->count == view->room)
+		make_room(view, view->room ? view->room * 2 : CHANGES_MIN);
+	view->changes[view->count++] = (struct change){ start, length, to };
+}
+
+static void note_child(struct rescuer *rescuer, const struct view *parent, int uffd)
+{
+	struct view *child;
+
+	while (!(child = hmmc_arena_alloc(sizeof(*child))))
+		wait_for_memory();
+	child->uffd = uffd;
+	if (parent->count) {
+		make_room(child, parent->room);
+		memcpy(child->changes, parent->changes, parent->count * sizeof(*parent->changes));
+		child->count = parent->count;
+	}
+	*rescuer->end = child;
+	rescuer->end = &child->next;
+}
+
+static void forget_changes(struct view *view)
+{
+	if (view->room)
+		munmap(view->changes, view->room * sizeof(*view->changes));
+	view->changes = NULL;
+	view->room = view->count = 0;
 }
 
 static bool covers(const struct change *change, uint64_t address)
@@ -54,10 +109,10 @@ static bool covers(const struct change *change, uint64_t address)
 }
 
 /* Where the page that the ledger knows at @address is now; 0: it is no more. */
-static uint64_t whereto(const struct rescuer *rescuer, uint64_t address)
+static uint64_t whereto(const struct view *view, uint64_t address)
 {
-	for (uint32_t i = 0; i < rescuer->changes_count && address; i++) {
-		const struct change *change = &rescuer->changes[i];
+	for (uint32_t i = 0; i < view->count && address; i++) {
+		const struct change *change = &view->changes[i];
 
 		if (covers(change, address))
 			address = change->to ? change->to + (address - change->start) : 0;
@@ -66,10 +121,10 @@ static uint64_t whereto(const struct rescuer *rescuer, uint64_t address)
 }
 
 /* Under which address the ledger knows what is now at @address; 0: nothing. */
-static uint64_t wherefrom(const struct rescuer *rescuer, uint64_t address)
+static uint64_t wherefrom(const struct view *view, uint64_t address)
 {
-	for (uint32_t i = rescuer->changes_count; i-- && address;) {
-		const struct change *change = &rescuer->changes[i];
+	for (uint32_t i = view->count; i-- && address;) {
+		const struct change *change = &view->changes[i];
 
 		if (change->to && address - change->to < change->length)
 			address = change->start + (address - change->to);
@@ -112,44 +167,43 @@ static bool is_exchange(struct rescuer *rescuer, const struct uffd_msg *message)
 	return false;
 }
 
-static void note_event(struct rescuer *rescuer, const struct uffd_msg *message)
+static void note_event(struct rescuer *rescuer, struct view *view, const struct uffd_msg *message)
 {
+	bool own = view == &rescuer->own;
+
 	switch (message->event) {
 	case UFFD_EVENT_PAGEFAULT:
-		/* One too many is raised again by the last wake-up. */
-		if (rescuer->faults_count < RESCUER_FAULTS)
+		/* One too many, or a child's, is raised again when its block is home. */
+		if (own && rescuer->faults_count < RESCUER_FAULTS)
 			rescuer->faults[rescuer->faults_count++] = message->arg.pagefault.address;
 		break;
 	case UFFD_EVENT_REMOVE:
 	case UFFD_EVENT_UNMAP:
-		if (message->event == UFFD_EVENT_UNMAP ||
+		if (message->event == UFFD_EVENT_UNMAP || !own ||
 		    !is_agents(rescuer, message->arg.remove.start, message->arg.remove.end))
-			note_change(rescuer, message->arg.remove.start,
+			note_change(view, message->arg.remove.start,
 				    message->arg.remove.end - message->arg.remove.start, 0);
 		break;
 	case UFFD_EVENT_REMAP:
-		if (!is_exchange(rescuer, message))
-			note_change(rescuer, message->arg.remap.from, message->arg.remap.len,
+		if (!own || !is_exchange(rescuer, message))
+			note_change(view, message->arg.remap.from, message->arg.remap.len,
 				    message->arg.remap.to);
 		break;
 	case UFFD_EVENT_FORK:
-		if (rescuer->children_count < RESCUER_CHILDREN)
-			rescuer->children[rescuer->children_count++] = (int)message->arg.fork.ufd;
-		else
-			close((int)message->arg.fork.ufd);
+		note_child(rescuer, view, (int)message->arg.fork.ufd);
 		break;
 	}
 }
 
 /* Reading an event lets its causer go on; applying it is left to whoever asks where a page is. */
-static void drain_events(struct rescuer *rescuer)
+static void drain_events(struct rescuer *rescuer, struct view *view)
 {
 	struct uffd_msg messages[16];
 	ssize_t got;
 
-	while ((got = read(rescuer->owner->uffd, messages, sizeof(messages))) > 0)
+	while ((got = read(view->uffd, messages, sizeof(messages))) > 0)
 		for (size_t i = 0; i < (size_t)got / sizeof(*messages); i++)
-			note_event(rescuer, &messages[i]);
+			note_event(rescuer, view, &messages[i]);
 }
 
 /*
@@ -174,7 +228,7 @@ static void replay_journal(struct rescuer *rescuer)
 		    !message.event)
 			return;
 		if (message.event != UFFD_EVENT_PAGEFAULT && message.event != UFFD_EVENT_FORK)
-			note_event(rescuer, &message);
+			note_event(rescuer, &rescuer->own, &message);
 	}
 }
 
@@ -195,13 +249,13 @@ static void wake(int uffd, uint64_t start, uint64_t length)
  * Installs pages at @to, as far as it goes in one piece. Return: pages dealt with,
  * 0 when the map is changing: the caller has to look again where the page is.
  */
-static unsigned int copy_home(struct rescuer *rescuer, int uffd, uint64_t to, const char *from,
+static unsigned int copy_home(struct rescuer *rescuer, struct view *view, uint64_t to, const char *from,
 			      unsigned int pages)
 {
 	struct uffdio_copy arg = {
 		.dst = to, .src = (uintptr_t)from, .len = (uint64_t)pages << HMM_PAGE_SHIFT,
 	};
-	int error = ioctl(uffd, UFFDIO_COPY, &arg) ? errno : 0;
+	int error = ioctl(view->uffd, UFFDIO_COPY, &arg) ? errno : 0;
 
 	if (arg.copy > 0) {
 		rescuer->pages += (uint64_t)arg.copy >> HMM_PAGE_SHIFT;
@@ -209,19 +263,19 @@ static unsigned int copy_home(struct rescuer *rescuer, int uffd, uint64_t to, co
 	}
 	switch (error) {
 	case EAGAIN:
-		drain_events(rescuer);
+		drain_events(rescuer, view);
 		return 0;
 	case ENOMEM:
 		/* Letting go of the page would lose it. */
-		nanosleep(&(struct timespec){ .tv_nsec = 10000000 }, NULL);
+		wait_for_memory();
 		return 0;
 	case EEXIST:
 		/* The CPU's page wins; whoever waits there is not woken by that. */
-		wake(uffd, to, HMM_PAGE_SIZE);
+		wake(view->uffd, to, HMM_PAGE_SIZE);
 		return 1;
 	case ENOENT:
 		/* Unmapped, or more than one mapping: page by page. */
-		return pages > 1 ? copy_home(rescuer, uffd, to, from, 1) : 1;
+		return pages > 1 ? copy_home(rescuer, view, to, from, 1) : 1;
 	default:
 		return pages;	/* ESRCH: the mm itself is gone */
 	}
@@ -326,26 +380,26 @@ static const char *source(struct rescuer *rescuer, uint64_t block, unsigned int 
 }
 
 /* Never zeros. Poison outlives the userfaultfd. */
-static void poison(struct rescuer *rescuer, int uffd, uint64_t address)
+static void poison(struct rescuer *rescuer, struct view *view, uint64_t address)
 {
 	struct uffdio_poison arg = { .range = { .len = HMM_PAGE_SIZE } };
 
 	do {
-		arg.range.start = whereto(rescuer, address);
-		if (!arg.range.start || ioctl(uffd, UFFDIO_POISON, &arg) == 0 || errno != EAGAIN)
+		arg.range.start = whereto(view, address);
+		if (!arg.range.start || ioctl(view->uffd, UFFDIO_POISON, &arg) == 0 || errno != EAGAIN)
 			return;
-		drain_events(rescuer);
+		drain_events(rescuer, view);
 	} while (true);
 }
 
 /* What only its driver reaches, and no driver serves any more, and what was lost before. */
-static void poison_lost(struct rescuer *rescuer, int uffd, uint64_t block)
+static void poison_lost(struct rescuer *rescuer, struct view *view, uint64_t block)
 {
 	for (unsigned int page = 0; page < HMM_BLOCK_PAGES; page++) {
 		uint8_t byte = rescuer->block.page[page];
 
 		if (!(byte & HMM_PAGE_SERVED) && (byte & HMM_PAGE_FAR || PAGE_STATE(byte) == HMM_PAGE_ERROR))
-			poison(rescuer, uffd, block + ((uint64_t)page << HMM_PAGE_SHIFT));
+			poison(rescuer, view, block + ((uint64_t)page << HMM_PAGE_SHIFT));
 	}
 }
 
@@ -363,7 +417,7 @@ static bool read_graft(struct rescuer *rescuer, uint32_t i, struct hmm_graft *gr
 }
 
 /* Pages that mremap had moved into blocks in transit: before anybody finds a hole there. */
-static void bring_grafts(struct rescuer *rescuer, int uffd)
+static void bring_grafts(struct rescuer *rescuer, struct view *view)
 {
 	struct hmm_graft graft;
 
@@ -374,20 +428,20 @@ static void bring_grafts(struct rescuer *rescuer, int uffd)
 			continue;
 		if (graft.number != HMM_FAR_NONE) {
 			rescuer->lost++;
-			poison(rescuer, uffd, graft.addr);
+			poison(rescuer, view, graft.addr);
 			continue;
 		}
 		if (pread(rescuer->owner->ledger_fd, rescuer->page, sizeof(rescuer->page),
 			  (off_t)(HMM_GRAFT_BYTES_OFFSET + i * HMM_PAGE_SIZE)) != sizeof(rescuer->page))
 			continue;
-		while ((to = whereto(rescuer, graft.addr)) &&
-		       !copy_home(rescuer, uffd, to, rescuer->page, 1))
+		while ((to = whereto(view, graft.addr)) &&
+		       !copy_home(rescuer, view, to, rescuer->page, 1))
 			;
 	}
 }
 
 /* The block's record must have been read. */
-static void settle_block(struct rescuer *rescuer, int uffd, uint64_t block)
+static void settle_block(struct rescuer *rescuer, struct view *view, uint64_t block)
 {
 	const struct hmm_ledger_block *record = &rescuer->block;
 	struct uffdio_writeprotect writable = { .range = { .start = block,
@@ -405,7 +459,7 @@ static void settle_block(struct rescuer *rescuer, int uffd, uint64_t block)
 	while (page < HMM_BLOCK_PAGES) {
 		uint64_t address = block + ((uint64_t)page << HMM_PAGE_SHIFT);
 		const char *from = source(rescuer, block, page, &sources);
-		uint64_t to = from ? whereto(rescuer, address) : 0;
+		uint64_t to = from ? whereto(view, address) : 0;
 		unsigned int run = 1;
 
 		if (!to) {
@@ -416,16 +470,16 @@ static void settle_block(struct rescuer *rescuer, int uffd, uint64_t block)
 			uint64_t step = (uint64_t)run << HMM_PAGE_SHIFT;
 
 			if (source(rescuer, block, page + run, &sources) != from + step ||
-			    whereto(rescuer, address + step) != to + step)
+			    whereto(view, address + step) != to + step)
 				break;
 			run++;
 		}
-		page += copy_home(rescuer, uffd, to, from, run);
+		page += copy_home(rescuer, view, to, from, run);
 	}
-	poison_lost(rescuer, uffd, block);
+	poison_lost(rescuer, view, block);
 	/* ENOENT where nothing was ever protected. */
-	ioctl(uffd, UFFDIO_WRITEPROTECT, &writable);
-	wake(uffd, block, HMM_BLOCK_SIZE);
+	ioctl(view->uffd, UFFDIO_WRITEPROTECT, &writable);
+	wake(view->uffd, block, HMM_BLOCK_SIZE);
 }
 
 /* A private copy; the mapping would allocate what it only looks at. */
@@ -443,21 +497,21 @@ static void serve_fault(struct rescuer *rescuer, uint64_t address)
 	struct uffdio_zeropage zero = { .range = { .start = page, .len = HMM_PAGE_SIZE } };
 
 	do {
-		known = wherefrom(rescuer, page) & ~(HMM_BLOCK_SIZE - 1);
+		known = wherefrom(&rescuer->own, page) & ~(HMM_BLOCK_SIZE - 1);
 		if (known && read_record(rescuer, known))
-			settle_block(rescuer, owner->uffd, known);
+			settle_block(rescuer, &rescuer->own, known);
 		/* Nothing was there: a hole reads zeros. If something is there by now, it stays. */
 		zero.zeropage = 0;
 		if (ioctl(owner->uffd, UFFDIO_ZEROPAGE, &zero) == 0 || errno != EAGAIN)
 			break;
-		drain_events(rescuer);
+		drain_events(rescuer, &rescuer->own);
 	} while (known || errno == EAGAIN);
 	wake(owner->uffd, page, HMM_PAGE_SIZE);
 }
 
 static void serve(struct rescuer *rescuer)
 {
-	drain_events(rescuer);
+	drain_events(rescuer, &rescuer->own);
 	while (rescuer->faults_count)
 		serve_fault(rescuer, rescuer->faults[--rescuer->faults_count]);
 }
@@ -465,8 +519,8 @@ static void serve(struct rescuer *rescuer)
 /* ---- everything ---------------------------------------------------------------------- */
 
 /* Calls fn for each block that the ledger has a record of. */
-static void for_each_block(struct rescuer *rescuer, int uffd,
-			   void (*fn)(struct rescuer *rescuer, int uffd, uint64_t block))
+static void for_each_block(struct rescuer *rescuer, struct view *view,
+			   void (*fn)(struct rescuer *rescuer, struct view *view, uint64_t block))
 {
 	const unsigned int per_page = HMM_PAGE_SIZE / sizeof(struct hmm_ledger_block);
 	int ledger = rescuer->owner->ledger_fd;
@@ -484,33 +538,52 @@ static void for_each_block(struct rescuer *rescuer, int uffd,
 				if (read_record(rescuer, block) &&
 				    (rescuer->block.epoch || rescuer->block.flags ||
 				     rescuer->block.transit))
-					fn(rescuer, uffd, block);
+					fn(rescuer, view, block);
 		}
 	}
 }
 
-static void bring_home(struct rescuer *rescuer, int uffd, uint64_t block)
+static void bring_home(struct rescuer *rescuer, struct view *view, uint64_t block)
 {
 	for (unsigned int page = 0; page < HMM_BLOCK_PAGES; page++)
 		if (PAGE_STATE(rescuer->block.page[page]) == HMM_PAGE_ERROR ||
 		    rescuer->block.page[page] & HMM_PAGE_FAR)
 			rescuer->lost++;
-	settle_block(rescuer, uffd, block);
+	settle_block(rescuer, view, block);
 	serve(rescuer);
 }
 
-static void bring_to_child(struct rescuer *rescuer, int uffd, uint64_t block)
+static void bring_to_child(struct rescuer *rescuer, struct view *view, uint64_t block)
 {
-	settle_block(rescuer, uffd, block);
-	drain_events(rescuer);
+	settle_block(rescuer, view, block);
+	drain_events(rescuer, view);
+	drain_events(rescuer, &rescuer->own);
 }
 
-static void disarm(struct rescuer *rescuer, int uffd, uint64_t block)
+/* More may come meanwhile. */
+static void serve_children(struct rescuer *rescuer)
+{
+	struct view *child;
+
+	while ((child = rescuer->children)) {
+		bring_grafts(rescuer, child);
+		for_each_block(rescuer, child, bring_to_child);
+		drain_events(rescuer, child);
+		close(child->uffd);
+		rescuer->children = child->next;
+		if (!child->next)
+			rescuer->end = &rescuer->children;
+		forget_changes(child);
+		hmmc_arena_free(child, sizeof(*child));
+	}
+}
+
+static void disarm(struct rescuer *rescuer, struct view *view, uint64_t block)
 {
 	struct uffdio_range range = { .start = block, .len = HMM_BLOCK_SIZE };
 
 	if (rescuer->block.flags & HMM_BLOCK_ARMED)
-		ioctl(uffd, UFFDIO_UNREGISTER, &range);
+		ioctl(view->uffd, UFFDIO_UNREGISTER, &range);
 }
 
 static void let_agent_finish(struct rescuer *rescuer)
@@ -524,7 +597,7 @@ static void let_agent_finish(struct rescuer *rescuer)
 	futex_wake(&owner->regions.changes, INT32_MAX);
 	while (__atomic_load_n(&owner->agent.busy, __ATOMIC_SEQ_CST)) {
 		/* It may be in a madvise() whose event nobody has read. */
-		drain_events(rescuer);
+		drain_events(rescuer, &rescuer->own);
 		futex_wait(&owner->agent.busy, 1, &moment);
 	}
 	/* It waits for nobody; the userfaultfd must not be closed under it. */
@@ -542,22 +615,22 @@ static void rescue(struct rescuer *rescuer)
 					    __ATOMIC_SEQ_CST))
 		;
 	__atomic_store_n(&owner->pulse->dead, 1, __ATOMIC_SEQ_CST);
+	rescuer->own.uffd = owner->uffd;
+	rescuer->end = &rescuer->children;
 	replay_journal(rescuer);
 	let_agent_finish(rescuer);
-	bring_grafts(rescuer, owner->uffd);
+	bring_grafts(rescuer, &rescuer->own);
 	/* Faults that the dead hmmd had read are raised again. */
 	wake(owner->uffd, WAKE_START, WAKE_END - WAKE_START);
-	for_each_block(rescuer, owner->uffd, bring_home);
-	for (uint32_t i = 0; i < rescuer->children_count; i++) {
-		bring_grafts(rescuer, rescuer->children[i]);
-		for_each_block(rescuer, rescuer->children[i], bring_to_child);
-		close(rescuer->children[i]);
-	}
-	serve(rescuer);
-	for_each_block(rescuer, owner->uffd, disarm);
-	for (uint32_t i = 0; i < rescuer->changes_count; i++) {
+	for_each_block(rescuer, &rescuer->own, bring_home);
+	do {
+		serve_children(rescuer);
+		serve(rescuer);
+	} while (rescuer->children);
+	for_each_block(rescuer, &rescuer->own, disarm);
+	for (uint32_t i = 0; i < rescuer->own.count; i++) {
 		struct uffdio_range range = {
-			.start = rescuer->changes[i].to, .len = rescuer->changes[i].length,
+			.start = rescuer->own.changes[i].to, .len = rescuer->own.changes[i].length,
 		};
 
 		if (range.start)
@@ -602,9 +675,7 @@ void hmmc_rescuer_stop(struct rescuer *rescuer)
 				    __ATOMIC_SEQ_CST);
 	futex_wake(&rescuer->wanted, INT32_MAX);
 	hmmc_thread_join(&rescuer->thread);
-	hmmc_arena_free(rescuer->changes, rescuer->changes_room * sizeof(*rescuer->changes));
-	rescuer->changes = NULL;
-	rescuer->changes_room = rescuer->changes_count = 0;
+	forget_changes(&rescuer->own);
 }
 
 void hmmc_rescuer_call(struct rescuer *rescuer)

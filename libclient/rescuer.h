@@ -14,8 +14,15 @@ struct change {
 	uint64_t to;			/* moved there; 0: discarded or unmapped */
 };
 
+/* An address space that the ledger tells of: the owner's, or a child's that nobody announced, which begins as its parent was. */
+struct view {
+	struct view *next;
+	int uffd;
+	struct change *changes;
+	uint32_t count, room;
+};
+
 #define RESCUER_FAULTS	1024
-#define RESCUER_CHILDREN 64
 
 struct rescuer {
 	struct thread thread;
@@ -27,12 +34,10 @@ struct rescuer {
 	uint64_t entries[HMM_BLOCK_PAGES];	/* pagemap */
 	struct hmm_ledger_block block;		/* a copy */
 	char page[HMM_PAGE_SIZE];		/* of a graft, a copy */
-	struct change *changes;
-	uint32_t changes_count, changes_room;
+	struct view own;
+	struct view *children, **end;
 	uint64_t faults[RESCUER_FAULTS];
 	uint32_t faults_count;
-	int children[RESCUER_CHILDREN];		/* userfaultfds of forks nobody announced */
-	uint32_t children_count;
 };
 
 int hmmc_rescuer_start(struct rescuer *rescuer, struct owner *owner);

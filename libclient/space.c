@@ -682,7 +682,7 @@ void hmmc_space_event(struct hmm *hmm, struct hmm_frame *frame)
 
 static int reopen_peer(struct hmm *hmm)
 {
-	uint64_t end = clock_ms() + hmm->connection->grace_ms;
+	uint64_t end = hmmc_connection_end(hmm->connection);
 	struct hmm_msg_open_peer message;
 	int error;
 

@@ -60,7 +60,7 @@ static unsigned int list_clients(struct server *server, const struct hmm_wire_he
 			.role = peer->role,
 			.mirrors = peer->mirrors,
 			.windows = peer->windows,
-			.fds = (uint32_t)peer->fds,
+			.fds = (uint32_t)peer->fds + peer->windows,
 			.connected_ns = uv_hrtime() - peer->connected,
 		};
 		for (i = 0; i < peer->n_grants; i++) {

@@ -55,9 +55,9 @@ struct peer {
 	struct rights_grant *grants;
 	unsigned int n_grants;
 	uint32_t mirrors;		/* registered by it */
-	uint32_t windows;		/* mapped by it; a descriptor each */
+	uint32_t windows;		/* mapped by it; a descriptor each, charged until the engine lets go of it */
 	uint64_t acks;			/* invalidate events that it has not answered */
-	uint64_t fds;			/* charged to uid: socket, pidfd, windows, rings of notices */
+	uint64_t fds;			/* charged to uid: socket, pidfd, rings of notices */
 	struct peer_ring *rings;	/* of notices, and tracks' bitmaps; and */
 	uint64_t ring_bytes;		/* what of them is charged to uid */
 	struct letter *farewell; /* PEER_GONE, made in time: saying it must not need memory */

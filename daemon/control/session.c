@@ -658,19 +658,9 @@ static void settle_success(struct server *server, struct peer *peer, struct lett
 			release_kept(server, letter);
 		break;
 	case HMM_OP_WINDOW_MAP:
-		if (peer) {
+		/* Without a peer it is charged for, too, until the engine says that it is gone. */
+		if (peer)
 			peer->windows++;
-			peer->fds++;
-		} else {
-			release_kept(server, letter);
-		}
-		break;
-	case HMM_OP_WINDOW_UNMAP:
-		if (peer && peer->windows) {
-			peer->windows--;
-			peer->fds--;
-			quota_release(&server->quota, peer->uid, QUOTA_FDS, 1);
-		}
 		break;
 	case HMM_OP_NOTICES_OPEN:
 		if (peer)
@@ -815,6 +805,16 @@ static void forget_owner(struct server *server, uint32_t id)
 	}
 }
 
+/* Its peer may have gone before it. */
+static void forget_window(struct server *server, const struct letter *letter)
+{
+	struct peer *peer = peer_find(server, letter->peer);
+
+	if (peer)
+		peer->windows--;
+	quota_release(&server->quota, letter->uid, QUOTA_FDS, 1);
+}
+
 void session_letter(struct server *server, struct letter *letter)
 {
 	switch (letter->kind) {
@@ -824,6 +824,9 @@ void session_letter(struct server *server, struct letter *letter)
 	case LETTER_EVENT:
 		take_event(server, letter);
 		return;
+	case LETTER_WINDOW_GONE:
+		forget_window(server, letter);
+		break;
 	case LETTER_OWNER_GONE:
 		forget_owner(server, letter->owner);
 		break;

@@ -67,7 +67,7 @@ static void access_finish(struct access *access, int error)
 	free(access);
 }
 
-static int check_mapping(struct access *access, uint64_t addr)
+static int look_at_mapping(struct access *access, uint64_t addr)
 {
 	struct kernel_vma *vma = &access->vma;
 	int r;
@@ -84,6 +84,23 @@ static int check_mapping(struct access *access, uint64_t addr)
 	if (!vma->read)
 		return -EFAULT;
 	return access->write && !vma->write ? -EPERM : 0;
+}
+
+/*
+ * A write is looked at anew for each page, since it goes behind the mapping's back; and once more where its block had no
+ * number: from then on the library asks before it returns from an mprotect(), and is answered when this is done.
+ */
+static int check_mapping(struct access *access, uint64_t addr)
+{
+	int r;
+
+	if (access->write)
+		access->vma.end = 0;
+	r = look_at_mapping(access, addr);
+	if (r || !access->write || !transit_note_written(access->owner, addr))
+		return r;
+	access->vma.end = 0;
+	return look_at_mapping(access, addr);
 }
 
 /*

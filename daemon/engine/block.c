@@ -406,12 +406,12 @@ void block_drop_remote(struct block *block, const struct pages *pages)
 {
 	unsigned int first = 0, last = 0, end;
 	struct pages remote = { 0 };
-	bool held;
+	bool told;
 
 	for (unsigned int i = 0; block->remote && i < HMM_BLOCK_PAGES; i++)
 		if (block_is_remote(block, i) && (!pages || pages_test(pages, i)))
 			pages_set(&remote, i);
-	held = !pages_empty(&remote) && range_holds(block);
+	told = !pages_empty(&remote) && range_is_told(block);
 	if (!pages)
 		block->remote = false;
 	if (!pages_run(&remote, &first, &end))
@@ -420,7 +420,7 @@ void block_drop_remote(struct block *block, const struct pages *pages)
 		last = end;
 	transit_withdraw(block, &remote);
 	/* Nothing of theirs is in a shadow: drivers are told, and nobody waits for them. */
-	if (held)
+	if (told)
 		invalidate_send(block, page_addr(block, first), page_addr(block, last - 1) + HMM_PAGE_SIZE,
 				HMM_REASON_MIGRATE, false);
 }

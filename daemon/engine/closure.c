@@ -122,7 +122,8 @@ void window_reopen(struct owner *owner, uint64_t start, uint64_t end)
 {
 	struct window *window;
 
+	/* Of one whose driver can't be told: when it is back, all of it (keep.c). */
 	TAILQ_FOREACH(window, &owner->windows, link)
-		if (!window->revoked && span_set_overlaps(&window->closed, start, end))
+		if (window->peer && !window->revoked && span_set_overlaps(&window->closed, start, end))
 			reopen(window, start, end);
 }

@@ -840,6 +840,7 @@ void owner_tick(struct owner *owner, int64_t now)
 		}
 		block_settle(block);
 	}
+	window_tick(owner, now);
 	far_tick(owner, now);
 	fork_tick(owner, now);
 	fault_retry(owner);

@@ -218,7 +218,10 @@ struct window {
 	TAILQ_ENTRY(window) link;
 	uint32_t id;
 	struct mirror *mirror;
-	uint64_t peer;
+	uint64_t peer;			/* 0: its driver lost its connection, and may use it still (keep.c) */
+	pid_t driver;
+	int64_t keep_until;
+	struct letter *farewell;	/* to control, which charges for it */
 	int uffd;
 	struct source source;
 	uint64_t start, end;		/* the owner's addresses */
@@ -338,6 +341,7 @@ struct owner {
 
 	TAILQ_HEAD(, hold) holds;	/* ranges whose drivers want to hear of changes */
 	unsigned int n_holds;
+	bool unheld;			/* there are ranges that could not be noted there: told of whatever goes */
 
 	TAILQ_HEAD(, ack) acks;
 	uint32_t next_cookie;
@@ -425,6 +429,7 @@ int owner_check_proc(const struct owner *owner);
 bool owner_is_userfaultfd(int fd);
 bool owner_mm_is_gone(struct owner *owner);
 bool process_is_alive(pid_t pid);		/* in doubt it is */
+bool process_is_stopped(pid_t pid);		/* by a signal, or a tracer; in doubt it is not */
 
 /* block.c */
 struct block *block_find(struct owner *owner, uint64_t addr);
@@ -581,6 +586,11 @@ void transit_withdraw(struct block *block, const struct pages *pages);
 uint64_t block_sequence(const struct owner *owner, uint64_t addr);
 /* Something changed that no living driver has an entry of: no reader may miss it. */
 void transit_note(struct block *block);
+/*
+ * Something there is written behind the mapping's back: the library is to ask about an mprotect() from now on. True: it
+ * was not so before.
+ */
+bool transit_note_written(struct owner *owner, uint64_t addr);
 
 /* invalidate.c */
 /* Tells the mirrors' drivers. Return: answers that the block waits for (@wait), or 0. */
@@ -742,8 +752,10 @@ int page_result_error(uint8_t result);
 
 /* window.c */
 void window_request(struct owner *owner, struct letter *letter);	/* WINDOW_MAP, _ARMED, _UNMAP */
-void window_peer_gone(struct owner *owner, uint64_t peer);
 void window_close_all(struct owner *owner, struct mirror *mirror);
+/* keep.c: what a driver that lives may use still stays */
+void window_peer_gone(struct owner *owner, uint64_t peer);
+void window_tick(struct owner *owner, int64_t now);
 /* Where the owner's address is in the driver. */
 static inline uint64_t driver_addr(const struct window *window, uint64_t addr)
 {
@@ -812,6 +824,7 @@ ssize_t access_in_place(struct owner *owner, const struct block *block, uint64_t
 void range_request(struct owner *owner, struct letter *letter);	/* RANGE_FAULT, _RELEASE */
 /* Entries of this block as R are worth keeping: a range with it was looked at and not released. */
 bool range_holds(const struct block *block);
+bool range_is_told(const struct block *block);	/* that its entries go: it is held, or may be */
 void range_peer_gone(struct owner *owner, uint64_t peer);
 void range_mirror_gone(struct mirror *mirror);
 void range_deinit(struct owner *owner);

@@ -18,7 +18,8 @@
  *
  * What keeps a block watched is a *hold*: a range that was looked at and not
  * released. Holds are a matter of economy only: a block that is let go takes
- * its entries back first, number and all. So they need not survive hmmd.
+ * its entries back first, number and all. So they need not survive hmmd. Drivers are told
+ * of what goes where a hold is; with more ranges than are noted, of all that goes.
  *
  * A device that cannot fault has what is coherent, or pinned on it. Nothing else is brought for
  * it: asked for, it is an error, and a snapshot says that there is nothing.
@@ -37,7 +38,7 @@
 #include "log.h"
 #include "uapi.h"
 
-/* Ranges of an owner that are kept watched; more than these are looked at anew each time. */
+/* Ranges of an owner that are kept watched; more than these are told a moment after each look that it is void. */
 #define HOLDS_MAX	4096U
 /* How often a block is looked at again before the driver is told to come back. */
 #define TRIES_MAX	1000U
@@ -87,6 +88,11 @@ bool range_holds(const struct block *block)
 		if (hold->start < block->addr + HMM_BLOCK_SIZE && hold->end > block->addr)
 			return true;
 	return false;
+}
+
+bool range_is_told(const struct block *block)
+{
+	return block->owner->unheld || range_holds(block);
 }
 
 static void settle_released(struct block *block, void *data)
@@ -141,14 +147,16 @@ static void note_hold(struct owner *owner, const struct letter *letter)
 	const struct hmm_msg_range_fault *message = (const void *)letter->message;
 	struct hold *hold;
 
-	if (!message->hold || owner->n_holds == HOLDS_MAX)
+	if (!message->hold)
 		return;
 	TAILQ_FOREACH(hold, &owner->holds, link)
 		if (hold->peer == letter->peer && hold->id == message->hold)
 			return;
-	hold = calloc(1, sizeof(*hold));
-	if (!hold)
+	hold = owner->n_holds < HOLDS_MAX ? calloc(1, sizeof(*hold)) : NULL;
+	if (!hold) {
+		owner->unheld = true;
 		return;
+	}
 	hold->peer = letter->peer;
 	hold->mirror = message->mirror;
 	hold->id = message->hold;

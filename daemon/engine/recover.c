@@ -552,23 +552,41 @@ static void settle(struct owner *owner)
 	journal_replay(owner);
 }
 
-bool process_is_alive(pid_t pid)
+/* The first thread's state, and how many threads there are; 0 or -errno. */
+static int look_at_process(pid_t pid, char *state, unsigned int *threads)
 {
-	char path[32], line[128], state = 'R';
-	unsigned int threads = 2;
+	char path[32], line[128];
 	FILE *file;
 
 	snprintf(path, sizeof(path), "/proc/%d/status", pid);
 	file = fopen(path, "re");
 	if (!file)
-		return errno != ENOENT;
+		return -errno;
 	while (fgets(line, sizeof(line), file)) {
-		sscanf(line, "State: %c", &state);
-		sscanf(line, "Threads: %u", &threads);
+		sscanf(line, "State: %c", state);
+		sscanf(line, "Threads: %u", threads);
 	}
 	fclose(file);
+	return 0;
+}
+
+bool process_is_alive(pid_t pid)
+{
+	unsigned int threads = 2;
+	char state = 'R';
+
+	if (look_at_process(pid, &state, &threads) == -ENOENT)
+		return false;
 	/* A first thread that has ended may have left others. */
 	return (state != 'Z' && state != 'X') || threads > 1;
+}
+
+bool process_is_stopped(pid_t pid)
+{
+	unsigned int threads;
+	char state = 'R';
+
+	return pid && look_at_process(pid, &state, &threads) == 0 && (state == 'T' || state == 't');
 }
 
 static void stop_waiting(struct mirror *mirror)

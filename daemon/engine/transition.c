@@ -248,6 +248,16 @@ void transit_withdraw(struct block *block, const struct pages *pages)
 	sequence_bump(block, false);
 }
 
+bool transit_note_written(struct owner *owner, uint64_t addr)
+{
+	uint64_t *number = owner->table + HMM_TABLE_ENTRIES + (addr >> HMM_BLOCK_SHIFT);
+
+	if (__atomic_load_n(number, __ATOMIC_SEQ_CST))
+		return false;
+	__atomic_add_fetch(number, 2, __ATOMIC_SEQ_CST);
+	return true;
+}
+
 void transit_note(struct block *block)
 {
 	if (!block_at_rest(block))

@@ -183,11 +183,13 @@ static void note_gone(struct window *window)
 		note->windows--;
 }
 
-static void window_free(struct window *window)
+void window_free(struct window *window)
 {
 	struct owner *owner = window->mirror->owner;
 
 	note_gone(window);
+	if (window->farewell)
+		mailbox_post(owner->worker->engine->outbox, window->farewell);
 	TAILQ_REMOVE(&owner->windows, window, link);
 	window->mirror->windows--;
 	reactor_remove(owner->worker->reactor, &window->source);
@@ -205,6 +207,26 @@ static int handshake(int uffd)
 
 	/* -EINVAL: shaken already, by the hmmd before this one; registering will tell. */
 	return r == -EINVAL ? 0 : r;
+}
+
+/* With all that its end takes. */
+static struct window *window_new(const struct letter *letter, uint64_t length)
+{
+	struct window *window = calloc(1, sizeof(*window));
+
+	if (!window)
+		return NULL;
+	window->guarded = calloc((length >> HMM_BLOCK_SHIFT) + 2, sizeof(*window->guarded));
+	window->farewell = letter_new(LETTER_WINDOW_GONE);
+	if (!window->guarded || !window->farewell) {
+		letter_free(window->farewell);
+		free(window->guarded);
+		free(window);
+		return NULL;
+	}
+	window->farewell->peer = letter->peer;
+	window->farewell->uid = letter->uid;
+	return window;
 }
 
 static int window_map(struct owner *owner, struct letter *letter)
@@ -237,20 +259,17 @@ static int window_map(struct owner *owner, struct letter *letter)
 	r = owner_is_userfaultfd(letter->fds[0]) ? handshake(letter->fds[0]) : -EBADF;
 	if (r)
 		return letter_fail(letter, r, "the descriptor is no usable userfaultfd: %s", strerror(-r));
-	window = calloc(1, sizeof(*window));
-	if (window)
-		window->guarded = calloc(((end - message->addr) >> HMM_BLOCK_SHIFT) + 2,
-					 sizeof(*window->guarded));
-	if (!window || !window->guarded) {
-		free(window);
+	reply = letter_reply(letter, HMM_OP_WINDOW_MAP_REPLY, sizeof(*reply));
+	window = reply ? window_new(letter, end - message->addr) : NULL;
+	if (!window)
 		return letter_fail(letter, -ENOMEM, "out of memory for a window of %lu bytes",
 				   message->length);
-	}
 	do
 		window->id = owner->id << 16 | (++owner->next_window & 0xffff);
 	while (window_by_id(owner, window->id) || !(window->id & 0xffff));
 	window->mirror = mirror;
 	window->peer = letter->peer;
+	window->driver = letter->pid;
 	window->uffd = letter_take_fd(letter, 0);
 	window->start = message->addr;
 	window->end = end;
@@ -265,15 +284,14 @@ static int window_map(struct owner *owner, struct letter *letter)
 
 		r = mirror_shadow(mirror, at, &shadow);
 		if (r) {
+			/* An error is not charged for. */
+			window->farewell = letter_free(window->farewell);
 			window_free(window);
 			return letter_fail(letter, r, "no shadow for %#lx: %s", at, strerror(-r));
 		}
 		mirror_send_region(mirror, shadow, letter->peer, window->id, index++, at,
 				   (stop < end ? stop : end) - at);
 	}
-	reply = letter_reply(letter, HMM_OP_WINDOW_MAP_REPLY, sizeof(*reply));
-	if (!reply)
-		return letter_fail(letter, -ENOMEM, "out of memory for the answer");
 	reply->window = window->id;
 	reply->regions = index;
 	return 0;
@@ -328,6 +346,7 @@ static int arm(struct owner *owner, struct window *window, struct letter *letter
 				   "the window's userfaultfd could not be registered at %#lx: %s",
 				   window->at, strerror(-r));
 	window->armed = true;
+	window_replace_kept(window);
 	note_armed(window, letter->pid);
 	block_for_each(owner, window->start, window->end, arm_block, NULL);
 	/* After a restart: faults that the dead hmmd had read are asked again. */
@@ -406,17 +425,6 @@ void window_request(struct owner *owner, struct letter *letter)
 		window_unmap(owner, letter);
 	}
 	worker_reply(owner->worker, letter);
-}
-
-void window_peer_gone(struct owner *owner, uint64_t peer)
-{
-	struct window *window, *next;
-
-	for (window = TAILQ_FIRST(&owner->windows); window; window = next) {
-		next = TAILQ_NEXT(window, link);
-		if (window->peer == peer)
-			window_free(window);
-	}
 }
 
 void window_close_all(struct owner *owner, struct mirror *mirror)

@@ -33,6 +33,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -57,6 +58,8 @@ PLACES = {
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1
+_PIDFD_THREAD = os.O_EXCL
+_SYS_PIDFD_GETFD = 438
 
 
 def binary(name):
@@ -108,6 +111,27 @@ def stopped(pid):
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
+
+
+def sever(pid, path):
+    """Ends the connections that a process's library has with the hmmd at @path, as hmmd would. False: the kernel can't name a thread."""
+    for comm in glob.glob(f"/proc/{pid}/task/*/comm"):
+        with open(comm) as file:
+            if file.read() != "hmm-connection\n":
+                continue
+        thread = os.path.dirname(comm)
+        try:
+            pidfd = os.pidfd_open(int(os.path.basename(thread)), _PIDFD_THREAD)
+        except OSError:
+            return False
+        for link in glob.glob(f"{thread}/fd/*"):
+            if not os.readlink(link).startswith("socket:"):
+                continue
+            with socket.socket(fileno=_libc.syscall(_SYS_PIDFD_GETFD, pidfd, int(os.path.basename(link)), 0)) as copy:
+                if copy.getpeername() == path:
+                    copy.shutdown(socket.SHUT_RDWR)
+        os.close(pidfd)
+    return True
 
 
 class Process:

@@ -1,8 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""hmmd is killed while S pages lie on two devices, and comes back or does not: neither window shows old bytes."""
+"""
+hmmd is killed while S pages lie on two devices, and comes back or does not; or it lives, and a driver's connection does
+not: neither window shows old bytes, and what is stored there is not lost.
+"""
 
+import os
+import signal
 import time
 
+import control_wire as wire
 import harness
 
 
@@ -66,6 +72,124 @@ class Several(harness.Test):
         owner.ask("write")
         owner.ask("read")
         owner.finish()
+
+
+class Severed(harness.Test):
+    """A driver lives, hmmd lives, and there is no connection between the two for a while."""
+
+    daemon_args = ["--pool", "memfd-huge"]
+    CONNECTIONS = 8
+    strangers = ()
+
+    def begin(self, *args):
+        path = os.path.join(self.folder, "limits.conf")
+        with open(path, "w") as file:
+            file.write(f"[limits]\nconnections = {self.CONNECTIONS}\n")
+        self.start_daemon("--config", path, *args)
+        self.owner = self.spawn("mirror-several", "outage")
+        self.owner.expect("^shared$")
+        return self.owner
+
+    def tearDown(self):
+        self.admit()
+        super().tearDown()
+
+    def fill(self):
+        """Nobody else of this user is let in."""
+        while len(self.strangers) < self.CONNECTIONS:
+            client = wire.Client(self.daemon.socket, hello=False)
+            try:
+                answer = client.hello()
+            except OSError:
+                answer = None
+            if answer is None or answer.is_error:
+                client.close()
+                return
+            answer.close()
+            self.strangers += (client,)
+        self.fail("there is no limit")
+
+    def driver(self):
+        """The second, which the owner has started last."""
+        with open(f"/proc/{self.owner.pid}/task/{self.owner.pid}/children") as file:
+            return int(file.read().split()[-1])
+
+    def cut(self):
+        if not harness.sever(self.driver(), self.daemon.socket):
+            self.skipTest("this kernel has no descriptors for single threads (Linux 6.9)")
+
+    def sever(self):
+        """Its driver goes on without a connection, and can't have another one."""
+        before = len(self.strangers)
+        with harness.stopped(self.driver()):
+            self.cut()
+            harness.wait_until(lambda: self.fill() or len(self.strangers) > before, 20, "that its place is free")
+
+    def admit(self):
+        for client in self.strangers:
+            client.close()
+        self.strangers = ()
+
+    def await_return(self):
+        def is_back():
+            clients = self.hmmctl_json("clients")["clients"]
+            return [client["windows"] for client in clients if client["pid"] == self.driver()] == [1]
+
+        self.admit()
+        harness.wait_until(is_back, 20, "that the driver is back")
+
+    def test_window_goes_on(self):
+        owner = self.begin()
+        for _ in range(3):
+            self.fill()
+            self.sever()
+            owner.ask("read")
+            owner.ask("write")
+            owner.ask("read")
+            owner.ask("store")
+            owner.ask("read")
+            self.await_return()
+            owner.ask("share")
+            owner.ask("write")
+            owner.ask("store")
+            owner.ask("read")
+        owner.finish()
+
+    def test_stopped_for_longer_than_the_grace_time(self):
+        """Its library has not seen a clock: what it has mapped is what it was."""
+        owner = self.begin("--grace", "400ms")
+        with harness.stopped(self.driver()):
+            self.cut()
+            time.sleep(1.5)
+            self.fill()
+            owner.ask("write")
+        owner.ask("read")
+        self.await_return()
+        owner.ask("store")
+        owner.ask("read")
+        owner.finish()
+
+    def test_never_comes_back(self):
+        """Its library closes the window before hmmd lets go of it."""
+        owner = self.begin("--grace", "400ms")
+        self.fill()
+        self.sever()
+        harness.wait_until(lambda: "did not come back" in self.daemon.log, 20, "that hmmd lets go of the window")
+        owner.ask("write")
+        owner.ask("second-closed")
+        self.admit()
+        owner.kill9()
+
+    def test_killed_without_a_connection(self):
+        owner = self.begin()
+        self.fill()
+        self.sever()
+        os.kill(self.driver(), signal.SIGKILL)
+        self.admit()
+        harness.wait_until(lambda: sum(mirror["windows"] for mirror in self.hmmctl_json("mirrors")["mirrors"]) == 1, 20,
+                           "that its window is gone")
+        owner.ask("write")
+        owner.kill9()
 
 
 if __name__ == "__main__":

@@ -288,6 +288,89 @@ Test(protect, mappings_that_can_t_be_looked_at)
 	finish();
 }
 
+/* ---- a device's write in place -------------------------------------------------------- */
+
+static void device_write(uint64_t addr)
+{
+	struct letter *letter = letter_new(LETTER_REQUEST);
+	struct hmm_msg_device_write *message = calloc(1, sizeof(*message) + 8);
+
+	hmm_wire_init(message, HMM_OP_DEVICE_WRITE, sizeof(*message) + 8, 1);
+	message->mirror = fixture.mirror->id;
+	message->addr = addr;
+	message->count = 8;
+	letter->message = &message->header;
+	letter->owner = fixture.owner->id;
+	access_request(fixture.owner, letter);
+	owner_run(fixture.owner);
+}
+
+static unsigned int looks, writes;
+
+/* What the program does just after hmmd has looked. */
+static int look_in_time(int maps, uint64_t addr, struct kernel_vma *vma)
+{
+	int r = kernel_real.vma_at(maps, addr, vma);
+
+	if (looks++ == 0)
+		mprotect(page_at(600), HMM_PAGE_SIZE, PROT_READ);
+	return r;
+}
+
+/* The library has to ask by then, and is answered when this is over. */
+static ssize_t write_in_place(int mem, uint64_t addr, const void *buffer, size_t length)
+{
+	uint64_t number = block_sequence(fixture.owner, addr);
+
+	writes++;
+	cr_assert(number && !(number & 1), "%lu", number);
+	return kernel_real.mem_write(mem, addr, buffer, length);
+}
+
+static void begin_in_place(void)
+{
+	begin(0);
+	ops = kernel_real;
+	ops.mem_write = write_in_place;
+	kernel = &ops;
+	looks = writes = 0;
+	*(volatile uint64_t *)page_at(600) = 1;
+	cr_assert(eq(u64, block_sequence(fixture.owner, (uint64_t)page_at(600)), 0));
+}
+
+Test(protect, a_write_in_place_is_known_of_before)
+{
+	begin_in_place();
+	device_write((uint64_t)page_at(600));
+	cr_assert(eq(int, fixture_reply(&fixture), 0));
+	cr_assert(eq(uint, writes, 1));
+	cr_assert(eq(u64, *(uint64_t *)page_at(600), 0));
+	finish();
+}
+
+Test(protect, protected_between_the_look_and_the_write)
+{
+	begin_in_place();
+	ops.vma_at = look_in_time;
+	device_write((uint64_t)page_at(600));
+	cr_assert(eq(int, fixture_reply(&fixture), -EPERM));
+	cr_assert(eq(uint, writes, 0));
+	cr_assert(eq(u64, *(uint64_t *)page_at(600), 1));
+	finish();
+}
+
+/* A driver can have no memory used up by addresses that lead nowhere. */
+Test(protect, a_write_to_nowhere_notes_nothing)
+{
+	const uint64_t nowhere = ROOM_END + 8 * HMM_BLOCK_SIZE;
+
+	begin_in_place();
+	device_write(nowhere);
+	cr_assert(eq(int, fixture_reply(&fixture), -EFAULT));
+	cr_assert(eq(u64, block_sequence(fixture.owner, nowhere), 0));
+	finish();
+}
+
 Test(protect, a_page_that_is_asked_for)
 {
 	struct block *block;

@@ -222,6 +222,26 @@ Test(range, is_watched_while_it_is_held)
 	fixture_end(&fixture);
 }
 
+/* More than are noted: their drivers hear of it all the same when nobody looks after their entries any more. */
+Test(range, more_than_can_be_held)
+{
+	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
+	fixture_callbacks(&fixture);
+	memset(page(0), 1, HMM_PAGE_SIZE);
+	memset(page(600), 1, 10 * HMM_PAGE_SIZE);
+	for (uint32_t id = 1; id <= 4096; id++)
+		look(0, 1, 0, HMM_RANGE_WANT_READ, id, 0, HERE);
+	cr_expect(eq(uint, fixture.owner->n_holds, 4096));
+	look(600, 610, 0, HMM_RANGE_WANT_READ, 5000, 0, HERE);
+	cr_expect(eq(uint, fixture.owner->n_holds, 4096));
+	cr_expect(eq(uint, entries(600, 610), 10));
+	fixture_later(&fixture, QUIET);
+	cr_expect(eq(uint, entries(600, 610), 0));
+	cr_expect(eq(uint, fixture_answer(&fixture), 1));
+	cr_expect(eq(uint, entries(0, 1), 1), "the others are held");
+	fixture_end(&fixture);
+}
+
 /* Asks for @blocks of coherent memory. Return: hmmd's answer. */
 static int alloc_coherent(unsigned int blocks)
 {

@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -70,6 +71,54 @@ Test(outage, an_answer_to_try_again_is_not_the_callers_affair)
 	script_end();
 }
 
+static _Atomic int protected_with;
+
+static void note_protected(struct request *request)
+{
+	protected_with = request->error ? request->error : 1;
+	hmmc_request_free(request);
+}
+
+static struct request *new_protection(bool insists)
+{
+	struct request *request = hmmc_request_new(hmm->connection, HMM_OP_PROTECT, sizeof(struct hmm_msg_protect));
+
+	cr_assert_not_null(request);
+	((struct hmm_msg_protect *)request->message)->owner = 3;
+	((struct hmm_msg_protect *)request->message)->addr = 0x10000;
+	((struct hmm_msg_protect *)request->message)->length = HMM_PAGE_SIZE;
+	request->insists = insists;
+	return request;
+}
+
+/* Whether or not somebody waits: from inside a callback nobody does. */
+Test(outage, what_hmmd_has_no_memory_for_is_asked_again_where_it_must_be)
+{
+	struct request *request;
+
+	script_begin();
+	be_driver();
+	script->short_protects = 3;
+	request = new_protection(true);
+	request->complete = note_protected;
+	hmmc_request_post(request);
+	while (!protected_with)
+		usleep(1000);
+	cr_assert_eq(protected_with, 1);
+	cr_assert_eq(script->protects, 4);
+	script->short_protects = 3;
+	request = new_protection(true);
+	cr_assert_eq(hmmc_request_call(request), 0);
+	hmmc_request_free(request);
+	cr_assert_eq(script->protects, 8);
+	script->short_protects = 1;
+	request = new_protection(false);
+	cr_assert_eq(hmmc_request_call(request), -ENOMEM);
+	hmmc_request_free(request);
+	stop_being_driver();
+	script_end();
+}
+
 Test(outage, nobody_comes_back)
 {
 	char byte;
@@ -84,6 +133,72 @@ Test(outage, nobody_comes_back)
 	cr_assert_eq(hmm_features(hmm), 0);
 	cr_assert_eq(hmm_mirror_lookup(&mirror, 0x7000), 0);
 	stop_being_driver();
+	script_end();
+}
+
+static void *read_in_vain(void *argument)
+{
+	char byte;
+
+	cr_assert_eq(hmm_device_read(&mirror, 0x7000, &byte, 1), -ESTALE);
+	return NULL;
+}
+
+static bool is_open(void *there)
+{
+	char byte;
+	struct iovec here = { &byte, 1 }, window = { there, 1 };
+
+	return process_vm_readv(getpid(), &here, 1, &window, 1, 0) == 1;
+}
+
+/* Nobody looks after it, and its owner's library brings the pages home when the grace time is over. */
+static void close_the_window_in_time(void)
+{
+	struct hmm_window *window;
+	pthread_t thread;
+	void *there;
+
+	script->grace_ms = (uint32_t)scaled_ms(1000);
+	script->die_at_read = 1;
+	be_driver();
+	cr_assert_eq(hmm_window_map(&mirror, 0x7f0000000000, HMM_PAGE_SIZE, HMM_WINDOW_OFFSET, &window), 0, "%s",
+		     hmm_last_error());
+	there = hmm_window_ptr(window, 0x7f0000000000);
+	cr_assert(is_open(there));
+	cr_assert_eq(pthread_create(&thread, NULL, read_in_vain, NULL), 0);
+	while (is_open(there))
+		usleep(1000);
+	/* Before the time was over. */
+	cr_assert_eq(__atomic_load_n(&hmm->lost, __ATOMIC_ACQUIRE), 0);
+	script_kill();
+	cr_assert_eq(pthread_join(thread, NULL), 0);
+	cr_assert(!is_open(there));
+	cr_assert_eq(hmm_window_unmap(window), 0);
+	stop_being_driver();
+}
+
+Test(outage, a_window_is_closed_in_time_whatever_the_next_hmmd_says)
+{
+	script_begin();
+	script->open_error = -ESTALE;
+	close_the_window_in_time();
+	script_end();
+}
+
+Test(outage, a_window_is_closed_in_time_though_the_next_hmmd_says_nothing)
+{
+	script_begin();
+	script->mute = true;
+	close_the_window_in_time();
+	script_end();
+}
+
+Test(outage, a_window_is_closed_in_time_though_the_next_hmmd_is_busy)
+{
+	script_begin();
+	script->open_error = -EAGAIN;
+	close_the_window_in_time();
 	script_end();
 }
 

@@ -10,6 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
 
 #include "libclient/arena.h"
 #include "libclient/owner.h"
@@ -49,12 +51,12 @@ static int memfd(size_t size)
 	return fd;
 }
 
-static void begin(void)
+static void begin_with(uint64_t features)
 {
 	struct uffdio_api api = {
 		.api = UFFD_API,
 		.features = UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP |
-			    UFFD_FEATURE_EVENT_REMAP,
+			    UFFD_FEATURE_EVENT_REMAP | features,
 	};
 	struct hmm_msg_region event = {
 		.base = HOME, .length = HMM_REGION_SIZE, .kind = HMM_POOL_KIND_MEMFD,
@@ -81,6 +83,11 @@ static void begin(void)
 		golden[i] = (char)(i * 2654435761u >> 11 | 1);
 	shadow = memfd(HMM_REGION_SIZE);
 	cr_assert_eq(hmmc_region_add(&owner->regions, &event, dup(shadow)), 0);
+}
+
+static void begin(void)
+{
+	begin_with(0);
 }
 
 static void end(void)
@@ -329,6 +336,134 @@ Test(rescue, what_was_discarded_or_moved_while_nobody_looked)
 	cr_assert_eq(memcmp(home + 3 * HMM_BLOCK_SIZE, golden + 3 * HMM_BLOCK_SIZE, HMM_BLOCK_SIZE),
 		     0);
 	munmap(moved, HMM_BLOCK_SIZE);
+	end();
+}
+
+/* The list of changes has to come from elsewhere, and from nowhere for a while. */
+Test(rescue, no_memory_to_note_a_change)
+{
+	const struct rlimit all = { RLIM_INFINITY, RLIM_INFINITY };
+	struct rlimit none = { 0, RLIM_INFINITY };
+	pthread_t discarder;
+	void *result;
+
+	begin();
+	arm(home, BLOCKS * HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING);
+	for (unsigned int i = 0; i < BLOCKS; i++)
+		on_device(i);
+	pthread_create(&discarder, NULL, discard, home + HMM_BLOCK_SIZE);
+	usleep(20000);
+	cr_assert_eq(hmmc_rescuer_start(&owner->rescuer, owner), 0);
+	for (size_t size = 1UL << 26; size >= 64; size /= 2)
+		while (hmmc_arena_alloc(size))
+			;
+#ifndef __SANITIZE_ADDRESS__
+	cr_assert_eq(setrlimit(RLIMIT_AS, &none), 0);
+#endif
+	hmmc_rescuer_call(&owner->rescuer);
+	usleep(100000);
+#ifndef __SANITIZE_ADDRESS__
+	cr_assert_eq(__atomic_load_n(&owner->rescuer.done, __ATOMIC_ACQUIRE), 0);
+#endif
+	cr_assert_eq(setrlimit(RLIMIT_AS, &all), 0);
+	futex_latch_wait(&owner->rescuer.done);
+	pthread_join(discarder, &result);
+	cr_assert_null(result);
+	cr_assert_eq(memcmp(home, golden, HMM_BLOCK_SIZE), 0);
+	for (size_t i = 0; i < HMM_BLOCK_SIZE; i++)
+		cr_assert_eq(home[HMM_BLOCK_SIZE + i], 0, "discarded byte %zu is back", i);
+	end();
+}
+
+/* ---- children of a raw clone(), which nobody announces ---------------------------- */
+
+#define CHILDREN 70
+
+static unsigned int on_devices;
+
+/* What is gone, a bit for each block, is zeros, and all else as it was. */
+static int look_at(unsigned int blocks, unsigned int gone)
+{
+	for (unsigned int i = 0; i < blocks; i++)
+		for (size_t k = 0; k < HMM_BLOCK_SIZE; k += HMM_PAGE_SIZE)
+			if (home[i * HMM_BLOCK_SIZE + k] !=
+			    (gone >> i & 1 ? 0 : golden[i * HMM_BLOCK_SIZE + k]))
+				return (int)i + 1;
+	return 0;
+}
+
+/* @argument: the blocks that the child itself discards, a bit each. Return: its exit status. */
+static void *clone_raw(void *argument)
+{
+	unsigned int gone = (unsigned int)(uintptr_t)argument;
+	pid_t child = (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+	int status = -1;
+
+	if (child == 0) {
+		for (unsigned int i = 0; i < BLOCKS; i++)
+			if (gone >> i & 1)
+				madvise(home + i * HMM_BLOCK_SIZE, HMM_BLOCK_SIZE, MADV_DONTNEED);
+		syscall(SYS_exit_group, look_at(on_devices, gone));
+	}
+	waitpid(child, &status, 0);
+	return (void *)(intptr_t)status;
+}
+
+static void begin_with_children(unsigned int blocks)
+{
+	on_devices = blocks;
+	begin_with(UFFD_FEATURE_EVENT_FORK);
+	arm(home, BLOCKS * HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING);
+	for (unsigned int i = 0; i < blocks; i++)
+		on_device(i);
+}
+
+static void await_event(void)
+{
+	struct pollfd event = { .fd = owner->uffd, .events = POLLIN };
+
+	cr_assert_eq(poll(&event, 1, -1), 1);
+}
+
+static void expect_status(pthread_t thread, int wanted)
+{
+	void *status;
+
+	pthread_join(thread, &status);
+	cr_assert_eq((int)(intptr_t)status, wanted, "a child's status is %#x", (int)(intptr_t)status);
+}
+
+Test(rescue, a_crowd_of_children)
+{
+	pthread_t threads[CHILDREN];
+
+	begin_with_children(1);
+	for (unsigned int i = 0; i < CHILDREN; i++)
+		pthread_create(&threads[i], NULL, clone_raw, NULL);
+	usleep(100000);
+	rescue();
+	for (unsigned int i = 0; i < CHILDREN; i++)
+		expect_status(threads[i], 0);
+	cr_assert_eq(memcmp(home, golden, HMM_BLOCK_SIZE), 0);
+	end();
+}
+
+/* Neither what its parent discards later nor what it discards itself is the other's affair. */
+Test(rescue, a_child_is_as_its_parent_was)
+{
+	pthread_t child, discarder;
+	void *result;
+
+	begin_with_children(BLOCKS);
+	pthread_create(&child, NULL, clone_raw, (void *)(uintptr_t)(1 << 2));
+	await_event();
+	pthread_create(&discarder, NULL, discard, home + HMM_BLOCK_SIZE);
+	usleep(20000);
+	rescue();
+	expect_status(child, 0);
+	pthread_join(discarder, &result);
+	cr_assert_null(result);
+	cr_assert_eq(look_at(BLOCKS, 1 << 1), 0);
 	end();
 }
 

@@ -73,6 +73,22 @@ static void invalidate(int fd, struct hmm_frame *frame)
 	free(ack);
 }
 
+static void send_region(int fd, const struct hmm_msg_window_map *asked)
+{
+	struct hmm_msg_region event;
+	int shadow = memfd(asked->length);
+
+	HMM_MSG_INIT(event, HMM_OP_REGION, 0);
+	event.owner = 3;
+	event.mirror = asked->mirror;
+	event.window = 9;
+	event.base = asked->addr;
+	event.length = asked->length;
+	event.kind = HMM_POOL_KIND_MEMFD;
+	hmm_frame_send(fd, &event, &shadow, 1);
+	close(shadow);
+}
+
 /* Return: false when the connection is to end. */
 static bool serve(int fd, struct hmm_frame *frame)
 {
@@ -103,8 +119,15 @@ static bool serve(int fd, struct hmm_frame *frame)
 		break;
 	}
 	case HMM_OP_OPEN_PEER: {
-		struct hmm_msg_open_peer_reply *opened = reply = answer(frame, sizeof(*opened));
+		struct hmm_msg_open_peer_reply *opened;
 
+		if (script->connections > 1 && script->mute)
+			return true;
+		if (script->connections > 1 && script->open_error) {
+			send_error(fd, frame, script->open_error, "its owner is not here");
+			return true;
+		}
+		opened = reply = answer(frame, sizeof(*opened));
 		opened->owner = 3;
 		opened->pid = 1;
 		fds[0] = memfd(HMM_TABLE_SIZE);
@@ -200,6 +223,29 @@ static bool serve(int fd, struct hmm_frame *frame)
 		script->die_at_close = false;
 		reply = answer(frame, sizeof(struct hmm_msg_notices_close_reply));
 		break;
+	case HMM_OP_WINDOW_MAP: {
+		const struct hmm_msg_window_map *asked = (void *)frame->data;
+		struct hmm_msg_window_map_reply *window = reply = answer(frame, sizeof(*window));
+
+		send_region(fd, asked);
+		window->window = 9;
+		window->regions = 1;
+		break;
+	}
+	case HMM_OP_PROTECT:
+		script->protects++;
+		if (script->short_protects && script->short_protects--) {
+			send_error(fd, frame, -ENOMEM, "no memory in hmmd");
+			return true;
+		}
+		reply = answer(frame, sizeof(struct hmm_msg_protect_reply));
+		break;
+	case HMM_OP_WINDOW_ARMED:
+		reply = answer(frame, sizeof(struct hmm_msg_window_armed_reply));
+		break;
+	case HMM_OP_WINDOW_UNMAP:
+		reply = answer(frame, sizeof(struct hmm_msg_window_unmap_reply));
+		break;
 	case HMM_OP_DEVICE_PUT:
 		reply = answer(frame, sizeof(struct hmm_msg_device_put_reply));
 		break;
@@ -232,6 +278,7 @@ static void peer_main(int listener)
 		bool going = true;
 
 		script->rings = 0;
+		script->connections++;
 		while (going && hmm_frame_recv(fd, frame, 0) > 0)
 			going = serve(fd, frame);
 		hmm_frame_close(frame);
@@ -264,9 +311,14 @@ void script_begin(void)
 	close(listener);
 }
 
-void script_end(void)
+void script_kill(void)
 {
 	kill(peer, SIGKILL);
+}
+
+void script_end(void)
+{
+	script_kill();
 	waitpid(peer, NULL, 0);
 	unlink(script_path);
 	rmdir(directory);

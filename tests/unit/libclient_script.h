@@ -21,12 +21,15 @@ struct script {
 	int die_at_read; /* the n-th device_read is not answered: the connection goes; 0: none */
 	int busy_reads;			/* so many device_reads are answered -EAGAIN */
 	int busy_migrates, die_at_migrate;	/* the same */
+	int short_protects;		/* so many protects are answered -ENOMEM */
 	bool die_when_busy;		/* after such an answer the connection goes */
 	int fail_migrate;		/* the n-th is answered -ENOMEM; 0: none */
 	bool hold_migrates;		/* they are answered when this is taken back */
 	bool vanish;			/* after that nobody listens any more */
 	bool invalidate; /* a device_read first raises an invalidation, and waits for its answer */
 	int hello_error;
+	int open_error;			/* from the second connection on an open_peer is answered so */
+	bool mute;			/* or not at all */
 	int register_error;		/* a mirror_register is answered so */
 	bool garbage;			/* before each reply something that is no message */
 	bool die_at_close;		/* a notices_close is answered, to one who waits, and the connection goes */
@@ -36,7 +39,8 @@ struct script {
 	uint16_t note[NOTES];
 	int32_t ack_status;
 	uint64_t ack_cookie;
-	uint32_t reads, migrates;
+	uint32_t connections;
+	uint32_t reads, migrates, protects;
 	uint32_t ready;			/* mirrors that have let go of everything: at any time, so no note */
 	uint32_t mirror;		/* the number that this connection knows */
 	uint32_t strange_reads;		/* of another */
@@ -49,6 +53,8 @@ extern struct script *script;
 extern char script_path[96];
 
 void script_begin(void);
+/* Nobody is there any more. */
+void script_kill(void);
 void script_end(void);
 
 /* The driver: what be_driver() made. */

@@ -788,7 +788,7 @@ static void two_owners_and_one_driver(void)
 	test_close();
 }
 
-/* hmmd is killed while pages are on both: the test that starts this does it, and says so. */
+/* hmmd is killed, or a driver's connection is, while pages are on both: the test that starts this does it, and says so. */
 static void outage(void)
 {
 	char line[64];
@@ -805,12 +805,21 @@ static void outage(void)
 		} else if (!strcmp(line, "write\n")) {
 			base += 1000;
 			write_all(base);
+		} else if (!strcmp(line, "store\n")) {
+			base += 1000;
+			for (size_t i = 0; i < PAGES; i++)
+				ask(&two, STORE, i, base + i);
+			for (size_t i = 0; i < PAGES; i++)
+				CHECK_EQ(*word_of(i), base + i);
 		} else if (!strcmp(line, "closed\n")) {
 			/* What the owner writes alone is not for its drivers, but nor is what was there before. */
 			for (size_t i = 0; i < PAGES; i++) {
 				CHECK_EQ(ask(&one, TRY, i, 0), SIGNALLED);
 				CHECK_EQ(ask(&two, TRY, i, 0), SIGNALLED);
 			}
+		} else if (!strcmp(line, "second-closed\n")) {
+			for (size_t i = 0; i < PAGES; i++)
+				CHECK_EQ(ask(&two, TRY, i, 0), SIGNALLED);
 		} else if (!strcmp(line, "share\n")) {
 			base += 1000;
 			read_all(base);
