@@ -122,9 +122,11 @@ static int check_bind(const struct context *context, const struct selected *sele
 	return STATUS_OK;
 }
 
-/* Processes that have @file open, by /proc. */
-static void find_users(const char *file, char *text, size_t room)
+/* Processes that have @file open, by /proc. True: hmmd has, and nobody else but the process that keeps its cards. */
+static bool find_users(const char *file, char *text, size_t room)
 {
+	bool hmmd = false, others = false;
+
 	char path[PCI_PATH], name[64], link[PATH_MAX];
 	DIR *processes = opendir("/proc"), *files;
 	struct dirent *process, *entry;
@@ -144,6 +146,8 @@ static void find_users(const char *file, char *text, size_t room)
 				strcpy(name, "?");
 			snprintf(text + strlen(text), room - strlen(text), "%s process %.20s (%s)",
 				 *text ? "," : "", process->d_name, name);
+			hmmd |= !strcmp(name, "hmmd");
+			others |= strcmp(name, "hmmd") && strcmp(name, "hmmd-holder");
 			break;
 		}
 		if (files)
@@ -151,10 +155,14 @@ static void find_users(const char *file, char *text, size_t room)
 	}
 	if (processes)
 		closedir(processes);
+	return hmmd && !others;
 }
 
-/* vfio-pci does not let go of a device that somebody has: the write would wait for him. A group opens only once. */
-static int check_unbind(const struct pci_device *device)
+/*
+ * vfio-pci does not let go of a device that somebody has: the write would wait for him. hmmd gives it back when the
+ * kernel asks. A group opens only once.
+ */
+static int check_unbind(const struct pci_device *device, bool dry_run)
 {
 	char path[PCI_PATH], users[300];
 	int fd;
@@ -169,7 +177,14 @@ static int check_unbind(const struct pci_device *device)
 		close(fd);
 	if (fd >= 0 || errno != EBUSY)
 		return STATUS_OK;
-	find_users(path, users, sizeof(users));
+	if (find_users(path, users, sizeof(users))) {
+		if (!dry_run)
+			fprintf(stderr,
+				"hmmctl: %s: hmmd has it and is asked for it back: this waits until nothing is left there, and until its "
+				"driver has closed it; hmmd's log says more\n",
+				device->address);
+		return STATUS_OK;
+	}
 	return refuse(STATUS_FAILED, device, "end that first", "it is in use: %s is open%s%s", path,
 		      *users ? " in" : "", users);
 }
@@ -209,7 +224,8 @@ static int check(const struct context *context, const struct selected *selected,
 	int status = STATUS_OK;
 
 	for (; !status && device < end; device++)
-		status = bind ? check_bind(context, selected, device) : check_unbind(device);
+		status = bind ? check_bind(context, selected, device) :
+				check_unbind(device, context->dry_run);
 	for (device = selected->devices; !status && device < end; device++)
 		if (!context->dry_run && bind != is_bound(device) && !rebind_is_permitted(device))
 			status = refuse(

@@ -141,8 +141,8 @@ static int reach(struct hmm_range *range, const uint64_t *writes, long found)
 	/* Why stays the last error. */
 	if (n >= 0)
 		hmmc_fail(-EBUSY, "something changed in the range meanwhile; ask again");
-	if (n == -EPERM)
-		return -EPERM;
+	if (n == -EPERM || n == -ENODEV)
+		return (int)n;
 	return n >= 0 || n == -EBUSY ? -EBUSY : -EFAULT;
 }
 

@@ -374,7 +374,14 @@ static int start_holder(struct server *server)
 
 static void on_mend(uv_timer_t *timer)
 {
+	const struct server *server = timer->data;
+
 	bars_mend();
+	/* Those that are recalled: workers bring home and unmap, and what is empty is given back. */
+	if (cards_recall()) {
+		bars_recall();
+		engine_wake(server->engine);
+	}
 	if (!cards_mend(uv_hrtime() / 1000000000U))
 		uv_timer_stop(timer);
 }
@@ -402,6 +409,7 @@ static void start_handles(struct server *server)
 	server->interrupt.data = server;
 	server->reload.data = server;
 	server->flush_timer.data = server;
+	server->mend.data = server;
 }
 
 int server_new(const struct server_options *options, struct server **result)

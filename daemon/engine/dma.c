@@ -19,6 +19,9 @@
  * Whoever had something mapped last is the card's driver: when his connection ends the card stops,
  * until somebody maps again.
  *
+ * A card that the kernel wants back (card.h) maps no more. Its driver is told of all addresses, and when it has
+ * answered, or is too late, nothing is mapped and the owner leaves the card.
+ *
  * What can fail: the limits of the IOMMU and of locked memory, in words (card_explain()). Then the
  * whole range is out again. Taking out does not fail.
  */
@@ -234,6 +237,43 @@ void dma_mirror_gone(struct mirror *mirror)
 		card_leave(card_of(mirror), mirror->owner->id);
 }
 
+/* ---- the kernel wants the card back ------------------------------------------------------ */
+
+static bool has_one_to_leave(const struct mirror *mirror)
+{
+	for (unsigned int i = 0; i < MIRRORS_MAX; i++) {
+		const struct mirror *other = mirror->owner->mirror[i];
+
+		if (other && other->device == mirror->device && other->card != CARD_IS_LEFT)
+			return true;
+	}
+	return false;
+}
+
+static void recall(struct mirror *mirror)
+{
+	struct owner *owner = mirror->owner;
+
+	if (mirror->card == CARD_IS_HERE) {
+		mirror->recalled = invalidate_all(mirror, HMM_REASON_RECALL);
+		mirror->card = CARD_IS_RECALLED;
+	}
+	if (mirror->card != CARD_IS_RECALLED || invalidate_is_awaited(owner, mirror->recalled))
+		return;
+	dma_close(mirror);
+	invalidate_all_over(mirror, mirror->recalled);
+	mirror->card = CARD_IS_LEFT;
+	if (!has_one_to_leave(mirror))
+		card_leave(card_of(mirror), owner->id);
+}
+
+void dma_tick(struct owner *owner)
+{
+	for (unsigned int i = 0; i < MIRRORS_MAX; i++)
+		if (card_is_recalled(card_of(owner->mirror[i])))
+			recall(owner->mirror[i]);
+}
+
 /* ---- into it --------------------------------------------------------------------------- */
 
 /* Whatever the ledger says: no card is shown another mirror's page of a BAR. */
@@ -409,6 +449,8 @@ static int check_map(struct owner *owner, struct mirror *mirror, struct letter *
 			letter, mirror->device->card_number ? -EAGAIN : -EOPNOTSUPP,
 			"%s is no card, or has not come back since hmmd was started again",
 			mirror->device->name);
+	if (card_is_recalled(card))
+		return letter_fail(letter, -ENODEV, CARD_RECALLED, card_address(card));
 	if (mirror->peer != letter->peer)
 		return letter_fail(letter, -EPERM, "mirror %u has another driver", message->mirror);
 	/* It may have become its driver while the card was not back yet. */

@@ -49,6 +49,7 @@ bool dma_reaches(const struct block *block, unsigned int first, unsigned int end
 void dma_release(struct owner *owner, uint64_t peer, uint32_t mirror,
 		 uint32_t id); /* the range is gone */
 void dma_peer_gone(struct owner *owner, uint64_t peer);
+void dma_tick(struct owner *owner); /* cards that are recalled are left */
 void dma_close(struct mirror *mirror);	     /* nothing is mapped; ranges that were are not valid */
 void dma_mirror_gone(struct mirror *mirror); /* ... and the card may be another owner's, if it
 					      * was the last of this one's there */

@@ -52,6 +52,9 @@ void engine_free(struct engine *engine);
  */
 void engine_submit(struct engine *engine, struct letter *letter);
 
+/* Every worker looks at what may have changed. */
+void engine_wake(struct engine *engine);
+
 /* Handled by the engine but on the control thread, at once: fills the letter's reply or error. */
 void engine_device_request(struct engine *engine, struct letter *letter);	/* DEVICE_NEW, _OPEN, _PUT, _FD, DEVMEM_ADD, _REMOVE */
 /* A peer that created devices is gone: they go when their last mirror does. */

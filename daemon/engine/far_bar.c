@@ -12,6 +12,9 @@
  * token, from before it is written until the ledger says no more that a page is there. A successor
  * keeps what the ledger knows of, and frees the rest.
  *
+ * A card that the kernel wants back has no frame for anybody, and what is there comes home, again and again where
+ * some cannot: every second, since control looks so often whether nothing is left.
+ *
  * What can fail: no frame is free (the page goes home); a copy, or the look at the card behind it
  * (a page that was to go out goes home, one that was to come home is asked for later again); the
  * card has stopped to answer: nothing that was copied since it did is believed, and every page in it
@@ -28,12 +31,42 @@
 
 #define PIECE	     16U /* pages */
 #define PIECES	     4U	 /* of one turn of the worker */
+#define RECALL_NS    (1000 * NS_PER_MS)
 
 bool far_bar_is_lost(const struct mirror *mirror)
 {
 	const struct device *device = mirror->device;
 
 	return device_has_bar(device) && (!device->bar || bar_is_lost(device->bar));
+}
+
+bool far_bar_is_recalled(const struct mirror *mirror)
+{
+	const struct device *device = mirror->device;
+
+	return device_has_bar(device) && device->bar && bar_is_recalled(device->bar);
+}
+
+static void recalled_home(struct owner *owner, void *data, uint64_t pages)
+{
+	struct mirror *mirror = mirror_by_id(owner, (uint32_t)(uintptr_t)data);
+
+	if (!mirror)
+		return;
+	mirror->homing = false;
+	mirror->homing_again = owner->worker->now + RECALL_NS;
+	log_info("owner %u: %lu pages on %s are home, its card is wanted back; %lu are there still", owner->id, pages,
+		 mirror->device->name, mirror->far_pages);
+}
+
+static void recall(struct mirror *mirror, int64_t now)
+{
+	struct owner *owner = mirror->owner;
+
+	if (!mirror->far_pages || mirror->homing || owner->closing || mirror->homing_again > now)
+		return;
+	mirror->homing = true;
+	migrate_home(owner, 0, HMM_VA_END, mirror->device, recalled_home, (void *)(uintptr_t)mirror->id);
 }
 
 /* ---- frames ---------------------------------------------------------------------------------- */
@@ -289,6 +322,8 @@ void far_bar_tick(struct owner *owner, int64_t now)
 		if (mirror && mirror->far_pages && far_bar_is_lost(mirror))
 			far_lose_all(mirror, mirror->device->bar ? "its card does not answer" :
 								   "its card could not be had again");
+		else if (mirror && far_bar_is_recalled(mirror))
+			recall(mirror, now);
 	}
 	for (unsigned int n = 0; n < PIECES && (ask = find_due(owner, now)); n++)
 		far_bar_copy(ask);

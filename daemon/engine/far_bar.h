@@ -17,6 +17,7 @@ void far_bar_adopt(struct mirror *mirror);	/* one of before a restart, or anothe
 void far_bar_end(struct mirror *mirror);
 void far_bar_release(struct mirror *mirror, uint32_t number);
 bool far_bar_is_lost(const struct mirror *mirror);
+bool far_bar_is_recalled(const struct mirror *mirror);	/* bar.h: no more room, and what is there comes home */
 /* The ledger is settled: what it does not know of is free, and what is not there is lost. */
 void far_bar_recover(struct owner *owner);
 /* Whether something could go on at once; *@any: or later. */

@@ -166,6 +166,52 @@ unsigned int invalidate_send(struct block *block, uint64_t start, uint64_t end, 
 	return waiting;
 }
 
+uint64_t invalidate_all(struct mirror *mirror, int reason)
+{
+	struct owner *owner = mirror->owner;
+	struct hmm_msg_invalidate *message;
+	struct ack *ack;
+
+	notice(owner, (struct hmm_notice){
+		.kind = HMM_EVENT_KIND_INVALIDATE, .reason = (uint32_t)reason, .mirror = mirror->id, .end = HMM_VA_END });
+	if (!mirror->peer || !(mirror->flags & HMM_MIRROR_FLAGS_CALLBACKS))
+		return 0;
+	message = malloc(sizeof(*message));
+	ack = message ? ack_new(owner, mirror, NULL, 0, HMM_VA_END) : NULL;
+	if (!ack) {
+		free(message);
+		window_revoke(owner, mirror->peer, 0, HMM_VA_END, -ENOMEM);
+		return 0;
+	}
+	HMM_MSG_INIT(*message, HMM_OP_INVALIDATE, 0);
+	message->mirror = mirror->id;
+	message->reason = (uint32_t)reason;
+	message->end = HMM_VA_END;
+	message->cookie = ack->cookie;
+	message->blockable = 1;
+	worker_event(owner->worker, mirror->peer, message, -1);
+	owner_count(owner, COUNTER_INVALIDATIONS, 1);
+	if (!device_faults(mirror->device))
+		owner_count(owner, COUNTER_QUIESCES, 1);
+	return ack->cookie;
+}
+
+bool invalidate_is_awaited(const struct owner *owner, uint64_t cookie)
+{
+	const struct ack *ack;
+
+	TAILQ_FOREACH(ack, &owner->acks, link)
+		if (ack->cookie == cookie)
+			return true;
+	return false;
+}
+
+void invalidate_all_over(struct mirror *mirror, uint64_t cookie)
+{
+	if (cookie && !device_faults(mirror->device))
+		send_settled(mirror, cookie);
+}
+
 static void answered(struct owner *owner, struct ack *ack, bool refusal)
 {
 	struct block *block = ack->block;

@@ -369,6 +369,8 @@ static int out_begin(struct job *job, struct block *block, const struct segment 
 
 	if (!may_leave(owner, segment))
 		return -ENOTSUP;
+	if (far_bar_is_recalled(mirror))
+		return -ENOSPC;
 	if (far_bar_is_lost(mirror))
 		return -EIO;
 	if (device_is_far(mirror->device) && !mirror->ready)

@@ -842,6 +842,7 @@ void owner_tick(struct owner *owner, int64_t now)
 	}
 	window_tick(owner, now);
 	far_tick(owner, now);
+	dma_tick(owner);
 	fork_tick(owner, now);
 	fault_retry(owner);
 	evict_tick(owner, now);

@@ -199,6 +199,8 @@ struct mirror {
 	/* Of a device whose memory only its driver reaches. */
 	uint64_t far_pages;
 	uint32_t claim;			/* of a BAR: whose its pages there are */
+	bool homing;			/* of a BAR that is recalled: they are on their way home */
+	int64_t homing_again;		/* ... and not again before that */
 	bool ready;			/* its driver answers: nothing that it was asked before goes on */
 	int64_t far_deadline;		/* a driver that is gone comes back by then, or the pages are lost; 0: not set */
 	uint32_t *freed;		/* pages of the driver's memory to be given back */
@@ -207,6 +209,8 @@ struct mirror {
 	/* Of a device that is a card behind an IOMMU: dma.h. */
 	TAILQ_HEAD(, transfer) transfers;
 	unsigned int n_transfers;
+	enum { CARD_IS_HERE, CARD_IS_RECALLED, CARD_IS_LEFT } card;	/* its driver is told; nothing is mapped any more */
+	uint64_t recalled;		/* the cookie of what it was told; 0: nobody was there */
 
 	_Atomic uint64_t device_pages, shared_pages;
 	_Atomic unsigned int windows;
@@ -607,6 +611,12 @@ void invalidate_peer_gone(struct owner *owner, uint64_t peer);
 void invalidate_answer_all(struct owner *owner);
 void invalidate_deinit(struct owner *owner);
 int64_t invalidate_deadline(const struct owner *owner);		/* INT64_MAX: none */
+/* Tells a mirror's driver of all addresses, whatever it has there. The cookie of its answer, 0: there is nobody to tell. */
+uint64_t invalidate_all(struct mirror *mirror, int reason);
+/* It has yet to answer, and is not too late. */
+bool invalidate_is_awaited(const struct owner *owner, uint64_t cookie);
+/* What it was told of is over. */
+void invalidate_all_over(struct mirror *mirror, uint64_t cookie);
 
 /* far.c: memory that only the driver reaches */
 /*

@@ -296,7 +296,7 @@ static int device_look(struct device *device, struct letter *letter)
 /* The card for its driver; never what decides what it reaches. */
 static int device_fd(struct device *device, struct letter *letter)
 {
-	const struct card *card = atomic_load(&device->card);
+	struct card *card = atomic_load(&device->card);
 	int fd;
 
 	if (device_has_bar(device) && !device->card_number)
@@ -310,6 +310,8 @@ static int device_fd(struct device *device, struct letter *letter)
 	if (device->uid != letter->uid && letter->uid)
 		return letter_fail(letter, -EPERM, "%s is another user's device", device->name);
 	fd = card_device(card);
+	if (fd == -ENODEV)
+		return letter_fail(letter, fd, CARD_RECALLED, card_address(card));
 	if (fd < 0)
 		return letter_fail(letter, fd, "hmmd is out of descriptors");
 	if (!letter_reply(letter, HMM_OP_DEVICE_FD_REPLY, sizeof(struct hmm_msg_device_fd_reply))) {
@@ -569,16 +571,25 @@ unsigned int engine_list_mirrors(struct engine *engine, uint32_t cursor,
 static void bar_info(const struct devices *devices, struct hmm_record_pool_info *out)
 {
 	const struct device *device;
+	const char *state = NULL;
 
 	/* How much there was at most nobody counts. */
 	out->capacity = out->used = out->peak = 0;
 	TAILQ_FOREACH(device, &devices->list, link) {
 		if (!device_has_bar(device))
 			continue;
+		if (!device->bar || bar_is_lost(device->bar)) {
+			state = state ? state : "lost";
+			continue;
+		}
+		if (bar_is_recalled(device->bar))
+			state = "leaving";
 		out->capacity += device_memory(device);
 		out->used += device_memory_used(device);
 	}
 	out->peak = out->peak > out->used ? out->peak : out->used;
+	if (state)
+		hmm_wire_textf(out->name, sizeof(out->name), "%s:%s", hmm_pool_kind_name(HMM_POOL_KIND_VFIO), state);
 }
 
 unsigned int engine_list_pools(struct engine *engine, uint32_t cursor,
@@ -604,14 +615,14 @@ unsigned int engine_list_pools(struct engine *engine, uint32_t cursor,
 		out[n].capacity = pool->promised;
 		out[n].used = atomic_load(&pool->used);
 		out[n].peak = atomic_load(&pool->peak);
-		if (pool->kind == HMM_POOL_KIND_VFIO)
-			bar_info(devices, &out[n]);
 		out[n].evicted = atomic_load(&pool->evicted);
 		out[n].page_size = pool_is_huge(pool->kind) ? HMM_BLOCK_SIZE : HMM_PAGE_SIZE;
 		hmm_wire_textf(out[n].name, sizeof(out[n].name),
 			       pool->placement.mode == HMM_PLACEMENT_ANY ? "%s" : "%s:%s",
 			       hmm_pool_kind_name(pool->kind),
 			       placement_print(&pool->placement, words, sizeof(words)));
+		if (pool->kind == HMM_POOL_KIND_VFIO)
+			bar_info(devices, &out[n]);
 		n++;
 	}
 	pthread_mutex_unlock(&devices->lock);

@@ -13,6 +13,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/random.h>
 #include <time.h>
 #include <unistd.h>
@@ -522,6 +523,12 @@ static void to_everyone(struct engine *engine, const struct letter *letter)
 		else
 			log_error("out of memory: worker %u is not told", i);
 	}
+}
+
+void engine_wake(struct engine *engine)
+{
+	for (unsigned int i = 0; i < engine->started; i++)
+		eventfd_write(engine->workers[i].inbox.eventfd, 1);
 }
 
 /* A free owner id: 16 bits of it travel in windows' names. */

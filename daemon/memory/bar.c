@@ -13,6 +13,9 @@
  * page holds a seal, some words that hmmd has thrown, which a card that was reset, or does not
  * decode its addresses any more, has not.
  *
+ * A card that the kernel wants back (card.h) takes no more pages. Once the last one is gone, and so nobody copies
+ * any more, it is unmapped and given back; the log says who keeps it waiting. What is left of the BAR is one that is lost.
+ *
  * What can fail: what card.c knows; a BAR that is none, is of ports, or cannot be mapped; the card,
  * at any time, which loses all that is in it. Only two things are taken for that: a class of ones,
  * and a seal that was read and is another. A call that fails says nothing of the card, and what it
@@ -41,6 +44,8 @@
 
 #define TAGS_MAGIC 0x48424153U
 #define SEAL_WORDS 8U
+#define TOLD_REST  5U /* looks between two words about a card that is waited for */
+#define TOLD_MOST  4U /* programs named in each */
 
 /* The file: a page of this, then the tags. Sparse, and as large as it may ever have to be. */
 struct tags {
@@ -67,8 +72,10 @@ struct bar {
 	struct tags *tags;
 	int file; /* of the tags */
 	_Atomic bool lost;
+	unsigned int rest; /* looks until the log is told again what keeps it; under the list's lock */
 
 	pthread_mutex_t lock; /* on what follows */
+	bool away;	      /* the card is given back, and the BAR not in the list */
 	struct frames frames;
 	struct claims claims;
 	uint32_t promised;
@@ -244,6 +251,96 @@ void bars_mend(void)
 	pthread_mutex_unlock(&bars_lock);
 }
 
+/* ---- the kernel wants the card back ------------------------------------------------------------ */
+
+bool bar_is_recalled(const struct bar *bar)
+{
+	return card_is_recalled(bar->card);
+}
+
+/* What nobody is here for, who could have it: it is lost, and keeps nothing waiting. With the lock held. */
+static void drop_absent(struct bar *bar)
+{
+	for (unsigned int i = 0; i < CLAIMS_MAX; i++)
+		if (bar->tags->claim[i].number && !bar->claims.here[i])
+			drop(bar, bar->tags->claim[i].number);
+}
+
+/* With the lock held. */
+static void tell_who_keeps_it(const struct bar *bar)
+{
+	char text[200];
+	unsigned int told = 0, others = 0;
+	int length = 0;
+
+	for (unsigned int i = 0; i < CLAIMS_MAX; i++) {
+		const struct claim *claim = &bar->tags->claim[i];
+
+		if (!claim->number || !bar->claims.pages[i])
+			continue;
+		if (told == TOLD_MOST) {
+			others++;
+			continue;
+		}
+		length += snprintf(text + length, sizeof(text) - (size_t)length, "%s%u of pid %d%s",
+				   told++ ? ", " : "", bar->claims.pages[i], claim->pid,
+				   bar->claims.here[i] ? "" : " (not back since hmmd was started)");
+	}
+	log_warn("%s is wanted back and waits for %u pages in its BAR %u to come home: %s%s",
+		 card_address(bar->card), bar->frames.used, bar->index, text, others ? ", and more" : "");
+}
+
+/* With the lock held. Nobody copies: whoever does has a page there. */
+static void put_away(struct bar *bar)
+{
+	munmap(bar->map, bar->length);
+	close(bar->device);
+	bar->map = NULL;
+	bar->device = -1;
+	bar->away = true;
+	atomic_store(&bar->lost, true);
+}
+
+/* With the list's lock held. */
+static void recall(struct bar *bar)
+{
+	bool away;
+
+	pthread_mutex_lock(&bar->lock);
+	if (bar_is_lost(bar))
+		drop_absent(bar);
+	away = !bar->frames.used;
+	if (away) {
+		put_away(bar);
+	} else if (!bar->rest) {
+		tell_who_keeps_it(bar);
+		bar->rest = TOLD_REST;
+	}
+	pthread_mutex_unlock(&bar->lock);
+	if (!away) {
+		bar->rest--;
+		return;
+	}
+	TAILQ_REMOVE(&bars, bar, link);
+	card_give_back(bar->card);
+	log_info("%s is given back: nothing is left in its BAR %u", card_address(bar->card), bar->index);
+}
+
+void bars_recall(void)
+{
+	struct bar *bar, *next;
+
+	pthread_mutex_lock(&bars_lock);
+	for (bar = TAILQ_FIRST(&bars); bar; bar = next) {
+		next = TAILQ_NEXT(bar, link);
+		if (bar_is_recalled(bar))
+			recall(bar);
+	}
+	pthread_mutex_unlock(&bars_lock);
+}
+
+/* ---- a file that was kept ---------------------------------------------------------------------- */
+
 static struct tags *map_tags(int file)
 {
 	void *tags = mmap(NULL, sizeof(struct tags), PROT_READ | PROT_WRITE,
@@ -378,6 +475,9 @@ static int open_again(struct bar *bar, const struct bar_wish *wish, char *why, s
 	if (bar_is_lost(bar))
 		return refuse(why, size, wish->kept ? -ENODEV : -EIO, "%s does not answer any more",
 			      wish->address);
+	/* What somebody has there of before a restart is still to come home. */
+	if (bar_is_recalled(bar) && !wish->kept)
+		return refuse(why, size, -ENODEV, CARD_RECALLED, wish->address);
 	bar->references++;
 	return 0;
 }
@@ -408,7 +508,8 @@ void bar_put(struct bar *bar)
 		return;
 	pthread_mutex_lock(&bars_lock);
 	if (!--bar->references) {
-		TAILQ_REMOVE(&bars, bar, link);
+		if (!bar->away)
+			TAILQ_REMOVE(&bars, bar, link);
 		card = bar->card;
 		/* Pages of somebody who has not come back from before a restart: they are kept, for a while. */
 		others = bar->frames.used && !bar_is_lost(bar);
@@ -564,7 +665,7 @@ uint32_t bar_take(struct bar *bar, uint32_t claim)
 
 	pthread_mutex_lock(&bar->lock);
 	pages = claims_pages(&bar->claims, claim);
-	if (pages)
+	if (pages && !bar_is_recalled(bar))
 		number = frames_take(&bar->frames, claim);
 	if (number != FRAME_NONE)
 		++*pages;
@@ -612,17 +713,20 @@ enum bar_state bar_check(struct bar *bar)
 	enum bar_state state;
 	int r;
 
-	if (atomic_load(&bar->lost))
+	/* Who has no page there may find it put away. */
+	pthread_mutex_lock(&bar->lock);
+	if (atomic_load(&bar->lost)) {
+		pthread_mutex_unlock(&bar->lock);
 		return BAR_LOST;
+	}
 	r = kernel->vfio_answers(bar->device);
 	state = !r ? BAR_HERE : r == -ENODEV ? BAR_LOST : BAR_UNSURE;
 	if (state == BAR_HERE) {
-		pthread_mutex_lock(&bar->lock);
 		r = check_seal(bar);
-		pthread_mutex_unlock(&bar->lock);
 		state = r == 1 ? BAR_HERE : r ? BAR_UNSURE : BAR_LOST;
 		why = "it was reset";
 	}
+	pthread_mutex_unlock(&bar->lock);
 	if (state == BAR_LOST && !atomic_exchange(&bar->lost, true))
 		log_error("%s: %s: all pages in its BAR %u are lost", card_address(bar->card), why,
 			  bar->index);

@@ -49,6 +49,11 @@ enum bar_state {
 void bars_init(bool (*lives)(pid_t pid));
 /* What processes had that have ended, and that nobody came back for, is free. */
 void bars_mend(void);
+/*
+ * Those whose cards are recalled (card.h), and that have no page any more, are given back: they are lost then, and their cards
+ * may be opened anew. From control, after cards_recall().
+ */
+void bars_recall(void);
 /* Whether there are pages of processes that live, in a card that was kept with this file. */
 bool bar_is_wanted(int file);
 
@@ -102,5 +107,7 @@ void *bar_page(const struct bar *bar, uint32_t number);
 /* Not BAR_HERE: what was copied since it was is not to be believed. */
 enum bar_state bar_check(struct bar *bar);
 bool bar_is_lost(const struct bar *bar);
+/* The kernel wants its card back: it has no more room, and what is there is to come home. */
+bool bar_is_recalled(const struct bar *bar);
 
 #endif

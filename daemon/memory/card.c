@@ -9,12 +9,16 @@
  * After hmmd was killed the holder has unmapped all, and gives the same descriptors: nobody else
  * could open the group, since the driver has a duplicate of the device.
  *
+ * The kernel may want a card back: it is unplugged, or unbound. VFIO says so by an eventfd, one for
+ * each device, at once and then every ten seconds, and waits until nobody has the device any more. The card
+ * is recalled then: nothing new begins with it, and when nothing is left it is given back.
+ *
  * What can fail: whatever the machine's administrator has to prepare, each with its own words;
  * mappings, by limits of the IOMMU and of locked memory.
  *
- * Threads: control opens, the last one who lets go of a device closes, workers map. The list of
- * open cards and the holder have a lock; a card's owner is atomic, and its driver has a lock; the
- * rest of a card does not change.
+ * Threads: control opens, hears of recalls and gives back, the last one who lets go of a device closes,
+ * workers map. The list of open cards and the holder have a lock, and who closes descriptors holds it; a
+ * card's owner, and that it is recalled, are atomic, and its driver has a lock; the rest of a card does not change.
  */
 #include "memory/card.h"
 
@@ -28,6 +32,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/queue.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -54,8 +59,11 @@ struct card {
 	mode_t mode;
 	_Atomic uint32_t owner; /* whose addresses are its; 0: nobody's yet */
 	bool was_kept;		/* the holder had it before */
+	int request;		/* an eventfd: the kernel wants it back; -1: it does not say so */
+	_Atomic bool recalled;	/* it does */
 
 	pthread_mutex_t lock; /* on what follows, and its right to master the bus */
+	bool away;	      /* it is given back: nothing of it is open */
 	uint64_t driver;      /* the peer who had something mapped last; 0: nobody yet */
 	bool stopped;	      /* that one is gone */
 	bool broken;	      /* ... and it is for good */
@@ -371,14 +379,43 @@ static int start(const struct card *card, const struct reason *why)
 		 : 0;
 }
 
+/*
+ * There is one for a device: this takes the place of an earlier hmmd's, and a driver that sets one on its own
+ * descriptor of the card takes this one's.
+ */
+static int hear_of_recalls(struct card *card, const struct reason *why)
+{
+	uint32_t room[(sizeof(struct vfio_irq_set) + sizeof(int32_t)) / sizeof(uint32_t)];
+	struct vfio_irq_set *set = (void *)room;
+	int r;
+
+	card->request = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (card->request < 0)
+		return refuse(why, -errno, "hmmd is out of descriptors");
+	*set = (struct vfio_irq_set){
+		.argsz = sizeof(room),
+		.flags = VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER,
+		.index = VFIO_PCI_REQ_IRQ_INDEX,
+		.count = 1,
+	};
+	memcpy(set->data, &card->request, sizeof(int32_t));
+	r = kernel->vfio_call(card->fd[HOLDER_DEVICE], VFIO_DEVICE_SET_IRQS, set);
+	return r < 0 ? refuse(why, r, "%s cannot tell when it is wanted back: %s", card->address, strerror(-r)) : 0;
+}
+
 /* ---- opening and closing --------------------------------------------------------------------- */
 
 static void close_fds(struct card *card)
 {
 	/* The device behind its container and group: it keeps them. */
-	for (unsigned int i = 0; i < CARD_FDS; i++)
+	for (unsigned int i = 0; i < CARD_FDS; i++) {
 		if (card->fd[i] >= 0)
 			close(card->fd[i]);
+		card->fd[i] = -1;
+	}
+	if (card->request >= 0)
+		close(card->request);
+	card->request = -1;
 }
 
 static struct card *card_free(struct card *card)
@@ -438,7 +475,8 @@ static int open_kept(struct card *card, const struct wish *wish, const struct re
 	if (r)
 		return refuse(why, r, "%s has mappings of an earlier hmmd, which do not go: %s",
 			      card->address, strerror(-r));
-	return start(card, why);
+	r = start(card, why);
+	return r ? r : hear_of_recalls(card, why);
 }
 
 static int open_new(struct card *card, const struct wish *wish, const struct reason *why)
@@ -459,6 +497,8 @@ static int open_new(struct card *card, const struct wish *wish, const struct rea
 		r = join(card, group, why);
 	if (!r)
 		r = start(card, why);
+	if (!r)
+		r = hear_of_recalls(card, why);
 	return r ? r : keep(card, why);
 }
 
@@ -496,6 +536,7 @@ static int open_wished(const char *address, const struct wish *wish, struct card
 	strcpy(card->address, address);
 	for (unsigned int i = 0; i < CARD_FDS; i++)
 		card->fd[i] = -1;
+	card->request = -1;
 	pthread_mutex_init(&card->lock, NULL);
 	if (wish->file >= 0)
 		card->fd[CARD_FILE] = fcntl(wish->file, F_DUPFD_CLOEXEC, 3);
@@ -547,23 +588,30 @@ int card_open_keeping(const char *address, uid_t uid, gid_t gid, bool kept, int 
 /* What becomes of what the holder has of it. */
 enum kept { KEPT_IF_HMMD_ENDS, KEPT_AS_IT_WAS, KEPT_NO_MORE };
 
+/* With the lock of all cards held. */
+static void let_go(struct card *card, bool drop)
+{
+	/* The driver may have a duplicate of the device, which would go on. */
+	kernel->vfio_unmap_all(card->fd[HOLDER_CONTAINER]);
+	kernel->vfio_master(card->fd[HOLDER_DEVICE], false);
+	TAILQ_REMOVE(&cards.open, card, link);
+	if (cards.holder && drop)
+		holder_drop(cards.holder, card->address);
+}
+
 static struct card *close_card(struct card *card, enum kept kept)
 {
 	bool drop = true;
 
 	if (!card)
 		return NULL;
-	/* The driver may have a duplicate of the device, which would go on. */
-	kernel->vfio_unmap_all(card->fd[HOLDER_CONTAINER]);
-	kernel->vfio_master(card->fd[HOLDER_DEVICE], false);
 	pthread_mutex_lock(&cards.lock);
-	TAILQ_REMOVE(&cards.open, card, link);
 	if (kept == KEPT_IF_HMMD_ENDS)
 		drop = !cards.leaving;
 	else if (kept == KEPT_AS_IT_WAS)
 		drop = !cards.leaving && !card->was_kept;
-	if (cards.holder && drop)
-		holder_drop(cards.holder, card->address);
+	if (!card->away)
+		let_go(card, drop);
 	pthread_mutex_unlock(&cards.lock);
 	return card_free(card);
 }
@@ -588,18 +636,30 @@ const char *card_address(const struct card *card)
 	return card->address;
 }
 
-int card_device(const struct card *card)
+int card_device(struct card *card)
 {
-	int fd = fcntl(card->fd[HOLDER_DEVICE], F_DUPFD_CLOEXEC, 3);
+	int fd = -ENODEV;
 
-	return fd < 0 ? -errno : fd;
+	pthread_mutex_lock(&card->lock);
+	if (!card->away && !card_is_recalled(card)) {
+		fd = fcntl(card->fd[HOLDER_DEVICE], F_DUPFD_CLOEXEC, 3);
+		fd = fd < 0 ? -errno : fd;
+	}
+	pthread_mutex_unlock(&card->lock);
+	return fd;
 }
 
 bool card_take(struct card *card, uint32_t owner)
 {
 	uint32_t nobody = 0;
 
-	return atomic_compare_exchange_strong(&card->owner, &nobody, owner) || nobody == owner;
+	if (!atomic_compare_exchange_strong(&card->owner, &nobody, owner))
+		return nobody == owner;
+	/* Whoever gives it back looks for owners after he has said that it is. */
+	if (!card_is_recalled(card))
+		return true;
+	card_leave(card, owner);
+	return false;
 }
 
 void card_leave(struct card *card, uint32_t owner)
@@ -612,7 +672,9 @@ int card_drive(struct card *card, uint64_t driver)
 	int r = 0;
 
 	pthread_mutex_lock(&card->lock);
-	if (card->broken)
+	if (card->away)
+		r = -ENODEV;
+	else if (card->broken)
 		r = -EIO;
 	else if (card->stopped)
 		r = kernel->vfio_master(card->fd[HOLDER_DEVICE], true);
@@ -638,12 +700,71 @@ void card_driver_gone(struct card *card, uint64_t driver)
 	if (!card)
 		return;
 	pthread_mutex_lock(&card->lock);
-	if (card->driver == driver && !card->stopped) {
+	if (card->driver == driver && !card->stopped && !card->away) {
 		log_info("%s: its driver is gone, and it is stopped until another one maps",
 			 card->address);
 		stop(card);
 	}
 	pthread_mutex_unlock(&card->lock);
+}
+
+/* ---- the kernel wants it back ------------------------------------------------------------------- */
+
+bool card_is_recalled(const struct card *card)
+{
+	return card && atomic_load(&card->recalled);
+}
+
+/* With the lock of all cards held. */
+static void give_back(struct card *card)
+{
+	pthread_mutex_lock(&card->lock);
+	let_go(card, true);
+	close_fds(card);
+	card->away = true;
+	pthread_mutex_unlock(&card->lock);
+}
+
+void card_give_back(struct card *card)
+{
+	pthread_mutex_lock(&cards.lock);
+	if (!card->away)
+		give_back(card);
+	pthread_mutex_unlock(&cards.lock);
+}
+
+static void hear(struct card *card)
+{
+	uint64_t asked;
+
+	if (card->request < 0 || read(card->request, &asked, sizeof(asked)) != sizeof(asked) ||
+	    atomic_exchange(&card->recalled, true))
+		return;
+	log_warn(CARD_RECALLED ", and hmmd gives it back when nothing is left", card->address);
+}
+
+bool cards_recall(void)
+{
+	struct card *card, *next;
+	bool waiting = false;
+
+	pthread_mutex_lock(&cards.lock);
+	for (card = TAILQ_FIRST(&cards.open); card; card = next) {
+		next = TAILQ_NEXT(card, link);
+		hear(card);
+		if (!card_is_recalled(card))
+			continue;
+		/* One whose memory has pages is bar.c's to give back. */
+		if (card->fd[CARD_FILE] < 0 && !atomic_load(&card->owner)) {
+			log_info("%s is given back; what its driver has of it (hmm_device_fd()) is the driver's to close",
+				 card->address);
+			give_back(card);
+		} else {
+			waiting = true;
+		}
+	}
+	pthread_mutex_unlock(&cards.lock);
+	return waiting;
 }
 
 /* ---- mapping ------------------------------------------------------------------------------------ */

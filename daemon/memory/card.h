@@ -12,6 +12,7 @@
  *	card_take()			an owner's addresses are the card's, and no other's
  *	card_drive()			whose death stops it
  *	card_map(), card_unmap()	in the same units: the kernel splits none
+ *	cards_recall()			now and then: some may be wanted back by the kernel
  *
  * Any thread; a card is mapped for by its owner's worker alone.
  */
@@ -75,10 +76,25 @@ const char *card_address(const struct card *card);
 uint32_t card_number(const char *address);
 void card_print_number(uint32_t number, char text[CARD_ADDRESS]);
 bool card_allows(const struct card *card, uid_t uid, gid_t gid);
-/* A duplicate of the device's descriptor, the caller's; or -errno. */
-int card_device(const struct card *card);
+/* A duplicate of the device's descriptor, the caller's; or -errno, -ENODEV: it is recalled. */
+int card_device(struct card *card);
 
-/* Whose addresses are its. False: another owner's are. */
+/*
+ * The kernel wants it back, because it is unplugged or its driver unbound, and waits for all who have it. From then
+ * on it is nobody's anew; who has something mapped takes it out and leaves it (card_leave()). Never again false.
+ * NULL is allowed.
+ */
+bool card_is_recalled(const struct card *card);
+#define CARD_RECALLED "%s is wanted back (it is unplugged, or unbound): nothing new begins with it"
+/*
+ * Hears of that, and gives back what no owner has any more. True: some are recalled and have yet to be left;
+ * of those with a file (card_open_keeping()) who opened them says when, by card_give_back(). Their own thread.
+ */
+bool cards_recall(void);
+/* All is closed, also with the holder. The card stays what it is until it is closed, and opens no more. */
+void card_give_back(struct card *card);
+
+/* Whose addresses are its. False: another owner's are, or it is recalled. */
 bool card_take(struct card *card, uint32_t owner);
 void card_leave(struct card *card, uint32_t owner);
 

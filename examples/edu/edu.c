@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * edu.c - the driver. Three things make it one:
+ * edu.c - the driver. Four things make it one:
  *
  *	open_card()	hmmd hands out the card: it is reset, and its registers are mapped
  *	transfer()	a range goes into the IOMMU, and the engine runs while that is valid
  *	quiesce()	something is about to change: the engine has stopped when this returns
+ *	let_go()	the card is unplugged, or unbound, and the kernel waits for whoever has it
  *
  * The engine cannot be stopped, but a transfer ends soon; so the lock is held while one runs, and
  * quiesce() takes it.
@@ -46,6 +47,17 @@ static const uint64_t values[HMM_PFN_VALUE_MAX] = {
 
 /* ---- changes --------------------------------------------------------------------- */
 
+/* Nothing of the card is left here: neither its registers nor its descriptor. */
+static void let_go(struct edu *edu)
+{
+	if (edu->size)
+		munmap((void *)(uintptr_t)edu->registers, edu->size);
+	if (edu->fd >= 0)
+		close(edu->fd);
+	edu->size = 0;
+	edu->fd = -1;
+}
+
 static int quiesce(struct hmm_mirror *mirror, const struct hmm_update *update)
 {
 	struct edu *edu = (struct edu *)mirror;
@@ -54,6 +66,8 @@ static int quiesce(struct hmm_mirror *mirror, const struct hmm_update *update)
 		pthread_mutex_lock(&edu->lock);
 	else if (pthread_mutex_trylock(&edu->lock))
 		return -EAGAIN;
+	if (update->reason == HMM_REASON_RECALL)
+		let_go(edu);
 	/* What would begin now finds its range not valid. */
 	pthread_mutex_unlock(&edu->lock);
 	return 0;
@@ -122,6 +136,11 @@ static int transfer(struct edu *edu, uint64_t addr, size_t length, bool to_memor
 		if (n < 0)
 			break;
 		pthread_mutex_lock(&edu->lock);
+		if (edu->fd < 0) {
+			pthread_mutex_unlock(&edu->lock);
+			n = -ENODEV;
+			break;
+		}
 		if (hmm_range_valid(&range)) {
 			bus += addr - page;
 			run(edu, to_memory ? BUFFER : bus, to_memory ? bus : BUFFER, length,
@@ -149,14 +168,16 @@ int edu_store(struct edu *edu, void *to, size_t length)
 void edu_load_blindly(struct edu *edu, const void *from, size_t length)
 {
 	pthread_mutex_lock(&edu->lock);
-	run(edu, (uintptr_t)from, BUFFER, length, 0);
+	if (edu->fd >= 0)
+		run(edu, (uintptr_t)from, BUFFER, length, 0);
 	pthread_mutex_unlock(&edu->lock);
 }
 
 void edu_store_blindly(struct edu *edu, void *to, size_t length)
 {
 	pthread_mutex_lock(&edu->lock);
-	run(edu, BUFFER, (uintptr_t)to, length, TO_MEMORY);
+	if (edu->fd >= 0)
+		run(edu, BUFFER, (uintptr_t)to, length, TO_MEMORY);
 	pthread_mutex_unlock(&edu->lock);
 }
 
@@ -245,10 +266,7 @@ void edu_close(struct edu *edu)
 {
 	if (edu->mirror.priv)
 		hmm_mirror_unregister(&edu->mirror);
-	if (edu->size)
-		munmap((void *)(uintptr_t)edu->registers, edu->size);
-	if (edu->fd >= 0)
-		close(edu->fd);
+	let_go(edu);
 	hmm_device_put(edu->device);
 	pthread_mutex_destroy(&edu->lock);
 	free(edu);

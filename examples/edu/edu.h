@@ -31,7 +31,7 @@ struct hmm_mirror *edu_mirror(struct edu *edu);
 
 /*
  * The card reads @from, or writes @to, which must be pinned on it or coherent. 0 or -errno: then
- * nothing was transferred.
+ * nothing was transferred. -ENODEV: it was unplugged, or unbound.
  */
 int edu_load(struct edu *edu, const void *from, size_t length);
 int edu_store(struct edu *edu, void *to, size_t length);

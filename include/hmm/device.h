@@ -153,7 +153,12 @@ void hmm_device_put(struct hmm_device *device);
  *	-EPERM: another user made it, or its memory is the card's BAR; -EACCES: the user may not
  *	open the card's group in /dev/vfio;
  *	-EMFILE: this process or hmmd is out of descriptors; -ENOMEM; -ENODEV: hmmd has the device
- *	no more; -ESTALE.
+ *	no more, or the card is being unplugged or unbound; -ESTALE.
+ *
+ * When the card is unplugged, or unbound from vfio-pci, the kernel waits for whoever has it: the mirror's
+ * quiesce() is called for all addresses with HMM_REASON_RECALL, and the driver closes the descriptor
+ * and unmaps what it has mapped of it. (The model is VFIO's own request, VFIO_PCI_REQ_IRQ_INDEX. That is
+ * hmmd's: a driver must not set it.)
  */
 int hmm_device_fd(struct hmm_device *device);
 

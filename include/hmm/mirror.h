@@ -35,6 +35,7 @@ enum hmm_update_reason {
 	HMM_REASON_EXCLUSIVE = 9,
 	HMM_REASON_EVICT = 10,
 	HMM_REASON_RELEASE = 11,	/* release() tells of it, never an update */
+	HMM_REASON_RECALL = 12,		/* the device's card is unplugged or unbound: hmm_device_fd() */
 };
 
 struct hmm_update {
@@ -77,8 +78,9 @@ struct hmm_mirror_ops {
 	 * quiesce(): the device stops touching [start, end), or stops altogether, and has
 	 * stopped when this returns. Only then hmmd changes anything. It comes for changes of
 	 * what the device has (coherent, or pinned on it) and for no others; and for all
-	 * addresses when another hmmd goes on. Deadline, -EAGAIN and what may be
-	 * called: as above.
+	 * addresses when another hmmd goes on, or (HMM_REASON_RECALL) when the card that the device is
+	 * is being unplugged or unbound: then the driver also closes what hmm_device_fd() gave, for
+	 * which the kernel waits. Deadline, -EAGAIN and what may be called: as above.
 	 *
 	 * resume(): the change is over, whatever its range is now. With HMM_UPDATE_RESTORED some of
 	 * it is on the device, and hmm_mirror_lookup() tells what; entries and windows are

@@ -194,7 +194,8 @@ bool hmm_range_read_retry(struct hmm_range *range, unsigned long number);
  *
  * Return: pages mapped; -EBUSY: none, or the range became invalid; -EFAULT: a page has no address,
  *	or the IOMMU or the limit of locked memory refuses, and hmm_last_error() says which limit:
- *	none is mapped, and what was is not any more; -EINVAL: NULL, or another device; and as
+ *	none is mapped, and what was is not any more; -ENODEV: the card is being unplugged or unbound;
+ *	-EINVAL: NULL, or another device; and as
  *	hmm_range_fault(): -EPERM, where a page is wanted for writing and the owner may not write
  *	it, also of coherent memory.
  */

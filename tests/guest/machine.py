@@ -2,7 +2,11 @@
 """The emulated machine: QEMU's command line, and one run of it from power on to power off.
 
 One processor, two NUMA nodes, a third one that is a dax device (half of it a file, half memory: init), an IOMMU with
-48-bit addresses, QEMU's teaching card `edu`, a card whose memory can be mapped (`ivshmem-plain`), a disk, swap. Everything it writes is in `room`; nothing of it outlives run().
+48-bit addresses, QEMU's teaching card `edu`, a card whose memory can be mapped (`ivshmem-plain`), one more of each that
+can be taken out of its slot, a disk, swap. Everything it writes is in `room`; nothing of it outlives run().
+
+A test may have something done to the machine that it runs in: it puts a command of QEMU's machine protocol into the
+file `ask` where the results go, whole at once (rename), and the answer comes in `answer`.
 """
 
 import ctypes
@@ -20,6 +24,11 @@ PR_SET_PDEATHSIG = 1
 TAIL_LINES = 40
 # From power on to the first line of init, on a machine that is busy with other things.
 START_SECONDS = 240
+# What can be taken out of its slot, by device_del and its name; tests/integration/vfio_card.py puts it back.
+PLUGGED = {
+    "spare-edu": {"driver": "edu", "bus": "slot0", "dma_mask": "0xffffffffffffffff"},
+    "spare-ivshmem": {"driver": "ivshmem-plain", "bus": "slot1", "memdev": "spare-bar"},
+}
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -46,7 +55,12 @@ def command(kernel, initrd, room, results, shell, memory_mb=4096, dax_mb=512, hu
     words += ["-device", "intel-iommu,aw-bits=48",
               "-device", "edu,dma_mask=0xffffffffffffffff",
               "-object", "memory-backend-ram,id=bar,size=64M,share=on", "-device", "ivshmem-plain,memdev=bar",
+              "-object", "memory-backend-ram,id=spare-bar,size=32M,share=on",
               "-device", "virtio-rng-pci"]
+    for number, (name, device) in enumerate(PLUGGED.items()):
+        words += ["-device", f"pcie-root-port,id={device['bus']},chassis={number},slot={number}",
+                  "-device", ",".join([device["driver"], f"id={name}", *(f"{key}={value}" for key, value in device.items()
+                                                                        if key != "driver")])]
     for name in ("disk", "swap"):
         words += ["-drive", f"if=none,id={name},file={room}/{name},format=raw,cache=unsafe",
                   "-device", f"virtio-blk-pci,drive={name}"]
@@ -86,9 +100,10 @@ def diagnose(console, ended, seconds, gave_up, status):
 
 
 class Machine:
-    def __init__(self, words, room):
+    def __init__(self, words, room, results=None):
         self.words = words
         self.room = room
+        self.results = results
         self.console = f"{room}/console"
         self.status = None
         self.gave_up = False
@@ -129,6 +144,22 @@ class Machine:
                         answer = json.loads(file.readline())
         return answer
 
+    def attend(self):
+        """What a test in the guest has asked for, if anything."""
+        asked, answered = f"{self.results}/ask", f"{self.results}/answer"
+        if not self.results or not os.path.exists(asked):
+            return
+        try:
+            with open(asked) as file:
+                words = json.load(file)
+            answer = self.ask(words["execute"], **words.get("arguments", {}))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            answer = {"error": {"desc": f"{asked}: {error}"}}
+        os.unlink(asked)
+        with open(f"{answered}.new", "w") as file:
+            json.dump(answer, file)
+        os.rename(f"{answered}.new", answered)
+
     def make_it_tell(self):
         """A guest that hangs: an interrupt that cannot be masked makes the kernel print where it is, and give up."""
         try:
@@ -147,6 +178,7 @@ class Machine:
             while self.process.poll() is None and time.monotonic() - started < limit:
                 time.sleep(0.25)
                 self._progress(say)
+                self.attend()
                 if not self._shown and time.monotonic() - started > START_SECONDS:
                     break
             self.gave_up = self.process.poll() is None

@@ -10,10 +10,12 @@ import importlib.machinery
 import importlib.util
 import json
 import os
+import socket
 import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import types
 import unittest
 
@@ -151,6 +153,45 @@ class Machine(unittest.TestCase):
     def test_one_that_will_not_end_is_killed(self):
         status, _, _ = self.run_script("trap '' TERM; echo 'guest: up' >ROOM/console; while :; do sleep 1; done", 1)
         self.assertLess(status, 0)
+
+
+class Asked(unittest.TestCase):
+    """By a test in the guest, of QEMU, which has a stand-in here."""
+
+    def answer(self, text):
+        def serve(listener):
+            with listener.accept()[0] as link, link.makefile("rw") as file:
+                for reply in ('{"QMP": {}}', '{"return": {}}', '{"event": "X"}\n{"return": "done"}'):
+                    file.write(reply + "\n")
+                    file.flush()
+                    heard.append(file.readline())
+
+        heard = []
+        with tempfile.TemporaryDirectory() as room, socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(f"{room}/qmp")
+            listener.listen()
+            thread = threading.Thread(target=serve, args=(listener,), daemon=True)
+            thread.start()
+            with open(f"{room}/ask", "w") as file:
+                file.write(text)
+            machine.Machine([], room, room).attend()
+            self.assertFalse(os.path.exists(f"{room}/ask"))
+            with open(f"{room}/answer") as file:
+                return json.load(file), heard[1:2]
+
+    def test_it_is_passed_on(self):
+        answer, heard = self.answer('{"execute": "device_del", "arguments": {"id": "x"}}')
+        self.assertEqual(answer, {"return": "done"})
+        self.assertEqual([json.loads(line) for line in heard], [{"execute": "device_del", "arguments": {"id": "x"}}])
+
+    def test_what_is_no_command(self):
+        for text in ("nonsense", "[]", "{}"):
+            self.assertIn("error", self.answer(text)[0])
+
+    def test_nobody_asks(self):
+        with tempfile.TemporaryDirectory() as room:
+            machine.Machine([], room, room).attend()
+            self.assertEqual(os.listdir(room), [])
 
 
 class Modules(unittest.TestCase):

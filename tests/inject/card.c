@@ -12,15 +12,20 @@
  *
  *   HMMD_CARD_BUSY=FILE  while that is there the BAR cannot be mapped: ENOMEM.
  *
- * Any thread of hmmd runs this; the counter is atomic.
+ *   HMMD_CARD_RECALL=FILE  while that is there the kernel wants the card back, and says so to whoever has armed
+ *                        its request last, again and again (a real one every ten seconds).
+ *
+ * Any thread of hmmd runs this, and one of its own; the counter is atomic, the request has a lock.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/vfio.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -32,6 +37,9 @@
 
 static unsigned long faults; /* one in so many; 0: none */
 static const char *busy;     /* while there is such a file the BAR cannot be mapped */
+static const char *recall;   /* while there is such a file the card is wanted back */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* on what follows */
+static int request = -1;
 
 /* By chance, and not the same at each start. */
 static bool fails(void)
@@ -72,9 +80,51 @@ static int vfio_open(const char *path)
 	return new_file(0);
 }
 
-static int vfio_call(int fd, unsigned long request, void *argument)
+static void *ask(void *data)
 {
-	switch (request) {
+	for (;;) {
+		usleep(100000);
+		pthread_mutex_lock(&lock);
+		if (request >= 0 && access(recall, F_OK) == 0)
+			eventfd_write(request, 1);
+		pthread_mutex_unlock(&lock);
+	}
+	return data;
+}
+
+/* What was armed before it asks no more. */
+static void arm(int fd)
+{
+	pthread_mutex_lock(&lock);
+	if (request >= 0)
+		close(request);
+	request = fd;
+	pthread_mutex_unlock(&lock);
+}
+
+static int set_irqs(const struct vfio_irq_set *set)
+{
+	static bool asks;
+	pthread_t thread;
+	int32_t fd;
+
+	if (set->index != VFIO_PCI_REQ_IRQ_INDEX || set->count != 1 ||
+	    set->flags != (VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER))
+		return -EINVAL;
+	memcpy(&fd, set->data, sizeof(fd));
+	fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+	if (fd < 0)
+		return -errno;
+	arm(fd);
+	if (!recall || asks)
+		return 0;
+	asks = true;
+	return -pthread_create(&thread, NULL, ask, NULL);
+}
+
+static int vfio_call(int fd, unsigned long number, void *argument)
+{
+	switch (number) {
 	case VFIO_GET_API_VERSION:
 		return VFIO_API_VERSION;
 	case VFIO_CHECK_EXTENSION:
@@ -87,13 +137,17 @@ static int vfio_call(int fd, unsigned long request, void *argument)
 		return fcntl(fd, F_GETFD) < 0 ? -errno : 0;
 	case VFIO_GROUP_GET_DEVICE_FD:
 		return strcmp(argument, CARD) == 0 ? new_file((off_t)BAR_BYTES) : -ENODEV;
+	case VFIO_DEVICE_SET_IRQS:
+		return set_irqs(argument);
 	default:
 		return -ENOTTY;
 	}
 }
 
+/* The end of the card in this hmmd, or before anything else of one that was kept. */
 static int vfio_unmap_all(int container)
 {
+	arm(-1);
 	return fcntl(container, F_GETFD) < 0 ? -errno : 0;
 }
 
@@ -150,6 +204,7 @@ __attribute__((constructor)) static void stand_in_front(void)
 
 	faults = wanted ? strtoul(wanted, NULL, 10) : 0;
 	busy = getenv("HMMD_CARD_BUSY");
+	recall = getenv("HMMD_CARD_RECALL");
 	ops = kernel_real;
 	ops.pci_link = pci_link;
 	ops.vfio_open = vfio_open;

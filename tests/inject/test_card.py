@@ -19,7 +19,8 @@ class Card(vfio_bar.Pages, harness.Test):
     def setUp(self):
         super().setUp()
         self.busy = os.path.join(self.folder, "busy")
-        for name, value in (("HMMD_CARD_FAULTS", "100"), ("HMMD_CARD_BUSY", self.busy)):
+        self.recall = os.path.join(self.folder, "recall")
+        for name, value in (("HMMD_CARD_FAULTS", "100"), ("HMMD_CARD_BUSY", self.busy), ("HMMD_CARD_RECALL", self.recall)):
             os.environ[name] = value
             self.addCleanup(os.environ.pop, name)
 
@@ -61,6 +62,38 @@ class Card(vfio_bar.Pages, harness.Test):
         os.unlink(self.busy)
         self.check(owner)
         other.finish()
+
+    def wait_log(self, text):
+        harness.wait_until(lambda: text in self.daemon.log, 20, f"that the log says {text}")
+
+    def test_wanted_back(self):
+        """The kernel wants the card: whatever call fails, all of it comes home, that of a stopped program at the latest when it goes on."""
+        owner = self.begin()
+        with harness.stopped(owner.pid):
+            self.daemon.start()
+            other = self.owner("huge")
+            self.out(other)
+            with open(self.recall, "w"):
+                pass
+            self.wait_log(f"of pid {owner.pid} (not back since hmmd was started)")
+            other.ask("check", "^checked$")
+            other.ask("out", "^out 0$")
+            late = self.run_client("mirror-owner", "8", status=1)
+            self.assertIn("is wanted back", late.stdout + late.stderr)
+            self.assertEqual(self.pool()["name"], "vfio:leaving")
+            self.assertNotIn("is given back", self.daemon.log)
+        self.wait_log("is given back: nothing is left")
+        os.unlink(self.recall)
+        for process in (owner, other):
+            process.ask("check", "^checked$")
+            process.ask("out", "^out 0$")
+            process.ask("change", "^changed$")
+        self.assertNotIn("lost", self.daemon.log)
+        # And another hmmd has none that could be kept.
+        self.daemon.restart()
+        for process in (owner, other):
+            process.ask("check", "^checked$")
+            process.finish()
 
     def test_its_name_is_anothers(self):
         """Somebody has made a device of that name before the owner is back."""

@@ -293,6 +293,93 @@ Test(engine_bar, no_memory_to_come_to)
 	end();
 }
 
+/* Where the CPU has it; the block may have been forgotten. */
+static void check_home(unsigned int first, unsigned int last)
+{
+	const struct block *block = fixture_block(&fixture, 0);
+	char bytes[HMM_PAGE_SIZE];
+
+	for (unsigned int i = first; i < last; i++) {
+		fixture_bytes(i, bytes);
+		cr_assert(not(block && page_state(block, i) != HMM_PAGE_INVALID), "page %u", i);
+		cr_assert(not(memcmp((const char *)ROOM_START + i * HMM_PAGE_SIZE, bytes, sizeof(bytes))), "page %u", i);
+	}
+}
+
+/* As control does, and the worker that it wakes. */
+static void recall(void)
+{
+	fake_vfio_recall(FAKE_CARD);
+	for (unsigned int k = 0; k < 5 && cards_recall(); k++) {
+		bars_recall();
+		turn();
+		turn();
+	}
+}
+
+/* The kernel wants the card back: all comes home, then it is given back, and there is no room any more. */
+Test(engine_bar, recalled)
+{
+	struct pages pages = pages_from(0, 3);
+	struct block *block;
+
+	begin_far();
+	recall();
+	cr_expect(eq(u64, fixture.mirror->far_pages, 0));
+	cr_expect(not(fake_vfio.kept));
+	cr_expect(eq(u64, fixture.owner->counter[COUNTER_ERRORS], 0));
+	check_home(0, PAGES);
+	fixture_out(&fixture, HMM_BLOCK_PAGES, HMM_BLOCK_PAGES + 3);
+	block = fixture_block(&fixture, 1);
+	far_store(block, &pages, NULL);
+	cr_assert(block_at_rest(block));
+	cr_expect(eq(uint, block_count(block, HMM_PAGE_DEVICE), 3), "nothing goes there");
+	cr_expect(eq(u64, fixture.mirror->far_pages, 0));
+	end();
+}
+
+/* Between two pieces: the rest does not go there, and what has gone comes home. */
+Test(engine_bar, recalled_while_storing)
+{
+	struct pages pages = pages_from(0, PAGES);
+	struct block *block = begin(0);
+
+	far_store(block, &pages, NULL);
+	cr_assert(not(block_at_rest(block)));
+	cr_expect(eq(u32, bar_used(bar), 16));
+	recall();
+	block = fixture_block(&fixture, 0);
+	cr_expect(eq(u64, fixture.mirror->far_pages, 0));
+	cr_expect(not(fake_vfio.kept));
+	cr_expect(eq(u64, fixture.owner->counter[COUNTER_ERRORS], 0));
+	for (unsigned int i = 0; i < PAGES; i++)
+		if (block && page_state(block, i) == HMM_PAGE_DEVICE)
+			check_shadow(block, i, i + 1);
+		else
+			check_home(i, i + 1);
+	end();
+}
+
+/* What cannot come home at present is no loss: it is waited for. */
+Test(engine_bar, recalled_while_switched_off)
+{
+	begin_far();
+	fake_vfio.off = true;
+	recall();
+	cr_expect(eq(u64, fixture.mirror->far_pages, PAGES));
+	cr_expect(fake_vfio.kept);
+	fake_vfio.off = false;
+	for (unsigned int k = 0; k < 5 && cards_recall(); k++) {
+		bars_recall();
+		fixture_later(&fixture, SECOND);
+		turn();
+	}
+	cr_expect(not(fake_vfio.kept));
+	cr_expect(eq(u64, fixture.owner->counter[COUNTER_ERRORS], 0));
+	check_home(0, PAGES);
+	end();
+}
+
 /* A ledger that names a frame which is another's. */
 Test(engine_bar, nobody_is_given_anothers)
 {

@@ -232,6 +232,91 @@ Test(dma, out_when_the_driver_is_late)
 	finish();
 }
 
+/* Of a letter to the driver with this opcode: the mirror's cookie. 0: there is none. */
+static uint64_t told(uint16_t opcode, uint32_t reason)
+{
+	struct letter *letter = mailbox_take(&fixture.outbox), *next;
+	uint64_t cookie = 0;
+
+	for (; letter; letter = next) {
+		const struct hmm_msg_invalidate *invalidate = (const void *)letter->message;
+		const struct hmm_msg_settled *settled = (const void *)letter->message;
+
+		next = letter->next;
+		if (letter->message && letter->message->opcode == opcode) {
+			cr_assert(eq(u64, cookie, 0));
+			cookie = opcode == HMM_OP_SETTLED ? settled->cookie : invalidate->cookie;
+		}
+		if (letter->message && letter->message->opcode == HMM_OP_INVALIDATE) {
+			cr_assert(eq(u32, invalidate->reason, reason));
+			cr_assert(eq(u64, invalidate->start, 0));
+			cr_assert(eq(u64, invalidate->end, HMM_VA_END));
+		}
+		letter_free(letter);
+	}
+	return cookie;
+}
+
+/* The kernel wants the card back: its driver hears of it, and when it has answered the card reaches nothing. */
+Test(dma, recalled)
+{
+	uint64_t cookie, number, pages;
+
+	begin();
+	map(HOLD, 0, OUT, OUT);
+	fake_vfio_recall(FAKE_CARD);
+	cr_assert(cards_recall());
+	cr_assert(eq(int, map_as(DRIVER, HOLD + 1, 0, OUT, true, &pages), -ENODEV));
+	cr_assert(ne(ptr, strstr(text, "is wanted back"), NULL));
+	number = fixture_sequence(fixture_block(&fixture, 0));
+	fixture_later(&fixture, 1);
+	cookie = told(HMM_OP_INVALIDATE, HMM_REASON_RECALL);
+	cr_assert(ne(u64, cookie, 0));
+	fixture_later(&fixture, SECOND / 10);
+	cr_assert(eq(u64, told(HMM_OP_INVALIDATE, HMM_REASON_RECALL), 0), "once");
+	cr_assert(cards_recall() && fake_vfio.kept);
+	cr_assert(eq(uint, fake_vfio_mappings(), 1));
+	invalidate_ack(fixture.owner, cookie, 0);
+	fixture_later(&fixture, 1);
+	cr_assert(eq(uint, fake_vfio_mappings(), 0));
+	cr_assert(ne(u64, fixture_sequence(fixture_block(&fixture, 0)), number), "its ranges are not valid any more");
+	cr_assert(eq(u64, told(HMM_OP_SETTLED, 0), cookie));
+	cr_assert(eq(u64, fixture.mirror->device_pages, OUT), "they stay on the device");
+	cr_assert(not(cards_recall() || fake_vfio.kept));
+	cr_assert(eq(int, map_as(DRIVER, HOLD, 0, OUT, true, &pages), -ENODEV));
+	fixture_later(&fixture, 1);
+	finish();
+}
+
+Test(dma, recalled_from_a_late_driver)
+{
+	begin();
+	map(HOLD, 0, OUT, OUT);
+	fake_vfio_recall(FAKE_CARD);
+	cr_assert(cards_recall());
+	fixture_later(&fixture, 1);
+	cr_assert(ne(u64, told(HMM_OP_INVALIDATE, HMM_REASON_RECALL), 0));
+	fixture_later(&fixture, 1001 * NS_PER_MS);
+	cr_assert(eq(uint, fake_vfio_mappings(), 0));
+	cr_assert(not(cards_recall() || fake_vfio.kept));
+	told(0, 0);
+	finish();
+}
+
+/* There is nobody to be told. */
+Test(dma, recalled_without_a_driver)
+{
+	begin();
+	map(HOLD, 0, OUT, OUT);
+	fixture.mirror->flags &= ~HMM_MIRROR_FLAGS_CALLBACKS;
+	fake_vfio_recall(FAKE_CARD);
+	cr_assert(cards_recall());
+	fixture_later(&fixture, 1);
+	cr_assert(eq(uint, fake_vfio_mappings(), 0));
+	cr_assert(not(cards_recall() || fake_vfio.kept));
+	finish();
+}
+
 /* What changes beside it, in the same block, is nothing to it. */
 Test(dma, neighbours_stay)
 {

@@ -28,6 +28,8 @@ static char *bar_memory;
 static int bar_file = -1;
 #define BAR_BYTES (64UL << 20)
 static int quiet = -1; /* never readable */
+static ino_t device[2]; /* the file that each was opened as last */
+static int armed[2] = {-1, -1}; /* what was armed last to hear that it is wanted back */
 
 static bool fails(void)
 {
@@ -133,6 +135,51 @@ static int unmap_dma(const struct vfio_iommu_type1_dma_unmap *unmap)
 	return 0;
 }
 
+static int new_device(unsigned int card)
+{
+	int fd = card < 2 ? new_fd() : -ENODEV;
+	struct stat st;
+
+	if (fd < 0)
+		return fd;
+	cr_assert(eq(int, fstat(fd, &st), 0));
+	device[card] = st.st_ino;
+	return fd;
+}
+
+/* Until it is armed anew, or the test ends. */
+static void disarm(unsigned int card)
+{
+	if (armed[card] >= 0)
+		close(armed[card]);
+	armed[card] = -1;
+}
+
+static int set_irqs(int of, const struct vfio_irq_set *set)
+{
+	unsigned int card;
+	struct stat st;
+	int32_t fd;
+
+	cr_assert(eq(int, fstat(of, &st), 0));
+	card = st.st_ino == device[0] ? 0 : 1;
+	cr_assert(eq(u64, st.st_ino, device[card]));
+
+	cr_assert(set->index == VFIO_PCI_REQ_IRQ_INDEX && !set->start && set->count == 1);
+	cr_assert(set->flags == (VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER));
+	cr_assert(set->argsz == sizeof(*set) + sizeof(fd));
+	memcpy(&fd, set->data, sizeof(fd));
+	disarm(card);
+	armed[card] = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+	return 0;
+}
+
+void fake_vfio_recall(const char *address)
+{
+	cr_assert(armed[card_at(address)] >= 0);
+	cr_assert(eq(int, eventfd_write(armed[card_at(address)], 1), 0));
+}
+
 static int vfio_call(int fd, unsigned long request, void *argument)
 {
 	struct vfio_group_status *status = argument;
@@ -153,7 +200,9 @@ static int vfio_call(int fd, unsigned long request, void *argument)
 	case VFIO_SET_IOMMU:
 		return fake_vfio.unsafe ? -EPERM : 0;
 	case VFIO_GROUP_GET_DEVICE_FD:
-		return card_at(argument) < 2 ? new_fd() : -ENODEV;
+		return new_device(card_at(argument));
+	case VFIO_DEVICE_SET_IRQS:
+		return set_irqs(fd, argument);
 	case VFIO_IOMMU_MAP_DMA:
 		return map_dma(argument);
 	case VFIO_IOMMU_UNMAP_DMA:
@@ -270,6 +319,8 @@ void fake_vfio_end(void)
 	let_go(0);
 	let_go(1);
 	close(quiet);
+	disarm(0);
+	disarm(1);
 	munmap(bar_memory, BAR_BYTES);
 	close(bar_file);
 	kernel = &kernel_real;

@@ -55,6 +55,8 @@ void fake_vfio_begin(void);
 void fake_vfio_end(void);
 /* One page of that memory. */
 void *fake_vfio_frame(uint32_t number);
+/* The kernel wants that card back, and says so to whoever has armed its request last. */
+void fake_vfio_recall(const char *address);
 /* For cards_init(): as the next hmmd finds it. */
 struct holder *fake_vfio_holder(void);
 

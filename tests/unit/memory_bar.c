@@ -455,3 +455,113 @@ Test(bar, who_never_comes_back)
 	bar_put(bar);
 	fake_vfio_end();
 }
+
+/* The kernel wants the card back: no more pages, what is there can be had, and when it has gone the card has, too. */
+Test(bar, recalled)
+{
+	int from = new_file('a'), to = new_file('b');
+	struct bar *bar, *again;
+	uint32_t claim, number;
+	char bytes[4096];
+
+	begin();
+	bar = opened();
+	claim = bar_claim(bar, 1);
+	number = bar_take(bar, claim);
+	cr_assert(eq(int, bar_store(bar, number, from, 0), 0));
+	bars_recall();
+	cr_assert(not(bar_is_recalled(bar)));
+	fake_vfio_recall(FAKE_CARD);
+	cr_assert(cards_recall());
+	bars_recall();
+	bars_recall();
+	cr_assert(bar_is_recalled(bar) && !bar_is_lost(bar) && fake_vfio.kept);
+	cr_assert(eq(u32, bar_take(bar, claim), FRAME_NONE));
+	refused(-ENODEV, "is wanted back");
+	/* Somebody who has pages there of before a restart. */
+	wish.kept = true;
+	cr_assert(eq(ptr, opened(), bar));
+	wish.kept = false;
+	bar_put(bar);
+	cr_assert(eq(int, bar_fetch(bar, number, to, 0), 0));
+	cr_assert(eq(int, bar_check(bar), BAR_HERE));
+	cr_assert(eq(int, (int)pread(to, bytes, 4096, 0), 4096));
+	cr_assert(bytes[0] == 'a' && bytes[4095] == 'a');
+	cr_assert(bar_release(bar, number, claim));
+	cr_assert(cards_recall());
+	bars_recall();
+	cr_assert(not(cards_recall() || fake_vfio.kept));
+	cr_assert(bar_is_lost(bar));
+	cr_assert(eq(int, bar_check(bar), BAR_LOST));
+	cr_assert(eq(u32, bar_take(bar, claim), FRAME_NONE));
+	cr_assert(eq(u32, bar_used(bar), 0));
+	cr_assert(strcmp(card_address(bar_card(bar)), FAKE_CARD) == 0);
+	fake_vfio.no_device = true;
+	refused(-ENODEV, "there is no PCI device");
+	/* Another card in the same place is another pool. */
+	fake_vfio.no_device = false;
+	again = opened();
+	cr_assert(ne(ptr, again, bar));
+	bar_unclaim(bar, claim);
+	bar_put(bar);
+	cr_assert(fake_vfio.kept);
+	bar_put(again);
+	cr_assert(not(fake_vfio.kept));
+	close(from);
+	close(to);
+	fake_vfio_end();
+}
+
+/* Pages of one that is not back are waited for until it has ended. */
+Test(bar, recalled_from_who_is_not_here)
+{
+	struct bar *bar;
+	uint32_t claim;
+
+	begin();
+	bar = opened();
+	claim = bar_claim(bar, 7);
+	cr_assert(ne(u32, bar_take(bar, claim), FRAME_NONE));
+	bar_leave(bar, claim);
+	fake_vfio_recall(FAKE_CARD);
+	for (unsigned int n = 0; n < 20; n++) {
+		cr_assert(cards_recall());
+		bars_mend();
+		bars_recall();
+		cr_assert(fake_vfio.kept && !bar_is_lost(bar));
+	}
+	dead = 7;
+	bars_mend();
+	bars_recall();
+	dead = 99;
+	cr_assert(not(fake_vfio.kept));
+	bar_put(bar);
+	fake_vfio_end();
+}
+
+/* A card that does not answer has nothing that could come home: only who is here is waited for, who may be copying. */
+Test(bar, recalled_and_lost)
+{
+	uint32_t absent, here;
+	struct bar *bar;
+
+	begin();
+	bar = opened();
+	absent = bar_claim(bar, 7);
+	here = bar_claim(bar, 8);
+	cr_assert(ne(u32, bar_take(bar, absent), FRAME_NONE));
+	cr_assert(ne(u32, bar_take(bar, here), FRAME_NONE));
+	bar_leave(bar, absent);
+	fake_vfio.gone = true;
+	fake_vfio_recall(FAKE_CARD);
+	cr_assert(cards_recall());
+	cr_assert(eq(int, bar_check(bar), BAR_LOST));
+	bars_recall();
+	cr_assert(fake_vfio.kept);
+	cr_assert(eq(u32, bar_used(bar), 1));
+	cr_assert(eq(u32, bar_unclaim(bar, here), 1));
+	bars_recall();
+	cr_assert(not(fake_vfio.kept));
+	bar_put(bar);
+	fake_vfio_end();
+}

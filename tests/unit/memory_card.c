@@ -336,3 +336,85 @@ Test(card, waits_for_who_has_pages)
 	close(file);
 	fake_vfio_end();
 }
+
+/* The kernel wants it back. Nobody has it: it is given back, and may come again as another. */
+Test(card, recalled)
+{
+	struct card *card, *again;
+
+	fake_vfio_begin();
+	card = opened();
+	cr_assert(not(cards_recall() || card_is_recalled(card)));
+	cr_assert(eq(int, card_drive(card, 1), 0));
+	fake_vfio_recall(FAKE_CARD);
+	cr_assert(not(cards_recall()), "nothing keeps it waiting");
+	cr_assert(card_is_recalled(card));
+	cr_assert(not(fake_vfio.kept || fake_vfio.master));
+	cr_assert(not(card_take(card, 1)));
+	cr_assert(eq(int, card_device(card), -ENODEV));
+	cr_assert(eq(int, card_drive(card, 1), -ENODEV));
+	card_driver_gone(card, 1);
+	cr_assert(strcmp(card_address(card), FAKE_CARD) == 0);
+	fake_vfio.no_device = true;
+	refused(FAKE_CARD, -ENODEV, "there is no PCI device");
+	fake_vfio.no_device = false;
+	again = opened();
+	cr_assert(not(card_is_recalled(again) || cards_recall()));
+	card_close(card);
+	cr_assert(fake_vfio.kept && fake_vfio.master, "they are two");
+	card_give_back(again);
+	card_give_back(again);
+	cr_assert(not(fake_vfio.kept));
+	card_undo(again);
+	fake_vfio_end();
+}
+
+/* Who has something mapped is waited for; nobody begins anew. */
+Test(card, recalled_from_an_owner)
+{
+	void *memory = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct card *card;
+
+	fake_vfio_begin();
+	card = opened();
+	cr_assert(card_take(card, 1));
+	cr_assert(eq(int, card_map(card, 0x7f0000000000, memory, 4096, true), 0));
+	fake_vfio_recall(FAKE_CARD);
+	cr_assert(cards_recall() && cards_recall());
+	cr_assert(fake_vfio.kept && card_take(card, 1));
+	cr_assert(eq(int, card_device(card), -ENODEV));
+	cr_assert(eq(uint, fake_vfio_mappings(), 1), "its owner takes it out");
+	card_unmap(card, 0x7f0000000000, 4096);
+	card_leave(card, 1);
+	cr_assert(not(card_take(card, 1) || card_take(card, 2)));
+	cr_assert(not(cards_recall()));
+	cr_assert(not(fake_vfio.kept));
+	card_close(card);
+	fake_vfio_end();
+	munmap(memory, 4096);
+}
+
+/* With its memory's file whoever opened it says when; and the next hmmd is asked as well. */
+Test(card, recalled_with_its_memory)
+{
+	int file = memfd_create("tags", MFD_CLOEXEC);
+	struct card *card;
+
+	fake_vfio_begin();
+	cr_assert(eq(int, card_open_keeping(FAKE_CARD, 0, 0, false, &file, &card, why, sizeof(why)), 0));
+	fake_vfio_recall(FAKE_CARD);
+	cr_assert(cards_recall());
+	cards_leave();
+	card_close(card);
+	cr_assert(fake_vfio.kept);
+	cards_init(fake_vfio_holder(), NULL);
+	cr_assert(eq(int, card_open_keeping(FAKE_CARD, 0, 0, false, &file, &card, why, sizeof(why)), 0));
+	cr_assert(not(cards_recall()));
+	fake_vfio_recall(FAKE_CARD);
+	cr_assert(cards_recall() && fake_vfio.kept);
+	card_give_back(card);
+	cr_assert(not(cards_recall() || fake_vfio.kept));
+	card_close(card);
+	close(file);
+	fake_vfio_end();
+}

@@ -26,6 +26,7 @@ enum {
 	PUBLIC_EXCLUSIVE = HMM_REASON_EXCLUSIVE,
 	PUBLIC_EVICT = HMM_REASON_EVICT,
 	PUBLIC_RELEASE = HMM_REASON_RELEASE,
+	PUBLIC_RECALL = HMM_REASON_RECALL,
 };
 
 #include <criterion/criterion.h>
@@ -47,6 +48,7 @@ SAME(PUBLIC_MIGRATE, HMM_REASON_MIGRATE);
 SAME(PUBLIC_EXCLUSIVE, HMM_REASON_EXCLUSIVE);
 SAME(PUBLIC_EVICT, HMM_REASON_EVICT);
 SAME(PUBLIC_RELEASE, HMM_REASON_RELEASE);
+SAME(PUBLIC_RECALL, HMM_REASON_RECALL);
 
 SAME(HMM_EVENT_CPU_FAULT, HMM_EVENT_KIND_CPU_FAULT);
 SAME(HMM_EVENT_MIGRATE_OUT, HMM_EVENT_KIND_MIGRATE_OUT);
@@ -163,7 +165,7 @@ LEAKCHECKED_SUITE(proto_public);
 /* As many as the lines above: who adds a value to the schema comes by here. */
 Test(proto_public, nothing_is_missing)
 {
-	cr_assert_eq(count_of(hmm_reason_names), 11);
+	cr_assert_eq(count_of(hmm_reason_names), 12);
 	cr_assert_eq(count_of(hmm_event_kind_names), 10);
 	cr_assert_eq(count_of(hmm_target_names), 2);
 	cr_assert_eq(count_of(hmm_page_result_names), 16);

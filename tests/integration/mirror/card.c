@@ -836,6 +836,31 @@ static void hold(void)
 	close_edu();
 }
 
+/* The kernel wants the card back: the driver hears of it, and has nothing of it any more. */
+static void recalled(void)
+{
+	struct reach *reach;
+	char *memory;
+
+	open_edu();
+	memory = pinned(4, 1);
+	reach = reached(memory, 4);
+	card_reads(memory, 3, 1);
+	puts("mapped");
+	fflush(stdout);
+	wait_for_line();
+	CHECK(!hmm_range_valid(&reach->range));
+	CHECK_EQ(map(reach), -ENODEV);
+	CHECK(strstr(hmm_last_error(), "wanted back"));
+	CHECK_EQ(edu_load(edu, memory, EDU_MOST), -ENODEV);
+	CHECK_EQ(hmm_device_fd(device), -ENODEV);
+	CHECK(strstr(hmm_last_error(), "wanted back"));
+	end_reach(reach);
+	must(unpin(memory, 4), "unpin");
+	test_check(memory, 4, 1);
+	close_edu();
+}
+
 static const struct test_case cases[] = {
 	{"refusals", refusals, false},
 	{"refusals-there", refusals_there, true},
@@ -860,6 +885,7 @@ static const struct test_case cases[] = {
 	{"hold", hold, true},
 	{"outage-in-bar", outage_in_bar, true},
 	{"refusals-in-bar", refusals_in_bar, true},
+	{"recalled", recalled, true},
 	{NULL, NULL, false},
 };
 
