@@ -28,7 +28,7 @@ static char *bar_memory;
 static int bar_file = -1;
 #define BAR_BYTES (64UL << 20)
 static int quiet = -1; /* never readable */
-static ino_t device[2]; /* the file that each was opened as last */
+static ino_t opened[2]; /* the file that each was opened as last */
 static int armed[2] = {-1, -1}; /* what was armed last to hear that it is wanted back */
 
 static bool fails(void)
@@ -143,7 +143,7 @@ static int new_device(unsigned int card)
 	if (fd < 0)
 		return fd;
 	cr_assert(eq(int, fstat(fd, &st), 0));
-	device[card] = st.st_ino;
+	opened[card] = st.st_ino;
 	return fd;
 }
 
@@ -162,8 +162,8 @@ static int set_irqs(int of, const struct vfio_irq_set *set)
 	int32_t fd;
 
 	cr_assert(eq(int, fstat(of, &st), 0));
-	card = st.st_ino == device[0] ? 0 : 1;
-	cr_assert(eq(u64, st.st_ino, device[card]));
+	card = st.st_ino == opened[0] ? 0 : 1;
+	cr_assert(eq(u64, st.st_ino, opened[card]));
 
 	cr_assert(set->index == VFIO_PCI_REQ_IRQ_INDEX && !set->start && set->count == 1);
 	cr_assert(set->flags == (VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER));
