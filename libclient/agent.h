@@ -38,6 +38,7 @@ struct agent {
 	char *slots;
 	unsigned int slots_count;
 	const struct policy *policy;	/* the program's; NULL: none to follow */
+	bool full[HMM_SLOTS_MAX]; /* the slot may have pages of the last order's */
 	bool thin[HMM_SLOTS_MAX]; /* the slot held 4 KiB pages and has their page table still */
 	uint64_t map[HMM_BLOCK_PAGES];	/* pagemap entries */
 	struct iovec from[HMM_BLOCK_PAGES], to[HMM_BLOCK_PAGES];	/* of a SYNC */

@@ -13,6 +13,7 @@
  *   EAGAIN  an event is unread: the map is changing. With nothing moved yet the
  *           order goes back to RUNNING, where hmmd may take it back; with
  *           something moved it ends early and the rest is hmmd's to ask for again.
+ *   EEXIST  Linux 6.18 has moved pages and not counted them: where they are tells which.
  *   EINVAL, ENOENT, EFAULT  the range spans mappings or holds a page that cannot
  *           move: halved until the page is found.
  * Anything else ends the moving. Pages that the shadow has no room for go home.
@@ -105,9 +106,9 @@ static bool is_huge(struct agent *agent, uint64_t block)
 	       found.end == block + HMM_BLOCK_SIZE;
 }
 
-static char *slot_at(struct agent *agent, const struct hmm_order *order)
+static char *slot_at(struct agent *agent, unsigned int slot)
 {
-	return agent->slots + (size_t)order->slot * HMM_BLOCK_SIZE;
+	return agent->slots + (size_t)slot * HMM_BLOCK_SIZE;
 }
 
 static int slot_unregister(struct agent *agent, char *slot)
@@ -125,6 +126,44 @@ static int slot_register(struct agent *agent, char *slot)
 	};
 
 	return ioctl(agent->uffd, UFFDIO_REGISTER, &arg) ? -errno : 0;
+}
+
+/*
+ * Unregistered first, so that emptying raises no event and cannot wait for a
+ * reader. After 4 KiB pages the slot is mapped anew: their page table would
+ * keep the next huge page from moving in whole.
+ */
+static int empty_slot(struct agent *agent, unsigned int number)
+{
+	char *slot = slot_at(agent, number);
+	int error = slot_unregister(agent, slot);
+
+	if (!error && agent->thin[number]) {
+		if (!hmmc_map(slot, HMM_BLOCK_SIZE, PROT_READ | PROT_WRITE,
+			      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0))
+			error = -errno;
+		madvise(slot, HMM_BLOCK_SIZE, MADV_DONTFORK);
+		madvise(slot, HMM_BLOCK_SIZE, MADV_DONTDUMP);
+		madvise(slot, HMM_BLOCK_SIZE, MADV_HUGEPAGE);
+	} else if (!error && madvise(slot, HMM_BLOCK_SIZE, MADV_DONTNEED)) {
+		error = -errno;
+	}
+	agent->thin[number] = error && agent->thin[number];
+	if (!error)
+		error = slot_register(agent, slot);
+	if (!error)
+		agent->full[number] = false;
+	return error;
+}
+
+/* What is found in a slot is taken for the order's: one that could not be emptied is not filled again. */
+static int claim_slot(struct agent *agent, unsigned int number)
+{
+	int error = agent->full[number] ? empty_slot(agent, number) : 0;
+
+	if (!error)
+		agent->full[number] = true;
+	return error;
 }
 
 /* ---- COMMIT ---------------------------------------------------------------- */
@@ -234,6 +273,29 @@ static bool part(struct agent *agent, struct move *move, unsigned int page)
 	return true;
 }
 
+/* Pages from @page on, as far as they are @there or not. Nothing may be lost for want of an answer. */
+static unsigned int count_alike(struct agent *agent, uint64_t address, unsigned int pages, bool there)
+{
+	unsigned int n = 0;
+
+	while (read_pagemap(agent, address, pages, agent->map))
+		nanosleep(&(struct timespec){ .tv_nsec = 50000 }, NULL);
+	while (n < pages && is_there(agent->map[n]) == there)
+		n++;
+	return n;
+}
+
+/*
+ * EEXIST at @page: a page lies at the destination. Linux 6.18 repeats a part of a MOVE that met a change, and does not count
+ * what it moves then (contract-move): those pages are at the destination, and gone from where they were.
+ */
+static unsigned int uncounted(struct agent *agent, const struct move *move, unsigned int page, unsigned int end)
+{
+	unsigned int n = count_alike(agent, page_address(move->to, page), end - page, true);
+
+	return n ? count_alike(agent, page_address(move->from, page), n, false) : 0;
+}
+
 /* One wanted run. Return: 1 go on, 0 enough, -ECANCELED taken back. */
 static int move_run(struct agent *agent, struct hmm_order *order, struct move *move,
 		    unsigned int page, unsigned int end, bool *committed)
@@ -300,6 +362,17 @@ static int move_run(struct agent *agent, struct hmm_order *order, struct move *m
 			}
 			move->error = -error;
 			break;
+		case EEXIST:
+			step = uncounted(agent, move, page, end);
+			if (!step) {
+				move->error = -EEXIST;
+				return 0;
+			}
+			while (step--)
+				set(move->done, page++);
+			move->begun = true;
+			step = end - page;
+			continue;
 		default:
 			move->error = error ? -error : -EIO;
 			return 0;
@@ -430,7 +503,7 @@ static int sort_out(struct agent *agent, struct hmm_order *order, const struct m
 
 static bool order_out_move(struct agent *agent, struct hmm_order *order, bool keep)
 {
-	char *slot = slot_at(agent, order);
+	char *slot = slot_at(agent, order->slot);
 	struct move move = {
 		.to = (uintptr_t)slot, .from = order->addr, .want = order->want, .unshare = keep,
 	};
@@ -443,6 +516,9 @@ static bool order_out_move(struct agent *agent, struct hmm_order *order, bool ke
 		if (!region)
 			return false;
 	}
+	order->error = claim_slot(agent, order->slot);
+	if (order->error)
+		return true;
 	if (move_pages(agent, order, &move))
 		return false;
 	__atomic_store_n(&order->state, HMM_ORDER_FILLING, __ATOMIC_SEQ_CST);
@@ -569,7 +645,7 @@ static int populate_as_at(struct agent *agent, char *slot, uint64_t address)
 
 static bool order_home_slot(struct agent *agent, struct hmm_order *order)
 {
-	char *slot = slot_at(agent, order);
+	char *slot = slot_at(agent, order->slot);
 	struct move move = { .to = order->addr, .from = (uintptr_t)slot, .want = order->want };
 	struct region *region = wait_for_region(agent, order);
 	unsigned int page, end;
@@ -578,7 +654,9 @@ static bool order_home_slot(struct agent *agent, struct hmm_order *order)
 
 	if (!region)
 		return false;
-	error = slot_unregister(agent, slot);
+	error = claim_slot(agent, order->slot);
+	if (!error)
+		error = slot_unregister(agent, slot);
 	if (!error)
 		error = populate_as_at(agent, slot, order->addr);
 	for (page = 0; !error && next_run(order->want, &page, &end); page = end)
@@ -601,30 +679,9 @@ static bool order_home_slot(struct agent *agent, struct hmm_order *order)
 	return true;
 }
 
-/*
- * Unregistered first, so that emptying raises no event and cannot wait for a
- * reader. After 4 KiB pages the slot is mapped anew: their page table would
- * keep the next huge page from moving in whole.
- */
 static bool order_release(struct agent *agent, struct hmm_order *order)
 {
-	char *slot = slot_at(agent, order);
-	int error = slot_unregister(agent, slot);
-
-	if (!error && agent->thin[order->slot]) {
-		if (!hmmc_map(slot, HMM_BLOCK_SIZE, PROT_READ | PROT_WRITE,
-			      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0))
-			error = -errno;
-		madvise(slot, HMM_BLOCK_SIZE, MADV_DONTFORK);
-		madvise(slot, HMM_BLOCK_SIZE, MADV_DONTDUMP);
-		madvise(slot, HMM_BLOCK_SIZE, MADV_HUGEPAGE);
-	} else if (!error && madvise(slot, HMM_BLOCK_SIZE, MADV_DONTNEED)) {
-		error = -errno;
-	}
-	agent->thin[order->slot] = false;
-	if (!error)
-		error = slot_register(agent, slot);
-	order->error = error;
+	order->error = empty_slot(agent, order->slot);
 	return true;
 }
 

@@ -119,6 +119,7 @@ struct settings {
 	bool engine;		/* the last driver's memory is its own */
 	bool bar;		/* ... is a card's BAR */
 	char card[16];		/* that card's address */
+	bool forget;		/* the kernel does not count all that it moves: forget.c */
 	bool protect;		/* mprotect() while everybody goes on */
 	bool exclusive;		/* counters, on which devices have pages to themselves */
 	bool several;		/* each driver has a device of its own, and says what it wants where */
@@ -290,5 +291,9 @@ void engine_open(struct thread_context *driver, struct hmm_mirror *mirror);
 void engine_move(struct thread_context *driver, struct hmm_mirror *mirror, bool out);
 /* After its mirror is gone: every page came back, once. */
 void engine_close(struct thread_context *driver);
+
+/* From now on; and how often it was so. */
+void forget_begin(void);
+uint64_t forget_count(void);
 
 #endif

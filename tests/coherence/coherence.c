@@ -54,7 +54,7 @@ static const struct hmm_mirror_ops no_callbacks = { .size = sizeof(no_callbacks)
 
 enum { OPTION_SEED = 256, OPTION_SECONDS, OPTION_THREADS, OPTION_DRIVERS, OPTION_MIB, OPTION_DEVICE, OPTION_EVENTS,
        OPTION_FORK, OPTION_WINDOWS, OPTION_PINS, OPTION_ENGINE, OPTION_BAR, OPTION_PROTECT, OPTION_EXCLUSIVE, OPTION_SEVERAL,
-       OPTION_IN_PLACE, OPTION_HUGETLB, OPTION_KILL, OPTION_BASE, OPTION_DIRECTORY,
+       OPTION_IN_PLACE, OPTION_HUGETLB, OPTION_FORGET, OPTION_KILL, OPTION_BASE, OPTION_DIRECTORY,
        OPTION_HANG, OPTION_DRIVER };
 
 static const struct option long_options[] = {
@@ -68,6 +68,7 @@ static const struct option long_options[] = {
 	{ "fork", no_argument, NULL, OPTION_FORK },
 	{ "windows", no_argument, NULL, OPTION_WINDOWS },
 	{ "pins", no_argument, NULL, OPTION_PINS },
+	{ "forget", no_argument, NULL, OPTION_FORGET },
 	{ "engine", no_argument, NULL, OPTION_ENGINE },
 	{ "bar", required_argument, NULL, OPTION_BAR },
 	{ "protect", no_argument, NULL, OPTION_PROTECT },
@@ -97,6 +98,7 @@ static int usage(void)
 		"                 [--events] [--fork] [--windows] [--pins] [--base-engine] [--directory DIR]\n"
 		"                 [--engine]        the last driver's memory is its own, behind a copy engine\n"
 		"                 [--bar CARD]      ... is BAR 2 of a card; without --engine\n"
+		"                 [--forget]        the kernel does not count all that UFFDIO_MOVE has moved; without --base-engine\n"
 		"                 [--protect]       mprotect() under everybody's hands; without --events, --pins\n"
 		"                 [--exclusive]     counters, whose pages devices take for themselves; without --pins\n"
 		"                 [--several]       each driver has a device; advice and shares at random; without --events\n"
@@ -174,6 +176,7 @@ static bool parse(int argc, char **argv, struct settings *settings, int *driver)
 		case OPTION_EXCLUSIVE: settings->exclusive = true; break;
 		case OPTION_SEVERAL: settings->several = true; break;
 		case OPTION_IN_PLACE: settings->in_place = true; break;
+		case OPTION_FORGET: settings->forget = true; break;
 		case OPTION_HUGETLB: settings->in_place = settings->hugetlb = true; break;
 		case OPTION_KILL: settings->kill_daemon = true; break;
 		case OPTION_BASE: settings->base_engine = true; break;
@@ -436,6 +439,8 @@ static const char *untested(void)
 
 	if (!happened(OP_OUT) || !happened(OP_HOME))
 		return "migrations both ways";
+	if (settings->forget && !forget_count())
+		return "a move that was not counted";
 	if (settings->drivers && (!happened(OP_DEVICE_READ) || !happened(OP_DEVICE_WRITE) || !happened(OP_RANGE)))
 		return "accesses by a driver";
 	for (size_t i = 0; i < sizeof(essentials) / sizeof(essentials[0]); i++)
@@ -593,10 +598,10 @@ int main(int argc, char **argv)
 		return driver_main(DRIVER_BOARD_FD, DRIVER_SOCKET_FD, (unsigned int)driver);
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	signal(SIGPIPE, SIG_IGN);
-	printf("coherence: --seed %lu --seconds %u --threads %u --drivers %u --mib %u --device %u%s%s%s%s%s%s%s%s%s%s%s%s%s%s\n",
+	printf("coherence: --seed %lu --seconds %u --threads %u --drivers %u --mib %u --device %u%s%s%s%s%s%s%s%s%s%s%s%s%s%s%s\n",
 	       settings.seed, settings.seconds, settings.threads, settings.drivers, settings.mib, settings.device,
 	       settings.events ? " --events" : "", settings.fork ? " --fork" : "",
-	       settings.windows ? " --windows" : "", settings.pins ? " --pins" : "",
+	       settings.windows ? " --windows" : "", settings.pins ? " --pins" : "", settings.forget ? " --forget" : "",
 	       settings.engine ? " --engine" : "", settings.bar ? " --bar " : "", settings.card, settings.protect ? " --protect" : "",
 	       settings.exclusive ? " --exclusive" : "", settings.several ? " --several" : "",
 	       settings.in_place ? " --in-place" : "", settings.hugetlb ? " --hugetlb" : "",
@@ -616,6 +621,8 @@ int main(int argc, char **argv)
 	areas_open(test.board, test.who);
 	for (uint32_t i = 0; i < settings.drivers; i++)
 		spawn_driver(i);
+	if (settings.forget)
+		forget_begin();
 	open_mirror();
 	if (settings.protect || settings.engine || settings.bar)
 		attempt_begin(hit);

@@ -221,6 +221,18 @@ class Several(Pair):
         self.run_killed(*self.options)
 
 
+class Forgetful(Pair):
+    """A kernel that moves pages and does not count them, as Linux 6.18 does now and then: here all the time."""
+
+    options = ["--drivers", "2", "--windows", "--events", "--forget"]
+
+    def test_as_it_is(self):
+        self.run_half(*self.options)
+
+    def test_kill(self):
+        self.run_killed(*self.options)
+
+
 class InPlace(Pair):
     """What stays where it is, beside what moves: shared memory, and files in tmpfs and on a disk, private and shared."""
 

@@ -8,6 +8,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -28,6 +29,47 @@ static struct hmm_orders *orders;
 static struct regions *regions;
 static char *home, *golden;
 static int shadow;
+
+static bool is_there(uint64_t address)
+{
+	uint64_t entry = 0;
+
+	cr_assert_eq(pread(agent->pagemap, &entry, sizeof(entry), (off_t)(address / HMM_PAGE_SIZE * sizeof(entry))),
+		     (ssize_t)sizeof(entry));
+	return entry & (PM_PRESENT | PM_SWAP);
+}
+
+/*
+ * The library's calls come through here. As Linux 6.18 does where a page changes in the middle of it, a MOVE moves and does
+ * not count: nothing of it, or all but its first page.
+ */
+static enum { COUNTS, COUNTS_NOTHING, COUNTS_ONE } forgetful;
+static unsigned int forgotten;
+
+__attribute__((visibility("default"))) int ioctl(int fd, unsigned long request, ...)
+{
+	struct uffdio_move *move;
+	va_list arguments;
+	void *argument;
+	int r;
+
+	va_start(arguments, request);
+	argument = va_arg(arguments, void *);
+	va_end(arguments);
+	r = (int)syscall(SYS_ioctl, fd, request, argument);
+	if (request != UFFDIO_MOVE || forgetful == COUNTS || r)
+		return r;
+	move = argument;
+	if (forgetful == COUNTS_ONE && move->len == HMM_PAGE_SIZE)
+		return r;
+	/* It is over a page that it stumbles. */
+	if (!is_there(move->dst))
+		return r;
+	forgotten++;
+	move->move = forgetful == COUNTS_ONE ? (int64_t)HMM_PAGE_SIZE : -EEXIST;
+	errno = forgetful == COUNTS_ONE ? EAGAIN : EEXIST;
+	return -1;
+}
 
 static uint64_t features(int uffd, uint64_t wanted)
 {
@@ -236,6 +278,114 @@ Test(agent, small_pages_and_holes_are_told_apart)
 	cr_assert_not(done->flags & HMM_ORDER_HUGE_MOVED);
 	check_shadow(done);
 	cr_assert_eq(memcmp(home + HMM_PAGE_SIZE, golden + HMM_PAGE_SIZE, HMM_PAGE_SIZE), 0);
+	release();
+	end();
+}
+
+/* Small pages with holes between them, out, and whatever was counted all of it is in the shadow. */
+static void forget_on_the_way_out(enum hmm_order_kind kind)
+{
+	struct hmm_order *done;
+
+	begin(HMM_POOL_KIND_MEMFD, UFFD_FEATURE_MOVE, HMM_REGION_SIZE);
+	madvise(home, HMM_BLOCK_SIZE, MADV_NOHUGEPAGE);
+	for (unsigned int i = 0; i < PAGES; i++)
+		if (i % 7 != 3)
+			memcpy(home + i * HMM_PAGE_SIZE, golden + i * HMM_PAGE_SIZE, HMM_PAGE_SIZE);
+	arm(home, HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING);
+	done = order(kind, 0);
+	done->want[3] = 0;	/* several runs */
+	forgetful = kind == HMM_ORDER_DROP ? COUNTS_ONE : COUNTS_NOTHING;
+	cr_assert(hmmc_agent_step(agent));
+	forgetful = COUNTS;
+	cr_assert_eq(forgotten, 2U);
+	cr_assert_eq(done->error, 0, "%s", strerror(-done->error));
+	for (unsigned int i = 0; i < PAGES; i++) {
+		bool wanted = i / 64 != 3;
+
+		cr_assert_eq(bit(done->moved, i), wanted && i % 7 != 3, "page %u", i);
+		cr_assert_eq(bit(done->hole, i), wanted && i % 7 == 3, "page %u", i);
+		cr_assert_not(bit(done->busy, i), "page %u", i);
+	}
+	if (kind == HMM_ORDER_OUT_MOVE)
+		check_shadow(done);
+	for (unsigned int i = 1; i < PAGES; i += 7)
+		if (bit(done->moved, i))
+			cr_assert_eq(memcmp(agent->slots + i * HMM_PAGE_SIZE, golden + i * HMM_PAGE_SIZE, HMM_PAGE_SIZE), 0);
+	release();
+	end();
+}
+
+Test(agent, what_a_move_does_not_count_goes_out)
+{
+	forget_on_the_way_out(HMM_ORDER_OUT_MOVE);
+}
+
+Test(agent, what_a_move_does_not_count_is_dropped)
+{
+	forget_on_the_way_out(HMM_ORDER_DROP);
+}
+
+Test(agent, what_a_move_does_not_count_comes_home)
+{
+	struct hmm_order *done;
+
+	for (forgotten = 0; forgotten < 2;) {
+		begin(HMM_POOL_KIND_MEMFD, UFFD_FEATURE_MOVE, HMM_REGION_SIZE);
+		madvise(home, HMM_BLOCK_SIZE, MADV_NOHUGEPAGE);
+		madvise(agent->slots, HMM_BLOCK_SIZE, MADV_NOHUGEPAGE);
+		arm(home, HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING);
+		cr_assert_eq(pwrite(shadow, golden, HMM_BLOCK_SIZE, 0), (ssize_t)HMM_BLOCK_SIZE);
+		done = order(HMM_ORDER_HOME_SLOT, HMM_ORDER_WHOLE);
+		forgetful = forgotten ? COUNTS_ONE : COUNTS_NOTHING;
+		cr_assert(hmmc_agent_step(agent));
+		forgetful = COUNTS;
+		cr_assert_eq(done->error, 0, "%s", strerror(-done->error));
+		cr_assert_eq(count(done->moved), PAGES);
+		cr_assert_eq(memcmp(home, golden, HMM_BLOCK_SIZE), 0);
+		release();
+		end();
+	}
+}
+
+/* EEXIST as it was meant: somebody's page is there, and stays. */
+Test(agent, a_page_that_is_at_home_already_ends_it)
+{
+	struct hmm_order *done;
+
+	begin(HMM_POOL_KIND_MEMFD, UFFD_FEATURE_MOVE, HMM_REGION_SIZE);
+	madvise(home, HMM_BLOCK_SIZE, MADV_NOHUGEPAGE);
+	madvise(agent->slots, HMM_BLOCK_SIZE, MADV_NOHUGEPAGE);
+	strcpy(home + 100 * HMM_PAGE_SIZE, "the program's");
+	arm(home, HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING);
+	cr_assert_eq(pwrite(shadow, golden, HMM_BLOCK_SIZE, 0), (ssize_t)HMM_BLOCK_SIZE);
+	done = order(HMM_ORDER_HOME_SLOT, 0);
+	cr_assert(hmmc_agent_step(agent));
+	cr_assert_eq(done->error, -EEXIST);
+	cr_assert_eq(count(done->moved), 100U);
+	cr_assert_str_eq(home + 100 * HMM_PAGE_SIZE, "the program's");
+	release();
+	end();
+}
+
+/* What the last order left in a slot, since emptying failed, is nobody's page of the next. */
+Test(agent, a_slot_that_was_not_emptied_is_emptied_first)
+{
+	struct hmm_order *done;
+
+	begin(HMM_POOL_KIND_MEMFD, UFFD_FEATURE_MOVE, HMM_REGION_SIZE);
+	madvise(home, HMM_BLOCK_SIZE, MADV_NOHUGEPAGE);
+	memcpy(home, golden, HMM_BLOCK_SIZE);
+	arm(home, HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING);
+	order(HMM_ORDER_OUT_MOVE, 0);
+	cr_assert(hmmc_agent_step(agent));
+	/* No RELEASE; and of the next one's pages all are holes. */
+	done = order(HMM_ORDER_OUT_MOVE, 0);
+	cr_assert(hmmc_agent_step(agent));
+	cr_assert_eq(done->error, 0);
+	cr_assert_eq(count(done->moved), 0U);
+	cr_assert_eq(count(done->hole), PAGES);
+	cr_assert_not(is_there((uintptr_t)agent->slots));
 	release();
 	end();
 }
