@@ -14,9 +14,10 @@
  * It is not moved part by part: that is not done at once, and can't be taken back for certain.
  *
  * Since Linux 6.17 a move to a given place takes several mappings, one after the
- * other, and stops with EFAULT at one that is watched, the former having moved. So
- * for such a move the range is looked at before; and should a part of it come to be
- * watched in between, only what has not moved yet is moved again.
+ * other, and stops with EFAULT at one that is watched, the former having moved; and where that was another
+ * thread may have mapped something before anybody can look. So for such a move the range is looked at
+ * before, and between the look and the call hmmd splits no mapping: two words of the shared page see to that
+ * (`remapping`, `splitting`), each written before the other one is read.
  *
  * A call that fails for another reason, or would have failed without hmmd, fails
  * as ever. Any thread; library threads' own calls pass straight through.
@@ -38,6 +39,7 @@
 #define TRIES		50
 #define TRIES_WHOLE	5
 #define MOMENT_NS	10000000L
+#define SPLIT_NS	20000L
 
 __attribute__((visibility("default"))) void *mremap(void *old, size_t old_size, size_t new_size,
 						    int flags, ...);
@@ -80,14 +82,20 @@ static bool is_part(const struct procmap_query *found, uint64_t start, uint64_t 
 	return found->vma_start <= start && found->vma_end < end;
 }
 
-/* How much of the range a move that then failed has taken away. */
-static size_t moved_already(struct hmm *hmm, uint64_t start, uint64_t end)
+/* From here on hmmd neither begins to watch a part of anything nor ends; it never does so for longer than a few system calls. */
+static void keep_whole(struct hmm *hmm)
 {
-	struct procmap_query found;
+	struct hmm_orders *orders = hmm->owner->orders;
 
-	if (look_at(hmm, start, &found) || found.vma_start <= start || found.vma_start >= end)
-		return 0;
-	return found.vma_start - start;
+	__atomic_add_fetch(&orders->remapping, 1, __ATOMIC_SEQ_CST);
+	/* A killed one may have left it: the next clears it. */
+	while (__atomic_load_n(&orders->splitting, __ATOMIC_SEQ_CST) && !__atomic_load_n(&hmm->lost, __ATOMIC_ACQUIRE))
+		hmmc_dispatch_nap(SPLIT_NS);
+}
+
+static void let_split(struct hmm *hmm)
+{
+	__atomic_sub_fetch(&hmm->owner->orders->remapping, 1, __ATOMIC_SEQ_CST);
 }
 
 static bool continues(const struct procmap_query *first, const struct procmap_query *next)
@@ -217,23 +225,23 @@ static void *move(struct hmm *hmm, void *old, size_t size, int flags, void *new)
 {
 	uint64_t start = (uint64_t)old, end = start + size;
 	struct procmap_query found;
-	bool looked = look_at(hmm, start, &found) == 0;
-	void *map;
-	size_t gone;
+	void *map = MAP_FAILED;
+	bool looked, parts;
+	int error;
 
+	keep_whole(hmm);
+	looked = look_at(hmm, start, &found) == 0;
 	/* What DONTUNMAP moved can't be told from what it did not. */
-	if (flags & MREMAP_DONTUNMAP || (looked && is_part(&found, start, end)))
+	parts = flags & MREMAP_DONTUNMAP || (looked && is_part(&found, start, end));
+	if (!parts)
+		map = call(old, size, size, flags, new);
+	error = errno;
+	let_split(hmm);
+	errno = error;
+	/* Before Linux 6.11 it can't be looked at, nor moved in part. */
+	if (parts || (!looked && map == MAP_FAILED && error == EFAULT))
 		return move_paused(hmm, old, size, flags, new);
-	map = call(old, size, size, flags, new);
-	if (map != MAP_FAILED || errno != EFAULT || (looked && found.vma_start > start))
-		return map;
-	/* Before Linux 6.11 it can't have moved a part. */
-	if (!looked)
-		return move_paused(hmm, old, size, flags, new);
-	/* A part of it came to be watched just then. */
-	gone = moved_already(hmm, start, end);
-	map = move_paused(hmm, (char *)old + gone, size - gone, flags, (char *)new + gone);
-	return map == MAP_FAILED ? map : new;
+	return map;
 }
 
 static size_t whole_pages(size_t size)

@@ -325,7 +325,9 @@ struct hmm_orders {
 	uint64_t slots_addr;	/* staging slots: slots_count blocks of the owner's addresses */
 	uint32_t slots_count;
 	uint32_t refused;	/* not 0: some window was refused a page; every mprotect() may change that */
-	uint32_t reserved[14];
+	uint32_t remapping;	/* the owner's: calls that move one mapping, which nobody may split now */
+	uint32_t splitting;	/* hmmd's: it registers, or lets go of, a part of the owner's mappings; whoever is to move waits */
+	uint32_t reserved[12];
 	_Alignas(4096) struct hmm_order ring[HMM_ORDERS_RING];
 };
 #define HMM_ORDERS_SIZE		sizeof(struct hmm_orders)

@@ -106,16 +106,18 @@ static int check_mapping(struct access *access, uint64_t addr)
 /*
  * What can't be read, though it is mapped, may be missing in a mapping that is registered here where nobody
  * has noted it: one that was, and grew. Registering proves it, since what the program watches itself is refused.
+ * -EAGAIN: not just now.
  */
-static struct block *watch_page(struct owner *owner, uint64_t addr)
+static int watch_page(struct owner *owner, uint64_t addr)
 {
 	uint64_t page = addr & ~(HMM_PAGE_SIZE - 1);
 	struct view view;
+	int r;
 
-	if (owner->closing || view_at(owner, page, page + HMM_PAGE_SIZE, &view) || view.special || view.excluded ||
-	    block_watch(owner, view.watch_start, view.watch_end))
-		return NULL;
-	return block_find(owner, addr);
+	if (owner->closing || view_at(owner, page, page + HMM_PAGE_SIZE, &view) || view.special || view.excluded)
+		return -EFAULT;
+	r = block_watch(owner, view.watch_start, view.watch_end);
+	return r == -EAGAIN || !r ? r : -EFAULT;
 }
 
 ssize_t access_in_place(struct owner *owner, const struct block *block, uint64_t addr, void *buffer,
@@ -133,10 +135,15 @@ ssize_t access_in_place(struct owner *owner, const struct block *block, uint64_t
 			return r;
 		if (write && tracking_lift(owner, addr))
 			continue;
-		if (!block || !pages_test(&block->armed, page_index(addr)))
-			block = watch_page(owner, addr);
-		if (!block)
-			break;
+		if (!block || !pages_test(&block->armed, page_index(addr))) {
+			int watched = watch_page(owner, addr);
+
+			if (watched == -EAGAIN)
+				return watched;
+			if (watched)
+				break;
+			block = block_find(owner, addr);
+		}
 		/* Armed and never touched: nobody fills it but hmmd. Or protected from a former S. */
 		filled = kernel->uffd_zero(owner->uffd, addr & ~(HMM_PAGE_SIZE - 1), HMM_PAGE_SIZE, &done);
 		lifted = kernel->uffd_protect(owner->uffd, addr & ~(HMM_PAGE_SIZE - 1), HMM_PAGE_SIZE,

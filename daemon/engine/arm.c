@@ -44,6 +44,23 @@ void block_note_disarmed(struct block *block)
 	atomic_fetch_sub(&block->owner->registered_bytes, HMM_BLOCK_SIZE);
 }
 
+bool split_begin(struct owner *owner)
+{
+	struct hmm_orders *orders = owner->orders;
+
+	__atomic_store_n(&orders->splitting, 1, __ATOMIC_SEQ_CST);
+	/* One that closes does not depend on what its library says there. */
+	if (owner->closing || !__atomic_load_n(&orders->remapping, __ATOMIC_SEQ_CST))
+		return true;
+	split_end(owner);
+	return false;
+}
+
+void split_end(struct owner *owner)
+{
+	__atomic_store_n(&owner->orders->splitting, 0, __ATOMIC_SEQ_CST);
+}
+
 int block_arm(struct block *block, uint64_t start, uint64_t end)
 {
 	struct owner *owner = block->owner;
@@ -54,9 +71,14 @@ int block_arm(struct block *block, uint64_t start, uint64_t end)
 		start = block->addr;
 	if (end > block->addr + HMM_BLOCK_SIZE)
 		end = block->addr + HMM_BLOCK_SIZE;
+	if (!split_begin(owner)) {
+		block_settle_later(block);
+		return -EAGAIN;
+	}
 	/* First the ledger: after a crash every armed range is woken. */
 	block_note_armed(block, page_index(start), page_index(end - 1) + 1);
 	r = kernel->uffd_register(owner->uffd, start, end - start, MODES);
+	split_end(owner);
 	/* Another's: nothing of it is ours to take back. */
 	if (r == -EBUSY)
 		block->armed = before;
@@ -72,8 +94,12 @@ int block_arm(struct block *block, uint64_t start, uint64_t end)
 int block_watch(struct owner *owner, uint64_t start, uint64_t end)
 {
 	struct block *block;
-	int r = kernel->uffd_register(owner->uffd, start, end - start, UFFDIO_REGISTER_MODE_WP);
+	int r;
 
+	if (!split_begin(owner))
+		return -EAGAIN;
+	r = kernel->uffd_register(owner->uffd, start, end - start, UFFDIO_REGISTER_MODE_WP);
+	split_end(owner);
 	if (r)
 		return r;
 	block = block_get(owner, start);
@@ -155,7 +181,7 @@ static void register_again(struct owner *owner, uint64_t at, uint64_t stop)
  * pages to these addresses: its caller is not back before the event is read, so
  * if one is unread now, everything is registered again before anybody can tell.
  */
-static bool disarm(struct block *block, const struct pages *pages)
+static bool disarm_now(struct block *block, const struct pages *pages)
 {
 	struct owner *owner = block->owner;
 	unsigned int first = 0, end;
@@ -176,6 +202,14 @@ static bool disarm(struct block *block, const struct pages *pages)
 			pages_clear(&block->armed, i);
 	}
 	return true;
+}
+
+static bool disarm(struct block *block, const struct pages *pages)
+{
+	bool done = split_begin(block->owner) && disarm_now(block, pages);
+
+	split_end(block->owner);
+	return done;
 }
 
 /*
@@ -208,21 +242,19 @@ static uint64_t grown_end(const struct block *block, uint64_t end)
 	return vma.end;
 }
 
-bool block_disarm(struct block *block)
+static bool disarm_all(struct block *block)
 {
 	struct pages armed = block->armed;
 	struct owner *owner = block->owner;
 	unsigned int first = 0, last;
 	uint64_t from = 0, end;
 
-	if (!(block->record->flags & HMM_BLOCK_ARMED))
-		return true;
 	for (; pages_run(&armed, &first, &last); first = last)
 		from = block->addr + (uint64_t)last * HMM_PAGE_SIZE;
 	end = from && !owner->gone ? grown_end(block, from) : from;
 	if (end > from)
 		unregister_ours(owner, from, end);
-	if (!disarm(block, &armed)) {
+	if (!disarm_now(block, &armed)) {
 		if (end > from)
 			register_again(owner, from, end);
 		return false;
@@ -231,6 +263,17 @@ bool block_disarm(struct block *block)
 		fault_wake(owner, from, end - from);
 	block_note_disarmed(block);
 	return true;
+}
+
+bool block_disarm(struct block *block)
+{
+	bool done;
+
+	if (!(block->record->flags & HMM_BLOCK_ARMED))
+		return true;
+	done = split_begin(block->owner) && disarm_all(block);
+	split_end(block->owner);
+	return done;
 }
 
 /*

@@ -508,6 +508,12 @@ bool block_remote_exceeds(const struct block *block, unsigned int i, bool read, 
  */
 void block_drop_remote(struct block *block, const struct pages *pages);
 /* arm.c */
+/*
+ * Around whatever splits the owner's mappings, or joins them. False: its library is moving one; later. (A move of what is
+ * several mappings by then would stop half way.)
+ */
+bool split_begin(struct owner *owner);
+void split_end(struct owner *owner);
 /* Mapping by mapping where it has to be; @prove: what another userfaultfd watches stays that one's, whatever the kernel checks. */
 void unregister_run(struct owner *owner, int uffd, uint64_t at, uint64_t stop, bool prove);
 /* Registers what of the block a mapping [start, end) covers; 0 or -errno. */

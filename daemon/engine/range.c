@@ -444,7 +444,7 @@ static int look_at_mapping(struct look *look, uint64_t *from, uint64_t end)
 	struct owner *owner = look->owner;
 	struct block *block;
 	struct view view;
-	bool watched;
+	bool watched = false;
 	int r = view_at(owner, *from, end, &view);
 
 	if (r == -EFAULT)
@@ -457,8 +457,12 @@ static int look_at_mapping(struct look *look, uint64_t *from, uint64_t end)
 	 * What is coherent changes by hmm_unshare() alone, which tells; and its mapping must
 	 * not be registered when that exchanges it.
 	 */
-	watched = device_faults(look->mirror->device) && !view.excluded && !owner->closing && !is_coherent(owner, *from) &&
-		  block_watch(owner, view.watch_start, view.watch_end) == 0;
+	if (device_faults(look->mirror->device) && !view.excluded && !owner->closing && !is_coherent(owner, *from)) {
+		r = block_watch(owner, view.watch_start, view.watch_end);
+		if (r == -EAGAIN)
+			return again(look);
+		watched = r == 0;
+	}
 	if (watched) {
 		struct view seen = view;
 

@@ -122,6 +122,7 @@ static int take_over(struct owner *owner, struct letter *letter)
 	owner_open_attributes(owner);
 	journal_take_over(owner);
 	owner->orders->agent_tid = message->agent_tid;
+	__atomic_store_n(&owner->orders->splitting, 0, __ATOMIC_SEQ_CST);
 	__atomic_store_n(&owner->orders->hold, 1, __ATOMIC_SEQ_CST);
 	return 0;
 }

@@ -35,8 +35,9 @@ static uint64_t clip_declared(const struct owner *owner, uint64_t at, uint64_t e
 
 static int look_declared(struct tracker *tracker, uint64_t at, uint64_t end)
 {
-	int r = tracker->ops->look(tracker, at, end);
+	int r = split_begin(tracker->owner) ? tracker->ops->look(tracker, at, end) : -EAGAIN;
 
+	split_end(tracker->owner);
 	if (!r)
 		return 0;
 	track_sight(tracker, at, end, SIGHT_PRESUMED);

@@ -79,7 +79,7 @@ class DirtyOutage(harness.Test):
 
 class SyncOutage(DirtyOutage):
     """The same with the copies of a tracked mirror, which another process reads meanwhile."""
-    program = "mirror-sync"
+    program = "mirror-outlive"
     outage = "kept"
 
     def check_shown(self):

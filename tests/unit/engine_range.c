@@ -222,6 +222,39 @@ Test(range, is_watched_while_it_is_held)
 	fixture_end(&fixture);
 }
 
+/* The library moves a mapping: nothing is watched, nor let go of, before that is over, and nobody is told that it can't be. */
+Test(range, what_is_being_moved_is_not_split)
+{
+	struct letter *letter;
+	uint32_t *remapping;
+
+	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
+	memset(page(0), 1, 10 * HMM_PAGE_SIZE);
+	remapping = &fixture.owner->orders->remapping;
+	*remapping = 1;
+	post(DRIVER, 0, 10, HMM_RANGE_FLAGS_BLOCK, HMM_RANGE_WANT_READ, 0);
+	for (int turns = 0; turns < 10; turns++) {
+		fixture_later(&fixture, NS_PER_MS);
+		cr_assert(eq(ptr, answer(), NULL));
+	}
+	cr_expect(eq(u64, atomic_load(&fixture.owner->registered_bytes), 0));
+	*remapping = 0;
+	fixture_later(&fixture, NS_PER_MS);
+	letter = answer();
+	cr_assert(letter != NULL);
+	cr_assert(eq(int, ((const struct hmm_msg_range_fault_reply *)(const void *)letter->reply)->error, 0));
+	letter_free(letter);
+	cr_expect(eq(uint, entries(0, 10), 10));
+	*remapping = 1;
+	fixture_later(&fixture, QUIET);
+	cr_expect(eq(u64, atomic_load(&fixture.owner->registered_bytes), HMM_BLOCK_SIZE));
+	cr_expect(eq(uint, fixture.owner->orders->splitting, 0));
+	*remapping = 0;
+	fixture_later(&fixture, QUIET);
+	cr_expect(eq(u64, atomic_load(&fixture.owner->registered_bytes), 0));
+	fixture_end(&fixture);
+}
+
 /* More than are noted: their drivers hear of it all the same when nobody looks after their entries any more. */
 Test(range, more_than_can_be_held)
 {

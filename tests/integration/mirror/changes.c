@@ -6,7 +6,9 @@
 #include "mirror.h"
 
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
@@ -265,6 +267,104 @@ static void remap_move_mixed(void)
 		CHECK_EQ(hmm_device_read(&mirror, (unsigned long)room + i * PAGE, &seen, 8), 8);
 		CHECK_EQ(seen, i);
 	}
+	test_close();
+}
+
+/*
+ * The library moves one mapping, and a device asks for a part of it just then. Were that watched, the kernel would stop
+ * after the first block, and somebody may map something where that was before the library goes on.
+ */
+static struct {
+	char *old;			/* NULL: not now */
+	char *other;			/* what was mapped there; NULL: all has moved */
+	_Atomic bool taken, over;
+} meddle;
+
+static void *take_a_block(void *memory)
+{
+	while (!meddle.over && !meddle.taken)
+		if (hmm_migrate(&mirror, (unsigned long)memory, BLOCK, HMM_DEVICE, 0, NULL, NULL) > 0)
+			meddle.taken = true;
+	return NULL;
+}
+
+static long raw_syscall(long number, const long *a)
+{
+	register long r10 __asm__("r10") = a[3];
+	register long r8 __asm__("r8") = a[4];
+	register long r9 __asm__("r9") = a[5];
+	long result;
+
+	__asm__ volatile("syscall"
+			 : "=a"(result)
+			 : "a"(number), "D"(a[0]), "S"(a[1]), "d"(a[2]), "r"(r10), "r"(r8), "r"(r9)
+			 : "rcx", "r11", "memory");
+	if (result < 0 && result > -4096) {
+		errno = (int)-result;
+		return -1;
+	}
+	return result;
+}
+
+static long remap_meanwhile(const long *a)
+{
+	char *old = meddle.old;
+	pthread_t thread;
+	long result;
+	int error;
+
+	meddle.old = NULL;
+	CHECK_EQ(pthread_create(&thread, NULL, take_a_block, old + BLOCK), 0);
+	/* It is put off until this is over; or it has gone by then. */
+	for (int i = 0; i < 300 && !meddle.taken; i++)
+		usleep(1000);
+	result = raw_syscall(SYS_mremap, a);
+	error = errno;
+	meddle.over = true;
+	if (result == -1) {
+		meddle.other = mmap(old, BLOCK, PROT_READ | PROT_WRITE,
+				    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+		if (meddle.other == MAP_FAILED)
+			meddle.other = NULL;
+		else
+			memset(meddle.other, 0x77, BLOCK);
+	}
+	CHECK_EQ(pthread_join(thread, NULL), 0);
+	errno = error;
+	return result;
+}
+
+__attribute__((visibility("default"))) long syscall(long number, ...)
+{
+	va_list list;
+	long a[6];
+
+	va_start(list, number);
+	for (unsigned int i = 0; i < 6; i++)
+		a[i] = va_arg(list, long);
+	va_end(list);
+	if (number == SYS_mremap && meddle.old && a[0] == (long)meddle.old)
+		return remap_meanwhile(a);
+	return raw_syscall(number, a);
+}
+
+static void remap_in_one(void)
+{
+	char *memory, *room;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = test_map_huge(4);
+	room = test_map_huge(4);
+	test_fill(memory, 4 * 512, 16);
+	meddle.old = memory;
+	CHECK(mremap(memory, 4 * BLOCK, 4 * BLOCK, MREMAP_MAYMOVE | MREMAP_FIXED, room) == room);
+	CHECK(!meddle.old);
+	test_check(room, 4 * 512, 16);
+	for (size_t i = 0; meddle.other && i < BLOCK; i++)
+		CHECK_EQ(meddle.other[i], 0x77);
+	test_out(room, 4 * 512);
+	test_device_check(room, 4 * 512, 16);
+	test_check(room, 4 * 512, 16);
 	test_close();
 }
 
@@ -742,7 +842,7 @@ static const struct test_case cases[] = {
 	{ "remap-grow-in-place", remap_grow_in_place, false }, { "remap-grow-far", remap_grow_far, false }, { "remap-shrink", remap_shrink, false },
 	{ "remap-move", remap_move, false }, { "remap-move-mixed", remap_move_mixed, false },
 	{ "remap-onto", remap_onto, false }, { "remap-partly-out", remap_partly_out, false },
-	{ "remap-left-behind", remap_left_behind, false },
+	{ "remap-left-behind", remap_left_behind, false }, { "remap-in-one", remap_in_one, false },
 	{ "remap-dontunmap", remap_dontunmap, false },
 	{ "dontneed", dontneed, false }, { "lazily-freed", lazily_freed, false }, { "removed", removed, false },
 	{ "wipe-on-fork", wipe_on_fork, false }, { "dont-fork", dont_fork, false },

@@ -14,87 +14,7 @@
 #include "dirty.h"
 #include "driver.h"
 #include "look.h"
-
-static const struct hmm_mirror_ops tracked_ops = { .size = sizeof(tracked_ops), .flags = HMM_MIRROR_TRACKED };
-static struct hmm_device *device;
-static struct hmm_mirror replica;
-
-static void open_replica(uint64_t memory)
-{
-	open_tracked();
-	device = test_device("replica", memory);
-	replica.ops = &tracked_ops;
-	replica.device = device;
-	CHECK_EQ(hmm_mirror_register(&replica, hmm), 0);
-}
-
-static void close_replica(void)
-{
-	CHECK_EQ(hmm_mirror_unregister(&replica), 0);
-	hmm_device_put(device);
-	test_close();
-}
-
-static void track(void *memory, size_t pages)
-{
-	CHECK_EQ(hmm_mirror_track(&replica, (unsigned long)memory, pages * PAGE, 0), 0);
-}
-
-static struct hmm_sync_report sync_all(void *memory, size_t pages)
-{
-	struct hmm_sync_report report;
-	long n = hmm_mirror_sync(&replica, (unsigned long)memory, pages * PAGE, 0, &report);
-
-	if (n < 0)
-		FAIL("sync: %s", hmm_last_error());
-	CHECK_EQ(n, report.copied + report.zeroed);
-	CHECK_EQ(report.pages, pages);
-	CHECK(report.written >= report.copied + report.zeroed);
-	CHECK(report.presumed <= report.written);
-	return report;
-}
-
-static const char *copy_of(const void *memory)
-{
-	const char *copy = hmm_mirror_copy(&replica, (unsigned long)memory);
-
-	CHECK(copy);
-	return copy;
-}
-
-static void check_equal(const char *memory, size_t pages)
-{
-	const char *copy = copy_of(memory);
-
-	for (size_t i = 0; i < pages; i++)
-		if (memcmp(copy + i * PAGE, memory + i * PAGE, PAGE))
-			FAIL("page %zu of the copy differs", i);
-}
-
-/* Declared, tracked, copied. */
-static void begin(char *memory, size_t pages)
-{
-	struct hmm_sync_report report;
-
-	declare(memory, pages);
-	track(memory, pages);
-	test_check_zero(copy_of(memory), pages);
-	report = sync_all(memory, pages);
-	CHECK_EQ(report.written, pages);
-	CHECK_EQ(report.copied + report.zeroed, pages);
-	check_equal(memory, pages);
-}
-
-static char *open_and_begin(size_t pages)
-{
-	char *memory;
-
-	open_replica(64 * BLOCK);
-	memory = test_map_apart(pages);
-	test_fill(memory, pages, 1);
-	begin(memory, pages);
-	return memory;
-}
+#include "replica.h"
 
 /* So many pages and no others; but older engines must presume where no page is. */
 static void expect(char *memory, size_t pages, size_t n)
@@ -692,7 +612,7 @@ static void refusals(void)
 
 	memory = open_and_begin(64);
 	at = (unsigned long)memory;
-	other.device = device;
+	other.device = replica.device;
 	CHECK_EQ(hmm_mirror_register(&other, hmm), -EINVAL);
 	called = tracked_ops;
 	called.quiesce = (int (*)(struct hmm_mirror *, const struct hmm_update *))refusals;
@@ -791,125 +711,6 @@ static void many_writers(void)
 	close_replica();
 }
 
-/* ---- hmmd dies ------------------------------------------------------------------------------- */
-
-/* Pages 256 to 299, which nobody writes, as test_fill() left them. */
-static void test_check_end(const char *copy)
-{
-	for (size_t i = 256; i < 300; i++)
-		for (size_t w = 0; w < PAGE / 8; w += 61) {
-			uint64_t word;
-
-			memcpy(&word, copy + i * PAGE + w * 8, 8);
-			if (word != test_word(i, w, 1))
-				FAIL("page %zu of the copy has gone", i);
-		}
-}
-
-/* Another process that only looks at its copy, until the pipe is closed. */
-static pid_t fork_driver(char *memory, int over[2])
-{
-	int key = hmm_export(hmm), ready[2];
-	pid_t child;
-	char byte;
-
-	CHECK(key >= 0 && !pipe(ready));
-	child = fork();
-	CHECK(child >= 0);
-	if (!child) {
-		struct hmm_mirror its = { .ops = &tracked_ops };
-		struct hmm_device *its_device;
-		const char *copy;
-		struct hmm *peer;
-
-		close(over[1]);
-		fcntl(over[0], F_SETFL, O_NONBLOCK);
-		CHECK_EQ(hmm_open_peer(key, NULL, &peer), 0);
-		CHECK_EQ(hmm_device_open(peer, "replica", &its_device), 0);
-		its.device = its_device;
-		CHECK_EQ(hmm_mirror_register(&its, peer), 0);
-		CHECK_EQ(hmm_mirror_track(&its, (unsigned long)memory, 300 * PAGE, 0), 0);
-		CHECK_EQ(hmm_mirror_sync(&its, (unsigned long)memory, 300 * PAGE, 0, NULL), 300);
-		copy = hmm_mirror_copy(&its, (unsigned long)memory);
-		CHECK_EQ(write(ready[1], "", 1), 1);
-		while (read(over[0], &byte, 1)) {
-			test_check_end(copy);
-			usleep(200);
-		}
-		hmm_close(peer);
-		_exit(0);
-	}
-	CHECK_EQ(read(ready[0], &byte, 1), 1);
-	close(ready[0]);
-	close(ready[1]);
-	close(over[0]);
-	close(key);
-	return child;
-}
-
-/* Its script kills hmmd, and the next sync has all that was written. @kept: the copy is there all the time. */
-static void outlive(bool kept)
-{
-	struct hmm_sync_report report;
-	char line[64], *memory;
-	pid_t driver = 0;
-	int over[2];
-
-	open_replica(64 * BLOCK);
-	memory = test_map(300);
-	test_fill(memory, 300, 1);
-	begin(memory, 300);
-	CHECK(!pipe(over));
-	if (kept)
-		driver = fork_driver(memory, over);
-	steady_begin(memory);
-	printf("ready\n");
-	fflush(stdout);
-	while (fgets(line, sizeof(line), stdin) && !strncmp(line, "more", 4)) {
-		if (kept)
-			test_check_end(copy_of(memory));
-		report = sync_all(memory, 256);
-		printf("told %lu of which %lu, at %lu\n", (unsigned long)report.written, (unsigned long)report.presumed,
-		       steady_written());
-		fflush(stdout);
-	}
-	steady_end();
-	sync_all(memory, 300);
-	check_equal(memory, 300);
-	close(over[1]);
-	if (driver)
-		test_reap(driver, 0);
-	close_replica();
-}
-
-static void outage(void)
-{
-	outlive(false);
-}
-
-static void kept(void)
-{
-	outlive(true);
-}
-
-/* No hmmd comes back: the handle says so, and what was copied can be read. */
-static void abandoned(void)
-{
-	char line[64], *memory = open_and_begin(256);
-	const char *copy = copy_of(memory);
-
-	printf("ready\n");
-	fflush(stdout);
-	CHECK(fgets(line, sizeof(line), stdin));
-	while (hmm_mirror_sync(&replica, (unsigned long)memory, 256 * PAGE, 0, NULL) != -ESTALE)
-		usleep(1000);
-	test_check(memory, 256, 1);
-	test_check(copy, 256, 1);
-	CHECK_EQ(hmm_mirror_unregister(&replica), 0);
-	hmm_close(hmm);
-	hmm = NULL;
-}
-
 int main(int argc, char **argv)
 {
 	static const struct test_case cases[] = {
@@ -933,9 +734,6 @@ int main(int argc, char **argv)
 		{ "leaving", leaving, false },
 		{ "refusals", refusals, false },
 		{ "many-writers", many_writers, false },
-		{ "outage", outage, .special = true },
-		{ "kept", kept, .special = true },
-		{ "abandoned", abandoned, .special = true },
 		{ NULL, NULL, false },
 	};
 

@@ -386,6 +386,14 @@ static void orphaned(void)
 
 /* ---- callbacks -------------------------------------------------------------------------- */
 
+static void wait_for_updates(unsigned int n)
+{
+	for (int tries = 0; updates < n; tries++) {
+		CHECK(tries < test_scaled(10000));
+		usleep(1000);
+	}
+}
+
 static void told(void)
 {
 	struct hmm_mirror other = { .ops = &with_callback };
@@ -399,19 +407,13 @@ static void told(void)
 	CHECK_EQ(hmm_mirror_register(&other, hmm), 0);
 	range = seen(memory, 16);
 	CHECK_EQ(madvise(memory + 3 * PAGE, 2 * PAGE, MADV_DONTNEED), 0);
-	for (int tries = 0; !updates; tries++) {
-		CHECK(tries < test_scaled(10000));
-		usleep(1000);
-	}
+	wait_for_updates(1);
 	CHECK_EQ(last.start, memory + 3 * PAGE);
 	CHECK_EQ(last.end, memory + 5 * PAGE);
 	CHECK_EQ(last.reason, HMM_REASON_DISCARD);
 	wants_invalid(&range);
 	CHECK_EQ(munmap(memory + 8 * PAGE, PAGE), 0);
-	for (int tries = 0; updates < 2; tries++) {
-		CHECK(tries < test_scaled(10000));
-		usleep(1000);
-	}
+	wait_for_updates(2);
 	CHECK_EQ(last.reason, HMM_REASON_UNMAP);
 	end(&range);
 	CHECK_EQ(hmm_mirror_unregister(&other), 0);
@@ -432,18 +434,12 @@ static void told_of_exclusion(void)
 	CHECK_EQ(hmm_mirror_register(&other, hmm), 0);
 	range = seen(memory, 16);
 	CHECK_EQ(hmm_exclude(hmm, (unsigned long)memory + 8 * PAGE, 4 * PAGE), 0);
-	for (int tries = 0; !updates; tries++) {
-		CHECK(tries < 10000);
-		usleep(1000);
-	}
+	wait_for_updates(1);
 	CHECK_EQ(last.start, memory + 8 * PAGE);
 	CHECK_EQ(last.end, memory + 12 * PAGE);
 	wants_invalid(&range);
 	CHECK_EQ(munmap(memory + 3 * PAGE, PAGE), 0);
-	for (int tries = 0; updates < 2; tries++) {
-		CHECK(tries < 10000);
-		usleep(1000);
-	}
+	wait_for_updates(2);
 	CHECK_EQ(last.reason, HMM_REASON_UNMAP);
 	CHECK_EQ(last.start, memory + 3 * PAGE);
 	end(&range);
