@@ -55,7 +55,7 @@ def command(kernel, initrd, room, results, shell, memory_mb=4096, dax_mb=512, hu
     words += ["-device", "intel-iommu,aw-bits=48",
               "-device", "edu,dma_mask=0xffffffffffffffff",
               "-object", "memory-backend-ram,id=bar,size=64M,share=on", "-device", "ivshmem-plain,memdev=bar",
-              "-object", "memory-backend-ram,id=spare-bar,size=32M,share=on",
+              "-object", "memory-backend-ram,id=spare-bar,size=64M,share=on",
               "-device", "virtio-rng-pci"]
     for number, (name, device) in enumerate(PLUGGED.items()):
         words += ["-device", f"pcie-root-port,id={device['bus']},chassis={number},slot={number}",

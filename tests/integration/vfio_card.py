@@ -76,7 +76,7 @@ class Machine:
         if device["driver"] == "ivshmem-plain":
             # QEMU 7.2 gives up where memory is given to a second card.
             device["memdev"] = f"memory-{time.time_ns()}"
-            cls.must("object-add", id=device["memdev"], size=32 << 20, share=True, **{"qom-type": "memory-backend-ram"})
+            cls.must("object-add", id=device["memdev"], size=64 << 20, share=True, **{"qom-type": "memory-backend-ram"})
         cls.must("device_add", **device)
         return harness.wait_until(lambda: cls.find(name), 30, f"that {name} is found")
 

@@ -6,12 +6,16 @@ The emulated machine of tests/guest has slots, and does what it is asked for.
 
 import os
 import re
+import struct
 import subprocess
 
 import harness
 import vfio_card
 
 PAGES = 1500
+# Of linux/pci_regs.h: where capabilities begin, PCI Express among them, and its slot's control.
+CAPABILITIES, EXPRESS, SLOT_CONTROL = 0x34, 0x10, 0x18
+POWER_OFF, LIGHT_OFF = 0x400, 0x300
 
 
 class Slot(harness.Test):
@@ -22,15 +26,16 @@ class Slot(harness.Test):
         if not vfio_card.Machine.is_there():
             self.skipTest("nobody can take a card out of this machine")
         self.card = vfio_card.Machine.plug(self.name)
-        self.bind()
+        self.bind(self.card)
 
-    def bind(self):
-        if not os.path.exists(f"/sys/bus/pci/devices/{self.card}/driver"):
-            self.hmmctl("device", "bind", self.card)
+    def bind(self, card):
+        if not os.path.exists(f"/sys/bus/pci/devices/{card}/driver"):
+            self.hmmctl("device", "bind", card)
 
-    def wait_gone(self):
+    def wait_gone(self, card=None):
         """The kernel asks, at most every ten seconds."""
-        harness.wait_until(lambda: not os.path.exists(f"/sys/bus/pci/devices/{self.card}"), 40, "that the kernel has let go of the card")
+        harness.wait_until(lambda: not os.path.exists(f"/sys/bus/pci/devices/{card or self.card}"), 40,
+                           "that the kernel has let go of the card")
 
     def wait_log(self, pattern, seconds=20):
         harness.wait_until(lambda: re.search(pattern, self.daemon.log), seconds, f"that the log says {pattern}")
@@ -38,6 +43,11 @@ class Slot(harness.Test):
     def write(self, path, text):
         """As the kernel may wait inside it a process of its own does it. Returns that."""
         return subprocess.Popen(["/bin/sh", "-c", f"echo {text} >{path}"], stdin=subprocess.DEVNULL)
+
+    def rescan(self):
+        """What was removed is in its slot still."""
+        with open("/sys/bus/pci/rescan", "w") as file:
+            file.write("1")
 
     def unbind(self):
         writer = self.write("/sys/bus/pci/drivers/vfio-pci/unbind", self.card)
@@ -86,7 +96,7 @@ class Memory(Slot):
         self.refused(f"there is no PCI device {self.card}")
         # Another one in the same slot: whoever begins now has it, and who was there before goes on without.
         self.assertEqual(vfio_card.Machine.plug(self.name), self.card)
-        self.bind()
+        self.bind(self.card)
         late = self.owner("base")
         self.out(late)
         late.ask("check", "^checked$")
@@ -121,8 +131,7 @@ class Memory(Slot):
         self.wait_gone()
         self.goes_on(owner)
         owner.finish()
-        with open("/sys/bus/pci/rescan", "w") as file:
-            file.write("1")
+        self.rescan()
 
     def test_stopped_programs(self):
         """One that hmmd knows: its pages come home all the same. One that is not back since hmmd was started is waited for, and named."""
@@ -162,18 +171,66 @@ class Memory(Slot):
         other.finish()
 
 
+    def test_torn_out(self):
+        """Nobody has asked: what was in it is lost, and nothing else; that it is gone for the kernel, too, ends in good order."""
+        self.start()
+        owner, other = self.owner(), self.owner("base")
+        self.out(owner)
+        # Its slot is switched off. The kernel, which finds cards by ACPI here, does not look there.
+        port = os.path.basename(os.path.dirname(os.path.realpath(f"/sys/bus/pci/devices/{self.card}")))
+        with open(f"/sys/bus/pci/devices/{port}/config", "r+b", buffering=0) as config:
+            at = self.slot_control(config)
+            before = self.word(config, at)
+            self.put_word(config, at, before | POWER_OFF | LIGHT_OFF)
+            self.assertEqual(self.word_of_card(0), 0xffff)
+            other.ask("out", "^out 0$")
+            self.wait_log("it does not answer: all pages in its BAR 2 are lost")
+            self.wait_log(f"{PAGES} pages that were in the memory of device-{owner.pid} are lost")
+            other.ask("check", "^checked$")
+            self.refused("does not answer any more")
+            self.write(f"/sys/bus/pci/devices/{self.card}/remove", "1")
+            self.wait_gone()
+            self.wait_log(f"{self.card} is given back")
+            self.put_word(config, at, before)
+        self.rescan()
+        other.ask("change", "^changed$")
+        other.ask("check", "^checked$")
+        other.finish()
+        owner.kill9()
+
+    def word_of_card(self, at):
+        with open(f"/sys/bus/pci/devices/{self.card}/config", "rb", buffering=0) as config:
+            return self.word(config, at)
+
+    @staticmethod
+    def word(config, at):
+        config.seek(at)
+        return struct.unpack("<H", config.read(2))[0]
+
+    @staticmethod
+    def put_word(config, at, value):
+        config.seek(at)
+        config.write(struct.pack("<H", value))
+
+    def slot_control(self, config):
+        at = self.word(config, CAPABILITIES) & 0xff
+        while self.word(config, at) & 0xff != EXPRESS:
+            at = self.word(config, at) >> 8
+            self.assertTrue(at)
+        return at + SLOT_CONTROL
+
+
 class Bus(Slot):
     """It is a device, and reaches memory by itself."""
 
     name = "spare-edu"
 
-    def setUp(self):
-        super().setUp()
-        os.environ["HMM_TEST_CARD"] = self.card
+    def driver(self, case, **environment):
+        return self.spawn("mirror-card", case, environment=dict(environment, HMM_TEST_CARD=self.card))
 
     def check(self, take, wait):
         self.start_daemon("--pool", "memfd-huge")
-        driver = self.spawn("mirror-card", "recalled")
+        driver = self.driver("recalled")
         driver.expect("^mapped$")
         take()
         wait()
@@ -183,14 +240,30 @@ class Bus(Slot):
 
     def test_unplugged(self):
         self.check(lambda: vfio_card.Machine.unplug(self.name), self.wait_gone)
-        self.run_client("mirror-card", "hold", status=1)
+        late = self.driver("hold")
+        self.assertEqual(late.wait(), 1)
+        self.assertIn(f"there is no PCI device {self.card}", late.output + late.errors)
+
+    def test_its_memory_is_unplugged(self):
+        """Which is another card's."""
+        memory = vfio_card.Machine.plug("spare-ivshmem")
+        self.bind(memory)
+        self.start_daemon()
+        driver = self.driver("memory-recalled", HMM_TEST_MEMORY_CARD=memory)
+        driver.expect("^mapped$")
+        vfio_card.Machine.unplug("spare-ivshmem")
+        self.wait_gone(memory)
+        driver.send("")
+        driver.finish()
+        self.assertNotIn("lost", self.daemon.log)
+        self.assertNotIn(f"{self.card} is given back", self.daemon.log)
 
     def test_unbound(self):
         """And given to hmmd again."""
         self.check(self.unbind, lambda: harness.wait_until(
             lambda: not os.path.exists(f"/sys/bus/pci/devices/{self.card}/driver"), 40, "that the card is unbound"))
         self.hmmctl("device", "bind", self.card)
-        driver = self.spawn("mirror-card", "hold")
+        driver = self.driver("hold")
         driver.expect("^mapped$")
         driver.send("")
         driver.finish()

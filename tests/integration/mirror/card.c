@@ -861,6 +861,30 @@ static void recalled(void)
 	close_edu();
 }
 
+/* The other card, where its memory is, is wanted back: what is pinned there comes home, out of this card's reach. */
+static void memory_recalled(void)
+{
+	struct reach *reach;
+	char *memory;
+
+	open_edu();
+	memory = pinned(4, 1);
+	reach = reached(memory, 4);
+	card_reads(memory, 3, 1);
+	puts("mapped");
+	fflush(stdout);
+	wait_for_line();
+	CHECK(!hmm_range_valid(&reach->range));
+	/* It has page 3. */
+	edu_store_blindly(edu, memory, EDU_MOST);
+	test_check(memory, 4, 1);
+	end_reach(reach);
+	must(unpin(memory, 4), "unpin");
+	CHECK_EQ(pin(memory, 4), -ENOSPC);
+	test_check(memory, 4, 1);
+	close_edu();
+}
+
 static const struct test_case cases[] = {
 	{"refusals", refusals, false},
 	{"refusals-there", refusals_there, true},
@@ -886,6 +910,7 @@ static const struct test_case cases[] = {
 	{"outage-in-bar", outage_in_bar, true},
 	{"refusals-in-bar", refusals_in_bar, true},
 	{"recalled", recalled, true},
+	{"memory-recalled", memory_recalled, true},
 	{NULL, NULL, false},
 };
 
