@@ -273,27 +273,33 @@ static bool part(struct agent *agent, struct move *move, unsigned int page)
 	return true;
 }
 
-/* Pages from @page on, as far as they are @there or not. Nothing may be lost for want of an answer. */
-static unsigned int count_alike(struct agent *agent, uint64_t address, unsigned int pages, bool there)
+/* Nothing may be lost for want of an answer. */
+static void read_surely(struct agent *agent, uint64_t address, unsigned int pages)
 {
-	unsigned int n = 0;
-
 	while (read_pagemap(agent, address, pages, agent->map))
 		nanosleep(&(struct timespec){ .tv_nsec = 50000 }, NULL);
-	while (n < pages && is_there(agent->map[n]) == there)
-		n++;
-	return n;
 }
 
 /*
- * EEXIST at @page: a page lies at the destination. Linux 6.18 repeats a part of a MOVE that met a change, and does not count
- * what it moves then (contract-move): those pages are at the destination, and gone from where they were.
+ * Linux 6.18 repeats a part of a MOVE that met a change, and does not count what it moves then (contract-move): those pages
+ * are at the destination, and gone from where they were. Of [page, end) they are done from now on.
  */
-static unsigned int uncounted(struct agent *agent, const struct move *move, unsigned int page, unsigned int end)
+static void find_uncounted(struct agent *agent, struct move *move, unsigned int page, unsigned int end)
 {
-	unsigned int n = count_alike(agent, page_address(move->to, page), end - page, true);
+	uint64_t arrived[HMM_BITMAP_WORDS] = {0};
 
-	return n ? count_alike(agent, page_address(move->from, page), n, false) : 0;
+	read_surely(agent, page_address(move->to, page), end - page);
+	for (unsigned int i = page; i < end; i++)
+		if (test(move->want, i) && is_there(agent->map[i - page]))
+			set(arrived, i);
+	read_surely(agent, page_address(move->from, page), end - page);
+	for (unsigned int i = page; i < end; i++) {
+		if (!test(arrived, i) || test(move->done, i) || is_there(agent->map[i - page]))
+			continue;
+		set(move->done, i);
+		clear(move->busy, i);
+		move->begun = true;
+	}
 }
 
 /* One wanted run. Return: 1 go on, 0 enough, -ECANCELED taken back. */
@@ -309,6 +315,10 @@ static int move_run(struct agent *agent, struct hmm_order *order, struct move *m
 		};
 		int error;
 
+		if (test(move->done, page)) {
+			step = end - ++page;
+			continue;
+		}
 		if (!*committed && !commit(agent, order))
 			return -ECANCELED;
 		*committed = true;
@@ -363,16 +373,11 @@ static int move_run(struct agent *agent, struct hmm_order *order, struct move *m
 			move->error = -error;
 			break;
 		case EEXIST:
-			step = uncounted(agent, move, page, end);
-			if (!step) {
-				move->error = -EEXIST;
-				return 0;
-			}
-			while (step--)
-				set(move->done, page++);
-			move->begun = true;
-			step = end - page;
-			continue;
+			find_uncounted(agent, move, page, end);
+			if (test(move->done, page))
+				continue;
+			move->error = -EEXIST;
+			return 0;
 		default:
 			move->error = error ? -error : -EIO;
 			return 0;
@@ -388,15 +393,20 @@ static int move_pages(struct agent *agent, struct hmm_order *order, struct move 
 {
 	bool committed = false;
 	unsigned int page = 0, end;
+	uint64_t left = 0;
 	int going = 1;
 
 	for (; going > 0 && next_run(move->want, &page, &end); page = end)
 		going = move_run(agent, order, move, page, end, &committed);
 	if (going < 0)
 		return going;
-	/* What was not tried any more is left alone as well. */
-	for (unsigned int i = 0; i < HMM_BITMAP_WORDS; i++)
+	/* What was not tried any more is left alone as well; but for what the last try has taken. */
+	for (unsigned int i = 0; i < HMM_BITMAP_WORDS; i++) {
 		move->busy[i] |= move->want[i] & ~move->done[i];
+		left |= move->busy[i];
+	}
+	if (left)
+		find_uncounted(agent, move, 0, PAGES);
 	return 0;
 }
 

@@ -43,7 +43,7 @@ static bool is_there(uint64_t address)
  * The library's calls come through here. As Linux 6.18 does where a page changes in the middle of it, a MOVE moves and does
  * not count: nothing of it, or all but its first page.
  */
-static enum { COUNTS, COUNTS_NOTHING, COUNTS_ONE } forgetful;
+static enum { COUNTS, COUNTS_NOTHING, COUNTS_ONE, COUNTS_ONE_AND_IS_HELD } forgetful;
 static unsigned int forgotten;
 
 __attribute__((visibility("default"))) int ioctl(int fd, unsigned long request, ...)
@@ -60,14 +60,17 @@ __attribute__((visibility("default"))) int ioctl(int fd, unsigned long request, 
 	if (request != UFFDIO_MOVE || forgetful == COUNTS || r)
 		return r;
 	move = argument;
-	if (forgetful == COUNTS_ONE && move->len == HMM_PAGE_SIZE)
+	if (forgetful != COUNTS_NOTHING && move->len == HMM_PAGE_SIZE)
 		return r;
 	/* It is over a page that it stumbles. */
 	if (!is_there(move->dst))
 		return r;
 	forgotten++;
-	move->move = forgetful == COUNTS_ONE ? (int64_t)HMM_PAGE_SIZE : -EEXIST;
-	errno = forgetful == COUNTS_ONE ? EAGAIN : EEXIST;
+	move->move = forgetful == COUNTS_NOTHING ? -EEXIST : (int64_t)HMM_PAGE_SIZE;
+	errno = forgetful == COUNTS_NOTHING ? EEXIST : EAGAIN;
+	/* hmmd is about to read an event: nothing more is tried. */
+	if (forgetful == COUNTS_ONE_AND_IS_HELD)
+		__atomic_store_n(&orders->hold, 1, __ATOMIC_SEQ_CST);
 	return -1;
 }
 
@@ -346,6 +349,31 @@ Test(agent, what_a_move_does_not_count_comes_home)
 		release();
 		end();
 	}
+}
+
+/* An order that ends early has all that it took, told by the count or not. */
+Test(agent, what_a_move_does_not_count_before_it_is_held)
+{
+	struct hmm_order *done;
+
+	begin(HMM_POOL_KIND_MEMFD, UFFD_FEATURE_MOVE, HMM_REGION_SIZE);
+	madvise(home, HMM_BLOCK_SIZE, MADV_NOHUGEPAGE);
+	memcpy(home, golden, HMM_BLOCK_SIZE);
+	arm(home, HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING);
+	done = order(HMM_ORDER_OUT_MOVE, 0);
+	done->want[3] = 0;
+	forgetful = COUNTS_ONE_AND_IS_HELD;
+	cr_assert(hmmc_agent_step(agent));
+	forgetful = COUNTS;
+	__atomic_store_n(&orders->hold, 0, __ATOMIC_SEQ_CST);
+	cr_assert_eq(forgotten, 1U);
+	cr_assert_eq(done->error, -EAGAIN);
+	cr_assert_eq(count(done->moved), 192U);
+	cr_assert_eq(count(done->busy), 512U - 64 - 192);
+	check_shadow(done);
+	cr_assert_eq(memcmp(home + 256 * HMM_PAGE_SIZE, golden + 256 * HMM_PAGE_SIZE, 256 * HMM_PAGE_SIZE), 0);
+	release();
+	end();
 }
 
 /* EEXIST as it was meant: somebody's page is there, and stays. */
