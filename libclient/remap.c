@@ -93,9 +93,13 @@ static void keep_whole(struct hmm *hmm)
 		hmmc_dispatch_nap(SPLIT_NS);
 }
 
+/* After an hmmd that ended in good order there is another page in that place, which knows nothing of this call. */
 static void let_split(struct hmm *hmm)
 {
-	__atomic_sub_fetch(&hmm->owner->orders->remapping, 1, __ATOMIC_SEQ_CST);
+	uint32_t *remapping = &hmm->owner->orders->remapping, calls = __atomic_load_n(remapping, __ATOMIC_SEQ_CST);
+
+	while (calls && !__atomic_compare_exchange_n(remapping, &calls, calls - 1, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+		;
 }
 
 static bool continues(const struct procmap_query *first, const struct procmap_query *next)

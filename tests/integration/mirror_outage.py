@@ -55,6 +55,18 @@ class Outage(harness.Test):
         owner.ask("close", "^closed$")
         owner.finish()
 
+    def test_sigterm_in_a_move(self):
+        """The next one does not take its memory for what is being moved for ever."""
+        self.start_daemon()
+        owner = self.spawn("mirror-changes", "remap-over-a-stop")
+        owner.expect("^moving$")
+        self.daemon.stop()
+        self.daemon.start()
+        harness.wait_until(lambda: self.hmmctl_json("mirrors")["mirrors"], 20, "that the owner is back")
+        owner.send("go")
+        owner.expect("^moved$")
+        owner.finish()
+
     def test_sigterm_with_a_stopped_owner(self):
         """COPY needs nobody in the owner: a stopped one delays nothing."""
         self.start_daemon()

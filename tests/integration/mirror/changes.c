@@ -278,6 +278,7 @@ static struct {
 	char *old;			/* NULL: not now */
 	char *other;			/* what was mapped there; NULL: all has moved */
 	_Atomic bool taken, over;
+	bool told;			/* the script has its turn instead */
 } meddle;
 
 static void *take_a_block(void *memory)
@@ -314,6 +315,14 @@ static long remap_meanwhile(const long *a)
 	int error;
 
 	meddle.old = NULL;
+	if (meddle.told) {
+		char line[16];
+
+		printf("moving\n");
+		fflush(stdout);
+		CHECK(fgets(line, sizeof(line), stdin));
+		return raw_syscall(SYS_mremap, a);
+	}
 	CHECK_EQ(pthread_create(&thread, NULL, take_a_block, old + BLOCK), 0);
 	/* It is put off until this is over; or it has gone by then. */
 	for (int i = 0; i < 300 && !meddle.taken; i++)
@@ -365,6 +374,26 @@ static void remap_in_one(void)
 	test_out(room, 4 * 512);
 	test_device_check(room, 4 * 512, 16);
 	test_check(room, 4 * 512, 16);
+	test_close();
+}
+
+/* hmmd is stopped and another one started in the middle of it. */
+static void remap_over_a_stop(void)
+{
+	char *memory, *room;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = test_map_huge(2);
+	room = test_map_huge(2);
+	test_fill(memory, 2 * 512, 17);
+	meddle.old = memory;
+	meddle.told = true;
+	CHECK(mremap(memory, 2 * BLOCK, 2 * BLOCK, MREMAP_MAYMOVE | MREMAP_FIXED, room) == room);
+	test_check(room, 2 * 512, 17);
+	test_out(room, 2 * 512);
+	test_device_check(room, 2 * 512, 17);
+	test_check(room, 2 * 512, 17);
+	printf("moved\n");
 	test_close();
 }
 
@@ -842,7 +871,7 @@ static const struct test_case cases[] = {
 	{ "remap-grow-in-place", remap_grow_in_place, false }, { "remap-grow-far", remap_grow_far, false }, { "remap-shrink", remap_shrink, false },
 	{ "remap-move", remap_move, false }, { "remap-move-mixed", remap_move_mixed, false },
 	{ "remap-onto", remap_onto, false }, { "remap-partly-out", remap_partly_out, false },
-	{ "remap-left-behind", remap_left_behind, false }, { "remap-in-one", remap_in_one, false },
+	{ "remap-left-behind", remap_left_behind, false }, { "remap-in-one", remap_in_one, false }, { "remap-over-a-stop", remap_over_a_stop, true },
 	{ "remap-dontunmap", remap_dontunmap, false },
 	{ "dontneed", dontneed, false }, { "lazily-freed", lazily_freed, false }, { "removed", removed, false },
 	{ "wipe-on-fork", wipe_on_fork, false }, { "dont-fork", dont_fork, false },
