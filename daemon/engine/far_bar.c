@@ -63,7 +63,8 @@ static void recall(struct mirror *mirror, int64_t now)
 {
 	struct owner *owner = mirror->owner;
 
-	if (!mirror->far_pages || mirror->homing || owner->closing || mirror->homing_again > now)
+	if (!mirror->far_pages || far_bar_is_lost(mirror) || mirror->homing || owner->closing ||
+	    mirror->homing_again > now)
 		return;
 	mirror->homing = true;
 	migrate_home(owner, 0, HMM_VA_END, mirror->device, recalled_home, (void *)(uintptr_t)mirror->id);
@@ -298,6 +299,13 @@ static struct ask *find_due(struct owner *owner, int64_t now)
 	return NULL;
 }
 
+void far_bar_recall(struct owner *owner, int64_t now)
+{
+	for (unsigned int i = 0; i < MIRRORS_MAX; i++)
+		if (owner->mirror[i] && far_bar_is_recalled(owner->mirror[i]))
+			recall(owner->mirror[i], now);
+}
+
 bool far_bar_is_due(const struct owner *owner, bool *any)
 {
 	const struct ask *ask;
@@ -322,8 +330,6 @@ void far_bar_tick(struct owner *owner, int64_t now)
 		if (mirror && mirror->far_pages && far_bar_is_lost(mirror))
 			far_lose_all(mirror, mirror->device->bar ? "its card does not answer" :
 								   "its card could not be had again");
-		else if (mirror && far_bar_is_recalled(mirror))
-			recall(mirror, now);
 	}
 	for (unsigned int n = 0; n < PIECES && (ask = find_due(owner, now)); n++)
 		far_bar_copy(ask);

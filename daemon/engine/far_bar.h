@@ -20,6 +20,8 @@ bool far_bar_is_lost(const struct mirror *mirror);
 bool far_bar_is_recalled(const struct mirror *mirror);	/* bar.h: no more room, and what is there comes home */
 /* The ledger is settled: what it does not know of is free, and what is not there is lost. */
 void far_bar_recover(struct owner *owner);
+/* What is on cards that are recalled begins to go home. */
+void far_bar_recall(struct owner *owner, int64_t now);
 /* Whether something could go on at once; *@any: or later. */
 bool far_bar_is_due(const struct owner *owner, bool *any);
 /* What is due goes on; some of it. */

@@ -300,6 +300,7 @@ void far_tick(struct owner *owner, int64_t now)
 			await_driver(mirror, now);
 	}
 	far_flush_all(owner);
+	far_bar_recall(owner, now);
 	far_bar_tick(owner, now);
 	TAILQ_FOREACH(ask, &owner->asks, link) {
 		if (!ask->again || device_has_bar(ask->mirror->device))
