@@ -350,3 +350,30 @@ Test(protect, wp_async_belongs_to_the_descriptor)
 	cr_assert_not(pagemap(mem) & PM_UFFD_WP);
 	cr_assert(pagemap(mem + PAGE) & PM_UFFD_WP);
 }
+
+/*
+ * A huge page that is split (part of it is hinted cold, say) maps those of its pages that are all zeros to the zero page, from
+ * Linux 6.12 on. They stay protected, or a store into what both sides read would be nobody's to see.
+ */
+Test(protect, splitting_a_huge_page_keeps_it_for_zeros_too)
+{
+	char *mem = map_huge(0);
+	unsigned int zeros = 0;
+	struct call call;
+	int fd = uffd_open(UFFD_FEATURE_PAGEFAULT_FLAG_WP);
+
+	mem[0] = 1;
+	cr_assert_eq(uffd_register(fd, mem, BLOCK, MISSING | WP), 0);
+	cr_assert_eq(uffd_wp(fd, mem, BLOCK, true), 0);
+	cr_assert_eq(madvise(mem + 8 * PAGE, PAGE, MADV_COLD), 0);
+	for (unsigned int i = 0; i < BLOCK / PAGE; i++)
+		cr_assert(pagemap(mem + i * PAGE) & PM_UFFD_WP, "page %u", i);
+	for (unsigned int i = 10; i < BLOCK / PAGE; i++)
+		zeros += (pagemap(mem + i * PAGE) & ((1ULL << 55) - 1)) == (pagemap(mem + 9 * PAGE) & ((1ULL << 55) - 1));
+	printf("%u pages of a huge page have become the zero page\n", zeros);
+	store_start(&call, mem + 100 * PAGE, 2);
+	expect_fault(fd, mem + 100 * PAGE, FAULT_WRITE | FAULT_WP);
+	cr_assert_eq(uffd_wp(fd, mem + 100 * PAGE, PAGE, false), 0);
+	call_end(&call);
+	cr_assert_eq(mem[100 * PAGE], 2);
+}
