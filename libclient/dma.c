@@ -150,12 +150,16 @@ static int reach(struct hmm_range *range, const uint64_t *writes, long found)
 static long find_own(const struct hmm_range *range, long pages, uint64_t *daddrs)
 {
 	unsigned long part = (range->priv->mirror->id & 0xff) + 1;
+	bool own = false;
 	long found = 0;
 
 	for (long i = 0; i < pages; i++) {
-		unsigned long pfn = hmm_device_entry_to_pfn(range, range->pfns[i]);
-		bool own = pfn != -1UL && pfn / HMM_PFN_DEVICE_FIRST == part;
+		/* The next page of the same memory, and the same may be done there. */
+		if (!i || range->pfns[i] != range->pfns[i - 1] + (1UL << range->pfn_shift)) {
+			unsigned long pfn = hmm_device_entry_to_pfn(range, range->pfns[i]);
 
+			own = pfn != -1UL && pfn / HMM_PFN_DEVICE_FIRST == part;
+		}
 		found += own;
 		if (daddrs)
 			daddrs[i] = own ? range->start + ((uint64_t)i << HMM_PAGE_SHIFT) : 0;
@@ -173,8 +177,10 @@ static long card_map(struct hmm_range *range, uint64_t *daddrs, bool block)
 
 	if (error)
 		return error;
+	/* Where the driver asks for all pages alike one answer is every page's. */
 	for (size_t i = 0; i < pages; i++)
-		daddrs[i] = !!(hmmc_range_want(range, i) & HMM_RANGE_WANT_WRITE);
+		daddrs[i] = i && !range->pfn_flags_mask ? daddrs[0] :
+							 !!(hmmc_range_want(range, i) & HMM_RANGE_WANT_WRITE);
 	found = hmm_range_fault(range, block);
 	if (found >= 0) {
 		found = find_own(range, found, NULL);

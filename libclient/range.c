@@ -400,13 +400,23 @@ struct look {
 	enum hmm_range_stop stop;
 };
 
+/*
+ * Whether what was found of one page goes for the next one: the table's entry is the same but for the page's number, and
+ * so is what the driver wants. Of a coherent page nothing depends on where it is.
+ */
+static bool goes_on(const struct hmm_range *range, size_t i, uint64_t before, uint64_t now, bool snapshot)
+{
+	return now == before + (1UL << HMM_TABLE_PFN_SHIFT) && now & HMM_TABLE_COHERENT &&
+	       (snapshot || !((range->pfns[i] ^ range->pfns[i - 1]) & range->pfn_flags_mask));
+}
+
 /* From the table alone. False: hmmd has to be asked. */
 static bool look_in_table(struct look *look, uint64_t start, uint64_t end)
 {
 	const struct hmm_range *range = look->range;
 	const struct hmm *hmm = range->priv->hmm;
 	size_t first = (start - range->start) >> HMM_PAGE_SHIFT;
-	uint64_t before, after;
+	uint64_t before, after, last = 0;
 
 	/* Whether huge pages are that is hmmd's to say. */
 	if (range->page_shift != HMM_PAGE_SHIFT || !sum_up(hmm, start, end, &before))
@@ -416,9 +426,16 @@ static bool look_in_table(struct look *look, uint64_t start, uint64_t end)
 		return false;
 	for (size_t i = first; start + ((i - first) << HMM_PAGE_SHIFT) < end; i++) {
 		uint64_t page = (start >> HMM_PAGE_SHIFT) + i - first;
-		uint8_t entry = entry_of(range->priv, page << HMM_PAGE_SHIFT,
-					 __atomic_load_n(&hmm->table[page], __ATOMIC_ACQUIRE));
+		uint64_t now = __atomic_load_n(&hmm->table[page], __ATOMIC_ACQUIRE);
+		bool alike = i > first && goes_on(range, i, last, now, look->snapshot);
+		uint8_t entry;
 
+		last = now;
+		if (alike) {
+			look->entries[i] = look->entries[i - 1];
+			continue;
+		}
+		entry = entry_of(range->priv, page << HMM_PAGE_SHIFT, now);
 		if (!is_as_wanted(range->priv, entry, look->snapshot ? 0 : hmmc_range_want(range, i)))
 			return false;
 		look->entries[i] = entry;
@@ -570,8 +587,11 @@ static void fill(const struct look *look, int error)
 	size_t found = error == -EPERM ? 0 : look->done, i;
 
 	for (i = 0; i < found; i++)
-		range->pfns[i] =
-			encode(range, range->start + (i << HMM_PAGE_SHIFT), look->entries[i]);
+		/* Of coherent memory the next page has the next number. */
+		if (i && look->entries[i] == look->entries[i - 1] && look->entries[i] & HMM_RANGE_ENTRY_COHERENT)
+			range->pfns[i] = range->pfns[i - 1] + (1UL << range->pfn_shift);
+		else
+			range->pfns[i] = encode(range, range->start + (i << HMM_PAGE_SHIFT), look->entries[i]);
 	if (i < pages && error == -EFAULT && look->stop == HMM_RANGE_STOP_ERROR)
 		range->pfns[i++] = range->values[HMM_PFN_ERROR];
 	else if (i < pages && error == -EFAULT && look->stop == HMM_RANGE_STOP_SPECIAL)

@@ -369,6 +369,13 @@ unsigned int block_count(const struct block *block, enum hmm_page_state state)
 	return n;
 }
 
+bool block_is_coherent(const struct block *block)
+{
+	static const uint8_t all[HMM_BLOCK_PAGES] = {[0 ... HMM_BLOCK_PAGES - 1] = HMM_PAGE_COHERENT | HMM_PAGE_COMPLETE};
+
+	return memcmp(block->record->page, all, sizeof(all)) == 0;
+}
+
 void block_hide(struct block *block, const struct pages *pages)
 {
 	uint64_t *entry = table_entries(block);

@@ -299,6 +299,21 @@ static bool goes_on(const struct mirror *mirror, const struct block *block, unsi
 	       block_far_number(block, i) == block_far_number(block, i - 1) + 1;
 }
 
+/* Pages [first, end) of @pages that lie in word @w. */
+static uint64_t word_mask(unsigned int w, unsigned int first, unsigned int end)
+{
+	unsigned int low = w * 64, high = low + 64;
+	uint64_t mask = UINT64_MAX;
+
+	if (first >= high || end <= low)
+		return 0;
+	if (first > low)
+		mask &= UINT64_MAX << (first - low);
+	if (end < high)
+		mask &= UINT64_MAX >> (high - end);
+	return mask;
+}
+
 static int map_run(struct mirror *mirror, struct block *block, unsigned int first, unsigned int end,
 		   bool write)
 {
@@ -309,10 +324,9 @@ static int map_run(struct mirror *mirror, struct block *block, unsigned int firs
 	int r = card_map(card_of(mirror), addr, memory, (uint64_t)(end - first) << HMM_PAGE_SHIFT,
 			 write);
 
-	for (; !r && first < end; first++) {
-		pages_set(&block->dma, first);
-		if (!write)
-			pages_set(&block->dma_read, first);
+	for (unsigned int w = 0; !r && w < HMM_BITMAP_WORDS; w++) {
+		block->dma.word[w] |= word_mask(w, first, end);
+		block->dma_read.word[w] |= write ? 0 : word_mask(w, first, end);
 	}
 	return r;
 }
@@ -326,6 +340,13 @@ static bool falls_short(const struct block *block, unsigned int first, unsigned 
 	return false;
 }
 
+/* All of it is coherent, as what hmm_share() and hmm_alloc() made is, and nothing of it mapped yet. */
+static bool is_whole(const struct mirror *mirror, const struct block *block, unsigned int first, unsigned int end)
+{
+	return first == 0 && end == HMM_BLOCK_PAGES && pages_empty(&block->dma) && block_mirror(block) == mirror &&
+	       block_is_coherent(block);
+}
+
 /*
  * Pages [first, end), of one mapping of the owner's. What the card reaches already it goes on
  * reaching; if it could do less there than it may now it loses the block: -EBUSY, and with the new
@@ -337,6 +358,11 @@ static int map_pages(struct mirror *mirror, struct block *block, unsigned int fi
 	unsigned int stop;
 	int r = 0;
 
+	if (is_whole(mirror, block, first, end)) {
+		r = map_run(mirror, block, first, end, write);
+		owner_count(block->owner, COUNTER_DMA_PAGES, r ? 0 : HMM_BLOCK_PAGES);
+		return r;
+	}
 	if (write && falls_short(block, first, end)) {
 		dma_withdraw(block, HMM_REASON_PROTECT);
 		return -EBUSY;
@@ -388,9 +414,10 @@ static uint64_t count_reached(const struct block *block, uint64_t start, uint64_
 {
 	uint64_t n = 0;
 
-	for (; start < end; start += HMM_PAGE_SIZE)
-		n += pages_test(&block->dma, page_index(start)) &&
-		     !(write && pages_test(&block->dma_read, page_index(start)));
+	for (unsigned int w = 0; w < HMM_BITMAP_WORDS; w++)
+		n += (uint64_t)__builtin_popcountll(
+			block->dma.word[w] & ~(write ? block->dma_read.word[w] : 0) &
+			word_mask(w, page_index(start), page_index(end - 1) + 1));
 	return n;
 }
 

@@ -495,6 +495,7 @@ unsigned int block_far_pages(const struct block *block, struct pages *pages);
 unsigned int block_pages_in(const struct block *block, enum hmm_page_state state, unsigned int first,
 			    unsigned int end, struct pages *pages);
 unsigned int block_count(const struct block *block, enum hmm_page_state state);
+bool block_is_coherent(const struct block *block);	/* every page of it */
 /* Entries of these pages out of the table. */
 void block_hide(struct block *block, const struct pages *pages);
 /* A page that is I gets an entry as R: the device reaches it, and is told when it goes. */

@@ -745,6 +745,54 @@ Test(dma, all_or_nothing)
 	finish();
 }
 
+/* A block that is coherent as a whole is mapped as a whole, whatever of it is asked for first. */
+Test(dma, whole_blocks)
+{
+	struct block *block;
+	uint64_t pages;
+
+	begin();
+	fixture_out(&fixture, OUT, 2 * HMM_BLOCK_PAGES);
+	for (unsigned int n = 0; n < 2; n++) {
+		block = fixture_block(&fixture, n);
+		cr_assert(not(block_is_coherent(block)));
+		block_set_state(block, 0, HMM_BLOCK_PAGES, HMM_PAGE_COHERENT);
+		cr_assert(block_is_coherent(block));
+	}
+	map(HOLD, 0, 2 * HMM_BLOCK_PAGES, 2 * HMM_BLOCK_PAGES);
+	cr_assert(eq(uint, fake_vfio_mappings(), 2));
+	cr_assert(eq(u64, fake_vfio_at(addr_of(0))->length, HMM_BLOCK_SIZE));
+	cr_assert(eq(u64, fixture.owner->counter[COUNTER_DMA_PAGES], 2 * HMM_BLOCK_PAGES));
+	/* Parts of it, over words and blocks, are counted as they are asked for. */
+	map(HOLD + 1, 5, 6, 1);
+	map(HOLD + 2, 60, 70, 10);
+	map(HOLD + 3, 64, 128, 64);
+	map(HOLD + 4, 500, 600, 100);
+	cr_assert(eq(uint, fake_vfio_mappings(), 2));
+	for (unsigned int n = 0; n < 5; n++)
+		unmap(HOLD + n);
+	cr_assert(eq(uint, fake_vfio_mappings(), 0));
+	/* A part first: then the rest goes around it. */
+	map(HOLD, 100, 200, 100);
+	map(HOLD + 1, 0, HMM_BLOCK_PAGES, HMM_BLOCK_PAGES);
+	cr_assert(eq(uint, fake_vfio_mappings(), 3));
+	/* One page that is not is no whole block. */
+	unmap(HOLD);
+	unmap(HOLD + 1);
+	block = fixture_block(&fixture, 1);
+	block_set_state(block, 7, 8, HMM_PAGE_INVALID);
+	cr_assert(not(block_is_coherent(block)));
+	cr_assert(eq(int, map_as(DRIVER, HOLD, HMM_BLOCK_PAGES, 2 * HMM_BLOCK_PAGES, false, &pages), 0));
+	cr_assert(eq(u64, pages, HMM_BLOCK_PAGES - 1));
+	cr_assert(eq(uint, fake_vfio_mappings(), 2));
+	unmap(HOLD);
+	for (unsigned int n = 0; n < 2; n++)
+		block_set_state(fixture_block(&fixture, n), 0, HMM_BLOCK_PAGES, HMM_PAGE_DEVICE);
+	fixture_end(&fixture);
+	cr_assert(eq(uint, fake_vfio_mappings(), 0));
+	fake_vfio_end();
+}
+
 /* ---- pages that both read ------------------------------------------------------------------- */
 
 /* The CPU has read pages [first, end): they are S. */
