@@ -590,6 +590,18 @@ static void on_the_device(void)
 	test_close();
 }
 
+/* From the table alone, and each page's number is its own, whatever is asked of which page. */
+static void check_coherent(struct hmm_range *range)
+{
+	unsigned long first = HMM_PFN_DEVICE_FIRST + (range->start >> 12);
+
+	CHECK_EQ(hmm_range_fault(range, false), 512);
+	for (size_t i = 0; i < 512; i++) {
+		CHECK_EQ(range->pfns[i] & FLAGS, VALID | WRITE);
+		CHECK_EQ(hmm_device_entry_to_pfn(range, range->pfns[i]), first + i);
+	}
+}
+
 static void coherent_memory(void)
 {
 	struct hmm_range range;
@@ -604,6 +616,12 @@ static void coherent_memory(void)
 		CHECK_EQ(range.pfns[i] & FLAGS, VALID | WRITE);
 		CHECK(hmm_device_entry_to_pfn(&range, range.pfns[i]) >= HMM_PFN_DEVICE_FIRST);
 	}
+	check_coherent(&range);
+	range.default_flags = 0;
+	range.pfn_flags_mask = FLAGS;
+	for (size_t i = 0; i < 512; i++)
+		range.pfns[i] = i % 3 == 0 ? 0 : i % 3 == 1 ? VALID : VALID | WRITE;
+	check_coherent(&range);
 	CHECK_EQ(hmm_free(&mirror, memory, 512 * PAGE), 0);
 	CHECK(!hmm_range_valid(&range));
 	end(&range);
