@@ -487,6 +487,7 @@ static int make_again(struct hmm *hmm, struct hmm_device *device)
 
 	HMM_MSG_INIT(message, HMM_OP_DEVICE_NEW, 0);
 	fill_new(&message, device);
+	message.again = 1;
 	error = hmmc_connection_exchange(hmm->connection, &message, NULL, 0);
 	if (!error) {
 		device->id = reply->device;

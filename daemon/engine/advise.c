@@ -73,30 +73,32 @@ static uint64_t difference(const struct hmm_attribute *a, const struct hmm_attri
 struct tally {
 	uint64_t start, end;
 	const struct mirror *only;	/* on its device; NULL: on any */
+	bool alone;			/* ... and not shared with the CPU, if the device cannot fault */
 	uint64_t on_device;
 };
 
 static void tally_block(struct block *block, void *data)
 {
 	struct tally *tally = data;
-	bool faults;
+	bool shares;
 
 	if (tally->only && block_mirror(block) != tally->only)
 		return;
-	/* Without faults a page that it may only read is not what was asked for. */
-	faults = !block_mirror(block) || device_faults(block_mirror(block)->device);
+	/* A device that cannot fault is to have been given a page to write to, too; later it may share it. */
+	shares = !block_mirror(block) || device_faults(block_mirror(block)->device) ||
+		 (!tally->alone && device_shares(block_mirror(block)->device));
 	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++) {
 		enum hmm_page_state state = page_state(block, i);
 
 		if (page_addr(block, i) >= tally->start && page_addr(block, i) < tally->end &&
-		    (state == HMM_PAGE_DEVICE || (state == HMM_PAGE_SHARED && faults) || state == HMM_PAGE_COHERENT))
+		    (state == HMM_PAGE_DEVICE || (state == HMM_PAGE_SHARED && shares) || state == HMM_PAGE_COHERENT))
 			tally->on_device++;
 	}
 }
 
-uint64_t advise_pages_on_device(struct owner *owner, uint64_t start, uint64_t end, const struct mirror *only)
+uint64_t advise_pages_on_device(struct owner *owner, uint64_t start, uint64_t end, const struct mirror *only, bool alone)
 {
-	struct tally tally = { .start = start, .end = end, .only = only };
+	struct tally tally = { .start = start, .end = end, .only = only, .alone = alone };
 
 	block_for_each(owner, start, end, tally_block, &tally);
 	return tally.on_device;
@@ -145,7 +147,7 @@ static void describe(struct owner *owner, uint64_t start, uint64_t end, struct h
 	facts.no_memory = names_device(owner, &first, lacks_memory);
 	facts.no_faults = names_device(owner, &first, cannot_fault);
 	facts.pages = (end - start) >> HMM_PAGE_SHIFT;
-	facts.on_device = advise_pages_on_device(owner, start, end, pinned);
+	facts.on_device = advise_pages_on_device(owner, start, end, pinned, false);
 	reply->in_force = advice_in_force(&facts, reply->why, sizeof(reply->why));
 	reply->pages = facts.pages;
 	reply->on_device = facts.on_device;

@@ -218,13 +218,13 @@ void dma_close(struct mirror *mirror)
 	mirror->n_transfers = 0;
 }
 
-/* Whether the owner has another mirror on that device. */
+/* Whether the owner has another mirror on that device, which has not left the card. */
 static bool has_another(const struct mirror *mirror)
 {
 	for (unsigned int i = 0; i < MIRRORS_MAX; i++) {
 		const struct mirror *other = mirror->owner->mirror[i];
 
-		if (other && other != mirror && other->device == mirror->device)
+		if (other && other != mirror && other->device == mirror->device && other->card != CARD_IS_LEFT)
 			return true;
 	}
 	return false;
@@ -239,17 +239,6 @@ void dma_mirror_gone(struct mirror *mirror)
 
 /* ---- the kernel wants the card back ------------------------------------------------------ */
 
-static bool has_one_to_leave(const struct mirror *mirror)
-{
-	for (unsigned int i = 0; i < MIRRORS_MAX; i++) {
-		const struct mirror *other = mirror->owner->mirror[i];
-
-		if (other && other->device == mirror->device && other->card != CARD_IS_LEFT)
-			return true;
-	}
-	return false;
-}
-
 static void recall(struct mirror *mirror)
 {
 	struct owner *owner = mirror->owner;
@@ -263,7 +252,9 @@ static void recall(struct mirror *mirror)
 	dma_close(mirror);
 	invalidate_all_over(mirror, mirror->recalled);
 	mirror->card = CARD_IS_LEFT;
-	if (!has_one_to_leave(mirror))
+	/* A successor does not wait for it: at that address may be another card by then, and another's. */
+	owner->journal->mirror[mirror->index].card = 0;
+	if (!has_another(mirror))
 		card_leave(card_of(mirror), owner->id);
 }
 
@@ -397,17 +388,22 @@ static int map_block(struct mirror *mirror, struct block *block, uint64_t start,
 		return 0;
 	for (; start < end && !r; start = view.end) {
 		r = view_at(mirror->owner, start, end, &view);
+		/*
+		 * Not mapped at the owner any more: the event that says so comes, and takes the number
+		 * along.
+		 */
+		if (r == -EFAULT || r == -EAGAIN)
+			return -EBUSY;
 		if (!r && write && !view.write)
 			r = -EPERM;
 		if (!r && view.read)
 			r = map_pages(mirror, block, page_index(start),
 				      page_index(view.end - 1) + 1, view.write);
 	}
-	/*
-	 * Not mapped at the owner any more: the event that says so comes, and takes the number
-	 * along.
-	 */
-	return r == -EFAULT || r == -EAGAIN ? -EBUSY : r;
+	/* Of a BAR: it may be gone. Then so is all that was in it, soon. */
+	if (r == -EFAULT && device_has_bar(mirror->device) && bar_check(mirror->device->bar) == BAR_LOST)
+		worker_alarm(mirror->owner->worker, mirror->owner->worker->now);
+	return r;
 }
 
 static uint64_t count_reached(const struct block *block, uint64_t start, uint64_t end, bool write)
@@ -471,11 +467,12 @@ static int check_map(struct owner *owner, struct mirror *mirror, struct letter *
 	if (!mirror || mirror->leaving || owner->closing)
 		return letter_fail(letter, -ENOENT, "no mirror %u", message->mirror);
 	card = card_of(mirror);
+	if (!card && mirror->device->card_number)
+		return letter_fail(letter, -EAGAIN, "%s has not come back since hmmd was started again",
+				   mirror->device->name);
 	if (!card)
-		return letter_fail(
-			letter, mirror->device->card_number ? -EAGAIN : -EOPNOTSUPP,
-			"%s is no card, or has not come back since hmmd was started again",
-			mirror->device->name);
+		return letter_fail(letter, mirror->device->caps & HMM_DEVICE_CAPS_DMA ? -ENODEV : -EOPNOTSUPP,
+				   "%s is no card, or its card is gone", mirror->device->name);
 	if (card_is_recalled(card))
 		return letter_fail(letter, -ENODEV, CARD_RECALLED, card_address(card));
 	if (mirror->peer != letter->peer)

@@ -272,7 +272,7 @@ static void pin_all(struct errand *errand)
 {
 	struct owner *owner = errand->owner;
 
-	if (advise_pages_on_device(owner, errand->start, errand->end, errand->mirror) !=
+	if (advise_pages_on_device(owner, errand->start, errand->end, errand->mirror, true) !=
 	    pages_between(errand->start, errand->end))
 		letter_fail(errand->letter, -EBUSY,
 			    "the CPU took pages of the range while it was being pinned; nothing is pinned");

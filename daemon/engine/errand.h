@@ -23,7 +23,10 @@ int errand_begin(struct owner *owner, struct letter *letter, struct mirror *mirr
 int advise_note(struct owner *owner, struct letter *letter, const struct change *change);
 /* Answers with the policy that holds in the letter's range. */
 void advise_answer(struct owner *owner, struct letter *letter);
-/* Pages of [start, end) that are on a device. @only: that one; NULL: any. */
-uint64_t advise_pages_on_device(struct owner *owner, uint64_t start, uint64_t end, const struct mirror *only);
+/*
+ * Pages of [start, end) that are on a device. @only: that one; NULL: any. @alone: of a device that cannot fault not those that
+ * the CPU reads as well.
+ */
+uint64_t advise_pages_on_device(struct owner *owner, uint64_t start, uint64_t end, const struct mirror *only, bool alone);
 
 #endif

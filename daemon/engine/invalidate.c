@@ -27,6 +27,7 @@ struct ack {
 	uint64_t peer;
 	uint64_t start, end;
 	struct block *block;	/* NULL: nobody waits */
+	bool keeps_windows;	/* what they show does not change, however late he is */
 	int64_t deadline;
 };
 
@@ -178,11 +179,12 @@ uint64_t invalidate_all(struct mirror *mirror, int reason)
 		return 0;
 	message = malloc(sizeof(*message));
 	ack = message ? ack_new(owner, mirror, NULL, 0, HMM_VA_END) : NULL;
+	/* What windows show does not change. */
 	if (!ack) {
 		free(message);
-		window_revoke(owner, mirror->peer, 0, HMM_VA_END, -ENOMEM);
 		return 0;
 	}
+	ack->keeps_windows = true;
 	HMM_MSG_INIT(*message, HMM_OP_INVALIDATE, 0);
 	message->mirror = mirror->id;
 	message->reason = (uint32_t)reason;
@@ -247,7 +249,8 @@ bool invalidate_is_of_fetch(const struct owner *owner, uint64_t cookie)
 
 static void give_up(struct owner *owner, struct ack *ack, int error)
 {
-	window_revoke(owner, ack->peer, ack->start, ack->end, error);
+	if (!ack->keeps_windows)
+		window_revoke(owner, ack->peer, ack->start, ack->end, error);
 	answered(owner, ack, false);
 }
 
@@ -257,9 +260,9 @@ void invalidate_expire(struct owner *owner, int64_t now)
 
 	/* In order of deadline: all have the same timeout. */
 	while ((ack = TAILQ_FIRST(&owner->acks)) && ack->deadline <= now) {
-		log_warn("owner %u: a driver did not answer an invalidation of %#lx-%#lx in %u ms: its windows there are revoked",
-			 owner->id, ack->start, ack->end,
-			 owner->worker->engine->options.ack_timeout_ms);
+		log_warn("owner %u: a driver did not answer an invalidation of %#lx-%#lx in %u ms%s", owner->id, ack->start,
+			 ack->end, owner->worker->engine->options.ack_timeout_ms,
+			 ack->keeps_windows ? "" : ": its windows there are revoked");
 		owner_count(owner, COUNTER_LATE_DRIVERS, 1);
 		give_up(owner, ack, -ETIMEDOUT);
 	}

@@ -68,7 +68,8 @@ struct look {
 	unsigned int tries;		/* at this block */
 	unsigned int failures;		/* ... to fault a page in */
 	bool touched;			/* pages were faulted in */
-	uint8_t took[HMM_BLOCK_PAGES];	/* what became of pages that were taken back from the CPU */
+	uint8_t took[HMM_BLOCK_PAGES];	/* what became of pages that were taken back from the CPU, */
+	uint64_t took_from;		/* from here on; 0: none yet */
 	struct hmm_msg_range_fault_reply *reply;
 };
 
@@ -342,18 +343,38 @@ static bool is_to_be_taken(const struct look *look, const struct block *block, u
 	       reach_page_to_read(look->mirror, block, page_index(addr));
 }
 
+/* The CPU keeps it, however often it is asked for. */
+static bool was_refused(const struct look *look, uint64_t addr)
+{
+	switch (look->took_from == addr ? look->took[0] : HMM_PAGE_RESULT_MOVED) {
+	case HMM_PAGE_RESULT_MOVED:
+	case HMM_PAGE_RESULT_ALREADY:
+	case HMM_PAGE_RESULT_PINNED:
+	case HMM_PAGE_RESULT_CHANGED:
+	case HMM_PAGE_RESULT_ERROR:
+		return false;
+	default:
+		return true;
+	}
+}
+
 static int take_back(struct look *look, const struct block *block, uint64_t from, uint64_t end)
 {
 	uint64_t stop = from;
+	int r;
 
-	if (!look->block)
-		return -EAGAIN;
-	if (++look->tries > TRIES_MAX)
+	if (was_refused(look, from))
+		return stop_at(look, from, HMM_RANGE_STOP_ERROR);
+	if (look->block && ++look->tries > TRIES_MAX)
 		return -EBUSY;
 	while (stop < end && is_to_be_taken(look, block, stop))
 		stop += HMM_PAGE_SIZE;
-	return migrate_to(look->mirror, from, stop, false, look->took, migrate_new_journey(look->owner), came_home,
-			  look) ? -ENOMEM : LOOK_PARKED;
+	look->took_from = from;
+	r = migrate_to(look->mirror, from, stop, false, look->block ? look->took : NULL,
+		       migrate_new_journey(look->owner), look->block ? came_home : NULL, look);
+	if (!look->block)
+		return -EAGAIN;
+	return r ? -ENOMEM : LOOK_PARKED;
 }
 
 /* Of a device that cannot fault: what is not on it, for good, it cannot have. */

@@ -12,6 +12,7 @@
 #include "engine/dma.h"
 #include "engine/engine.h"
 #include "engine/worker.h"
+#include "log.h"
 
 /* ---- devices -------------------------------------------------------------------- */
 
@@ -143,6 +144,12 @@ static int check_memory_bus(struct letter *letter, enum hmm_pool_kind kind)
 	return 0;
 }
 
+/* What a device was made of before a restart is not to be had any more, whoever asks again and however often. */
+static bool is_gone(int error)
+{
+	return error == -ENODEV || error == -ENXIO || error == -EOPNOTSUPP || error == -EACCES;
+}
+
 /* The device's memory is a BAR of a card, or a part of it. @driven: another card reaches it there. */
 static int bar_begin(struct engine *engine, struct letter *letter, bool driven, struct device **result)
 {
@@ -171,6 +178,12 @@ static int bar_begin(struct engine *engine, struct letter *letter, bool driven, 
 	if (message->size > HMM_VA_END)
 		return letter_fail(letter, -ENOSPC, "no BAR has %lu bytes", message->size);
 	r = bar_open(&wish, &share.bar, why, sizeof(why));
+	if (r && message->again && (is_gone(r) || r == -EIO)) {
+		log_warn("%s is there again, without its memory: %s", message->name, why);
+		share.bar = NULL;
+		share.pages = pages && pages < BAR_MAX_PAGES ? (uint32_t)pages : 1;
+		return device_new_bar(&engine->devices, message->name, &share, message->caps, letter->peer, result);
+	}
 	if (r)
 		return letter_fail(letter, r, "%s", why);
 	share.pages = pages > UINT32_MAX ? 0 : bar_promise(share.bar, (uint32_t)pages);
@@ -202,6 +215,19 @@ static int device_begin(struct engine *engine, struct letter *letter, enum hmm_p
 		return letter->error;
 	return device_new(&engine->devices, message->name, kind, &placement, message->size,
 			  message->caps, letter->peer, result);
+}
+
+/* True: after a restart, and it goes on without. Whoever waits for the card waits no longer. */
+static bool goes_on_without(struct devices *devices, struct letter *letter)
+{
+	const struct hmm_msg_device_new *message = (const void *)letter->message;
+
+	if (!message->again || !is_gone(letter->error))
+		return false;
+	log_warn("%s is there again, without its card: %s", message->name, letter->text);
+	device_forget_card(devices, message->name, card_number(message->bus));
+	letter->error = 0;
+	return true;
 }
 
 static int device_make(struct engine *engine, struct letter *letter)
@@ -243,12 +269,12 @@ static int device_make(struct engine *engine, struct letter *letter)
 	reply = letter_reply(letter, HMM_OP_DEVICE_NEW_REPLY, sizeof(*reply));
 	if (!reply)
 		return letter_fail(letter, -ENOMEM, "out of memory for the answer");
-	if (is_card(message, kind) && open_card(letter, message, &card))
+	if (is_card(message, kind) && open_card(letter, message, &card) && !goes_on_without(devices, letter))
 		return letter->error;
 	device = card ? device_readopt(devices, message->name, message->caps, letter->peer,
 				       letter->uid, card)
 		      : NULL;
-	r = device ? 0 : device_begin(engine, letter, kind, card, &device);
+	r = device ? 0 : device_begin(engine, letter, kind, is_card(message, kind), &device);
 	if (r)
 		card_undo(card);
 	if (letter->error)
@@ -301,6 +327,8 @@ static int device_fd(struct device *device, struct letter *letter)
 
 	if (device_has_bar(device) && !device->card_number)
 		return letter_fail(letter, -EPERM, "%s is a card's BAR, with everybody's pages in it: hmmd alone has that card", device->name);
+	if (!card && device->caps & HMM_DEVICE_CAPS_DMA)
+		return letter_fail(letter, -ENODEV, "%s is no card, or its card is gone", device->name);
 	if (!card)
 		return letter_fail(letter, -EOPNOTSUPP,
 				   "%s is no card: it was made without a bus address",

@@ -119,6 +119,9 @@ static int map_bar(struct bar *bar, const struct bar_wish *wish, char *why, size
 	int r;
 
 	bar->device = card_device(bar->card);
+	/* Not for good: it is asked for again, and what is there then comes home. */
+	if (bar->device == -ENODEV)
+		return refuse(why, size, -EAGAIN, CARD_RECALLED, wish->address);
 	if (bar->device < 0)
 		return refuse(why, size, bar->device, "hmmd is out of descriptors");
 	r = kernel->bar_map(bar->device, wish->index, &map, &bar->length);

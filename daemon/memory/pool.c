@@ -236,6 +236,17 @@ struct device *device_readopt(struct devices *devices, const char *name, uint64_
 	return device;
 }
 
+void device_forget_card(struct devices *devices, const char *name, uint32_t card)
+{
+	struct device *device;
+
+	pthread_mutex_lock(&devices->lock);
+	device = find_name(devices, name);
+	if (device && !device->card && device->card_number == card)
+		device->card_number = 0;
+	pthread_mutex_unlock(&devices->lock);
+}
+
 void device_expect(struct devices *devices, uint32_t id, uint32_t token, pid_t driver, uint32_t card)
 {
 	struct device *device;

@@ -124,6 +124,8 @@ int device_add_far(struct devices *devices, uint32_t id, uint64_t pages, uint32_
  */
 struct device *device_readopt(struct devices *devices, const char *name, uint64_t caps, uint64_t creator, uid_t uid,
 			      struct card *card);
+/* ... and it is not waited for any more: that card is gone. */
+void device_forget_card(struct devices *devices, const char *name, uint32_t card);
 /* After a restart: whose memory it was, and which card. */
 void device_expect(struct devices *devices, uint32_t id, uint32_t token, pid_t driver, uint32_t card);
 /* By name, by id: a copy of what does not change, or -ENODEV. */

@@ -244,6 +244,24 @@ class Bus(Slot):
         self.assertEqual(late.wait(), 1)
         self.assertIn(f"there is no PCI device {self.card}", late.output + late.errors)
 
+    def test_hmmd_is_restarted_without_it(self):
+        """Killed, and in good order: a device without its card keeps nobody from coming back."""
+        self.start_daemon("--pool", "memfd-huge")
+        driver = self.driver("recalled-and-restarted")
+        driver.expect("^mapped$")
+        writer = self.unbind()
+        self.wait_log(f"{self.card} is given back")
+        writer.wait(harness.scaled(60))
+        driver.ask("", "^goes on$")
+        self.daemon.restart()
+        self.wait_log("is there again, without its card")
+        driver.ask("", "^goes on$")
+        self.daemon.stop()
+        self.daemon.start()
+        self.wait_log("is there again, without its card")
+        driver.ask("", "^goes on$")
+        driver.finish()
+
     def test_its_memory_is_unplugged(self):
         """Which is another card's."""
         memory = vfio_card.Machine.plug("spare-ivshmem")

@@ -480,8 +480,14 @@ Test(dma, refusals)
 	card = fixture.device->card;
 	fixture.device->card = NULL;
 	cr_assert(eq(int, map_as(DRIVER, HOLD, 0, 4, true, &pages), -EAGAIN));
-	fixture.device->card_number = 0;
+	/* It is not waited for any more, or never was there. */
+	device_forget_card(&fixture.engine.devices, fixture.device->name, card_number(FAKE_OTHER));
+	cr_assert(eq(int, map_as(DRIVER, HOLD, 0, 4, true, &pages), -EAGAIN));
+	device_forget_card(&fixture.engine.devices, fixture.device->name, card_number(FAKE_CARD));
+	cr_assert(eq(int, map_as(DRIVER, HOLD, 0, 4, true, &pages), -ENODEV));
+	fixture.device->caps = 0;
 	cr_assert(eq(int, map_as(DRIVER, HOLD, 0, 4, true, &pages), -EOPNOTSUPP));
+	fixture.device->caps = HMM_DEVICE_CAPS_DMA;
 	fixture.device->card = card;
 	cr_assert(card_take(card, 99));
 	cr_assert(eq(int, map_as(DRIVER, HOLD, 0, 4, true, &pages), -EBUSY));
@@ -1011,6 +1017,8 @@ Test(dma, the_bar_is_gone_unasked)
 	finish_bar();
 }
 
+static uint32_t again;
+
 static int make_bar_device(const char *name, enum hmm_pool_kind pool, const char *bus, const char *memory_bus,
 			   uint64_t caps)
 {
@@ -1026,6 +1034,7 @@ static int make_bar_device(const char *name, enum hmm_pool_kind pool, const char
 	message->pool = pool;
 	message->node = -1;
 	message->bar = 2;
+	message->again = again;
 	message->size = 1 << 20;
 	letter->peer = DRIVER;
 	letter->message = &message->header;
@@ -1092,6 +1101,43 @@ Test(dma, made_of_two_cards)
 	device_let_go(devices, DRIVER, device->id);
 	fake_vfio.bar_pages = 100;
 	cr_assert(eq(int, make_bar_device("two", HMM_POOL_KIND_CONFIGURED, FAKE_CARD, "", HMM_DEVICE_CAPS_DMA), -ENOSPC));
+	cr_assert(not(fake_vfio.kept || fake_vfio.other_kept));
+	fixture_end(&fixture);
+	fake_vfio_end();
+}
+
+/* After a restart what is gone of a device keeps nobody from having the rest again. */
+Test(dma, made_again_without)
+{
+	struct devices *devices = &fixture.engine.devices;
+	struct device *device;
+
+	fake_vfio_begin();
+	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
+	devices->capacity = 2 * POOL;
+	fake_vfio.driver = NULL;
+	cr_assert(eq(int, make_bar_device("one", HMM_POOL_KIND_MEMFD, FAKE_CARD, "", HMM_DEVICE_CAPS_DMA), -ENXIO));
+	cr_assert(eq(ptr, device_by_name(devices, "one"), NULL));
+	again = 1;
+	cr_assert(eq(int, make_bar_device("one", HMM_POOL_KIND_MEMFD, FAKE_CARD, "", HMM_DEVICE_CAPS_DMA), 0), "%s", text);
+	device = device_by_name(devices, "one");
+	cr_assert(device && !atomic_load(&device->card));
+	cr_assert(eq(u32, device->card_number, 0));
+	cr_assert(eq(int, ask_device(device->id), -ENODEV));
+	/* An owner has made it already, and waits for that card: no longer. */
+	device->card_number = card_number(FAKE_CARD);
+	cr_assert(eq(int, make_bar_device("one", HMM_POOL_KIND_MEMFD, FAKE_CARD, "", HMM_DEVICE_CAPS_DMA), -EBUSY));
+	cr_assert(eq(u32, device->card_number, 0));
+	/* Both cards, or a BAR alone. */
+	cr_assert(eq(int, make_bar_device("two", HMM_POOL_KIND_VFIO, FAKE_CARD, FAKE_OTHER, HMM_DEVICE_CAPS_DMA), 0), "%s", text);
+	cr_assert(eq(int, make_bar_device("bar", HMM_POOL_KIND_VFIO, FAKE_OTHER, "", HMM_DEVICE_CAPS_FAULTS), 0), "%s", text);
+	device = device_by_name(devices, "bar");
+	cr_assert(device && !device->bar);
+	/* What may be there in a moment is asked for again. */
+	fake_vfio.driver = "vfio-pci";
+	fake_vfio.in_use = true;
+	cr_assert(eq(int, make_bar_device("three", HMM_POOL_KIND_MEMFD, FAKE_CARD, "", HMM_DEVICE_CAPS_DMA), -EBUSY));
+	cr_assert(eq(ptr, device_by_name(devices, "three"), NULL));
 	cr_assert(not(fake_vfio.kept || fake_vfio.other_kept));
 	fixture_end(&fixture);
 	fake_vfio_end();

@@ -583,7 +583,7 @@ Test(proto_codec, printed_lines)
 	device.caps = HMM_DEVICE_CAPS_FAULTS | HMM_DEVICE_CAPS_DMA | 1 << 20;
 	hmm_wire_format(line, sizeof(line), &device, sizeof(device));
 	cr_assert_str_eq(line, "device_new serial=2 pool=memfd_huge node=-1 size=0x40000000 "
-			 "caps=faults|dma|0x100000 name=\"\" placement=any nodes=0 bus=\"\" bar=0 memory_bus=\"\"");
+			 "caps=faults|dma|0x100000 name=\"\" placement=any again=0 nodes=0 bus=\"\" bar=0 memory_bus=\"\"");
 
 	HMM_MSG_INIT(event, HMM_OP_INVALIDATE, 0);
 	event.reason = HMM_REASON_UNMAP;

@@ -379,6 +379,27 @@ static void read_by_both(void)
 	card_reads(memory, 3, 1);
 	card_reads(memory, 15, 1);
 	test_check(memory, 16, 1);
+	/* Whoever would rather not wait has asked for it all the same. */
+	{
+		struct reach *soon = malloc(sizeof(*soon));
+		long n = -EAGAIN;
+
+		begin_reach(soon, memory + 12 * PAGE, 2, true);
+		for (unsigned int i = 0; i < 1000 && (n == -EAGAIN || n == -EBUSY); i++) {
+			hmm_range_wait_until_valid(&soon->range, 1000);
+			n = hmm_range_fault(&soon->range, false);
+			usleep(1000);
+		}
+		CHECK_EQ(n, 2);
+		end_reach(soon);
+	}
+	/* What may not leave the CPU is refused, and that is told. */
+	test_check(memory, 16, 1);
+	CHECK_EQ(mprotect(memory + 14 * PAGE, PAGE, PROT_READ | PROT_WRITE | PROT_EXEC), 0);
+	CHECK_EQ(edu_load(edu, memory + 14 * PAGE, EDU_MOST), 0);
+	CHECK_EQ(edu_store(edu, memory + 14 * PAGE, EDU_MOST), -EFAULT);
+	CHECK_EQ(mprotect(memory + 14 * PAGE, PAGE, PROT_READ | PROT_WRITE), 0);
+	test_check(memory, 16, 1);
 	/* It is in the IOMMU, and not to be written there. */
 	reach = malloc(sizeof(*reach));
 	begin_reach(reach, memory, 16, false);
@@ -861,6 +882,48 @@ static void recalled(void)
 	close_edu();
 }
 
+static void goes_on(const char *name)
+{
+	struct hmm_device_options options = {.size = sizeof(options), .name = name, .memory = BLOCK, .node = -1,
+					     .caps = HMM_DEVICE_FAULTS, .pool = HMM_POOL_MEMFD};
+	struct hmm_mirror other = {0};
+	char *memory = test_map(8);
+
+	must(hmm_device_new(hmm, &options, &other.device), "another device");
+	must(hmm_mirror_register(&other, hmm), "another mirror");
+	test_fill(memory, 8, 5);
+	CHECK_EQ(hmm_advise(hmm, (unsigned long)memory, 8 * PAGE, HMM_ADVISE_UNPINNED, NULL), 0);
+	CHECK_EQ(hmm_migrate(&other, (unsigned long)memory, 8 * PAGE, HMM_DEVICE, 0, NULL, NULL), 8);
+	test_check(memory, 8, 5);
+	CHECK_EQ(hmm_mirror_unregister(&other), 0);
+	hmm_device_put(other.device);
+}
+
+/* Its card is gone for good, and hmmd too, twice: its program goes on with everything else. */
+static void recalled_and_restarted(void)
+{
+	struct reach *reach;
+	char *memory;
+
+	open_edu();
+	memory = pinned(4, 1);
+	reach = reached(memory, 4);
+	puts("mapped");
+	fflush(stdout);
+	for (unsigned int i = 0; i < 3; i++) {
+		wait_for_line();
+		CHECK_EQ(map(reach), i < 2 ? -ENODEV : -EFAULT);
+		CHECK_EQ(hmm_device_fd(device), -ENODEV);
+		goes_on(i == 0 ? "first" : i == 1 ? "second" : "third");
+		puts("goes on");
+		fflush(stdout);
+	}
+	end_reach(reach);
+	test_check(memory, 4, 1);
+	edu_close(edu);
+	hmm_close(hmm);
+}
+
 /* The other card, where its memory is, is wanted back: what is pinned there comes home, out of this card's reach. */
 static void memory_recalled(void)
 {
@@ -907,6 +970,7 @@ static const struct test_case cases[] = {
 	{"outage", outage, true},
 	{"restarted", restarted, true},
 	{"hold", hold, true},
+	{"recalled-and-restarted", recalled_and_restarted, true},
 	{"outage-in-bar", outage_in_bar, true},
 	{"refusals-in-bar", refusals_in_bar, true},
 	{"recalled", recalled, true},
