@@ -890,7 +890,7 @@ static void goes_on(const char *name)
 	char *memory = test_map(8);
 
 	must(hmm_device_new(hmm, &options, &other.device), "another device");
-	must(hmm_mirror_register(&other, hmm), "another mirror");
+	test_mirror(&other, other.device);
 	test_fill(memory, 8, 5);
 	CHECK_EQ(hmm_advise(hmm, (unsigned long)memory, 8 * PAGE, HMM_ADVISE_UNPINNED, NULL), 0);
 	CHECK_EQ(hmm_migrate(&other, (unsigned long)memory, 8 * PAGE, HMM_DEVICE, 0, NULL, NULL), 8);
