@@ -13,13 +13,15 @@
  * threads, which the child does not have, and the parent's arena stays readable.
  * It may call hmm_open() itself.
  *
- * A prepare_fork that fails (hmmd gone for good) delays the fork until the rescuer
- * is done; then everything is home, too.
+ * A prepare_fork that hmmd refuses, for it is short of something, is asked again for as long as it takes: nothing
+ * has come home then. Where hmmd is gone for good the fork waits until the rescuer is done; then
+ * everything is home, too.
  *
  * A callback that forks waits for no migration, since that may wait for the callback: it passes
  * the gate, and where hmmd sees forks the child gets its pages from hmmd, as after a
  * raw clone(). Where hmmd does not the fork waits all the same, hmmd's deadline at the longest.
  */
+#include <errno.h>
 #include <pthread.h>
 #include <string.h>
 
@@ -125,6 +127,7 @@ static void open_gate(void)
 	}
 }
 
+#define RETRY_NS	5000000L
 /* A thread's forks that are under way: several, for a handler may fork. */
 #define DEPTH_MAX	8U
 
@@ -172,16 +175,28 @@ _Static_assert(sizeof(struct hmm_msg_prepare_fork) == sizeof(struct hmm_msg_fork
 		       offsetof(struct hmm_msg_prepare_fork, fork) == offsetof(struct hmm_msg_forked, fork),
 	       "tell() is for both");
 
-static void tell(struct hmm *hmm, uint16_t op, uint32_t fork)
+static int tell_once(struct hmm *hmm, uint16_t op, uint32_t fork)
 {
 	struct request *request = hmmc_request_new(hmm->connection, op, sizeof(struct hmm_msg_forked));
+	int error;
 
 	if (!request)
-		return;
+		return -ENOMEM;
 	((struct hmm_msg_forked *)request->message)->fork = fork;
 	request->prepare = hmmc_prepare_owner;
-	hmmc_request_call(request);
+	error = hmmc_request_call(request);
 	hmmc_request_free(request);
+	return error;
+}
+
+/*
+ * Whatever hmmd, or the library, is short of: a child that nobody sees would have zeros where a device has a page, and
+ * devices that don't hear of the end get none for long.
+ */
+static void tell(struct hmm *hmm, uint16_t op, uint32_t fork)
+{
+	while (tell_once(hmm, op, fork) && !__atomic_load_n(&hmm->lost, __ATOMIC_ACQUIRE))
+		hmmc_dispatch_nap(RETRY_NS);
 }
 
 static void before(void)
