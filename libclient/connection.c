@@ -37,6 +37,12 @@
 
 /* ---- receiving ----------------------------------------------------------- */
 
+/* What passes by itself: its memory, or its user's share of it, which other processes' requests count against. */
+static bool is_short(int error)
+{
+	return error == -ENOMEM || error == -EDQUOT;
+}
+
 static void receive_reply(struct connection *connection, struct hmm_frame *frame)
 {
 	const struct hmm_msg_error *failure = (const void *)frame->data;
@@ -55,7 +61,7 @@ static void receive_reply(struct connection *connection, struct hmm_frame *frame
 		return;
 	if (frame->header.opcode == HMM_OP_ERROR) {
 		error = failure->error < 0 ? failure->error : -EPROTO;
-		hmmc_request_answer(request, error == -ENOMEM && request->insists ? -EAGAIN : error, failure->text);
+		hmmc_request_answer(request, request->insists && is_short(error) ? -EAGAIN : error, failure->text);
 		return;
 	}
 	if (frame->header.opcode != (request->message->opcode | 0x8000)) {

@@ -27,7 +27,7 @@ struct request {
 	int fds[10];
 	unsigned int nfds;
 	bool borrowed;			/* the descriptors stay when the request goes */
-	bool insists;			/* what hmmd has no memory for is asked again as after EAGAIN */
+	bool insists;			/* what hmmd has no memory for, or no more of the user's share, is asked again as after EAGAIN */
 	uint32_t round;			/* of the connection it was last sent on; 0: not yet */
 	uint32_t life;			/* noreply: of the connection it is for */
 	uint32_t done;			/* latch */

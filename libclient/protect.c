@@ -27,8 +27,8 @@
 #include "protect.h"
 #include "space.h"
 
-/* How often memory is asked for that is short here; a millisecond apart. */
-#define ASKS_MAX	100U
+/* Until memory is asked for again that is short here. */
+#define RETRY_NS	1000000L
 /* Of more than so much the numbers are not looked at one by one. */
 #define LOOK_MAX	(64UL << 30)
 
@@ -50,7 +50,7 @@ static bool concerns_devices(const struct hmm *hmm, uint64_t start, uint64_t end
 	return false;
 }
 
-/* False: memory was short. Where hmmd's is it is asked again for as long as it takes, also where nobody waits. */
+/* False: memory was short here. Where hmmd's is, or its user's share, it is asked again for as long as it takes, also where nobody waits. */
 static bool ask_once(struct hmm *hmm, uint64_t start, uint64_t length)
 {
 	struct request *request = hmmc_request_new(hmm->connection, HMM_OP_PROTECT,
@@ -78,8 +78,9 @@ static bool ask_once(struct hmm *hmm, uint64_t start, uint64_t length)
 
 static void ask_hmmd(struct hmm *hmm, uint64_t start, uint64_t length)
 {
-	for (unsigned int asks = 0; asks < ASKS_MAX && !ask_once(hmm, start, length); asks++)
-		hmmc_dispatch_nap(1000000);
+	/* Windows keep the rights of before until it is asked, or closed for good. */
+	while (!ask_once(hmm, start, length) && !__atomic_load_n(&hmm->lost, __ATOMIC_ACQUIRE))
+		hmmc_dispatch_nap(RETRY_NS);
 }
 
 /* @result: of the call. One that failed may have changed what lies before the mapping that it failed at, whatever the error. */

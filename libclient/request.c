@@ -10,8 +10,8 @@
  * Sending fails only for messages that cannot be sent at all. While the connection
  * is down requests wait to be sent again; when it is given up they fail. What hmmd wants
  * to be asked again is asked again after a pause: by the caller who waits, or, where
- * nobody does, by the receiver. So is what it has no memory for, if the request insists: a
- * protection that devices must follow.
+ * nobody does, by the receiver. So is what it has no memory for, or no more of its user's share, if the
+ * request insists: a protection that devices must follow.
  *
  * Locks as in connection.c.
  */

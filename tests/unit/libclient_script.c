@@ -235,7 +235,7 @@ static bool serve(int fd, struct hmm_frame *frame)
 	case HMM_OP_PROTECT:
 		script->protects++;
 		if (script->short_protects && script->short_protects--) {
-			send_error(fd, frame, -ENOMEM, "no memory in hmmd");
+			send_error(fd, frame, script->short_error, "no memory in hmmd");
 			return true;
 		}
 		reply = answer(frame, sizeof(struct hmm_msg_protect_reply));

@@ -21,7 +21,7 @@ struct script {
 	int die_at_read; /* the n-th device_read is not answered: the connection goes; 0: none */
 	int busy_reads;			/* so many device_reads are answered -EAGAIN */
 	int busy_migrates, die_at_migrate;	/* the same */
-	int short_protects;		/* so many protects are answered -ENOMEM */
+	int short_protects, short_error;	/* so many protects are answered with this error */
 	bool die_when_busy;		/* after such an answer the connection goes */
 	int fail_migrate;		/* the n-th is answered -ENOMEM; 0: none */
 	bool hold_migrates;		/* they are answered when this is taken back */
