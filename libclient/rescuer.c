@@ -16,7 +16,7 @@
  * memory that only a driver reaches is lost: no driver serves it without hmmd.
  *
  * It touches only arena memory, slots and shadows, and never waits for anybody
- * but the agent. What it cannot bring home (no memory for the page) it tries for
+ * but the agent. What it cannot bring home, or poison (no memory for the page, or its table), it tries for
  * as long as it takes: letting go would mean zeros. So it does with a change that it finds no memory to
  * note, which would mean old bytes, or none. A child of a raw clone() has a copy of what its parent
  * had changed by then, and what it changes itself counts for it alone.
@@ -379,17 +379,18 @@ static const char *source(struct rescuer *rescuer, uint64_t block, unsigned int 
 	return complete && away && region ? region_at(region, address) : NULL;
 }
 
-/* Never zeros. Poison outlives the userfaultfd. */
+/* Never zeros, which it would read as soon as nothing is armed: also where a page table finds no memory. Poison outlives the userfaultfd. */
 static void poison(struct rescuer *rescuer, struct view *view, uint64_t address)
 {
 	struct uffdio_poison arg = { .range = { .len = HMM_PAGE_SIZE } };
 
-	do {
-		arg.range.start = whereto(view, address);
-		if (!arg.range.start || ioctl(view->uffd, UFFDIO_POISON, &arg) == 0 || errno != EAGAIN)
+	while ((arg.range.start = whereto(view, address)) && ioctl(view->uffd, UFFDIO_POISON, &arg)) {
+		if (errno == ENOMEM)
+			wait_for_memory();
+		else if (errno != EAGAIN)
 			return;
 		drain_events(rescuer, view);
-	} while (true);
+	}
 }
 
 /* What only its driver reaches, and no driver serves any more, and what was lost before. */

@@ -172,7 +172,8 @@ static void serve_error(struct owner *owner, uint64_t page, uint64_t flags)
 	size_t done;
 	int r = kernel->uffd_poison(owner->uffd, page, HMM_PAGE_SIZE, &done);
 
-	if (r == -EAGAIN)
+	/* -ENOMEM: no page table in the owner. */
+	if (r == -EAGAIN || r == -ENOMEM)
 		fault_later(owner, page, flags);
 	else if (r == -EEXIST)
 		fault_wake(owner, page, HMM_PAGE_SIZE);

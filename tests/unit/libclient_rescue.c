@@ -7,6 +7,9 @@
 #include <criterion/criterion.h>
 #include <poll.h>
 #include <pthread.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -25,6 +28,32 @@ LEAKCHECKED_SUITE(rescue);
 static struct owner *owner;
 static char *home, *golden;
 static int shadow;
+
+/*
+ * The library's calls come through here. There is no memory, so many times, for what it asks with that request: of
+ * the owner's userfaultfd or of a child's.
+ */
+static struct {
+	unsigned long request;
+	bool of_child;
+	unsigned int times;
+} short_of;
+
+__attribute__((visibility("default"))) int ioctl(int fd, unsigned long request, ...)
+{
+	va_list arguments;
+	void *argument;
+
+	va_start(arguments, request);
+	argument = va_arg(arguments, void *);
+	va_end(arguments);
+	if (short_of.times && request == short_of.request && (fd != owner->uffd) == short_of.of_child) {
+		short_of.times--;
+		errno = ENOMEM;
+		return -1;
+	}
+	return (int)syscall(SYS_ioctl, fd, request, argument);
+}
 
 static void arm(void *start, size_t length, uint64_t mode)
 {
@@ -170,6 +199,49 @@ Test(rescue, pages_that_wait_for_a_block_in_transit)
 	cr_assert_eq(memcmp(home + 3 * HMM_PAGE_SIZE, golden + 3 * HMM_PAGE_SIZE, HMM_PAGE_SIZE), 0);
 	cr_assert_eq(owner->rescuer.pages, 2);
 	cr_assert_eq(owner->rescuer.lost, 1, "only its driver reaches it");
+	end();
+}
+
+static sigjmp_buf poisoned;
+
+static void note_bus_error(int number)
+{
+	siglongjmp(poisoned, 1);
+}
+
+static bool is_poisoned(const volatile char *address)
+{
+	if (sigsetjmp(poisoned, 1))
+		return true;
+	(void)*address;
+	return false;
+}
+
+static bool can_poison(void)
+{
+	struct uffdio_poison arg = { .range = { (uintptr_t)owner->slots, HMM_PAGE_SIZE } };
+
+	return ioctl(owner->uffd, UFFDIO_POISON, &arg) == 0;
+}
+
+/* The page table that a marker takes is not to be had for a while. */
+Test(rescue, what_the_device_has_lost_is_poisoned_though_memory_is_short)
+{
+	struct hmm_ledger_block lost = { .slot = HMM_NO_SLOT };
+
+	begin();
+	if (!can_poison())
+		cr_skip_test("no UFFDIO_POISON: %s", strerror(errno));
+	signal(SIGBUS, note_bus_error);
+	arm(home, BLOCKS * HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING);
+	lost.page[3] = HMM_PAGE_ERROR;
+	record(1, &lost);
+	short_of.request = UFFDIO_POISON;
+	short_of.times = 3;
+	rescue();
+	cr_assert_eq(short_of.times, 0);
+	cr_assert_eq(is_poisoned(home + HMM_BLOCK_SIZE + 3 * HMM_PAGE_SIZE), true);
+	cr_assert_eq(is_poisoned(home + HMM_BLOCK_SIZE + 4 * HMM_PAGE_SIZE), false);
 	end();
 }
 
