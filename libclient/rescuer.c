@@ -41,17 +41,34 @@ static void wait_for_memory(void)
 	nanosleep(&(struct timespec){ .tv_nsec = 10000000 }, NULL);
 }
 
+/*
+ * Of the arena first, for which nobody is asked: a program that has as many mappings as it may, or as much memory, waits
+ * in the very munmap() that would help until its event is noted. But the arena has an end.
+ */
+static struct change *new_list(uint32_t room)
+{
+	struct change *list = hmmc_arena_alloc(room * sizeof(*list));
+
+	return list ? list : hmmc_map(NULL, room * sizeof(*list), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+}
+
+static void free_list(struct change *list, uint32_t room)
+{
+	if (hmmc_arena_contains(list))
+		hmmc_arena_free(list, room * sizeof(*list));
+	else if (list)
+		munmap(list, room * sizeof(*list));
+}
+
 static void make_room(struct view *view, uint32_t room)
 {
 	struct change *more;
 
-	/* Not of the arena, which has an end. */
-	while (!(more = hmmc_map(NULL, room * sizeof(*more), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)))
+	while (!(more = new_list(room)))
 		wait_for_memory();
-	if (view->room) {
+	if (view->room)
 		memcpy(more, view->changes, view->count * sizeof(*more));
-		munmap(view->changes, view->room * sizeof(*more));
-	}
+	free_list(view->changes, view->room);
 	view->changes = more;
 	view->room = room;
 }
@@ -97,8 +114,7 @@ static void note_child(struct rescuer *rescuer, const struct view *parent, int u
 
 static void forget_changes(struct view *view)
 {
-	if (view->room)
-		munmap(view->changes, view->room * sizeof(*view->changes));
+	free_list(view->changes, view->room);
 	view->changes = NULL;
 	view->room = view->count = 0;
 }

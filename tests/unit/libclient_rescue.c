@@ -10,6 +10,7 @@
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -131,6 +132,17 @@ static void end(void)
 	munmap(owner->slots, HMM_BLOCK_SIZE);
 	free(golden);
 	close(shadow);
+}
+
+/* What is gone, a bit for each block, is zeros, and all else as it was. */
+static int look_at(unsigned int blocks, unsigned int gone)
+{
+	for (unsigned int i = 0; i < blocks; i++)
+		for (size_t k = 0; k < HMM_BLOCK_SIZE; k += HMM_PAGE_SIZE)
+			if (home[i * HMM_BLOCK_SIZE + k] !=
+			    (gone >> i & 1 ? 0 : golden[i * HMM_BLOCK_SIZE + k]))
+				return (int)i + 1;
+	return 0;
 }
 
 static void record(unsigned int block, struct hmm_ledger_block *record_)
@@ -371,13 +383,44 @@ Test(rescue, threads_that_wait_are_served)
 	end();
 }
 
+static void await_event(void)
+{
+	struct pollfd event = { .fd = owner->uffd, .events = POLLIN };
+
+	cr_assert_eq(poll(&event, 1, -1), 1);
+}
+
+/* Whoever changes the map, or forks, waits in the call until its event is read. */
+static void await_caller(const pid_t *tid)
+{
+	char path[64], state = 0;
+	pid_t known;
+
+	while (state != 'D') {
+		FILE *stat;
+
+		usleep(1000);
+		known = __atomic_load_n(tid, __ATOMIC_ACQUIRE);
+		snprintf(path, sizeof(path), "/proc/self/task/%d/stat", known);
+		stat = known ? fopen(path, "re") : NULL;
+		if (!stat)
+			continue;
+		cr_assert_eq(fscanf(stat, "%*d (%*[^)]) %c", &state), 1);
+		fclose(stat);
+	}
+}
+
+static pid_t discarder_tid, mover_tid;
+
 static void *discard(void *argument)
 {
+	__atomic_store_n(&discarder_tid, gettid(), __ATOMIC_RELEASE);
 	return (void *)(intptr_t)madvise(argument, HMM_BLOCK_SIZE, MADV_DONTNEED);
 }
 
 static void *move_away(void *argument)
 {
+	__atomic_store_n(&mover_tid, gettid(), __ATOMIC_RELEASE);
 	return mremap(argument, HMM_BLOCK_SIZE, HMM_BLOCK_SIZE, MREMAP_MAYMOVE | MREMAP_FIXED,
 		      (char *)argument + 64 * HMM_BLOCK_SIZE);
 }
@@ -394,7 +437,8 @@ Test(rescue, what_was_discarded_or_moved_while_nobody_looked)
 		on_device(i);
 	pthread_create(&discarder, NULL, discard, home + HMM_BLOCK_SIZE);
 	pthread_create(&mover, NULL, move_away, home + 2 * HMM_BLOCK_SIZE);
-	usleep(20000);
+	await_caller(&discarder_tid);
+	await_caller(&mover_tid);
 	rescue();
 	pthread_join(discarder, &result);
 	cr_assert_null(result);
@@ -424,7 +468,7 @@ Test(rescue, no_memory_to_note_a_change)
 	for (unsigned int i = 0; i < BLOCKS; i++)
 		on_device(i);
 	pthread_create(&discarder, NULL, discard, home + HMM_BLOCK_SIZE);
-	usleep(20000);
+	await_event();
 	cr_assert_eq(hmmc_rescuer_start(&owner->rescuer, owner), 0);
 	for (size_t size = 1UL << 26; size >= 64; size /= 2)
 		while (hmmc_arena_alloc(size))
@@ -447,22 +491,40 @@ Test(rescue, no_memory_to_note_a_change)
 	end();
 }
 
+/* The munmap() that would help waits for its event to be read. */
+Test(rescue, no_mapping_to_note_a_change)
+{
+#ifndef __SANITIZE_ADDRESS__
+	const struct rlimit all = { RLIM_INFINITY, RLIM_INFINITY };
+	struct rlimit none = { 0, RLIM_INFINITY };
+	pthread_t discarder;
+	void *result;
+
+	begin();
+	arm(home, BLOCKS * HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING);
+	for (unsigned int i = 0; i < BLOCKS; i++)
+		on_device(i);
+	pthread_create(&discarder, NULL, discard, home + HMM_BLOCK_SIZE);
+	await_event();
+	cr_assert_eq(hmmc_rescuer_start(&owner->rescuer, owner), 0);
+	cr_assert_eq(setrlimit(RLIMIT_AS, &none), 0);
+	hmmc_rescuer_call(&owner->rescuer);
+	futex_latch_wait(&owner->rescuer.done);
+	cr_assert_eq(setrlimit(RLIMIT_AS, &all), 0);
+	pthread_join(discarder, &result);
+	cr_assert_null(result);
+	cr_assert_eq(look_at(BLOCKS, 1 << 1), 0);
+	end();
+#else
+	cr_skip_test("AddressSanitizer maps memory of its own");
+#endif
+}
+
 /* ---- children of a raw clone(), which nobody announces ---------------------------- */
 
 #define CHILDREN 70
 
 static unsigned int on_devices;
-
-/* What is gone, a bit for each block, is zeros, and all else as it was. */
-static int look_at(unsigned int blocks, unsigned int gone)
-{
-	for (unsigned int i = 0; i < blocks; i++)
-		for (size_t k = 0; k < HMM_BLOCK_SIZE; k += HMM_PAGE_SIZE)
-			if (home[i * HMM_BLOCK_SIZE + k] !=
-			    (gone >> i & 1 ? 0 : golden[i * HMM_BLOCK_SIZE + k]))
-				return (int)i + 1;
-	return 0;
-}
 
 /* @argument: the blocks that the child itself discards, a bit each. Return: its exit status. */
 static void *clone_raw(void *argument)
@@ -488,13 +550,6 @@ static void begin_with_children(unsigned int blocks)
 	arm(home, BLOCKS * HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING);
 	for (unsigned int i = 0; i < blocks; i++)
 		on_device(i);
-}
-
-static void await_event(void)
-{
-	struct pollfd event = { .fd = owner->uffd, .events = POLLIN };
-
-	cr_assert_eq(poll(&event, 1, -1), 1);
 }
 
 static void expect_status(pthread_t thread, int wanted)
@@ -530,7 +585,7 @@ Test(rescue, a_child_is_as_its_parent_was)
 	pthread_create(&child, NULL, clone_raw, (void *)(uintptr_t)(1 << 2));
 	await_event();
 	pthread_create(&discarder, NULL, discard, home + HMM_BLOCK_SIZE);
-	usleep(20000);
+	await_caller(&discarder_tid);
 	rescue();
 	expect_status(child, 0);
 	pthread_join(discarder, &result);
