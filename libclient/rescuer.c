@@ -282,8 +282,9 @@ static unsigned int copy_home(struct rescuer *rescuer, struct view *view, uint64
 		drain_events(rescuer, view);
 		return 0;
 	case ENOMEM:
-		/* Letting go of the page would lose it. */
+		/* Letting go of the page would lose it; and the owner may be about to free some, whosever the page is. */
 		wait_for_memory();
+		drain_events(rescuer, &rescuer->own);
 		return 0;
 	case EEXIST:
 		/* The CPU's page wins; whoever waits there is not woken by that. */
@@ -401,10 +402,12 @@ static void poison(struct rescuer *rescuer, struct view *view, uint64_t address)
 	struct uffdio_poison arg = { .range = { .len = HMM_PAGE_SIZE } };
 
 	while ((arg.range.start = whereto(view, address)) && ioctl(view->uffd, UFFDIO_POISON, &arg)) {
-		if (errno == ENOMEM)
+		if (errno == ENOMEM) {
 			wait_for_memory();
-		else if (errno != EAGAIN)
+			drain_events(rescuer, &rescuer->own);
+		} else if (errno != EAGAIN) {
 			return;
+		}
 		drain_events(rescuer, view);
 	}
 }

@@ -5,6 +5,7 @@
  */
 #define _GNU_SOURCE
 #include <criterion/criterion.h>
+#include <limits.h>
 #include <poll.h>
 #include <pthread.h>
 #include <setjmp.h>
@@ -38,6 +39,7 @@ static struct {
 	unsigned long request;
 	bool of_child;
 	unsigned int times;
+	uint32_t *until;		/* until this is set, if that is earlier */
 } short_of;
 
 __attribute__((visibility("default"))) int ioctl(int fd, unsigned long request, ...)
@@ -48,6 +50,8 @@ __attribute__((visibility("default"))) int ioctl(int fd, unsigned long request, 
 	va_start(arguments, request);
 	argument = va_arg(arguments, void *);
 	va_end(arguments);
+	if (short_of.until && __atomic_load_n(short_of.until, __ATOMIC_ACQUIRE))
+		short_of.times = 0;
 	if (short_of.times && request == short_of.request && (fd != owner->uffd) == short_of.of_child) {
 		short_of.times--;
 		errno = ENOMEM;
@@ -591,6 +595,40 @@ Test(rescue, a_child_is_as_its_parent_was)
 	pthread_join(discarder, &result);
 	cr_assert_null(result);
 	cr_assert_eq(look_at(BLOCKS, 1 << 1), 0);
+	end();
+}
+
+static uint32_t freed;
+
+static void *free_when_it_is_short(void *argument)
+{
+	void *result;
+
+	while (__atomic_load_n(&short_of.times, __ATOMIC_ACQUIRE) == UINT_MAX)
+		usleep(1000);
+	result = discard(argument);
+	__atomic_store_n(&freed, 1, __ATOMIC_RELEASE);
+	return result;
+}
+
+/* What the child needs is what its parent is about to free. */
+Test(rescue, no_memory_for_a_child)
+{
+	pthread_t child, discarder;
+	void *result;
+
+	begin_with_children(2);
+	pthread_create(&child, NULL, clone_raw, NULL);
+	await_event();
+	short_of.request = UFFDIO_COPY;
+	short_of.of_child = true;
+	short_of.until = &freed;
+	short_of.times = UINT_MAX;
+	pthread_create(&discarder, NULL, free_when_it_is_short, home + 3 * HMM_BLOCK_SIZE);
+	rescue();
+	pthread_join(discarder, &result);
+	cr_assert_null(result);
+	expect_status(child, 0);
 	end();
 }
 
