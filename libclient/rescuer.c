@@ -19,7 +19,8 @@
  * but the agent. What it cannot bring home, or poison (no memory for the page, or its table), it tries for
  * as long as it takes: letting go would mean zeros. So it does with a change that it finds no memory to
  * note, which would mean old bytes, or none. A child of a raw clone() has a copy of what its parent
- * had changed by then, and what it changes itself counts for it alone.
+ * had changed by then, and what it changes itself counts for it alone. Children are served when all of the owner is home, but the
+ * oldest at once where so many wait that descriptors could run out.
  */
 #include <string.h>
 #include <sys/mman.h>
@@ -110,6 +111,7 @@ static void note_child(struct rescuer *rescuer, const struct view *parent, int u
 	}
 	*rescuer->end = child;
 	rescuer->end = &child->next;
+	rescuer->waiting++;
 }
 
 static void forget_changes(struct view *view)
@@ -211,15 +213,38 @@ static void note_event(struct rescuer *rescuer, struct view *view, const struct 
 	}
 }
 
-/* Reading an event lets its causer go on; applying it is left to whoever asks where a page is. */
-static void drain_events(struct rescuer *rescuer, struct view *view)
+/* Reading an event lets its causer go on; applying it is left to whoever asks where a page is. Return: 0, or errno. */
+static int read_events(struct rescuer *rescuer, struct view *view)
 {
 	struct uffd_msg messages[16];
-	ssize_t got;
+	ssize_t got = read(view->uffd, messages, sizeof(messages));
 
-	while ((got = read(view->uffd, messages, sizeof(messages))) > 0)
-		for (size_t i = 0; i < (size_t)got / sizeof(*messages); i++)
-			note_event(rescuer, view, &messages[i]);
+	if (got < 0)
+		return errno;
+	for (size_t i = 0; i < (size_t)got / sizeof(*messages); i++)
+		note_event(rescuer, view, &messages[i]);
+	return got ? 0 : EAGAIN;
+}
+
+static bool serve_child(struct rescuer *rescuer);
+
+/*
+ * A child that waits has a descriptor, and of those there is an end. So where many wait the owner's next fork does, too,
+ * until the oldest of them has its pages. A fork of the child that is being served waits only where there is none left.
+ */
+static void drain_events(struct rescuer *rescuer, struct view *view)
+{
+	bool own = view == &rescuer->own;
+
+	for (;;) {
+		bool full = own && rescuer->settled && rescuer->waiting >= RESCUER_CHILDREN;
+		int error = full ? EMFILE : read_events(rescuer, view);
+
+		if (!error)
+			continue;
+		if ((error != EMFILE && error != ENFILE) || (own && rescuer->serving) || !serve_child(rescuer))
+			return;
+	}
 }
 
 /*
@@ -284,7 +309,7 @@ static unsigned int copy_home(struct rescuer *rescuer, struct view *view, uint64
 	case ENOMEM:
 		/* Letting go of the page would lose it; and the owner may be about to free some, whosever the page is. */
 		wait_for_memory();
-		drain_events(rescuer, &rescuer->own);
+		read_events(rescuer, &rescuer->own);
 		return 0;
 	case EEXIST:
 		/* The CPU's page wins; whoever waits there is not woken by that. */
@@ -404,7 +429,7 @@ static void poison(struct rescuer *rescuer, struct view *view, uint64_t address)
 	while ((arg.range.start = whereto(view, address)) && ioctl(view->uffd, UFFDIO_POISON, &arg)) {
 		if (errno == ENOMEM) {
 			wait_for_memory();
-			drain_events(rescuer, &rescuer->own);
+			read_events(rescuer, &rescuer->own);
 		} else if (errno != EAGAIN) {
 			return;
 		}
@@ -436,6 +461,12 @@ static bool read_graft(struct rescuer *rescuer, uint32_t i, struct hmm_graft *gr
 		     (off_t)(i * sizeof(*graft))) == sizeof(*graft);
 }
 
+static bool read_graft_page(struct rescuer *rescuer, uint32_t i)
+{
+	return pread(rescuer->owner->ledger_fd, rescuer->page, sizeof(rescuer->page),
+		     (off_t)(HMM_GRAFT_BYTES_OFFSET + i * HMM_PAGE_SIZE)) == sizeof(rescuer->page);
+}
+
 /* Pages that mremap had moved into blocks in transit: before anybody finds a hole there. */
 static void bring_grafts(struct rescuer *rescuer, struct view *view)
 {
@@ -451,10 +482,8 @@ static void bring_grafts(struct rescuer *rescuer, struct view *view)
 			poison(rescuer, view, graft.addr);
 			continue;
 		}
-		if (pread(rescuer->owner->ledger_fd, rescuer->page, sizeof(rescuer->page),
-			  (off_t)(HMM_GRAFT_BYTES_OFFSET + i * HMM_PAGE_SIZE)) != sizeof(rescuer->page))
-			continue;
-		while ((to = whereto(view, graft.addr)) &&
+		/* Read each time: a child that is served meanwhile has its own turn with the buffer. */
+		while ((to = whereto(view, graft.addr)) && read_graft_page(rescuer, i) &&
 		       !copy_home(rescuer, view, to, rescuer->page, 1))
 			;
 	}
@@ -505,6 +534,7 @@ static void settle_block(struct rescuer *rescuer, struct view *view, uint64_t bl
 /* A private copy; the mapping would allocate what it only looks at. */
 static bool read_record(struct rescuer *rescuer, uint64_t block)
 {
+	rescuer->block_read = block;
 	return pread(rescuer->owner->ledger_fd, &rescuer->block, sizeof(rescuer->block),
 		     (off_t)((block >> HMM_BLOCK_SHIFT) * sizeof(rescuer->block))) ==
 	       (ssize_t)sizeof(rescuer->block);
@@ -580,22 +610,31 @@ static void bring_to_child(struct rescuer *rescuer, struct view *view, uint64_t 
 	drain_events(rescuer, &rescuer->own);
 }
 
-/* More may come meanwhile. */
-static void serve_children(struct rescuer *rescuer)
+/*
+ * The oldest; more may come meanwhile. Also in the middle of a block of the owner's, or of another child's: its record is read again.
+ * Return: false where none waits, or nobody knows yet where its pages are.
+ */
+static bool serve_child(struct rescuer *rescuer)
 {
-	struct view *child;
+	struct view *child = rescuer->children;
+	uint64_t block = rescuer->block_read;
 
-	while ((child = rescuer->children)) {
-		bring_grafts(rescuer, child);
-		for_each_block(rescuer, child, bring_to_child);
-		drain_events(rescuer, child);
-		close(child->uffd);
-		rescuer->children = child->next;
-		if (!child->next)
-			rescuer->end = &rescuer->children;
-		forget_changes(child);
-		hmmc_arena_free(child, sizeof(*child));
-	}
+	if (!child || !rescuer->settled)
+		return false;
+	rescuer->children = child->next;
+	if (!child->next)
+		rescuer->end = &rescuer->children;
+	rescuer->serving++;
+	bring_grafts(rescuer, child);
+	for_each_block(rescuer, child, bring_to_child);
+	drain_events(rescuer, child);
+	rescuer->serving--;
+	close(child->uffd);
+	forget_changes(child);
+	hmmc_arena_free(child, sizeof(*child));
+	rescuer->waiting--;
+	read_record(rescuer, block);
+	return true;
 }
 
 static void disarm(struct rescuer *rescuer, struct view *view, uint64_t block)
@@ -639,12 +678,14 @@ static void rescue(struct rescuer *rescuer)
 	rescuer->end = &rescuer->children;
 	replay_journal(rescuer);
 	let_agent_finish(rescuer);
+	rescuer->settled = true;
 	bring_grafts(rescuer, &rescuer->own);
 	/* Faults that the dead hmmd had read are raised again. */
 	wake(owner->uffd, WAKE_START, WAKE_END - WAKE_START);
 	for_each_block(rescuer, &rescuer->own, bring_home);
 	do {
-		serve_children(rescuer);
+		while (serve_child(rescuer))
+			;
 		serve(rescuer);
 	} while (rescuer->children);
 	for_each_block(rescuer, &rescuer->own, disarm);

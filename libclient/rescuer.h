@@ -23,6 +23,7 @@ struct view {
 };
 
 #define RESCUER_FAULTS	1024
+#define RESCUER_CHILDREN 64
 
 struct rescuer {
 	struct thread thread;
@@ -33,9 +34,12 @@ struct rescuer {
 	uint64_t lost;			/* that the device had lost already */
 	uint64_t entries[HMM_BLOCK_PAGES];	/* pagemap */
 	struct hmm_ledger_block block;		/* a copy */
+	uint64_t block_read;			/* whose */
 	char page[HMM_PAGE_SIZE];		/* of a graft, a copy */
 	struct view own;
-	struct view *children, **end;
+	bool settled;			/* the agent has finished: where pages are changes no more */
+	struct view *children, **end;	/* that wait, oldest first */
+	unsigned int waiting, serving;	/* these and those that are being served; the latter alone */
 	uint64_t faults[RESCUER_FAULTS];
 	uint32_t faults_count;
 };

@@ -526,7 +526,7 @@ Test(rescue, no_mapping_to_note_a_change)
 
 /* ---- children of a raw clone(), which nobody announces ---------------------------- */
 
-#define CHILDREN 70
+#define CHILDREN 100
 
 static unsigned int on_devices;
 
@@ -564,19 +564,63 @@ static void expect_status(pthread_t thread, int wanted)
 	cr_assert_eq((int)(intptr_t)status, wanted, "a child's status is %#x", (int)(intptr_t)status);
 }
 
-Test(rescue, a_crowd_of_children)
+static pid_t cloners[CHILDREN];
+
+static void *clone_as(void *argument)
 {
+	__atomic_store_n((pid_t *)argument, gettid(), __ATOMIC_RELEASE);
+	return clone_raw(NULL);
+}
+
+/*
+ * @descriptors: that are left; 0: enough. They are met at the first copy: of a graft, else of a block; and are looked after while
+ * it waits.
+ */
+static void rescue_a_crowd(unsigned int descriptors, bool grafts)
+{
+	const char *grafted = (const char *)HOME + 2 * HMM_BLOCK_SIZE + HMM_PAGE_SIZE;
+	struct hmm_ledger_block nothing = { .slot = HMM_NO_SLOT };
 	pthread_t threads[CHILDREN];
+	struct rlimit before, few;
+	int next;
 
 	begin_with_children(1);
+	record(BLOCKS - 1, &nothing);
+	for (unsigned int i = 0; grafts && i < 2; i++)
+		graft(i, (uintptr_t)grafted + i * HMM_PAGE_SIZE, HMM_FAR_NONE, golden + i * HMM_PAGE_SIZE);
 	for (unsigned int i = 0; i < CHILDREN; i++)
-		pthread_create(&threads[i], NULL, clone_raw, NULL);
-	usleep(100000);
+		pthread_create(&threads[i], NULL, clone_as, &cloners[i]);
+	for (unsigned int i = 0; i < CHILDREN; i++)
+		await_caller(&cloners[i]);
+	next = dup(owner->uffd);
+	close(next);
+	cr_assert_eq(getrlimit(RLIMIT_NOFILE, &before), 0);
+	few = before;
+	if (descriptors)
+		few.rlim_cur = (rlim_t)next + descriptors;
+	cr_assert_eq(setrlimit(RLIMIT_NOFILE, &few), 0);
 	rescue();
+	cr_assert_eq(setrlimit(RLIMIT_NOFILE, &before), 0);
 	for (unsigned int i = 0; i < CHILDREN; i++)
 		expect_status(threads[i], 0);
 	cr_assert_eq(memcmp(home, golden, HMM_BLOCK_SIZE), 0);
+	cr_assert(!grafts || memcmp(grafted, golden, 2 * HMM_PAGE_SIZE) == 0);
 	end();
+}
+
+Test(rescue, a_crowd_of_children)
+{
+	rescue_a_crowd(0, false);
+}
+
+Test(rescue, more_children_than_descriptors)
+{
+	rescue_a_crowd(90, true);
+}
+
+Test(rescue, hardly_any_descriptors_for_children)
+{
+	rescue_a_crowd(3, false);
 }
 
 /* Neither what its parent discards later nor what it discards itself is the other's affair. */
