@@ -432,6 +432,31 @@ static int fill(struct agent *agent, struct hmm_order *order, struct region *reg
 	return error;
 }
 
+/* Whether a slot still has the page. */
+static bool has_page(struct agent *agent, uint64_t address)
+{
+	read_surely(agent, address, 1);
+	return is_there(agent->map[0]);
+}
+
+/*
+ * Return: false: not now. What a MOVE did not count is at home, or was and is discarded: there is nothing to be copied then, and
+ * whoever reads the hole in the slot waits for hmmd.
+ */
+static bool give_back_page(struct agent *agent, uint64_t to, uint64_t from)
+{
+	struct uffdio_move move = { .dst = to, .src = from, .len = HMM_PAGE_SIZE };
+	struct uffdio_copy copy = { .dst = to, .src = from, .len = HMM_PAGE_SIZE };
+
+	if (!ioctl(agent->uffd, UFFDIO_MOVE, &move) || errno == EEXIST)
+		return true;
+	if (errno == EAGAIN)
+		return false;
+	/* COPY also works where the mapping has become read-only or locked since. */
+	return !has_page(agent, from) || !ioctl(agent->uffd, UFFDIO_COPY, &copy) ||
+	       (errno != EAGAIN && errno != ENOMEM);
+}
+
 /*
  * The device has no room: what it did not get goes back where it came from. A
  * page that has been served from the slot meanwhile is the CPU's already.
@@ -443,21 +468,8 @@ static void give_back(struct agent *agent, struct hmm_order *order, const char *
 
 	for (; next_run(order->moved, &page, &end); page = end) {
 		for (unsigned int i = page; i < end; i++) {
-			struct uffdio_move arg = {
-				.dst = page_address(order->addr, i),
-				.src = page_address((uintptr_t)slot, i), .len = HMM_PAGE_SIZE,
-			};
-
-			struct uffdio_copy copy = { .dst = arg.dst,
-						    .src = arg.src,
-						    .len = arg.len };
-
-			/*
-			 * COPY also works where the mapping has become read-only or locked since.
-			 */
-			while (ioctl(agent->uffd, UFFDIO_MOVE, &arg) &&
-			       (errno == EAGAIN || ioctl(agent->uffd, UFFDIO_COPY, &copy)) &&
-			       (errno == EAGAIN || errno == ENOMEM) && !agent_is_retired(agent))
+			while (!give_back_page(agent, page_address(order->addr, i), page_address((uintptr_t)slot, i)) &&
+			       !agent_is_retired(agent))
 				nanosleep(&(struct timespec){ .tv_nsec = 50000 }, NULL);
 			clear(order->moved, i);
 			set(order->busy, i);

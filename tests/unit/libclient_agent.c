@@ -43,7 +43,7 @@ static bool is_there(uint64_t address)
  * The library's calls come through here. As Linux 6.18 does where a page changes in the middle of it, a MOVE moves and does
  * not count: nothing of it, or all but its first page.
  */
-static enum { COUNTS, COUNTS_NOTHING, COUNTS_ONE, COUNTS_ONE_AND_IS_HELD } forgetful;
+static enum { COUNTS, COUNTS_NOTHING, COUNTS_ONE, COUNTS_ONE_AND_IS_HELD, COUNTS_NOTHING_AND_IS_DISCARDED } forgetful;
 static unsigned int forgotten;
 
 __attribute__((visibility("default"))) int ioctl(int fd, unsigned long request, ...)
@@ -56,10 +56,22 @@ __attribute__((visibility("default"))) int ioctl(int fd, unsigned long request, 
 	va_start(arguments, request);
 	argument = va_arg(arguments, void *);
 	va_end(arguments);
+	/* Who copies from a hole in a slot waits for hmmd. */
+	if (request == UFFDIO_COPY && forgetful != COUNTS)
+		cr_assert(is_there(((struct uffdio_copy *)argument)->src));
 	r = (int)syscall(SYS_ioctl, fd, request, argument);
 	if (request != UFFDIO_MOVE || forgetful == COUNTS || r)
 		return r;
 	move = argument;
+	if (forgetful == COUNTS_NOTHING_AND_IS_DISCARDED && move->dst - HOME < HMM_BLOCK_SIZE) {
+		cr_assert_eq(madvise((void *)move->dst, move->len, MADV_DONTNEED), 0);
+		forgotten++;
+		move->move = -EAGAIN;
+		errno = EAGAIN;
+		return -1;
+	}
+	if (forgetful == COUNTS_NOTHING_AND_IS_DISCARDED)
+		return r;
 	if (forgetful != COUNTS_NOTHING && move->len == HMM_PAGE_SIZE)
 		return r;
 	/* It is over a page that it stumbles. */
@@ -486,6 +498,34 @@ Test(agent, no_room_in_the_shadow_costs_nothing)
 	cr_assert_eq(count(done->moved), 0);
 	cr_assert_eq(memcmp(home, golden, HMM_BLOCK_SIZE), 0, "all is home");
 	end();
+}
+
+/* What goes back is there, told by the count or not; and what was discarded there since stays so. */
+Test(agent, no_room_in_the_shadow_and_a_move_that_does_not_count)
+{
+	struct hmm_order *done;
+
+	for (unsigned int discarded = 0; discarded < 2; discarded++) {
+		begin(HMM_POOL_KIND_MEMFD, UFFD_FEATURE_MOVE, 10 * HMM_PAGE_SIZE);
+		madvise(home, HMM_BLOCK_SIZE, MADV_NOHUGEPAGE);
+		memcpy(home, golden, HMM_BLOCK_SIZE);
+		arm(home, HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING);
+		done = order(HMM_ORDER_OUT_MOVE, 0);
+		forgotten = 0;
+		forgetful = discarded ? COUNTS_NOTHING_AND_IS_DISCARDED : COUNTS_NOTHING;
+		cr_assert(hmmc_agent_step(agent));
+		forgetful = COUNTS;
+		cr_assert_geq(forgotten, PAGES);
+		cr_assert_lt(done->error, 0);
+		cr_assert_eq(count(done->moved), 0);
+		cr_assert_eq(count(done->busy), PAGES);
+		for (unsigned int i = 0; i < PAGES; i++) {
+			cr_assert_eq(is_there(HOME + i * HMM_PAGE_SIZE), !discarded, "page %u", i);
+			cr_assert_not(is_there((uintptr_t)agent->slots + i * HMM_PAGE_SIZE), "page %u", i);
+		}
+		cr_assert(discarded || memcmp(home, golden, HMM_BLOCK_SIZE) == 0);
+		end();
+	}
 }
 
 /*
