@@ -175,6 +175,12 @@ _Static_assert(sizeof(struct hmm_msg_prepare_fork) == sizeof(struct hmm_msg_fork
 		       offsetof(struct hmm_msg_prepare_fork, fork) == offsetof(struct hmm_msg_forked, fork),
 	       "tell() is for both");
 
+/* What passes by itself. Anything else is an answer: a fork must not wait for what will never be otherwise. */
+static bool is_short(int error)
+{
+	return error == -ENOMEM || error == -ENOSPC || error == -EDQUOT || error == -EMFILE || error == -ENFILE;
+}
+
 static int tell_once(struct hmm *hmm, uint16_t op, uint32_t fork)
 {
 	struct request *request = hmmc_request_new(hmm->connection, op, sizeof(struct hmm_msg_forked));
@@ -195,7 +201,7 @@ static int tell_once(struct hmm *hmm, uint16_t op, uint32_t fork)
  */
 static void tell(struct hmm *hmm, uint16_t op, uint32_t fork)
 {
-	while (tell_once(hmm, op, fork) && !__atomic_load_n(&hmm->lost, __ATOMIC_ACQUIRE))
+	while (is_short(tell_once(hmm, op, fork)) && !__atomic_load_n(&hmm->lost, __ATOMIC_ACQUIRE))
 		hmmc_dispatch_nap(RETRY_NS);
 }
 

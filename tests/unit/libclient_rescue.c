@@ -463,7 +463,6 @@ Test(rescue, what_was_discarded_or_moved_while_nobody_looked)
 Test(rescue, no_memory_to_note_a_change)
 {
 	const struct rlimit all = { RLIM_INFINITY, RLIM_INFINITY };
-	struct rlimit none = { 0, RLIM_INFINITY };
 	pthread_t discarder;
 	void *result;
 
@@ -478,7 +477,7 @@ Test(rescue, no_memory_to_note_a_change)
 		while (hmmc_arena_alloc(size))
 			;
 #ifndef __SANITIZE_ADDRESS__
-	cr_assert_eq(setrlimit(RLIMIT_AS, &none), 0);
+	cr_assert_eq(setrlimit(RLIMIT_AS, &(struct rlimit){ 0, RLIM_INFINITY }), 0);
 #endif
 	hmmc_rescuer_call(&owner->rescuer);
 	usleep(100000);
