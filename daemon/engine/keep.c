@@ -48,7 +48,7 @@ void window_peer_gone(struct owner *owner, uint64_t peer)
 		next = TAILQ_NEXT(window, link);
 		if (window->peer != peer)
 			continue;
-		if (!window->armed || owner->closing || window->mirror->leaving || is_gone(window)) {
+		if (!window->armed || is_gone(window)) {
 			window_free(window);
 			continue;
 		}

@@ -439,3 +439,12 @@ void window_close_all(struct owner *owner, struct mirror *mirror)
 		}
 	}
 }
+
+void window_wake_all(struct owner *owner, struct mirror *mirror)
+{
+	struct window *window;
+
+	TAILQ_FOREACH(window, &owner->windows, link)
+		if (window->mirror == mirror && window->armed)
+			kernel->uffd_wake(window->uffd, window->at, window->end - window->start);
+}

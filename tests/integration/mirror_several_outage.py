@@ -114,6 +114,15 @@ class Severed(harness.Test):
         with open(f"/proc/{self.owner.pid}/task/{self.owner.pid}/children") as file:
             return int(file.read().split()[-1])
 
+    def state_of_thread(self, name):
+        folder = f"/proc/{self.driver()}/task"
+        for thread in os.listdir(folder):
+            with open(f"{folder}/{thread}/stat") as file:
+                found, _, rest = file.read().partition("(")[2].rpartition(")")
+            if found == name:
+                return rest.split()[0]
+        self.fail(f"no thread {name}")
+
     def cut(self):
         if not harness.sever(self.driver(), self.daemon.socket):
             self.skipTest("this kernel has no descriptors for single threads (Linux 6.9)")
@@ -178,6 +187,28 @@ class Severed(harness.Test):
         owner.ask("write")
         owner.ask("second-closed")
         self.admit()
+        owner.kill9()
+
+    def test_ended_in_good_order(self):
+        """
+        Its driver, which nobody can tell of it, stores on while everything comes home, and waits for the next hmmd, where
+        its window shows other memory: nothing is lost, and no zeros are there.
+        """
+        owner = self.begin("--grace", f"{harness.scaled(60):.0f}s")
+        owner.ask("count")
+        for _ in range(4):
+            owner.ask("count-on")
+            self.fill()
+            self.sever()
+            owner.ask("count-on")
+            self.daemon.stop()
+            self.admit()
+            # Whatever it touches next is not there any more.
+            harness.wait_until(lambda: self.state_of_thread("counts") == "S", 20, "that it sleeps")
+            owner.ask("counted")
+            self.daemon.start()
+            owner.ask("count-on")
+            self.await_return()
         owner.kill9()
 
     def test_killed_without_a_connection(self):
