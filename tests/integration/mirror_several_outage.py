@@ -211,6 +211,23 @@ class Severed(harness.Test):
             self.await_return()
         owner.kill9()
 
+    def test_good_bye(self):
+        """Its driver touches its window all the time, while everything comes home and until the next hmmd has armed it."""
+        owner = self.begin("--grace", f"{harness.scaled(60):.0f}s")
+        owner.ask("count")
+        for _ in range(6):
+            owner.ask("count-on")
+            self.daemon.stop()
+            harness.wait_until(lambda: self.state_of_thread("counts") == "S", 20, "that it sleeps")
+            owner.ask("counted")
+            self.daemon.start()
+        owner.ask("count-on")
+        owner.ask("share")
+        owner.ask("write")
+        owner.ask("store")
+        owner.ask("read")
+        owner.kill9()
+
     def test_killed_without_a_connection(self):
         owner = self.begin()
         self.fill()
