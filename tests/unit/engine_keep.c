@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * engine_keep.c - windows of drivers that have lost their connection: whose is whose, where hmmd cannot see their
+ * pids, too, and who is stopped.
+ */
+#include <criterion/criterion.h>
+#include <criterion/new/assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "engine/window.h"
+#include "engine_fixture.h"
+#include "tests/leakcheck.h"
+#include "uapi.h"
+
+LEAKCHECKED_SUITE(keep);
+
+static struct fixture fixture;
+
+/* Over the room, and at the same addresses in each driver. @peer 0: kept. */
+static struct window *window(uint64_t peer, pid_t driver, int uffd)
+{
+	struct window *window = calloc(1, sizeof(*window));
+
+	cr_assert(ne(ptr, window, NULL));
+	window->guarded = calloc(((ROOM_END - ROOM_START) >> HMM_BLOCK_SHIFT) + 2, sizeof(*window->guarded));
+	window->id = fixture.owner->id << 16 | ++fixture.owner->next_window;
+	window->mirror = fixture.mirror;
+	window->peer = peer;
+	window->driver = driver;
+	window->uffd = uffd;
+	window->source.fd = -1;
+	window->start = window->at = ROOM_START;
+	window->end = ROOM_END;
+	window->armed = true;
+	TAILQ_INSERT_TAIL(&fixture.owner->windows, window, link);
+	fixture.mirror->windows++;
+	return window;
+}
+
+static unsigned int windows(void)
+{
+	struct window *window;
+	unsigned int n = 0;
+
+	TAILQ_FOREACH(window, &fixture.owner->windows, link)
+		n++;
+	return n;
+}
+
+static int uffd(void)
+{
+	int fd = kernel_uffd_new();
+
+	cr_assert(ge(int, fd, 0));
+	return fd;
+}
+
+/* Two drivers in containers of their own, say: what one arms is nothing to what is kept of the other. */
+Test(keep, drivers_without_pids_are_not_one)
+{
+	struct window *kept, *other, *back;
+
+	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
+	kept = window(0, 0, uffd());
+	other = window(DRIVER, 0, uffd());
+	window_replace_kept(other);
+	cr_expect(eq(uint, windows(), 2));
+	/* It comes back with what it has. */
+	back = window(DRIVER + 1, 0, fcntl(kept->uffd, F_DUPFD_CLOEXEC, 3));
+	kept->guarded[1] = true;
+	window_replace_kept(back);
+	cr_expect(eq(uint, windows(), 2));
+	cr_expect(back->guarded[1]);
+	cr_expect(not(other->guarded[1]));
+	fixture_end(&fixture);
+}
+
+Test(keep, a_driver_with_a_pid_comes_back)
+{
+	struct window *back;
+
+	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
+	window(0, 100, uffd());
+	window(0, 101, uffd());
+	back = window(DRIVER, 100, uffd());
+	window_replace_kept(back);
+	cr_expect(eq(uint, windows(), 2));
+	cr_expect(eq(int, TAILQ_FIRST(&fixture.owner->windows)->driver, 101));
+	fixture_end(&fixture);
+}
