@@ -127,7 +127,7 @@ void window_replace_kept(struct window *window)
 			kept->closed = closed;
 			/* Its library may not have heard. */
 			if (kept->revoked)
-				window_revoke(owner, window->peer, window->start, window->end, -ETIMEDOUT);
+				window_revoke_one(window, -ETIMEDOUT);
 			else
 				window_reopen(owner, window->start, window->end);
 		}

@@ -803,6 +803,8 @@ void window_arrived(struct block *block);
 void window_close_page(struct window *window, uint64_t addr, int error);
 /* A driver that did not answer: everything it maps of the range is taken away. */
 void window_revoke(struct owner *owner, uint64_t peer, uint64_t start, uint64_t end, int error);
+/* This one, all of it. */
+void window_revoke_one(struct window *window, int error);
 /* Every driver's. */
 void window_revoke_range(struct owner *owner, uint64_t start, uint64_t end, int error);
 /* What was refused there may be had by now: it is asked for and judged anew. */

@@ -108,7 +108,7 @@ void window_guard(struct block *block)
 			continue;
 		r = guard(window, block);
 		if (r && !is_leaving(window, start, r))
-			window_revoke(owner, window->peer, block->addr, block->addr + HMM_BLOCK_SIZE, r);
+			window_revoke_one(window, r);
 	}
 }
 

@@ -91,3 +91,19 @@ Test(keep, a_driver_with_a_pid_comes_back)
 	cr_expect(eq(int, TAILQ_FIRST(&fixture.owner->windows)->driver, 101));
 	fixture_end(&fixture);
 }
+
+/* A window that can't be guarded is closed: no other one is, of whoever else is not connected, either. */
+Test(keep, one_is_revoked)
+{
+	struct window *broken, *other;
+
+	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
+	fixture_out(&fixture, 0, 4);
+	broken = window(0, 100, open("/dev/null", O_RDONLY | O_CLOEXEC));
+	other = window(0, 101, uffd());
+	*window_guarded(other, fixture_block(&fixture, 0)) = true;
+	window_guard(fixture_block(&fixture, 0));
+	cr_expect(broken->revoked);
+	cr_expect(not(other->revoked));
+	fixture_end(&fixture);
+}
