@@ -7,7 +7,12 @@
 #include <criterion/new/assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "engine/window.h"
@@ -106,4 +111,56 @@ Test(keep, one_is_revoked)
 	cr_expect(broken->revoked);
 	cr_expect(not(other->revoked));
 	fixture_end(&fixture);
+}
+
+static void *stays(void *nothing)
+{
+	for (;;)
+		pause();
+	return nothing;
+}
+
+static pid_t whose_first_thread_has_ended(void)
+{
+	pid_t child = fork();
+	pthread_t thread;
+
+	if (child)
+		return child;
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (pthread_create(&thread, NULL, stays, NULL))
+		_exit(1);
+	pthread_exit(NULL);
+}
+
+static char state_of_first(pid_t pid)
+{
+	char path[32], state = 0;
+	FILE *file;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+	file = fopen(path, "re");
+	cr_assert(ne(ptr, file, NULL));
+	cr_assert(eq(int, fscanf(file, "%*d (%*[^)]) %c", &state), 1));
+	fclose(file);
+	return state;
+}
+
+Test(keep, stopped_whatever_the_first_thread_does, .timeout = 60)
+{
+	pid_t child = whose_first_thread_has_ended();
+
+	while (state_of_first(child) != 'Z')
+		usleep(1000);
+	cr_expect(process_is_alive(child));
+	cr_expect(not(process_is_stopped(child)));
+	cr_assert(eq(int, kill(child, SIGSTOP), 0));
+	while (!process_is_stopped(child))
+		usleep(1000);
+	cr_assert(eq(int, kill(child, SIGCONT), 0));
+	while (process_is_stopped(child))
+		usleep(1000);
+	cr_assert(eq(int, kill(child, SIGKILL), 0));
+	cr_assert(eq(int, waitpid(child, NULL, 0), child));
+	cr_expect(not(process_is_stopped(0)));
 }
