@@ -57,7 +57,7 @@ class Several(harness.Test):
 
     def test_rescued(self):
         """Nobody comes back: the windows are closed before the owner may write."""
-        owner = self.begin("--grace", "400ms")
+        owner = self.begin("--grace", f"{harness.scaled(2000):.0f}ms")
         self.daemon.kill9()
         owner.ask("write")
         owner.ask("closed")
@@ -180,7 +180,7 @@ class Severed(harness.Test):
 
     def test_never_comes_back(self):
         """Its library closes the window before hmmd lets go of it."""
-        owner = self.begin("--grace", "400ms")
+        owner = self.begin("--grace", f"{harness.scaled(3000):.0f}ms")
         self.fill()
         self.sever()
         harness.wait_until(lambda: "did not come back" in self.daemon.log, 20, "that hmmd lets go of the window")
