@@ -33,6 +33,7 @@
 struct piece {
 	uint64_t base, length;
 	uint64_t device, inode;		/* the file that is mapped there */
+	bool shut;			/* until hmmd serves what is mapped there now */
 };
 
 struct part {
@@ -41,12 +42,15 @@ struct part {
 	uint64_t addr, length;		/* the owner's */
 	char *at;			/* here */
 	int uffd;			/* in the private table */
+	int last_uffd;			/* of what was mapped here before; its touches wait */
 	uint32_t expected, mapped;	/* regions; mapped is a futex */
 	uint32_t failed;		/* a region could not be mapped */
 	bool open;			/* hmmd knows it: so must the next one */
+	bool restoring;			/* by the userfaultfd of what is mapped here */
+	bool replaced;			/* something else is to be mapped here */
+	bool revoked;			/* all of it */
 	uint32_t pieces_room;
 	struct piece *pieces;
-	uint64_t revoked_start, revoked_end;
 };
 
 struct hmm_window {
@@ -198,6 +202,62 @@ static void wait_for_regions(struct part *part)
 		hmmc_dispatch_pause(&part->mapped, mapped, &(struct timespec){ .tv_nsec = 200000000 });
 }
 
+static void protect_piece(const struct part *part, const struct piece *piece)
+{
+	bool shut = piece->shut || part->revoked || part->window->frozen;
+
+	if (piece->length)
+		mprotect(part->at + (piece->base - part->addr), piece->length,
+			 shut ? PROT_NONE : PROT_READ | PROT_WRITE);
+}
+
+static bool is_shut(const struct part *part)
+{
+	for (uint32_t i = 0; i < part->pieces_room; i++)
+		if (part->pieces[i].shut)
+			return true;
+	return false;
+}
+
+/* hmmd may hold on to the userfaultfd. */
+static void let_go_on(struct part *part)
+{
+	struct uffdio_range range = { (uintptr_t)part->at, part->length };
+
+	if (part->last_uffd < 0 || part->window->frozen || is_shut(part))
+		return;
+	ioctl(part->last_uffd, UFFDIO_WAKE, &range);
+	close(part->last_uffd);
+	part->last_uffd = -1;
+}
+
+/*
+ * It is served: what is mapped there may be touched, and who waits at what was there before
+ * asks again. In a frozen window he waits on.
+ */
+static void part_served(struct part *part)
+{
+	for (uint32_t i = 0; i < part->pieces_room; i++) {
+		struct piece *piece = &part->pieces[i];
+
+		if (!piece->shut)
+			continue;
+		piece->shut = false;
+		protect_piece(part, piece);
+	}
+	let_go_on(part);
+}
+
+static int finish_armed(struct request *request, struct hmm_frame *frame)
+{
+	struct part *part = request->data;
+
+	futex_lock(&part->window->hmm->lock);
+	part_served(part);
+	futex_unlock(&part->window->hmm->lock);
+	return 0;
+}
+
 static int prepare_armed(struct request *request)
 {
 	const struct part *part = request->data;
@@ -243,7 +303,7 @@ static int open_part(struct part *part)
 		return hmmc_fail(-(int)part->failed, "a shadow cannot be mapped: %s",
 				 strerror((int)part->failed));
 	return call_part(part, HMM_OP_WINDOW_ARMED, sizeof(struct hmm_msg_window_armed),
-			 prepare_armed, NULL);
+			 prepare_armed, finish_armed);
 }
 
 static int close_uffd(void *argument)
@@ -252,7 +312,9 @@ static int close_uffd(void *argument)
 
 	if (part->uffd >= 0)
 		close(part->uffd);
-	part->uffd = -1;
+	if (part->last_uffd >= 0)
+		close(part->last_uffd);
+	part->uffd = part->last_uffd = -1;
 	return 0;
 }
 
@@ -318,7 +380,7 @@ static struct part *add_part(struct hmm_window *window, uint64_t addr, uint64_t 
 	part->window = window;
 	part->addr = addr;
 	part->length = length;
-	part->uffd = -1;
+	part->uffd = part->last_uffd = -1;
 	return part;
 }
 
@@ -504,13 +566,19 @@ static int map_region(struct part *part, const struct hmm_msg_region *event, int
 	if (piece->base == event->base && piece->device == stat.st_dev &&
 	    piece->inode == stat.st_ino)
 		return 0;
-	if (!hmmc_map(at, event->length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, event->offset))
+	/* Whoever touches what is mapped there waits, until the other is there. */
+	if (part->restoring) {
+		part->replaced = true;
+		return 0;
+	}
+	/* Nobody sees to it yet: what is missing would read as zeros, and stay so. */
+	if (!hmmc_map(at, event->length, PROT_NONE, MAP_SHARED, fd, event->offset))
 		return -errno;
 	madvise(at, event->length, MADV_DONTDUMP);
 	madvise(at, event->length, MADV_DONTFORK);
 	if (event->kind == HMM_POOL_KIND_MEMFD_HUGE)
 		madvise(at, event->length, MADV_HUGEPAGE);
-	*piece = (struct piece){ event->base, event->length, stat.st_dev, stat.st_ino };
+	*piece = (struct piece){ event->base, event->length, stat.st_dev, stat.st_ino, true };
 	return 0;
 }
 
@@ -545,12 +613,14 @@ static void close_or_open(struct part *part, const struct hmm_msg_window_revoked
 	if (event->error) {
 		if (event->poisoned)
 			return;
+		part->revoked |= length == part->length;
 		mprotect(at, length, PROT_NONE);
 		ioctl(part->uffd, UFFDIO_WAKE, &range);
 		return;
 	}
+	part->revoked = false;
 	madvise(at, length, MADV_DONTNEED);
-	if (!part->window->frozen)
+	if (!part->window->frozen && !is_shut(part))
 		mprotect(at, length, PROT_READ | PROT_WRITE);
 }
 
@@ -584,16 +654,13 @@ void hmmc_window_abandon(struct hmm *hmm)
 static void freeze(struct hmm_window *window, bool frozen)
 {
 	window->frozen = frozen;
-	for (uint32_t i = 0; i < window->count; i++)
-		for (uint32_t k = 0; k < window->parts[i].pieces_room; k++) {
-			const struct piece *piece = &window->parts[i].pieces[k];
+	for (uint32_t i = 0; i < window->count; i++) {
+		struct part *part = &window->parts[i];
 
-			if (piece->length)
-				mprotect(window->parts[i].at +
-						 (piece->base - window->parts[i].addr),
-					 piece->length,
-					 frozen ? PROT_NONE : PROT_READ | PROT_WRITE);
-		}
+		for (uint32_t k = 0; k < part->pieces_room; k++)
+			protect_piece(part, &part->pieces[k]);
+		let_go_on(part);
+	}
 }
 
 void hmmc_window_freeze(struct hmm *hmm, bool frozen)
@@ -627,6 +694,27 @@ void hmmc_window_shut(struct hmm_mirror_private *mirror)
 	hmmc_clerk_call(shut, mirror);
 }
 
+/*
+ * Other memory is to be mapped: the kernel tells one userfaultfd from the other by what it is
+ * registered to, so who waits at what was mapped here is woken when all is done, and not before.
+ */
+static int change_uffd(struct part *part)
+{
+	int fd = open_uffd(part->window->hmm->connection);
+
+	if (fd < 0)
+		return fd;
+	/* A second time: nobody could touch what was mapped in between. */
+	if (part->last_uffd < 0)
+		part->last_uffd = part->uffd;
+	else if (part->uffd >= 0)
+		close(part->uffd);
+	part->uffd = fd;
+	for (uint32_t i = 0; i < part->pieces_room; i++)
+		part->pieces[i].inode = 0;
+	return 0;
+}
+
 static int restore_part(struct hmm *hmm, struct part *part)
 {
 	const struct hmm_msg_window_map_reply *reply = (const void *)hmm->connection->frame->data;
@@ -634,16 +722,17 @@ static int restore_part(struct hmm *hmm, struct part *part)
 	struct hmm_msg_window_map map;
 	int error;
 
-	/* After a clean end shadows are new and a handed-over userfaultfd is used up. */
-	if (hmm->connection->parted) {
-		close_uffd(part);
-		part->uffd = open_uffd(hmm->connection);
-		if (part->uffd < 0)
-			return part->uffd;
+	/* After a clean end shadows are new. */
+	part->restoring = !hmm->connection->parted && !part->replaced;
+	if (!part->restoring) {
+		error = change_uffd(part);
+		if (error)
+			return error;
 	}
 	HMM_MSG_INIT(map, HMM_OP_WINDOW_MAP, 0);
 	fill_map(&map, part);
 	part->mapped = part->id = 0;	/* now the one without a name */
+	part->revoked = false;
 	error = hmmc_connection_exchange(hmm->connection, &map, &part->uffd, 1);
 	if (error)
 		return error;
@@ -654,9 +743,19 @@ static int restore_part(struct hmm *hmm, struct part *part)
 		if (error)
 			return error;
 	}
+	/* With another userfaultfd, then: hmmd has this one until the connection ends. */
+	if (part->restoring && part->replaced)
+		return EXCHANGE_LOST;
 	HMM_MSG_INIT(armed, HMM_OP_WINDOW_ARMED, 0);
 	armed.window = part->id;
-	return hmmc_connection_exchange(hmm->connection, &armed, NULL, 0);
+	error = hmmc_connection_exchange(hmm->connection, &armed, NULL, 0);
+	if (error)
+		return error;
+	part->restoring = part->replaced = false;
+	futex_lock(&hmm->lock);
+	part_served(part);
+	futex_unlock(&hmm->lock);
+	return 0;
 }
 
 /* What the new hmmd calls a window, the old one may have called another. */

@@ -800,7 +800,8 @@ static void forget_owner(struct server *server, uint32_t id)
 	for (peer = server->peers; peer; peer = next) {
 		next = peer->next;
 		release_tracks(server, peer, id);
-		if (peer_revoke(peer, id) == RIGHT_DRIVE)
+		/* While hmmd ends, an owner goes on: with the next one, as its drivers do. */
+		if (peer_revoke(peer, id) == RIGHT_DRIVE && server->state == SERVER_SERVING)
 			announce_owner_gone(peer, id);
 	}
 }

@@ -71,10 +71,12 @@ void window_close_page(struct window *window, uint64_t addr, int error)
 	owner_count(window->mirror->owner, COUNTER_REVOKED_WINDOWS, 1);
 }
 
-static void close_all(struct window *window, int error)
+void window_revoke_one(struct window *window, int error)
 {
 	struct owner *owner = window->mirror->owner;
 
+	if (window->revoked)
+		return;
 	window->revoked = true;
 	owner_count(owner, COUNTER_REVOKED_WINDOWS, 1);
 	notice(owner, (struct hmm_notice){
@@ -89,8 +91,8 @@ void window_revoke(struct owner *owner, uint64_t peer, uint64_t start, uint64_t 
 	struct window *window;
 
 	TAILQ_FOREACH(window, &owner->windows, link)
-		if (window->peer == peer && window->start < end && window->end > start && !window->revoked)
-			close_all(window, error);
+		if (window->peer == peer && window->start < end && window->end > start)
+			window_revoke_one(window, error);
 }
 
 void window_revoke_range(struct owner *owner, uint64_t start, uint64_t end, int error)
@@ -98,8 +100,8 @@ void window_revoke_range(struct owner *owner, uint64_t start, uint64_t end, int 
 	struct window *window;
 
 	TAILQ_FOREACH(window, &owner->windows, link)
-		if (window->start < end && window->end > start && !window->revoked)
-			close_all(window, error);
+		if (window->start < end && window->end > start)
+			window_revoke_one(window, error);
 }
 
 /*

@@ -17,7 +17,10 @@
  * strayed, as after a restart: what leaves its device is punched at once.
  */
 #include <errno.h>
+#include <linux/kcmp.h>
 #include <stdlib.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "engine/owner.h"
 #include "engine/window.h"
@@ -48,7 +51,7 @@ void window_peer_gone(struct owner *owner, uint64_t peer)
 		next = TAILQ_NEXT(window, link);
 		if (window->peer != peer)
 			continue;
-		if (!window->armed || owner->closing || window->mirror->leaving || is_gone(window)) {
+		if (!window->armed || is_gone(window)) {
 			window_free(window);
 			continue;
 		}
@@ -88,10 +91,18 @@ void window_tick(struct owner *owner, int64_t now)
 		worker_alarm(owner->worker, now + KEEP_LOOK_NS);
 }
 
+/* Of drivers whose pids hmmd can't see all have 0: what comes back with its userfaultfd is the same. */
+static bool is_same_driver(const struct window *kept, const struct window *window)
+{
+	if (kept->driver || window->driver)
+		return kept->driver == window->driver;
+	return syscall(SYS_kcmp, getpid(), getpid(), KCMP_FILE, kept->uffd, window->uffd) == 0;
+}
+
 /* The same addresses of the same process: whatever was kept there is not there any more. */
 static bool is_in_place(const struct window *kept, const struct window *window)
 {
-	return !kept->peer && kept->driver == window->driver &&
+	return !kept->peer && is_same_driver(kept, window) &&
 	       kept->at < window->at + (window->end - window->start) &&
 	       kept->at + (kept->end - kept->start) > window->at;
 }
@@ -116,7 +127,7 @@ void window_replace_kept(struct window *window)
 			kept->closed = closed;
 			/* Its library may not have heard. */
 			if (kept->revoked)
-				window_revoke(owner, window->peer, window->start, window->end, -ETIMEDOUT);
+				window_revoke_one(window, -ETIMEDOUT);
 			else
 				window_reopen(owner, window->start, window->end);
 		}

@@ -362,6 +362,7 @@ static void unregister_done(struct owner *owner, void *data, uint64_t pages)
 	    !owner->gone) {
 		mirror->leaving = false;
 		mirror->flags = mirror->flags_before;
+		window_wake_all(owner, mirror);
 		letter_fail(letter, -EBUSY,
 			    "%lu pages could not come home yet: the owner's memory is full or changing; try again",
 			    atomic_load(&mirror->device_pages));
@@ -369,6 +370,7 @@ static void unregister_done(struct owner *owner, void *data, uint64_t pages)
 		return;
 	}
 	if (mirror) {
+		window_close_all(owner, mirror);
 		block_for_each(owner, 0, HMM_VA_END, leave_block, mirror);
 		attribute_forget_mirror(&owner->attributes, mirror->index);
 		copies_forget_mirror(mirror);
@@ -393,7 +395,7 @@ static void mirror_unregister(struct owner *owner, struct letter *letter)
 	mirror->leaving = true;
 	mirror->flags_before = mirror->flags;
 	mirror->flags &= ~HMM_MIRROR_FLAGS_CALLBACKS;
-	window_close_all(owner, mirror);
+	/* Its windows stay until nothing is out: one may be of a driver that has lost its connection. */
 	dma_close(mirror);
 	migrate_home(owner, 0, HMM_VA_END, mirror->device, unregister_done, letter);
 }

@@ -9,7 +9,8 @@
  * memory and answers.
  *
  * Going: an owner is gone when its mm is, which ioctls say with ESRCH; a closed
- * connection is only a hint. While the mm lives, everything comes home first.
+ * connection is only a hint. While the mm lives, everything comes home first, and
+ * windows stay until it has.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -665,7 +666,6 @@ void owner_close(struct owner *owner)
 		return;
 	}
 	owner->closing = true;
-	window_close_all(owner, NULL);
 	/* The agent may be stopped, and the copies go with the owner. */
 	order_cancel_syncs(owner, NULL);
 	migrate_home(owner, 0, HMM_VA_END, NULL, close_done, NULL);
@@ -779,6 +779,21 @@ void owner_free(struct owner *owner)
 	free(owner);
 }
 
+static void find_out(struct block *block, void *data)
+{
+	if (!block_at_rest(block) || block_count(block, HMM_PAGE_DEVICE) ||
+	    block_count(block, HMM_PAGE_SHARED))
+		*(bool *)data = true;
+}
+
+static bool anything_is_out(struct owner *owner)
+{
+	bool out = false;
+
+	block_for_each(owner, 0, HMM_VA_END, find_out, &out);
+	return out;
+}
+
 /*
  * A task that waits has a letter to answer, and the owner in its hands. What is parked in a block
  * keeps that from being forgotten; whatever else waits does so in one of these lists.
@@ -794,6 +809,9 @@ static void tick_closing(struct owner *owner, int64_t now)
 {
 	if (owner->jobs == 0) {
 		block_for_each(owner, 0, HMM_VA_END, settle_now, NULL);
+		/* What cannot be punched, for a driver holds on to it, does not hold up the end. */
+		if (!TAILQ_EMPTY(&owner->windows) && !anything_is_out(owner))
+			window_close_all(owner, NULL);
 		if (!owner->span_count && !anything_waits(owner)) {
 			log_info("owner %u: everything is home", owner->id);
 			owner_free(owner);

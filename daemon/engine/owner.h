@@ -769,7 +769,10 @@ int page_result_error(uint8_t result);
 
 /* window.c */
 void window_request(struct owner *owner, struct letter *letter);	/* WINDOW_MAP, _ARMED, _UNMAP */
+/* Not while anything is out that they may show: of @mirror, or all with NULL. */
 void window_close_all(struct owner *owner, struct mirror *mirror);
+/* Whoever sleeps at one of this mirror asks again. */
+void window_wake_all(struct owner *owner, struct mirror *mirror);
 /* keep.c: what a driver that lives may use still stays */
 void window_peer_gone(struct owner *owner, uint64_t peer);
 void window_tick(struct owner *owner, int64_t now);
@@ -800,6 +803,8 @@ void window_arrived(struct block *block);
 void window_close_page(struct window *window, uint64_t addr, int error);
 /* A driver that did not answer: everything it maps of the range is taken away. */
 void window_revoke(struct owner *owner, uint64_t peer, uint64_t start, uint64_t end, int error);
+/* This one, all of it. */
+void window_revoke_one(struct window *window, int error);
 /* Every driver's. */
 void window_revoke_range(struct owner *owner, uint64_t start, uint64_t end, int error);
 /* What was refused there may be had by now: it is asked for and judged anew. */

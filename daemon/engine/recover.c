@@ -21,6 +21,7 @@
  * A ledger of a version that this hmmd does not know is refused: the library
  * brings everything home by itself.
  */
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -584,10 +585,27 @@ bool process_is_alive(pid_t pid)
 
 bool process_is_stopped(pid_t pid)
 {
-	unsigned int threads;
-	char state = 'R';
+	struct dirent *entry;
+	bool stopped = false;
+	char path[32];
+	DIR *folder;
 
-	return pid && look_at_process(pid, &state, &threads) == 0 && (state == 'T' || state == 't');
+	if (!pid)
+		return false;
+	snprintf(path, sizeof(path), "/proc/%d/task", pid);
+	folder = opendir(path);
+	/* The first may have ended, and others may be in the kernel, which a stop waits for. */
+	while (folder && !stopped && (entry = readdir(folder))) {
+		pid_t thread = (pid_t)strtol(entry->d_name, NULL, 10);
+		unsigned int threads;
+		char state = 'R';
+
+		stopped = thread && look_at_process(thread, &state, &threads) == 0 &&
+			  (state == 'T' || state == 't');
+	}
+	if (folder)
+		closedir(folder);
+	return stopped;
 }
 
 static void stop_waiting(struct mirror *mirror)

@@ -11,6 +11,8 @@
  * What another device holds is taken from it for a write; for a read the window
  * gets a copy (copies.c), as long as there is room for one.
  *
+ * While the owner or the mirror ends nothing goes out any more: touches sleep.
+ *
  * What can't be had (a file, a stack) is closed (closure.c): SIGBUS, and an event.
  */
 #include <errno.h>
@@ -255,7 +257,7 @@ static bool touch_leaves_copy(struct window *window, struct block *block, struct
 
 	if (touch->copied || !touch->tries || touch->result != HMM_PAGE_RESULT_MOVED ||
 	    touch->flags & (UFFD_PAGEFAULT_FLAG_WP | UFFD_PAGEFAULT_FLAG_WRITE) ||
-	    block_mirror(block) != mirror || mirror->leaving ||
+	    block_mirror(block) != mirror ||
 	    !attribute_wants_copy(block->owner, mirror, touch->addr) || !owner_may_share(block->owner))
 		return false;
 	touch->copied = true;
@@ -293,6 +295,15 @@ static enum copies_answer touch_copy(struct window *window, struct block *block,
 	return COPIES_NONE;
 }
 
+/*
+ * All that is out is on its way home: what lies in the shadow is shown until it goes, and whoever
+ * asks for more sleeps, until there is another hmmd or its library has closed the window.
+ */
+static bool is_ending(const struct window *window)
+{
+	return window->mirror->leaving || window->mirror->owner->closing;
+}
+
 static void touch_serve(struct touch *touch)
 {
 	enum copies_answer copy;
@@ -308,12 +319,20 @@ static void touch_serve(struct touch *touch)
 		window_close_page(window, touch->addr, -ETIMEDOUT);
 		goto out;
 	}
-	block = block_get(owner, touch->addr);
-	if (!block)
+	block = is_ending(window) ? block_find(owner, touch->addr) : block_get(owner, touch->addr);
+	if (!block) {
+		if (is_ending(window))
+			goto out;
 		goto later;
+	}
 	if (!block_at_rest(block)) {
 		block_park(block, &touch->task);
 		return;
+	}
+	if (is_ending(window)) {
+		if (!protect_is_due(block, touch->addr))
+			touch_present(window, block, touch);
+		goto out;
 	}
 	/* The program may have asked the kernel itself to protect it. */
 	if (protect_is_due(block, touch->addr)) {
@@ -370,9 +389,9 @@ static void touch_serve(struct touch *touch)
 	}
 	/* A discard that may yet take the page: it ends by itself, however often it is asked. */
 	block_look_for_zap(block);
-	if (pages_test(&block->zapping, page_index(touch->addr)) && !window->mirror->leaving)
+	if (pages_test(&block->zapping, page_index(touch->addr)))
 		goto later;
-	if (owner->worker->now - touch->since > TOUCH_NS || owner->gone || window->mirror->leaving) {
+	if (owner->worker->now - touch->since > TOUCH_NS) {
 		touch_refuse(window, touch, page_result_error(touch->result));
 		goto out;
 	}

@@ -108,7 +108,7 @@ void window_guard(struct block *block)
 			continue;
 		r = guard(window, block);
 		if (r && !is_leaving(window, start, r))
-			window_revoke(owner, window->peer, block->addr, block->addr + HMM_BLOCK_SIZE, r);
+			window_revoke_one(window, r);
 	}
 }
 
@@ -438,4 +438,13 @@ void window_close_all(struct owner *owner, struct mirror *mirror)
 			window_free(window);
 		}
 	}
+}
+
+void window_wake_all(struct owner *owner, struct mirror *mirror)
+{
+	struct window *window;
+
+	TAILQ_FOREACH(window, &owner->windows, link)
+		if (window->mirror == mirror && window->armed)
+			kernel->uffd_wake(window->uffd, window->at, window->end - window->start);
 }

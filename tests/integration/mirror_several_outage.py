@@ -57,7 +57,7 @@ class Several(harness.Test):
 
     def test_rescued(self):
         """Nobody comes back: the windows are closed before the owner may write."""
-        owner = self.begin("--grace", "400ms")
+        owner = self.begin("--grace", f"{harness.scaled(2000):.0f}ms")
         self.daemon.kill9()
         owner.ask("write")
         owner.ask("closed")
@@ -113,6 +113,15 @@ class Severed(harness.Test):
         """The second, which the owner has started last."""
         with open(f"/proc/{self.owner.pid}/task/{self.owner.pid}/children") as file:
             return int(file.read().split()[-1])
+
+    def state_of_thread(self, name):
+        folder = f"/proc/{self.driver()}/task"
+        for thread in os.listdir(folder):
+            with open(f"{folder}/{thread}/stat") as file:
+                found, _, rest = file.read().partition("(")[2].rpartition(")")
+            if found == name:
+                return rest.split()[0]
+        self.fail(f"no thread {name}")
 
     def cut(self):
         if not harness.sever(self.driver(), self.daemon.socket):
@@ -171,13 +180,52 @@ class Severed(harness.Test):
 
     def test_never_comes_back(self):
         """Its library closes the window before hmmd lets go of it."""
-        owner = self.begin("--grace", "400ms")
+        owner = self.begin("--grace", f"{harness.scaled(3000):.0f}ms")
         self.fill()
         self.sever()
         harness.wait_until(lambda: "did not come back" in self.daemon.log, 20, "that hmmd lets go of the window")
         owner.ask("write")
         owner.ask("second-closed")
         self.admit()
+        owner.kill9()
+
+    def test_ended_in_good_order(self):
+        """
+        Its driver, which nobody can tell of it, stores on while everything comes home, and waits for the next hmmd, where
+        its window shows other memory: nothing is lost, and no zeros are there.
+        """
+        owner = self.begin("--grace", f"{harness.scaled(60):.0f}s")
+        owner.ask("count")
+        for _ in range(4):
+            owner.ask("count-on")
+            self.fill()
+            self.sever()
+            owner.ask("count-on")
+            self.daemon.stop()
+            self.admit()
+            # Whatever it touches next is not there any more.
+            harness.wait_until(lambda: self.state_of_thread("counts") == "S", 20, "that it sleeps")
+            owner.ask("counted")
+            self.daemon.start()
+            owner.ask("count-on")
+            self.await_return()
+        owner.kill9()
+
+    def test_good_bye(self):
+        """Its driver touches its window all the time, while everything comes home and until the next hmmd has armed it."""
+        owner = self.begin("--grace", f"{harness.scaled(60):.0f}s")
+        owner.ask("count")
+        for _ in range(6):
+            owner.ask("count-on")
+            self.daemon.stop()
+            harness.wait_until(lambda: self.state_of_thread("counts") == "S", 20, "that it sleeps")
+            owner.ask("counted")
+            self.daemon.start()
+        owner.ask("count-on")
+        owner.ask("share")
+        owner.ask("write")
+        owner.ask("store")
+        owner.ask("read")
         owner.kill9()
 
     def test_killed_without_a_connection(self):

@@ -11,6 +11,7 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -24,7 +25,7 @@
 
 /* ---- a driver: it obeys -------------------------------------------------------- */
 
-enum order { LOAD = 1, TRY, STORE, LOOKUP, READ, WRITE, OUT, HOME, ASKED, LEAVE, DIE };
+enum order { LOAD = 1, TRY, STORE, LOOKUP, READ, WRITE, OUT, HOME, ASKED, COUNT, COUNTED, LEAVE, DIE };
 
 #define ORDER(op, page, value) ((uint64_t)(op) << 56 | (uint64_t)(page) << 32 | (uint32_t)(value))
 
@@ -66,6 +67,46 @@ static uint64_t try_load(volatile uint64_t *here)
 	return value;
 }
 
+/* Pages that a driver's thread counts in, without end: behind those of everything else, in two blocks. */
+#define COUNTERS 16UL
+
+static size_t counter_page(size_t i)
+{
+	return (2 + i % 2) * (BLOCK / PAGE) + i;
+}
+
+static struct {
+	struct hmm_window *window;
+	unsigned long memory;
+	_Atomic uint64_t stored;	/* in all of them, at least */
+} counting;
+
+/* What it has stored it finds again: nothing is lost, and nothing is zero. */
+static void *count(void *nothing)
+{
+	CHECK_EQ(pthread_setname_np(pthread_self(), "counts"), 0);
+	for (uint64_t last = 0;; last++) {
+		for (size_t i = 0; i < COUNTERS; i++) {
+			volatile uint64_t *here = hmm_window_ptr(counting.window,
+								 counting.memory + counter_page(i) * PAGE);
+
+			CHECK_EQ(*here, last);
+			*here = last + 1;
+		}
+		atomic_store(&counting.stored, last + 1);
+	}
+	return nothing;
+}
+
+static void begin_to_count(struct hmm_window *window, unsigned long memory)
+{
+	pthread_t thread;
+
+	counting.window = window;
+	counting.memory = memory;
+	CHECK_EQ(pthread_create(&thread, NULL, count, NULL), 0);
+}
+
 static uint64_t obey(struct hmm_window *window, unsigned long memory, uint64_t order)
 {
 	unsigned long page = (order >> 32 & 0xffffff) * PAGE;
@@ -94,6 +135,11 @@ static uint64_t obey(struct hmm_window *window, unsigned long memory, uint64_t o
 					     order >> 56 == OUT ? HMM_DEVICE : HMM_SYSTEM, 0, NULL, NULL);
 	case ASKED:
 		return atomic_load(&asked_for_room);
+	case COUNT:
+		begin_to_count(window, memory);
+		return 0;
+	case COUNTED:
+		return atomic_load(&counting.stored);
 	case DIE:
 		raise(SIGKILL);
 	}
@@ -789,6 +835,22 @@ static void two_owners_and_one_driver(void)
 }
 
 /* hmmd is killed, or a driver's connection is, while pages are on both: the test that starts this does it, and says so. */
+/* The CPU sees what its thread had stored before; with @wait: and it gets further. */
+static void counts_go_on(bool wait)
+{
+	uint64_t before = ask(&two, COUNTED, 0, 0);
+
+	while (wait && ask(&two, COUNTED, 0, 0) == before)
+		usleep(1000);
+	before = ask(&two, COUNTED, 0, 0);
+	for (size_t i = 0; i < COUNTERS; i++) {
+		uint64_t seen = *word_of(counter_page(i));
+
+		if (seen < before)
+			FAIL("%lu is there, and %lu was stored", seen, before);
+	}
+}
+
 static void outage(void)
 {
 	char line[64];
@@ -820,6 +882,12 @@ static void outage(void)
 		} else if (!strcmp(line, "second-closed\n")) {
 			for (size_t i = 0; i < PAGES; i++)
 				CHECK_EQ(ask(&two, TRY, i, 0), SIGNALLED);
+		} else if (!strcmp(line, "count\n")) {
+			ask(&two, COUNT, 0, 0);
+		} else if (!strcmp(line, "counted\n")) {
+			counts_go_on(false);
+		} else if (!strcmp(line, "count-on\n")) {
+			counts_go_on(true);
 		} else if (!strcmp(line, "share\n")) {
 			base += 1000;
 			read_all(base);
