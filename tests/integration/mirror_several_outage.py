@@ -189,6 +189,10 @@ class Severed(harness.Test):
         self.admit()
         owner.kill9()
 
+    def end_counting(self):
+        """Its driver's thread counts without end, also where its owner is no more: that is a signal, of which a sanitizer speaks."""
+        os.kill(self.driver(), signal.SIGKILL)
+
     def test_ended_in_good_order(self):
         """
         Its driver, which nobody can tell of it, stores on while everything comes home, and waits for the next hmmd, where
@@ -209,6 +213,7 @@ class Severed(harness.Test):
             self.daemon.start()
             owner.ask("count-on")
             self.await_return()
+        self.end_counting()
         owner.kill9()
 
     def test_good_bye(self):
@@ -226,6 +231,7 @@ class Severed(harness.Test):
         owner.ask("write")
         owner.ask("store")
         owner.ask("read")
+        self.end_counting()
         owner.kill9()
 
     def test_killed_without_a_connection(self):
