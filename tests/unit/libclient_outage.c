@@ -169,8 +169,7 @@ static void close_the_window_in_time(void)
 	pthread_t thread;
 	void *there;
 
-	/* A quarter of it lies between closed and lost. */
-	script->grace_ms = (uint32_t)scaled_ms(16000);
+	script->grace_ms = (uint32_t)scaled_ms(1000);
 	script->die_at_read = 1;
 	be_driver();
 	cr_assert_eq(hmm_window_map(&mirror, 0x7f0000000000, HMM_PAGE_SIZE, HMM_WINDOW_OFFSET, &window), 0, "%s",
