@@ -7,104 +7,19 @@
  * shadow, and the bitmaps say what became of each page. The slot stays full
  * until hmmd sends RELEASE, so a death in between costs nothing.
  *
- * MOVE fails per page and says why only by its errno:
- *   EBUSY   pinned, or still shared since a fork. Sharing is broken once by a write
- *           fault; what is busy then is reported and stepped over.
- *   EAGAIN  an event is unread: the map is changing. With nothing moved yet the
- *           order goes back to RUNNING, where hmmd may take it back; with
- *           something moved it ends early and the rest is hmmd's to ask for again.
- *   EEXIST  Linux 6.18 has moved pages and not counted them: where they are tells which.
- *   EINVAL, ENOENT, EFAULT  the range spans mappings or holds a page that cannot
- *           move: halved until the page is found.
- * Anything else ends the moving. Pages that the shadow has no room for go home.
+ * What MOVE takes, and why not, is in move.c. Pages that the shadow has no room for go home.
  *
  * Runs in the agent. Never reads or writes the owner's memory by pointer: what
  * is absent there would fault to hmmd, which may be waiting for this very order.
  */
 #include <string.h>
 
-#include "agent.h"
 #include "arena.h"
 #include "fill.h"
-#include "futex.h"
 #include "mapping.h"
+#include "move.h"
 
-#define PAGES HMM_BLOCK_PAGES
-
-/* ---- bitmaps ------------------------------------------------------------- */
-
-static bool test(const uint64_t *map, unsigned int page)
-{
-	return map[page / 64] >> (page % 64) & 1;
-}
-
-static void set(uint64_t *map, unsigned int page)
-{
-	map[page / 64] |= 1ULL << (page % 64);
-}
-
-static void clear(uint64_t *map, unsigned int page)
-{
-	map[page / 64] &= ~(1ULL << (page % 64));
-}
-
-/* The first page from @page on whose bit is @value; PAGES: none. */
-static unsigned int next(const uint64_t *map, unsigned int page, bool value)
-{
-	while (page < PAGES) {
-		uint64_t word = value ? map[page / 64] : ~map[page / 64];
-
-		word >>= page % 64;
-		if (word)
-			return page + (unsigned int)__builtin_ctzll(word);
-		page = (page / 64 + 1) * 64;
-	}
-	return PAGES;
-}
-
-/* Runs of set bits: for (from = 0; next_run(map, &from, &end); from = end) */
-static bool next_run(const uint64_t *map, unsigned int *from, unsigned int *end)
-{
-	*from = next(map, *from, true);
-	if (*from >= PAGES)
-		return false;
-	*end = next(map, *from, false);
-	return true;
-}
-
-static uint64_t page_address(uint64_t block, unsigned int page)
-{
-	return block + ((uint64_t)page << HMM_PAGE_SHIFT);
-}
-
-/* ---- the kernel ----------------------------------------------------------- */
-
-static bool is_there(uint64_t entry)
-{
-	return entry & (PM_PRESENT | PM_SWAP);
-}
-
-static int read_pagemap(struct agent *agent, uint64_t address, unsigned int pages,
-			uint64_t *entries)
-{
-	ssize_t got = pread(agent->pagemap, entries, pages * sizeof(*entries),
-			    (off_t)((address >> HMM_PAGE_SHIFT) * sizeof(*entries)));
-
-	return got == (ssize_t)(pages * sizeof(*entries)) ? 0 : got < 0 ? -errno : -ENODATA;
-}
-
-static bool is_huge(struct agent *agent, uint64_t block)
-{
-	struct page_region found;
-	struct pm_scan_arg arg = {
-		.size = sizeof(arg), .start = block, .end = block + HMM_BLOCK_SIZE,
-		.vec = (uintptr_t)&found, .vec_len = 1,
-		.category_mask = PAGE_IS_HUGE, .return_mask = PAGE_IS_HUGE,
-	};
-
-	return ioctl(agent->pagemap, PAGEMAP_SCAN, &arg) == 1 && found.start == block &&
-	       found.end == block + HMM_BLOCK_SIZE;
-}
+/* ---- slots ------------------------------------------------------------------- */
 
 static char *slot_at(struct agent *agent, unsigned int slot)
 {
@@ -166,250 +81,6 @@ static int claim_slot(struct agent *agent, unsigned int number)
 	return error;
 }
 
-/* ---- COMMIT ---------------------------------------------------------------- */
-
-static bool held(const struct agent *agent)
-{
-	return __atomic_load_n(&agent->orders->hold, __ATOMIC_SEQ_CST) != 0;
-}
-
-/*
- * Back where hmmd may take the order away, until the hold is over or a moment has
- * passed. Not longer in either case: a hmmd that takes an order back wakes nobody,
- * and one that has just started keeps the hold up until the agent is idle.
- */
-static void step_back(struct agent *agent, struct hmm_order *order)
-{
-	const struct timespec moment = { .tv_nsec = 50000 }, longer = { .tv_nsec = 1000000 };
-	uint32_t hold;
-
-	__atomic_store_n(&order->state, HMM_ORDER_RUNNING, __ATOMIC_SEQ_CST);
-	hold = __atomic_load_n(&agent->orders->hold, __ATOMIC_SEQ_CST);
-	if (hold && !agent_is_retired(agent))
-		futex_wait_shared(&agent->orders->hold, hold, &longer);
-	else
-		nanosleep(&moment, NULL);
-}
-
-/* RUNNING -> COMMIT with no hold. Return: false when the order was taken back. */
-static bool commit(struct agent *agent, struct hmm_order *order)
-{
-	for (;;) {
-		uint32_t running = HMM_ORDER_RUNNING;
-
-		if (agent_is_retired(agent) ||
-		    !__atomic_compare_exchange_n(&order->state, &running, HMM_ORDER_COMMIT, false,
-						 __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
-			return false;
-		if (!held(agent))
-			return true;
-		step_back(agent, order);
-	}
-}
-
-/* ---- MOVE ------------------------------------------------------------------ */
-
-struct move {
-	uint64_t to, from;		/* blocks */
-	const uint64_t *want;
-	bool unshare;			/* break what a fork left shared */
-	bool begun;			/* something has moved: no way back */
-	bool parted;			/* no huge page lies across what is wanted and what is not */
-	uint64_t done[HMM_BITMAP_WORDS];	/* moved, holes of the source included */
-	uint64_t busy[HMM_BITMAP_WORDS];
-	int error;			/* what could not be moved, or ended it */
-};
-
-static int unprotect(struct agent *agent, uint64_t address, unsigned int pages)
-{
-	struct uffdio_writeprotect arg = {
-		.range = { .start = address, .len = (uint64_t)pages << HMM_PAGE_SHIFT },
-	};
-
-	/* Not registered: then nothing is protected. */
-	return ioctl(agent->uffd, UFFDIO_WRITEPROTECT, &arg) && errno != ENOENT ? -errno : 0;
-}
-
-/*
- * Gives the busy page and those after it, as far as they are present, their own
- * copies. Returns the first page that was not touched. hmmd may be waiting for this very
- * order: a page that went away since must not make us wait for hmmd.
- */
-static unsigned int break_sharing(struct agent *agent, const struct move *move, unsigned int page,
-			    unsigned int end)
-{
-	unsigned int present = page;
-
-	if (read_pagemap(agent, page_address(move->from, page), end - page, &agent->map[page]))
-		return page + 1;
-	while (present < end && agent->map[present] & PM_PRESENT)
-		present++;
-	/* A protection that outlived its state. */
-	if (present == page || unprotect(agent, page_address(move->from, page), present - page))
-		return page + 1;
-	do
-		if (futex_write_fault((uint32_t *)page_address(move->from, page)))
-			return page + 1;
-	while (++page < present);
-	return present;
-}
-
-/*
- * Linux 6.12 repeats the MOVE of a part of a huge page for ever when that is pinned (contract-pins), so
- * it is parted first: where it is shared, by a write, else by a hint that parts it on the way. Neither
- * parts the mapping alone, as lifting a protection from a part would: then it could not be told any more.
- * False: it is whole still.
- */
-static bool part(struct agent *agent, struct move *move, unsigned int page)
-{
-	if (!move->parted && is_huge(agent, move->from)) {
-		if (move->unshare)
-			futex_write_fault((uint32_t *)page_address(move->from, page));
-		madvise((void *)page_address(move->from, page), HMM_PAGE_SIZE, MADV_COLD);
-		if (is_huge(agent, move->from))
-			return false;
-	}
-	move->parted = true;
-	return true;
-}
-
-/* Nothing may be lost for want of an answer. */
-static void read_surely(struct agent *agent, uint64_t address, unsigned int pages)
-{
-	while (read_pagemap(agent, address, pages, agent->map))
-		nanosleep(&(struct timespec){ .tv_nsec = 50000 }, NULL);
-}
-
-/*
- * Linux 6.18 repeats a part of a MOVE that met a change, and does not count what it moves then (contract-move): those pages
- * are at the destination, and gone from where they were. Of [page, end) they are done from now on.
- */
-static void find_uncounted(struct agent *agent, struct move *move, unsigned int page, unsigned int end)
-{
-	uint64_t arrived[HMM_BITMAP_WORDS] = {0};
-
-	read_surely(agent, page_address(move->to, page), end - page);
-	for (unsigned int i = page; i < end; i++)
-		if (test(move->want, i) && is_there(agent->map[i - page]))
-			set(arrived, i);
-	read_surely(agent, page_address(move->from, page), end - page);
-	for (unsigned int i = page; i < end; i++) {
-		if (!test(arrived, i) || test(move->done, i) || is_there(agent->map[i - page]))
-			continue;
-		set(move->done, i);
-		clear(move->busy, i);
-		move->begun = true;
-	}
-}
-
-/* One wanted run. Return: 1 go on, 0 enough, -ECANCELED taken back. */
-static int move_run(struct agent *agent, struct hmm_order *order, struct move *move,
-		    unsigned int page, unsigned int end, bool *committed)
-{
-	unsigned int step = end - page, touched = page, hinted = page;
-
-	while (page < end) {
-		struct uffdio_move arg = {
-			.dst = page_address(move->to, page), .src = page_address(move->from, page),
-			.mode = UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES,
-		};
-		int error;
-
-		if (test(move->done, page)) {
-			step = end - ++page;
-			continue;
-		}
-		if (!*committed && !commit(agent, order))
-			return -ECANCELED;
-		*committed = true;
-		if (held(agent)) {
-			error = EAGAIN;
-		} else {
-			if (step > end - page)
-				step = end - page;
-			if (step < PAGES && !part(agent, move, page))
-				break;
-			arg.len = (uint64_t)step << HMM_PAGE_SHIFT;
-			error = ioctl(agent->uffd, UFFDIO_MOVE, &arg) ? errno : 0;
-		}
-		if (arg.move > 0) {
-			for (unsigned int n = (unsigned int)(arg.move >> HMM_PAGE_SHIFT); n; n--)
-				set(move->done, page++);
-			move->begun = true;
-			step = end - page;
-			continue;
-		}
-		switch (error) {
-		case EAGAIN:
-			if (move->begun) {
-				move->error = -EAGAIN;
-				return 0;
-			}
-			step_back(agent, order);
-			*committed = false;
-			continue;
-		case EBUSY:
-			if (move->unshare && page >= touched) {
-				touched = break_sharing(agent, move, page, end);
-				continue;
-			}
-			/*
-			 * A part of a huge page whose first part a child had shared is refused though it is the owner's
-			 * alone: the hint makes small pages of it (contract-move).
-			 */
-			if (move->unshare && page >= hinted) {
-				hinted = page + 1;
-				madvise((void *)page_address(move->from, page), HMM_PAGE_SIZE, MADV_COLD);
-				continue;
-			}
-			break;
-		case EINVAL:
-		case ENOENT:
-		case EFAULT:
-			if (step > 1) {
-				step /= 2;
-				continue;
-			}
-			move->error = -error;
-			break;
-		case EEXIST:
-			find_uncounted(agent, move, page, end);
-			if (test(move->done, page))
-				continue;
-			move->error = -EEXIST;
-			return 0;
-		default:
-			move->error = error ? -error : -EIO;
-			return 0;
-		}
-		set(move->busy, page++);
-		step = end - page;
-	}
-	return 1;
-}
-
-/* Return: 0, with move filled in, or -ECANCELED with nothing changed. */
-static int move_pages(struct agent *agent, struct hmm_order *order, struct move *move)
-{
-	bool committed = false;
-	unsigned int page = 0, end;
-	uint64_t left = 0;
-	int going = 1;
-
-	for (; going > 0 && next_run(move->want, &page, &end); page = end)
-		going = move_run(agent, order, move, page, end, &committed);
-	if (going < 0)
-		return going;
-	/* What was not tried any more is left alone as well; but for what the last try has taken. */
-	for (unsigned int i = 0; i < HMM_BITMAP_WORDS; i++) {
-		move->busy[i] |= move->want[i] & ~move->done[i];
-		left |= move->busy[i];
-	}
-	if (left)
-		find_uncounted(agent, move, 0, PAGES);
-	return 0;
-}
-
 /* ---- filling ---------------------------------------------------------------- */
 
 static int fill(struct agent *agent, struct hmm_order *order, struct region *region, const char *slot,
@@ -435,7 +106,7 @@ static int fill(struct agent *agent, struct hmm_order *order, struct region *reg
 /* Whether a slot still has the page. */
 static bool has_page(struct agent *agent, uint64_t address)
 {
-	read_surely(agent, address, 1);
+	hmmc_move_look_surely(agent, address, 1);
 	return is_there(agent->map[0]);
 }
 
@@ -509,7 +180,7 @@ static int sort_out(struct agent *agent, struct hmm_order *order, const struct m
 		    char *slot)
 {
 	unsigned int page;
-	int error = read_pagemap(agent, (uintptr_t)slot, PAGES, agent->map);
+	int error = hmmc_move_look(agent, (uintptr_t)slot, PAGES, agent->map);
 
 	if (error)
 		return error;
@@ -541,7 +212,7 @@ static bool order_out_move(struct agent *agent, struct hmm_order *order, bool ke
 	order->error = claim_slot(agent, order->slot);
 	if (order->error)
 		return true;
-	if (move_pages(agent, order, &move))
+	if (hmmc_move_pages(agent, order, &move))
 		return false;
 	__atomic_store_n(&order->state, HMM_ORDER_FILLING, __ATOMIC_SEQ_CST);
 	order->error = move.error;
@@ -551,7 +222,7 @@ static bool order_out_move(struct agent *agent, struct hmm_order *order, bool ke
 		memcpy(order->moved, move.done, sizeof(order->moved));
 		order->error = error;
 	}
-	agent->thin[order->slot] = !is_huge(agent, (uintptr_t)slot);
+	agent->thin[order->slot] = !hmmc_move_is_huge(agent, (uintptr_t)slot);
 	if (!agent->thin[order->slot])
 		order->flags |= HMM_ORDER_HUGE_MOVED;
 	if (!keep)
@@ -615,7 +286,7 @@ static bool order_out_zap(struct agent *agent, struct hmm_order *order)
 
 	if (!region)
 		return false;
-	error = read_pagemap(agent, order->addr, PAGES, agent->map);
+	error = hmmc_move_look(agent, order->addr, PAGES, agent->map);
 	for (page = 0; !error && page < PAGES; page++) {
 		if (!test(order->want, page))
 			continue;
@@ -635,7 +306,7 @@ static bool order_out_zap(struct agent *agent, struct hmm_order *order)
 		order->error = error;
 		return true;
 	}
-	if (!commit(agent, order))
+	if (!hmmc_order_commit(agent, order))
 		return false;
 	for (page = 0; next_run(order->moved, &page, &end); page = end) {
 		if (madvise((void *)page_address(order->addr, page),
@@ -685,14 +356,14 @@ static bool order_home_slot(struct agent *agent, struct hmm_order *order)
 		error = hmmc_fill_read(order, region, page_address(order->addr, page),
 				       slot + ((size_t)page << HMM_PAGE_SHIFT),
 				       (size_t)(end - page) << HMM_PAGE_SHIFT);
-	huge = !error && is_huge(agent, (uintptr_t)slot);
+	huge = !error && hmmc_move_is_huge(agent, (uintptr_t)slot);
 	/* Until it is known that nothing stays behind: empty it with its page table. */
 	agent->thin[order->slot] = true;
 	if (error) {
 		order->error = error;
 		return true;
 	}
-	if (move_pages(agent, order, &move))
+	if (hmmc_move_pages(agent, order, &move))
 		return false;
 	order->error = move.error;
 	memcpy(order->moved, move.done, sizeof(order->moved));
@@ -718,15 +389,15 @@ static bool exchange(struct agent *agent, struct hmm_order *order, char *map, bo
 {
 	struct uffdio_writeprotect look = { .range = { order->addr, HMM_BLOCK_SIZE } };
 	struct uffdio_range watched = { (uintptr_t)map, HMM_BLOCK_SIZE };
-	bool committed = commit(agent, order);
+	bool committed = hmmc_order_commit(agent, order);
 
 	while (committed && armed && ioctl(agent->uffd, UFFDIO_WRITEPROTECT, &look)) {
 		if (errno != EAGAIN) {
 			order->error = -errno;
 			break;
 		}
-		step_back(agent, order);
-		committed = commit(agent, order);
+		hmmc_order_step_back(agent, order);
+		committed = hmmc_order_commit(agent, order);
 	}
 	if (committed && !order->error) {
 		if (mremap(map, HMM_BLOCK_SIZE, HMM_BLOCK_SIZE, MREMAP_MAYMOVE | MREMAP_FIXED,
