@@ -598,8 +598,8 @@ static unsigned int run_of(const char *at, unsigned int pages, bool there)
 /*
  * A page that changes while MOVE looks at it (here: the first store after a hint that took its accessed bit) has the kernel
  * repeat. Linux 6.18 moves a run of pages then and counts none of them: its next look finds them at the destination, and
- * it says EEXIST. So where the destination was empty EEXIST means moved: each page is in one place, with its bytes. A
- * kernel that counts never says it.
+ * it says EEXIST. So where the destination was empty EEXIST means moved: each page is in one place, with its bytes. It
+ * takes chance to meet it, so a run that has not says nothing: unit-agent and coherence-forgetful have it for certain.
  */
 Test(move, what_is_not_counted_is_where_it_went)
 {

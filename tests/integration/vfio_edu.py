@@ -91,6 +91,16 @@ class Edu(vfio_card.Test):
                            "that no device memory is in use")
         self.assertNotIn("cannot be taken from its IOMMU", self.daemon.log)
 
+    def check_killed_drivers(self):
+        self.start_daemon()
+        for _ in range(2):
+            client = self.spawn(PROGRAM, "hold")
+            client.expect("^mapped$")
+            client.kill9()
+            harness.wait_until(lambda: not self.others(), 10, "that the driver is gone")
+        self.run_client(PROGRAM, "copies", status=0, seconds=45)
+        self.assert_nothing_left()
+
     def others(self):
         return [client for client in self.hmmctl_json("clients")["clients"] if client["role"] != "tool"]
 
@@ -182,14 +192,7 @@ class Card(Edu):
 
     def test_driver_is_killed(self):
         """The card is free for the next one."""
-        self.start_daemon()
-        for _ in range(2):
-            client = self.spawn(PROGRAM, "hold")
-            client.expect("^mapped$")
-            client.kill9()
-            harness.wait_until(lambda: not self.others(), 10, "that the driver is gone")
-        self.run_client(PROGRAM, "copies", status=0, seconds=45)
-        self.assert_nothing_left()
+        self.check_killed_drivers()
 
     def test_example(self):
         self.start_daemon()

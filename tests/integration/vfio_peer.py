@@ -77,14 +77,7 @@ class Peer(vfio_edu.Edu):
 
     def test_driver_is_killed(self):
         """Both cards are free for the next one."""
-        self.start_daemon()
-        for _ in range(2):
-            client = self.spawn(PROGRAM, "hold")
-            client.expect("^mapped$")
-            client.kill9()
-            harness.wait_until(lambda: not self.others(), 10, "that the driver is gone")
-        self.run_client(PROGRAM, "copies", status=0, seconds=45)
-        self.assert_nothing_left()
+        self.check_killed_drivers()
 
     def test_example(self):
         self.start_daemon()

@@ -719,6 +719,12 @@ static void limited(void)
 
 /* ---- hmmd, or the driver, is killed ------------------------------------------------------------ */
 
+static void say(const char *line)
+{
+	puts(line);
+	fflush(stdout);
+}
+
 static void wait_for_line(void)
 {
 	int c;
@@ -739,14 +745,12 @@ static void outage(void)
 	test_fill(memory, 4, 1);
 	reach = reached(memory, 4);
 	give_card(5);
-	puts("mapped");
-	fflush(stdout);
+	say("mapped");
 	wait_for_line();
 	/* There is no hmmd: nobody but its holder can have done this. */
 	edu_store_blindly(edu, memory, EDU_MOST);
 	test_check(memory, 1, 1);
-	puts("nothing");
-	fflush(stdout);
+	say("nothing");
 	wait_for_line();
 	CHECK_EQ(map(reach), 4);
 	card_reads(memory, 3, 1);
@@ -764,8 +768,7 @@ static void restarted(void)
 	open_edu();
 	memory = pinned(16, 1);
 	card_reads(memory, 1, 1);
-	puts("mapped");
-	fflush(stdout);
+	say("mapped");
 	wait_for_line();
 	test_check(memory, 16, 1);
 	must(pin(memory, 16), "pin");
@@ -786,16 +789,13 @@ static void outage_in_bar(void)
 	memory = pinned(4, 1);
 	give_card(5);
 	reach = reached(memory, 4);
-	puts("mapped");
-	fflush(stdout);
+	say("mapped");
 	wait_for_line();
 	edu_store_blindly(edu, memory, EDU_MOST);
-	puts("nothing");
-	fflush(stdout);
+	say("nothing");
 	wait_for_line();
 	CHECK_EQ(map(reach), 4);
-	puts("there");
-	fflush(stdout);
+	say("there");
 	wait_for_line();
 	card_reads(memory, 3, 1);
 	card_reads(memory, 0, 1);
@@ -851,8 +851,7 @@ static void hold(void)
 	open_edu();
 	lay_tray_out();
 	reached(tray, memory_bus() ? 1 : 512);
-	puts("mapped");
-	fflush(stdout);
+	say("mapped");
 	wait_for_line();
 	close_edu();
 }
@@ -867,8 +866,7 @@ static void recalled(void)
 	memory = pinned(4, 1);
 	reach = reached(memory, 4);
 	card_reads(memory, 3, 1);
-	puts("mapped");
-	fflush(stdout);
+	say("mapped");
 	wait_for_line();
 	CHECK(!hmm_range_valid(&reach->range));
 	CHECK_EQ(map(reach), -ENODEV);
@@ -908,15 +906,13 @@ static void recalled_and_restarted(void)
 	open_edu();
 	memory = pinned(4, 1);
 	reach = reached(memory, 4);
-	puts("mapped");
-	fflush(stdout);
+	say("mapped");
 	for (unsigned int i = 0; i < 3; i++) {
 		wait_for_line();
 		CHECK_EQ(map(reach), i < 2 ? -ENODEV : -EFAULT);
 		CHECK_EQ(hmm_device_fd(device), -ENODEV);
 		goes_on(i == 0 ? "first" : i == 1 ? "second" : "third");
-		puts("goes on");
-		fflush(stdout);
+		say("goes on");
 	}
 	end_reach(reach);
 	test_check(memory, 4, 1);
@@ -934,8 +930,7 @@ static void memory_recalled(void)
 	memory = pinned(4, 1);
 	reach = reached(memory, 4);
 	card_reads(memory, 3, 1);
-	puts("mapped");
-	fflush(stdout);
+	say("mapped");
 	wait_for_line();
 	CHECK(!hmm_range_valid(&reach->range));
 	/* It has page 3. */
