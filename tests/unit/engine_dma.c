@@ -820,8 +820,6 @@ Test(dma, read_by_both)
 	uint64_t pages, start = 0, end = 0, cookie;
 	struct pages written = pages_from(5, 6);
 
-	if (kernel->merging())
-		cr_skip("while ksmd runs no page is at the CPU and on a device at once");
 	begin();
 	map(HOLD, 0, OUT, OUT);
 	share(4, 8);

@@ -341,17 +341,25 @@ Test(agent, what_a_move_does_not_count_is_dropped)
 	forget_on_the_way_out(HMM_ORDER_DROP);
 }
 
+/* Small pages in the shadow, of which page @stays is the program's already. */
+static struct hmm_order *begin_home(uint32_t flags, const char *stays, unsigned int page)
+{
+	begin(HMM_POOL_KIND_MEMFD, UFFD_FEATURE_MOVE, HMM_REGION_SIZE);
+	madvise(home, HMM_BLOCK_SIZE, MADV_NOHUGEPAGE);
+	madvise(agent->slots, HMM_BLOCK_SIZE, MADV_NOHUGEPAGE);
+	if (stays)
+		strcpy(home + page * HMM_PAGE_SIZE, stays);
+	arm(home, HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING);
+	cr_assert_eq(pwrite(shadow, golden, HMM_BLOCK_SIZE, 0), (ssize_t)HMM_BLOCK_SIZE);
+	return order(HMM_ORDER_HOME_SLOT, flags);
+}
+
 Test(agent, what_a_move_does_not_count_comes_home)
 {
 	struct hmm_order *done;
 
 	for (forgotten = 0; forgotten < 2;) {
-		begin(HMM_POOL_KIND_MEMFD, UFFD_FEATURE_MOVE, HMM_REGION_SIZE);
-		madvise(home, HMM_BLOCK_SIZE, MADV_NOHUGEPAGE);
-		madvise(agent->slots, HMM_BLOCK_SIZE, MADV_NOHUGEPAGE);
-		arm(home, HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING);
-		cr_assert_eq(pwrite(shadow, golden, HMM_BLOCK_SIZE, 0), (ssize_t)HMM_BLOCK_SIZE);
-		done = order(HMM_ORDER_HOME_SLOT, HMM_ORDER_WHOLE);
+		done = begin_home(HMM_ORDER_WHOLE, NULL, 0);
 		forgetful = forgotten ? COUNTS_ONE : COUNTS_NOTHING;
 		cr_assert(hmmc_agent_step(agent));
 		forgetful = COUNTS;
@@ -391,15 +399,8 @@ Test(agent, what_a_move_does_not_count_before_it_is_held)
 /* EEXIST as it was meant: somebody's page is there, and stays. */
 Test(agent, a_page_that_is_at_home_already_ends_it)
 {
-	struct hmm_order *done;
+	struct hmm_order *done = begin_home(0, "the program's", 100);
 
-	begin(HMM_POOL_KIND_MEMFD, UFFD_FEATURE_MOVE, HMM_REGION_SIZE);
-	madvise(home, HMM_BLOCK_SIZE, MADV_NOHUGEPAGE);
-	madvise(agent->slots, HMM_BLOCK_SIZE, MADV_NOHUGEPAGE);
-	strcpy(home + 100 * HMM_PAGE_SIZE, "the program's");
-	arm(home, HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING);
-	cr_assert_eq(pwrite(shadow, golden, HMM_BLOCK_SIZE, 0), (ssize_t)HMM_BLOCK_SIZE);
-	done = order(HMM_ORDER_HOME_SLOT, 0);
 	cr_assert(hmmc_agent_step(agent));
 	cr_assert_eq(done->error, -EEXIST);
 	cr_assert_eq(count(done->moved), 100U);
