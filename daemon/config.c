@@ -28,6 +28,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "daemon/engine/engine.h"
 #include "daemon/log.h"
 #include "daemon/memory/card.h"
 #include "daemon/memory/holder.h"
@@ -105,7 +106,7 @@ static const struct key keys[] = {
 	{ "engine", "move", VALUE_BOOL, AT(move) },
 	{ "engine", "spin", VALUE_US, AT(spin_us), 0, 10000 },
 	{ "engine", "ack_timeout", VALUE_MS, AT(ack_timeout_ms), 1, 600000 },
-	{ "engine", "grace", VALUE_MS, AT(grace_ms), 100, 3600000 },
+	{ "engine", "grace", VALUE_MS, AT(grace_ms), 100, ENGINE_GRACE_MAX_MS },
 	{ "engine", "card_grace", VALUE_MS, AT(card_grace_ms), 100, 3600000 },
 	{ "engine", "tracking", VALUE_WORD, AT(tracking), .words = tracking_words },
 	{ "pool", "kind", VALUE_WORD, AT(pool_kind), .words = pool_words },

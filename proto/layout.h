@@ -168,7 +168,7 @@ struct hmm_journal {
 	uint64_t applied;	/* messages applied so far; slot = applied % HMM_JOURNAL_SLOTS */
 	uint64_t open_flags;	/* as the owner asked */
 	uint64_t policy, policy_nodes;	/* the owner's memory policy, MPOL_* */
-	uint64_t reserved[1];
+	uint64_t grace_ms;	/* the longest that any hmmd told of this owner's programs; 0: an older one, which did not say */
 	struct hmm_journal_mirror mirror[HMM_MIRRORS_MAX];	/* by index */
 	_Alignas(64) uint8_t slot[HMM_JOURNAL_SLOTS][HMM_JOURNAL_SLOT_SIZE];
 };

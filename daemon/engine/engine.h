@@ -19,6 +19,9 @@
 
 struct engine;
 
+/* The most that options.grace_ms may be. */
+#define ENGINE_GRACE_MAX_MS	3600000U
+
 struct engine_options {
 	unsigned int workers;		/* 1..64 */
 	bool no_io_uring;		/* epoll even where io_uring works */

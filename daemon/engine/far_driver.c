@@ -278,7 +278,7 @@ static void await_driver(struct mirror *mirror, int64_t now)
 	pid_t driver = owner->journal->mirror[mirror->index].driver;
 
 	if (!mirror->far_deadline)
-		mirror->far_deadline = now + owner->worker->engine->options.grace_ms * NS_PER_MS;
+		mirror->far_deadline = now + owner_grace_ns(owner);
 	if (driver && !process_is_alive(driver))
 		far_lose_all(mirror, "its driver has died");
 	else if (now >= mirror->far_deadline)

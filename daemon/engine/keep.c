@@ -30,17 +30,12 @@
 #define KEEP_LOOK_NS	(20 * NS_PER_MS)
 
 /*
- * Asks for something harmless: a page that is protected is asked for. Only an mm that is gone
- * says ESRCH; its process may have gone on to another one.
+ * Asks for something harmless: a page where nothing is ever mapped. Only an mm that is gone
+ * says ESRCH (else ENOENT); its process may have gone on to another one.
  */
 static bool is_gone(const struct window *window)
 {
-	return kernel->uffd_protect(window->uffd, window->at, HMM_PAGE_SIZE, true) == -ESRCH;
-}
-
-static int64_t grace_of(const struct owner *owner)
-{
-	return owner->worker->engine->options.grace_ms * NS_PER_MS;
+	return kernel->uffd_protect(window->uffd, HMM_VA_END - 2 * HMM_PAGE_SIZE, HMM_PAGE_SIZE, false) == -ESRCH;
 }
 
 void window_peer_gone(struct owner *owner, uint64_t peer)
@@ -58,7 +53,7 @@ void window_peer_gone(struct owner *owner, uint64_t peer)
 		log_info("window %u: its driver, pid %d, has lost its connection and lives: the window is kept",
 			 window->id, window->driver);
 		window->peer = 0;
-		window->keep_until = owner->worker->now + grace_of(owner);
+		window->keep_until = owner->worker->now + owner_grace_ns(owner);
 		worker_alarm(owner->worker, owner->worker->now + KEEP_LOOK_NS);
 	}
 }
@@ -77,7 +72,7 @@ void window_tick(struct owner *owner, int64_t now)
 			continue;
 		}
 		if (process_is_stopped(window->driver))
-			window->keep_until = now + grace_of(owner);
+			window->keep_until = now + owner_grace_ns(owner);
 		if (now < window->keep_until) {
 			kept = true;
 			continue;

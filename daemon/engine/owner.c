@@ -415,6 +415,7 @@ static int owner_begin(struct owner *owner, struct letter *letter)
 	owner->journal->open_flags = message->flags;
 	owner->journal->policy = message->policy;
 	owner->journal->policy_nodes = message->policy_nodes;
+	owner_note_grace(owner);
 	owner_take_policy(owner);
 	owner_open_attributes(owner);
 	r = owner_watch(owner);
@@ -647,6 +648,22 @@ void owner_peer_gone(struct owner *owner, uint64_t peer)
 bool owner_mm_is_gone(struct owner *owner)
 {
 	return kernel->uffd_protect(owner->uffd, owner->slots_addr, HMM_PAGE_SIZE, false) == -ESRCH;
+}
+
+/* What was handed back need not be what hmmd once made. */
+int64_t owner_grace_ns(const struct owner *owner)
+{
+	const uint64_t most = ENGINE_GRACE_MAX_MS, said = owner->journal->grace_ms;
+
+	return (int64_t)(said < most ? said : most) * NS_PER_MS;
+}
+
+void owner_note_grace(struct owner *owner)
+{
+	const uint64_t ours = owner->worker->engine->options.grace_ms;
+
+	if (owner->journal->grace_ms < ours)
+		owner->journal->grace_ms = ours;
 }
 
 static void close_done(struct owner *owner, void *data, uint64_t pages)

@@ -428,6 +428,9 @@ int owner_watch(struct owner *owner);
 void owner_take_policy(struct owner *owner);
 /* What the kernel allocates for this owner in hmmd's name is placed as the owner's own would be; then as hmmd's again. */
 void owner_policy(struct owner *owner, bool follow);
+/* How long a program without hmmd may wait before it helps itself: the longest that it, or another that has the mirror, was told. */
+int64_t owner_grace_ns(const struct owner *owner);
+void owner_note_grace(struct owner *owner);	/* this hmmd's, in the journal */
 int owner_read_only(int fd);	/* another descriptor of it, which can't write; or -errno */
 int owner_check_proc(const struct owner *owner);
 bool owner_is_userfaultfd(int fd);

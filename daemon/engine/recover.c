@@ -119,6 +119,7 @@ static int take_over(struct owner *owner, struct letter *letter)
 	owner->features = (owner->worker->engine->features & ~(HMM_FEATURE_MOVE | HMM_FEATURE_EVENT_FORK)) |
 			  (owner->journal->features & (HMM_FEATURE_MOVE | HMM_FEATURE_EVENT_FORK));
 	owner->open_flags = owner->journal->open_flags;
+	owner_note_grace(owner);
 	owner_take_policy(owner);
 	owner_open_attributes(owner);
 	journal_take_over(owner);
@@ -706,7 +707,7 @@ bool recover_tick(struct owner *owner, int64_t now)
 		settle(owner);
 		owner->settled = true;
 		/* The grace period: by then its library has closed a driver's windows. */
-		owner->windows_deadline = now + owner->worker->engine->options.grace_ms * NS_PER_MS;
+		owner->windows_deadline = now + owner_grace_ns(owner);
 		if (!owner->gone)
 			answer_done(owner);
 	}

@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -110,6 +111,76 @@ Test(keep, one_is_revoked)
 	window_guard(fixture_block(&fixture, 0));
 	cr_expect(broken->revoked);
 	cr_expect(not(other->revoked));
+	fixture_end(&fixture);
+}
+
+/* What a driver was told by an earlier hmmd counts, and an hour whatever the journal says. */
+Test(keep, grace_is_the_longest_told)
+{
+	struct owner *owner;
+
+	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
+	owner = fixture.owner;
+	owner->worker->engine->options.grace_ms = 100;
+	owner->journal->grace_ms = 0;
+	owner_note_grace(owner);
+	cr_expect(eq(long, owner_grace_ns(owner), 100 * NS_PER_MS));
+	owner->journal->grace_ms = 60000;
+	owner_note_grace(owner);
+	cr_expect(eq(long, owner_grace_ns(owner), 60000 * NS_PER_MS));
+	owner->journal->grace_ms = UINT64_MAX;
+	cr_expect(eq(long, owner_grace_ns(owner), ENGINE_GRACE_MAX_MS * NS_PER_MS));
+	fixture_end(&fixture);
+}
+
+/* A process with a userfaultfd, which it hands over, and no window. Return: its pid. */
+static pid_t whose_uffd(int *uffd, int *end)
+{
+	int pipefd[2], pidfd;
+	pid_t child;
+
+	cr_assert(eq(int, pipe(pipefd), 0));
+	child = fork();
+	if (!child) {
+		int fd = kernel_uffd_new();
+
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		if (fd < 0 || kernel_uffd_api(fd, 0, NULL) || dup2(fd, 200) != 200 || write(pipefd[1], "", 1) != 1)
+			_exit(1);
+		close(pipefd[1]);
+		for (;;)
+			pause();
+	}
+	*end = pipefd[0];
+	close(pipefd[1]);
+	cr_assert(eq(long, read(*end, &(char){ 0 }, 1), 1));
+	pidfd = (int)syscall(SYS_pidfd_open, child, 0);
+	*uffd = (int)syscall(SYS_pidfd_getfd, pidfd, 200, 0);
+	cr_assert(ge(int, *uffd, 0));
+	close(pidfd);
+	return child;
+}
+
+/* A driver that lives keeps its window, whose pages are left alone; of one that is gone nothing is kept. */
+Test(keep, until_the_memory_is_gone)
+{
+	int fd, end;
+	pid_t child;
+
+	/* Before: the fixture's own process would wait in fork() for somebody to read of it. */
+	child = whose_uffd(&fd, &end);
+	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
+	window(DRIVER, child, fd);
+	fixture.owner->journal->grace_ms = 60000;
+	fixture.owner->worker->now = 1;
+	window_peer_gone(fixture.owner, DRIVER);
+	window_tick(fixture.owner, 2);
+	cr_expect(eq(uint, windows(), 1));
+	cr_assert(eq(int, kill(child, SIGKILL), 0));
+	cr_assert(eq(int, waitpid(child, NULL, 0), child));
+	window_tick(fixture.owner, 3);
+	cr_expect(eq(uint, windows(), 0));
+	close(end);
 	fixture_end(&fixture);
 }
 
