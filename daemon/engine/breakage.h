@@ -17,7 +17,8 @@
  * punched before it is home; drop-wake: a served fault's thread is not woken;
  * skip-dead: what was unmapped during a move is believed all the same;
  * skip-guard: windows map by themselves what can't be punched; skip-copies: other
- * mirrors' copies stay when the CPU may write. */
+ * mirrors' copies stay when the CPU may write; die-at-the-bell: it is killed when it has given an order, and has not
+ * woken the agent. */
 static inline bool broken(const char *what)
 {
 	const char *chosen = getenv("HMMD_BREAK");

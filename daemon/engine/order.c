@@ -20,11 +20,13 @@
 #include <errno.h>
 #include <limits.h>
 #include <linux/futex.h>
+#include <signal.h>
 #include <stddef.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "engine/breakage.h"
 #include "engine/owner.h"
 #include "engine/worker.h"
 #include "log.h"
@@ -95,6 +97,19 @@ static struct block_order *order_new(struct owner *owner, uint32_t kind, unsigne
 	return order;
 }
 
+void order_ring(struct owner *owner)
+{
+	struct hmm_orders *orders = owner->orders;
+	bool asleep;
+
+	__atomic_add_fetch(&orders->doorbell, 1, __ATOMIC_SEQ_CST);
+	asleep = __atomic_load_n(&orders->asleep, __ATOMIC_SEQ_CST);
+	if (asleep && broken("die-at-the-bell"))
+		raise(SIGKILL);
+	if (asleep)
+		futex_wake(&orders->doorbell);
+}
+
 static void publish(struct owner *owner, struct block_order *order)
 {
 	struct hmm_orders *orders = owner->orders;
@@ -102,9 +117,7 @@ static void publish(struct owner *owner, struct block_order *order)
 	__atomic_store_n(&order_shared(owner, order)->state, (uint32_t)HMM_ORDER_QUEUED, __ATOMIC_RELEASE);
 	owner->produced++;
 	__atomic_store_n(&orders->produced, owner->produced, __ATOMIC_SEQ_CST);
-	__atomic_add_fetch(&orders->doorbell, 1, __ATOMIC_SEQ_CST);
-	if (__atomic_load_n(&orders->asleep, __ATOMIC_SEQ_CST))
-		futex_wake(&orders->doorbell);
+	order_ring(owner);
 	worker_alarm(owner->worker, order->issued + STUCK_NS);
 	owner_count(owner, COUNTER_ORDERS, 1);
 }

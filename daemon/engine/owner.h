@@ -678,6 +678,8 @@ void order_reap(struct owner *owner);
 void order_reap_before_events(struct owner *owner);
 /* Raises the hold: true when no order can be inside its critical call. */
 bool order_hold(struct owner *owner);
+/* The agent looks for orders, if it sleeps. */
+void order_ring(struct owner *owner);
 void order_release_hold(struct owner *owner);
 /* Whether the ring has room for an order that needs no slot. */
 bool order_has_room(const struct owner *owner);

@@ -143,6 +143,7 @@ static void take_back_orders(struct owner *owner)
 		}
 	}
 }
+/* The last hmmd may have died between an order and the bell: nobody else wakes the agent for it. */
 
 static int reply_reopen(struct owner *owner, struct letter *letter)
 {
@@ -156,6 +157,7 @@ static int reply_reopen(struct owner *owner, struct letter *letter)
 }
 
 /* It comes again as one that this hmmd does not know: under its number there may be another. */
+	order_ring(owner);
 static void give_back(struct owner *owner, const struct letter *letter)
 {
 	const struct hmm_msg_reopen *message = (const void *)letter->message;

@@ -274,6 +274,23 @@ class Outage(harness.Test):
         owner.expect("^checked$")
         owner.finish()
 
+    def test_killed_with_an_order_that_nobody_heard_of(self):
+        """The agent slept, and the one who was to wake it is dead: the next hmmd must not wait for it."""
+        place = harness.PLACES["hmmd"]
+        self.addCleanup(harness.PLACES.__setitem__, "hmmd", place)
+        harness.PLACES["hmmd"] = "daemon/hmmd_broken"
+        self.start_daemon("--grace", "60s", environment={"HMMD_BREAK": "die-at-the-bell"})
+        owner = self.owner("huge")
+        owner.send("out")
+        harness.wait_until(lambda: not self.daemon.running, 20, "that hmmd dies")
+        harness.PLACES["hmmd"] = place
+        self.daemon.start()
+        harness.wait_until(lambda: "taken over" in self.daemon.log, 20, "that the owner is taken over")
+        owner.expect(f"^out {PAGES}$")
+        owner.ask("device", "^checked$")
+        owner.ask("check", "^checked$")
+        owner.finish()
+
     def test_kill_again_and_again(self):
         self.start_daemon()
         owner = self.owner("huge")
