@@ -53,7 +53,7 @@ static const char *const operation_names[OP_MAX] = {
 	[OP_DISCARD] = "DISCARD", [OP_FAR_OUT] = "to the driver's memory", [OP_FAR_HOME] = "home from there",
 	[OP_STORE_FAR] = "driver's copy there", [OP_FETCH_FAR] = "driver's copy back",
 	[OP_REFUSED] = "refused accesses", [OP_REMOVE] = "REMOVE", [OP_KILLED] = "killed child",
-	[OP_SPAWN] = "posix_spawn",
+	[OP_SPAWN] = "posix_spawn", [OP_SYNC] = "sync", [OP_DIRTY] = "look for writes",
 };
 
 const char *operation_name(unsigned int operation)
@@ -445,6 +445,16 @@ const char *board_opinion(struct board *board, uint32_t cell, const struct sight
 	return NULL;
 }
 
+uint32_t board_known(struct board *board, uint32_t cell)
+{
+	return floor_generation(atomic_load(floor_of(board, cell)));
+}
+
+uint32_t board_begun(struct board *board, uint32_t cell)
+{
+	return atomic_load(announced_of(board, cell)) & GENERATION_MASK;
+}
+
 void board_judge(struct board *board, struct participant *who, enum operation how, uint32_t cell,
 		 const struct sight *sight, uint64_t value)
 {
@@ -502,6 +512,13 @@ void board_done(struct board *board, struct participant *who, enum operation ope
 	atomic_fetch_add_explicit(&who->done, 1, memory_order_relaxed);
 	if (success)
 		atomic_fetch_add_explicit(&board->tally[operation], 1, memory_order_relaxed);
+}
+
+void board_log(void *who, int level, const char *text)
+{
+	const struct participant *participant = who;
+
+	dprintf(2, "  library of %s, at %.3f s: <%d> %s\n", participant->name, (double)now_ns() / 1e9, level, text);
 }
 
 bool board_excused(struct board *board, struct participant *who, const char *call, long error)

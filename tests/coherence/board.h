@@ -37,7 +37,7 @@
 #define AREAS_MAX		12
 #define DRIVERS_MAX		4
 #define PARTICIPANTS_MAX	32
-#define MOVERS			2U
+#define MOVERS_MAX		8U
 #define TRACE_ENTRIES		4096U
 
 /* Every area has two homes, a stride apart, so that mremap can move it to and fro. */
@@ -53,6 +53,7 @@ enum area_kind {
 	AREA_PINNED,	/* its cells are written by I/O; no event touches it */
 	AREA_COHERENT,	/* from hmm_alloc() */
 	AREA_COUNTERS,	/* everybody adds to its cells */
+	AREA_TRACKED,	/* a tracked mirror has copies of it, and writes to it are told */
 	/* From here on: what stays where it is, so that devices reach it in place. */
 	AREA_SHARED,	/* anonymous, and shared */
 	AREA_FILE,	/* of a file, in tmpfs or on a disk, private or shared */
@@ -90,7 +91,8 @@ enum operation {
 	OP_DONTNEED, OP_FREE, OP_REPLACE, OP_UNMAP, OP_MREMAP, OP_PROTECT, OP_COLLAPSE, OP_MLOCK,
 	OP_POPULATE, OP_PAGEOUT, OP_FORK, OP_CHILD, OP_DIRECT_READ, OP_DIRECT_WRITE, OP_FIXED_READ,
 	OP_FIXED_WRITE, OP_VMSPLICE, OP_FINAL, OP_ADD, OP_WINDOW_ADD, OP_EXCLUSIVE_ADD, OP_DISCARD,
-	OP_FAR_OUT, OP_FAR_HOME, OP_STORE_FAR, OP_FETCH_FAR, OP_REFUSED, OP_REMOVE, OP_KILLED, OP_SPAWN, OP_MAX
+	OP_FAR_OUT, OP_FAR_HOME, OP_STORE_FAR, OP_FETCH_FAR, OP_REFUSED, OP_REMOVE, OP_KILLED, OP_SPAWN, OP_SYNC,
+	OP_DIRTY, OP_MAX
 };
 
 struct trace_entry {
@@ -114,6 +116,7 @@ struct participant {
 struct settings {
 	uint64_t seed;
 	uint32_t seconds, threads, drivers, mib;
+	uint32_t movers;	/* so many requests at a time from the owner */
 	uint32_t device;	/* MiB that a device has */
 	bool events, fork, windows, pins, kill_daemon, base_engine;
 	bool engine;		/* the last driver's memory is its own */
@@ -125,6 +128,8 @@ struct settings {
 	bool several;		/* each driver has a device of its own, and says what it wants where */
 	bool in_place;		/* files and shared memory, too */
 	bool hugetlb;		/* with in_place: and huge pages of a pool, which is there */
+	bool tracked;		/* one area has copies that are brought up to date, and its writes are told */
+	bool attended;		/* until standard input ends */
 	uint32_t hang;		/* seconds after which an operation hangs */
 	uint32_t scale;
 	char socket[108];
@@ -141,7 +146,7 @@ struct board {
 	_Atomic uint32_t hot;		/* first of the few pages where everybody meets */
 	_Atomic uint32_t drivers_ready;
 	_Atomic uint64_t tally[OP_MAX];	/* of successes */
-	_Atomic uint64_t results[16];	/* of hmm_migrate(), page by page */
+	_Atomic uint64_t results[HMM_TRACKED + 1];	/* of hmm_migrate(), page by page */
 	_Atomic uint64_t refused;	/* hmm calls that failed while hmmd was away */
 	struct area areas[AREAS_MAX];
 	struct participant participants[PARTICIPANTS_MAX];
@@ -194,6 +199,12 @@ uint32_t board_pick_counter(struct board *board, const struct area *area, uint64
 
 /* Reading. board_judge() reports and ends the test when @value cannot be. */
 struct sight board_look(struct board *board, uint32_t cell);
+/*
+ * The newest generation of a cell that is known to have been there, and the newest that anybody has begun to write: what was
+ * begun after a moment and known at a later one was written between the two.
+ */
+uint32_t board_known(struct board *board, uint32_t cell);
+uint32_t board_begun(struct board *board, uint32_t cell);
 void board_judge(struct board *board, struct participant *who, enum operation how, uint32_t cell,
 		 const struct sight *sight, uint64_t value);
 /* As board_judge() of a copy taken when the page's clock stood at @begun: nothing is learned from it. */
@@ -237,6 +248,8 @@ void board_violation(struct board *board, struct participant *who, enum operatio
 void board_fail(struct board *board, struct participant *who, const char *format, ...)
 	__attribute__((noreturn, format(printf, 3, 4)));
 bool board_stopped(struct board *board);
+/* For hmm_set_log(): what the library says of hmmd's ends, and when. */
+void board_log(void *who, int level, const char *text);
 /* In this process: prints the device's entry and the CPU's for an address. */
 extern void (*board_explain)(uint64_t address);
 
@@ -268,6 +281,7 @@ void *mover_thread(void *context);
 void *upheaval_thread(void *context);
 void *pins_thread(void *context);
 void *protector_thread(void *context);
+void *tracker_thread(void *context);	/* me->mirror: the tracked one */
 int driver_main(int board_fd, int socket_fd, unsigned int index);
 
 /*

@@ -15,6 +15,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
+#include <poll.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stddef.h>
@@ -38,6 +39,7 @@ struct test {
 	struct participant *who;
 	struct hmm *hmm;
 	struct hmm_mirror mirror;
+	struct hmm_mirror copies;	/* with --tracked */
 	struct hmm_device *other_devices[DRIVERS_MAX];
 	pid_t drivers[DRIVERS_MAX];
 	int sockets[DRIVERS_MAX];
@@ -49,12 +51,13 @@ struct test {
 static struct test test;
 
 static const struct hmm_mirror_ops no_callbacks = { .size = sizeof(no_callbacks) };
+static const struct hmm_mirror_ops tracked = { .size = sizeof(tracked), .flags = HMM_MIRROR_TRACKED };
 
 /* ---- settings --------------------------------------------------------------- */
 
 enum { OPTION_SEED = 256, OPTION_SECONDS, OPTION_THREADS, OPTION_DRIVERS, OPTION_MIB, OPTION_DEVICE, OPTION_EVENTS,
        OPTION_FORK, OPTION_WINDOWS, OPTION_PINS, OPTION_ENGINE, OPTION_BAR, OPTION_PROTECT, OPTION_EXCLUSIVE, OPTION_SEVERAL,
-       OPTION_IN_PLACE, OPTION_HUGETLB, OPTION_FORGET, OPTION_KILL, OPTION_BASE, OPTION_DIRECTORY,
+       OPTION_IN_PLACE, OPTION_HUGETLB, OPTION_FORGET, OPTION_KILL, OPTION_BASE, OPTION_DIRECTORY, OPTION_MOVERS, OPTION_TRACKED, OPTION_ATTENDED,
        OPTION_HANG, OPTION_DRIVER };
 
 static const struct option long_options[] = {
@@ -62,6 +65,7 @@ static const struct option long_options[] = {
 	{ "seconds", required_argument, NULL, OPTION_SECONDS },
 	{ "threads", required_argument, NULL, OPTION_THREADS },
 	{ "drivers", required_argument, NULL, OPTION_DRIVERS },
+	{ "movers", required_argument, NULL, OPTION_MOVERS },
 	{ "mib", required_argument, NULL, OPTION_MIB },
 	{ "device", required_argument, NULL, OPTION_DEVICE },
 	{ "events", no_argument, NULL, OPTION_EVENTS },
@@ -76,6 +80,8 @@ static const struct option long_options[] = {
 	{ "several", no_argument, NULL, OPTION_SEVERAL },
 	{ "in-place", no_argument, NULL, OPTION_IN_PLACE },
 	{ "hugetlb", no_argument, NULL, OPTION_HUGETLB },
+	{ "tracked", no_argument, NULL, OPTION_TRACKED },
+	{ "attended", no_argument, NULL, OPTION_ATTENDED },
 	{ "kill-daemon", no_argument, NULL, OPTION_KILL },
 	{ "base-engine", no_argument, NULL, OPTION_BASE },
 	{ "directory", required_argument, NULL, OPTION_DIRECTORY },
@@ -84,16 +90,16 @@ static const struct option long_options[] = {
 	{ NULL, 0, NULL, 0 },
 };
 
-/* Three that migrate (or are pinned, or have counters), what stays where it is, and a coherent one. */
+/* Three that migrate (or are pinned, or have counters), what stays where it is, what is tracked, and a coherent one. */
 static uint32_t n_areas(const struct settings *settings)
 {
-	return 4 + (settings->in_place ? 5 : 0) + (settings->hugetlb ? 2 : 0);
+	return 4 + (settings->in_place ? 5 : 0) + (settings->hugetlb ? 2 : 0) + (settings->tracked ? 1 : 0);
 }
 
 static int usage(void)
 {
 	fprintf(stderr,
-		"usage: coherence [--seed N] [--seconds N] [--threads N] [--drivers 0..4] [--mib N]\n"
+		"usage: coherence [--seed N] [--seconds N] [--threads N] [--movers N] [--drivers 0..4] [--mib N]\n"
 		"                 [--device MIB]    so little that blocks have to make way (4 times --mib)\n"
 		"                 [--events] [--fork] [--windows] [--pins] [--base-engine] [--directory DIR]\n"
 		"                 [--engine]        the last driver's memory is its own, behind a copy engine\n"
@@ -104,6 +110,8 @@ static int usage(void)
 		"                 [--several]       each driver has a device; advice and shares at random; without --events\n"
 		"                 [--in-place]      files and shared memory, too, which devices reach where they are; without --pins\n"
 		"                 [--hugetlb]       and huge pages of the kernel's pool, which must have some; --mib 44\n"
+		"                 [--tracked]       a tracked mirror's copies of one area, and which pages of it were written\n"
+		"                 [--attended]      until standard input ends, instead of --seconds\n"
 		"                 [--kill-daemon]   hmmd may die at any time: failing calls are excused\n"
 		"                 [--hang N]        somebody who is in one operation for N seconds hangs (25)\n"
 		"hmmd's socket is taken from HMM_SOCKET.\n");
@@ -154,6 +162,10 @@ static bool parse(int argc, char **argv, struct settings *settings, int *driver)
 			good = number_in(optarg, 0, DRIVERS_MAX, &number);
 			settings->drivers = (uint32_t)number;
 			break;
+		case OPTION_MOVERS:
+			good = number_in(optarg, 1, MOVERS_MAX, &number);
+			settings->movers = (uint32_t)number;
+			break;
 		case OPTION_MIB:
 			good = number_in(optarg, 4, 240, &number);
 			settings->mib = (uint32_t)number;
@@ -178,6 +190,8 @@ static bool parse(int argc, char **argv, struct settings *settings, int *driver)
 		case OPTION_IN_PLACE: settings->in_place = true; break;
 		case OPTION_FORGET: settings->forget = true; break;
 		case OPTION_HUGETLB: settings->in_place = settings->hugetlb = true; break;
+		case OPTION_TRACKED: settings->tracked = true; break;
+		case OPTION_ATTENDED: settings->attended = true; break;
 		case OPTION_KILL: settings->kill_daemon = true; break;
 		case OPTION_BASE: settings->base_engine = true; break;
 		case OPTION_DIRECTORY:
@@ -198,6 +212,8 @@ static bool parse(int argc, char **argv, struct settings *settings, int *driver)
 	}
 	if (!settings->device)
 		settings->device = 4 * settings->mib;
+	if (!settings->movers)
+		settings->movers = settings->several ? 2 : 1;
 	if (settings->windows && !settings->drivers)
 		settings->drivers = 1;
 	if ((settings->engine || settings->bar) && !settings->drivers)
@@ -280,6 +296,14 @@ static struct hmm_device *new_device(const char *name)
 	return device;
 }
 
+static struct area *tracked_area(void)
+{
+	for (uint32_t i = 0; i < test.board->n_areas; i++)
+		if (test.board->areas[i].kind == AREA_TRACKED)
+			return &test.board->areas[i];
+	return NULL;
+}
+
 static void map_area(struct area *area, uint32_t index)
 {
 	size_t bytes = area->pages * PAGE_BYTES;
@@ -297,8 +321,23 @@ static void map_area(struct area *area, uint32_t index)
 	if (area_stays(area))
 		return;
 	madvise(got, bytes, index % 2 ? MADV_NOHUGEPAGE : MADV_HUGEPAGE);
-	if (test.board->settings.base_engine)
+	if (test.board->settings.base_engine || area->kind == AREA_TRACKED)
 		must("hmm_advise", hmm_advise(test.hmm, (unsigned long)got, bytes, HMM_ADVISE_UNPINNED, NULL));
+}
+
+/* Room for what is tracked, wherever it begins in a block. */
+static void open_copies(void)
+{
+	struct hmm_device_options options = { .size = sizeof(options), .name = "coherence-copies", .node = -1,
+					      .memory = ((uint64_t)test.board->settings.mib << 20) + 2 * BLOCK_BYTES };
+	struct area *area = tracked_area();
+
+	if (!area)
+		return;
+	must("hmm_device_new", hmm_device_new(test.hmm, &options, &test.copies.device));
+	test.copies.ops = &tracked;
+	must("hmm_mirror_register", hmm_mirror_register(&test.copies, test.hmm));
+	must("hmm_mirror_track", hmm_mirror_track(&test.copies, atomic_load(&area->base), area->pages * PAGE_BYTES, 0));
 }
 
 static void open_mirror(void)
@@ -309,6 +348,7 @@ static void open_mirror(void)
 					    .flags = settings->base_engine ? HMM_OPEN_BASE_ENGINE : 0 };
 	int key;
 
+	hmm_set_log(board_log, test.who);
 	must("hmm_open", hmm_open(&options, &test.hmm));
 	test.mirror.device = new_device("coherence-0");
 	test.other_devices[1] = new_device("coherence-1");
@@ -323,6 +363,7 @@ static void open_mirror(void)
 	board_explain = explain;
 	for (uint32_t i = 0; i < test.board->n_areas; i++)
 		map_area(&test.board->areas[i], i);
+	open_copies();
 	for (uint32_t i = 0; i < settings->drivers; i++) {
 		key = hmm_export(test.hmm);
 		must("hmm_export", key);
@@ -331,19 +372,24 @@ static void open_mirror(void)
 	}
 }
 
-static void start(const char *name, unsigned int number, uint32_t writer, void *(*run)(void *))
+static void start_for(struct hmm_mirror *mirror, const char *name, unsigned int number, uint32_t writer, void *(*run)(void *))
 {
 	struct thread_context *context = &test.contexts[test.n_threads];
 	int error;
 
 	*context = (struct thread_context){
 		.board = test.board, .who = board_join(test.board, name, number), .hmm = test.hmm,
-		.mirror = &test.mirror, .writer = writer,
+		.mirror = mirror, .writer = writer,
 		.random = test.board->settings.seed + test.n_threads * 0x10001ULL,
 	};
 	error = pthread_create(&test.threads[test.n_threads++], NULL, run, context);
 	if (error)
 		board_fail(test.board, test.who, "pthread_create: %s", strerror(error));
+}
+
+static void start(const char *name, unsigned int number, uint32_t writer, void *(*run)(void *))
+{
+	start_for(&test.mirror, name, number, writer, run);
 }
 
 /* A signal in the owner where nothing may be refused. */
@@ -424,6 +470,7 @@ static const struct {
 	WITH(bar, OP_FAR_OUT), WITH(bar, OP_FAR_HOME),
 	WITH(exclusive, OP_ADD), WITH(exclusive, OP_EXCLUSIVE_ADD),
 	WITH(protect, OP_PROTECT), WITH(protect, OP_REFUSED),
+	WITH(tracked, OP_SYNC), WITH(tracked, OP_DIRTY),
 #undef WITH
 };
 
@@ -460,6 +507,15 @@ static const char *untested(void)
 	return NULL;
 }
 
+/* Somebody else says when. */
+static void attend(uint64_t *end)
+{
+	struct pollfd input = { .fd = 0, .events = POLLIN };
+
+	if (*end == UINT64_MAX && poll(&input, 1, 0) == 1)
+		*end = now_ns();
+}
+
 /* A machine that is busy with something else gets more time, until everything has happened. */
 static bool is_time(uint64_t end)
 {
@@ -471,7 +527,7 @@ static bool is_time(uint64_t end)
 static void watch(void)
 {
 	static uint64_t done[PARTICIPANTS_MAX], since[PARTICIPANTS_MAX];
-	uint64_t end = now_ns() + test.board->settings.seconds * 1000000000ULL;
+	uint64_t end = test.board->settings.attended ? UINT64_MAX : now_ns() + test.board->settings.seconds * 1000000000ULL;
 	bool over = false;
 
 	while (!over || !all_idle()) {
@@ -483,6 +539,7 @@ static void watch(void)
 		}
 		check_drivers();
 		check_progress(done, since);
+		attend(&end);
 		over = over || is_time(end);
 		if (over)
 			atomic_store(&test.board->stop, 1);
@@ -575,7 +632,7 @@ static int summary(void)
 		if (atomic_load(&board->tally[i]))
 			printf(" %s %lu;", operation_name(i), atomic_load(&board->tally[i]));
 	printf("\ncoherence: pages");
-	for (unsigned int i = 0; i <= HMM_MIGRATE_ERROR; i++)
+	for (unsigned int i = 0; i <= HMM_TRACKED; i++)
 		if (atomic_load(&board->results[i]))
 			printf(" %s %lu;", hmm_migrate_result_name(i), atomic_load(&board->results[i]));
 	printf(" calls refused while hmmd was away %lu\n", atomic_load(&board->refused));
@@ -598,13 +655,14 @@ int main(int argc, char **argv)
 		return driver_main(DRIVER_BOARD_FD, DRIVER_SOCKET_FD, (unsigned int)driver);
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	signal(SIGPIPE, SIG_IGN);
-	printf("coherence: --seed %lu --seconds %u --threads %u --drivers %u --mib %u --device %u%s%s%s%s%s%s%s%s%s%s%s%s%s%s%s\n",
-	       settings.seed, settings.seconds, settings.threads, settings.drivers, settings.mib, settings.device,
+	printf("coherence: --seed %lu --seconds %u --threads %u --movers %u --drivers %u --mib %u --device %u%s%s%s%s%s%s%s%s%s%s%s%s%s%s%s%s%s\n",
+	       settings.seed, settings.seconds, settings.threads, settings.movers, settings.drivers, settings.mib, settings.device,
 	       settings.events ? " --events" : "", settings.fork ? " --fork" : "",
 	       settings.windows ? " --windows" : "", settings.pins ? " --pins" : "", settings.forget ? " --forget" : "",
 	       settings.engine ? " --engine" : "", settings.bar ? " --bar " : "", settings.card, settings.protect ? " --protect" : "",
 	       settings.exclusive ? " --exclusive" : "", settings.several ? " --several" : "",
 	       settings.in_place ? " --in-place" : "", settings.hugetlb ? " --hugetlb" : "",
+	       settings.tracked ? " --tracked" : "", settings.attended ? " --attended" : "",
 	       settings.kill_daemon ? " --kill-daemon" : "", settings.base_engine ? " --base-engine" : "");
 	test.board = board_new(&settings, n_areas(&settings), &test.board_fd);
 	if (!test.board) {
@@ -618,6 +676,8 @@ int main(int argc, char **argv)
 		test.board->areas[1].kind = AREA_COUNTERS;
 	coherent = &test.board->areas[test.board->n_areas - 1];
 	coherent->kind = AREA_COHERENT;
+	if (settings.tracked)
+		coherent[-1].kind = AREA_TRACKED;
 	areas_open(test.board, test.who);
 	for (uint32_t i = 0; i < settings.drivers; i++)
 		spawn_driver(i);
@@ -633,12 +693,14 @@ int main(int argc, char **argv)
 	printf("coherence: running\n");
 	for (uint32_t i = 0; i < settings.threads; i++)
 		start("thread", i, i, cpu_thread);
-	for (uint32_t i = 0; i < (settings.several ? MOVERS : 1); i++)
+	for (uint32_t i = 0; i < settings.movers; i++)
 		start("mover", i, i, mover_thread);
 	for (uint32_t i = 0; settings.protect && i < 2; i++)
 		start("protector", i, i, protector_thread);
 	if (settings.events || settings.fork || settings.several)
 		start("upheaval", 0, 0, upheaval_thread);
+	if (settings.tracked)
+		start_for(&test.copies, "tracker", 0, 0, tracker_thread);
 	if (settings.pins)
 		start("pins", 0, test.board->n_writers, pins_thread);
 	watch();
@@ -648,10 +710,13 @@ int main(int argc, char **argv)
 	check_cells(true);
 	check_cells(false);
 	end_drivers();
+	if (settings.tracked)
+		must("hmm_mirror_unregister", hmm_mirror_unregister(&test.copies));
 	must("hmm_mirror_unregister", hmm_mirror_unregister(&test.mirror));
 	test.board->n_areas--;		/* the coherent area went with the mirror */
 	test.board->n_pages -= coherent->pages;
 	check_cells(false);
+	hmm_device_put(test.copies.device);
 	hmm_device_put(test.mirror.device);
 	for (uint32_t i = 1; i < DRIVERS_MAX; i++)
 		hmm_device_put(test.other_devices[i]);

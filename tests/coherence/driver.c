@@ -582,6 +582,7 @@ static void driver_open(struct driver *driver, int socket_fd, unsigned int index
 
 	if (key < 0)
 		board_fail(board, me->who, "no key came from the owner");
+	hmm_set_log(board_log, me->who);
 	error = hmm_open_peer(key, &options, &me->hmm);
 	if (error)
 		board_fail(board, me->who, "hmm_open_peer: %s (%s)", strerror(-error), hmm_last_error());

@@ -159,7 +159,7 @@ void engine_move(struct thread_context *driver, struct hmm_mirror *mirror, bool 
 	if (there < 0)
 		board_excused(board, driver->who, "hmm_migrate", there);
 	for (uint32_t i = 0; there >= 0 && i < pages; i++)
-		if (results[i] > HMM_MIGRATE_ERROR)
+		if (results[i] > HMM_MIGRATE_ERROR && (results[i] != HMM_TRACKED || area->kind != AREA_TRACKED))
 			board_fail(board, driver->who, "hmm_migrate: result %u of page %u", results[i], page + i);
 	board_done(board, driver->who, operation, there > 0);
 }

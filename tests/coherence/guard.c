@@ -107,11 +107,14 @@ static void protect_some(struct thread_context *me)
 {
 	static const enum guard guards[] = { GUARD_WRITE, GUARD_READ, GUARD_READ, GUARD_NOTHING };
 	struct board *board = me->board;
-	uint32_t page = board_pick_page(board, &me->random), kind = board_area(board, page)->kind;
+	uint32_t page = board_pick_page(board, &me->random);
+	const struct area *area = board_area(board, page);
 	uint32_t left = SHARE_PAGES - page % SHARE_PAGES, pages = 1 + draw_below(&me->random, 16);
 
-	if (page / SHARE_PAGES % PROTECTORS != me->writer || (kind != AREA_ORDINARY && kind != AREA_COUNTERS))
+	if (page / SHARE_PAGES % PROTECTORS != me->writer || (area->kind != AREA_ORDINARY && area->kind != AREA_COUNTERS))
 		return;
+	if (left > area->first_page + area->pages - page)
+		left = area->first_page + area->pages - page;
 	if (pages > left)
 		pages = left;
 	set_guard(me, page, pages, guards[draw_below(&me->random, 4)]);

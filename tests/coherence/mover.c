@@ -80,7 +80,8 @@ static void migrate(struct thread_context *me, enum hmm_target target, uint8_t *
 		if (area_stays(board_area(board, journey.page)) && target == HMM_DEVICE &&
 		    (results[i] == HMM_MIGRATED || results[i] == HMM_ALREADY))
 			board_fail(board, me->who, "page %u of an area that stays is on the device", journey.page + i);
-		if (results[i] > HMM_MIGRATE_ERROR)
+		if (results[i] > HMM_MIGRATE_ERROR &&
+		    (results[i] != HMM_TRACKED || board_area(board, journey.page)->kind != AREA_TRACKED))
 			board_fail(board, me->who, "hmm_migrate: result %u of page %u of %u", results[i], i,
 				   journey.pages);
 		atomic_fetch_add(&board->results[results[i]], 1);
@@ -202,8 +203,8 @@ static void share(struct thread_context *me)
 	first = draw_below(&me->random, blocks);
 	start += first * BLOCK_BYTES;
 	length = (1 + draw_below(&me->random, blocks - first)) * BLOCK_BYTES;
-	if (board->settings.several) {
-		if (start / BLOCK_BYTES % MOVERS != me->writer)
+	if (board->settings.movers > 1) {
+		if (start / BLOCK_BYTES % board->settings.movers != me->writer)
 			return;
 		length = BLOCK_BYTES;
 	}
@@ -212,7 +213,7 @@ static void share(struct thread_context *me)
 	error = hmm_share(me->mirror, (void *)start, length);
 	if (error) {
 		/* Wanted elsewhere without a pause, no room to be made, or another mover excludes it now: that is an answer. */
-		if (error != -EBUSY && error != -ENOSPC && !(board->settings.several && error == -EOPNOTSUPP))
+		if (error != -EBUSY && error != -ENOSPC && !(board->settings.movers > 1 && error == -EOPNOTSUPP))
 			board_excused(board, me->who, "hmm_share", error);
 		board_done(board, me->who, OP_SHARE, false);
 		return;

@@ -59,10 +59,10 @@ struct snapshot {
 
 static bool may_change(const struct area *area, bool ordinary)
 {
-	return area->kind == AREA_ORDINARY || (!ordinary && area_stays(area));
+	return area->kind == AREA_ORDINARY || (!ordinary && (area_stays(area) || area->kind == AREA_TRACKED));
 }
 
-/* Of any area that may be changed, or @ordinary: of those that migrate. */
+/* Of any area that may be changed, or @ordinary: of those that migrate, and stay nowhere. */
 static struct stretch pick_stretch_of(struct thread_context *me, bool ordinary)
 {
 	struct board *board = me->board;
@@ -89,6 +89,17 @@ static struct stretch pick_stretch_of(struct thread_context *me, bool ordinary)
 static struct stretch pick_stretch(struct thread_context *me)
 {
 	return pick_stretch_of(me, false);
+}
+
+/* Copies are of addresses: what is tracked stays there. */
+static struct stretch pick_movable(struct thread_context *me)
+{
+	struct stretch stretch;
+
+	do
+		stretch = pick_stretch(me);
+	while (stretch.area->kind == AREA_TRACKED);
+	return stretch;
 }
 
 static void begin(struct thread_context *me, enum operation operation, const struct stretch *stretch)
@@ -209,7 +220,7 @@ static bool moved_away(void *address)
  */
 static void move_area(struct thread_context *me)
 {
-	struct stretch stretch = pick_stretch(me);
+	struct stretch stretch = pick_movable(me);
 	struct area *area = stretch.area;
 	char *from = (char *)atomic_load(&area->base);
 	char *to = (char *)(from == (char *)area->homes[0] ? area->homes[1] : area->homes[0]);
