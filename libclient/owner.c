@@ -200,7 +200,7 @@ static int attach(struct owner *owner, struct hmm_frame *frame)
 	owner->table = table;
 	owner->orders = orders;
 	owner->pulse = pulse;
-	if (orders->magic != HMM_ORDERS_MAGIC)
+	if (orders->magic != HMM_ORDERS_MAGIC || orders->version != HMM_ORDERS_VERSION)
 		return -EPROTO;
 	owner->id = reply->owner;
 	owner->hmm->id = reply->owner;
@@ -275,7 +275,10 @@ static int finish_open(struct request *request, struct hmm_frame *frame)
 {
 	int error = attach(request->data, frame);
 
-	if (error)
+	if (error == -EPROTO)
+		snprintf(request->text, sizeof(request->text),
+			 "hmmd shares memory of another layout: bring libhmmclient and hmmd to the same release");
+	else if (error)
 		snprintf(request->text, sizeof(request->text), "cannot map what hmmd shares: %s",
 			 strerror(-error));
 	return error;

@@ -132,7 +132,13 @@ _Static_assert(sizeof(struct hmm_ledger_block) == 1024, "one record per KiB");
  * read and perhaps not applied.
  */
 #define HMM_LEDGER_MAGIC	0x6c6d6d68U	/* "hmml" */
+/*
+ * Of records, grafts and journal. The owner's rescuer reads the first two as the release that it is of knows them: whoever changes
+ * those gives the protocol another number, too, so that no hmmd writes what the library at the other end does not
+ * understand. From the oldest on hmmd reads what an earlier one has left (remake_adapt()).
+ */
 #define HMM_LEDGER_VERSION	9U
+#define HMM_LEDGER_OLDEST	8U
 #define HMM_NODE_WORDS		16U	/* of a set of memory nodes: a bit each, 1024 as the kernel has them at most */
 #define HMM_JOURNAL_SLOTS	1024U
 #define HMM_JOURNAL_SLOT_SIZE	32U
@@ -309,6 +315,7 @@ struct hmm_order {
 _Static_assert(sizeof(struct hmm_order) == 512, "fixed size");
 
 #define HMM_ORDERS_MAGIC	0x6f6d6d68U	/* "hmmo" */
+#define HMM_ORDERS_VERSION	1U
 #define HMM_ORDERS_RING		64
 #define HMM_SLOTS_MAX		16
 

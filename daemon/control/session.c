@@ -28,6 +28,7 @@
 #include "daemon/control/admin.h"
 #include "daemon/control/peer.h"
 #include "daemon/control/server.h"
+#include "daemon/engine/breakage.h"
 #include "daemon/log.h"
 #include "hmm_protocol.h"
 #include "layout.h"
@@ -315,6 +316,7 @@ static void answer_consume(struct server *server, struct peer *peer, struct lett
 static void answer_hello(struct peer *peer, struct letter *letter)
 {
 	const struct hmm_msg_hello *hello = (const void *)letter->message;
+	const uint32_t version = HMM_PROTOCOL_VERSION + (broken("newer-protocol") ? 1 : 0);
 	struct server *server = peer->server;
 	struct hmm_msg_hello_reply *reply;
 
@@ -322,13 +324,11 @@ static void answer_hello(struct peer *peer, struct letter *letter)
 		letter_fail(letter, -EISCONN, "hello was said before on this connection");
 		return;
 	}
-	if (hello->version_min > HMM_PROTOCOL_VERSION ||
-	    hello->version_max < HMM_PROTOCOL_VERSION) {
+	if (hello->version_min > version || hello->version_max < version) {
 		letter_fail(letter, -EPROTO,
 			    "you speak protocol versions %u to %u, this hmmd speaks %u to %u: "
 			    "bring libhmmclient and hmmd to the same release",
-			    hello->version_min, hello->version_max, HMM_PROTOCOL_VERSION,
-			    HMM_PROTOCOL_VERSION);
+			    hello->version_min, hello->version_max, version, version);
 		return;
 	}
 	reply = letter_reply(letter, HMM_OP_HELLO_REPLY, sizeof(*reply));
@@ -338,7 +338,7 @@ static void answer_hello(struct peer *peer, struct letter *letter)
 		letter->reply_fds[0] = fcntl(server->uffd_device, F_DUPFD_CLOEXEC, 3);
 		letter->n_reply_fds = letter->reply_fds[0] >= 0;
 	}
-	reply->version = HMM_PROTOCOL_VERSION;
+	reply->version = version;
 	reply->uid = peer->uid;
 	reply->incarnation = engine_incarnation(server->engine);
 	reply->features = engine_features(server->engine);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * breakage.h - deliberate mistakes, for proving that the coherence test sees
- * them. Only the test build hmmd_broken is compiled with HMMD_BREAK; in every
+ * them, and an hmmd of another release. Only the test build hmmd_broken is compiled with HMMD_BREAK; in every
  * other one broken() is the constant false and nothing of it is left.
  */
 #ifndef HMMD_BREAKAGE_H
@@ -18,7 +18,9 @@
  * skip-dead: what was unmapped during a move is believed all the same;
  * skip-guard: windows map by themselves what can't be punched; skip-copies: other
  * mirrors' copies stay when the CPU may write; die-at-the-bell: it is killed when it has given an order, and has not
- * woken the agent. */
+ * woken the agent.
+ * Of another release: older-ledger, newer-ledger: its ledgers are of the version before, or behind, ours; newer-orders:
+ * its rings of orders are; newer-protocol: it speaks the next one alone. */
 static inline bool broken(const char *what)
 {
 	const char *chosen = getenv("HMMD_BREAK");

@@ -25,6 +25,7 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include "engine/breakage.h"
 #include "engine/dma.h"
 #include "engine/evict.h"
 #include "engine/fork.h"
@@ -403,13 +404,13 @@ static int owner_begin(struct owner *owner, struct letter *letter)
 	if (r)
 		return letter_fail(letter, r, "the staging slots can't be registered: %s", strerror(-r));
 	owner->orders->magic = HMM_ORDERS_MAGIC;
-	owner->orders->version = 1;
+	owner->orders->version = HMM_ORDERS_VERSION + (broken("newer-orders") ? 1 : 0);
 	owner->orders->incarnation = owner->worker->engine->incarnation;
 	owner->orders->agent_tid = message->agent_tid;
 	owner->orders->slots_addr = owner->slots_addr;
 	owner->orders->slots_count = owner->slots;
 	owner->journal->magic = HMM_LEDGER_MAGIC;
-	owner->journal->version = HMM_LEDGER_VERSION;
+	owner->journal->version = HMM_LEDGER_VERSION + (broken("newer-ledger") ? 1 : 0) - (broken("older-ledger") ? 1 : 0);
 	owner->journal->incarnation = owner->worker->engine->incarnation;
 	owner->journal->features = owner->features;
 	owner->journal->open_flags = message->flags;

@@ -895,6 +895,8 @@ void advise_request(struct owner *owner, struct letter *letter);	/* ADVISE, ATTR
 void recover_reopen(struct worker *worker, struct letter *letter);
 /* remake.c: its mirrors. -errno, said to @letter: not now; some may be there. */
 int remake_mirrors(struct owner *owner, struct letter *letter);
+/* What an earlier hmmd noted becomes what this one would have. May be done again where it was broken off. */
+void remake_adapt(struct hmm_journal *journal);
 void recover_request(struct owner *owner, struct letter *letter);	/* REOPEN_REGION, _MIRROR, _DONE */
 bool recover_serves(const struct owner *owner, uint16_t opcode);	/* while owner->recovering */
 bool recover_tick(struct owner *owner, int64_t now);	/* false: given up */

@@ -18,8 +18,8 @@
  * Last, everything armed is woken, since faults that the dead hmmd had read are
  * not delivered again.
  *
- * A ledger of a version that this hmmd does not know is refused: the library
- * brings everything home by itself.
+ * A ledger that an earlier hmmd wrote is read (remake_adapt()). One of a version that this hmmd does not know is refused: the
+ * library brings everything home by itself.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -73,6 +73,17 @@ static int reopen_writable_consume_fd(int fd, uint64_t size)
 	return r ? r : writable;
 }
 
+/* Again and again, until the grace period is over and the library does what this hmmd can't. Said of the first. */
+static int refuse(const struct owner *owner, struct letter *letter, const char *what, uint32_t version, uint32_t low, uint32_t high)
+{
+	if (!owner->worker->refused)
+		log_warn("%s, pid %d: its %s has version %u, this hmmd knows %u to %u: it is not taken over, and brings everything home by itself",
+			 owner->name, owner->pid, what, version, low, high);
+	owner->worker->refused = true;
+	return letter_fail(letter, -EPROTO, "the %s has version %u, this hmmd knows %u to %u: the library brings everything home",
+			   what, version, low, high);
+}
+
 static int take_over(struct owner *owner, struct letter *letter)
 {
 	const struct hmm_msg_reopen *message = (const void *)letter->message;
@@ -103,10 +114,12 @@ static int take_over(struct owner *owner, struct letter *letter)
 	r = owner_map_shared(owner);
 	if (r)
 		return letter_fail(letter, r, "no room to map the owner's state: %s", strerror(-r));
-	if (owner->journal->magic != HMM_LEDGER_MAGIC || owner->journal->version != HMM_LEDGER_VERSION)
-		return letter_fail(letter, -EPROTO,
-				   "the ledger has version %u, this hmmd knows %u: the library brings everything home",
-				   owner->journal->version, HMM_LEDGER_VERSION);
+	if (owner->journal->magic != HMM_LEDGER_MAGIC || owner->journal->version < HMM_LEDGER_OLDEST ||
+	    owner->journal->version > HMM_LEDGER_VERSION)
+		return refuse(owner, letter, "ledger", owner->journal->version, HMM_LEDGER_OLDEST, HMM_LEDGER_VERSION);
+	/* Its library writes there, too; but what it says of this is believed to its own harm alone. */
+	if (owner->orders->magic != HMM_ORDERS_MAGIC || owner->orders->version != HMM_ORDERS_VERSION)
+		return refuse(owner, letter, "ring of orders", owner->orders->version, HMM_ORDERS_VERSION, HMM_ORDERS_VERSION);
 	/* A rescuer that has begun, or a daemon that is not dead, keeps it. */
 	seen = __atomic_load_n(&owner->orders->incarnation, __ATOMIC_SEQ_CST);
 	if (seen == HMM_INCARNATION_RESCUE || owner->pulse->dead ||
@@ -114,6 +127,7 @@ static int take_over(struct owner *owner, struct letter *letter)
 					 owner->worker->engine->incarnation, false, __ATOMIC_SEQ_CST,
 					 __ATOMIC_SEQ_CST))
 		return letter_fail(letter, -ESTALE, "the owner is being rescued without a daemon");
+	remake_adapt(owner->journal);
 	fcntl(owner->uffd, F_SETFL, O_NONBLOCK);
 	owner->journal->incarnation = owner->worker->engine->incarnation;
 	owner->features = (owner->worker->engine->features & ~(HMM_FEATURE_MOVE | HMM_FEATURE_EVENT_FORK)) |
@@ -129,6 +143,7 @@ static int take_over(struct owner *owner, struct letter *letter)
 	return 0;
 }
 
+/* The last hmmd may have died between an order and the bell: nobody else wakes the agent for it. */
 static void take_back_orders(struct owner *owner)
 {
 	for (unsigned int i = 0; i < HMM_ORDERS_RING; i++) {
@@ -142,8 +157,8 @@ static void take_back_orders(struct owner *owner)
 						    __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
 		}
 	}
+	order_ring(owner);
 }
-/* The last hmmd may have died between an order and the bell: nobody else wakes the agent for it. */
 
 static int reply_reopen(struct owner *owner, struct letter *letter)
 {
@@ -157,7 +172,6 @@ static int reply_reopen(struct owner *owner, struct letter *letter)
 }
 
 /* It comes again as one that this hmmd does not know: under its number there may be another. */
-	order_ring(owner);
 static void give_back(struct owner *owner, const struct letter *letter)
 {
 	const struct hmm_msg_reopen *message = (const void *)letter->message;

@@ -150,6 +150,22 @@ static int remake_mirror(struct owner *owner, unsigned int index)
 	return 0;
 }
 
+void remake_adapt(struct hmm_journal *journal)
+{
+	for (unsigned int i = 0; i < MIRRORS_MAX && journal->version < 9; i++) {
+		struct hmm_journal_mirror *note = &journal->mirror[i];
+
+		/* Whoever had a BAR for its memory was no card. */
+		if (!note->bar_pages)
+			continue;
+		if (!note->memory_card)
+			note->memory_card = note->card;
+		__atomic_signal_fence(__ATOMIC_SEQ_CST);
+		note->card = 0;
+	}
+	__atomic_store_n(&journal->version, HMM_LEDGER_VERSION, __ATOMIC_RELEASE);
+}
+
 int remake_mirrors(struct owner *owner, struct letter *letter)
 {
 	for (unsigned int i = 0; i < MIRRORS_MAX; i++) {

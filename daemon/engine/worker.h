@@ -26,6 +26,7 @@ struct worker {
 	uint64_t passes;	/* of evictions over its blocks */
 	atomic_bool rung;	/* evict_look() has something to see */
 	bool going;		/* SHUTDOWN: everything comes home */
+	bool refused;		/* an owner of another release: said once */
 	bool stopped;		/* ... and that was answered */
 	bool stop;
 };

@@ -6,6 +6,7 @@
 #include <criterion/criterion.h>
 #include <criterion/new/assert.h>
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -457,6 +458,35 @@ Test(engine_bar, nobody_has_it_any_more)
 }
 
 /* Whichever call fails, a page has its bytes, or is E. */
+/* Version 8 had one number for the card that a device is and the one whose BAR its memory is. */
+Test(engine_bar, a_ledger_of_the_version_before)
+{
+	struct hmm_journal *journal = aligned_alloc(_Alignof(struct hmm_journal), sizeof(*journal));
+
+	memset(journal, 0, sizeof(*journal));
+	journal->mirror[0] = (struct hmm_journal_mirror){.used = 1, .kind = HMM_POOL_KIND_VFIO, .card = 0x400, .bar = 2, .bar_pages = 40};
+	journal->mirror[1] = (struct hmm_journal_mirror){.used = 1, .kind = HMM_POOL_KIND_MEMFD, .card = 0x500};
+	/* Somebody was killed in the middle of it, after each of its steps. */
+	journal->mirror[2] = journal->mirror[0];
+	journal->mirror[2].memory_card = 0x400;
+	journal->mirror[3] = journal->mirror[2];
+	journal->mirror[3].card = 0;
+	journal->version = 8;
+	for (unsigned int round = 0; round < 2; round++) {
+		remake_adapt(journal);
+		cr_expect(eq(u32, journal->version, HMM_LEDGER_VERSION));
+		for (unsigned int i = 0; i < 4; i++) {
+			cr_expect(eq(u32, journal->mirror[i].card, i == 1 ? 0x500 : 0), "mirror %u", i);
+			cr_expect(eq(u32, journal->mirror[i].memory_card, i == 1 ? 0 : 0x400), "mirror %u", i);
+		}
+	}
+	/* A device of this version may be a card and have another's BAR. */
+	journal->mirror[0].card = 0x700;
+	remake_adapt(journal);
+	cr_expect(eq(u32, journal->mirror[0].card, 0x700));
+	free(journal);
+}
+
 Test(engine_bar, each_call_may_fail)
 {
 	static const int errors[] = {-EFAULT, -EIO, -ENOMEM, -ENOSPC, -ENODEV};
