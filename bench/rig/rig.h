@@ -76,6 +76,20 @@ void mirrored_close(struct mirrored *mirrored);
 /* Moves all of it, or fails saying what stayed. */
 void move_all(struct mirrored *mirrored, void *memory, size_t bytes, enum hmm_target target);
 
+/* ---- an hmmd that is killed and started again ------------------------------------- */
+
+struct hmmd {
+	pid_t pid;
+	char command[4096];	/* its words, each with its end */
+	size_t length;
+};
+/* The one that runs already, as which others are started. */
+void hmmd_adopt(struct hmmd *hmmd, pid_t pid);
+/* Returns when it is gone. */
+void hmmd_end(struct hmmd *hmmd, int signal);
+/* At @socket, or NULL: where the first one was. Returns the seconds until it said READY. */
+double hmmd_start(struct hmmd *hmmd, const char *socket);
+
 /* ---- the floor of faults: a bare handler ----------------------------------------- */
 
 struct handler {
