@@ -345,12 +345,36 @@ static void serve_shared_write(struct owner *owner, struct block *block, uint64_
 	unshare_begin(block, &pages, HMM_REASON_CPU_WRITE, NULL);
 }
 
+/*
+ * A touch of an S page that the CPU had not. It has lost it (MADV_DONTNEED's event is on its way, or it was cut off); or another
+ * thread's touch has brought it since this one was told, and all that this one needs is to be woken. The page itself tells: said to
+ * be D while the CPU has it, it would stay so if the map changed just then, and its device would write what the CPU never sees.
+ */
+static void serve_shared_absent(struct owner *owner, struct block *block, uint64_t addr, uint64_t flags)
+{
+	uint64_t page = addr & ~(HMM_PAGE_SIZE - 1), entry;
+	unsigned int i = page_index(addr);
+	struct pages pages = { 0 };
+	int r = kernel->pagemap_read(owner->pagemap, page, 1, &entry);
+
+	if (r == -ESRCH) {
+		owner->gone = true;
+	} else if (r) {
+		fault_later(owner, addr, flags);
+	} else if (entry & (PM_PRESENT | PM_SWAP)) {
+		fault_wake(owner, page, HMM_PAGE_SIZE);
+	} else {
+		pages_set(&pages, i);
+		block_set_state(block, i, i + 1, HMM_PAGE_DEVICE);
+		home_begin(block, &pages, i, true, HMM_REASON_CPU_FAULT, flags, NULL);
+	}
+}
+
 void fault_serve(struct owner *owner, uint64_t addr, uint64_t flags, uint32_t tid)
 {
 	uint64_t page = addr & ~(HMM_PAGE_SIZE - 1);
 	struct block *block = block_get(owner, addr);
 	struct fault *fault;
-	struct pages pages;
 
 	owner->last_fault = owner->worker->now;
 	if (!block) {
@@ -381,15 +405,10 @@ void fault_serve(struct owner *owner, uint64_t addr, uint64_t flags, uint32_t ti
 		serve_invalid(owner, block, addr, flags);
 		break;
 	case HMM_PAGE_SHARED:
-		if (flags & UFFD_PAGEFAULT_FLAG_WP) {
+		if (flags & UFFD_PAGEFAULT_FLAG_WP)
 			serve_shared_write(owner, block, addr);
-			break;
-		}
-		/* The CPU lost its page (MADV_DONTNEED's event is on its way, or it was cut off). */
-		pages = (struct pages){ 0 };
-		pages_set(&pages, page_index(addr));
-		block_set_state(block, page_index(addr), page_index(addr) + 1, HMM_PAGE_DEVICE);
-		home_begin(block, &pages, page_index(addr), true, HMM_REASON_CPU_FAULT, flags, NULL);
+		else
+			serve_shared_absent(owner, block, addr, flags);
 		break;
 	case HMM_PAGE_DEVICE:
 		serve_device(owner, block, addr, flags);
