@@ -297,6 +297,8 @@ static void set_state(struct block *block, unsigned int first, unsigned int end,
 		enum hmm_page_state was = page_state(block, i);
 		bool was_far = page_is_far(block, i);
 		uint32_t number = block_far_number(block, i);
+		/* Voided it stays until the transit has ended: a successor has only the ledger's word for that. */
+		uint8_t served = block_at_rest(block) ? 0 : block->record->page[i] & HMM_PAGE_SERVED;
 
 		device += (state == HMM_PAGE_DEVICE || state == HMM_PAGE_COHERENT) -
 			  (was == HMM_PAGE_DEVICE || was == HMM_PAGE_COHERENT);
@@ -309,7 +311,7 @@ static void set_state(struct block *block, unsigned int first, unsigned int end,
 			pages_set(&block->stale, i);
 		/* One store: state and COMPLETE can't be seen apart after a crash. */
 		__atomic_store_n(&block->record->page[i],
-				 (uint8_t)(state | (in_shadow(state) ? HMM_PAGE_COMPLETE : 0)),
+				 (uint8_t)(state | served | (in_shadow(state) ? HMM_PAGE_COMPLETE : 0)),
 				 __ATOMIC_RELEASE);
 		__atomic_store_n(&entry[i], entry_for(block, i, state), __ATOMIC_RELEASE);
 		if (was_far && !keep && mirror)
@@ -761,6 +763,10 @@ void block_discard(struct block *block, unsigned int first, unsigned int end, in
 	if (!busy) {
 		block->move.want = gone;
 		transit_begin(block, HMM_TRANSIT_UNSHARING, &gone, reason, discard_proceed);
+		/* Until its drivers have answered a successor must not take it for S still. */
+		for (unsigned int i = first; i < end; i++)
+			if (page_is_pending(block, i))
+				block_bury(block, i);
 		return;
 	}
 	/* The block's number is odd already: nobody trusts these pages now. */

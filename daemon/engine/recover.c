@@ -361,9 +361,10 @@ static bool went_out(const struct hmm_order *order, unsigned int i)
 	       (order->flags & HMM_ORDER_WHOLE || order->kind == HMM_ORDER_DROP);
 }
 
-static enum hmm_page_state settled_state(struct block *block, unsigned int i, bool owner_has,
+static enum hmm_page_state settled_state(struct block *block, unsigned int i, uint64_t entry,
 					 const struct hmm_order *order)
 {
+	bool owner_has = entry & (PM_PRESENT | PM_SWAP);
 	enum hmm_page_state was = page_state(block, i);
 
 	/*
@@ -388,6 +389,12 @@ static enum hmm_page_state settled_state(struct block *block, unsigned int i, bo
 		return owner_has ? HMM_PAGE_INVALID : HMM_PAGE_DEVICE;
 	case HMM_TRANSIT_COHERING:
 		return went_out(order, i) ? HMM_PAGE_DEVICE : was;
+	case HMM_TRANSIT_UNSHARING:
+		/*
+		 * Its drivers have not answered all, or it would be noted as I: a device may be reading the copy, which stays, and
+		 * so does the protection. Whoever wanted to write is woken, and comes again. What was discarded is SERVED.
+		 */
+		return was == HMM_PAGE_SHARED && owner_has && entry & PM_UFFD_WP ? HMM_PAGE_SHARED : HMM_PAGE_INVALID;
 	case HMM_TRANSIT_STORE:
 	case HMM_TRANSIT_FETCH:
 		/* Where its bytes are is noted before the other copy goes. */
@@ -406,6 +413,20 @@ static void set_settled(struct block *block, unsigned int i, enum hmm_page_state
 		block_set_state(block, i, i + 1, state);
 }
 
+/*
+ * Where its pages are nobody else knows, and nobody may go on without it: asked until there is an answer. Only of an mm that
+ * is gone there is none.
+ */
+static bool look_surely(const struct block *block, uint64_t *entries)
+{
+	int r;
+
+	do
+		r = kernel->pagemap_read(block->owner->pagemap, block->addr, HMM_BLOCK_PAGES, entries);
+	while (r && r != -ESRCH && !owner_mm_is_gone(block->owner));
+	return !r;
+}
+
 static uint64_t settle_transit(struct block *block)
 {
 	struct owner *owner = block->owner;
@@ -414,7 +435,7 @@ static uint64_t settle_transit(struct block *block)
 	struct pages protected = { 0 };
 	unsigned int first = 0, end;
 
-	if (kernel->pagemap_read(owner->pagemap, block->addr, HMM_BLOCK_PAGES, entries)) {
+	if (!look_surely(block, entries)) {
 		owner->gone = true;
 		return 0;
 	}
@@ -424,7 +445,7 @@ static uint64_t settle_transit(struct block *block)
 
 		if (!(block->record->pending[i / 64] >> (i % 64) & 1))
 			continue;
-		state = settled_state(block, i, has, order);
+		state = settled_state(block, i, entries[i], order);
 		set_settled(block, i, state);
 		if (state == HMM_PAGE_INVALID && has && entries[i] & PM_UFFD_WP)
 			pages_set(&protected, i);
@@ -715,6 +736,8 @@ bool recover_tick(struct owner *owner, int64_t now)
 		owner->gone = owner_mm_is_gone(owner);
 	if (!owner->gone && !owner->settled) {
 		if (!agent_idle(owner)) {
+			/* One that was about to commit has stepped back since, and waits for the hold to end. */
+			take_back_orders(owner);
 			/* The zap of the base engine waits for its event to be read: read, apply later. */
 			journal_read_only(owner);
 			worker_alarm(owner->worker, now + AGENT_LOOK_NS);

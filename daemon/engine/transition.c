@@ -66,7 +66,7 @@ const struct transit_rule transit_rules[HMM_TRANSIT_MAX] = {
 	},
 	[HMM_TRANSIT_UNSHARING] = {
 		.name = "unsharing",
-		.owner_has = "redo: unprotect, I, punch",
+		.owner_has = "drivers had not answered: S still; else unprotect, I, punch",
 		.owner_has_not = "discarded: I, punch",
 		.from = I | S | D | C | E,
 		.to = I | S | D,
@@ -234,6 +234,9 @@ void transit_end(struct block *block)
 	block->record->slot = HMM_NO_SLOT;
 	sequence_bump(block, false);
 	__atomic_store_n(&block->record->transit, (uint32_t)HMM_TRANSIT_REST, __ATOMIC_RELEASE);
+	for (unsigned int first = 0, end; pages_run(&pending, &first, &end); first = end)
+		for (unsigned int i = first; i < end; i++)
+			block->record->page[i] &= (uint8_t)~HMM_PAGE_SERVED;
 	invalidate_settled(block);
 	graft_settle(block);
 
