@@ -1,0 +1,704 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * kernel.c - the owner's address space and its userfaultfd, by the page, and hmmd's calls on them. What the calls do
+ * and refuse is what Linux 6.18 does (tests/contract proves it there). Each call of hmmd's is a step, so anybody may come just
+ * before it; and it may fail as it may there.
+ *
+ * Not simulated: huge pages, swap, forks, guard pages, files.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "sim.h"
+#include "uapi.h"
+
+#define FDS_MAX 2048
+
+static enum role roles[FDS_MAX];
+
+/* ---- descriptors ----------------------------------------------------------------------------------------- */
+
+int role_fd(enum role role)
+{
+	int fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+
+	if (fd < 0 || fd >= FDS_MAX)
+		wrong("out of descriptors: %m");
+	roles[fd] = role;
+	return fd;
+}
+
+enum role fd_role(int fd)
+{
+	return fd >= 0 && fd < FDS_MAX ? roles[fd] : ROLE_NONE;
+}
+
+void role_forget(int fd)
+{
+	if (fd >= 0 && fd < FDS_MAX)
+		roles[fd] = ROLE_NONE;
+}
+
+static void is(int fd, enum role role, const char *call)
+{
+	if (fd_role(fd) != role)
+		wrong("%s on a descriptor that is closed, or another's", call);
+}
+
+/* ---- pages ------------------------------------------------------------------------------------------------- */
+
+void space_reset(void)
+{
+	memset(roles, 0, sizeof(roles));
+	for (unsigned int n = 0; n < PAGES_USED; n++)
+		page_at(used_addr(n))->mapped = true;
+	for (unsigned int i = 0; i < SLOT_PAGES; i++) {
+		world.slot[i].mapped = true;
+		world.slot[i].mapping = 1;
+	}
+	world.mappings = 1;
+}
+
+struct page *page_at(uint64_t addr)
+{
+	if (addr >= ROOM && addr < ROOM_END)
+		return &world.room[(addr - ROOM) >> HMM_PAGE_SHIFT];
+	if (addr >= SLOTS_ADDR && addr < SLOTS_END)
+		return &world.slot[(addr - SLOTS_ADDR) >> HMM_PAGE_SHIFT];
+	return NULL;
+}
+
+static bool is_slot(uint64_t addr)
+{
+	return addr >= SLOTS_ADDR && addr < SLOTS_END;
+}
+
+/* A slot's pages are real memory: the agent copies out of it by pointer. */
+static uint64_t get_value(uint64_t addr)
+{
+	return is_slot(addr) ? real_value((void *)addr) : page_at(addr)->value;
+}
+
+static void set_value(uint64_t addr, uint64_t value)
+{
+	if (is_slot(addr))
+		*(volatile uint64_t *)addr = value;
+	else
+		page_at(addr)->value = value;
+}
+
+static void drop_page(struct page *page)
+{
+	page->present = page->protected = page->poisoned = false;
+	page->value = 0;
+}
+
+static bool same_mapping(const struct page *a, const struct page *b)
+{
+	return a && b && a->mapped && b->mapped && a->mapping == b->mapping && a->missing == b->missing && a->wp == b->wp;
+}
+
+/* A mapping ends where its registration changes, too. */
+static int vma_at(uint64_t addr, struct kernel_vma *vma)
+{
+	static const uint64_t ends[][2] = { { ROOM, ROOM_END }, { SLOTS_ADDR, SLOTS_END } };
+	uint64_t asked = addr & ~(HMM_PAGE_SIZE - 1);
+
+	for (unsigned int i = 0; i < 2; i++) {
+		uint64_t at = asked > ends[i][0] ? asked : ends[i][0], start, end;
+
+		while (at < ends[i][1] && !page_at(at)->mapped)
+			at += HMM_PAGE_SIZE;
+		if (at >= ends[i][1])
+			continue;
+		for (start = at; start > ends[i][0] && same_mapping(page_at(start - HMM_PAGE_SIZE), page_at(at));)
+			start -= HMM_PAGE_SIZE;
+		for (end = at + HMM_PAGE_SIZE; end < ends[i][1] && same_mapping(page_at(end), page_at(at));)
+			end += HMM_PAGE_SIZE;
+		*vma = (struct kernel_vma){ .start = start, .end = end, .page_size = HMM_PAGE_SIZE, .read = true, .write = true };
+		return 0;
+	}
+	return -ENOENT;
+}
+
+uint64_t space_pagemap(uint64_t addr)
+{
+	const struct page *page = page_at(addr);
+
+	if (!page || !page->mapped)
+		return 0;
+	if (page->poisoned)
+		return PM_SWAP;
+	return page->present ? PM_PRESENT | PM_EXCLUSIVE | (page->protected ? PM_UFFD_WP : 0) : 0;
+}
+
+/* ---- userfaultfd -------------------------------------------------------------------------------------------- */
+
+void wake_range(uint64_t start, uint64_t end)
+{
+	for (unsigned int i = 0; i < CPUS; i++)
+		if (world.waiter[i].waits && world.waiter[i].addr >= start && world.waiter[i].addr < end)
+			world.waiter[i].waits = false;
+}
+
+bool uffd_has_messages(void)
+{
+	for (unsigned int i = 0; i < EVENTS; i++)
+		if ((i < CPUS && world.waiter[i].waits && !world.waiter[i].told) || (world.event[i].queued && !world.event[i].read))
+			return true;
+	return false;
+}
+
+static bool is_read(void *data)
+{
+	return ((struct event *)data)->read;
+}
+
+void tell_event(unsigned int index, uint8_t kind, uint64_t from, uint64_t to, uint64_t length)
+{
+	struct event *event = &world.event[index];
+
+	*event = (struct event){ .queued = true, .kind = kind, .from = from, .to = to, .length = length };
+	hmmd_signal_uffd();
+	block(is_read, event, INT64_MAX);
+	event->queued = false;
+}
+
+bool range_is_watched(uint64_t start, uint64_t length)
+{
+	for (uint64_t at = start; at < start + length; at += HMM_PAGE_SIZE)
+		if (page_at(at)->missing || page_at(at)->wp)
+			return true;
+	return false;
+}
+
+int space_register(uint64_t start, uint64_t length, uint64_t mode)
+{
+	bool missing = mode & UFFDIO_REGISTER_MODE_MISSING, wp = mode & UFFDIO_REGISTER_MODE_WP, any = false;
+
+	for (uint64_t at = start; at < start + length; at += HMM_PAGE_SIZE) {
+		struct page *page = page_at(at);
+
+		if (!page || !page->mapped)
+			continue;
+		any = true;
+		/* Fewer modes than there are change nothing. */
+		if ((page->missing || !missing) && (page->wp || !wp))
+			continue;
+		page->missing = missing;
+		page->wp = wp;
+		page->doubtful = world.changing && in_hmmd();
+	}
+	return any ? 0 : -EINVAL;
+}
+
+int space_unregister(uint64_t start, uint64_t length)
+{
+	bool any = false;
+
+	for (uint64_t at = start; at < start + length; at += HMM_PAGE_SIZE) {
+		struct page *page = page_at(at);
+
+		if (!page || !page->mapped)
+			continue;
+		any = true;
+		if (page->missing)
+			wake_range(at, at + HMM_PAGE_SIZE);
+		page->missing = page->wp = page->protected = page->doubtful = false;
+	}
+	return any ? 0 : -EINVAL;
+}
+
+/* Of COPY and its like: all of it in one mapping, and registered. */
+static bool is_watched(uint64_t start, uint64_t length)
+{
+	const struct page *first = page_at(start);
+
+	if (!first || !first->mapped || !(first->missing || first->wp))
+		return false;
+	for (uint64_t at = start; at < start + length; at += HMM_PAGE_SIZE)
+		if (!same_mapping(first, page_at(at)))
+			return false;
+	return true;
+}
+
+enum filling { FILL_COPY, FILL_ZERO, FILL_POISON };
+
+static int fill(enum filling how, uint64_t dst, const char *src, size_t length, uint64_t mode, size_t *done)
+{
+	int r = 0;
+
+	*done = 0;
+	if (world.changing)
+		return -EAGAIN;
+	if (!is_watched(dst, length))
+		return -ENOENT;
+	if (mode & UFFDIO_COPY_MODE_WP && !page_at(dst)->wp)
+		return -EINVAL;
+	for (; *done < length && !r; *done += HMM_PAGE_SIZE) {
+		uint64_t at = dst + *done;
+		struct page *page = page_at(at);
+
+		/* Half of it, and the map changes. */
+		if (*done && world.failing && rarely(8))
+			r = -EAGAIN;
+		else if (page->present || (page->poisoned && how == FILL_POISON))
+			r = -EEXIST;
+		if (r)
+			break;
+		drop_page(page);
+		page->present = how != FILL_POISON;
+		page->poisoned = how == FILL_POISON;
+		page->protected = mode & UFFDIO_COPY_MODE_WP;
+		set_value(at, how == FILL_COPY ? real_value(src + *done) : 0);
+	}
+	if (*done && !(mode & UFFDIO_COPY_MODE_DONTWAKE))
+		wake_range(dst, dst + *done);
+	/* The kernel says how far it got, and that it was not all. */
+	return *done == length ? 0 : *done ? -EAGAIN : r;
+}
+
+static int protect(uint64_t start, size_t length, bool on)
+{
+	bool any = false;
+
+	if (world.changing)
+		return -EAGAIN;
+	for (uint64_t at = start; at < start + length; at += HMM_PAGE_SIZE) {
+		const struct page *page = page_at(at);
+
+		if (!page || !page->mapped)
+			continue;
+		if (!page->wp)
+			return -ENOENT;
+		any = true;
+	}
+	if (!any)
+		return -ENOENT;
+	for (uint64_t at = start; at < start + length; at += HMM_PAGE_SIZE) {
+		struct page *page = page_at(at);
+
+		/* Of what is not there nothing is noted. */
+		if (page && page->present)
+			page->protected = on;
+	}
+	if (!on)
+		wake_range(start, start + length);
+	return 0;
+}
+
+/* ---- hmmd's calls --------------------------------------------------------------------------------------------- */
+
+/* Others may come. True: it fails, as it does there for want of memory or for a map that has changed in between. */
+static bool fails(void)
+{
+	step();
+	return world.failing && rarely(world.failing);
+}
+
+static int short_of(void)
+{
+	return choose(2) ? -ENOMEM : -EAGAIN;
+}
+
+static int sim_copy(int uffd, uint64_t dst, const void *src, size_t length, uint64_t mode, size_t *done)
+{
+	int r;
+
+	*done = 0;
+	is(uffd, ROLE_UFFD, "COPY");
+	r = fails() ? short_of() : fill(FILL_COPY, dst, src, length, mode, done);
+	say("COPY %s, %zu pages%s%s: %d, %zu done", addr_name(dst), length >> HMM_PAGE_SHIFT,
+	    mode & UFFDIO_COPY_MODE_WP ? ", protected" : "", mode & UFFDIO_COPY_MODE_DONTWAKE ? ", nobody woken" : "", r,
+	    *done >> HMM_PAGE_SHIFT);
+	return r;
+}
+
+static int sim_zero(int uffd, uint64_t dst, size_t length, size_t *done)
+{
+	int r;
+
+	*done = 0;
+	is(uffd, ROLE_UFFD, "ZEROPAGE");
+	r = fails() ? short_of() : fill(FILL_ZERO, dst, NULL, length, 0, done);
+	say("ZEROPAGE %s, %zu pages: %d, %zu done", addr_name(dst), length >> HMM_PAGE_SHIFT, r, *done >> HMM_PAGE_SHIFT);
+	return r;
+}
+
+static int sim_poison(int uffd, uint64_t dst, size_t length, size_t *done)
+{
+	int r;
+
+	*done = 0;
+	is(uffd, ROLE_UFFD, "POISON");
+	r = fails() ? short_of() : fill(FILL_POISON, dst, NULL, length, 0, done);
+	say("POISON %s: %d", addr_name(dst), r);
+	return r;
+}
+
+static int sim_continue(int uffd, uint64_t dst, size_t length, uint64_t mode, size_t *done)
+{
+	(void)uffd, (void)dst, (void)length, (void)mode;
+	*done = 0;
+	return -EFAULT;
+}
+
+static int sim_protect(int uffd, uint64_t start, size_t length, bool on)
+{
+	int r;
+
+	is(uffd, ROLE_UFFD, "WRITEPROTECT");
+	r = fails() ? -EAGAIN : protect(start, length, on);
+	if (!is_slot(start))
+		say("WRITEPROTECT %s, %zu pages, %s: %d", addr_name(start), length >> HMM_PAGE_SHIFT, on ? "on" : "off", r);
+	return r;
+}
+
+static int sim_register(int uffd, uint64_t start, size_t length, uint64_t mode)
+{
+	int r;
+
+	is(uffd, ROLE_UFFD, "REGISTER");
+	r = fails() ? -ENOMEM : space_register(start, length, mode);
+	say("REGISTER %s, %zu pages, modes %lu: %d", addr_name(start), length >> HMM_PAGE_SHIFT, mode, r);
+	return r;
+}
+
+static int sim_unregister(int uffd, uint64_t start, size_t length)
+{
+	int r;
+
+	is(uffd, ROLE_UFFD, "UNREGISTER");
+	step();
+	r = space_unregister(start, length);
+	say("UNREGISTER %s, %zu pages: %d", addr_name(start), length >> HMM_PAGE_SHIFT, r);
+	return r;
+}
+
+static int sim_wake(int uffd, uint64_t start, size_t length)
+{
+	is(uffd, ROLE_UFFD, "WAKE");
+	step();
+	say("WAKE %s, %zu pages", addr_name(start), length >> HMM_PAGE_SHIFT);
+	wake_range(start, start + length);
+	return 0;
+}
+
+static void put_fault(struct uffd_msg *message, const struct waiter *waiter)
+{
+	*message = (struct uffd_msg){ .event = UFFD_EVENT_PAGEFAULT };
+	message->arg.pagefault.address = waiter->addr;
+	message->arg.pagefault.flags = waiter->flags;
+	message->arg.pagefault.feat.ptid = waiter->tid;
+	say("read: a fault at %s%s", addr_name(waiter->addr),
+	    waiter->flags & UFFD_PAGEFAULT_FLAG_WP ? ", protected" : waiter->flags ? ", to be written" : "");
+}
+
+static void put_event(struct uffd_msg *message, const struct event *event)
+{
+	*message = (struct uffd_msg){ .event = event->kind };
+	if (event->kind == UFFD_EVENT_REMAP) {
+		message->arg.remap.from = event->from;
+		message->arg.remap.to = event->to;
+		message->arg.remap.len = event->length;
+	} else {
+		message->arg.remove.start = event->from;
+		message->arg.remove.end = event->from + event->length;
+	}
+	say("read: %s at %s, %lu pages", event->kind == UFFD_EVENT_REMAP ? "REMAP" : event->kind == UFFD_EVENT_UNMAP ? "UNMAP" : "REMOVE",
+	    addr_name(event->from), event->length >> HMM_PAGE_SHIFT);
+}
+
+static ssize_t sim_read(int uffd, void *messages, size_t length)
+{
+	struct uffd_msg *message = messages;
+	size_t n = 0, room = length / sizeof(*message);
+
+	is(uffd, ROLE_UFFD, "read");
+	step();
+	/* All faults before any event. */
+	for (unsigned int i = 0; i < CPUS && n < room; i++)
+		if (world.waiter[i].waits && !world.waiter[i].told) {
+			world.waiter[i].told = true;
+			put_fault(&message[n++], &world.waiter[i]);
+		}
+	for (unsigned int i = 0; i < EVENTS && n < room; i++)
+		if (world.event[i].queued && !world.event[i].read) {
+			world.event[i].read = true;
+			put_event(&message[n], &world.event[i]);
+			/* The agent's own changes nothing of what is true. */
+			if (i < CPUS)
+				event_is_read(&world.event[i], &message[n]);
+			n++;
+		}
+	return n ? (ssize_t)(n * sizeof(*message)) : -EAGAIN;
+}
+
+static int sim_pagemap_read(int pagemap, uint64_t start, unsigned int pages, uint64_t *entries)
+{
+	is(pagemap, ROLE_PAGEMAP, "pagemap");
+	if (fails())
+		return -ENOMEM;
+	for (unsigned int i = 0; i < pages; i++)
+		entries[i] = space_pagemap(start + i * HMM_PAGE_SIZE);
+	return 0;
+}
+
+static int sim_page_kinds(int pagemap, uint64_t start, unsigned int pages, uint8_t *kinds)
+{
+	(void)pagemap, (void)start;
+	memset(kinds, 0, pages);
+	return 0;
+}
+
+static int sim_pages_written(int pagemap, uint64_t start, uint64_t end, struct kernel_region *regions, unsigned int max,
+			     uint64_t *walked)
+{
+	(void)pagemap, (void)start, (void)end, (void)regions, (void)max, (void)walked;
+	return -EPERM;
+}
+
+static int sim_soft_dirty_clear(int clear_refs)
+{
+	(void)clear_refs;
+	return -ENOSYS;
+}
+
+/* Whoever reads or writes by /proc/PID/mem faults in what nobody watches, and is refused where somebody does. */
+static struct page *reached(uint64_t addr)
+{
+	struct page *page = page_at(addr);
+
+	if (!page || !page->mapped || page->poisoned || (!page->present && page->missing))
+		return NULL;
+	if (!page->present) {
+		drop_page(page);
+		page->present = true;
+		set_value(addr & ~(HMM_PAGE_SIZE - 1), 0);
+	}
+	return page;
+}
+
+static ssize_t sim_mem_read(int mem, uint64_t addr, void *buffer, size_t length)
+{
+	uint64_t bytes[HMM_PAGE_SIZE / sizeof(uint64_t)] = { 0 };
+	size_t offset = addr % HMM_PAGE_SIZE;
+
+	is(mem, ROLE_MEM, "mem");
+	if (fails() || !reached(addr) || offset + length > HMM_PAGE_SIZE)
+		return -EIO;
+	bytes[0] = get_value(addr - offset);
+	memcpy(buffer, (char *)bytes + offset, length);
+	return (ssize_t)length;
+}
+
+static ssize_t sim_mem_write(int mem, uint64_t addr, const void *buffer, size_t length)
+{
+	struct page *page;
+
+	is(mem, ROLE_MEM, "mem");
+	if (fails())
+		return -EIO;
+	page = reached(addr);
+	if (!page || page->protected || addr % HMM_PAGE_SIZE || length < sizeof(uint64_t))
+		return -EIO;
+	set_value(addr, real_value(buffer));
+	say("hmmd writes %lu to %s in place", real_value(buffer), addr_name(addr));
+	return (ssize_t)length;
+}
+
+static int sim_vma_at(int maps, uint64_t addr, struct kernel_vma *vma)
+{
+	is(maps, ROLE_MAPS, "maps");
+	step();
+	return vma_at(addr, vma);
+}
+
+static int sim_mapped(int pagemap, uint64_t addr)
+{
+	const struct page *page = page_at(addr);
+
+	is(pagemap, ROLE_PAGEMAP, "pagemap");
+	step();
+	return page && page->mapped;
+}
+
+static int sim_memfd_new(const char *name, uint64_t size, unsigned int flags)
+{
+	if (world.open && fails())
+		return -ENFILE;
+	return kernel_real.memfd_new(name, size, flags);
+}
+
+static int sim_punch(int fd, uint64_t offset, uint64_t length)
+{
+	step();
+	return kernel_real.punch(fd, offset, length);
+}
+
+static int sim_collapse(int pidfd, uint64_t start, size_t length)
+{
+	(void)pidfd, (void)start, (void)length;
+	return -EINVAL;
+}
+
+static bool sim_merging(void)
+{
+	return false;
+}
+
+static int sim_place(void *start, size_t length, int policy, const uint64_t *nodes)
+{
+	(void)start, (void)length, (void)policy, (void)nodes;
+	return 0;
+}
+
+static int sim_policy(int policy, uint64_t nodes)
+{
+	(void)policy, (void)nodes;
+	return 0;
+}
+
+static int sim_populate(void *start, size_t length)
+{
+	(void)start, (void)length;
+	return 0;
+}
+
+/* What is not here is for cards, which the simulation has none of: NULL. */
+const struct kernel_ops kernel_simulated = {
+	.uffd_copy = sim_copy, .uffd_zero = sim_zero, .uffd_poison = sim_poison, .uffd_continue = sim_continue,
+	.uffd_protect = sim_protect, .uffd_register = sim_register, .uffd_unregister = sim_unregister,
+	.uffd_wake = sim_wake, .uffd_read = sim_read, .pagemap_read = sim_pagemap_read, .page_kinds = sim_page_kinds,
+	.pages_written = sim_pages_written, .soft_dirty_clear = sim_soft_dirty_clear, .mem_read = sim_mem_read,
+	.mem_write = sim_mem_write, .vma_at = sim_vma_at, .mapped = sim_mapped, .memfd_new = sim_memfd_new,
+	.punch = sim_punch, .collapse = sim_collapse, .merging = sim_merging, .place = sim_place, .policy = sim_policy,
+	.populate = sim_populate,
+};
+
+/* ---- the agent's calls -------------------------------------------------------------------------------------------- */
+
+static int refuse(int error)
+{
+	errno = -error;
+	return -1;
+}
+
+void slot_discard(uint64_t start, uint64_t length)
+{
+	for (uint64_t at = start; at < start + length; at += HMM_PAGE_SIZE) {
+		struct page *page = page_at(at);
+
+		if (page->present)
+			set_value(at, 0);
+		drop_page(page);
+	}
+}
+
+/* One page. Return: 1 moved, 0 a hole, or -errno. */
+static int move_page(uint64_t dst, uint64_t src)
+{
+	struct page *from = page_at(src), *to = page_at(dst);
+
+	if (to->present)
+		return -EEXIST;
+	if (from->poisoned)
+		return -EFAULT;
+	if (!from->present)
+		return 0;
+	/* Somebody holds the page, for a moment. */
+	if (world.failing && rarely(16))
+		return -EBUSY;
+	to->present = true;
+	to->protected = to->poisoned = false;
+	set_value(dst, get_value(src));
+	if (is_slot(src))
+		set_value(src, 0);
+	drop_page(from);
+	return 1;
+}
+
+int agent_move(struct uffdio_move *move)
+{
+	int r = 0;
+
+	step();
+	move->move = 0;
+	if (world.changing || (world.failing && rarely(world.failing)))
+		return refuse(-EAGAIN);
+	if (!is_watched(move->dst, move->len))
+		return refuse(-ENOENT);
+	for (uint64_t at = 0; at < move->len; at += HMM_PAGE_SIZE)
+		if (!page_at(move->src + at) || !page_at(move->src + at)->mapped ||
+		    page_at(move->src + at)->mapping != page_at(move->src)->mapping)
+			return refuse(-EINVAL);
+	for (uint64_t at = 0; at < move->len; at += HMM_PAGE_SIZE) {
+		r = move_page(move->dst + at, move->src + at);
+		if (r < 0 || (at && world.failing && rarely(16)))
+			break;
+		if (r > 0)
+			say("MOVE %s to %s", addr_name(move->src + at), addr_name(move->dst + at));
+		move->move += HMM_PAGE_SIZE;
+		wake_range(move->dst + at, move->dst + at + HMM_PAGE_SIZE);
+	}
+	if (move->move == (int64_t)move->len)
+		return 0;
+	if (r < 0)
+		say("MOVE %s: %d", addr_name(move->src + (uint64_t)move->move), r);
+	if (!move->move)
+		return refuse(move->move = r);
+	return refuse(-EAGAIN);
+}
+
+/* MADV_DONTNEED, as cpu.c has it. */
+void agent_discard(uint64_t start, uint64_t length)
+{
+	step();
+	if (range_is_watched(start, length)) {
+		world.changing++;
+		tell_event(CPUS, UFFD_EVENT_REMOVE, start, 0, length);
+		world.changing--;
+		step();
+	}
+	for (uint64_t at = start; at < start + length; at += HMM_PAGE_SIZE)
+		drop_page(page_at(at));
+	say("has zapped %s, %lu pages", addr_name(start), length >> HMM_PAGE_SHIFT);
+}
+
+/* By /proc/self/mem: as far as pages are there. */
+ssize_t agent_read(void *buffer, size_t length, uint64_t addr)
+{
+	size_t done = 0;
+
+	step();
+	for (; done < length && reached(addr + done); done += HMM_PAGE_SIZE) {
+		memset((char *)buffer + done, 0, HMM_PAGE_SIZE);
+		*(uint64_t *)((char *)buffer + done) = get_value(addr + done);
+	}
+	if (done)
+		return (ssize_t)done;
+	errno = EIO;
+	return -1;
+}
+
+int agent_copy(struct uffdio_copy *copy)
+{
+	size_t done;
+	int r;
+
+	step();
+	r = fill(FILL_COPY, copy->dst, (const char *)copy->src, copy->len, copy->mode, &done);
+	copy->copy = done ? (int64_t)done : r;
+	return r ? refuse(r) : 0;
+}
+
+int agent_protect(const struct uffdio_writeprotect *arg)
+{
+	int r;
+
+	step();
+	r = protect(arg->range.start, arg->range.len, arg->mode & UFFDIO_WRITEPROTECT_MODE_WP);
+	return r ? refuse(r) : 0;
+}

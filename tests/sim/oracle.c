@@ -1,0 +1,366 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * oracle.c - what must hold. Every store is a number of its own, so a load tells whose it was. After each step: an
+ * address leads CPU and device to the same bytes, or one of them has no entry; when both have one nobody may write. Each load sees
+ * the last store. When hmmd waits: table and ledger agree. At the end: nothing is left.
+ *
+ * What the owner does to its map a device hears of later: until hmmd knows, and its drivers have let go, a device may see what was
+ * there before, and what it stores is lost. Never does the CPU see anything of that.
+ */
+#include <string.h>
+
+#include "sim.h"
+
+static bool has(const struct values *values, uint64_t value)
+{
+	for (unsigned int i = 0; i < values->n; i++)
+		if (values->value[i] == value)
+			return true;
+	return false;
+}
+
+static void add(struct values *values, uint64_t value)
+{
+	if (has(values, value))
+		return;
+	if (values->n == VALUES_MAX)
+		wrong("the simulator has no room for so many values of a page");
+	values->value[values->n++] = value;
+}
+
+static void only(struct values *values, uint64_t value)
+{
+	values->n = 1;
+	values->value[0] = value;
+}
+
+static const char *print(const struct values *values)
+{
+	static char text[VALUES_MAX * 12 + 1];
+	size_t at = 0;
+
+	text[0] = '\0';
+	for (unsigned int i = 0; i < values->n; i++)
+		at += (size_t)snprintf(text + at, sizeof(text) - at, "%s%lu", i ? " or " : "", values->value[i]);
+	return text;
+}
+
+uint64_t new_version(void)
+{
+	return ++world.versions;
+}
+
+void oracle_reset(void)
+{
+	for (unsigned int n = 0; n < PAGES_USED; n++)
+		only(&world.truth[n].cpu, 0);
+}
+
+static void set_value(struct truth *truth, uint64_t value)
+{
+	if (truth->discards || truth->accesses)
+		add(&truth->cpu, value);
+	else
+		only(&truth->cpu, value);
+	if (truth->accesses)
+		add(&truth->during, value);
+}
+
+/* Whatever was there before is gone: zeros, or what is being written. */
+static void begin_anew(struct truth *truth)
+{
+	truth->cpu.n = 0;
+	set_value(truth, 0);
+	if (truth->written)
+		add(&truth->cpu, truth->written);
+}
+
+static void seen_value(struct truth *truth, uint64_t value)
+{
+	if (!truth->discards && !truth->accesses)
+		only(&truth->cpu, value);
+}
+
+/* ---- what is seen ------------------------------------------------------------------------------------------- */
+
+void cpu_loaded(unsigned int n, uint64_t value, const char *who)
+{
+	struct truth *truth = &world.truth[n];
+
+	if (!has(&truth->cpu, value))
+		wrong("%s loads %lu from %s, where %s is", who, value, addr_name(used_addr(n)), print(&truth->cpu));
+	seen_value(truth, value);
+}
+
+void cpu_stored(unsigned int n, uint64_t value)
+{
+	set_value(&world.truth[n], value);
+}
+
+void device_loaded(unsigned int n, uint64_t value)
+{
+	struct truth *truth = &world.truth[n];
+
+	if (has(&truth->cpu, value)) {
+		if (!truth->lagging)
+			seen_value(truth, value);
+		return;
+	}
+	if (!truth->lagging || !has(&truth->lag, value))
+		wrong("the device loads %lu from %s, where %s is", value, addr_name(used_addr(n)), print(&truth->cpu));
+}
+
+void device_stored(unsigned int n, uint64_t value)
+{
+	struct truth *truth = &world.truth[n];
+
+	if (!truth->lagging) {
+		set_value(truth, value);
+		return;
+	}
+	/* Where it has gone to its bytes are taken along, with this. */
+	if (truth->moved_to)
+		add(&world.truth[truth->moved_to - 1].cpu, value);
+	add(&truth->lag, value);
+}
+
+void page_changes(unsigned int n, bool fresh, unsigned int messages)
+{
+	struct truth *truth = &world.truth[n];
+
+	for (unsigned int i = 0; messages && i < truth->cpu.n; i++)
+		add(&truth->lag, truth->cpu.value[i]);
+	truth->lagging |= messages;
+	truth->unread += messages;
+	truth->moved_to = 0;
+	if (fresh) {
+		begin_anew(truth);
+	} else {
+		truth->discards++;
+		add(&truth->cpu, 0);
+	}
+}
+
+void page_discarded(unsigned int n)
+{
+	struct truth *truth = &world.truth[n];
+
+	truth->discards--;
+	begin_anew(truth);
+}
+
+void page_moves(unsigned int from, unsigned int to, bool covered, bool watched)
+{
+	struct truth *source = &world.truth[from], *target = &world.truth[to];
+	struct values values = source->cpu;
+
+	page_changes(to, true, covered + watched);
+	page_changes(from, true, 2 * watched);
+	target->cpu = values;
+	if (target->written)
+		add(&target->cpu, target->written);
+	for (unsigned int i = 0; target->accesses && i < values.n; i++)
+		add(&target->during, values.value[i]);
+	source->moved_to = watched ? to + 1 : 0;
+}
+
+/* ---- accesses by messages: at one moment between the question and the answer ------------------------------------- */
+
+void access_begins(unsigned int n, uint64_t written)
+{
+	struct truth *truth = &world.truth[n];
+
+	if (!truth->accesses++)
+		truth->during = truth->cpu;
+	for (unsigned int i = 0; i < truth->lag.n; i++)
+		add(&truth->during, truth->lag.value[i]);
+	truth->written = written;
+	if (written)
+		set_value(truth, written);
+}
+
+void access_loaded(unsigned int n, uint64_t value)
+{
+	struct truth *truth = &world.truth[n];
+
+	if (!has(&truth->during, value) && !has(&truth->lag, value))
+		wrong("a device is told %lu of %s, which was %s since it asked", value, addr_name(used_addr(n)), print(&truth->during));
+}
+
+void access_ends(unsigned int n)
+{
+	world.truth[n].accesses--;
+	world.truth[n].written = 0;
+}
+
+/* ---- after each step ----------------------------------------------------------------------------------------- */
+
+static bool driver_is_told_of(uint64_t addr)
+{
+	for (unsigned int i = world.told_first; i != world.told_end; i++) {
+		const struct told *told = &world.told[i % INVALIDATIONS_MAX];
+
+		if (addr >= told->start && addr < told->end)
+			return true;
+	}
+	return world.outbox.head;
+}
+
+static const struct hmm_journal *journal(void)
+{
+	return (const void *)((const char *)world.ledger + HMM_JOURNAL_OFFSET);
+}
+
+static bool lies_in(unsigned int n, uint64_t start, uint64_t length)
+{
+	return used_addr(n) >= start && used_addr(n) < start + length;
+}
+
+/* Its message is the one at @at of the journal. */
+void event_is_read(const struct event *event, const void *message)
+{
+	uint64_t applied = journal()->applied;
+	uint64_t slot = ((uintptr_t)message - (uintptr_t)hmmd_owner()->journal->slot) / HMM_JOURNAL_SLOT_SIZE;
+
+	for (unsigned int n = 0; n < PAGES_USED; n++)
+		if (lies_in(n, event->from, event->length) || lies_in(n, event->to, event->length)) {
+			world.truth[n].unread -= world.truth[n].unread > 0;
+			world.truth[n].applied = applied + (slot - applied) % HMM_JOURNAL_SLOTS + 1;
+		}
+}
+
+/* All that the owner has done there is known to everybody by now. */
+static void end_lag(unsigned int n)
+{
+	struct truth *truth = &world.truth[n];
+	uint64_t addr = used_addr(n);
+
+	if (truth->unread || truth->discards || journal()->applied < truth->applied ||
+	    world.ledger[addr >> HMM_BLOCK_SHIFT].transit != HMM_TRANSIT_REST || driver_is_told_of(addr))
+		return;
+	truth->lagging = false;
+	truth->lag.n = 0;
+	truth->moved_to = 0;
+}
+
+static void check_page(unsigned int n)
+{
+	const struct page *page = page_at(used_addr(n));
+	uint64_t reach, *shadow;
+
+	if (world.truth[n].lagging)
+		end_lag(n);
+	if (world.truth[n].lagging || !page->present)
+		return;
+	reach = device_reach(n);
+	if (!reach)
+		return;
+	if (reach & HMM_TABLE_WRITE)
+		wrong("the device may write %s, and the CPU has it", addr_name(used_addr(n)));
+	if (!page->protected)
+		wrong("the CPU may write %s, and the device has it", addr_name(used_addr(n)));
+	shadow = shadow_page(used_addr(n));
+	if (!shadow || real_value(shadow) != page->value)
+		wrong("%s is %lu at the CPU and %lu at the device", addr_name(used_addr(n)), page->value, shadow ? real_value(shadow) : 0);
+}
+
+void oracle_step(void)
+{
+	for (unsigned int n = 0; n < PAGES_USED; n++)
+		check_page(n);
+}
+
+/* ---- when hmmd waits -------------------------------------------------------------------------------------------- */
+
+/* As layout.h says it, not as block.c does. */
+static uint64_t expected_entry(const struct mirror *mirror, uint64_t addr, enum hmm_page_state state)
+{
+	uint64_t pfn = HMM_TABLE_DEVICE_PFN * (mirror->index + 1ULL) + addr / HMM_PAGE_SIZE;
+	uint64_t place = pfn << HMM_TABLE_PFN_SHIFT;
+
+	switch (state) {
+	case HMM_PAGE_SHARED:
+		return place | HMM_TABLE_DEVICE | HMM_TABLE_VALID;
+	case HMM_PAGE_DEVICE:
+		return place | HMM_TABLE_DEVICE | HMM_TABLE_VALID | HMM_TABLE_WRITE;
+	case HMM_PAGE_ERROR:
+		return HMM_TABLE_ERROR;
+	default:
+		return 0;
+	}
+}
+
+struct totals {
+	uint64_t charged, device, shared;
+	struct mirror *mirror;
+};
+
+static void check_block(struct block *block, void *data)
+{
+	struct totals *totals = data;
+	bool rest = block_at_rest(block);
+	unsigned int held = 0;
+
+	if ((block_sequence(block->owner, block->addr) & 1) == rest)
+		wrong("block %s: %s, and its number is %lu", addr_name(block->addr), transit_name(block->record->transit),
+		      block_sequence(block->owner, block->addr));
+	if (rest && block->record->slot != HMM_NO_SLOT)
+		wrong("block %s rests, and has slot %u", addr_name(block->addr), block->record->slot);
+	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++) {
+		enum hmm_page_state state = page_state(block, i);
+		bool out = state == HMM_PAGE_DEVICE || state == HMM_PAGE_SHARED;
+		bool pending = page_is_pending(block, i);
+		uint64_t entry = block->owner->table[(block->addr >> HMM_PAGE_SHIFT) + i];
+
+		if (entry != (pending ? 0 : expected_entry(totals->mirror, page_addr(block, i), state)))
+			wrong("%s: the ledger has state %u%s, the table %#lx", addr_name(page_addr(block, i)), state,
+			      pending ? " in transit" : "", entry);
+		if (out && pages_test(&block->stale, i))
+			wrong("%s is needed, and stale", addr_name(page_addr(block, i)));
+		totals->device += state == HMM_PAGE_DEVICE;
+		totals->shared += state == HMM_PAGE_SHARED;
+		held += out;
+	}
+	if (block->charged < held)
+		wrong("block %s has %u pages on the device, and %u are charged for", addr_name(block->addr), held, block->charged);
+	totals->charged += block->charged;
+}
+
+void oracle_idle(void)
+{
+	struct owner *owner = hmmd_owner();
+	struct totals totals = { 0 };
+
+	if (!owner || !owner->table || owner->recovering || owner->gone)
+		return;
+	totals.mirror = owner->mirror[0];
+	if (!totals.mirror)
+		return;
+	block_for_each(owner, 0, HMM_VA_END, check_block, &totals);
+	if (totals.device != totals.mirror->device_pages || totals.shared != totals.mirror->shared_pages)
+		wrong("%lu pages are D and %lu S; counted are %lu and %lu", totals.device, totals.shared,
+		      (uint64_t)totals.mirror->device_pages, (uint64_t)totals.mirror->shared_pages);
+	if (totals.mirror->device->used != totals.charged * HMM_PAGE_SIZE)
+		wrong("%lu bytes of the device are charged for, and blocks have %lu", (uint64_t)totals.mirror->device->used,
+		      totals.charged * HMM_PAGE_SIZE);
+}
+
+/* ---- when all is over ---------------------------------------------------------------------------------------------- */
+
+void oracle_end(void)
+{
+	for (unsigned int n = 0; n < PAGES_USED; n++) {
+		const struct page *page = page_at(used_addr(n));
+
+		/*
+		 * What it registers again because the map is changing may be another mapping by then, which it is then told was
+		 * unmapped: it stays registered, and the first fault there sets that right.
+		 */
+		if ((page->missing || page->wp) && !page->doubtful)
+			wrong("hmmd has gone, and %s is registered", addr_name(used_addr(n)));
+		if (page->present && page->protected)
+			wrong("hmmd has gone, and %s is protected", addr_name(used_addr(n)));
+		if (page->mapped)
+			cpu_loaded(n, page->present ? page->value : 0, "whoever comes after hmmd");
+	}
+}

@@ -1,0 +1,318 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* sim.h - the simulated world. What it is and is not: sim.c. One thread; nothing here has a lock. */
+#ifndef TEST_SIM_H
+#define TEST_SIM_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <sys/types.h>
+
+#include <hmm/hmm.h>
+
+#include "engine/worker.h"
+#include "libclient/agent.h"
+#include "libclient/region.h"
+
+/* ---- addresses: none of the room's is ever followed by a pointer, those of the slots are ---------------- */
+
+#define ROOM		0x100000000000UL
+#define BLOCKS		2U
+#define ROOM_END	(ROOM + BLOCKS * HMM_BLOCK_SIZE)
+#define ROOM_PAGES	(BLOCKS * HMM_BLOCK_PAGES)
+#define SLOTS		2U
+#define SLOTS_ADDR	0x210000000000UL
+#define SLOTS_END	(SLOTS_ADDR + SLOTS * HMM_BLOCK_SIZE)
+#define SLOT_PAGES	(SLOTS * HMM_BLOCK_PAGES)
+
+/* Pages that programs use: so many, in each block the first ones, and named by their number. */
+#define PAGES_USED	8U
+#define PAGES_BLOCK	(PAGES_USED / BLOCKS)
+
+static inline uint64_t used_addr(unsigned int n)
+{
+	return ROOM + n / PAGES_BLOCK * HMM_BLOCK_SIZE + n % PAGES_BLOCK * HMM_PAGE_SIZE;
+}
+
+#define CPUS		2U
+#define EVENTS		(CPUS + 1U)	/* each thread has one at a time; the last is the agent's */
+#define ACK_TIMEOUT_MS	1000U
+#define OWNER_PEER	7U
+
+/* ---- choices (sim.c) --------------------------------------------------------------------------------------- */
+
+/* One of @n, 0 being the plainest. Everything that is not determined is asked for here. */
+unsigned int choose(unsigned int n);
+/* True once in @n. */
+static inline bool rarely(unsigned int n)
+{
+	return choose(n) == n - 1;
+}
+
+/* The run is over, and this is wrong. Does not return. */
+void wrong(const char *format, ...) __attribute__((format(printf, 1, 2), noreturn));
+/* In the simulator itself: does not return if something was wrong in an actor. */
+void run_check(void);
+/* A line of the trace, if one is wanted. */
+void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* How something is called in the trace. */
+const char *addr_name(uint64_t addr);
+
+/* ---- actors (actor.c) --------------------------------------------------------------------------------------- */
+
+enum actor_id {
+	ACTOR_HMMD,
+	ACTOR_LIBRARY,		/* of the owner: receives, and hands back after a restart */
+	ACTOR_AGENT,
+	ACTOR_DRIVER,		/* it hears what hmmd tells it, and answers */
+	ACTOR_DEVICE,		/* it loads and stores */
+	ACTOR_MOVER,		/* it asks for migrations */
+	ACTOR_CPU,
+	ACTOR_MAX = ACTOR_CPU + CPUS
+};
+
+struct actor;
+typedef bool (*condition)(void *data);
+
+void actors_init(void);
+void actor_start(enum actor_id id, void (*body)(void *), void *data);
+/* As if it never had been: whatever it was in the middle of. */
+void actor_forget(enum actor_id id);
+bool actor_lives(enum actor_id id);
+int actor_current(void);		/* -1: none, the simulator itself */
+/* Others may come here. Nothing is waited for. */
+void step(void);
+/* Until @ready(@data), or @deadline. NULL: time alone. False: it is later than @deadline, and not ready. */
+bool block(condition ready, void *data, int64_t deadline);
+void sleep_ns(int64_t ns);
+/* Runs one step of one actor, or lets time pass. False: nothing can ever happen any more. */
+bool schedule(void);
+/* Runs this actor alone until it ends. */
+void actor_finish(enum actor_id id);
+const char *actor_name(int id);
+/* What those that live wait for. */
+void actors_print(FILE *out);
+
+/* ---- the world ---------------------------------------------------------------------------------------------- */
+
+struct page {
+	bool mapped;
+	bool missing, wp;	/* how it is registered with the owner's userfaultfd */
+	bool present, protected, poisoned;
+	bool doubtful;		/* registered while the map was changing: hmmd may take it for what was there before */
+	bool changing;		/* some thread is about to, or has not come back from it */
+	uint32_t mapping;	/* which: a number for each mmap() */
+	uint64_t value;
+};
+
+#define VALUES_MAX 24U
+struct values {
+	unsigned int n;
+	uint64_t value[VALUES_MAX];
+};
+
+/* What is true of a page that programs use. */
+struct truth {
+	struct values cpu;	/* what a load may see */
+	struct values lag;	/* and a device, for as long as the owner's change is not known to it */
+	bool lagging;
+	unsigned int unread;	/* messages of it */
+	uint64_t applied;	/* journal->applied, when that is known to hmmd */
+	unsigned int discards;	/* under way */
+	unsigned int moved_to;	/* by mremap, and hmmd does not know it yet: the page's number and 1 */
+	unsigned int accesses;	/* by messages, under way */
+	uint64_t written;	/* by one of them, sooner or later */
+	struct values during;	/* what it was since the first of them began */
+};
+
+struct waiter {			/* a thread in a fault */
+	bool waits, told;
+	uint64_t addr;
+	uint64_t flags;
+	uint32_t tid;
+};
+
+struct event {
+	bool queued, read;
+	uint8_t kind;
+	uint64_t from, to, length;	/* REMAP; the others: from, to its end */
+};
+
+struct request {
+	uint32_t serial;	/* 0: free */
+	bool answered;
+	int error;
+	struct hmm_wire_header *reply;
+	int fds[LETTER_FDS];
+	unsigned int nfds;
+};
+
+#define INVALIDATIONS_MAX 256U
+struct told {			/* an invalidation in the driver's hands */
+	uint64_t start, end, cookie;
+	int64_t deadline;
+	bool blockable;
+};
+
+#define REGIONS_HELD 4U
+struct held_region {		/* by the library: for a successor */
+	int fd;
+	uint32_t mirror;
+	uint64_t base;
+};
+
+struct world {
+	int64_t now;
+	uint64_t versions;		/* of pages, given out so far */
+	uint32_t mappings;
+
+	/* The owner's address space. */
+	struct page room[ROOM_PAGES], slot[SLOT_PAGES];
+	unsigned int changing;		/* callers that are changing the map: mmap_changing */
+	struct waiter waiter[CPUS];
+	struct event event[EVENTS];
+	bool handshaken;
+	struct truth truth[PAGES_USED];
+
+	/* hmmd. */
+	struct engine *engine;
+	struct mailbox outbox;
+	bool outbox_open;
+	unsigned int kills;		/* so far */
+	uint64_t generation;		/* how many hmmds there have been */
+	bool killed;			/* it has stopped where it was; hmmd_kill() is to follow */
+	bool stopped;			/* it said so */
+	bool idle;			/* it waits for something to happen */
+
+	/* The owner's library. */
+	bool open;			/* the owner is mirrored, and its hmmd lives */
+	bool leaving;			/* it is not to be started again */
+	int table_fd, ledger_fd, orders_fd, pulse_fd, done_fd;
+	uint64_t *table;
+	const struct hmm_ledger_block *ledger;
+	struct hmm_orders *orders;
+	struct agent agent;
+	struct regions regions;
+	struct held_region held[REGIONS_HELD];
+	uint32_t owner_id, mirror_id, device_id;
+	uint32_t serial;
+	struct request request[ACTOR_MAX];	/* each asks for one thing at a time */
+
+	/* The driver. */
+	struct told told[INVALIDATIONS_MAX];
+	unsigned int told_first, told_heard, told_end;	/* not answered, not heard, not sent yet */
+	uint8_t cached[PAGES_USED];	/* what its device may do with a page: HMM_TABLE_VALID, _WRITE */
+
+	/* This run's character. */
+	unsigned int kills_max;
+	unsigned int failing;		/* one kernel call in so many; 0: none */
+	unsigned int sticky;
+	bool no_move;
+	uint64_t device_size;
+};
+extern struct world world;
+
+/* ---- the kernel, as hmmd and the agent see it (kernel.c, calls.c) ------------------------------------------- */
+
+extern const struct kernel_ops kernel_simulated;
+struct page *page_at(uint64_t addr);	/* NULL: neither room nor slot */
+void space_reset(void);
+/* A descriptor of the owner's, for hmmd: it says what it is. */
+enum role { ROLE_NONE, ROLE_UFFD, ROLE_MEM, ROLE_PAGEMAP, ROLE_MAPS, ROLE_SMAPS };
+int role_fd(enum role role);
+enum role fd_role(int fd);
+void role_forget(int fd);
+bool uffd_has_messages(void);
+/* Threads that wait in [@start, @end) look again. */
+void wake_range(uint64_t start, uint64_t end);
+/* A page's value as it lies in real memory: a slot, a shadow. */
+static inline uint64_t real_value(const void *page)
+{
+	return *(const volatile uint64_t *)page;
+}
+
+/* The agent's calls. Return: 0 or a count, or -1 with errno. */
+int agent_move(struct uffdio_move *move);
+int agent_copy(struct uffdio_copy *copy);
+int agent_protect(const struct uffdio_writeprotect *protect);
+int space_register(uint64_t start, uint64_t length, uint64_t mode);
+int space_unregister(uint64_t start, uint64_t length);
+uint64_t space_pagemap(uint64_t addr);
+void slot_discard(uint64_t start, uint64_t length);
+void agent_discard(uint64_t start, uint64_t length);
+ssize_t agent_read(void *buffer, size_t length, uint64_t addr);
+/* The caller's event @index is told, and waited for until it is read. */
+void tell_event(unsigned int index, uint8_t kind, uint64_t from, uint64_t to, uint64_t length);
+bool range_is_watched(uint64_t start, uint64_t length);
+
+/* ---- threads of the owner (cpu.c) ----------------------------------------------------------------------------- */
+
+void cpu_body(void *data);
+
+/* ---- descriptors ------------------------------------------------------------------------------------------ */
+
+#define FDS_KEPT	300	/* from it on: not hmmd's */
+/* Of the agent: no descriptors at all, so that nothing real is done to them. */
+#define AGENT_UFFD	1000001
+#define AGENT_PAGEMAP	1000002
+#define AGENT_MEM	1000003
+
+/* ---- hmmd as a process (process.c) ---------------------------------------------------------------------------- */
+
+void process_init(void);
+void hmmd_start(void);
+/* It may die here. True: it does, and is not to go on. */
+bool hmmd_dies(void);
+void hmmd_kill(void);
+/* In good order, after it said that it has stopped: what it has left then is a leak. */
+void hmmd_end(void);
+bool in_hmmd(void);
+void hmmd_signal_uffd(void);
+void hmmd_signal_done(void);
+struct owner *hmmd_owner(void);		/* NULL: none */
+
+/* ---- the library, and who talks to hmmd (library.c) ------------------------------------------------------------ */
+
+void library_body(void *data);
+void agent_body(void *data);
+void library_reset(void);
+/* A message of @size with this opcode, for ask() or tell(). */
+void *message_new(uint16_t opcode, size_t size);
+/* Return: its error, -EAGAIN too if hmmd died over it. *@reply: as long as nothing else is asked. */
+int ask(void *message, struct hmm_wire_header **reply);
+void tell(void *message);
+void *shadow_page(uint64_t addr);	/* NULL: no shadow is known */
+void mover_body(void *data);
+
+/* ---- driver and device (driver.c) --------------------------------------------------------------------------------- */
+
+void driver_body(void *data);
+void device_body(void *data);
+void driver_is_sent(const struct hmm_msg_invalidate *message);
+void driver_is_told(const struct hmm_msg_invalidate *message);
+void driver_forgets(uint64_t start, uint64_t end);
+/* What the device may do with a page at this moment: flags of a table's entry. */
+uint64_t device_reach(unsigned int n);
+
+/* ---- what must hold (oracle.c) -------------------------------------------------------------------------------------- */
+
+void oracle_reset(void);
+void oracle_step(void);			/* after every step */
+void oracle_idle(void);			/* hmmd waits */
+void oracle_end(void);			/* hmmd has gone in good order */
+uint64_t new_version(void);
+void cpu_loaded(unsigned int n, uint64_t value, const char *who);
+void cpu_stored(unsigned int n, uint64_t value);
+void device_loaded(unsigned int n, uint64_t value);
+void device_stored(unsigned int n, uint64_t value);
+/* @fresh: it is another mapping's from now on; hmmd will hear of it by so many messages. */
+void page_changes(unsigned int n, bool fresh, unsigned int messages);
+void event_is_read(const struct event *event, const void *message);
+void page_discarded(unsigned int n);
+void page_moves(unsigned int from, unsigned int to, bool covered, bool watched);
+/* A device asks by a message for a page, or to write it; and has its answer. */
+void access_begins(unsigned int n, uint64_t written);
+void access_ends(unsigned int n);
+void access_loaded(unsigned int n, uint64_t value);
+
+#endif
