@@ -22,6 +22,7 @@
 #include <unistd.h>
 
 #include "daemon/config.h"
+#include "daemon/control/passed.h"
 #include "daemon/control/server.h"
 #include "daemon/log.h"
 #include "daemon/memory/holder.h"
@@ -276,13 +277,14 @@ static void explain_user_mode(void)
 		"root can reserve; hmmctl doctor tells more");
 }
 
-static int serve(struct command *command, const struct config *config)
+static int serve(struct command *command, const struct config *config, struct passed *passed)
 {
 	struct server_options options = {
 		.version = HMM_VERSION,
 		.config = *config,
 		.source = command->source,
 		.ready_fd = command->ready_fd,
+		.passed = passed,
 	};
 	struct server *server;
 	int r;
@@ -295,6 +297,7 @@ static int serve(struct command *command, const struct config *config)
 	if (config->user)
 		explain_user_mode();
 	r = server_new(&options, &server);
+	passed_deinit(passed);
 	if (!r) {
 		r = server_run(server);
 		server_free(server);
@@ -306,11 +309,13 @@ static int serve(struct command *command, const struct config *config)
 int main(int argc, char **argv)
 {
 	struct command command = { .ready_fd = -1 };
+	struct passed passed;
 	struct config config;
 	int r;
 
 	if (argc > 1 && !strcmp(argv[1], HOLDER_ARGUMENT))
 		return holder_main(argc, argv);
+	passed_collect(&passed);
 	fill_standard_fds();
 	umask(0077);
 	r = parse_command(&command, argc, argv);
@@ -331,5 +336,5 @@ int main(int argc, char **argv)
 	signal(SIGXFSZ, SIG_IGN);
 	raise_limits();
 	hmm_frame_debug_init("hmmd");
-	return serve(&command, &config);
+	return serve(&command, &config, &passed);
 }

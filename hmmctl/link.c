@@ -19,6 +19,8 @@
 #include "link.h"
 
 #define SYSTEM_SOCKET "/run/hmmd/hmmd.sock"
+/* Of hmmd-admin.socket. Who may open it gets in there, however many programs throng before the other. */
+#define ADMIN_SOCKET "/run/hmmd/admin.sock"
 
 void link_init(struct link *link)
 {
@@ -68,6 +70,8 @@ static int find_daemon(struct link *link)
 
 	if (path && *path)
 		return connect_to(link, path);
+	if (!connect_to(link, ADMIN_SOCKET))
+		return 0;
 	ret = connect_to(link, SYSTEM_SOCKET);
 	if (!ret || !runtime)
 		return ret;

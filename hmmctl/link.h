@@ -22,7 +22,7 @@ struct link {
 void link_init(struct link *link);
 /*
  * Connects and says hello. @path: NULL for $HMM_SOCKET, then
- * /run/hmmd/hmmd.sock, then $XDG_RUNTIME_DIR/hmmd.sock.
+ * /run/hmmd/admin.sock, /run/hmmd/hmmd.sock, $XDG_RUNTIME_DIR/hmmd.sock.
  * Return: 0, or a negative errno that is in @link as well.
  */
 int link_open(struct link *link, const char *path);

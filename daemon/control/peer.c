@@ -496,8 +496,9 @@ static void watch_process(struct peer *peer)
 	uv_poll_start(&peer->life, UV_READABLE, on_life);
 }
 
-void peer_new_consume_fd(struct server *server, int fd)
+void peer_new_consume_fd(const struct listener *listener, int fd)
 {
+	struct server *server = listener->server;
 	struct ucred cred;
 	struct peer *peer;
 	char why[200];
@@ -540,6 +541,7 @@ void peer_new_consume_fd(struct server *server, int fd)
 	peer->uid = cred.uid;
 	peer->gid = cred.gid;
 	peer->pid = cred.pid;
+	peer->administers = listener->administers;
 	peer->connected = uv_hrtime();
 	peer->fds = 2;
 	peer->queue_tail = &peer->queue;

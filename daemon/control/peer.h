@@ -16,6 +16,7 @@
 #include "hmm_protocol.h"
 
 struct letter;
+struct listener;
 struct server;
 
 /* A message that waits for the socket to take it. */
@@ -43,6 +44,7 @@ struct peer {
 	uid_t uid;
 	gid_t gid;
 	pid_t pid;
+	bool administers;		/* it came by the socket for administration */
 	uint64_t connected;		/* CLOCK_MONOTONIC, ns */
 	bool closing;
 	bool orphaned; /* its process ended: what it said is heard, then it closes */
@@ -73,7 +75,7 @@ struct peer {
 };
 
 /* Takes over @fd; a peer that is not welcome is told why, as far as possible, and closed. */
-void peer_new_consume_fd(struct server *server, int fd);
+void peer_new_consume_fd(const struct listener *listener, int fd);
 /*
  * Closes; the peer is freed when the loop comes round. @why is for the log, NULL when it is no
  * news.

@@ -58,12 +58,13 @@ static void apply_limits(struct server *server)
 
 /* ---- connections -------------------------------------------------------------- */
 
-static void refuse_one(struct server *server)
+static void refuse_one(const struct listener *listener)
 {
+	struct server *server = listener->server;
 	int fd;
 
 	close(server->reserve_fd);
-	fd = accept4(server->listen_fd, NULL, NULL, SOCK_CLOEXEC);
+	fd = accept4(listener->fd, NULL, NULL, SOCK_CLOEXEC);
 	if (fd >= 0)
 		close(fd);
 	server->reserve_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
@@ -72,18 +73,18 @@ static void refuse_one(struct server *server)
 
 static void on_connection(uv_poll_t *handle, int status, int events)
 {
-	struct server *server = handle->data;
+	struct listener *listener = handle->data;
 	unsigned int i;
 	int fd;
 
 	for (i = 0; i < TURN_ACCEPTS; i++) {
-		fd = accept4(server->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+		fd = accept4(listener->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 		if (fd >= 0) {
-			peer_new_consume_fd(server, fd);
+			peer_new_consume_fd(listener, fd);
 			continue;
 		}
 		if (errno == EMFILE || errno == ENFILE)
-			refuse_one(server);
+			refuse_one(listener);
 		else if (errno != EAGAIN && errno != ECONNABORTED && errno != EINTR)
 			log_warn("a connection cannot be accepted: %m");
 		return;
@@ -158,9 +159,10 @@ static void begin_shutdown(struct server *server, const char *cause)
 	log_info("%s: no more connections, every page comes home", cause);
 	notify_manager("STOPPING=1\nSTATUS=Bringing every page home");
 	server->state = SERVER_DRAINING;
-	uv_close((uv_handle_t *)&server->listening, NULL);
-	close(server->listen_fd);
-	server->listen_fd = -1;
+	uv_close((uv_handle_t *)&server->programs.poll, NULL);
+	if (server->administration.fd >= 0)
+		uv_close((uv_handle_t *)&server->administration.poll, NULL);
+	socket_stop_listening(server);
 	engine_submit(server->engine, letter);
 }
 
@@ -393,9 +395,25 @@ void server_mend_cards(struct server *server)
 		uv_timer_start(&server->mend, on_mend, MEND_MS, MEND_MS);
 }
 
+static void listener_init(struct server *server, struct listener *listener, bool administers)
+{
+	listener->server = server;
+	listener->administers = administers;
+	listener->poll.data = listener;
+	if (listener->fd >= 0)
+		uv_poll_init(&server->loop, &listener->poll, listener->fd);
+}
+
+static void listener_start(struct listener *listener)
+{
+	if (listener->fd >= 0)
+		uv_poll_start(&listener->poll, UV_READABLE, on_connection);
+}
+
 static void start_handles(struct server *server)
 {
-	uv_poll_init(&server->loop, &server->listening, server->listen_fd);
+	listener_init(server, &server->programs, false);
+	listener_init(server, &server->administration, true);
 	uv_poll_init(&server->loop, &server->outbox_poll, server->outbox.eventfd);
 	uv_signal_init(&server->loop, &server->terminate);
 	uv_signal_init(&server->loop, &server->interrupt);
@@ -403,7 +421,6 @@ static void start_handles(struct server *server)
 	uv_timer_init(&server->loop, &server->flush_timer);
 	uv_timer_init(&server->loop, &server->watchdog);
 	uv_timer_init(&server->loop, &server->mend);
-	server->listening.data = server;
 	server->outbox_poll.data = server;
 	server->terminate.data = server;
 	server->interrupt.data = server;
@@ -424,7 +441,8 @@ int server_new(const struct server_options *options, struct server **result)
 	server->version = options->version;
 	server->ready_fd = options->ready_fd;
 	server->started = uv_hrtime();
-	server->listen_fd = -1;
+	server->programs.fd = -1;
+	server->administration.fd = -1;
 	server->lock_fd = -1;
 	server->reserve_fd = -1;
 	server->outbox.eventfd = -1;
@@ -452,7 +470,7 @@ int server_new(const struct server_options *options, struct server **result)
 	}
 	server->has_outbox = true;
 	server->reserve_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
-	r = socket_open(server);
+	r = socket_open(server, options->passed);
 	if (r < 0)
 		goto fail;
 	r = start_holder(server);
@@ -474,7 +492,8 @@ int server_run(struct server *server)
 {
 	uint64_t watchdog_ms = notify_watchdog_ms();
 
-	uv_poll_start(&server->listening, UV_READABLE, on_connection);
+	listener_start(&server->programs);
+	listener_start(&server->administration);
 	uv_poll_start(&server->outbox_poll, UV_READABLE, on_outbox);
 	start_tracer(server);
 	uv_signal_start(&server->terminate, on_end_signal, SIGTERM);

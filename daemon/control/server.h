@@ -20,6 +20,7 @@
 #include "daemon/mailbox.h"
 #include "frame.h"
 
+struct passed;
 struct peer;
 
 #define SERVER_PEER_BUCKETS 256
@@ -35,11 +36,20 @@ struct server_options {
 	struct config config;
 	struct config_source source;	/* to reload from; what it points to outlives the server */
 	int ready_fd;			/* -1: none; closed once told */
+	struct passed *passed;		/* by the service manager: what is used is taken out */
+};
+
+/* A socket that peers come by. */
+struct listener {
+	struct server *server;
+	uv_poll_t poll;
+	int fd;				/* -1: there is none */
+	bool administers;		/* who comes by it is an administrator: it is for its file's mode to say who may */
 };
 
 struct server {
 	uv_loop_t loop;
-	uv_poll_t listening;
+	struct listener programs, administration;
 	uv_poll_t outbox_poll;
 	uv_poll_t tracer_poll;		/* active only when tracer_fd is */
 	uv_signal_t terminate, interrupt, reload;
@@ -56,10 +66,9 @@ struct server {
 	uint64_t started;		/* CLOCK_MONOTONIC, ns */
 
 	char path[108];
-	int listen_fd;
 	int lock_fd;			/* path.lock, held as long as the socket is ours */
-	dev_t socket_dev;
-	ino_t socket_ino;
+	dev_t socket_dev;		/* the socket that hmmd has made, and removes; */
+	ino_t socket_ino;		/* 0: it was passed one */
 	int tracer_fd;			/* -1: hmmd is not told of debuggers */
 	int uffd_device;		/* /dev/userfaultfd, -1 when it cannot be opened */
 	int reserve_fd;			/* given up to refuse a connection when the table is full */

@@ -146,10 +146,13 @@ static const struct verb *verb_of(const struct letter *letter)
 
 /* ---- rights --------------------------------------------------------------------- */
 
-/* hmmctl of root or of hmmd's own user: it may look at everything and steer it. */
+/*
+ * hmmctl of root or of hmmd's own user, or of whoever may open the socket for administration: it may look at
+ * everything and steer it.
+ */
 static bool is_admin(const struct peer *peer)
 {
-	return peer->role == HMM_ROLE_TOOL && (peer->uid == 0 || peer->uid == geteuid());
+	return peer->role == HMM_ROLE_TOOL && (peer->administers || peer->uid == 0 || peer->uid == geteuid());
 }
 
 /* By its own grants, as administrator, or as a tool of the user whose process it is. */
@@ -459,8 +462,8 @@ static void forward_drain(struct peer *peer, struct letter *letter)
 		check_right(peer, letter, drain->owner, RIGHT_LOOK);
 	else if (!is_admin(peer))
 		letter_fail(letter, -EPERM,
-			    "only a tool of root or of hmmd's own user may drain everything; "
-			    "name an owner");
+			    "only a tool of root or of hmmd's own user may drain everything, or one that came by "
+			    "the socket for administration; name an owner");
 }
 
 /* Nothing answers an ack, so it is bounded by what was asked. */

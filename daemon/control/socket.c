@@ -9,8 +9,12 @@
  *
  * The socket is born 0600 and opened to the group only when it belongs to it.
  *
+ * Or the service manager has made it, and passed it (passed.h): path, mode and group are
+ * its units' matter, and so is its end. The lock is taken all the same: another hmmd may be
+ * started at that path by hand. Only then can there be a second socket, for administration.
+ *
  * What can fail: a path that is too long, taken, or in a folder that does not
- * exist or is not ours. Each is logged with what to do.
+ * exist or is not ours; a passed socket that is of another kind. Each is logged with what to do.
  * Thread: control.
  */
 #include "daemon/control/socket.h"
@@ -27,6 +31,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "daemon/control/passed.h"
 #include "daemon/control/server.h"
 #include "daemon/log.h"
 
@@ -172,14 +177,14 @@ static int bind_path(struct server *server)
 	mode_t mask;
 	int r;
 
-	server->listen_fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	if (server->listen_fd < 0) {
+	server->programs.fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (server->programs.fd < 0) {
 		log_error("cannot make a socket: %m");
 		return -errno;
 	}
 	fill_address(&address, server->path);
 	mask = umask(0177);
-	r = bind(server->listen_fd, (struct sockaddr *)&address, sizeof(address));
+	r = bind(server->programs.fd, (struct sockaddr *)&address, sizeof(address));
 	umask(mask);
 	if (r < 0) {
 		log_error("cannot bind %s: %m", server->path);
@@ -194,9 +199,73 @@ static int bind_path(struct server *server)
 	return 0;
 }
 
-int socket_open(struct server *server)
+/* ---- sockets that were passed ------------------------------------------------------- */
+
+static int socket_option(int fd, int which)
+{
+	int value = -1;
+	socklen_t size = sizeof(value);
+
+	return getsockopt(fd, SOL_SOCKET, which, &value, &size) < 0 ? -1 : value;
+}
+
+/* Its path, which is where the holder of cards and the lock have their names from. */
+static int look_at_passed(int fd, char *path, size_t room)
+{
+	struct sockaddr_un address = { .sun_family = AF_UNSPEC };
+	socklen_t size = sizeof(address);
+	const size_t most = sizeof(address.sun_path);
+
+	if (getsockname(fd, (struct sockaddr *)&address, &size) < 0 || address.sun_family != AF_UNIX ||
+	    socket_option(fd, SO_TYPE) != SOCK_SEQPACKET || socket_option(fd, SO_ACCEPTCONN) != 1) {
+		log_error("a socket that the service manager passed (descriptor %d) is of the wrong kind: "
+			  "its unit has to say ListenSequentialPacket= and Accept=no", fd);
+		return -EINVAL;
+	}
+	if (address.sun_path[0] != '/' || strnlen(address.sun_path, most) >= room) {
+		log_error("a socket that the service manager passed (descriptor %d) has no path of at most %zu bytes: "
+			  "ListenSequentialPacket= in its unit has to name one, such as /run/hmmd/hmmd.sock",
+			  fd, room - 1);
+		return -EINVAL;
+	}
+	memcpy(path, address.sun_path, strnlen(address.sun_path, most) + 1);
+	return fcntl(fd, F_SETFL, O_RDWR | O_NONBLOCK) < 0 ? -errno : 0;
+}
+
+static int adopt_programs(struct server *server)
+{
+	char path[sizeof(server->path)];
+	int r = look_at_passed(server->programs.fd, path, sizeof(path));
+
+	if (r < 0)
+		return r;
+	if (strcmp(path, server->path))
+		log_warn("the service manager's socket is %s: 'socket', which says %s, has no say beside hmmd.socket",
+			 path, server->path);
+	memcpy(server->path, path, sizeof(path));
+	return take_lock(server->path, &server->lock_fd);
+}
+
+static int adopt_administration(struct server *server)
+{
+	char path[sizeof(server->path)];
+
+	return server->administration.fd < 0 ? 0 : look_at_passed(server->administration.fd, path, sizeof(path));
+}
+
+int socket_open(struct server *server, struct passed *passed)
 {
 	int r;
+
+	server->programs.fd = passed_take_socket(passed, false);
+	server->administration.fd = passed_take_socket(passed, true);
+	r = adopt_administration(server);
+	if (r < 0 || server->programs.fd >= 0) {
+		r = r < 0 ? r : adopt_programs(server);
+		if (r < 0)
+			socket_close(server);
+		return r;
+	}
 
 	r = make_folder(server->path);
 	if (!r)
@@ -207,7 +276,7 @@ int socket_open(struct server *server)
 		r = bind_path(server);
 	if (!r)
 		r = open_to_group(server->path, server->config.user ? "" : server->config.group);
-	if (!r && listen(server->listen_fd, BACKLOG) < 0) {
+	if (!r && listen(server->programs.fd, BACKLOG) < 0) {
 		r = -errno;
 		log_error("cannot listen on %s: %m", server->path);
 	}
@@ -216,15 +285,22 @@ int socket_open(struct server *server)
 	return r;
 }
 
+void socket_stop_listening(struct server *server)
+{
+	if (server->programs.fd >= 0)
+		close(server->programs.fd);
+	if (server->administration.fd >= 0)
+		close(server->administration.fd);
+	server->programs.fd = -1;
+	server->administration.fd = -1;
+}
+
 void socket_close(struct server *server)
 {
 	char name[128];
 	struct stat st;
 
-	if (server->listen_fd >= 0) {
-		close(server->listen_fd);
-		server->listen_fd = -1;
-	}
+	socket_stop_listening(server);
 	if (server->socket_ino && !lstat(server->path, &st) && st.st_dev == server->socket_dev &&
 	    st.st_ino == server->socket_ino)
 		unlink(server->path);

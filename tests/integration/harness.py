@@ -26,6 +26,7 @@ by HMM_TEST_SCALE; they only end what hangs. HMM_TEST_SEED chooses the seed that
 
 import contextlib
 import ctypes
+import fcntl
 import glob
 import json
 import os
@@ -260,10 +261,12 @@ class Process:
 class Daemon:
     """A private hmmd. restart() keeps socket and arguments, so that clients find the new one."""
 
-    def __init__(self, test, *args, environment=None):
+    def __init__(self, test, *args, environment=None, manager=None):
         self.test = test
         self.args = [str(arg) for arg in args]
         self.environment = environment or {}
+        # One of manager.py: it starts hmmd, and hears of it.
+        self.manager = manager
         self.socket = os.path.join(test.folder, "hmmd.sock")
         self.process = None
         self.baseline = []
@@ -275,9 +278,17 @@ class Daemon:
         ready, told = os.pipe()
         self.starts += 1
         name = "hmmd" if self.starts == 1 else f"hmmd-{self.starts}"
+        inherited = []
+        environment = dict(self.environment)
+        if self.manager:
+            low, told = told, fcntl.fcntl(told, fcntl.F_DUPFD_CLOEXEC, 400)
+            os.close(low)
+            environment.update(self.manager.environment())
         command = [*self.test.without_capabilities(), binary("hmmd"), "--no-config", "--socket", self.socket, "--ready-fd", str(told), *self.args]
+        if self.manager:
+            command, inherited = self.manager.wrap(command)
         try:
-            self.process = self.test.spawn_command(name, command, environment=self.environment, pass_fds=(told,),
+            self.process = self.test.spawn_command(name, command, environment=environment, pass_fds=(told, *inherited),
                                                    stdin=subprocess.DEVNULL)
             os.close(told)
             told = -1
@@ -289,6 +300,8 @@ class Daemon:
             os.close(ready)
             if told >= 0:
                 os.close(told)
+            for fd in inherited:
+                os.close(fd)
         return self
 
     def _wait_ready(self, ready):

@@ -110,6 +110,23 @@ class Package(unittest.TestCase):
         self.assertTrue(os.access(f"{self.prefix}/bin/hmmctl", os.X_OK))
         self.assertTrue(os.path.exists(f"{self.library_folder}/hmmd/libhmmpreload.so"))
 
+    def test_service(self):
+        """What systemd, sysusers and udev look for, where they do; the unit starts the hmmd that was configured."""
+        def text(name):
+            with open(os.path.join(self.prefix, name)) as file:
+                return file.read()
+
+        unit = text("lib/systemd/system/hmmd.service")
+        self.assertRegex(unit, r"(?m)^ExecStart=/\S+/sbin/hmmd$")
+        self.assertNotIn("@CMAKE", unit)
+        self.assertIn("FileDescriptorName=programs", text("lib/systemd/system/hmmd.socket"))
+        self.assertIn("FileDescriptorName=administration", text("lib/systemd/system/hmmd-admin.socket"))
+        self.assertRegex(text("lib/sysusers.d/hmmd.conf"), r"(?m)^u hmmd -:hmm ")
+        self.assertIn('OWNER="hmmd"', text("lib/udev/rules.d/60-hmmd.rules"))
+        self.assertEqual(run(f"{self.prefix}/sbin/hmmd", "--config", f"{self.prefix}/etc/hmmd/hmmd.conf", "--check-config"),
+                         f"{self.prefix}/etc/hmmd/hmmd.conf: good\n")
+        self.assertTrue(os.path.isdir(f"{self.prefix}/etc/hmmd/hmmd.conf.d"))
+
     def test_manual(self):
         sources = {os.path.basename(page) for page in glob.glob(f"{harness.SOURCE}/docs/man/*.[1-8]")}
         installed = {os.path.basename(page) for page in glob.glob(f"{self.prefix}/share/man/man[1-8]/*")}
