@@ -30,6 +30,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "privileges.h"
+
 #define LOG_SLOTS 1024
 #define LOG_BATCH 16384
 
@@ -134,6 +136,8 @@ static void *log_thread(void *arg)
 {
 	static char batch[LOG_BATCH];
 
+	/* It writes to what is open. */
+	privileges_keep(PRIVILEGES_NONE);
 	for (;;) {
 		/*
 		 * Read before the ring is: a line from before log_deinit() is in this batch then.

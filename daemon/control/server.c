@@ -39,6 +39,7 @@
 #include "daemon/memory/bar.h"
 #include "daemon/memory/card.h"
 #include "daemon/memory/holder.h"
+#include "daemon/privileges.h"
 
 /* Connections accepted in one turn of the loop. */
 #define TURN_ACCEPTS 16
@@ -230,12 +231,8 @@ static void on_tracer(uv_poll_t *handle, int status, int events)
 
 static void start_tracer(struct server *server)
 {
-	server->tracer_fd = tracer_listen();
-	if (server->tracer_fd < 0) {
-		log_info("debuggers are not noticed (%s): before attaching one, hmmctl drain --pid PID",
-			 strerror(-server->tracer_fd));
+	if (server->tracer_fd < 0)
 		return;
-	}
 	uv_poll_init(&server->loop, &server->tracer_poll, server->tracer_fd);
 	server->tracer_poll.data = server;
 	uv_poll_start(&server->tracer_poll, UV_READABLE, on_tracer);
@@ -473,6 +470,16 @@ int server_new(const struct server_options *options, struct server **result)
 	r = socket_open(server, options->passed);
 	if (r < 0)
 		goto fail;
+	server->tracer_fd = tracer_listen();
+	if (server->tracer_fd < 0)
+		log_info("debuggers are not noticed (%s): before attaching one, hmmctl drain --pid PID",
+			 strerror(-server->tracer_fd));
+	/* All that took more is done; who is started from here on has no more. */
+	r = privileges_keep(PRIVILEGES_SERVE);
+	if (r < 0) {
+		log_error("hmmd cannot give up the privileges that it does not need: %s", strerror(-r));
+		goto fail;
+	}
 	r = start_holder(server);
 	if (r < 0)
 		goto fail;

@@ -42,6 +42,7 @@
 #include <unistd.h>
 
 #include "daemon/log.h"
+#include "daemon/privileges.h"
 #include "kernel/kernel.h"
 
 /* A request has arrived when it is received: both ends send whole ones, or die. */
@@ -535,6 +536,9 @@ int holder_main(int argc, char **argv)
 		r = -errno;
 	if (!r)
 		r = log_init(LOG_LEVEL_INFO);
+	/* All that it does it does to descriptors. */
+	if (!r)
+		r = privileges_keep(PRIVILEGES_NONE);
 	if (greet(holding.hmmd, r, 0) < 0) {
 		stop_listening(&holding);
 		return EXIT_FAILURE;

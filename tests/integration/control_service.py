@@ -428,6 +428,26 @@ class Lists(Service):
         self.assertNotIn("unspoken", self.daemon.log)
 
 
+@unittest.skipUnless(os.getuid() == 0, "only root has any")
+class Privileges(Service):
+    SERVE = 1 << 1 | 1 << 14 | 1 << 19 | 1 << 23    # DAC_OVERRIDE, IPC_LOCK, SYS_PTRACE, SYS_NICE
+
+    def test_each_thread_has_what_it_needs(self):
+        with open("/proc/self/status") as file:
+            ours = int(re.search(r"^CapEff:\s*([0-9a-f]+)", file.read(), re.M)[1], 16)
+        self.start_daemon("--workers", "2")
+        seen = {}
+        for task in os.listdir(f"/proc/{self.daemon.pid}/task"):
+            with open(f"/proc/{self.daemon.pid}/task/{task}/status") as file:
+                status = dict(line.rstrip("\n").split(":\t", 1) for line in file)
+            self.assertEqual(status["NoNewPrivs"], "1", status["Name"])
+            self.assertEqual(status["CapEff"], status["CapPrm"])
+            seen.setdefault(status["Name"], []).append(int(status["CapEff"], 16))
+        self.assertEqual(seen.pop("hmmd-log"), [0])
+        self.assertGreaterEqual(sum(len(each) for each in seen.values()), 3, seen)
+        self.assertEqual({caps for each in seen.values() for caps in each}, {self.SERVE & ours})
+
+
 class Reload(Service):
     def start_with(self, text):
         self.path = self.write("h.conf", text)
