@@ -44,13 +44,20 @@ void notify_manager(const char *state)
 	close(fd);
 }
 
-uint64_t notify_watchdog_ms(void)
+bool notify_is_heard(void)
+{
+	const char *path = getenv("NOTIFY_SOCKET");
+
+	return path && *path;
+}
+
+uint64_t notify_patience_ms(void)
 {
 	const char *patience = getenv("WATCHDOG_USEC"), *whose = getenv("WATCHDOG_PID");
 
 	if (!patience || (whose && strtol(whose, NULL, 10) != getpid()))
 		return 0;
-	return strtoull(patience, NULL, 10) / 2000;
+	return strtoull(patience, NULL, 10) / 1000;
 }
 
 void notify_ready_fd(int *fd)

@@ -47,6 +47,8 @@
 #define FLUSH_MS 2000
 /* How often it is looked whether the holder of cards is there, while there are cards. */
 #define MEND_MS 1000
+/* How often the service manager hears how it is, when it does not say how often it wants to. */
+#define REPORT_MS 15000
 
 static void apply_limits(struct server *server)
 {
@@ -90,6 +92,57 @@ static void on_connection(uv_poll_t *handle, int status, int events)
 			log_warn("a connection cannot be accepted: %m");
 		return;
 	}
+}
+
+/* ---- what the service manager hears ------------------------------------------------ */
+
+/* @what, and how hmmd is, in a line for people: `systemctl status` shows it. */
+static void report(const struct server *server, const char *what)
+{
+	struct hmm_msg_status_reply totals = { 0 };
+	char text[640];
+
+	engine_totals(server->engine, &totals);
+	if (server->state == SERVER_SERVING)
+		snprintf(text, sizeof(text), "%s\nSTATUS=Serving %u mirrored process%s; %llu of %llu MiB of device memory are in use%s",
+			 what, totals.owners, totals.owners == 1 ? "" : "es", (unsigned long long)(totals.pool_used >> 20),
+			 (unsigned long long)(totals.pool_bytes >> 20), server->trouble);
+	else
+		snprintf(text, sizeof(text), "%s\nSTATUS=Bringing every page home: %llu MiB of %u mirrored process%s are out",
+			 what, (unsigned long long)(totals.device_bytes >> 20), totals.owners, totals.owners == 1 ? "" : "es");
+	notify_manager(text);
+}
+
+/*
+ * That this runs shows that the loop does. Whether the workers do they show by a turn of their loops since the last time: each is
+ * woken, so one without work makes it as well. One that does not leaves the watchdog unfed.
+ */
+static void on_report(uv_timer_t *timer)
+{
+	struct server *server = timer->data;
+	int stuck = engine_find_stuck(server->engine);
+	char text[128];
+
+	if (stuck < 0) {
+		report(server, "WATCHDOG=1");
+		return;
+	}
+	log_error("worker %d makes no progress: the service manager is not told that all is well", stuck);
+	snprintf(text, sizeof(text), "STATUS=Worker %d makes no progress: faults of its processes wait", stuck);
+	notify_manager(text);
+}
+
+static void start_reports(struct server *server)
+{
+	uint64_t every_ms = REPORT_MS, patience_ms = notify_patience_ms();
+
+	if (!notify_is_heard())
+		return;
+	/* A worker may then be slow for half of that patience, and be heard of in time. */
+	if (patience_ms)
+		every_ms = patience_ms < 4 ? 1 : patience_ms / 4;
+	engine_find_stuck(server->engine);
+	uv_timer_start(&server->report, on_report, every_ms, every_ms);
 }
 
 /* ---- the end -------------------------------------------------------------------- */
@@ -158,8 +211,8 @@ static void begin_shutdown(struct server *server, const char *cause)
 		return;
 	}
 	log_info("%s: no more connections, every page comes home", cause);
-	notify_manager("STOPPING=1\nSTATUS=Bringing every page home");
 	server->state = SERVER_DRAINING;
+	report(server, "STOPPING=1");
 	uv_close((uv_handle_t *)&server->programs.poll, NULL);
 	if (server->administration.fd >= 0)
 		uv_close((uv_handle_t *)&server->administration.poll, NULL);
@@ -251,6 +304,22 @@ static void log_lines(char *text)
 	}
 }
 
+/* Of all errors the first, on the one line that a status has room for. */
+static void note_trouble(struct server *server, const char *errors)
+{
+	snprintf(server->trouble, sizeof(server->trouble), "; the configuration was not reloaded: %.*s",
+		 (int)strcspn(errors, "\n"), errors);
+}
+
+/* A manager that reloads by Type=notify-reload knows by the time that it is this reload which has begun. */
+static void report_reload(void)
+{
+	char text[64];
+
+	snprintf(text, sizeof(text), "RELOADING=1\nMONOTONIC_USEC=%llu", (unsigned long long)(uv_hrtime() / 1000));
+	notify_manager(text);
+}
+
 static void on_reload(uv_signal_t *handle, int number)
 {
 	struct server *server = handle->data;
@@ -261,15 +330,19 @@ static void on_reload(uv_signal_t *handle, int number)
 	FILE *errors;
 	int r;
 
-	notify_manager("RELOADING=1");
+	report_reload();
+	server->trouble[0] = '\0';
 	errors = open_memstream(&text, &size);
 	if (!errors) {
 		log_error("SIGHUP is ignored: out of memory");
+		note_trouble(server, "out of memory");
+		report(server, "READY=1");
 		return;
 	}
 	r = config_load(&fresh, &server->source, errors);
 	fclose(errors);
 	if (r < 0) {
+		note_trouble(server, text);
 		log_lines(text);
 		log_error("the configuration is not reloaded; the old one stays in force");
 	} else {
@@ -285,14 +358,7 @@ static void on_reload(uv_signal_t *handle, int number)
 		log_info("the configuration is reloaded");
 	}
 	free(text);
-	notify_manager("READY=1");
-}
-
-/* ---- watchdog ---------------------------------------------------------------------- */
-
-static void on_watchdog(uv_timer_t *timer)
-{
-	notify_manager("WATCHDOG=1");
+	report(server, server->state == SERVER_SERVING ? "READY=1" : "STOPPING=1");
 }
 
 /* ---- beginning ----------------------------------------------------------------------- */
@@ -416,7 +482,7 @@ static void start_handles(struct server *server)
 	uv_signal_init(&server->loop, &server->interrupt);
 	uv_signal_init(&server->loop, &server->reload);
 	uv_timer_init(&server->loop, &server->flush_timer);
-	uv_timer_init(&server->loop, &server->watchdog);
+	uv_timer_init(&server->loop, &server->report);
 	uv_timer_init(&server->loop, &server->mend);
 	server->outbox_poll.data = server;
 	server->terminate.data = server;
@@ -424,6 +490,7 @@ static void start_handles(struct server *server)
 	server->reload.data = server;
 	server->flush_timer.data = server;
 	server->mend.data = server;
+	server->report.data = server;
 }
 
 int server_new(const struct server_options *options, struct server **result)
@@ -497,8 +564,6 @@ fail:
 
 int server_run(struct server *server)
 {
-	uint64_t watchdog_ms = notify_watchdog_ms();
-
 	listener_start(&server->programs);
 	listener_start(&server->administration);
 	uv_poll_start(&server->outbox_poll, UV_READABLE, on_outbox);
@@ -507,15 +572,13 @@ int server_run(struct server *server)
 	uv_signal_start(&server->interrupt, on_end_signal, SIGINT);
 	uv_signal_start(&server->reload, on_reload, SIGHUP);
 
-	if (watchdog_ms)
-		uv_timer_start(&server->watchdog, on_watchdog, watchdog_ms, watchdog_ms);
-
 	if (server->holder && holder_name(server->holder, 0))
 		server_mend_cards(server);
 
 	log_info("hmmd %s serves %s", server->version, server->path);
 	notify_ready_fd(&server->ready_fd);
-	notify_manager("READY=1\nSTATUS=Serving");
+	report(server, "READY=1");
+	start_reports(server);
 	uv_run(&server->loop, UV_RUN_DEFAULT);
 	log_info("hmmd ends");
 	return 0;

@@ -55,7 +55,7 @@ struct server {
 	uv_signal_t terminate, interrupt, reload;
 	uv_timer_t flush_timer;
 	uv_timer_t mend;		/* looks after the holder of cards */
-	uv_timer_t watchdog;		/* the loop's sign of life to the service manager */
+	uv_timer_t report;		/* how it is, to the service manager */
 	enum server_state state;
 	uint64_t flush_began;		/* loop time, ms */
 
@@ -64,6 +64,7 @@ struct server {
 	int ready_fd;
 	const char *version;
 	uint64_t started;		/* CLOCK_MONOTONIC, ns */
+	char trouble[256];		/* what a person should know of the last reload; "": nothing */
 
 	char path[108];
 	int lock_fd;			/* path.lock, held as long as the socket is ours */

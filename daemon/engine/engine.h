@@ -57,6 +57,11 @@ void engine_submit(struct engine *engine, struct letter *letter);
 
 /* Every worker looks at what may have changed. */
 void engine_wake(struct engine *engine);
+/*
+ * The first worker that has made no progress since this was asked last, or -1; and wakes all, so that one without
+ * work has made some when it is asked next. Only for control.
+ */
+int engine_find_stuck(struct engine *engine);
 
 /* Handled by the engine but on the control thread, at once: fills the letter's reply or error. */
 void engine_device_request(struct engine *engine, struct letter *letter);	/* DEVICE_NEW, _OPEN, _PUT, _FD, DEVMEM_ADD, _REMOVE */

@@ -180,6 +180,7 @@ static void poison_page(struct child *child, uint64_t page)
 
 static void copy_page(struct child *child, uint64_t page, const void *bytes)
 {
+	worker_gets_on(child->owner->worker);
 	for (int tries = 0; tries < TRIES_MAX; tries++) {
 		uint64_t addr = address_in_child(child, page);
 		size_t done;
@@ -231,6 +232,7 @@ static void copy_block(struct block *block, void *data)
 
 	if (!may_hold_pages(block))
 		return;
+	worker_gets_on(block->owner->worker);
 	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++) {
 		const void *bytes;
 		unsigned int n;

@@ -18,6 +18,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "engine/breakage.h"
 #include "engine/evict.h"
 #include "log.h"
 #include "uapi.h"
@@ -240,6 +241,8 @@ static void take_letters(struct worker *worker, struct letter *letter)
 			break;
 		default:
 			letter_free(letter);
+			while (worker->index == 1 && broken("hang-worker"))
+				pause();
 		}
 	}
 	evict_look(worker);
@@ -287,6 +290,7 @@ bool worker_hear_drivers(struct owner *owner)
 		tail = &(*tail)->next;
 	letter = poll(&inbox, 1, 1) > 0 ? mailbox_take(&worker->inbox) : NULL;
 	worker->now = clock_now();
+	worker_gets_on(worker);
 	for (; letter; letter = next) {
 		next = letter->next;
 		letter->next = NULL;
@@ -336,6 +340,7 @@ static void *worker_main(void *data)
 			timeout = 0;
 		n = reactor_wait(worker->reactor, timeout);
 		worker->now = clock_now();
+		worker_gets_on(worker);
 		if (n < 0)
 			log_error("worker %u: %s", worker->index, strerror(-n));
 		if (n > 0)
@@ -529,6 +534,22 @@ void engine_wake(struct engine *engine)
 {
 	for (unsigned int i = 0; i < engine->started; i++)
 		eventfd_write(engine->workers[i].inbox.eventfd, 1);
+}
+
+int engine_find_stuck(struct engine *engine)
+{
+	int stuck = -1;
+
+	for (unsigned int i = 0; i < engine->started; i++) {
+		struct worker *worker = &engine->workers[i];
+		uint64_t turns = atomic_load_explicit(&worker->turns, memory_order_relaxed);
+
+		if (turns == worker->turns_seen && stuck < 0)
+			stuck = (int)i;
+		worker->turns_seen = turns;
+	}
+	engine_wake(engine);
+	return stuck;
 }
 
 /* A free owner id: 16 bits of it travel in windows' names. */

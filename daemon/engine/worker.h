@@ -29,7 +29,15 @@ struct worker {
 	bool refused;		/* an owner of another release: said once */
 	bool stopped;		/* ... and that was answered */
 	bool stop;
+	_Atomic uint64_t turns;	/* of its loop, and steps of what keeps it from the next one for long */
+	uint64_t turns_seen;	/* by control */
 };
+
+/* It is at work, though it does not come round: say so at each step, or it counts as stuck. */
+static inline void worker_gets_on(struct worker *worker)
+{
+	atomic_fetch_add_explicit(&worker->turns, 1, memory_order_relaxed);
+}
 
 struct engine {
 	struct engine_options options;

@@ -546,33 +546,6 @@ class End(Service):
         self.assertEqual(self.daemon.process.wait(), 0)
         self.assertTrue(os.path.exists(self.daemon.socket))
 
-    def test_service_manager(self):
-        path = os.path.join(self.folder, "notify")
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-            manager.bind(path)
-            manager.settimeout(harness.scaled(20))
-            self.daemon = harness.Daemon(self, *self.daemon_args, environment={"NOTIFY_SOCKET": path})
-            self.daemon.start()
-            self.assertTrue(manager.recv(256).startswith(b"READY=1"))
-            self.daemon.process.signal(signal.SIGHUP)
-            self.assertEqual(manager.recv(256), b"RELOADING=1")
-            self.assertEqual(manager.recv(256), b"READY=1")
-            self.daemon.process.signal(signal.SIGTERM)
-            self.assertTrue(manager.recv(256).startswith(b"STOPPING=1"))
-            self.assertEqual(self.daemon.process.wait(), 0)
-
-    def test_watchdog(self):
-        path = os.path.join(self.folder, "notify")
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-            manager.bind(path)
-            manager.settimeout(harness.scaled(20))
-            self.daemon = harness.Daemon(self, *self.daemon_args,
-                                         environment={"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "100000"})
-            self.daemon.start()
-            self.assertTrue(manager.recv(256).startswith(b"READY=1"))
-            for _ in range(3):
-                self.assertEqual(manager.recv(256), b"WATCHDOG=1")
-
     def test_stderr_that_nobody_reads(self):
         """The log is written by a thread of its own: a full pipe stops that thread and nothing else."""
         read, write = os.pipe()

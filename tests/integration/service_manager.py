@@ -6,7 +6,9 @@ import os
 import signal
 import socket
 import stat
+import time
 import unittest
+import unittest.mock
 
 import control_wire as wire
 import harness
@@ -173,6 +175,81 @@ class Sockets(Managed):
         for client in late:
             self.assertFalse(client.hello(role=wire.TOOL).is_error)
             client.close()
+
+
+class Reports(Managed):
+    def test_from_start_to_end(self):
+        self.start()
+        words = self.manager.expect("READY")
+        self.assertEqual(words["READY"], "1")
+        self.assertRegex(words["STATUS"], r"^Serving 0 mirrored processes; 0 of \d+ MiB of device memory are in use$")
+        self.daemon.stop()
+        words = self.manager.expect("STOPPING")
+        self.assertEqual(words["STOPPING"], "1")
+        self.assertRegex(words["STATUS"], "^Bringing every page home: 0 MiB of 0 mirrored processes are out$")
+        self.assertNotIn("READY", [key for words in self.manager.hear()[1:] for key in words])
+
+    def test_reload(self):
+        """As Type=notify-reload has it: RELOADING=1 with the time, not before the signal, and READY=1 when it is over."""
+        path = os.path.join(self.folder, "h.conf")
+        with open(path, "w") as file:
+            file.write("[limits]\nconnections = 7\n")
+        self.start("--config", path)
+        self.manager.expect("READY")
+        for text, trouble in (("[limits]\nconnections = 8\n", ""),
+                              ("[limits]\nconnections = some\nowners = x\n",
+                               f"; the configuration was not reloaded: {path}:2: 'connections' is 'some'; "
+                               "it must be a number from 1 to 65536"),
+                              ("[limits]\nconnections = 9\n", "")):
+            with open(path, "w") as file:
+                file.write(text)
+            before = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+            self.daemon.process.signal(signal.SIGHUP)
+            words = self.manager.expect("RELOADING")
+            self.assertEqual(words["RELOADING"], "1")
+            self.assertLessEqual(before, int(words["MONOTONIC_USEC"]))
+            self.assertLessEqual(int(words["MONOTONIC_USEC"]), time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000)
+            words = self.manager.expect("READY")
+            self.assertTrue(words["STATUS"].endswith(f"device memory are in use{trouble}"), words)
+
+    def test_watchdog(self):
+        """An hmmd without work is well, and says so; so it does with an owner."""
+        self.start("--workers", "3", environment={"WATCHDOG_USEC": str(int(harness.scaled(1000000)))})
+        for _ in range(5):
+            self.assertEqual(self.manager.expect("WATCHDOG")["WATCHDOG"], "1")
+        owner = self.connect()
+        owner.open_owner()
+        seen = ""
+        while not seen.startswith("Serving 1 mirrored process;"):
+            seen = self.manager.expect("WATCHDOG")["STATUS"]
+        owner.close()
+
+    def test_watchdog_of_another_process(self):
+        self.start(environment={"WATCHDOG_USEC": "1000", "WATCHDOG_PID": "1"})
+        self.manager.expect("READY")
+        client = self.connect()
+        for _ in range(20):
+            client.status()
+            time.sleep(0.005)
+        self.assertFalse([words for words in self.manager.hear() if "WATCHDOG" in words])
+
+    def test_a_worker_that_hangs_starves_the_watchdog(self):
+        """One of three does not come back, the loop and the two others are well: nobody may say that all is."""
+        with unittest.mock.patch.dict(harness.PLACES, {"hmmd": "daemon/hmmd_broken"}):
+            self.start("--workers", "3", environment={"WATCHDOG_USEC": "200000", "HMMD_BREAK": "hang-worker"})
+        for _ in range(3):
+            self.manager.expect("WATCHDOG")
+        self.daemon.process.signal(signal.SIGHUP)
+        self.expect_log("worker 1 makes no progress: the service manager is not told that all is well")
+        self.manager.hear()
+        said = len(self.manager.said)
+        # As many times again as it was fed before; the loop itself still serves.
+        harness.wait_until(lambda: self.daemon.log.count("makes no progress") > 6, 20, "that it is noticed again")
+        self.expect_healthy()
+        later = self.manager.hear()[said:]
+        self.assertFalse([words for words in later if "WATCHDOG" in words])
+        self.assertTrue([words for words in later if words.get("STATUS", "").startswith("Worker 1 makes no progress")])
+        self.daemon.kill9()
 
 
 if __name__ == "__main__":
