@@ -34,6 +34,10 @@ check_pie_supported(LANGUAGES C)
 add_compile_definitions(_GNU_SOURCE= _FILE_OFFSET_BITS=64)
 add_compile_options(-Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla
 	-Wno-unused-parameter -fno-common)
+# The kernel's headers have structures that end in an array, and messages begin with them.
+if(CMAKE_C_COMPILER_ID MATCHES "Clang")
+	add_compile_options(-Wno-gnu-variable-sized-type-not-at-end)
+endif()
 if(HMM_WERROR)
 	add_compile_options(-Werror)
 endif()

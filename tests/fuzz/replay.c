@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * Drives a fuzz target where libFuzzer is not linked in: replay [FOLDER OF INPUTS]
+ * Drives a fuzz target where libFuzzer is not linked in: replay [FOLDER OF INPUTS | INPUT ...]
  *
- * Every file of the folder is given to the target as it is, then for a bounded number of rounds an input
- * (or nothing, where there are none) with a few bytes changed, inserted, removed or doubled. A finding is
- * a crash or a sanitizer's report; the seed printed first makes the run again (HMM_TEST_SEED), and
- * HMM_FUZZ_ROUNDS changes its length.
+ * Every file is given to the target as it is, then for a while an input (or nothing, where there are none) with a few
+ * bytes changed, inserted, removed or doubled. A finding is a crash or a sanitizer's report; the seed printed
+ * first makes the run again (HMM_TEST_SEED). HMM_FUZZ_SECONDS changes its length, HMM_FUZZ_ROUNDS counts it instead.
+ * HMM_FUZZ_KEEP names a file that each input is written to before it is given: in the end, the last one.
  *
  * One thread. Each input lies in a heap block of exactly its size, so that AddressSanitizer sees an overrun.
  */
 #include <dirent.h>
+#include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,7 +23,7 @@
 
 #define INPUT_MAX  (64 * 1024)
 #define INPUTS_MAX 4096
-#define ROUNDS	   50000
+#define SECONDS	   8
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -49,12 +51,25 @@ static size_t random_below(size_t bound)
 	return bound ? random_next() % bound : 0;
 }
 
+static void keep(const char *path, const uint8_t *data, size_t size)
+{
+	FILE *file = fopen(path, "wb");
+
+	if (!file || fwrite(data, 1, size, file) != size || fclose(file)) {
+		perror(path);
+		exit(1);
+	}
+}
+
 static void give(const uint8_t *data, size_t size)
 {
+	const char *kept = getenv("HMM_FUZZ_KEEP");
 	uint8_t *copy = malloc(size ? size : 1);
 
 	if (!copy)
 		abort();
+	if (kept)
+		keep(kept, data, size);
 	memcpy(copy, data, size);
 	LLVMFuzzerTestOneInput(copy, size);
 	free(copy);
@@ -87,6 +102,10 @@ static void read_folder(const char *path)
 	DIR *folder = opendir(path);
 	struct dirent *entry;
 
+	if (!folder && errno == ENOTDIR && input_count < INPUTS_MAX) {
+		read_input(AT_FDCWD, path);
+		return;
+	}
 	if (!folder) {
 		perror(path);
 		exit(1);
@@ -141,7 +160,9 @@ int main(int argc, char **argv)
 {
 	static uint8_t data[INPUT_MAX];
 	const char *seed = getenv("HMM_TEST_SEED"), *rounds_wanted = getenv("HMM_FUZZ_ROUNDS");
-	unsigned long rounds = rounds_wanted ? strtoul(rounds_wanted, NULL, 0) : ROUNDS;
+	const char *seconds_wanted = getenv("HMM_FUZZ_SECONDS");
+	unsigned long rounds = rounds_wanted ? strtoul(rounds_wanted, NULL, 0) : ULONG_MAX, round;
+	time_t end;
 
 	random_state = seed ? strtoull(seed, NULL, 0) : (uint64_t)time(NULL) ^ (uint64_t)getpid() << 32;
 	printf("HMM_TEST_SEED=%llu\n", (unsigned long long)random_state);
@@ -152,7 +173,8 @@ int main(int argc, char **argv)
 	give(data, 0);
 	for (size_t i = 0; i < input_count; i++)
 		give(inputs[i].data, inputs[i].size);
-	for (unsigned long round = 0; round < rounds; round++) {
+	end = rounds_wanted ? 0 : time(NULL) + (seconds_wanted ? atoi(seconds_wanted) : SECONDS);
+	for (round = 0; round < rounds && (!end || time(NULL) < end); round++) {
 		size_t size = 0, changes = 1 + random_below(6);
 
 		if (input_count) {
@@ -165,7 +187,7 @@ int main(int argc, char **argv)
 			size = mutate(data, size);
 		give(data, size);
 	}
-	printf("%zu inputs and %lu mutations of them\n", input_count, rounds);
+	printf("%zu inputs and %lu mutations of them\n", input_count, round);
 	for (size_t i = 0; i < input_count; i++)
 		free(inputs[i].data);
 	return 0;
