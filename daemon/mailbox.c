@@ -32,6 +32,7 @@ struct letter *letter_new(enum letter_kind kind)
 	if (!letter)
 		return NULL;
 	letter->kind = kind;
+	letter->pidfd = -1;
 	for (i = 0; i < LETTER_FDS; i++) {
 		letter->fds[i] = -1;
 		letter->reply_fds[i] = -1;
@@ -51,6 +52,8 @@ struct letter *letter_free(struct letter *letter)
 		if (letter->reply_fds[i] >= 0)
 			close(letter->reply_fds[i]);
 	}
+	if (letter->pidfd >= 0)
+		close(letter->pidfd);
 	free(letter->message);
 	free(letter->reply);
 	free(letter);

@@ -37,6 +37,7 @@ struct letter {
 	uid_t uid;		/* of the peer, by SO_PEERCRED */
 	gid_t gid;
 	pid_t pid;
+	int pidfd;		/* of OPEN and REOPEN: the very process that connected; -1: none */
 	char name[64];		/* as the peer said in hello */
 	uint32_t owner;		/* the owner it is about, 0: none */
 

@@ -33,6 +33,7 @@
 #include "daemon/control/server.h"
 #include "daemon/control/session.h"
 #include "daemon/log.h"
+#include "uapi.h"
 
 /* Messages of one peer in one turn of the loop. */
 #define TURN_MESSAGES 16
@@ -481,11 +482,25 @@ static int charge(struct server *server, uid_t uid, char *why, size_t size)
 	return r;
 }
 
+/* Of whoever connected, also if he has died and the number is another's. -1: there is none; -ESRCH: he has died. */
+static int peer_pidfd(int fd, pid_t pid)
+{
+	socklen_t size = sizeof(int);
+	int pidfd;
+
+	if (pid <= 0)
+		return -1;
+	if (getsockopt(fd, SOL_SOCKET, SO_PEERPIDFD, &pidfd, &size) == 0)
+		return pidfd;
+	if (errno == ENOPROTOOPT)
+		pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+	else
+		pidfd = errno == ESRCH || errno == EINVAL ? -ESRCH : -1;
+	return pidfd;
+}
+
 static void watch_process(struct peer *peer)
 {
-	if (peer->pid <= 0)
-		return;
-	peer->pidfd = (int)syscall(SYS_pidfd_open, peer->pid, 0);
 	if (peer->pidfd < 0)
 		return;
 	if (uv_poll_init(&peer->server->loop, &peer->life, peer->pidfd) < 0)
@@ -502,7 +517,7 @@ void peer_new_consume_fd(const struct listener *listener, int fd)
 	struct ucred cred;
 	struct peer *peer;
 	char why[200];
-	int r;
+	int pidfd, r;
 
 	r = hmm_frame_peer(fd, &cred);
 	if (r < 0) {
@@ -515,9 +530,12 @@ void peer_new_consume_fd(const struct listener *listener, int fd)
 		turn_away(fd, -EPERM, "this hmmd runs with --user and serves its own user alone");
 		return;
 	}
+	pidfd = peer_pidfd(fd, cred.pid);
 	r = charge(server, cred.uid, why, sizeof(why));
 	if (r < 0) {
 		log_warn("pid %d is turned away: %s", cred.pid, why);
+		if (pidfd >= 0)
+			close(pidfd);
 		turn_away(fd, r, why);
 		return;
 	}
@@ -530,6 +548,8 @@ void peer_new_consume_fd(const struct listener *listener, int fd)
 		free(peer);
 		quota_release(&server->quota, cred.uid, QUOTA_FDS, 2);
 		quota_release(&server->quota, cred.uid, QUOTA_CONNECTIONS, 1);
+		if (pidfd >= 0)
+			close(pidfd);
 		turn_away(fd, -ENOMEM, "hmmd is out of memory");
 		return;
 	}
@@ -537,7 +557,8 @@ void peer_new_consume_fd(const struct listener *listener, int fd)
 	peer->server = server;
 	peer->id = ++server->last_peer;
 	peer->fd = fd;
-	peer->pidfd = -1;
+	peer->pidfd = pidfd < 0 ? -1 : pidfd;
+	peer->orphaned = pidfd == -ESRCH;
 	peer->uid = cred.uid;
 	peer->gid = cred.gid;
 	peer->pid = cred.pid;
@@ -554,4 +575,6 @@ void peer_new_consume_fd(const struct listener *listener, int fd)
 	watch_process(peer);
 	update_poll(peer);
 	log_debug("peer %u has come (pid %d, uid %u)", peer->id, peer->pid, peer->uid);
+	if (peer->orphaned)
+		receive(peer);
 }

@@ -492,6 +492,9 @@ static struct letter *letter_from(struct peer *peer, struct hmm_frame *frame)
 	letter->gid = peer->gid;
 	letter->pid = peer->pid;
 	memcpy(letter->name, peer->name, sizeof(letter->name));
+	/* By number it could be somebody else's by the time that a worker reads this. */
+	if (verbs[letter->message->opcode].opens_owner && peer->pidfd >= 0)
+		letter->pidfd = fcntl(peer->pidfd, F_DUPFD_CLOEXEC, 3);
 	letter->nfds = frame->nfds;
 	for (i = 0; i < frame->nfds; i++)
 		letter->fds[i] = hmm_frame_take_fd(frame, i);
@@ -655,7 +658,8 @@ static void settle_success(struct server *server, struct peer *peer, struct lett
 			letter_fail(letter, -ENOMEM, "hmmd is out of memory");
 		break;
 	case HMM_OP_REOPEN_REGION:
-		if (owner)
+		/* Of an owner that is not being taken over any more it is not needed. */
+		if (owner && letter->nfds && letter->fds[0] < 0)
 			owner->fds++;
 		else
 			release_kept(server, letter);

@@ -14,7 +14,6 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/magic.h>
 #include <linux/mempolicy.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,7 +21,6 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
-#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "engine/breakage.h"
@@ -114,7 +112,7 @@ struct owner *owner_by_id(struct worker *worker, uint32_t id)
 
 /* ---- coming ------------------------------------------------------------------- */
 
-struct owner *owner_new(struct worker *worker, const struct letter *letter)
+struct owner *owner_new(struct worker *worker, struct letter *letter)
 {
 	struct owner *owner = calloc(1, sizeof(*owner));
 	int *fds[] = {
@@ -133,7 +131,8 @@ struct owner *owner_new(struct worker *worker, const struct letter *letter)
 	owner->uid = letter->uid;
 	owner->pid = letter->pid;
 	memcpy(owner->name, letter->name, sizeof(owner->name));
-	owner->pidfd = (int)syscall(SYS_pidfd_open, letter->pid, 0);
+	owner->pidfd = letter->pidfd;
+	letter->pidfd = -1;
 	TAILQ_INIT(&owner->windows);
 	TAILQ_INIT(&owner->listeners);
 	TAILQ_INIT(&owner->slot_waiters);
@@ -290,31 +289,6 @@ static int reply_open(struct owner *owner, struct letter *letter)
 			return -EMFILE;
 	reply->owner = owner->id;
 	reply->features = owner->features;
-	return 0;
-}
-
-bool owner_is_userfaultfd(int fd)
-{
-	char path[32], name[32];
-	ssize_t n;
-
-	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
-	n = readlink(path, name, sizeof(name) - 1);
-	if (n < 0)
-		return false;
-	name[n] = '\0';
-	return strcmp(name, "anon_inode:[userfaultfd]") == 0;
-}
-
-/* Files of procfs, and nothing that somebody's own file system serves when it likes. */
-int owner_check_proc(const struct owner *owner)
-{
-	const int fds[] = { owner->mem, owner->pagemap, owner->maps, owner->smaps };
-	struct statfs st;
-
-	for (unsigned int i = 0; i < sizeof(fds) / sizeof(fds[0]); i++)
-		if (fstatfs(fds[i], &st) < 0 || st.f_type != PROC_SUPER_MAGIC)
-			return -EBADF;
 	return 0;
 }
 

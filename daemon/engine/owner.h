@@ -419,7 +419,7 @@ void owner_free(struct owner *owner);
 /* Periodic: is an owner without connection gone, is closing done? Sets the worker's alarm. */
 void owner_tick(struct owner *owner, int64_t now);
 /* Shared with recover.c. */
-struct owner *owner_new(struct worker *worker, const struct letter *letter);
+struct owner *owner_new(struct worker *worker, struct letter *letter);
 int owner_handshake(struct owner *owner, uint64_t open_flags);
 int owner_map_shared(struct owner *owner);
 void owner_open_attributes(struct owner *owner);	/* of a ledger that is ours */
