@@ -163,6 +163,8 @@ def main():
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     folder = tempfile.mkdtemp(prefix="hmm-test-")
+    # Some tests start programs as other users, in folders of their own below.
+    os.chmod(folder, 0o711)
     environment = dict(os.environ, TMPDIR=folder, HMM_TEST_REPORT=report_path)
     trouble = []
     started = time.monotonic()

@@ -628,9 +628,10 @@ bool owner_mm_is_gone(struct owner *owner)
 /* What was handed back need not be what hmmd once made. */
 int64_t owner_grace_ns(const struct owner *owner)
 {
-	const uint64_t most = ENGINE_GRACE_MAX_MS, said = owner->journal->grace_ms;
+	const uint64_t ours = owner->worker->engine->options.grace_ms, said = owner->journal->grace_ms;
+	const uint64_t longer = said > ours ? said : ours;
 
-	return (int64_t)(said < most ? said : most) * NS_PER_MS;
+	return (int64_t)(longer < ENGINE_GRACE_MAX_MS ? longer : ENGINE_GRACE_MAX_MS) * NS_PER_MS;
 }
 
 void owner_note_grace(struct owner *owner)

@@ -434,11 +434,17 @@ void __wrap_vma_refresh_threads(struct owner *owner, int64_t age_ns)
 
 ssize_t __wrap_readlink(const char *path, char *target, size_t size)
 {
-	static const char name[] = "anon_inode:[userfaultfd]";
+	static const char *const names[] = {
+		[ROLE_NONE] = "/dev/null", [ROLE_UFFD] = "anon_inode:[userfaultfd]", [ROLE_MEM] = "/proc/100/mem",
+		[ROLE_PAGEMAP] = "/proc/100/pagemap", [ROLE_MAPS] = "/proc/100/maps", [ROLE_SMAPS] = "/proc/100/smaps",
+	};
+	const char *name = names[fd_role(atoi(path + strlen("/proc/self/fd/")))];
+	size_t length = strlen(name);
 
-	(void)path;
-	memcpy(target, name, sizeof(name) < size ? sizeof(name) : size);
-	return sizeof(name) - 1;
+	if (length > size)
+		length = size;
+	memcpy(target, name, length);
+	return (ssize_t)length;
 }
 
 int __wrap_fstatfs64(int fd, struct statfs *st)
