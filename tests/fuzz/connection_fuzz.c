@@ -113,14 +113,24 @@ static int memfd(size_t size, int seals)
 	return fd;
 }
 
-/* As a ledger would be, had hmmd made it. */
+/* As a ledger would be, had hmmd made it: but another user's, made while hmmd, which is in this process, may still give files away. */
+static int foreign = -1;
+
+static void make_foreign(void)
+{
+	foreign = memfd(HMM_LEDGER_SIZE, F_SEAL_SHRINK | F_SEAL_GROW);
+	if (foreign >= 0 && geteuid() == 0 && fchown(foreign, 65534, 65534) < 0)
+		abort();
+}
+
 static int forged(void)
 {
-	int fd = memfd(HMM_LEDGER_SIZE, F_SEAL_SHRINK | F_SEAL_GROW);
+	char path[32];
 
-	if (fd >= 0 && geteuid() == 0 && fchown(fd, 65534, 65534) < 0)
-		abort();
-	return fd;
+	/* Each input finds it empty. */
+	fallocate(foreign, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)HMM_LEDGER_SIZE);
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", foreign);
+	return open(path, O_RDWR | O_CLOEXEC);
 }
 
 static int half_of_a_pair(unsigned int which)
@@ -612,6 +622,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	static unsigned int count;
 
 	if (!count) {
+		make_foreign();
 		serving_begin();
 		hmm_frame_init(&answer);
 		warm_up();
