@@ -14,6 +14,13 @@ void notify_manager(const char *state);
 bool notify_is_heard(void);
 /* How long the service manager may go without hearing "WATCHDOG=1", in ms. 0: for ever. */
 uint64_t notify_patience_ms(void);
+/*
+ * Has the manager keep them under a name for the next hmmd, which is passed them (passed.h), as long as there is one to come; and let go of
+ * them. Any thread. 0 or a negative errno; -ENOENT: there is no manager. (One whose unit says no FileDescriptorStoreMax= keeps nothing, and
+ * does not say so.)
+ */
+int notify_keep(const char *name, const int *fds, unsigned int n);
+int notify_drop(const char *name);
 /* "READY=1\n" into *fd, which is closed and becomes -1. */
 void notify_ready_fd(int *fd);
 

@@ -97,6 +97,22 @@ int passed_take_socket(struct passed *passed, int administration)
 	return -1;
 }
 
+const char *passed_take_kept(struct passed *passed, int *fd)
+{
+	unsigned int i;
+
+	for (i = 0; i < passed->n; i++) {
+		struct passed_fd *from = &passed->fds[i];
+
+		if (from->fd < 0 || strncmp(from->name, PASSED_KEPT, strlen(PASSED_KEPT)))
+			continue;
+		*fd = from->fd;
+		from->fd = -1;
+		return from->name;
+	}
+	return NULL;
+}
+
 void passed_deinit(struct passed *passed)
 {
 	unsigned int i;

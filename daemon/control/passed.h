@@ -8,6 +8,8 @@
 
 /* FileDescriptorName= of the socket units. Any other socket is the programs', too. */
 #define PASSED_ADMINISTRATION "administration"
+/* What names of kept descriptors begin with. */
+#define PASSED_KEPT "fork."
 
 struct passed_fd {
 	char name[64];		/* of the manager's alphabet, "" where it gave none */
@@ -23,6 +25,8 @@ struct passed {
 void passed_collect(struct passed *passed);
 /* The first listening socket for programs (@administration: for administration); -1: none is left. The caller's. */
 int passed_take_socket(struct passed *passed, int administration);
+/* What notify_keep() had kept: a descriptor that is the caller's, and its name, good until passed_deinit(). NULL: no more. */
+const char *passed_take_kept(struct passed *passed, int *fd);
 /* Closes what nobody has taken, with a line in the log for each. */
 void passed_deinit(struct passed *passed);
 

@@ -31,6 +31,7 @@
 #include <unistd.h>
 
 #include "daemon/control/notify.h"
+#include "daemon/control/passed.h"
 #include "daemon/control/peer.h"
 #include "daemon/control/session.h"
 #include "daemon/control/socket.h"
@@ -123,6 +124,7 @@ static void on_report(uv_timer_t *timer)
 	int stuck = engine_find_stuck(server->engine);
 	char text[128];
 
+	engine_review(server->engine);
 	if (stuck < 0) {
 		report(server, "WATCHDOG=1");
 		return;
@@ -380,7 +382,12 @@ static unsigned int default_workers(void)
 	return cpus < 8 ? (unsigned int)cpus / 2 : 4;
 }
 
-static int start_engine(struct server *server)
+static const char *take_kept(void *data, int *fd)
+{
+	return passed_take_kept(data, fd);
+}
+
+static int start_engine(struct server *server, struct passed *passed)
 {
 	const struct config *config = &server->config;
 	struct engine_options options = {
@@ -399,6 +406,10 @@ static int start_engine(struct server *server)
 		.spin_us = (unsigned int)config->spin_us,
 		.grace_ms = (unsigned int)config->grace_ms,
 		.tracking = (unsigned int)config->tracking,
+		.keep = notify_is_heard() ? notify_keep : NULL,
+		.drop = notify_is_heard() ? notify_drop : NULL,
+		.take_kept = take_kept,
+		.take_kept_data = passed,
 	};
 	sigset_t all, old;
 	int r;
@@ -550,7 +561,7 @@ int server_new(const struct server_options *options, struct server **result)
 	r = start_holder(server);
 	if (r < 0)
 		goto fail;
-	r = start_engine(server);
+	r = start_engine(server, options->passed);
 	if (r < 0)
 		goto fail;
 	start_handles(server);

@@ -38,6 +38,12 @@ struct engine_options {
 	unsigned int spin_us;		/* how long a worker polls before it sleeps */
 	unsigned int tracking;		/* enum tracking_wish: how what is written is found; 0: whichever way works best */
 	unsigned int grace_ms;		/* told to clients: when their rescuer takes over */
+	/* Who keeps descriptors for the next hmmd should this one be killed, from any thread; NULL: nobody. 0 or -errno. */
+	int (*keep)(const char *name, const int *fds, unsigned int n);
+	int (*drop)(const char *name);
+	/* What was kept for this one: @take_kept gives each, once, the engine's; NULL: none are left. */
+	const char *(*take_kept)(void *data, int *fd);
+	void *take_kept_data;
 };
 
 /* @outbox: replies and events go there. */
@@ -67,6 +73,9 @@ int engine_find_stuck(struct engine *engine);
 void engine_device_request(struct engine *engine, struct letter *letter);	/* DEVICE_NEW, _OPEN, _PUT, _FD, DEVMEM_ADD, _REMOVE */
 /* A peer that created devices is gone: they go when their last mirror does. */
 void engine_device_peer_gone(struct engine *engine, uint64_t peer);
+
+/* What an earlier hmmd left for owners that will not come back is given up. Only for control, now and then. */
+void engine_review(struct engine *engine);
 
 uint64_t engine_features(const struct engine *engine);	/* HMM_FEATURE_* of daemon and kernel */
 uint64_t engine_incarnation(const struct engine *engine);

@@ -129,8 +129,16 @@ static void withdraw(struct block *block, void *data)
 	dma_withdraw(block, *(const int *)data);
 }
 
-static void apply(struct owner *owner, const struct uffd_msg *message)
+static struct uffd_msg *slot_of(struct owner *owner, uint64_t n)
 {
+	return (struct uffd_msg *)owner->journal->slot[n % HMM_JOURNAL_SLOTS];
+}
+
+/* Of position @n of the journal. */
+static void apply(struct owner *owner, uint64_t n)
+{
+	const struct uffd_msg *message = slot_of(owner, n);
+
 	owner_count(owner, COUNTER_EVENTS, 1);
 	switch (message->event) {
 	case UFFD_EVENT_UNMAP:
@@ -154,16 +162,20 @@ static void apply(struct owner *owner, const struct uffd_msg *message)
 		break;
 	case UFFD_EVENT_FORK:
 		owner_count(owner, COUNTER_FORKS, 1);
-		fork_child_consume_fd(owner, (int)message->arg.fork.ufd);
+		/* In a replay it is a number of the hmmd that died. */
+		fork_child_consume_fd(owner, n, n < owner->journal_taken ? -1 : (int)message->arg.fork.ufd);
 		break;
 	default:
 		log_warn("owner %u: unknown userfaultfd event %#x", owner->id, message->event);
 	}
 }
 
-static struct uffd_msg *slot_of(struct owner *owner, uint64_t n)
+/* All of the batch: a child waits while what is before it is served. */
+static void keep_children(struct owner *owner, uint64_t from, uint64_t to)
 {
-	return (struct uffd_msg *)owner->journal->slot[n % HMM_JOURNAL_SLOTS];
+	for (uint64_t n = from; n < to; n++)
+		if (slot_of(owner, n)->event == UFFD_EVENT_FORK)
+			fork_keep_child(owner, n, (int)slot_of(owner, n)->arg.fork.ufd);
 }
 
 static void apply_batch(struct owner *owner, uint64_t from, uint64_t to)
@@ -173,7 +185,7 @@ static void apply_batch(struct owner *owner, uint64_t from, uint64_t to)
 	for (uint64_t n = from; n < to; n++) {
 		if (slot_of(owner, n)->event == UFFD_EVENT_PAGEFAULT)
 			continue;
-		apply(owner, slot_of(owner, n));
+		apply(owner, n);
 		/* One by one: what an mremap brought is not unmapped by an event before it, done twice. */
 		__atomic_store_n(&owner->journal->applied, n + 1, __ATOMIC_RELEASE);
 	}
@@ -231,6 +243,7 @@ void event_read(struct owner *owner)
 		n = journal_read(owner, &asked);
 		if (n > 0) {
 			owner->journal_read += (unsigned int)n;
+			keep_children(owner, from, owner->journal_read);
 			apply_batch(owner, from, owner->journal_read);
 			/* Now: what goes on from here must not be undone by a replay. Faults need none. */
 			__atomic_store_n(&owner->journal->applied, owner->journal_read, __ATOMIC_RELEASE);
@@ -261,11 +274,14 @@ void journal_take_over(struct owner *owner)
 
 void journal_read_only(struct owner *owner)
 {
-	int asked;
+	int asked, n;
 
 	owner->journal_read = journal_end(owner);
-	if (owner->journal_read - owner->journal->applied < HMM_JOURNAL_SLOTS - 2 * BATCH)
-		journal_read(owner, &asked);
+	if (owner->journal_read - owner->journal->applied < HMM_JOURNAL_SLOTS - 2 * BATCH) {
+		n = journal_read(owner, &asked);
+		if (n > 0)
+			keep_children(owner, owner->journal_read, owner->journal_read + (unsigned int)n);
+	}
 }
 
 void journal_replay(struct owner *owner)
@@ -273,13 +289,10 @@ void journal_replay(struct owner *owner)
 	uint64_t from = owner->journal->applied, to = journal_end(owner);
 
 	for (uint64_t n = from; n < to; n++) {
-		/* The child's descriptor died with the hmmd that read it; unless that was this one. */
-		if (slot_of(owner, n)->event == UFFD_EVENT_FORK && n < owner->journal_taken)
-			log_error("owner %u: a raw fork was being served when hmmd died; its child may read zeros",
-				  owner->id);
-		else if (slot_of(owner, n)->event != UFFD_EVENT_PAGEFAULT)
-			apply(owner, slot_of(owner, n));
+		if (slot_of(owner, n)->event != UFFD_EVENT_PAGEFAULT)
+			apply(owner, n);
 		__atomic_store_n(&owner->journal->applied, n + 1, __ATOMIC_RELEASE);
 	}
 	owner->journal_read = to;
+	fork_recovered(owner);
 }

@@ -11,6 +11,10 @@
  * parent stays in fork() until the event is read, and nothing else of the
  * owner is served in between, so the copies are of one moment.
  *
+ * hmmd alone has that userfaultfd. So it is kept by whoever started hmmd (kept.h) from the moment that the event is
+ * read, with a memfd into which the child's own events are read: what it has unmapped, moved and discarded since. A
+ * successor's replay of the journal comes to the fork again, and goes on by both. What has its bytes has them (EEXIST).
+ *
  * And the fork that the library told of: nothing leaves until it is over.
  *
  * Runs on the owner's worker; takes as long as copying takes.
@@ -20,11 +24,15 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include "engine/breakage.h"
 #include "engine/dma.h"
 #include "engine/far_bar.h"
 #include "engine/graft.h"
@@ -42,35 +50,94 @@
 /* Threads of an owner that fork at the same time. */
 #define HOLDS_MAX	1024U
 
-/* What has become of a range in the child since (or by) the fork. */
-struct change {
-	uint64_t start, end;
-	uint64_t to;		/* where it is now; 0: wiped, nothing goes there any more */
+/* Events of one child; beyond that what it does to its map is not followed. */
+#define LOG_MESSAGES	65536U
+
+/*
+ * What a child has done to its map since (or by) the fork, oldest first: messages as the kernel writes them, up to the
+ * first that has no event or is a fault. All of it lies in a memfd.
+ */
+struct child_log {
+	uint64_t wiped_known;		/* the ones that the fork itself wiped are noted */
+	uint64_t reserved[3];
+	struct uffd_msg message[LOG_MESSAGES];
 };
 
 struct child {
 	struct owner *owner;
 	int uffd;
-	struct change *change;	/* oldest first */
-	unsigned int changes;
+	int log_fd;
+	struct child_log *log;		/* NULL: there was no memory */
+	unsigned int logged;
+	char name[KEPT_NAME];		/* under which both are kept; "": nobody keeps them */
 	uint64_t pages, lost;
-	uint64_t poisoned;	/* that only a driver reaches */
+	uint64_t poisoned;		/* that only a driver reaches */
 	char bounce[HMM_PAGE_SIZE];
 };
 
 static void copy_to_child(struct child *child);
 
-static void note_change(struct child *child, uint64_t start, uint64_t end, uint64_t to)
-{
-	struct change *change = realloc(child->change, (child->changes + 1) * sizeof(*change));
+/* ---- its log, and where it is kept --------------------------------------------------- */
 
-	if (!change) {
-		log_error("owner %u: out of memory: a forked child may find old bytes at %#lx",
-			  child->owner->id, start);
+static void map_log(struct child *child)
+{
+	void *map;
+
+	if (child->log_fd < 0)
+		child->log_fd = kernel->memfd_new("hmm-child", sizeof(struct child_log), 0);
+	if (child->log_fd < 0)
+		return;
+	map = mmap(NULL, sizeof(struct child_log), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, child->log_fd, 0);
+	if (map == MAP_FAILED)
+		return;
+	child->log = map;
+	while (child->logged < LOG_MESSAGES && child->log->message[child->logged].event &&
+	       child->log->message[child->logged].event != UFFD_EVENT_PAGEFAULT)
+		child->logged++;
+}
+
+/* @parent: the name of whose child's child it is; NULL: of the owner's. @position: where the fork stands in the journal, or in that child's log. */
+static void name_child(const struct owner *owner, const char *parent, uint64_t position, char *name)
+{
+	struct stat ledger = { 0 };
+	int n;
+
+	fstat(owner->ledger_fd, &ledger);
+	if (parent)
+		n = snprintf(name, KEPT_NAME, "%s.%lu", parent, position);
+	else
+		n = snprintf(name, KEPT_NAME, "fork.%d.%lu.%lu", owner->pid, ledger.st_ino, position);
+	/* Of many generations at once; two must not have one name. */
+	if (n >= KEPT_NAME)
+		name[0] = '\0';
+}
+
+static void keep(struct child *child, const char *parent, uint64_t position)
+{
+	name_child(child->owner, parent, position, child->name);
+	if (!*child->name || !child->log || !kept_put(child->owner->worker->engine, child->name, child->uffd, child->log_fd))
+		child->name[0] = '\0';
+}
+
+static struct uffd_msg *next_message(struct child *child)
+{
+	if (!child->log || child->logged == LOG_MESSAGES)
+		return NULL;
+	return &child->log->message[child->logged];
+}
+
+static void note_wiped(struct child *child, uint64_t start, uint64_t end)
+{
+	struct uffd_msg *message = next_message(child);
+
+	if (!message) {
+		log_error("owner %u: out of memory: a forked child may find old bytes at %#lx", child->owner->id, start);
 		return;
 	}
-	child->change = change;
-	change[child->changes++] = (struct change){ .start = start, .end = end, .to = to };
+	message->arg.remove.start = start;
+	message->arg.remove.end = end;
+	message->event = UFFD_EVENT_UNMAP;
+	child->logged++;
 }
 
 /* Which mappings a child gets empty. smaps is the only place that says so. */
@@ -93,7 +160,7 @@ static void find_wiped(struct child *child)
 			start = s;
 			end = e;
 		} else if (strncmp(line, "VmFlags:", 8) == 0 && strstr(line, " wf")) {
-			note_change(child, start, end, 0);
+			note_wiped(child, start, end);
 		}
 	}
 	free(line);
@@ -110,51 +177,47 @@ static void note_pages(struct block *block, void *data)
 	*(bool *)data |= may_hold_pages(block);
 }
 
+static void copy_to_grandchild(const struct child *child, unsigned int position, int uffd, int log_fd);
+
 /* The child runs already: what it does to its map comes by its userfaultfd and must be followed. */
 static void follow_child(struct child *child)
 {
-	struct uffd_msg message;
+	struct uffd_msg spare, *message;
 
-	while (read(child->uffd, &message, sizeof(message)) == (ssize_t)sizeof(message)) {
-		switch (message.event) {
-		case UFFD_EVENT_UNMAP:
-		case UFFD_EVENT_REMOVE:
-			note_change(child, message.arg.remove.start, message.arg.remove.end, 0);
-			break;
-		case UFFD_EVENT_REMAP:
-			note_change(child, message.arg.remap.from,
-				    message.arg.remap.from + message.arg.remap.len,
-				    message.arg.remap.to);
-			break;
-		case UFFD_EVENT_FORK: {
-			/* A grandchild: the pages that the child has not got yet, it has not either. */
-			struct child grandchild = {
-				.owner = child->owner, .uffd = (int)message.arg.fork.ufd,
-			};
-
-			for (unsigned int i = 0; i < child->changes; i++)
-				note_change(&grandchild, child->change[i].start, child->change[i].end,
-					    child->change[i].to);
-			copy_to_child(&grandchild);
-			break;
-		}
-		default:
-			break;	/* a fault: the copy, or the end, wakes it */
-		}
+	while ((message = next_message(child) ?: &spare) &&
+	       read(child->uffd, message, sizeof(*message)) == (ssize_t)sizeof(*message)) {
+		if (message->event == UFFD_EVENT_PAGEFAULT)
+			continue;	/* the copy, or the end, wakes it */
+		if (message != &spare)
+			child->logged++;
+		else if (message->event != UFFD_EVENT_FORK)
+			log_error("owner %u: a forked child changes its map more than can be noted: it may find old bytes",
+				  child->owner->id);
+		/* A grandchild: the pages that the child has not got yet, it has not either. */
+		if (message->event == UFFD_EVENT_FORK)
+			copy_to_grandchild(child, child->logged - (message != &spare), (int)message->arg.fork.ufd, -1);
 	}
 }
 
 /* Where the child has the page now; 0: nowhere. */
 static uint64_t address_in_child(const struct child *child, uint64_t addr)
 {
-	for (unsigned int i = 0; i < child->changes; i++) {
-		const struct change *change = &child->change[i];
+	for (unsigned int i = 0; i < child->logged; i++) {
+		const struct uffd_msg *message = &child->log->message[i];
 
-		if (addr < change->start || addr >= change->end)
-			continue;
-		if (!change->to)
-			return 0;
-		addr = addr - change->start + change->to;
+		switch (message->event) {
+		case UFFD_EVENT_UNMAP:
+		case UFFD_EVENT_REMOVE:
+			if (addr >= message->arg.remove.start && addr < message->arg.remove.end)
+				return 0;
+			break;
+		case UFFD_EVENT_REMAP:
+			if (addr >= message->arg.remap.from && addr - message->arg.remap.from < message->arg.remap.len)
+				addr = addr - message->arg.remap.from + message->arg.remap.to;
+			break;
+		default:
+			break;
+		}
 	}
 	return addr;
 }
@@ -218,8 +281,10 @@ static unsigned int copy_pages(struct child *child, struct block *block, unsigne
 	while (end < HMM_BLOCK_PAGES && page_state(block, end) == HMM_PAGE_DEVICE && !page_is_far(block, end) &&
 	       block_at_rest(block))
 		end++;
-	if (!shadow || child->changes || end - first < 2)
+	if (!shadow || child->logged || end - first < 2)
 		return 0;
+	if (broken("die-in-fork") && end > first + 16)
+		end = first + 16;
 	kernel->uffd_copy(child->uffd, addr, shadow_at(shadow, addr),
 			  (size_t)(end - first) << HMM_PAGE_SHIFT, 0, &done);
 	child->pages += done >> HMM_PAGE_SHIFT;
@@ -237,6 +302,8 @@ static void copy_block(struct block *block, void *data)
 		const void *bytes;
 		unsigned int n;
 
+		if (child->pages >= 16 && broken("die-in-fork"))
+			raise(SIGKILL);
 		if (page_state(block, i) == HMM_PAGE_COHERENT && block_at_rest(block))
 			continue;	/* the CPU has it: the child has, too */
 		/* An S page, too, unless it is on its way out: EEXIST then says that the child has it. */
@@ -266,6 +333,18 @@ static void copy_graft(uint64_t addr, const void *bytes, void *data)
 		poison_page(data, addr);
 }
 
+/* Lets it go: the last close of its userfaultfd disarms it. Until the manager's it waits where it has no page. */
+static void forget_child(struct child *child)
+{
+	if (child->log)
+		munmap(child->log, sizeof(*child->log));
+	if (child->log_fd >= 0)
+		close(child->log_fd);
+	close(child->uffd);
+	if (*child->name)
+		kept_drop(child->owner->worker->engine, child->name);
+}
+
 /* Gives the child its pages and lets it go: consumes its userfaultfd. */
 static void copy_to_child(struct child *child)
 {
@@ -283,8 +362,47 @@ static void copy_to_child(struct child *child)
 	else if (child->pages)
 		log_info("owner %u: a forked child got its copy of %lu pages", child->owner->id,
 			 child->pages);
-	free(child->change);
-	close(child->uffd);
+	forget_child(child);
+}
+
+/* Up to @position of its log the child's changes are the grandchild's, too. */
+static void copy_to_grandchild(const struct child *child, unsigned int position, int uffd, int log_fd)
+{
+	struct child *grandchild = calloc(1, sizeof(*grandchild));
+
+	if (!grandchild) {
+		log_error("owner %u: out of memory: a forked child's child reads zeros", child->owner->id);
+		close(uffd);
+		return;
+	}
+	grandchild->owner = child->owner;
+	grandchild->uffd = uffd;
+	grandchild->log_fd = log_fd;
+	map_log(grandchild);
+	if (grandchild->log && child->log && !grandchild->log->wiped_known) {
+		memcpy(grandchild->log->message, child->log->message, position * sizeof(struct uffd_msg));
+		grandchild->logged = position;
+		grandchild->log->wiped_known = 1;
+	}
+	if (*child->name)
+		keep(grandchild, child->name, position);
+	copy_to_child(grandchild);
+	free(grandchild);
+}
+
+/* Of a child that an earlier hmmd was serving: those of its own children that it had not served. */
+static void take_grandchildren(const struct child *child)
+{
+	char name[KEPT_NAME];
+	int uffd, log_fd;
+
+	for (unsigned int i = 0; i < child->logged; i++) {
+		if (child->log->message[i].event != UFFD_EVENT_FORK)
+			continue;
+		name_child(child->owner, child->name, i, name);
+		if (*name && kept_take(child->owner->worker->engine, name, &uffd, &log_fd))
+			copy_to_grandchild(child, i, uffd, log_fd);
+	}
 }
 
 /* ---- pages that only a driver reaches --------------------------------------------- */
@@ -345,22 +463,86 @@ static void withdraw_block(struct block *block, void *data)
 		dma_withdraw(block, HMM_REASON_FORK);
 }
 
-void fork_child_consume_fd(struct owner *owner, int uffd)
+static bool has_pages_out(struct owner *owner)
 {
-	struct child child = { .owner = owner, .uffd = uffd };
 	bool any = false;
 
 	block_for_each(owner, 0, HMM_VA_END, note_pages, &any);
-	if (!any) {
-		close(uffd);
+	return any;
+}
+
+void fork_keep_child(struct owner *owner, uint64_t position, int uffd)
+{
+	struct child child = { .owner = owner, .uffd = uffd, .log_fd = -1 };
+
+	if (!owner->worker->engine->options.keep || !has_pages_out(owner))
+		return;
+	map_log(&child);
+	keep(&child, NULL, position);
+	if (!*child.name) {
+		if (child.log_fd >= 0)
+			close(child.log_fd);
+	} else {
+		/* With what it has, it is served as one that was left by somebody else. */
+		kept_note(owner->worker->engine, child.name, child.log_fd);
+	}
+	if (child.log)
+		munmap(child.log, sizeof(*child.log));
+}
+
+/* Into @child what is known of the one at that position. False: nobody has its userfaultfd any more. */
+static bool find_child(struct child *child, uint64_t position)
+{
+	struct engine *engine = child->owner->worker->engine;
+	int uffd = -1, log_fd = -1;
+
+	name_child(child->owner, NULL, position, child->name);
+	if (!kept_take(engine, child->name, &uffd, &log_fd))
+		child->name[0] = '\0';
+	child->log_fd = log_fd;
+	if (child->uffd < 0)
+		child->uffd = uffd;
+	return child->uffd >= 0;
+}
+
+void fork_child_consume_fd(struct owner *owner, uint64_t position, int uffd)
+{
+	struct child child = { .owner = owner, .uffd = uffd };
+	bool replayed = uffd < 0;
+
+	if (!find_child(&child, position)) {
+		log_error("owner %u: a raw fork was being served when hmmd died; its child may read zeros", owner->id);
 		return;
 	}
-	/* What a card writes from now on is the parent's alone. */
-	block_for_each(owner, 0, HMM_VA_END, withdraw_block, NULL);
-	find_wiped(&child);
+	if (!replayed && !has_pages_out(owner)) {
+		forget_child(&child);
+		return;
+	}
+	map_log(&child);
+	if (child.log && !child.log->wiped_known) {
+		find_wiped(&child);
+		child.log->wiped_known = 1;
+	}
 	fcntl(child.uffd, F_SETFL, O_NONBLOCK);
-	fetch_all(&child);
+	if (replayed) {
+		log_info("owner %u: a raw fork was being served when hmmd died; its child gets its pages now", owner->id);
+		take_grandchildren(&child);
+	} else {
+		/* What a card writes from now on is the parent's alone. */
+		block_for_each(owner, 0, HMM_VA_END, withdraw_block, NULL);
+		fetch_all(&child);
+	}
 	copy_to_child(&child);
+}
+
+void fork_recovered(struct owner *owner)
+{
+	char prefix[KEPT_NAME];
+	struct stat ledger = { 0 };
+
+	fstat(owner->ledger_fd, &ledger);
+	snprintf(prefix, sizeof(prefix), "fork.%d.%lu.", owner->pid, ledger.st_ino);
+	kept_forget(owner->worker->engine, prefix);
 }
 
 /* ---- nothing leaves while a fork is under way ---------------------------------------- */

@@ -24,7 +24,11 @@ void fork_deinit(struct owner *owner);
 bool fork_holds(struct owner *owner, struct task *task);
 void fork_tick(struct owner *owner, int64_t now);
 
-/* A child was forked; @uffd is its userfaultfd, by EVENT_FORK. */
-void fork_child_consume_fd(struct owner *owner, int uffd);
+/* A child was forked: EVENT_FORK with @uffd has just been read to that position of the journal. If hmmd is killed now, its successor has it. */
+void fork_keep_child(struct owner *owner, uint64_t position, int uffd);
+/* It gets its pages. @uffd: -1, the earlier hmmd's that read the event, which may have left it with the service manager. */
+void fork_child_consume_fd(struct owner *owner, uint64_t position, int uffd);
+/* The journal is replayed: no other child will be asked for. */
+void fork_recovered(struct owner *owner);
 
 #endif

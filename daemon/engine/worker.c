@@ -440,6 +440,21 @@ static uint64_t find_features(const struct engine *engine)
 	return features | tracking_feature(&engine->tracking);
 }
 
+static void take_kept(struct engine *engine)
+{
+	const struct engine_options *options = &engine->options;
+	const char *name;
+	int fd;
+
+	while (options->take_kept && (name = options->take_kept(options->take_kept_data, &fd)))
+		kept_adopt_consume_fd(engine, name, fd);
+}
+
+void engine_review(struct engine *engine)
+{
+	kept_review(engine);
+}
+
 int engine_new(const struct engine_options *options, struct mailbox *outbox, struct engine **result)
 {
 	struct engine *engine;
@@ -469,6 +484,9 @@ int engine_new(const struct engine_options *options, struct mailbox *outbox, str
 	engine->incarnation &= ~(1ULL << 63);	/* never the rescuer's */
 	pthread_mutex_init(&engine->lock, NULL);
 	TAILQ_INIT(&engine->owners);
+	LIST_INIT(&engine->kept);
+	engine->began = clock_now();
+	take_kept(engine);
 	devices_init(&engine->devices, options->pool_size);
 	bars_init(process_is_alive);
 	engine->workers = calloc(options->workers, sizeof(*engine->workers));
@@ -495,6 +513,7 @@ void engine_free(struct engine *engine)
 		worker_deinit(&engine->workers[i]);
 	free(engine->workers);
 	devices_deinit(&engine->devices);
+	kept_deinit(engine);
 	letter_free(engine->drain);
 	letter_free(engine->shutdown);
 	pthread_mutex_destroy(&engine->lock);

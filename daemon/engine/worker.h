@@ -6,6 +6,7 @@
 #define HMMD_WORKER_H
 
 #include "engine/engine.h"
+#include "engine/kept.h"
 #include "engine/owner.h"
 #include "tracking/choose.h"
 
@@ -58,6 +59,8 @@ struct engine {
 	unsigned int draining;		/* the same for a drain of everything */
 	struct letter *drain;
 	uint64_t drain_pages;
+	struct kept_list kept;		/* what an earlier hmmd left with the service manager */
+	int64_t began;
 };
 
 /*

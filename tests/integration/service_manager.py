@@ -252,5 +252,101 @@ class Reports(Managed):
         self.daemon.kill9()
 
 
+class Kept(Managed):
+    """What only hmmd has is with the manager while it matters: a raw fork's child is not lost with hmmd."""
+    daemon_args = ["--pool", "memfd"]
+
+    def hear_until(self, condition, what):
+        def heard():
+            self.manager.hear()
+            return condition()
+
+        harness.wait_until(heard, 30, what)
+
+    def die_in_fork(self, case):
+        """An hmmd that is killed when the child has some of its pages; the owner waits for the next."""
+        self.manager.listen("programs", self.path)
+        with unittest.mock.patch.dict(harness.PLACES, {"hmmd": "daemon/hmmd_broken"}):
+            self.start("--grace", "600s", environment={"HMMD_BREAK": "die-in-fork"})
+        owner = self.spawn("mirror-family", case)
+        self.hear_until(lambda: not self.daemon.running, "that hmmd dies")
+        self.manager.hear()
+        self.assertTrue(self.manager.kept, "nothing is kept")
+        self.daemon.environment = {}
+        return owner
+
+    def finish(self, owner):
+        self.daemon.start()
+        self.hear_until(lambda: not owner.running, "that the owner ends")
+        self.hear_until(lambda: not self.manager.kept, "that nothing is kept any more")
+        return owner.status
+
+    def test_a_child_gets_its_pages_from_the_next(self):
+        owner = self.die_in_fork("cloned")
+        # Its userfaultfd, and what it has done; known by the parent and its ledger.
+        self.assertEqual({kept.name.split(".")[1] for kept in self.manager.kept}, {str(owner.pid)})
+        self.assertEqual(len(self.manager.kept), 2)
+        self.assertEqual(self.finish(owner), 0, owner.errors)
+        self.expect_log("a raw fork was being served when hmmd died; its child gets its pages now")
+        self.assertNotIn("may read zeros", self.daemon.log)
+
+    def test_what_the_child_does_meanwhile(self):
+        """It discards, moves and unmaps, and has a child of its own: each is known to the next hmmd."""
+        owner = self.die_in_fork("cloned-and-changes")
+        self.assertEqual(self.finish(owner), 0, owner.errors)
+
+    def test_killed_over_it_again(self):
+        owner = self.die_in_fork("cloned")
+        with unittest.mock.patch.dict(harness.PLACES, {"hmmd": "daemon/hmmd_broken"}):
+            self.daemon.environment = {"HMMD_BREAK": "die-in-fork"}
+            for _ in range(3):
+                self.daemon.start()
+                self.hear_until(lambda: not self.daemon.running, "that hmmd dies again")
+        self.daemon.environment = {}
+        self.assertEqual(self.finish(owner), 0, owner.errors)
+
+    def test_a_manager_that_keeps_nothing(self):
+        """As without one: the child that was served finds zeros. So it is the store that saves it."""
+        owner = self.die_in_fork("cloned")
+        while self.manager.kept:
+            os.close(self.manager.kept.pop().fd)
+        self.assertNotEqual(self.finish(owner), 0)
+        self.assertIn("is 0, not", owner.errors)
+
+    def test_an_owner_that_does_not_come_back(self):
+        """Nobody can give that child its pages any more; it is let go."""
+        owner = self.die_in_fork("cloned")
+        os.kill(owner.pid, signal.SIGKILL)
+        owner.wait()
+        self.daemon.args += ["--grace", "100ms"]
+        self.daemon.environment = {"WATCHDOG_USEC": "400000"}
+        self.daemon.start()
+        self.hear_until(lambda: not self.manager.kept, "that nothing is kept any more")
+        self.expect_log("a raw fork was being served when hmmd died, and its parent has ended, too")
+
+    def test_nothing_is_kept_of_a_fork_that_is_done(self):
+        self.start()
+        owner = self.spawn("mirror-family", "cloned")
+        self.hear_until(lambda: not owner.running, "that the owner ends")
+        self.assertEqual(owner.status, 0)
+        self.hear_until(lambda: not self.manager.kept, "that nothing is kept any more")
+        self.assertTrue([words for words in self.manager.said if "FDSTORE" in words], "nothing ever was kept")
+
+    def test_a_stopped_owner(self):
+        """What an owner has its library keeps, stopped or not: hmmd is killed twice meanwhile, and not a byte is lost."""
+        self.start("--grace", "600s")
+        owner = self.spawn("mirror-owner", 1024)
+        owner.ask("out", "^out 1024$")
+        with harness.stopped(owner.pid):
+            for _ in range(2):
+                self.daemon.restart()
+                self.connect(role=wire.TOOL).status()
+            self.assertFalse(self.manager.kept)
+        self.assertEqual(owner.ask("where", r"^where (\d+)$").group(1), "1024")
+        owner.ask("check", "^checked$")
+        owner.ask("device", "^checked$")
+        owner.finish()
+
+
 if __name__ == "__main__":
     harness.main()

@@ -15,7 +15,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import harness      # noqa: E402
 
 CITED = re.compile(r"`([a-z][a-z0-9*-]*)?(?::([\w*-]+))?`")
-ROOMS = re.compile(r"^(contract|unit|mirror|inject|coherence|example|demo|hmmctl|vfio|control|fuzz|package|bad|hostile)(-|$)")
+ROOMS = re.compile(r"^(contract|unit|mirror|inject|coherence|example|demo|hmmctl|vfio|control|service|fuzz|package|bad|hostile)(-|$)")
 
 
 def tests():

@@ -75,6 +75,59 @@ static void find_away(const char *memory, size_t pages, bool *away)
 }
 
 /* What both read when a child came, and has for itself since, leaves as ever. So does what a child has still. */
+/* A child that changes its map before it looks, and a child of its own in the middle of that. */
+static void changed_child(char *memory, uint64_t seed)
+{
+	const size_t discarded = 20, moved = 60, unmapped = 120, some = 20;
+	char *place = mmap(NULL, some * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	pid_t grandchild;
+	int status = -1;
+
+	CHECK(place != MAP_FAILED);
+	CHECK_EQ(madvise(memory + discarded * PAGE, some * PAGE, MADV_DONTNEED), 0);
+	grandchild = (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+	/* A raw call: the library's own is for who has its threads. */
+	CHECK_EQ(syscall(SYS_mremap, memory + moved * PAGE, some * PAGE, some * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, place),
+		 (long)place);
+	CHECK_EQ(munmap(memory + unmapped * PAGE, some * PAGE), 0);
+	test_check_zero(memory + discarded * PAGE, some);
+	for (size_t i = 0; i < 200; i++) {
+		const char *page = memory + i * PAGE;
+
+		if (i >= moved && i < moved + some)
+			page = place + (i - moved) * PAGE;
+		else if ((i >= discarded && i < discarded + some) || (i >= unmapped && i < unmapped + some))
+			continue;
+		for (size_t w = 0; w < 512; w++)
+			CHECK_EQ(((const volatile uint64_t *)page)[w], test_word(i, w, seed));
+	}
+	if (grandchild) {
+		CHECK_EQ(waitpid(grandchild, &status, 0), grandchild);
+		CHECK_EQ(status, 0);
+	}
+	_exit(0);
+}
+
+static void cloned_and_changes(void)
+{
+	char *memory;
+	pid_t child;
+
+	test_open(0, DEVICE_MEMORY);
+	/* Of one that is not seen `cloned` says all that can be said. */
+	if (!(hmm_features(hmm) & HMM_HAS_EVENT_FORK)) {
+		test_close();
+		return;
+	}
+	memory = on_device(200, 5);
+	child = (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+	if (!child)
+		changed_child(memory, 5);
+	test_reap(child, 0);
+	test_check(memory, 200, 5);
+	test_close();
+}
+
 static void cloned_while_shared(void)
 {
 	int ended[2];
@@ -750,7 +803,7 @@ static void read_by_another(void)
 
 static const struct test_case cases[] = {
 	{ "forked", forked, false }, { "cloned", cloned, false },
-	{ "cloned-while-shared", cloned_while_shared, false }, { "grandchildren", grandchildren, false },
+	{ "cloned-and-changes", cloned_and_changes, false }, { "cloned-while-shared", cloned_while_shared, false }, { "grandchildren", grandchildren, false },
 	{ "many-forks", many_forks, false },
 	{ "migrated-on-either-side", migrated_on_either_side, false }, { "dying-children", dying_children, false },
 	{ "vforked", vforked, false }, { "vfork-touches", vfork_touches, false },
