@@ -98,7 +98,7 @@ static void check_userfaultfd(struct examination *exam)
 {
 	const char *device = "/dev/userfaultfd";
 	uint64_t unprivileged = 0;
-	bool privileged = geteuid() == 0;
+	bool privileged = !exam->server->config.user;
 
 	if (exam->server->uffd_device >= 0)
 		return;
@@ -112,8 +112,8 @@ static void check_userfaultfd(struct examination *exam)
 		     device);
 	else if (privileged)
 		doctor_find(exam, DOCTOR_ERROR, 0, "userfaultfd",
-		     "allow the device in hmmd's service or container (DeviceAllow=/dev/userfaultfd)",
-		     "%s cannot be opened although hmmd is root: its service or container forbids it",
+		     "allow the device in hmmd's service or container (DeviceAllow=/dev/userfaultfd, and 60-hmmd.rules of udev)",
+		     "%s cannot be opened by hmmd, which runs for everybody: its service or container forbids it, or it is another user's",
 		     device);
 	else
 		doctor_find(exam, DOCTOR_WARNING, HMM_FEATURE_USER_MODE, "userfaultfd",

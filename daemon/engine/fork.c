@@ -81,13 +81,19 @@ static void copy_to_child(struct child *child);
 
 static void map_log(struct child *child)
 {
+	struct stat st;
 	void *map;
 
+	/* One of another release is not understood; and beyond the end of a shorter one there is nothing to read. */
+	if (child->log_fd >= 0 && (fstat(child->log_fd, &st) < 0 || st.st_size != sizeof(struct child_log))) {
+		close(child->log_fd);
+		child->log_fd = -1;
+	}
 	if (child->log_fd < 0)
 		child->log_fd = kernel->memfd_new("hmm-child", sizeof(struct child_log), 0);
-	if (child->log_fd < 0)
-		return;
-	map = mmap(NULL, sizeof(struct child_log), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, child->log_fd, 0);
+	/* Without a descriptor it is this hmmd's alone. */
+	map = mmap(NULL, sizeof(struct child_log), PROT_READ | PROT_WRITE,
+		   child->log_fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE : MAP_SHARED | MAP_NORESERVE, child->log_fd, 0);
 	if (map == MAP_FAILED)
 		return;
 	child->log = map;
@@ -115,7 +121,7 @@ static void name_child(const struct owner *owner, const char *parent, uint64_t p
 static void keep(struct child *child, const char *parent, uint64_t position)
 {
 	name_child(child->owner, parent, position, child->name);
-	if (!*child->name || !child->log || !kept_put(child->owner->worker->engine, child->name, child->uffd, child->log_fd))
+	if (!*child->name || !child->log || child->log_fd < 0 || !kept_put(child->owner->worker->engine, child->name, child->uffd, child->log_fd))
 		child->name[0] = '\0';
 }
 

@@ -67,6 +67,18 @@ class Sockets(Managed):
         self.assertFalse(late.hello().is_error)
         late.close()
 
+    def test_a_socket_behind_which_nobody_is(self):
+        """The manager has it, and no hmmd comes: the library may connect, and brings its pages home all the same."""
+        self.manager.listen("programs", self.path)
+        self.start("--grace", "1s")
+        owner = self.spawn("mirror-owner", 512)
+        owner.ask("out", "^out 512$")
+        self.daemon.kill9()
+        owner.ask("check", "^checked$", seconds=60)
+        self.daemon.start()
+        owner.ask("where", "^where 0$")
+        owner.finish()
+
     def test_a_socket_without_a_name(self):
         self.manager.listen("unknown", self.path)
         self.start()
