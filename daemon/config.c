@@ -122,6 +122,9 @@ static const struct key keys[] = {
 	{ "limits", "fds", VALUE_NUMBER, AT(fds), 16, 1048576, .live = true },
 	{ "limits", "requests", VALUE_NUMBER, AT(requests), 1, 1048576, .live = true },
 	{ "limits", "rings", VALUE_SIZE, AT(rings), 16 * KiB, 64 * 1024 * MiB, .live = true },
+	{ "limits", "mirrors", VALUE_NUMBER, AT(mirrors), 1, 1048576, .live = true },
+	{ "limits", "memory", VALUE_SIZE, AT(memory), 2 * MiB, 64 * TiB, "unlimited", .live = true },
+	{ "limits", "pinned", VALUE_SIZE, AT(pinned), 2 * MiB, 64 * TiB, "unlimited", .live = true },
 	{ "limits", "queue", VALUE_SIZE, AT(queue), 128 * KiB, 1024 * MiB, .live = true },
 	{ "limits", "stall", VALUE_MS, AT(stall_ms), 10, 3600000, .live = true },
 };
@@ -175,6 +178,7 @@ void config_defaults(struct config *config)
 		.fds = 16384,
 		.requests = 4096,
 		.rings = 64 * MiB,
+		.mirrors = 4096,
 		.queue = 4 * MiB,
 		.stall_ms = 30000,
 	};

@@ -50,6 +50,9 @@ struct config {
 	uint64_t fds;
 	uint64_t requests;		/* unanswered ones */
 	uint64_t rings;			/* bytes of rings of notices, and of tracks */
+	uint64_t mirrors;
+	uint64_t memory;		/* bytes of devices' memory; 0: no limit but the pools' */
+	uint64_t pinned;		/* bytes of it that never make way; 0: no limit */
 	/* ... for each connection */
 	uint64_t queue;			/* bytes that wait for a peer which does not read */
 	uint64_t stall_ms;		/* how long it may not read */

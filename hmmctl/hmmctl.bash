@@ -36,9 +36,9 @@ _hmmctl() {
 	--churn | --interval | --device-memory) return ;;
 	*)
 		case $command in
-		'') options='status features doctor clients mirrors map advice pools stats migrate drain watch run device help
+		'') options='status features doctor clients mirrors map advice pools usage stats migrate drain watch run device help
 			--socket --json --help --version' ;;
-		help) options='status features doctor clients mirrors map advice pools stats migrate drain watch run device' ;;
+		help) options='status features doctor clients mirrors map advice pools usage stats migrate drain watch run device' ;;
 		clients | watch) options='--pid --owner --json' ;;
 		mirrors | map | advice | stats | drain) options='--pid --owner --mirror --device --json' ;;
 		migrate) options='--to --populate --pid --owner --mirror --device --json' ;;

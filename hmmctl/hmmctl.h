@@ -78,6 +78,7 @@ int command_mirrors(struct context *context);
 int command_map(struct context *context);
 int command_advice(struct context *context);
 int command_pools(struct context *context);
+int command_usage(struct context *context);
 int command_stats(struct context *context);
 int command_migrate(struct context *context);
 int command_drain(struct context *context);

@@ -209,6 +209,9 @@ static void move_cursor(void *message, const void *last, size_t n)
 	case HMM_OP_STATS:
 		((struct hmm_msg_stats *)message)->cursor = (uint32_t)n;
 		break;
+	case HMM_OP_USAGE:
+		((struct hmm_msg_usage *)message)->cursor = (uint32_t)n;
+		break;
 	case HMM_OP_DOCTOR:
 		((struct hmm_msg_doctor *)message)->cursor = (uint32_t)n;
 		break;

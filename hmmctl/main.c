@@ -40,6 +40,8 @@ static const struct command commands[] = {
 	  NULL, TAKES_OWNERS | TAKES_MIRRORS, command_advice },
 	{ "pools", "", "where device memory comes from, and how full it is",
 	  NULL, 0, command_pools },
+	{ "usage", "", "what users have of what hmmd.conf limits",
+	  NULL, 0, command_usage },
 	{ "stats", "[--pid PID | --owner ID]", "counters, of all or of some owners",
 	  NULL, TAKES_OWNERS | TAKES_MIRRORS, command_stats },
 	{ "migrate", "--to device|system [SELECTORS] [ADDRESSES...]", "move pages",

@@ -158,6 +158,28 @@ void admin_list(struct server *server, struct letter *letter)
 	reply->header.size = (uint32_t)(sizeof(*reply) + reply->count * list->item_size);
 }
 
+void admin_usage(struct server *server, struct letter *letter, const uid_t *only)
+{
+	enum { MOST = LIST_BYTES / sizeof(struct hmm_record_usage_info) };
+	static struct quota_usage usage[MOST + 1];
+	const struct hmm_msg_usage *message = (const void *)letter->message;
+	struct hmm_msg_usage_reply *reply;
+	unsigned int i, count = quota_list(&server->quota, only, message->cursor, usage, MOST + 1);
+
+	reply = letter_reply(letter, HMM_OP_USAGE_REPLY, sizeof(*reply) + count * sizeof(reply->items[0]));
+	if (!reply)
+		return;
+	reply->more = count > MOST;
+	reply->count = count > MOST ? MOST : count;
+	reply->header.size = (uint32_t)(sizeof(*reply) + reply->count * sizeof(reply->items[0]));
+	for (i = 0; i < reply->count; i++) {
+		reply->items[i].uid = usage[i].uid;
+		reply->items[i].used = usage[i].used;
+		reply->items[i].limit = usage[i].limit == QUOTA_UNLIMITED ? 0 : usage[i].limit;
+		HMM_MSG_TEXT(reply->items[i].name, usage[i].key);
+	}
+}
+
 void admin_status(struct server *server, struct letter *letter)
 {
 	const uint64_t full = HMM_FEATURE_MOVE | HMM_FEATURE_POISON | HMM_FEATURE_PAGEMAP_SCAN;

@@ -9,6 +9,7 @@
 #define HMMD_ADMIN_H
 
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "hmm_protocol.h"
 
@@ -18,6 +19,8 @@ struct server;
 void admin_status(struct server *server, struct letter *letter);
 /* FEATURE: programs ask it, too. */
 void admin_feature(struct server *server, struct letter *letter);
+/* Of @only, or (NULL) of every uid. */
+void admin_usage(struct server *server, struct letter *letter, const uid_t *only);
 /* CLIENTS, OWNERS, MIRRORS, POOLS, STATS, DOCTOR. */
 void admin_list(struct server *server, struct letter *letter);
 

@@ -53,11 +53,19 @@
 
 static void apply_limits(struct server *server)
 {
-	server->quota.limit[QUOTA_CONNECTIONS] = server->config.connections;
-	server->quota.limit[QUOTA_OWNERS] = server->config.owners;
-	server->quota.limit[QUOTA_FDS] = server->config.fds;
-	server->quota.limit[QUOTA_REQUESTS] = server->config.requests;
-	server->quota.limit[QUOTA_RINGS] = server->config.rings;
+	const struct config *config = &server->config;
+	const uint64_t limit[QUOTA_KINDS] = {
+		[QUOTA_CONNECTIONS] = config->connections,
+		[QUOTA_OWNERS] = config->owners,
+		[QUOTA_FDS] = config->fds,
+		[QUOTA_REQUESTS] = config->requests,
+		[QUOTA_RINGS] = config->rings,
+		[QUOTA_MIRRORS] = config->mirrors,
+		[QUOTA_MEMORY] = config->memory ? config->memory : QUOTA_UNLIMITED,
+		[QUOTA_PINNED] = config->pinned ? config->pinned : QUOTA_UNLIMITED,
+	};
+
+	quota_set_limits(&server->quota, limit);
 }
 
 /* ---- connections -------------------------------------------------------------- */
@@ -410,6 +418,7 @@ static int start_engine(struct server *server, struct passed *passed)
 		.drop = notify_is_heard() ? notify_drop : NULL,
 		.take_kept = take_kept,
 		.take_kept_data = passed,
+		.quota = &server->quota,
 	};
 	sigset_t all, old;
 	int r;
@@ -524,6 +533,7 @@ int server_new(const struct server_options *options, struct server **result)
 	server->tracer_fd = -1;
 	server->peers_tail = &server->peers;
 	hmm_frame_init(&server->frame);
+	quota_init(&server->quota);
 	apply_limits(server);
 	memcpy(server->path, options->config.socket, sizeof(server->path));
 
@@ -534,6 +544,7 @@ int server_new(const struct server_options *options, struct server **result)
 		log_error("the control loop does not start: %s", uv_strerror(r));
 		if (server->uffd_device >= 0)
 			close(server->uffd_device);
+		quota_deinit(&server->quota);
 		free(server);
 		return r;
 	}

@@ -15,7 +15,7 @@
 
 #include "daemon/config.h"
 #include "daemon/control/rights.h"
-#include "daemon/control/quota.h"
+#include "daemon/quota.h"
 #include "daemon/engine/engine.h"
 #include "daemon/mailbox.h"
 #include "frame.h"

@@ -63,6 +63,7 @@ static void answer_status(struct peer *peer, struct letter *letter);
 static void answer_feature(struct peer *peer, struct letter *letter);
 static void answer_list(struct peer *peer, struct letter *letter);
 static void answer_stats(struct peer *peer, struct letter *letter);
+static void answer_usage(struct peer *peer, struct letter *letter);
 
 #define ABOUT(kind, message, field, need)                                               \
 	.subject = SUBJECT_##kind, .offset = offsetof(struct hmm_msg_##message, field), \
@@ -115,6 +116,7 @@ static const struct verb verbs[] = {
 	[HMM_OP_MIRRORS] = { .answer = answer_list },
 	[HMM_OP_POOLS] = { .answer = answer_list },
 	[HMM_OP_STATS] = { .answer = answer_stats },
+	[HMM_OP_USAGE] = { .answer = answer_usage },
 	[HMM_OP_RANGES] = { ABOUT(OWNER, ranges, owner, LOOK) },
 	[HMM_OP_CELLS] = { ABOUT(OWNER, cells, owner, LOOK) },
 	[HMM_OP_DOCTOR] = { .answer = answer_list },
@@ -419,6 +421,12 @@ static void answer_stats(struct peer *peer, struct letter *letter)
 	if (stats->owner && check_right(peer, letter, stats->owner, RIGHT_LOOK) < 0)
 		return;
 	admin_list(peer->server, letter);
+}
+
+/* What others have is for an administrator to see. */
+static void answer_usage(struct peer *peer, struct letter *letter)
+{
+	admin_usage(peer->server, letter, is_admin(peer) ? NULL : &peer->uid);
 }
 
 /* ---- to the engine and back ------------------------------------------------------ */

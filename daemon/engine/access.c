@@ -371,6 +371,9 @@ static int coherent_try(struct owner *owner, struct mirror *mirror, struct lette
 
 	if (mirror->leaving || owner->closing || owner->gone)
 		return letter_fail(letter, -ENOENT, "no mirror %u", message->mirror);
+	if (owner_ask_quota(owner, letter, QUOTA_PINNED, message->length) ||
+	    owner_ask_quota(owner, letter, QUOTA_MEMORY, message->length))
+		return letter->error;
 	for (at = message->addr; at < end; at += HMM_BLOCK_SIZE)
 		if (block_find(owner, at))
 			return letter_fail(letter, -EEXIST, "block %#lx is in use", at);

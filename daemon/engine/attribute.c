@@ -82,8 +82,13 @@ static void take(struct attribute_map *map, uint32_t active, uint32_t count)
 	map->list = map->shared->list[active];
 	map->count = count;
 	map->pins = 0;
-	for (unsigned int i = 0; i < map->count; i++)
-		map->pins += !!(map->list[i].flags & HMM_ATTRIBUTE_PIN);
+	map->pinned = 0;
+	for (unsigned int i = 0; i < map->count; i++) {
+		if (!(map->list[i].flags & HMM_ATTRIBUTE_PIN))
+			continue;
+		map->pins++;
+		map->pinned += map->list[i].end - map->list[i].start;
+	}
 }
 
 static struct draft draft_begin(struct attribute_map *map)

@@ -29,6 +29,7 @@ struct attribute_map {
 	const struct hmm_attribute *list;	/* the active one of the two */
 	unsigned int count;
 	unsigned int pins;			/* intervals with PIN */
+	uint64_t pinned;			/* bytes of them */
 };
 
 /* A pin that is being made: its pages are on their way and must not be taken meanwhile. */

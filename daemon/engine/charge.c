@@ -12,9 +12,101 @@
 #include <assert.h>
 #include <errno.h>
 
+#include "engine/attribute.h"
 #include "engine/owner.h"
 #include "engine/worker.h"
 #include "log.h"
+
+/* ---- on whose account ------------------------------------------------------------- */
+
+static struct quota *quota_of(const struct owner *owner)
+{
+	return owner->worker->engine->options.quota;
+}
+
+/* Once for each time that it begins: a migration asks for many blocks. */
+static void say_over_quota(struct owner *owner, const char *why)
+{
+	if (!owner->over_quota)
+		log_warn("owner %u: %s", owner->id, why);
+	owner->over_quota = true;
+}
+
+int mirror_charge(struct mirror *mirror, uint64_t bytes)
+{
+	struct owner *owner = mirror->owner;
+	struct quota *quota = quota_of(owner);
+	char why[200];
+	int r;
+
+	r = quota ? quota_charge(quota, owner->uid, QUOTA_MEMORY, bytes, why, sizeof(why)) : 0;
+	if (r) {
+		say_over_quota(owner, why);
+		return r;
+	}
+	r = device_charge(mirror->device, bytes);
+	if (r && quota)
+		quota_release(quota, owner->uid, QUOTA_MEMORY, bytes);
+	else if (bytes)
+		owner->over_quota = false;
+	return r;
+}
+
+void mirror_overcharge(struct mirror *mirror, uint64_t bytes)
+{
+	struct quota *quota = quota_of(mirror->owner);
+
+	if (quota)
+		quota_charge_anyway(quota, mirror->owner->uid, QUOTA_MEMORY, bytes);
+	device_overcharge(mirror->device, bytes);
+}
+
+void mirror_uncharge(struct mirror *mirror, uint64_t bytes)
+{
+	struct quota *quota = quota_of(mirror->owner);
+
+	device_uncharge(mirror->device, bytes);
+	if (quota)
+		quota_release(quota, mirror->owner->uid, QUOTA_MEMORY, bytes);
+}
+
+int owner_ask_quota(struct owner *owner, struct letter *letter, enum quota_kind kind, uint64_t bytes)
+{
+	struct quota *quota = quota_of(owner);
+	char why[200];
+	int r = quota ? quota_ask(quota, owner->uid, kind, bytes, why, sizeof(why)) : 0;
+
+	return r ? letter_fail(letter, r, "%s", why) : 0;
+}
+
+/* What has been pinned is counted after the fact: who asks was asked for its length before. */
+static void count_pinned(struct owner *owner, int64_t more)
+{
+	struct quota *quota = quota_of(owner);
+
+	owner->pinned += (uint64_t)more;
+	if (quota && more > 0)
+		quota_charge_anyway(quota, owner->uid, QUOTA_PINNED, (uint64_t)more);
+	else if (quota)
+		quota_release(quota, owner->uid, QUOTA_PINNED, (uint64_t)-more);
+}
+
+void owner_count_pins(struct owner *owner)
+{
+	int64_t more = (int64_t)(owner->attributes.pinned - owner->pinned_said);
+
+	if (!more)
+		return;
+	owner->pinned_said = owner->attributes.pinned;
+	count_pinned(owner, more);
+}
+
+void owner_release_pins(struct owner *owner)
+{
+	count_pinned(owner, -(int64_t)owner->pinned);
+}
+
+/* ---- blocks ------------------------------------------------------------------------ */
 
 static void enlist(struct block *block, struct mirror *mirror)
 {
@@ -53,7 +145,7 @@ int block_charge(struct block *block, struct device *device, unsigned int pages)
 
 	assert(block_mirror(block) && block_mirror(block)->device == device);
 	pages = chargeable(block, pages);
-	r = device_charge(device, (uint64_t)pages << HMM_PAGE_SHIFT);
+	r = mirror_charge(block_mirror(block), (uint64_t)pages << HMM_PAGE_SHIFT);
 	if (!r)
 		charged(block, pages);
 	return r;
@@ -68,8 +160,14 @@ void block_overcharge(struct block *block, unsigned int pages)
 	log_debug("owner %u: block %#lx exceeds the share of %s for a while", block->owner->id, block->addr,
 		  device->name);
 	pages = chargeable(block, pages);
-	device_overcharge(device, (uint64_t)pages << HMM_PAGE_SHIFT);
+	mirror_overcharge(block_mirror(block), (uint64_t)pages << HMM_PAGE_SHIFT);
 	charged(block, pages);
+}
+
+static void unkeep(struct block *block)
+{
+	block->charged_to->kept_blocks--;
+	count_pinned(block->owner, -(int64_t)HMM_BLOCK_SIZE);
 }
 
 void block_uncharge(struct block *block, unsigned int pages)
@@ -78,12 +176,12 @@ void block_uncharge(struct block *block, unsigned int pages)
 
 	if (!mirror)
 		return;
-	device_uncharge(mirror->device, (uint64_t)pages << HMM_PAGE_SHIFT);
+	mirror_uncharge(mirror, (uint64_t)pages << HMM_PAGE_SHIFT);
 	block->charged -= pages;
 	if (block->charged)
 		return;
 	if (block->kept)
-		mirror->kept_blocks--;
+		unkeep(block);
 	else
 		unlist(block);
 	block->kept = false;
@@ -109,7 +207,7 @@ void block_cool(struct block *block)
 		return;
 	if (block->kept) {
 		block->kept = false;
-		mirror->kept_blocks--;
+		unkeep(block);
 		mirror->used_blocks++;
 	} else {
 		TAILQ_REMOVE(&mirror->use, block, use);
@@ -125,4 +223,5 @@ void block_keep(struct block *block)
 	unlist(block);
 	block->kept = true;
 	block->charged_to->kept_blocks++;
+	count_pinned(block->owner, HMM_BLOCK_SIZE);
 }

@@ -107,7 +107,7 @@ void copies_touch(struct copy *copy)
 
 static void uncharge(const struct copy *copy, unsigned int pages)
 {
-	device_uncharge(copy->mirror->device, (uint64_t)pages << HMM_PAGE_SHIFT);
+	mirror_uncharge(copy->mirror, (uint64_t)pages << HMM_PAGE_SHIFT);
 }
 
 static void drop_object(struct copy *copy)
@@ -194,7 +194,7 @@ static int charge(struct copy *copy, const struct pages *want)
 
 	for (unsigned int w = 0; w < HMM_BITMAP_WORDS; w++)
 		more.word[w] &= ~copy->stale.word[w];
-	if (device_charge(copy->mirror->device, (uint64_t)pages_count(&more) << HMM_PAGE_SHIFT))
+	if (mirror_charge(copy->mirror, (uint64_t)pages_count(&more) << HMM_PAGE_SHIFT))
 		return -ENOSPC;
 	for (unsigned int w = 0; w < HMM_BITMAP_WORDS; w++)
 		copy->stale.word[w] |= more.word[w];

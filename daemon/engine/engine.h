@@ -16,6 +16,7 @@
 #include "hmm_protocol.h"
 #include "daemon/mailbox.h"
 #include "daemon/memory/placement.h"
+#include "daemon/quota.h"
 
 struct engine;
 
@@ -37,6 +38,7 @@ struct engine_options {
 	unsigned int ack_timeout_ms;	/* a driver that answers later loses its windows */
 	unsigned int spin_us;		/* how long a worker polls before it sleeps */
 	unsigned int tracking;		/* enum tracking_wish: how what is written is found; 0: whichever way works best */
+	struct quota *quota;		/* what each uid has; NULL: it is not counted */
 	unsigned int grace_ms;		/* told to clients: when their rescuer takes over */
 	/* Who keeps descriptors for the next hmmd should this one be killed, from any thread; NULL: nobody. 0 or -errno. */
 	int (*keep)(const char *name, const int *fds, unsigned int n);

@@ -246,7 +246,8 @@ static bool explain(struct errand *errand)
 		letter_fail(errand->letter, -ENOSPC,
 			    "%lu of %lu pages find no room: device %s has %lu of %lu bytes in use; nothing is pinned",
 			    failed, tried, device->name, device_memory_used(device), device_memory(device));
-	else
+	else if (why != HMM_PAGE_RESULT_QUOTA ||
+		 !owner_ask_quota(errand->owner, errand->letter, QUOTA_MEMORY, failed << HMM_PAGE_SHIFT))
 		letter_fail(errand->letter, page_result_error(why),
 			    "%lu of %lu pages can't be on device %s; page %#lx: %s; nothing is pinned", failed,
 			    tried, device->name, errand->at + (first << HMM_PAGE_SHIFT),
@@ -350,6 +351,8 @@ int errand_begin(struct owner *owner, struct letter *letter, struct mirror *mirr
 	/* Of a larger range the beginning: whatever is touched later follows. */
 	if (!pin && length > mirror->device->size)
 		length = mirror->device->size & ~(HMM_PAGE_SIZE - 1);
+	if (pin && owner_ask_quota(owner, letter, QUOTA_PINNED, length))
+		return letter->error;
 	errand = calloc(1, sizeof(*errand));
 	if (!errand)
 		return letter_fail(letter, -ENOMEM, "out of memory for advice");

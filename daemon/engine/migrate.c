@@ -58,6 +58,8 @@ int page_result_error(uint8_t result)
 		return -EFAULT;
 	case HMM_PAGE_RESULT_FULL:
 		return -ENOSPC;
+	case HMM_PAGE_RESULT_QUOTA:
+		return -EDQUOT;
 	case HMM_PAGE_RESULT_READONLY:
 		return -EPERM;
 	case HMM_PAGE_RESULT_PINNED:

@@ -92,13 +92,33 @@ static void note_in_journal(const struct mirror *mirror)
 	__atomic_store_n(&note->used, 1, __ATOMIC_RELEASE);
 }
 
-struct mirror *mirror_new(struct owner *owner, unsigned int index, struct device *device)
+/* Whoever registers it pays for it, as long as it is there. Of one that was there before a restart: its owner. */
+static int charge_mirror(struct mirror *mirror, struct letter *letter)
+{
+	struct quota *quota = mirror->owner->worker->engine->options.quota;
+	char why[200];
+	int r = 0;
+
+	mirror->uid = letter ? letter->uid : mirror->owner->uid;
+	if (quota && letter)
+		r = quota_charge(quota, mirror->uid, QUOTA_MIRRORS, 1, why, sizeof(why));
+	else if (quota)
+		quota_charge_anyway(quota, mirror->uid, QUOTA_MIRRORS, 1);
+	mirror->charged = quota && !r;
+	return r ? letter_fail(letter, r, "%s", why) : 0;
+}
+
+struct mirror *mirror_new(struct owner *owner, unsigned int index, struct device *device, struct letter *letter)
 {
 	struct mirror *mirror = calloc(1, sizeof(*mirror));
 
 	if (!mirror)
 		return NULL;
 	mirror->owner = owner;
+	if (charge_mirror(mirror, letter)) {
+		free(mirror);
+		return NULL;
+	}
 	mirror->index = index;
 	mirror->id = owner->id << 8 | index;
 	mirror->device = device;
@@ -115,6 +135,8 @@ void mirror_free(struct mirror *mirror)
 {
 	struct engine *engine = mirror->owner->worker->engine;
 
+	if (mirror->charged)
+		quota_release(engine->options.quota, mirror->uid, QUOTA_MIRRORS, 1);
 	range_mirror_gone(mirror);
 	tracking_mirror_gone(mirror);
 	dma_mirror_gone(mirror);
@@ -263,9 +285,9 @@ static int register_on(struct owner *owner, struct device *device, struct letter
 	reply = letter_reply(letter, HMM_OP_MIRROR_REGISTER_REPLY, sizeof(*reply));
 	/* Of one that could not be made again after a restart. */
 	owner->journal->mirror[index] = (struct hmm_journal_mirror){ 0 };
-	mirror = reply ? mirror_new(owner, index, device) : NULL;
+	mirror = reply ? mirror_new(owner, index, device, letter) : NULL;
 	if (!mirror)
-		return letter_fail(letter, -ENOMEM, "out of memory for a mirror");
+		return letter->error ? letter->error : letter_fail(letter, -ENOMEM, "out of memory for a mirror");
 	*made = true;
 	if (far_bar_begin(mirror)) {
 		mirror_free(mirror);

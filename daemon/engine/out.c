@@ -395,6 +395,9 @@ static int out_begin(struct job *job, struct block *block, const struct segment 
 	if (r) {
 		slot_put(owner, (unsigned int)slot);
 		block_settle_later(block);
+		/* No other's pages make way for what this one may not have. */
+		if (r == -EDQUOT)
+			return r;
 		return wait_for_room(job, (uint64_t)charge << HMM_PAGE_SHIFT);
 	}
 	block->brought = migration->journey;
@@ -422,6 +425,8 @@ static enum hmm_page_result out_error(int error)
 	switch (error) {
 	case -ENOSPC:
 		return HMM_PAGE_RESULT_FULL;
+	case -EDQUOT:
+		return HMM_PAGE_RESULT_QUOTA;
 	case -EEXIST:
 		return HMM_PAGE_RESULT_ARMED;
 	case -EINVAL:

@@ -754,6 +754,7 @@ void owner_free(struct owner *owner)
 	for (unsigned int i = 0; i < sizeof(fds) / sizeof(fds[0]); i++)
 		if (fds[i] >= 0)
 			close(fds[i]);
+	owner_release_pins(owner);
 	/* Last: they are in the lists of tasks, which nothing looks at any more. */
 	protect_deinit(owner);
 	span_set_deinit(&owner->excluded);
@@ -858,6 +859,7 @@ void owner_tick(struct owner *owner, int64_t now)
 	fault_retry(owner);
 	evict_tick(owner, now);
 	owner_run(owner);
+	owner_count_pins(owner);
 	if (!TAILQ_EMPTY(&owner->retry))
 		worker_alarm(owner->worker, now + 50 * NS_PER_US);
 

@@ -15,6 +15,7 @@
 #include <stdint.h>
 #include <sys/queue.h>
 
+#include "daemon/quota.h"
 #include "engine/attribute.h"
 #include "engine/reactor.h"
 #include "hmm_protocol.h"
@@ -181,6 +182,8 @@ struct mirror {
 	struct shadows shadows;
 	uint64_t flags;			/* HMM_MIRROR_FLAGS_* */
 	uint64_t flags_before;		/* it began to leave */
+	uid_t uid;			/* whom it is charged to */
+	bool charged;			/* ... and that it is */
 	uint64_t peer;			/* the driver's connection; 0: gone */
 	bool leaving;
 	unsigned int migrations;	/* that go out to it, and whatever else needs it to stay */
@@ -360,6 +363,8 @@ struct owner {
 	LIST_HEAD(, protection) protections;	/* under way */
 	struct span_set excluded;
 	struct attribute_map attributes;
+	uint64_t pinned, pinned_said;	/* bytes that are charged as such; what of it was said to be, as of the last tick */
+	bool over_quota;		/* its user is, and the log has been told */
 	struct pinning_list pinnings;
 	int64_t broken_told;		/* when the log was told of broken pins last */
 	TAILQ_HEAD(, migration) outgoing;	/* migrations to devices that run */
@@ -555,13 +560,22 @@ void block_let_go_coherent(struct block *block);
 
 /* charge.c */
 /* Room for so many more of its pages on its mirror's @device, or -ENOSPC. It counts as a use. */
-int block_charge(struct block *block, struct device *device, unsigned int pages);
+int block_charge(struct block *block, struct device *device, unsigned int pages);	/* -ENOSPC: the device is full; -EDQUOT */
 /* The pages are there already, whether or not its device has room: nothing else gets any until it has. */
 void block_overcharge(struct block *block, unsigned int pages);
 void block_uncharge(struct block *block, unsigned int pages);
 void block_touch(struct block *block);		/* its device uses it */
 void block_cool(struct block *block);		/* as if it had not been used for longest */
 void block_keep(struct block *block);		/* it is never evicted, until it is cooled */
+/* Of a mirror's device, on account of the owner's user. -EDQUOT is logged; -ENOSPC: the device is full. */
+int mirror_charge(struct mirror *mirror, uint64_t bytes);
+void mirror_overcharge(struct mirror *mirror, uint64_t bytes);
+void mirror_uncharge(struct mirror *mirror, uint64_t bytes);
+/* Whether the owner's user may have so much more: 0, or the letter says why not. Nothing is charged. */
+int owner_ask_quota(struct owner *owner, struct letter *letter, enum quota_kind kind, uint64_t bytes);
+/* What is said to be pinned may have changed. */
+void owner_count_pins(struct owner *owner);
+void owner_release_pins(struct owner *owner);
 
 /* transition.c */
 const char *transit_name(uint32_t transit);
@@ -858,7 +872,8 @@ void range_deinit(struct owner *owner);
 
 /* mirror.c */
 void mirror_request(struct owner *owner, struct letter *letter);	/* MIRROR_REGISTER, _UNREGISTER */
-struct mirror *mirror_new(struct owner *owner, unsigned int index, struct device *device);
+/* @letter: asks for it, and whose uid is charged; NULL: it was there before a restart. NULL: no memory, or the letter says why. */
+struct mirror *mirror_new(struct owner *owner, unsigned int index, struct device *device, struct letter *letter);
 /* Its device has copies that are brought up to date, and never a page to itself. */
 static inline bool mirror_is_tracked(const struct mirror *mirror)
 {

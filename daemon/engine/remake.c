@@ -137,7 +137,7 @@ static int remake_mirror(struct owner *owner, unsigned int index)
 		return r;
 	if (!device_has_bar(device) || note->card)
 		device_expect(devices, device->id, device_has_bar(device) ? 0 : note->token, note->driver, note->card);
-	mirror = mirror_new(owner, index, device);
+	mirror = mirror_new(owner, index, device, NULL);
 	if (!mirror) {
 		device_unuse(devices, device);
 		return -ENOMEM;

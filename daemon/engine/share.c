@@ -255,7 +255,8 @@ static void refuse(struct share *share, uint64_t addr, uint8_t result)
 	else if (result == HMM_PAGE_RESULT_FULL)
 		letter_fail(share->letter, -ENOSPC, "page %#lx: device %s has %lu of %lu bytes in use", addr,
 			    device->name, atomic_load(&device->used), device->size);
-	else
+	else if (result != HMM_PAGE_RESULT_QUOTA ||
+		 !owner_ask_quota(share->migration->mirror->owner, share->letter, QUOTA_MEMORY, HMM_BLOCK_SIZE))
 		letter_fail(share->letter, page_result_error(result), "page %#lx can't be shared: %s", addr,
 			    hmm_page_result_name(result));
 }
@@ -513,6 +514,9 @@ void share_request(struct owner *owner, struct letter *letter)
 
 	if ((message->addr | message->length) % HMM_BLOCK_SIZE)
 		r = letter_fail(letter, -EINVAL, "coherent memory comes in blocks of 2 MiB");
+	else if (letter->message->opcode == HMM_OP_SHARE &&
+		 owner_ask_quota(owner, letter, QUOTA_PINNED, message->length))
+		r = letter->error;
 	else
 		r = letter->message->opcode == HMM_OP_SHARE ? share_begin(owner, letter)
 							    : unsharing_begin(owner, letter);

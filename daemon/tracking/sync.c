@@ -110,6 +110,7 @@ int copies_begin(struct tracker *tracker, struct letter *letter, struct track *t
 {
 	struct device *device = mirror->device;
 	uint64_t bytes = room_for(device, track->start, track->end);
+	int r;
 
 	/* Its end is yet to come, and would take the new copy for the old one. */
 	if (overlaps(&tracker->leaving, mirror, track->start, track->end))
@@ -118,7 +119,10 @@ int copies_begin(struct tracker *tracker, struct letter *letter, struct track *t
 	if (overlaps(&tracker->tracks, mirror, track->start, track->end))
 		return letter_fail(letter, -EEXIST, "mirror %u tracks some of %#lx to %#lx already",
 				   mirror->id, track->start, track->end);
-	if (device_charge(device, bytes))
+	r = mirror_charge(mirror, bytes);
+	if (r == -EDQUOT)
+		return letter_fail(letter, r, "the copies are %lu KiB, more than 'memory' in [limits] of hmmd.conf leaves this user", bytes >> 10);
+	if (r)
 		return letter_fail(
 			letter, -ENOSPC,
 			"%s has no room for the copies: %lu KiB are wanted, %lu of %lu KiB are in use",
@@ -153,7 +157,7 @@ void copies_end(struct track *track)
 	owner = track->mirror->owner;
 	if (!owner->gone && !owner->closing && !owner->abandoned)
 		punch(track->mirror, track->start, track->end);
-	device_uncharge(track->mirror->device, track->charged);
+	mirror_uncharge(track->mirror, track->charged);
 	track->mirror = NULL;
 }
 

@@ -35,6 +35,7 @@ enum hmm_migrate_result {
 	HMM_MIGRATE_ERROR = 14,
 	HMM_NOT_TRIED = 15,	/* hmm_prefetch(): it was over before this page's turn */
 	HMM_TRACKED = 16,	/* hmm_dirty_start(): what is written there is tracked */
+	HMM_OVER_QUOTA = 17,	/* the user has as much of devices' memory as hmmd lets one have */
 };
 
 struct hmm_migrate_report {

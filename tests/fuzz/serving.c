@@ -157,6 +157,28 @@ int serving_look(void)
 	return look;
 }
 
+/* Charged is the looking connection: itself, its socket and its pidfd. */
+static bool is_charged_for(char *what, size_t room)
+{
+	const struct hmm_msg_usage_reply *usage;
+	struct hmm_msg_usage message;
+
+	HMM_MSG_INIT(message, HMM_OP_USAGE, 0);
+	usage = ask(&message);
+	for (uint32_t i = 0; i < usage->count; i++) {
+		uint64_t own = !strcmp(usage->items[i].name, "connections") ? 1 :
+			       !strcmp(usage->items[i].name, "fds")	   ? 2 :
+									     0;
+
+		if (usage->items[i].used == (usage->items[i].uid == geteuid() ? own : 0))
+			continue;
+		snprintf(what, room, "uid %u is charged for %llu %s", usage->items[i].uid,
+			 (unsigned long long)usage->items[i].used, usage->items[i].name);
+		return true;
+	}
+	return false;
+}
+
 static bool is_nothing_left(char *what, size_t room)
 {
 	const struct hmm_msg_status_reply *status;
@@ -169,7 +191,7 @@ static bool is_nothing_left(char *what, size_t room)
 		 status->clients, status->owners, status->mirrors, status->devices, status->windows,
 		 (unsigned long long)status->pool_used);
 	if (status->clients != 1 || status->owners || status->mirrors || status->devices || status->windows ||
-	    status->pool_used)
+	    status->pool_used || is_charged_for(what, room))
 		return false;
 	fds = count_fds();
 	snprintf(what, room, "%u descriptors, and %u at the start", fds, fds_at_start);

@@ -14,7 +14,7 @@ int serving_look(void);
 
 /*
  * Waits until hmmd serves nobody but that connection and has nothing left of anybody: no owner, mirror, device,
- * window, byte of its pool, or descriptor. abort() when it has not come to that after a minute.
+ * window, byte of its pool, charge, or descriptor. abort() when it has not come to that after a minute.
  */
 void serving_expect_nothing_left(void);
 

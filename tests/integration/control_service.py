@@ -87,7 +87,7 @@ class CommandLine(Service):
         open_text = self.write("open.conf", text)
         self.assertEqual(self.run_hmmd("--config", open_text, "--check-config"), (0, f"{open_text}: good\n", ""))
         keys = re.findall(r"^(\w+) = ", text, re.M)
-        self.assertEqual(len(keys), 25, "a key is missing in the shipped configuration")
+        self.assertEqual(len(keys), 28, "a key is missing in the shipped configuration")
 
     def test_user_mode_without_a_runtime_folder(self):
         status, _, errors = self.run_hmmd("--no-config", "--user", environment={"XDG_RUNTIME_DIR": ""})

@@ -9,7 +9,7 @@ import unittest
 import harness
 
 OK, FAILED, USAGE, NO_DAEMON, NOT_PERMITTED, NOTHING, PARTIAL = range(7)
-COMMANDS = ["status", "features", "doctor", "clients", "mirrors", "map", "advice", "pools", "stats", "migrate", "drain",
+COMMANDS = ["status", "features", "doctor", "clients", "mirrors", "map", "advice", "pools", "usage", "stats", "migrate", "drain",
             "watch", "run"]
 WITHOUT_DAEMON = ["device"]
 PAGE = 4096

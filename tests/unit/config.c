@@ -172,6 +172,9 @@ Test(config, every_key)
 		"fds = 16\n"
 		"requests = 4\n"
 		"rings = 16K\n"
+		"mirrors = 9\n"
+		"memory = 1G\n"
+		"pinned = 2M\n"
 		"queue = 128K\n"
 		"stall = 10ms");
 
@@ -196,6 +199,9 @@ Test(config, every_key)
 	cr_expect(eq(u64, config.fds, 16));
 	cr_expect(eq(u64, config.requests, 4));
 	cr_expect(eq(u64, config.rings, 16 << 10));
+	cr_expect(eq(u64, config.mirrors, 9));
+	cr_expect(eq(u64, config.memory, 1 << 30));
+	cr_expect(eq(u64, config.pinned, 2 << 20));
 	cr_expect(eq(u64, config.queue, 128 << 10));
 	cr_expect(eq(u64, config.stall_ms, 10));
 }
@@ -483,7 +489,7 @@ Test(config, drop_ins_in_order_of_name)
 	expect_errors(
 		scene,
 		"FILE.d/15-x.conf:2: unknown key 'owner' in [limits]; known are: connections, owners, fds, "
-		"requests, rings, queue, stall\n");
+		"requests, rings, mirrors, memory, pinned, queue, stall\n");
 	scene_free(scene);
 }
 

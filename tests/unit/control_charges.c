@@ -13,7 +13,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "daemon/control/quota.h"
+#include "daemon/quota.h"
 #include "daemon/control/rights.h"
 #include "tests/leakcheck.h"
 
@@ -59,6 +59,57 @@ Test(control, what_has_happened_counts)
 	cr_expect(eq(int, quota_charge(&quota, 0, QUOTA_REQUESTS, 1, why, sizeof(why)), -EDQUOT));
 	cr_expect(eq(u64, quota_used(&quota, 0, QUOTA_REQUESTS), 1));
 	cr_expect(eq(int, quota_charge(&quota, 0, QUOTA_REQUESTS, 0, why, sizeof(why)), 0));
+	quota_deinit(&quota);
+}
+
+Test(control, a_question_charges_nothing)
+{
+	struct quota quota = { .limit = { [QUOTA_PINNED] = 10, [QUOTA_MEMORY] = QUOTA_UNLIMITED } };
+	char why[200];
+
+	cr_expect(eq(int, quota_ask(&quota, 7, QUOTA_PINNED, 10, why, sizeof(why)), 0));
+	cr_expect(eq(int, quota_ask(&quota, 7, QUOTA_PINNED, 11, why, sizeof(why)), -EDQUOT));
+	cr_expect(eq(str, why,
+		     "uid 7 has 0 of 10 bytes of pinned and coherent memory and asks for 11 more; "
+		     "'pinned' in [limits] of hmmd.conf sets the limit"));
+	cr_expect(eq(ptr, quota.users, NULL));
+	/* Sums that no number holds. */
+	cr_expect(eq(int, quota_charge(&quota, 7, QUOTA_MEMORY, UINT64_MAX - 1, why, sizeof(why)), 0));
+	cr_expect(eq(int, quota_ask(&quota, 7, QUOTA_MEMORY, 2, why, sizeof(why)), -EDQUOT));
+	cr_expect(eq(int, quota_charge(&quota, 7, QUOTA_MEMORY, 1, why, sizeof(why)), 0));
+	quota_release(&quota, 7, QUOTA_MEMORY, UINT64_MAX);
+	cr_expect(eq(ptr, quota.users, NULL));
+}
+
+Test(control, usage_in_order)
+{
+	const uint64_t limit[QUOTA_KINDS] = { [QUOTA_FDS] = 100 };
+	struct quota_usage usage[2 * QUOTA_KINDS];
+	const uid_t nine = 9, ten = 10;
+	struct quota quota;
+	unsigned int n, whole;
+	char why[200];
+
+	quota_init(&quota);
+	quota_set_limits(&quota, limit);
+	cr_expect(eq(int, quota_charge(&quota, 9, QUOTA_FDS, 2, why, sizeof(why)), 0));
+	cr_expect(eq(int, quota_charge(&quota, 3, QUOTA_FDS, 1, why, sizeof(why)), 0));
+	whole = quota_list(&quota, NULL, 0, usage, 2 * QUOTA_KINDS);
+	cr_assert(eq(uint, whole, 2 * QUOTA_KINDS));
+	cr_expect(eq(uint, usage[0].uid, 3));
+	cr_expect(eq(uint, usage[QUOTA_KINDS].uid, 9));
+	cr_expect(eq(u64, usage[QUOTA_KINDS + QUOTA_FDS].used, 2));
+	cr_expect(eq(u64, usage[QUOTA_KINDS + QUOTA_FDS].limit, 100));
+	cr_expect(eq(str, (char *)usage[QUOTA_FDS].key, "fds"));
+	/* A piece at a time it is the same. */
+	n = quota_list(&quota, NULL, QUOTA_KINDS - 1, usage, 2);
+	cr_expect(eq(uint, n, 2));
+	cr_expect(eq(uint, usage[0].uid, 3));
+	cr_expect(eq(uint, usage[1].uid, 9));
+	cr_expect(eq(uint, quota_list(&quota, NULL, whole, usage, 2), 0));
+	cr_expect(eq(uint, quota_list(&quota, &nine, 0, usage, 2 * QUOTA_KINDS), QUOTA_KINDS));
+	cr_expect(eq(uint, usage[0].uid, 9));
+	cr_expect(eq(uint, quota_list(&quota, &ten, 0, usage, 2), 0));
 	quota_deinit(&quota);
 }
 

@@ -46,7 +46,7 @@ static void begin_other(void)
 	cr_assert(eq(int, device_new(&fixture.engine.devices, "other", HMM_POOL_KIND_MEMFD_HUGE, NULL, HMM_BLOCK_SIZE,
 				     HMM_DEVICE_CAPS_FAULTS, DRIVER, &device), 0));
 	device_use(&fixture.engine.devices, device->id);
-	other = mirror_new(fixture.owner, 1, device);
+	other = mirror_new(fixture.owner, 1, device, NULL);
 	cr_assert(ne(ptr, other, NULL));
 }
 

@@ -459,7 +459,7 @@ Test(dma, two_mirrors_of_an_owner)
 
 	begin();
 	map(HOLD, 0, 4, 4);
-	other = mirror_new(fixture.owner, 1, device_use(devices, fixture.device->id));
+	other = mirror_new(fixture.owner, 1, device_use(devices, fixture.device->id), NULL);
 	cr_assert(ne(ptr, other, NULL));
 	mirror_free(other);
 	cr_assert(eq(uint, fake_vfio_mappings(), 1));

@@ -300,7 +300,7 @@ Test(refusal, by_one_is_by_all)
 			cr_assert(eq(int, device_new(&fixture.engine.devices, "other", HMM_POOL_KIND_MEMFD, NULL,
 						     POOL / 2, HMM_DEVICE_CAPS_FAULTS, DRIVER, &device), 0));
 			device_use(&fixture.engine.devices, device->id);
-			other = mirror_new(fixture.owner, 1, device);
+			other = mirror_new(fixture.owner, 1, device, NULL);
 			other->peer = OTHER_DRIVER;
 			other->flags |= HMM_MIRROR_FLAGS_CALLBACKS;
 			fixture_callbacks(&fixture);
@@ -615,7 +615,7 @@ static void begin_copied(unsigned int blocks)
 				     &full), 0));
 	full->size = blocks * COPIED * HMM_PAGE_SIZE;
 	device_use(&fixture.engine.devices, full->id);
-	reader = mirror_new(fixture.owner, 1, full);
+	reader = mirror_new(fixture.owner, 1, full, NULL);
 	cr_assert(ne(ptr, reader, NULL));
 	for (unsigned int n = 0; n < blocks; n++) {
 		fixture_out(&fixture, n * HMM_BLOCK_PAGES, n * HMM_BLOCK_PAGES + COPIED);

@@ -71,7 +71,7 @@ static void begin_mirror(struct fixture *fixture, enum hmm_pool_kind kind, uint6
 	cr_assert(eq(int, device_new(devices, "test", kind, NULL, size, HMM_DEVICE_CAPS_FAULTS, DRIVER,
 				     &fixture->device), 0));
 	device_use(devices, fixture->device->id);
-	fixture->mirror = mirror_new(fixture->owner, 0, fixture->device);
+	fixture->mirror = mirror_new(fixture->owner, 0, fixture->device, NULL);
 	cr_assert(ne(ptr, fixture->mirror, NULL));
 }
 

@@ -89,6 +89,7 @@ SAME(HMM_CHANGED, HMM_PAGE_RESULT_CHANGED);
 SAME(HMM_UNDECLARED, HMM_PAGE_RESULT_UNDECLARED);
 SAME(HMM_MIGRATE_ERROR, HMM_PAGE_RESULT_ERROR);
 SAME(HMM_TRACKED, HMM_PAGE_RESULT_TRACKED);
+SAME(HMM_OVER_QUOTA, HMM_PAGE_RESULT_QUOTA);
 SAME(HMM_MIGRATE_POPULATE, HMM_MIGRATE_FLAGS_POPULATE);
 
 SAME(HMM_ADVISE_SET_READ_MOSTLY, HMM_ADVICE_SET_READ_MOSTLY);
@@ -168,7 +169,7 @@ Test(proto_public, nothing_is_missing)
 	cr_assert_eq(count_of(hmm_reason_names), 12);
 	cr_assert_eq(count_of(hmm_event_kind_names), 10);
 	cr_assert_eq(count_of(hmm_target_names), 2);
-	cr_assert_eq(count_of(hmm_page_result_names), 16);
+	cr_assert_eq(count_of(hmm_page_result_names), 17);
 	cr_assert_eq(count_of(hmm_advice_names), 13);
 	cr_assert_eq(count_of(hmm_advised_names), 9);
 	/* ONWARD and EXCLUSIVE are between library and hmmd. */
