@@ -9,6 +9,7 @@ option(HMM_WERROR "Treat warnings as errors" OFF)
 option(HMM_TESTS "Build the tests" ON)
 option(HMM_EXAMPLES "Build the examples, the demo among them" ON)
 option(HMM_BENCH "Build the benchmarks" ON)
+option(HMM_RUN_UNINSTALLED "hmmctl run takes the preload module from the build folder, when it is there" ON)
 
 if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
 	set(CMAKE_BUILD_TYPE RelWithDebInfo CACHE STRING "Build type" FORCE)
