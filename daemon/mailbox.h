@@ -22,6 +22,7 @@ enum letter_kind {
 	LETTER_PEER_GONE,	/* control -> worker: the peer's connection is closed */
 	LETTER_RELOAD,		/* control -> worker: configuration changed */
 	LETTER_TRACED,		/* control -> worker: a debugger attached to letter->pid */
+	LETTER_DUMPS,		/* control -> worker: letter->pid is dying and begins to dump core */
 	LETTER_SHUTDOWN,	/* control -> worker: bring every page home, then answer */
 	LETTER_REPLY,		/* worker -> control: a REQUEST, answered */
 	LETTER_EVENT,		/* worker -> control: a message for a peer */

@@ -276,14 +276,15 @@ static void on_outbox(uv_poll_t *handle, int status, int events)
 
 /* ---- debuggers -------------------------------------------------------------------- */
 
-/* A debugger can't read what is on a device: the pages of who it attached to come home. */
+/* Neither a debugger nor the kernel's core dump can read what is on a device: the pages of who is looked at come home. */
 static void on_tracer(uv_poll_t *handle, int status, int events)
 {
 	struct server *server = handle->data;
+	bool dumps;
 	pid_t pid;
 
-	while ((pid = tracer_next(server->tracer_fd))) {
-		struct letter *letter = letter_new(LETTER_TRACED);
+	while ((pid = tracer_next(server->tracer_fd, &dumps))) {
+		struct letter *letter = letter_new(dumps ? LETTER_DUMPS : LETTER_TRACED);
 
 		if (!letter)
 			return;
@@ -561,7 +562,7 @@ int server_new(const struct server_options *options, struct server **result)
 		goto fail;
 	server->tracer_fd = tracer_listen();
 	if (server->tracer_fd < 0)
-		log_info("debuggers are not noticed (%s): before attaching one, hmmctl drain --pid PID",
+		log_info("debuggers and core dumps are not noticed (%s): before attaching one, hmmctl drain --pid PID",
 			 strerror(-server->tracer_fd));
 	/* All that took more is done; who is started from here on has no more. */
 	r = privileges_keep(PRIVILEGES_SERVE);

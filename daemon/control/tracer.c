@@ -3,9 +3,10 @@
  * tracer.c - a debugger reads its victim's memory through the kernel, which
  * answers EIO for what is on a device: no fault is raised that hmmd could
  * serve. So when a tracer attaches to an owner, its pages come home by
- * themselves, which needs no help of the owner: it is stopped by then.
+ * themselves, which needs no help of the owner: it is stopped by then. A core dump reads in
+ * the same way, and finds zeros; the dying process is told of before it begins.
  *
- * Happy path: PROC_EVENT_PTRACE arrives on the connector, server.c hands the
+ * Happy path: PROC_EVENT_PTRACE or PROC_EVENT_COREDUMP arrives on the connector, server.c hands the
  * pid to the engine. What can fail is the subscription, and then nothing
  * happens by itself: `hmmctl drain --pid PID` does the same by hand.
  */
@@ -47,7 +48,7 @@ static int subscribe(int fd)
 			.id = { .idx = CN_IDX_PROC, .val = CN_VAL_PROC },
 			.len = sizeof(message.input),
 		},
-		.input = { .operation = PROC_CN_MCAST_LISTEN, .events = PROC_EVENT_PTRACE },
+		.input = { .operation = PROC_CN_MCAST_LISTEN, .events = PROC_EVENT_PTRACE | PROC_EVENT_COREDUMP },
 	};
 
 	return send(fd, &message, sizeof(message), 0) < 0 ? -errno : 0;
@@ -84,7 +85,7 @@ int tracer_listen(void)
 	return fd;
 }
 
-pid_t tracer_next(int fd)
+pid_t tracer_next(int fd, bool *dumps)
 {
 	char buffer[512] __attribute__((aligned(NLMSG_ALIGNTO)));
 	const void *payload;
@@ -93,6 +94,9 @@ pid_t tracer_next(int fd)
 	while ((payload = receive(fd, buffer, sizeof(buffer)))) {
 		/* Behind two headers of four-byte alignment; it wants eight. */
 		memcpy(&event, payload, sizeof(event));
+		*dumps = event.what == PROC_EVENT_COREDUMP;
+		if (*dumps)
+			return event.event_data.coredump.process_tgid;
 		if (event.what == PROC_EVENT_PTRACE && event.event_data.ptrace.tracer_pid)
 			return event.event_data.ptrace.process_tgid;
 	}

@@ -185,6 +185,44 @@ static void traced(struct worker *worker, pid_t pid)
 			migrate_home(owner, 0, HMM_VA_END, NULL, home_for_debugger, NULL);
 }
 
+static uint64_t pages_away(const struct owner *owner)
+{
+	uint64_t pages = 0;
+
+	for (unsigned int i = 0; i < MIRRORS_MAX; i++)
+		if (owner->mirror[i])
+			pages += atomic_load(&owner->mirror[i]->device_pages);
+	return pages;
+}
+
+static void home_for_dump(struct owner *owner, void *data, uint64_t pages)
+{
+	uint64_t left = pages_away(owner);
+
+	(void)data;
+	if (left)
+		log_error("owner %u: the core dump of pid %d holds zeros for %lu pages that could not come home", owner->id,
+			  owner->pid, left);
+	else
+		log_info("owner %u: %lu pages came home for the core dump of pid %d", owner->id, pages, owner->pid);
+}
+
+/* It waits for nobody: what it comes to sooner than its pages come home is zeros there. No other way is left to tell of it. */
+static void dumps(struct worker *worker, pid_t pid)
+{
+	struct owner *owner;
+	uint64_t away;
+
+	TAILQ_FOREACH(owner, &worker->owners, link) {
+		away = pages_away(owner);
+		if (owner->pid != pid || owner->recovering || owner->closing || !away)
+			continue;
+		log_warn("owner %u: pid %d is dumping core while %lu of its pages are on a device: they come home now; for those that the dump reaches sooner it holds zeros",
+			 owner->id, pid, away);
+		migrate_home(owner, 0, HMM_VA_END, NULL, home_for_dump, NULL);
+	}
+}
+
 static void request(struct worker *worker, struct letter *letter)
 {
 	uint16_t op = letter->message->opcode;
@@ -234,6 +272,10 @@ static void take_letters(struct worker *worker, struct letter *letter)
 			break;
 		case LETTER_TRACED:
 			traced(worker, letter->pid);
+			letter_free(letter);
+			break;
+		case LETTER_DUMPS:
+			dumps(worker, letter->pid);
 			letter_free(letter);
 			break;
 		case LETTER_SHUTDOWN:
@@ -633,7 +675,8 @@ void engine_submit(struct engine *engine, struct letter *letter)
 		to_everyone(engine, letter);
 		return;
 	case LETTER_TRACED:
-		/* Anybody's debugger is heard; only an owner's wakes a worker. */
+	case LETTER_DUMPS:
+		/* Anybody's is heard; only an owner's wakes a worker. */
 		if (!is_owner(engine, letter->pid)) {
 			letter_free(letter);
 			return;
