@@ -4,7 +4,11 @@
  * status that says the same to a script. Main thread.
  */
 #include <errno.h>
+#include <grp.h>
+#include <pwd.h>
 #include <stdio.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "hmmctl.h"
 
@@ -18,8 +22,29 @@ static int no_daemon(const struct link *link)
 	return STATUS_NO_DAEMON;
 }
 
+/* Return: true if the socket is closed to this user, who has been told whom it is open to. */
+static bool not_a_member(const struct link *link)
+{
+	const struct passwd *user = getpwuid(getuid());
+	const struct group *group;
+	struct stat socket;
+
+	if (!access(link->path, W_OK) || stat(link->path, &socket) || !(socket.st_mode & S_IWGRP))
+		return false;
+	group = getgrgid(socket.st_gid);
+	if (!group)
+		return false;
+	fprintf(stderr, "hmmctl: not permitted: %s is open to group %s\n"
+		"  let root make this user a member: usermod -aG %s %s\n"
+		"  then log in again: id shows whether it holds\n",
+		link->path, group->gr_name, group->gr_name, user ? user->pw_name : "USER");
+	return true;
+}
+
 static int not_permitted(const struct link *link)
 {
+	if (link->fd < 0 && not_a_member(link))
+		return STATUS_NOT_PERMITTED;
 	fprintf(stderr, "hmmctl: not permitted: %s\n"
 		"  members of the group of %s may connect; owners of other users are root's to touch\n",
 		link->text, link->path);
