@@ -6,6 +6,7 @@ configure_file(systemd/hmmd.service.in systemd/hmmd.service @ONLY)
 install(FILES ${PROJECT_BINARY_DIR}/systemd/hmmd.service systemd/hmmd.socket systemd/hmmd-admin.socket
 	DESTINATION lib/systemd/system)
 install(FILES systemd/hmmd.sysusers DESTINATION lib/sysusers.d RENAME hmmd.conf)
+install(FILES systemd/hmmd.tmpfiles DESTINATION lib/tmpfiles.d RENAME hmmd.conf)
 install(FILES systemd/60-hmmd.rules DESTINATION lib/udev/rules.d)
 install(FILES systemd/hmmd.conf DESTINATION ${CMAKE_INSTALL_SYSCONFDIR}/hmmd)
 install(DIRECTORY DESTINATION ${CMAKE_INSTALL_SYSCONFDIR}/hmmd/hmmd.conf.d)
