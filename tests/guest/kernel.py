@@ -24,7 +24,7 @@ class Missing(Exception):
     """Says what is missing, and what to do about it."""
 
 
-def _run(*command, cwd=None):
+def output(*command, cwd=None):
     done = subprocess.run(command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                           text=True, errors="replace", env=dict(os.environ, LC_ALL="C"))
     return done.returncode, done.stdout
@@ -33,7 +33,7 @@ def _run(*command, cwd=None):
 def resolve(series):
     """The package that Debian's metapackages mean by a series now: (name, version), or None if apt knows none."""
     for metapackage in ("linux-image-amd64", f"linux-image-{series}-amd64"):
-        _, text = _run("apt-cache", "show", "--no-all-versions", metapackage)
+        _, text = output("apt-cache", "show", "--no-all-versions", metapackage)
         match = re.search(rf"^Depends:.*?\b(linux-image-{re.escape(series)}[.][^ ,]*) \(= ([^)]+)\)", text, re.M)
         if match:
             return match.group(1), match.group(2)
@@ -75,7 +75,7 @@ def load_order(wanted, files, read=_plain):
 def _unpack(package, folder):
     """vmlinuz and the modules out of a .deb, into folder."""
     with tempfile.TemporaryDirectory(dir=os.path.dirname(folder)) as everything:
-        status, said = _run("dpkg-deb", "-x", package, everything)
+        status, said = output("dpkg-deb", "-x", package, everything)
         if status:
             raise Missing(f"{os.path.basename(package)} cannot be unpacked: {said.strip()}")
         boot = os.path.join(everything, "boot")
@@ -96,10 +96,9 @@ def _unpack(package, folder):
             file.write("".join(name + "\n" for name, _ in order))
 
 
-def _cached(series, cache, key):
-    """Folders of this series that an earlier run unpacked, the newest first."""
-    found = [os.path.join(cache, name) for name in os.listdir(cache)
-             if name.startswith(f"linux-image-{series}.") and name.endswith(key)]
+def cached(cache, start, key):
+    """Folders so named that an earlier run unpacked, the newest first."""
+    found = [os.path.join(cache, name) for name in os.listdir(cache) if name.startswith(start) and name.endswith(key)]
     return sorted(found, key=os.path.getmtime, reverse=True)
 
 
@@ -109,13 +108,13 @@ def fetch(series, cache, say=print):
     meant = resolve(series)
     if meant is None and os.geteuid() == 0:
         say("apt knows no such kernel: fetching its lists")
-        _run("apt-get", "update", "-q")
+        output("apt-get", "update", "-q")
         meant = resolve(series)
     if meant:
         folder = os.path.join(cache, f"{meant[0]}_{meant[1]}-{key}")
         if os.path.isdir(folder):
             return folder
-    old = _cached(series, cache, key)
+    old = cached(cache, f"linux-image-{series}.", key)
     if meant is None:
         if old:
             say(f"apt knows no Linux {series}; taking {os.path.basename(old[0])} of an earlier run")
@@ -125,13 +124,13 @@ def fetch(series, cache, say=print):
     say(f"fetching {meant[0]} {meant[1]}")
     with tempfile.TemporaryDirectory(dir=cache) as room:
         fetched = ("apt-get", "download", "-q", f"{meant[0]}={meant[1]}")
-        status, said = _run(*fetched, cwd=room)
+        status, said = output(*fetched, cwd=room)
         if status and os.geteuid() == 0:
             # The lists may be older than what the archive keeps.
-            _run("apt-get", "update", "-q")
+            output("apt-get", "update", "-q")
             meant = resolve(series) or meant
             folder = os.path.join(cache, f"{meant[0]}_{meant[1]}-{key}")
-            status, said = _run("apt-get", "download", "-q", f"{meant[0]}={meant[1]}", cwd=room)
+            status, said = output("apt-get", "download", "-q", f"{meant[0]}={meant[1]}", cwd=room)
         packages = [name for name in os.listdir(room) if name.endswith(".deb")]
         if status or not packages:
             if old:

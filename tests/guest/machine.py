@@ -30,7 +30,32 @@ PLUGGED = {
     "spare-ivshmem": {"driver": "ivshmem-plain", "bus": "slot1", "memdev": "spare-bar"},
 }
 
+# An emulated machine that has to wait for a processor looks to the kernel as if its timers were broken.
+KERNEL_WORDS = ["console=ttyS0", "panic=-1", "unknown_nmi_panic", "nokaslr", "mitigations=off", "tsc=reliable", "no_timer_check"]
+
 libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _machine(memory_mb, processors=1):
+    return [QEMU, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
+            "-machine", "q35", "-accel", "tcg", "-cpu", "max,la57=off", "-smp", str(processors), "-m", f"{memory_mb}M"]
+
+
+def _shares_and_start(kernel, initrd, room, results, shell, kernel_words):
+    """The machine's files and where the results go; what is booted; how one talks with it."""
+    return ["-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap",
+            "-virtfs", f"local,path={results},mount_tag=results,security_model=none",
+            "-kernel", f"{kernel}/vmlinuz", "-initrd", initrd, "-append", " ".join(kernel_words),
+            "-qmp", f"unix:{room}/qmp,server=on,wait=off",
+            *(["-serial", "mon:stdio"] if shell else ["-serial", f"file:{room}/console"])]
+
+
+def systemd_command(kernel, initrd, room, results, shell, root, memory_mb=2048):
+    """QEMU's words for a machine that Debian's systemd boots from root; what is written there goes with the run."""
+    kernel_words = [*KERNEL_WORDS, "loglevel=4", "rdinit=/init", "rw", "systemd.show_status=no", "systemd.log_level=notice"]
+    return [*_machine(memory_mb, 2), "-drive", f"if=none,id=root,file={root},format=raw,snapshot=on",
+            "-device", "virtio-blk-pci,drive=root", "-device", "virtio-rng-pci",
+            *_shares_and_start(kernel, initrd, room, results, shell, kernel_words)]
 
 
 def command(kernel, initrd, room, results, shell, memory_mb=4096, dax_mb=512, hugepages=32, disk_mb=4096, swap_mb=512):
@@ -41,14 +66,11 @@ def command(kernel, initrd, room, results, shell, memory_mb=4096, dax_mb=512, hu
     subprocess.run(["/sbin/mke2fs", "-q", "-t", "ext4", "-E", "lazy_itable_init=1,nodiscard", f"{room}/disk"], check=True,
                    stdin=subprocess.DEVNULL)
     half = memory_mb // 2
-    # An emulated machine that has to wait for a processor looks to the kernel as if its timers were broken.
-    kernel_words = ["console=ttyS0", "quiet" if shell else "loglevel=5", "panic=-1", "unknown_nmi_panic", "nokaslr",
-                    "mitigations=off", "tsc=reliable", "no_timer_check", "intel_iommu=on", f"hugepages={hugepages}",
+    kernel_words = [*KERNEL_WORDS, "quiet" if shell else "loglevel=5", "intel_iommu=on", f"hugepages={hugepages}",
                     # All of the third node: what firmware calls set aside for a special purpose, here above 4 GiB and the
                     # second half.
                     f"memmap={dax_mb}M%{4096 + half}M-1+0xefffffff", "memhp_default_state=online_movable", "rdinit=/init"]
-    words = [QEMU, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
-             "-machine", "q35", "-accel", "tcg", "-cpu", "max,la57=off", "-smp", "1", "-m", f"{memory_mb + dax_mb}M"]
+    words = _machine(memory_mb + dax_mb)
     for node, size in enumerate((half, half, dax_mb)):
         words += ["-object", f"memory-backend-ram,id=node{node},size={size}M",
                   "-numa", f"node,nodeid={node},memdev=node{node}" + (",cpus=0" if node == 0 else "")]
@@ -64,12 +86,7 @@ def command(kernel, initrd, room, results, shell, memory_mb=4096, dax_mb=512, hu
     for name in ("disk", "swap"):
         words += ["-drive", f"if=none,id={name},file={room}/{name},format=raw,cache=unsafe",
                   "-device", f"virtio-blk-pci,drive={name}"]
-    words += ["-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap",
-              "-virtfs", f"local,path={results},mount_tag=results,security_model=none",
-              "-kernel", f"{kernel}/vmlinuz", "-initrd", initrd, "-append", " ".join(kernel_words)]
-    words += ["-qmp", f"unix:{room}/qmp,server=on,wait=off"]
-    words += ["-serial", "mon:stdio"] if shell else ["-serial", f"file:{room}/console"]
-    return words
+    return words + _shares_and_start(kernel, initrd, room, results, shell, kernel_words)
 
 
 def tail(path, lines=TAIL_LINES):

@@ -26,6 +26,7 @@ import harness  # noqa: E402
 import image  # noqa: E402
 import kernel  # noqa: E402
 import machine  # noqa: E402
+import root  # noqa: E402
 
 loader = importlib.machinery.SourceFileLoader("guest_run", os.path.join(HERE, "run"))
 guest_run = importlib.util.module_from_spec(importlib.util.spec_from_loader("guest_run", loader))
@@ -213,6 +214,70 @@ class Image(unittest.TestCase):
             self.assertEqual(found, {"bin/a": b"four", "b": b"12345"})
             self.assertEqual(stat.S_IMODE(os.stat(f"{folder}/bin/a").st_mode), 0o755)
             self.assertTrue(os.path.isdir(f"{folder}/empty"))
+
+
+class Root(unittest.TestCase):
+    """A package as root.py lays it down, and dpkg as it finds it there."""
+
+    def package(self, folder, name, files, *fields):
+        for path, text in files.items():
+            root._write(f"{folder}/{name}/{path}", text)
+        root._write(f"{folder}/{name}/DEBIAN/control", "\n".join([f"Package: {name}", "Version: 1", "Architecture: amd64",
+                                                                 "Maintainer: a <a@b.example>", "Description: d", *fields, ""]))
+        subprocess.run(["dpkg-deb", "-b", f"{folder}/{name}", f"{folder}/{name}.deb"], check=True, stdout=subprocess.DEVNULL,
+                       stdin=subprocess.DEVNULL)
+        return f"{folder}/{name}.deb"
+
+    def test_dpkg_knows_it(self):
+        with tempfile.TemporaryDirectory() as folder:
+            archives = f"{folder}/archives"
+            os.makedirs(archives)
+            masters = {f"usr/share/base-passwd/{kind}.master": "root:\n" for kind in ("passwd", "group")}
+            for package in (self.package(folder, "one", {"bin/one": "1", **masters}),
+                            self.package(folder, "two", {"lib/two": "2", "usr/share/doc/two/text": "2"}, "Multi-Arch: same")):
+                os.rename(package, f"{archives}/{os.path.basename(package)}")
+            files = f"{folder}/files"
+            root._lay_out(files, archives)
+            # Folders do not take the place of links.
+            self.assertEqual((os.readlink(f"{files}/bin"), open(f"{files}/usr/bin/one").read()), ("usr/bin", "1"))
+            self.assertEqual(open(f"{files}/usr/lib/two").read(), "2")
+            self.assertFalse(os.path.exists(f"{files}/usr/share/doc"))
+            done = subprocess.run(["dpkg-query", f"--admindir={files}/var/lib/dpkg", "-W", "-f", "${Package} ${db:Status-Abbrev}\n"],
+                                  stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+            self.assertEqual(done.stdout.split(), ["one", "ii", "two", "ii"])
+            done = subprocess.run(["dpkg-query", f"--admindir={files}/var/lib/dpkg", "-L", "two"], stdin=subprocess.DEVNULL,
+                                  stdout=subprocess.PIPE, text=True)
+            self.assertIn("/lib/two\n", done.stdout)
+            # systemd finds what it is here for, and its own units where they are masked.
+            units = f"{files}/etc/systemd/system"
+            self.assertEqual(os.readlink(f"{units}/multi-user.target.wants/guest.service"), "/etc/systemd/system/guest.service")
+            self.assertEqual({os.readlink(f"{units}/{unit}") for unit in root.MASKED}, {"/dev/null"})
+
+    def test_what_is_no_package(self):
+        with tempfile.TemporaryDirectory() as folder:
+            os.makedirs(f"{folder}/archives")
+            root._write(f"{folder}/archives/broken.deb", "nonsense")
+            with self.assertRaisesRegex(kernel.Missing, "broken.deb cannot be unpacked"):
+                root._lay_out(f"{folder}/files", f"{folder}/archives")
+
+
+class Service(unittest.TestCase):
+    def test_its_files_are_elsewhere(self):
+        with tempfile.TemporaryDirectory() as folder:
+            options = types.SimpleNamespace(results=folder, scale=20.0, timeout=900, name="Served", shell=False)
+            guest = guest_run.ServiceGuest("6.12", options, lambda text: None)
+            os.makedirs(guest.results)
+            plan, = guest.plan()
+            self.assertEqual([word for word in plan["command"] if HERE in word],
+                             [f"/run/host{HERE}/service.py"])
+            self.assertEqual(plan["command"][-2:], ["-k", "Served"])
+            self.assertEqual(plan["environment"]["HMM_TEST_SCALE"], "20")
+            with open(guest.expected) as file:
+                self.assertEqual([test["name"] for test in json.load(file)["tests"]], [plan["name"]])
+
+    def test_its_disk_is_not_written(self):
+        words = machine.systemd_command("/k", "/i", "/room", "/results", False, "/cache/root")
+        self.assertIn("if=none,id=root,file=/cache/root,format=raw,snapshot=on", words)
 
 
 class CommandLine(unittest.TestCase):
