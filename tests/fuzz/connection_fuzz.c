@@ -40,7 +40,7 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 /* How long the answer of one request is waited for: not long, what comes later comes later. */
-#define ANSWER_MS 20
+#define ANSWER_MS 40
 /* ... and when everything has to be answered. */
 #define PATIENCE_MS 30000
 #define REQUESTS_MAX 64
@@ -77,6 +77,7 @@ static uint32_t devices[8];
 static unsigned int n_devices;
 static int own[OWN_MAX];		/* descriptors of this input, made when first asked for; -1: not yet */
 static struct hmm_frame answer;
+static int answer_ms = PATIENCE_MS;	/* until it is warm */
 
 static void wrong(const char *what, const void *message)
 {
@@ -453,8 +454,8 @@ static void say(struct talker *talker, struct given *given, unsigned int how)
 	hear(talker, 0);
 	if (talker->doomed)
 		return;
-	for (int64_t end = now_ms() + ANSWER_MS; !(how & 16) && is_waiting(talker, message.header.serial) && now_ms() < end;)
-		if (!hear(talker, ANSWER_MS))
+	for (int64_t end = now_ms() + answer_ms; !(how & 16) && is_waiting(talker, message.header.serial) && now_ms() < end;)
+		if (!hear(talker, answer_ms))
 			break;
 }
 
@@ -615,6 +616,7 @@ static void warm_up(void)
 	run((const uint8_t *)&step, sizeof(step), true);
 	if (!talkers[0].owner)
 		wrong("no owner can be opened here", NULL);
+	answer_ms = ANSWER_MS;
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)

@@ -615,5 +615,101 @@ class Pids(Hostile):
         return child
 
 
+class Floods(Hostile):
+    """Who floods hmmd is served as far as it goes, and so is everybody else; how fast is bench/flood.c's matter."""
+
+    ROUNDS = 10
+
+    def requests_whose_answers_are_not_read(self, path, count):
+        client = wire.Client(path, role=wire.DRIVER)
+        client.socket.setblocking(False)
+        message = client.pack(wire.DOCTOR, bytes(8))
+        while True:
+            try:
+                client.send_raw(message)
+                count()
+            except BlockingIOError:
+                select.select([], [client.socket], [], 0.01)
+
+    def requests_that_are_refused(self, path, count):
+        with wire.Client(path, role=wire.DRIVER) as client:
+            while True:
+                answer = client.ask(wire.MIGRATE, schema.body("migrate", mirror=1 << 8))
+                count(answer.error == errno.EPERM)
+
+    def half_messages(self, path, count):
+        while True:
+            with wire.Client(path) as client:
+                client.send_raw(client.pack(wire.STATUS, bytes(8))[:20])
+                count()
+
+    def connections(self, path, count):
+        while True:
+            with wire.Client(path, hello=False):
+                count()
+
+    def more_connections_than_there_may_be(self, path, count):
+        kept = []
+        while True:
+            client = wire.Client(path, hello=False)
+            count()
+            if len(kept) < 1000:
+                kept.append(client)
+            else:
+                client.close()
+
+    def flood(self, how, counters, index):
+        """A process of another uid that does it without end."""
+        child = os.fork()
+        if child:
+            self.children.append(child)
+            return
+        with contextlib.suppress(BaseException):
+            libc.prctl(1, signal.SIGKILL, 0, 0, 0)
+            os.chdir(self.folder)
+            path = os.path.basename(self.daemon.socket)
+            if is_root():
+                os.setgroups([])
+                os.setresgid(OTHER, OTHER, OTHER)
+                os.setresuid(OTHER, OTHER, OTHER)
+
+            def count(good=True):
+                counters[index] += good
+
+            while True:
+                # Over quota it is turned away, and comes again.
+                with contextlib.suppress(OSError, AssertionError, AttributeError):
+                    how(path, count)
+        os._exit(1)
+
+    def test_the_innocent_is_served(self):
+        kinds = (self.requests_whose_answers_are_not_read, self.requests_that_are_refused, self.half_messages, self.connections,
+                 self.more_connections_than_there_may_be)
+        shared = mmap.mmap(-1, PAGE)
+        counters = (ctypes.c_uint64 * len(kinds)).from_buffer(shared)
+        for index, kind in enumerate(kinds):
+            self.flood(kind, counters, index)
+        harness.wait_until(lambda: all(counters), 30, "that every flood has begun")
+        served = 0
+        for _ in range(self.ROUNDS):
+            self.innocent.ask(f"out {PAGES}", f"^out {PAGES}$")
+            self.innocent.ask("check", "^checked$")
+            self.assertEqual(self.tool.status()["owners"], 1)
+            served += 1
+        self.assertEqual(served, self.ROUNDS)
+        with wire.Client(self.daemon.socket) as newcomer:
+            newcomer.status()
+        for child in self.children:
+            self.assertEqual(os.waitpid(child, os.WNOHANG), (0, 0), "a flooder has ended")
+        print(f"{served} rounds beside {list(counters)} of {[kind.__name__ for kind in kinds]}")
+        while self.children:
+            child = self.children.pop()
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        harness.wait_until(lambda: self.tool.status()["clients"] == 2, 20, "that they are gone")
+        self.expect_nothing_kept_since(self.kept_before)
+        del counters
+
+
 if __name__ == "__main__":
     harness.main()
