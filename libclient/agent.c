@@ -66,10 +66,12 @@ static bool leave_to_sweeper(struct agent *agent, struct hmm_order *order)
 {
 	struct sweeper *sweeper = &agent->sweeper;
 
-	if (order->kind != HMM_ORDER_RELEASE || order->slot >= agent->slots_count ||
-	    !agent->thin[order->slot] || !sweeper->thread.started)
+	if (order->kind != HMM_ORDER_RELEASE || order->slot >= agent->slots_count || !sweeper->thread.started)
 		return false;
+	/* It may be at this very slot, for an order that a restarted hmmd has taken back and waits for no more. */
 	hmmc_agent_wait_for_sweeper(agent, order->slot);
+	if (!agent->thin[order->slot])
+		return false;
 	__atomic_or_fetch(&sweeper->slots, 1U << order->slot, __ATOMIC_SEQ_CST);
 	__atomic_store_n(&sweeper->order[order->slot], order, __ATOMIC_SEQ_CST);
 	__atomic_add_fetch(&sweeper->posted, 1, __ATOMIC_SEQ_CST);

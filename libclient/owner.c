@@ -205,8 +205,11 @@ static int attach(struct owner *owner, struct hmm_frame *frame)
 	owner->id = reply->owner;
 	owner->hmm->id = reply->owner;
 	owner->hmm->features = reply->features;
-	owner->hmm->table = table;
-	owner->hmm->pulse = pulse;
+	/* Where they were, if they were: others look there by now. */
+	if (owner->hmm->table != table)
+		owner->hmm->table = table;
+	if (owner->hmm->pulse != pulse)
+		owner->hmm->pulse = pulse;
 	owner->agent.orders = orders;
 	owner->agent.eventfd = owner->eventfd;
 	hmmc_agent_attach(&owner->agent);

@@ -86,7 +86,7 @@ static void settle(struct regions *regions)
 	if (regions->busy && __atomic_load_n(regions->busy, __ATOMIC_SEQ_CST))
 		return;
 	while ((region = regions->leaving)) {
-		regions->leaving = region->next;
+		__atomic_store_n(&regions->leaving, region->next, __ATOMIC_SEQ_CST);
 		let_go(region);
 	}
 }

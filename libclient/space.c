@@ -375,9 +375,11 @@ static int map_peer(struct hmm *hmm, struct hmm_frame *frame)
 	close(pulse_fd);
 	if (table) {
 		madvise(table, HMM_TABLE_SIZE, MADV_DONTDUMP);
-		hmm->table = table;
+		/* Where it was, if it was: others look there by now. */
+		if (hmm->table != table)
+			hmm->table = table;
 	}
-	if (pulse)
+	if (pulse && hmm->pulse != pulse)
 		hmm->pulse = pulse;
 	if (!table || !pulse)
 		return -ENOMEM;

@@ -105,7 +105,8 @@ static struct request *new_request(struct hmm *hmm, uint64_t start, uint64_t len
 	struct hmm_msg_exclude message;
 	struct request *request;
 
-	fill(&message, hmm->id, start, length, excluded);
+	/* Whose it is is known when it is sent: another hmmd may give another number. */
+	fill(&message, 0, start, length, excluded);
 	request = hmmc_request_new(hmm->connection, HMM_OP_EXCLUDE, sizeof(message));
 	if (!request)
 		return NULL;
