@@ -9,7 +9,8 @@
 #   hmm_fuzz_target(...), see there
 #
 # LABELS: quick or full, for tests/run; portable beside it for what depends on the kernel and is short: tests/guest runs
-# it on other kernels too, where everything takes 20 times as long; guest is that; soak is run by hand.
+# it on other kernels too, where everything takes 20 times as long; guest is that; soak is run by hand; races beside it for what is
+# worth a run under ThreadSanitizer, which takes its time.
 #
 # A Criterion program counts as many tests as it holds, a script as many as it reports; exit status 77 of a
 # script or program is a skip, its reason the last line it printed. SETTINGS are machine settings (hugepages, sysctl): such a test
@@ -33,8 +34,8 @@ function(hmm_register_test)
 		message(FATAL_ERROR "test ${T_NAME} has no LABELS")
 	endif()
 	foreach(label IN LISTS T_LABELS)
-		if(NOT label MATCHES "^(quick|full|portable|guest|soak)$")
-			message(FATAL_ERROR "test ${T_NAME}: '${label}' is no label (quick full portable guest soak)")
+		if(NOT label MATCHES "^(quick|full|portable|guest|soak|races)$")
+			message(FATAL_ERROR "test ${T_NAME}: '${label}' is no label (quick full portable guest soak races)")
 		endif()
 	endforeach()
 	if(NOT T_TIMEOUT)
@@ -66,7 +67,7 @@ function(hmm_register_test)
 		PYTHONDONTWRITEBYTECODE=1
 		ASAN_OPTIONS=abort_on_error=0:detect_stack_use_after_return=1
 		UBSAN_OPTIONS=print_stacktrace=1
-		TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1)
+		TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1:history_size=7:suppressions=${PROJECT_SOURCE_DIR}/tests/tsan.supp)
 	if(NOT DEFINED ENV{HMM_TEST_SCALE})
 		list(APPEND environment HMM_TEST_SCALE=${HMM_TEST_SCALE})
 	endif()

@@ -21,8 +21,13 @@
 #include "space.h"
 
 /* Above where AddressSanitizer keeps its heap, below where the kernel begins to map. */
+#ifndef __SANITIZE_THREAD__
 #define ALLOC_START	0x680000000000UL
 #define ALLOC_END	0x700000000000UL
+#else	/* which lets a program have few addresses of its own choice */
+#define ALLOC_START	0x7e8000000000UL
+#define ALLOC_END	0x7ea000000000UL
+#endif
 
 struct alloc {
 	struct alloc *next;
@@ -54,7 +59,7 @@ static char *reserve(struct hmm *hmm, uint64_t length)
 	if (!at) {
 		if (getrandom(&random, sizeof(random), GRND_NONBLOCK) < 0)
 			random = (uint16_t)getpid();
-		at = ALLOC_START + ((uint64_t)(random & 0xfff) << HMM_REGION_SHIFT);
+		at = ALLOC_START + ((uint64_t)random << HMM_REGION_SHIFT) % ((ALLOC_END - ALLOC_START) / 2);
 	}
 	for (unsigned int tries = 0; tries < 4096 && at + size <= ALLOC_END;
 	     tries++, at += block_up(size)) {

@@ -30,7 +30,11 @@
 #include "futex.h"
 #include "public.h"
 
+#ifdef __SANITIZE_THREAD__
+#define STACK_SIZE	(2UL << 20)	/* of which it wants most */
+#else
 #define STACK_SIZE	(512UL << 10)
+#endif
 #define STACK_SIZE_MAX	(16UL << 20)	/* programs with very large thread-local data */
 
 static struct {

@@ -16,8 +16,12 @@ CARD = "0000:00:04.0"  # tests/inject/card.c's
 SECONDS = int(os.environ.get("HMM_COHERENCE_SECONDS") or 8)
 
 
+# Of a machine, or a build, on which a driver takes longer to answer.
+PATIENCE = ["--ack-timeout", f"{harness.scaled(1):.0f}s"]
+
+
 class Base(harness.Test):
-    daemon_args = ["--pool", "memfd-huge", "--pool-size", "1G"]
+    daemon_args = ["--pool", "memfd-huge", "--pool-size", "1G", *PATIENCE]
 
     def coherence(self, *options, seconds=SECONDS):
         return self.spawn("coherence", "--seed", str(self.seed), "--seconds", str(seconds), *options)
@@ -257,7 +261,7 @@ class Hugetlb(Pair):
 class SmallPages(Pair):
     """A device whose memory is pages of 4 KiB."""
 
-    daemon_args = ["--pool", "memfd", "--pool-size", "1G"]
+    daemon_args = ["--pool", "memfd", "--pool-size", "1G", *PATIENCE]
 
     def test_changed(self):
         self.run_half("--drivers", "2", "--windows", "--events", "--fork")
