@@ -497,6 +497,9 @@ bool block_punch_stale(struct block *block)
 	if (!shadow) {
 		block->stale = (struct pages){ 0 };
 		block_uncharge(block, block->charged);
+		/* A shadow that its library had not got when hmmd died: nothing is left that would be its holder's. */
+		if (!block_holds_pages(block) && !holds_far_pages(block))
+			block->record->mirror = HMM_NO_MIRROR;
 		return copies_clear(block);
 	}
 	if (!block_holds_pages(block)) {

@@ -80,6 +80,8 @@ static void out_proceed(struct block *block)
 		job->order_flags = HMM_ORDER_VISIBLE;
 	if (block->record->transit == HMM_TRANSIT_OUT_ZAP) {
 		kind = HMM_ORDER_OUT_ZAP;
+		/* The CPU has the pages until they are zapped: no window shows by itself what is filled before that. */
+		window_guard(block);
 		for (; pages_run(&block->move.want, &first, &end); first = end) {
 			int r = kernel->uffd_protect(owner->uffd, page_addr(block, first),
 						     (size_t)(end - first) << HMM_PAGE_SHIFT, true);

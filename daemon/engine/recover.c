@@ -447,6 +447,9 @@ static uint64_t settle_transit(struct block *block)
 			continue;
 		state = settled_state(block, i, entries[i], order);
 		set_settled(block, i, state);
+		/* Noted as I before the crash, perhaps, and not punched yet: nothing else tells. */
+		if (state == HMM_PAGE_INVALID)
+			pages_set(&block->stale, i);
 		if (state == HMM_PAGE_INVALID && has && entries[i] & PM_UFFD_WP)
 			pages_set(&protected, i);
 		pages++;

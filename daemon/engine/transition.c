@@ -214,13 +214,15 @@ void transit_restore(struct block *block)
 										      page_state(block, i));
 	if (record->slot != HMM_NO_SLOT)
 		slot_put(block->owner, record->slot);
-	if (lost && block_has_window(block)) {
+	transit_end(block);
+	if (!lost)
+		return;
+	/* Not before: of a block that goes out nothing is punched. */
+	if (block_has_window(block)) {
 		block_punch_stale(block);
 		window_wake(block, 0, HMM_BLOCK_PAGES);
 	}
-	transit_end(block);
-	if (lost)
-		block_settle_later(block);
+	block_settle_later(block);
 }
 
 void transit_end(struct block *block)

@@ -326,11 +326,12 @@ struct arming {
 
 /*
  * What began before the window was there and does not mind it: a fill that shows
- * zeros before bytes, and pages that go home with nothing protected.
+ * zeros before bytes, or pages that the CPU still has, and pages that go home with nothing protected.
  */
 static void find_blind_order(struct block *block, void *data)
 {
-	if (block->order && (block->order->flags & HMM_ORDER_WHOLE || block->order->kind == HMM_ORDER_HOME_SLOT))
+	if (block->order && (block->order->flags & HMM_ORDER_WHOLE || block->order->kind == HMM_ORDER_HOME_SLOT ||
+			     block->order->kind == HMM_ORDER_OUT_ZAP))
 		*(struct block **)data = block;
 }
 
