@@ -101,6 +101,9 @@ static uint64_t table_entry(unsigned int n)
 	if (world.table[HMM_TABLE_ENTRIES + (addr >> HMM_BLOCK_SHIFT)] & 1)
 		return 0;
 	entry = world.table[addr >> HMM_PAGE_SHIFT];
+	/* Another mirror's. */
+	if ((entry >> HMM_TABLE_PFN_SHIFT) / HMM_TABLE_DEVICE_PFN != 1)
+		return 0;
 	return entry & HMM_TABLE_VALID && entry & HMM_TABLE_DEVICE ? entry & (HMM_TABLE_VALID | HMM_TABLE_WRITE) : 0;
 }
 
@@ -128,7 +131,7 @@ static void load(unsigned int n)
 
 	if (!reach(n, HMM_TABLE_VALID))
 		return;
-	at = shadow_page(used_addr(n));
+	at = shadow_page(0, used_addr(n));
 	if (!at)
 		wrong("the device has an entry of %s, and there is no shadow", addr_name(used_addr(n)));
 	say("the device loads %s: %lu", addr_name(used_addr(n)), real_value(at));
@@ -143,7 +146,7 @@ static void store(unsigned int n)
 	if (!reach(n, HMM_TABLE_VALID | HMM_TABLE_WRITE))
 		return;
 	value = new_version();
-	at = shadow_page(used_addr(n));
+	at = shadow_page(0, used_addr(n));
 	if (!at)
 		wrong("the device has an entry of %s, and there is no shadow", addr_name(used_addr(n)));
 	say("the device stores %s: %lu", addr_name(used_addr(n)), value);

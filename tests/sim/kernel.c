@@ -4,11 +4,12 @@
  * and refuse is what Linux 6.18 does (tests/contract proves it there). Each call of hmmd's is a step, so anybody may come just
  * before it; and it may fail as it may there.
  *
- * Not simulated: huge pages, swap, forks, guard pages, files.
+ * Not simulated: huge pages, swap, forks, guard pages, files. A window's mapping is in window.c.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "sim.h"
@@ -303,6 +304,11 @@ static int short_of(void)
 	return choose(2) ? -ENOMEM : -EAGAIN;
 }
 
+static bool of_window(int uffd)
+{
+	return fd_role(uffd) == ROLE_WINDOW;
+}
+
 static int sim_copy(int uffd, uint64_t dst, const void *src, size_t length, uint64_t mode, size_t *done)
 {
 	int r;
@@ -321,6 +327,11 @@ static int sim_zero(int uffd, uint64_t dst, size_t length, size_t *done)
 	int r;
 
 	*done = 0;
+	if (of_window(uffd)) {
+		r = fails() ? -ENOMEM : window_zero(dst, done);
+		say("ZEROPAGE in the window, %s: %d", addr_name(dst), r);
+		return r;
+	}
 	is(uffd, ROLE_UFFD, "ZEROPAGE");
 	r = fails() ? short_of() : fill(FILL_ZERO, dst, NULL, length, 0, done);
 	say("ZEROPAGE %s, %zu pages: %d, %zu done", addr_name(dst), length >> HMM_PAGE_SHIFT, r, *done >> HMM_PAGE_SHIFT);
@@ -332,6 +343,11 @@ static int sim_poison(int uffd, uint64_t dst, size_t length, size_t *done)
 	int r;
 
 	*done = 0;
+	if (of_window(uffd)) {
+		r = fails() ? -ENOMEM : window_poison(dst, done);
+		say("POISON in the window, %s: %d", addr_name(dst), r);
+		return r;
+	}
 	is(uffd, ROLE_UFFD, "POISON");
 	r = fails() ? short_of() : fill(FILL_POISON, dst, NULL, length, 0, done);
 	say("POISON %s: %d", addr_name(dst), r);
@@ -340,17 +356,28 @@ static int sim_poison(int uffd, uint64_t dst, size_t length, size_t *done)
 
 static int sim_continue(int uffd, uint64_t dst, size_t length, uint64_t mode, size_t *done)
 {
-	(void)uffd, (void)dst, (void)length, (void)mode;
+	int r;
+
 	*done = 0;
-	return -EFAULT;
+	is(uffd, ROLE_WINDOW, "CONTINUE");
+	r = fails() ? -ENOMEM : window_continue(dst, length, mode, done);
+	say("CONTINUE in the window, %s, %zu pages%s: %d", addr_name(dst), length >> HMM_PAGE_SHIFT,
+	    mode & UFFDIO_CONTINUE_MODE_WP ? ", protected" : "", r);
+	return r;
 }
 
 static int sim_protect(int uffd, uint64_t start, size_t length, bool on)
 {
 	int r;
 
+	if (of_window(uffd)) {
+		r = fails() ? -EAGAIN : window_set_protection(start, length, on);
+		say("WRITEPROTECT in the window, %s, %zu pages, %s: %d", addr_name(start), length >> HMM_PAGE_SHIFT, on ? "on" : "off", r);
+		return r;
+	}
 	is(uffd, ROLE_UFFD, "WRITEPROTECT");
-	r = fails() ? -EAGAIN : protect(start, length, on);
+	/* Of a slot it is asked whether the map is changing, and nothing else. */
+	r = fails() && !is_slot(start) ? -EAGAIN : protect(start, length, on);
 	if (!is_slot(start))
 		say("WRITEPROTECT %s, %zu pages, %s: %d", addr_name(start), length >> HMM_PAGE_SHIFT, on ? "on" : "off", r);
 	return r;
@@ -360,6 +387,11 @@ static int sim_register(int uffd, uint64_t start, size_t length, uint64_t mode)
 {
 	int r;
 
+	if (of_window(uffd)) {
+		r = fails() ? -ENOMEM : window_register(start, length, mode);
+		say("REGISTER in the window, %s, %zu pages, modes %lu: %d", addr_name(start), length >> HMM_PAGE_SHIFT, mode, r);
+		return r;
+	}
 	is(uffd, ROLE_UFFD, "REGISTER");
 	r = fails() ? -ENOMEM : space_register(start, length, mode);
 	say("REGISTER %s, %zu pages, modes %lu: %d", addr_name(start), length >> HMM_PAGE_SHIFT, mode, r);
@@ -379,6 +411,12 @@ static int sim_unregister(int uffd, uint64_t start, size_t length)
 
 static int sim_wake(int uffd, uint64_t start, size_t length)
 {
+	if (of_window(uffd)) {
+		step();
+		say("WAKE in the window, %s, %zu pages", addr_name(start), length >> HMM_PAGE_SHIFT);
+		window_let_go_on(start, length);
+		return 0;
+	}
 	is(uffd, ROLE_UFFD, "WAKE");
 	step();
 	say("WAKE %s, %zu pages", addr_name(start), length >> HMM_PAGE_SHIFT);
@@ -416,6 +454,10 @@ static ssize_t sim_read(int uffd, void *messages, size_t length)
 	struct uffd_msg *message = messages;
 	size_t n = 0, room = length / sizeof(*message);
 
+	if (of_window(uffd)) {
+		step();
+		return window_read(messages);
+	}
 	is(uffd, ROLE_UFFD, "read");
 	step();
 	/* All faults before any event. */
@@ -534,8 +576,17 @@ static int sim_memfd_new(const char *name, uint64_t size, unsigned int flags)
 
 static int sim_punch(int fd, uint64_t offset, uint64_t length)
 {
+	struct stat stat;
+	int r;
+
 	step();
-	return kernel_real.punch(fd, offset, length);
+	r = kernel_real.punch(fd, offset, length);
+	/* What a table or a ledger lies in is nothing to anybody. */
+	if (!r && fstat(fd, &stat) == 0 && stat.st_size == (off_t)HMM_REGION_SIZE) {
+		say("punches the shadow, %s, %lu pages", addr_name((ROOM & ~(HMM_REGION_SIZE - 1)) + offset), length >> HMM_PAGE_SHIFT);
+		window_is_punched(stat.st_ino, offset, length);
+	}
+	return r;
 }
 
 static int sim_collapse(int pidfd, uint64_t start, size_t length)

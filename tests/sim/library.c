@@ -48,11 +48,17 @@ static void take_event(struct letter *letter)
 {
 	switch (letter->message->opcode) {
 	case HMM_OP_REGION:
+		/* The second driver's window shows the file that the owner's library has, too. */
+		if (letter->peer != OWNER_PEER)
+			break;
 		hold((const void *)letter->message, letter->fds[0]);
 		hmmc_region_add(&world.regions, (const void *)letter->message, keep(letter->fds[0]));
 		break;
 	case HMM_OP_INVALIDATE:
 		driver_is_told((const void *)letter->message);
+		break;
+	case HMM_OP_WINDOW_REVOKED:
+		window_is_revoked((const void *)letter->message);
 		break;
 	default:
 		say("an event: %s", hmm_opcode_name(letter->message->opcode));
@@ -187,6 +193,24 @@ int ask(void *message, struct hmm_wire_header **reply)
 	return ask_with(letter_of(message), reply);
 }
 
+int ask_from(uint64_t peer, void *message, int fd, struct hmm_wire_header **reply)
+{
+	struct letter *letter;
+
+	if (!world.engine) {
+		free(message);
+		if (fd >= 0)
+			close(fd);
+		return -EAGAIN;
+	}
+	letter = letter_of(message);
+	letter->peer = peer;
+	letter->pid = WINDOW_PID;
+	if (fd >= 0)
+		letter->fds[letter->nfds++] = fd;
+	return ask_with(letter, reply);
+}
+
 /* ---- coming ---------------------------------------------------------------------------------------------------- */
 
 static void add_fd(struct letter *letter, int fd)
@@ -261,6 +285,14 @@ static void start_agent(void)
 	agent->eventfd = world.done_fd;
 	agent->slots = (char *)SLOTS_ADDR;
 	agent->slots_count = SLOTS;
+	if (pipe2(agent->pipe, O_CLOEXEC | O_NONBLOCK))
+		wrong("out of descriptors: %m");
+	for (unsigned int i = 0; i < 2; i++) {
+		int fd = agent->pipe[i];
+
+		agent->pipe[i] = keep(fd);
+		close(fd);
+	}
 	world.regions.busy = &agent->busy;
 	actor_start(ACTOR_AGENT, agent_body, NULL);
 }
@@ -446,9 +478,9 @@ void agent_body(void *data)
 	}
 }
 
-void *shadow_page(uint64_t addr)
+void *shadow_page(unsigned int mirror, uint64_t addr)
 {
-	struct region *region = hmmc_region_find(&world.regions, 0, addr);
+	struct region *region = hmmc_region_find(&world.regions, mirror, addr);
 
 	return region ? region_at(region, addr) : NULL;
 }
@@ -474,7 +506,7 @@ static void migrate(void)
 	bool out = !choose(3);
 	int r;
 
-	message->mirror = world.mirror_id;
+	message->mirror = world.window_mirror_id && choose(2) ? world.window_mirror_id : world.mirror_id;
 	message->target = out ? HMM_TARGET_DEVICE : HMM_TARGET_SYSTEM;
 	message->addr = used_addr(block * PAGES_BLOCK + first);
 	message->length = n * HMM_PAGE_SIZE;

@@ -11,6 +11,8 @@
 
 #include "sim.h"
 
+#include "engine/copies.h"
+
 static bool has(const struct values *values, uint64_t value)
 {
 	for (unsigned int i = 0; i < values->n; i++)
@@ -243,25 +245,52 @@ static void end_lag(unsigned int n)
 	truth->moved_to = 0;
 }
 
+struct eye {
+	const char *who;
+	uint64_t may;		/* HMM_TABLE_VALID, _WRITE; 0: it has no entry */
+	uint64_t value;
+};
+
+static void check_both(unsigned int n, const struct eye *a, const struct eye *b)
+{
+	if (!a->may || !b->may)
+		return;
+	if (a->may & HMM_TABLE_WRITE)
+		wrong("%s may write %s, and %s has it", a->who, addr_name(used_addr(n)), b->who);
+	if (b->may & HMM_TABLE_WRITE)
+		wrong("%s may write %s, and %s has it", b->who, addr_name(used_addr(n)), a->who);
+	if (a->value != b->value)
+		wrong("%s is %lu for %s and %lu for %s", addr_name(used_addr(n)), a->value, a->who, b->value, b->who);
+}
+
+static void look(struct eye *view, unsigned int mirror, unsigned int n)
+{
+	const void *page = view->may ? shadow_page(mirror, used_addr(n)) : NULL;
+
+	view->value = page ? real_value(page) : 0;
+}
+
 static void check_page(unsigned int n)
 {
 	const struct page *page = page_at(used_addr(n));
-	uint64_t reach, *shadow;
+	struct eye cpu = { "the CPU", page->present ? HMM_TABLE_VALID | (page->protected ? 0 : HMM_TABLE_WRITE) : 0, page->value };
+	struct eye device = { "the device", 0, 0 }, window = { "the window", 0, 0 };
 
 	if (world.truth[n].lagging)
 		end_lag(n);
-	if (world.truth[n].lagging || !page->present)
+	if (world.truth[n].lagging)
 		return;
-	reach = device_reach(n);
-	if (!reach)
+	device.may = device_reach(n);
+	/* Asked of the kernel: only where it can matter. */
+	if (world.windows && (cpu.may || device.may))
+		window.may = window_reach(n);
+	if (!device.may && !window.may)
 		return;
-	if (reach & HMM_TABLE_WRITE)
-		wrong("the device may write %s, and the CPU has it", addr_name(used_addr(n)));
-	if (!page->protected)
-		wrong("the CPU may write %s, and the device has it", addr_name(used_addr(n)));
-	shadow = shadow_page(used_addr(n));
-	if (!shadow || real_value(shadow) != page->value)
-		wrong("%s is %lu at the CPU and %lu at the device", addr_name(used_addr(n)), page->value, shadow ? real_value(shadow) : 0);
+	look(&device, 0, n);
+	look(&window, WINDOW_MIRROR, n);
+	check_both(n, &cpu, &device);
+	check_both(n, &cpu, &window);
+	check_both(n, &device, &window);
 }
 
 void oracle_step(void)
@@ -273,9 +302,9 @@ void oracle_step(void)
 /* ---- when hmmd waits -------------------------------------------------------------------------------------------- */
 
 /* As layout.h says it, not as block.c does. */
-static uint64_t expected_entry(const struct mirror *mirror, uint64_t addr, enum hmm_page_state state)
+static uint64_t expected_entry(const struct block *block, uint64_t addr, enum hmm_page_state state)
 {
-	uint64_t pfn = HMM_TABLE_DEVICE_PFN * (mirror->index + 1ULL) + addr / HMM_PAGE_SIZE;
+	uint64_t pfn = HMM_TABLE_DEVICE_PFN * (block->record->mirror + 1ULL) + addr / HMM_PAGE_SIZE;
 	uint64_t place = pfn << HMM_TABLE_PFN_SHIFT;
 
 	switch (state) {
@@ -292,12 +321,22 @@ static uint64_t expected_entry(const struct mirror *mirror, uint64_t addr, enum 
 
 struct totals {
 	uint64_t charged, device, shared;
-	struct mirror *mirror;
 };
+
+static void check_copies(struct block *block, struct totals *all)
+{
+	const struct copy *copy;
+
+	LIST_FOREACH(copy, &block->copies, of_block) {
+		all[copy->mirror->index].shared += pages_count(&copy->pages);
+		all[copy->mirror->index].charged += copies_charged(copy);
+	}
+}
 
 static void check_block(struct block *block, void *data)
 {
-	struct totals *totals = data;
+	struct totals none = { 0 }, *all = data;
+	struct totals *totals = block_mirror(block) ? &all[block->record->mirror] : &none;
 	bool rest = block_at_rest(block);
 	unsigned int held = 0;
 
@@ -312,7 +351,7 @@ static void check_block(struct block *block, void *data)
 		bool pending = page_is_pending(block, i);
 		uint64_t entry = block->owner->table[(block->addr >> HMM_PAGE_SHIFT) + i];
 
-		if (entry != (pending ? 0 : expected_entry(totals->mirror, page_addr(block, i), state)))
+		if (entry != (pending ? 0 : expected_entry(block, page_addr(block, i), state)))
 			wrong("%s: the ledger has state %u%s, the table %#lx", addr_name(page_addr(block, i)), state,
 			      pending ? " in transit" : "", entry);
 		if (out && pages_test(&block->stale, i))
@@ -324,25 +363,31 @@ static void check_block(struct block *block, void *data)
 	if (block->charged < held)
 		wrong("block %s has %u pages on the device, and %u are charged for", addr_name(block->addr), held, block->charged);
 	totals->charged += block->charged;
+	if (none.charged || none.device || none.shared)
+		wrong("block %s has pages, and no mirror", addr_name(block->addr));
+	check_copies(block, all);
 }
 
 void oracle_idle(void)
 {
 	struct owner *owner = hmmd_owner();
-	struct totals totals = { 0 };
+	struct totals all[MIRRORS_MAX] = { 0 };
 
 	if (!owner || !owner->table || owner->recovering || owner->gone)
 		return;
-	totals.mirror = owner->mirror[0];
-	if (!totals.mirror)
-		return;
-	block_for_each(owner, 0, HMM_VA_END, check_block, &totals);
-	if (totals.device != totals.mirror->device_pages || totals.shared != totals.mirror->shared_pages)
-		wrong("%lu pages are D and %lu S; counted are %lu and %lu", totals.device, totals.shared,
-		      (uint64_t)totals.mirror->device_pages, (uint64_t)totals.mirror->shared_pages);
-	if (totals.mirror->device->used != totals.charged * HMM_PAGE_SIZE)
-		wrong("%lu bytes of the device are charged for, and blocks have %lu", (uint64_t)totals.mirror->device->used,
-		      totals.charged * HMM_PAGE_SIZE);
+	block_for_each(owner, 0, HMM_VA_END, check_block, all);
+	for (unsigned int i = 0; i < MIRRORS_MAX; i++) {
+		const struct mirror *mirror = owner->mirror[i];
+
+		if (!mirror)
+			continue;
+		if (all[i].device != mirror->device_pages || all[i].shared != mirror->shared_pages)
+			wrong("mirror %u: %lu pages are D and %lu S; counted are %lu and %lu", i, all[i].device, all[i].shared,
+			      (uint64_t)mirror->device_pages, (uint64_t)mirror->shared_pages);
+		if (mirror->device->used != all[i].charged * HMM_PAGE_SIZE)
+			wrong("mirror %u: %lu bytes are charged for, and blocks have %lu", i, (uint64_t)mirror->device->used,
+			      all[i].charged * HMM_PAGE_SIZE);
+	}
 }
 
 /* ---- when all is over ---------------------------------------------------------------------------------------------- */

@@ -214,7 +214,7 @@ void hmmd_kill(void)
 	__real_syscall(SYS_close_range, (long)first_fd, (long)FDS_KEPT - 1, 0L);
 	memset(sources, 0, sizeof(sources));
 	world.engine = NULL;
-	world.outbox_open = world.open = world.idle = world.killed = false;
+	world.outbox_open = world.open = world.window_ready = world.idle = world.killed = false;
 	world.outbox.head = NULL;
 	world.told_end = world.told_heard;
 	give_up_requests();
@@ -228,6 +228,7 @@ void hmmd_end(void)
 	if (device && device->used)
 		wrong("%lu bytes are charged for, and nobody has them", device->used);
 	device_let_go(&world.engine->devices, OWNER_PEER, 0);
+	device_let_go(&world.engine->devices, WINDOW_PEER, 0);
 	engine_free(world.engine);
 	world.engine = NULL;
 	mailbox_deinit(&world.outbox);
@@ -278,6 +279,11 @@ void hmmd_signal_uffd(void)
 	signal_role(ROLE_UFFD);
 }
 
+void hmmd_signal_window(void)
+{
+	signal_role(ROLE_WINDOW);
+}
+
 void hmmd_signal_done(void)
 {
 	struct owner *owner = hmmd_owner();
@@ -319,7 +325,9 @@ int __wrap_reactor_add(struct reactor *reactor, struct source *source, int fd, v
 		if (!sources[i].source) {
 			sources[i].source = source;
 			/* What is there already is told, as epoll does. */
-			sources[i].ready = fd_role(fd) == ROLE_UFFD ? uffd_has_messages() : true;
+			sources[i].ready = fd_role(fd) == ROLE_UFFD   ? uffd_has_messages() :
+					   fd_role(fd) == ROLE_WINDOW ? window_has_messages() :
+									true;
 			return 0;
 		}
 	abort();
@@ -418,10 +426,12 @@ void __wrap_kernel_probe(struct kernel_facts *result)
 
 int __wrap_kernel_uffd_api(int uffd, uint64_t want, uint64_t *have)
 {
+	bool *done = fd_role(uffd) == ROLE_WINDOW ? &world.window_handshaken : &world.handshaken;
+
 	(void)want;
-	if (fd_role(uffd) != ROLE_UFFD || world.handshaken)
+	if ((fd_role(uffd) != ROLE_UFFD && fd_role(uffd) != ROLE_WINDOW) || *done)
 		return -EINVAL;
-	world.handshaken = true;
+	*done = true;
 	if (have)
 		*have = facts.uffd_features;
 	return 0;
@@ -554,6 +564,22 @@ ssize_t __wrap_write(int fd, const void *buffer, size_t length)
 	if (fd == world.done_fd && actor_current() == ACTOR_AGENT)
 		hmmd_signal_done();
 	return n;
+}
+
+ssize_t __real_splice(int from, off64_t *from_offset, int to, off64_t *to_offset, size_t length, unsigned int flags);
+ssize_t __wrap_splice(int from, off64_t *from_offset, int to, off64_t *to_offset, size_t length, unsigned int flags)
+{
+	step();
+	return __real_splice(from, from_offset, to, to_offset, length, flags);
+}
+
+ssize_t __real_pwrite64(int fd, const void *buffer, size_t length, off_t offset);
+ssize_t __wrap_pwrite64(int fd, const void *buffer, size_t length, off_t offset)
+{
+	/* hmmd's own stores into a shadow, too. */
+	if (actor_current() == ACTOR_AGENT || in_hmmd())
+		step();
+	return __real_pwrite64(fd, buffer, length, offset);
 }
 
 int __wrap_madvise(void *at, size_t length, int advice)

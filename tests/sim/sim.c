@@ -178,6 +178,7 @@ static void run_world(void)
 	world.failing = 0;
 	world.no_move = choose(4) == 3;
 	world.device_size = sizes[choose(3)];
+	world.windows = choose(2);
 	hmmd_start();
 	actor_start(ACTOR_LIBRARY, library_body, NULL);
 	while (!world.open)
@@ -185,8 +186,12 @@ static void run_world(void)
 	world.kills_max = choose(3);
 	world.failing = rates[choose(4)];
 	world.sticky = stickies[choose(3)];
-	say("kills at most: %u; calls fail one in: %u; sticky: %u; %s; %lu bytes on the device", world.kills_max, world.failing,
-	    world.sticky, world.no_move ? "without MOVE" : "by MOVE", world.device_size);
+	say("kills at most: %u; calls fail one in: %u; sticky: %u; %s; %lu bytes on a device%s", world.kills_max, world.failing,
+	    world.sticky, world.no_move ? "without MOVE" : "by MOVE", world.device_size, world.windows ? "; a window" : "");
+	if (world.windows) {
+		actor_start(ACTOR_WINDOW_LIBRARY, window_library_body, NULL);
+		actor_start(ACTOR_WINDOW, window_body, NULL);
+	}
 	actor_start(ACTOR_DRIVER, driver_body, NULL);
 	actor_start(ACTOR_DEVICE, device_body, NULL);
 	actor_start(ACTOR_MOVER, mover_body, NULL);
@@ -196,7 +201,7 @@ static void run_world(void)
 		go();
 	world.kills_max = 0;
 	world.failing = 0;
-	while (!world.open)
+	while (!world.open || (world.windows && !world.window_ready))
 		go();
 	say("all programs have ended: hmmd is to stop");
 	world.leaving = true;
@@ -239,6 +244,17 @@ static bool run(const struct list *choices, uint64_t seed)
 		run_world();
 	clean_up();
 	return !failed;
+}
+
+/* What it came to, in one number: the same each time. */
+static uint64_t fingerprint(void)
+{
+	uint64_t sum = steps;
+
+	for (unsigned int i = 0; i < STREAMS; i++)
+		for (unsigned int k = 0; k < made.n[i]; k++)
+			sum = (sum ^ made.choice[i][k]) * 0x100000001b3ULL + i;
+	return sum ^ (uint64_t)world.now;
 }
 
 /* ---- shrinking --------------------------------------------------------------------------------------------------------- */
@@ -475,8 +491,13 @@ int main(int argc, char **argv)
 	printf("seed %lu\n", options.seed);
 	for (uint64_t n = 0; n < options.runs; n++) {
 		if (run(NULL, mix(options.seed, n))) {
+			uint64_t first = fingerprint();
+
 			total += steps;
-			continue;
+			if (n % 50 || (run(NULL, mix(options.seed, n)) && fingerprint() == first))
+				continue;
+			printf("schedule %lu of seed %lu is another one the second time: something is not simulated\n", n, options.seed);
+			return 1;
 		}
 		printf("schedule %lu: %s\nagain: %s%s%s --seed %lu --run %lu\n", n, failure, options.program,
 		       options.mistake ? " --broken " : "", options.mistake ? options.mistake : "", options.seed, n);

@@ -38,6 +38,9 @@ static inline uint64_t used_addr(unsigned int n)
 #define EVENTS		(CPUS + 1U)	/* each thread has one at a time; the last is the agent's */
 #define ACK_TIMEOUT_MS	1000U
 #define OWNER_PEER	7U
+#define WINDOW_PEER	8U
+#define WINDOW_PID	1	/* another one's than the owner's, and alive */
+#define WINDOW_MIRROR	1U	/* its index */
 
 /* ---- choices (sim.c) --------------------------------------------------------------------------------------- */
 
@@ -65,7 +68,9 @@ enum actor_id {
 	ACTOR_LIBRARY,		/* of the owner: receives, and hands back after a restart */
 	ACTOR_AGENT,
 	ACTOR_DRIVER,		/* it hears what hmmd tells it, and answers */
-	ACTOR_DEVICE,		/* it loads and stores */
+	ACTOR_WINDOW_LIBRARY,	/* of a second driver, which has a window */
+	ACTOR_DEVICE,		/* it loads and stores; this and all that follow come to an end */
+	ACTOR_WINDOW,		/* so does who uses the window */
 	ACTOR_MOVER,		/* it asks for migrations */
 	ACTOR_CPU,
 	ACTOR_MAX = ACTOR_CPU + CPUS
@@ -123,6 +128,12 @@ struct truth {
 	unsigned int accesses;	/* by messages, under way */
 	uint64_t written;	/* by one of them, sooner or later */
 	struct values during;	/* what it was since the first of them began */
+};
+
+struct pane {			/* a page of the window */
+	bool missing, wp, minor;
+	bool present, protected, poisoned;
+	bool closed;		/* by its library, because hmmd said so */
 };
 
 struct waiter {			/* a thread in a fault */
@@ -203,7 +214,16 @@ struct world {
 	unsigned int told_first, told_heard, told_end;	/* not answered, not heard, not sent yet */
 	uint8_t cached[PAGES_USED];	/* what its device may do with a page: HMM_TABLE_VALID, _WRITE */
 
+	/* The second driver. */
+	struct pane pane[PAGES_USED];
+	struct waiter window_waiter;
+	bool window_handshaken;
+	bool window_open;		/* to its driver's threads */
+	bool window_ready;		/* this hmmd knows it */
+	uint32_t window_mirror_id;
+
 	/* This run's character. */
+	bool windows;
 	unsigned int kills_max;
 	unsigned int failing;		/* one kernel call in so many; 0: none */
 	unsigned int sticky;
@@ -218,7 +238,7 @@ extern const struct kernel_ops kernel_simulated;
 struct page *page_at(uint64_t addr);	/* NULL: neither room nor slot */
 void space_reset(void);
 /* A descriptor of the owner's, for hmmd: it says what it is. */
-enum role { ROLE_NONE, ROLE_UFFD, ROLE_MEM, ROLE_PAGEMAP, ROLE_MAPS, ROLE_SMAPS };
+enum role { ROLE_NONE, ROLE_UFFD, ROLE_MEM, ROLE_PAGEMAP, ROLE_MAPS, ROLE_SMAPS, ROLE_WINDOW };
 int role_fd(enum role role);
 enum role fd_role(int fd);
 void role_forget(int fd);
@@ -268,6 +288,7 @@ void hmmd_kill(void);
 void hmmd_end(void);
 bool in_hmmd(void);
 void hmmd_signal_uffd(void);
+void hmmd_signal_window(void);
 void hmmd_signal_done(void);
 struct owner *hmmd_owner(void);		/* NULL: none */
 
@@ -281,7 +302,9 @@ void *message_new(uint16_t opcode, size_t size);
 /* Return: its error, -EAGAIN too if hmmd died over it. *@reply: as long as nothing else is asked. */
 int ask(void *message, struct hmm_wire_header **reply);
 void tell(void *message);
-void *shadow_page(uint64_t addr);	/* NULL: no shadow is known */
+/* The same as another peer, and with a descriptor; at any time. */
+int ask_from(uint64_t peer, void *message, int fd, struct hmm_wire_header **reply);
+void *shadow_page(unsigned int mirror, uint64_t addr);	/* NULL: no shadow is known */
 void mover_body(void *data);
 
 /* ---- driver and device (driver.c) --------------------------------------------------------------------------------- */
@@ -293,6 +316,23 @@ void driver_is_told(const struct hmm_msg_invalidate *message);
 void driver_forgets(uint64_t start, uint64_t end);
 /* What the device may do with a page at this moment: flags of a table's entry. */
 uint64_t device_reach(unsigned int n);
+
+/* ---- a second driver, with a window (window.c) -------------------------------------------------------------------- */
+
+void window_body(void *data);
+void window_library_body(void *data);
+void window_is_revoked(const struct hmm_msg_window_revoked *message);
+int window_register(uint64_t start, uint64_t length, uint64_t mode);
+int window_set_protection(uint64_t start, uint64_t length, bool on);
+int window_continue(uint64_t start, uint64_t length, uint64_t mode, size_t *done);
+int window_zero(uint64_t start, size_t *done);
+int window_poison(uint64_t start, size_t *done);
+ssize_t window_read(void *message);
+void window_let_go_on(uint64_t start, uint64_t length);
+bool window_has_messages(void);
+void window_is_punched(uint64_t inode, uint64_t offset, uint64_t length);
+/* What its driver may do with a page at this moment, without being asked: as device_reach(). */
+uint64_t window_reach(unsigned int n);
 
 /* ---- what must hold (oracle.c) -------------------------------------------------------------------------------------- */
 
