@@ -88,8 +88,8 @@ static void lose(struct block *block, void *data)
 		block_note_unmapped(block, first, last);
 	if (lost->reason == HMM_REASON_DISCARD)
 		block_expect_zap(block, first, last);
-	if (block->order)
-		order_cancel(block->owner, block->order);
+	if (block->order && !order_cancel(block->owner, block->order))
+		block->order->voided = true;
 }
 
 static void lose_range(struct owner *owner, uint64_t start, uint64_t end, int reason)
@@ -226,6 +226,13 @@ static int journal_read(struct owner *owner, int *asked)
 	return (int)(n / (ssize_t)HMM_JOURNAL_SLOT_SIZE);
 }
 
+/* The hold stays up. */
+static void read_later(struct owner *owner)
+{
+	owner->deferred_read = true;
+	worker_alarm(owner->worker, owner->worker->now + 20 * NS_PER_US);
+}
+
 void event_read(struct owner *owner)
 {
 	int n, asked;
@@ -235,8 +242,7 @@ void event_read(struct owner *owner)
 
 		if (!order_hold(owner)) {
 			/* An order is in its critical call: a few microseconds, or as long as a tracer likes. */
-			owner->deferred_read = true;
-			worker_alarm(owner->worker, owner->worker->now + 20 * NS_PER_US);
+			read_later(owner);
 			return;
 		}
 		owner->deferred_read = false;
@@ -248,7 +254,8 @@ void event_read(struct owner *owner)
 			/* Now: what goes on from here must not be undone by a replay. Faults need none. */
 			__atomic_store_n(&owner->journal->applied, owner->journal_read, __ATOMIC_RELEASE);
 		}
-		order_release_hold(owner);
+		if (!order_release_hold(owner))
+			read_later(owner);
 		if (n <= 0)
 			break;
 		/* What the events set free goes on before a fault could find the page empty. */

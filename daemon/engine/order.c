@@ -319,14 +319,38 @@ bool order_hold(struct owner *owner)
 	return true;
 }
 
-void order_release_hold(struct owner *owner)
+/*
+ * An agent that comes to its critical call is in COMMIT for a moment before it sees the hold and steps back; then
+ * the order can't be taken back. Let go of afterwards it would take what is mapped there by now.
+ */
+static bool is_stale_still(struct owner *owner)
+{
+	bool any = false;
+
+	for (uint32_t at = owner->reaped; at != owner->produced; at++) {
+		struct block_order *order = &owner->order[at % HMM_ORDERS_RING];
+		uint32_t state;
+
+		if (!order->voided || order->kind == HMM_ORDER_NONE || waits_for_reader(order->kind) ||
+		    order_cancel(owner, order))
+			continue;
+		state = shared_state(owner, order);
+		any |= state == HMM_ORDER_QUEUED || state == HMM_ORDER_RUNNING || state == HMM_ORDER_COMMIT;
+	}
+	return any;
+}
+
+bool order_release_hold(struct owner *owner)
 {
 	struct hmm_orders *orders = owner->orders;
 
 	if (!__atomic_load_n(&orders->hold, __ATOMIC_RELAXED))
-		return;
+		return true;
+	if (is_stale_still(owner))
+		return false;
 	__atomic_store_n(&orders->hold, 0, __ATOMIC_SEQ_CST);
 	futex_wake(&orders->hold);
+	return true;
 }
 
 bool order_has_room(const struct owner *owner)

@@ -144,6 +144,7 @@ struct block_order {
 	struct block *block;		/* NULL: RELEASE, or the block let it go */
 	unsigned int slot;
 	uint32_t flags;			/* HMM_ORDER_* as given */
+	bool voided;			/* an event has made it stale: it is taken back before the hold goes */
 	struct pages want;
 	int64_t issued;
 	struct sync *sync;		/* of SYNC: who asked, */
@@ -694,7 +695,8 @@ void order_reap_before_events(struct owner *owner);
 bool order_hold(struct owner *owner);
 /* The agent looks for orders, if it sleeps. */
 void order_ring(struct owner *owner);
-void order_release_hold(struct owner *owner);
+/* False: not yet, for an order that an event has made stale may still come to its critical call. */
+bool order_release_hold(struct owner *owner);
 /* Whether the ring has room for an order that needs no slot. */
 bool order_has_room(const struct owner *owner);
 int slot_take(struct owner *owner);		/* -EAGAIN: none is free */

@@ -31,7 +31,7 @@ const struct transit_rule transit_rules[HMM_TRANSIT_MAX] = {
 	},
 	[HMM_TRANSIT_OUT_MOVE] = {
 		.name = "out-move",
-		.owner_has = "not moved: I, punch",
+		.owner_has = "not moved: I, punch; S stays S",
 		.owner_has_not = "complete: D; in the slot: refill, D; else a hole: I",
 		.from = I | S,
 		.to = D | I | S,
