@@ -85,7 +85,7 @@ int passed_take_socket(struct passed *passed, int administration)
 {
 	unsigned int i;
 
-	for (i = 0; passed && i < passed->n; i++) {
+	for (i = 0; i < passed->n; i++) {
 		struct passed_fd *from = &passed->fds[i];
 		int fd = from->fd;
 

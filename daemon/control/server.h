@@ -36,7 +36,7 @@ struct server_options {
 	struct config config;
 	struct config_source source;	/* to reload from; what it points to outlives the server */
 	int ready_fd;			/* -1: none; closed once told */
-	struct passed *passed;		/* by the service manager: what is used is taken out; NULL: nothing */
+	struct passed *passed;		/* by the service manager: what is used is taken out */
 };
 
 /* A socket that peers come by. */

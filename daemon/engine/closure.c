@@ -38,11 +38,25 @@ static void send_revoked(const struct window *window, uint64_t start, uint64_t e
 }
 
 /* From now on the owner's library tells of every mprotect(): one may open the page. */
+static void hear_of_rights(const struct window *window)
+{
+	__atomic_store_n(&window->mirror->owner->orders->refused, 1, __ATOMIC_SEQ_CST);
+}
+
 static void note_closed(struct window *window, uint64_t page)
 {
 	if (window->closed.count < CLOSED_MAX)
 		span_set_add(&window->closed, page, page + HMM_PAGE_SIZE);
-	__atomic_store_n(&window->mirror->owner->orders->refused, 1, __ATOMIC_SEQ_CST);
+	hear_of_rights(window);
+}
+
+bool window_may_show_by_now(const struct window *window, uint64_t page)
+{
+	struct owner *owner = window->mirror->owner;
+	struct segment segment;
+
+	hear_of_rights(window);
+	return segment_at(owner, page, page + HMM_PAGE_SIZE, &segment) == 0 && segment.result == HMM_PAGE_RESULT_MOVED;
 }
 
 void window_close_page(struct window *window, uint64_t addr, int error)

@@ -820,6 +820,11 @@ void window_wake(struct block *block, unsigned int first, unsigned int end);
 void window_arrived(struct block *block);
 
 /* closure.c: what a window may not show */
+/*
+ * Whether the owner's mapping allows what it did not when it was looked at. Whoever allows it after this look tells of it: what is closed for
+ * that reason, without another task in between, is opened again.
+ */
+bool window_may_show_by_now(const struct window *window, uint64_t page);
 /* The page can't be had, for this error: the driver gets SIGBUS there. */
 void window_close_page(struct window *window, uint64_t addr, int error);
 /* A driver that did not answer: everything it maps of the range is taken away. */

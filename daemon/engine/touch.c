@@ -18,6 +18,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "engine/breakage.h"
 #include "engine/copies.h"
 #include "engine/notice.h"
 #include "engine/owner.h"
@@ -59,6 +60,13 @@ static uint64_t touch_page(const struct touch *touch)
 	return touch->addr & ~(HMM_PAGE_SIZE - 1);
 }
 
+/* For a reason that lies in the mapping, which may have changed since the migration looked. */
+static bool is_out_of_date(const struct window *window, const struct touch *touch)
+{
+	return (touch->result == HMM_PAGE_RESULT_READONLY || touch->result == HMM_PAGE_RESULT_HOLE) &&
+	       window_may_show_by_now(window, touch_page(touch));
+}
+
 /*
  * A touch may be long over: its thread was woken on behalf of the block and went
  * on, and the page has been unmapped since. So the page is only woken at
@@ -66,7 +74,7 @@ static uint64_t touch_page(const struct touch *touch)
  */
 static void touch_refuse(struct window *window, const struct touch *touch, int error)
 {
-	if (touch->again) {
+	if (touch->again && !is_out_of_date(window, touch)) {
 		log_info("window %u: page %#lx can't be had: %s", window->id, touch_page(touch),
 			 hmm_page_result_name(touch->result));
 		window_close_page(window, touch->addr, error);
@@ -383,6 +391,8 @@ static void touch_serve(struct touch *touch)
 			unshare_begin(block, &page, HMM_REASON_CPU_WRITE, NULL);
 			return;
 		}
+		if (touch->again && broken("late-refusal") && owner->worker->now - touch->since < 300 * NS_PER_MS)
+			goto later;
 		touch_refuse(window, touch, page_result_error(touch->result));
 		block_settle_later(block);
 		goto out;

@@ -24,6 +24,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "daemon/control/passed.h"
 #include "daemon/control/server.h"
 #include "daemon/log.h"
 #include "frame.h"
@@ -57,7 +58,8 @@ static void *serve(void *data)
 
 static void start(void)
 {
-	struct server_options options = { .version = "fuzz", .ready_fd = -1 };
+	struct passed nothing = { 0 };
+	struct server_options options = { .version = "fuzz", .ready_fd = -1, .passed = &nothing };
 	struct server *server = NULL;
 	pthread_t thread;
 

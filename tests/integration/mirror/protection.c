@@ -364,6 +364,23 @@ static void protected_first(void)
 	test_close();
 }
 
+/* A store that is to be refused, and is allowed before hmmd comes to refuse it (hmmd_broken dawdles: mirror_late_refusal.py). */
+static void allowed_meanwhile(void)
+{
+	char *memory = begin("window", 18);
+	uint64_t answer;
+
+	CHECK_EQ(mprotect(memory, 8 * PAGE, READ), 0);
+	test_tell(it.socket, STORE | 1 * 8, -1);
+	usleep(150000);
+	CHECK_EQ(mprotect(memory, 8 * PAGE, BOTH), 0);
+	CHECK(test_hear(it.socket, &answer, NULL));
+	CHECK_EQ(answer, 1001);
+	CHECK_EQ(*word_of(memory, 1), 1001);
+	end();
+	test_close();
+}
+
 /* A call that the kernel refuses changes nothing, and errno is the kernel's. */
 static void refused(void)
 {
@@ -822,6 +839,7 @@ static const struct test_case cases[] = {
 	{ "no-access", no_access, false }, { "no-access-by-key", no_access_by_key, false },
 	{ "no-access-to-a-copy", no_access_to_a_copy, false }, { "pieces", pieces, false },
 	{ "protected-first", protected_first, false }, { "refused", refused, false },
+	{ "allowed-meanwhile", allowed_meanwhile, false },
 	{ "refused-half-way", refused_half_way, false }, { "write-only", write_only, false },
 	{ "moved-then-read-only", moved_then_read_only, false },
 	{ "moved-then-no-access", moved_then_no_access, false },
