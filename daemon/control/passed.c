@@ -101,7 +101,7 @@ const char *passed_take_kept(struct passed *passed, int *fd)
 {
 	unsigned int i;
 
-	for (i = 0; passed && i < passed->n; i++) {
+	for (i = 0; i < passed->n; i++) {
 		struct passed_fd *from = &passed->fds[i];
 
 		if (from->fd < 0 || strncmp(from->name, PASSED_KEPT, strlen(PASSED_KEPT)))

@@ -205,8 +205,9 @@ class Socket(Service):
         self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o600)
         with wire.Client(path) as client:
             self.assertEqual(client.status()["socket"], path)
-        self.assertRegex(process.errors, "--user: works for processes of uid")
-        self.assertRegex(process.errors, "--user: does not: other users' processes")
+        # A thread of its own writes the log.
+        for said in ("--user: works for processes of uid", "--user: does not: other users' processes"):
+            harness.wait_until(lambda: said in process.errors, 10, f"'{said}' in the log")
         process.signal(signal.SIGTERM)
         self.assertEqual(process.wait(), 0)
 

@@ -107,8 +107,10 @@ class Answer:
 class Client:
     def __init__(self, path, role=OWNER, name="control-wire", hello=True):
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.socket.settimeout(harness.scaled(20))
+        # Where many come at once it waits for room in the queue; with a timeout of Python's it would be turned away there.
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(harness.scaled(20)), 0))
         self.socket.connect(path)
+        self.socket.settimeout(harness.scaled(20))
         self.serial = 0
         if hello:
             answer = self.hello(role, name)
