@@ -409,6 +409,54 @@ Test(transit, an_order_that_is_always_taken_back_is_given_up)
 	fixture_end(&fixture);
 }
 
+static struct hmm_order *looking;
+
+/* The pages are unmapped, and as hmmd hears of it the agent is about to look at the hold. */
+static ssize_t read_unmap_meanwhile(int uffd, void *buffer, size_t size)
+{
+	struct uffd_msg message = {
+		.event = UFFD_EVENT_UNMAP,
+		.arg.remove.start = ROOM_START, .arg.remove.end = ROOM_START + GOING * HMM_PAGE_SIZE,
+	};
+
+	(void)uffd;
+	if (looking->state != HMM_ORDER_QUEUED)
+		return -EAGAIN;
+	cr_assert(ge(ulong, size, sizeof(message)));
+	looking->state = HMM_ORDER_COMMIT;
+	memcpy(buffer, &message, sizeof(message));
+	return sizeof(message);
+}
+
+/* It steps back and waits for the hold to go; by then it must have been taken back, or it moves what is mapped there next. */
+Test(transit, what_is_stale_is_taken_back_before_the_hold_goes)
+{
+	struct kernel_ops ops = kernel_real;
+	struct owner *owner;
+
+	ask_to_go();
+	owner = fixture.owner;
+	looking = order_out();
+	cr_assert(ne(ptr, looking, NULL));
+	ops.uffd_read = read_unmap_meanwhile;
+	kernel = &ops;
+	event_read(owner);
+	cr_expect(eq(u32, looking->state, HMM_ORDER_COMMIT));
+	cr_expect(eq(u32, owner->orders->hold, 1));
+	event_read(owner);
+	cr_expect(eq(u32, owner->orders->hold, 1));
+	looking->state = HMM_ORDER_RUNNING;
+	event_read(owner);
+	cr_expect(eq(u32, looking->state, HMM_ORDER_CANCELLED));
+	cr_expect(eq(u32, owner->orders->hold, 0));
+	kernel = &kernel_real;
+	pass();
+	cr_expect(eq(int, fixture_reply(&fixture), 0));
+	cr_expect(eq(uint, fixture_block(&fixture, 0) ? block_count(fixture_block(&fixture, 0), HMM_PAGE_DEVICE) : 0, 0));
+	owner_gone(owner);
+	fixture_end(&fixture);
+}
+
 /* ---- forks ------------------------------------------------------------------------------ */
 
 static void tell_of_fork(uint16_t opcode, uint32_t fork)
