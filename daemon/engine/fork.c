@@ -121,7 +121,8 @@ static void name_child(const struct owner *owner, const char *parent, uint64_t p
 static void keep(struct child *child, const char *parent, uint64_t position)
 {
 	name_child(child->owner, parent, position, child->name);
-	if (!*child->name || !child->log || child->log_fd < 0 || !kept_put(child->owner->worker->engine, child->name, child->uffd, child->log_fd))
+	if (!*child->name || !child->log || child->log_fd < 0 ||
+	    !kept_put(child->owner->worker->engine, child->name, child->uffd, child->log_fd))
 		child->name[0] = '\0';
 }
 
@@ -190,8 +191,12 @@ static void follow_child(struct child *child)
 {
 	struct uffd_msg spare, *message;
 
-	while ((message = next_message(child) ?: &spare) &&
-	       read(child->uffd, message, sizeof(*message)) == (ssize_t)sizeof(*message)) {
+	for (;;) {
+		message = next_message(child);
+		if (!message)
+			message = &spare;
+		if (read(child->uffd, message, sizeof(*message)) != (ssize_t)sizeof(*message))
+			return;
 		if (message->event == UFFD_EVENT_PAGEFAULT)
 			continue;	/* the copy, or the end, wakes it */
 		if (message != &spare)
@@ -508,7 +513,15 @@ static bool find_child(struct child *child, uint64_t position)
 	child->log_fd = log_fd;
 	if (child->uffd < 0)
 		child->uffd = uffd;
-	return child->uffd >= 0;
+	else if (uffd >= 0)
+		close(uffd);
+	if (child->uffd >= 0)
+		return true;
+	if (log_fd >= 0)
+		close(log_fd);
+	if (*child->name)
+		kept_drop(engine, child->name);
+	return false;
 }
 
 void fork_child_consume_fd(struct owner *owner, uint64_t position, int uffd)
