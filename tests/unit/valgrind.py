@@ -25,8 +25,8 @@ class Valgrind(unittest.TestCase):
             self.skipTest("valgrind is not installed")
         program = os.path.join(harness.BINARY, "tests", "unit", f"test-unit-{name}")
         done = subprocess.run(["valgrind", "-q", "--trace-children=yes", "--error-exitcode=9", "--leak-check=full",
-                               "--errors-for-leak-kinds=definite", program],
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=harness.scaled(100))
+                               "--show-leak-kinds=definite", "--errors-for-leak-kinds=definite", program],
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=harness.scaled(250))
         said = [line for line in done.stdout.splitlines() if line.startswith("==")]
         if said or done.returncode:
             self.fail(f"status {done.returncode}:\n" + "\n".join(said[:40] or done.stdout.splitlines()[-20:]))
