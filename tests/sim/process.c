@@ -447,6 +447,7 @@ ssize_t __wrap_readlink(const char *path, char *target, size_t size)
 	static const char *const names[] = {
 		[ROLE_NONE] = "/dev/null", [ROLE_UFFD] = "anon_inode:[userfaultfd]", [ROLE_MEM] = "/proc/100/mem",
 		[ROLE_PAGEMAP] = "/proc/100/pagemap", [ROLE_MAPS] = "/proc/100/maps", [ROLE_SMAPS] = "/proc/100/smaps",
+		[ROLE_WINDOW] = "anon_inode:[userfaultfd]",
 	};
 	const char *name = names[fd_role(atoi(path + strlen("/proc/self/fd/")))];
 	size_t length = strlen(name);
