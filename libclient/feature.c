@@ -13,7 +13,7 @@
 
 uint64_t hmm_features(struct hmm *hmm)
 {
-	return hmmc_space_check(hmm) ? 0 : hmm->features;
+	return hmmc_space_check(hmm) ? 0 : __atomic_load_n(&hmm->features, __ATOMIC_RELAXED);
 }
 
 const char *hmm_features_name(uint64_t feature)
@@ -53,7 +53,7 @@ int hmm_features_reason(struct hmm *hmm, uint64_t feature, char *text, size_t si
 		return hmmc_fail(-EINVAL, "%#llx is not one bit of HMM_HAS_*", (unsigned long long)feature);
 	if (!text && size)
 		return hmmc_fail(-EINVAL, "text is NULL");
-	if (hmm->features & feature)
+	if (__atomic_load_n(&hmm->features, __ATOMIC_RELAXED) & feature)
 		return snprintf(text, size, "%s", "");
 	length = ask(hmm, feature, text, size);
 	if (length)

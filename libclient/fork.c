@@ -217,7 +217,7 @@ static void before(void)
 		close_gate();
 	hmm = hmmc_space_enter_any();
 	if (hmm && !__atomic_load_n(&hmm->lost, __ATOMIC_ACQUIRE) &&
-	    !(in_callback && hmm->features & HMM_FEATURE_EVENT_FORK)) {
+	    !(in_callback && __atomic_load_n(&hmm->features, __ATOMIC_RELAXED) & HMM_FEATURE_EVENT_FORK)) {
 		number = new_number();
 		exchange(0, number);
 		tell(hmm, HMM_OP_PREPARE_FORK, number);

@@ -204,7 +204,7 @@ static int attach(struct owner *owner, struct hmm_frame *frame)
 		return -EPROTO;
 	owner->id = reply->owner;
 	owner->hmm->id = reply->owner;
-	owner->hmm->features = reply->features;
+	__atomic_store_n(&owner->hmm->features, reply->features, __ATOMIC_RELAXED);
 	/* Where they were, if they were: others look there by now. */
 	if (owner->hmm->table != table)
 		owner->hmm->table = table;
@@ -397,7 +397,7 @@ int hmmc_owner_reopen(struct owner *owner)
 	if (error)
 		return error;
 	owner->id = owner->hmm->id = reply->owner;
-	owner->hmm->features = reply->features;
+	__atomic_store_n(&owner->hmm->features, reply->features, __ATOMIC_RELAXED);
 	return 0;
 }
 

@@ -41,7 +41,7 @@ static bool concerns_devices(const struct hmm *hmm, uint64_t start, uint64_t end
 {
 	const uint64_t *numbers = hmm->owner->table + HMM_TABLE_ENTRIES;
 
-	if (!(hmm->features & HMM_FEATURE_MOVE) || end - start > LOOK_MAX ||
+	if (!(__atomic_load_n(&hmm->features, __ATOMIC_RELAXED) & HMM_FEATURE_MOVE) || end - start > LOOK_MAX ||
 	    __atomic_load_n(&hmm->owner->orders->refused, __ATOMIC_SEQ_CST))
 		return true;
 	for (uint64_t block = start >> HMM_BLOCK_SHIFT; block <= (end - 1) >> HMM_BLOCK_SHIFT; block++)

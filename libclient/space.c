@@ -384,7 +384,7 @@ static int map_peer(struct hmm *hmm, struct hmm_frame *frame)
 	if (!table || !pulse)
 		return -ENOMEM;
 	hmm->id = reply->owner;
-	hmm->features = reply->features;
+	__atomic_store_n(&hmm->features, reply->features, __ATOMIC_RELAXED);
 	return 0;
 }
 

@@ -70,7 +70,7 @@ struct hmm {
 	uint32_t lost;			/* no hmmd came back; atomic */
 	struct connection *connection;
 	uint32_t id;			/* of the owner */
-	uint64_t features;
+	uint64_t features;			/* atomic: the next hmmd may have others */
 	struct owner *owner;		/* NULL: another process's address space */
 	int key;			/* what opened it, in the private table, or -1 */
 	const uint64_t *table;
