@@ -146,8 +146,7 @@ static void unregister_ours(struct owner *owner, uint64_t at, uint64_t stop)
 	unregister_run(owner, owner->uffd, at, stop, !owner->worker->engine->facts.unregister_checks);
 }
 
-/* Whether the owner's map is changing, or has changed unread: such calls are refused then. */
-static bool map_is_changing(struct owner *owner)
+bool map_is_changing(struct owner *owner)
 {
 	return kernel->uffd_protect(owner->uffd, owner->slots_addr, HMM_PAGE_SIZE, false) == -EAGAIN;
 }

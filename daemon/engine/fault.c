@@ -346,9 +346,10 @@ static void serve_shared_write(struct owner *owner, struct block *block, uint64_
 }
 
 /*
- * A touch of an S page that the CPU had not. It has lost it (MADV_DONTNEED's event is on its way, or it was cut off); or another
- * thread's touch has brought it since this one was told, and all that this one needs is to be woken. The page itself tells: said to
- * be D while the CPU has it, it would stay so if the map changed just then, and its device would write what the CPU never sees.
+ * A touch of an S page that the CPU had not. Another thread's touch has brought it since this one was told, and all that this one needs
+ * is to be woken; or it was discarded, or moved away, and the event is to be read first; or the CPU has lost it (it was cut off).
+ * Only then it is D: said to be so while the CPU has it, here or where mremap has put it, it would stay so if the map changed just
+ * then, and its device would write what the CPU never sees.
  */
 static void serve_shared_absent(struct owner *owner, struct block *block, uint64_t addr, uint64_t flags)
 {
@@ -359,10 +360,10 @@ static void serve_shared_absent(struct owner *owner, struct block *block, uint64
 
 	if (r == -ESRCH) {
 		owner->gone = true;
-	} else if (r) {
-		fault_later(owner, addr, flags);
-	} else if (entry & (PM_PRESENT | PM_SWAP)) {
+	} else if (!r && entry & (PM_PRESENT | PM_SWAP)) {
 		fault_wake(owner, page, HMM_PAGE_SIZE);
+	} else if (r || map_is_changing(owner)) {
+		fault_later(owner, addr, flags);
 	} else {
 		pages_set(&pages, i);
 		block_set_state(block, i, i + 1, HMM_PAGE_DEVICE);

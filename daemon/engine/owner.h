@@ -524,6 +524,8 @@ void block_drop_remote(struct block *block, const struct pages *pages);
  */
 bool split_begin(struct owner *owner);
 void split_end(struct owner *owner);
+/* Whether the owner's map is changing, or has changed unread: COPY and its like are refused then. */
+bool map_is_changing(struct owner *owner);
 /* Mapping by mapping where it has to be; @prove: what another userfaultfd watches stays that one's, whatever the kernel checks. */
 void unregister_run(struct owner *owner, int uffd, uint64_t at, uint64_t stop, bool prove);
 /* Registers what of the block a mapping [start, end) covers; 0 or -errno. */
@@ -541,6 +543,8 @@ bool block_holds_pages(const struct block *block);	/* in the shadow */
 void block_recharge(struct block *block);
 /* Frees shadow pages that are not complete. All of it when none is. */
 bool block_punch_stale(struct block *block);	/* false: something could not be freed */
+/* The same of pages that the owner gave up: while others of the block go out only these may be punched. */
+void block_punch_void(struct block *block, const struct pages *pages);
 /* Page @i of a block in transit: whatever is being done to it counts no more. */
 void block_bury(struct block *block, unsigned int i);
 /* The pages of [start, end) are gone at the CPU: unmapped, discarded, moved away. */
