@@ -712,6 +712,18 @@ void block_bury(struct block *block, unsigned int i)
 	block->record->page[i] |= HMM_PAGE_SERVED;
 }
 
+void block_punch_void(struct block *block, const struct pages *pages)
+{
+	unsigned int first = 0, end;
+
+	if (block->record->transit != HMM_TRANSIT_OUT_MOVE && block->record->transit != HMM_TRANSIT_OUT_ZAP) {
+		block_punch_stale(block);
+		return;
+	}
+	for (; block_shadow(block) && pages_run(pages, &first, &end); first = end)
+		punch_run(block, block_shadow(block), first, end);
+}
+
 static void discard_now(struct block *block, const struct pages *pages)
 {
 	unsigned int first = 0, end;
@@ -722,12 +734,7 @@ static void discard_now(struct block *block, const struct pages *pages)
 		block_set_state(block, first, end, HMM_PAGE_INVALID);
 	if (!block_has_window(block))
 		return;
-	/* While others of its pages go out only these may be punched. */
-	if (block->record->transit == HMM_TRANSIT_OUT_MOVE || block->record->transit == HMM_TRANSIT_OUT_ZAP)
-		for (first = 0; block_shadow(block) && pages_run(pages, &first, &end); first = end)
-			punch_run(block, block_shadow(block), first, end);
-	else
-		block_punch_stale(block);
+	block_punch_void(block, pages);
 	for (first = 0; pages_run(pages, &first, &end); first = end)
 		window_wake(block, first, end);
 }

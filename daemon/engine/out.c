@@ -136,6 +136,8 @@ static void drop_done(struct block *block, const struct block_order *order,
 	owner_count(block->owner, COUNTER_PAGES_TO_DEVICE, moved);
 	notice_pages(block, HMM_EVENT_KIND_MIGRATE_OUT, &gone);
 	slot_release(block->owner, order->slot);
+	if (block_has_window(block))
+		block_punch_void(block, &block->dead);
 	transit_end(block);
 	if (block_has_window(block)) {
 		block_punch_stale(block);
@@ -271,6 +273,8 @@ void migrate_out_done(struct block *block, struct block_order *order, struct hmm
 		slot_put(owner, order->slot);
 	else
 		slot_release(owner, order->slot);
+	if (block_has_window(block))
+		block_punch_void(block, &block->dead);
 	transit_end(block);
 	if (!moved)
 		block_settle_later(block);
@@ -357,6 +361,22 @@ static bool may_leave(const struct owner *owner, const struct segment *segment)
 	       attribute_covers(&owner->attributes, segment->start, segment->end, HMM_ATTRIBUTE_UNPINNED);
 }
 
+/*
+ * What was unmapped between the look at it and its registration nobody tells of, and what is mapped there next is not registered:
+ * MOVE would take its pages all the same, and the CPU would find zeros. From now on a change is told.
+ */
+static int arm_all(struct block *block, const struct segment *segment)
+{
+	struct kernel_vma vma;
+	int r = block_arm(block, segment->start, segment->end);
+
+	if (!r)
+		r = mapping_at(block->owner, segment->start, &vma);
+	if (r)
+		return r;
+	return vma.start <= segment->start && vma.end >= segment->end ? 0 : -EAGAIN;
+}
+
 static int out_begin(struct job *job, struct block *block, const struct segment *segment,
 		     const struct pages *want)
 {
@@ -406,7 +426,7 @@ static int out_begin(struct job *job, struct block *block, const struct segment 
 	job->room = (struct room_wait){ 0 };
 	r = shadow_reserve(shadow, block->addr);
 	if (!r)
-		r = block_arm(block, segment->start, segment->end);
+		r = arm_all(block, segment);
 	if (r) {
 		slot_put(owner, (unsigned int)slot);
 		block_recharge(block);

@@ -214,15 +214,13 @@ void transit_restore(struct block *block)
 										      page_state(block, i));
 	if (record->slot != HMM_NO_SLOT)
 		slot_put(block->owner, record->slot);
-	transit_end(block);
-	if (!lost)
-		return;
-	/* Not before: of a block that goes out nothing is punched. */
-	if (block_has_window(block)) {
-		block_punch_stale(block);
+	if (lost && block_has_window(block)) {
+		block_punch_void(block, &block->dead);
 		window_wake(block, 0, HMM_BLOCK_PAGES);
 	}
-	block_settle_later(block);
+	transit_end(block);
+	if (lost)
+		block_settle_later(block);
 }
 
 void transit_end(struct block *block)

@@ -309,8 +309,15 @@ static void arm_block(struct block *block, void *data)
 	for (; pages_run(&shared, &first, &end); first = end)
 		window_protect(block, first, end, true);
 	copies_protect(block);
-	if (!block_at_rest(block))
-		return;		/* its end looks at the window itself */
+	if (!block_at_rest(block)) {
+		/* Its end looks at the window itself; what lingers of pages that are home must not be seen until then. */
+		struct pages stale = block->stale;
+
+		for (unsigned int w = 0; w < HMM_BITMAP_WORDS; w++)
+			stale.word[w] &= ~block->record->pending[w];
+		block_punch_void(block, &stale);
+		return;
+	}
 	/* All that is not complete, wherever it came from: khugepaged fills gaps with zeros. */
 	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++)
 		if (!(block->record->page[i] & HMM_PAGE_COMPLETE))
