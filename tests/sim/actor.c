@@ -148,6 +148,7 @@ void actor_forget(enum actor_id id)
 	actors[id].lives = false;
 	if (last == (int)id)
 		last = -1;
+	turn = 0;
 	/* The simulator is where it was left from, or goes there next. */
 	if (current == (int)id)
 		leave(&actors[id], true);

@@ -238,7 +238,8 @@ static void end_lag(unsigned int n)
 	uint64_t addr = used_addr(n);
 
 	if (truth->unread || truth->discards || journal()->applied < truth->applied ||
-	    world.ledger[addr >> HMM_BLOCK_SHIFT].transit != HMM_TRANSIT_REST || driver_is_told_of(addr))
+	    world.ledger[addr >> HMM_BLOCK_SHIFT].transit != HMM_TRANSIT_REST ||
+	    world.table[HMM_TABLE_ENTRIES + (addr >> HMM_BLOCK_SHIFT)] & 1 || driver_is_told_of(addr))
 		return;
 	truth->lagging = false;
 	truth->lag.n = 0;

@@ -222,11 +222,15 @@ void hmmd_kill(void)
 
 void hmmd_end(void)
 {
-	struct device *device = device_by_name(&world.engine->devices, "sim");
+	static const char *const names[] = { "sim", "win" };
 	int fd;
 
-	if (device && device->used)
-		wrong("%lu bytes are charged for, and nobody has them", device->used);
+	for (unsigned int i = 0; i < 2; i++) {
+		struct device *device = device_by_name(&world.engine->devices, names[i]);
+
+		if (device && device->used)
+			wrong("%lu bytes are charged for, and nobody has them", device->used);
+	}
 	device_let_go(&world.engine->devices, OWNER_PEER, 0);
 	device_let_go(&world.engine->devices, WINDOW_PEER, 0);
 	engine_free(world.engine);
@@ -460,7 +464,7 @@ ssize_t __wrap_readlink(const char *path, char *target, size_t size)
 
 int __wrap_fstatfs64(int fd, struct statfs *st)
 {
-	*st = (struct statfs){ .f_type = fd_role(fd) >= ROLE_MEM ? PROC_SUPER_MAGIC : 0 };
+	*st = (struct statfs){ .f_type = fd_role(fd) >= ROLE_MEM && fd_role(fd) <= ROLE_SMAPS ? PROC_SUPER_MAGIC : 0 };
 	return 0;
 }
 
