@@ -83,6 +83,26 @@ static void seen_value(struct truth *truth, uint64_t value)
 		only(&truth->cpu, value);
 }
 
+static const struct hmm_journal *journal(void)
+{
+	return (const void *)((const char *)world.ledger + HMM_JOURNAL_OFFSET);
+}
+
+static bool is_pending(const struct hmm_ledger_block *record, unsigned int page)
+{
+	return record->transit != HMM_TRANSIT_REST && record->pending[page / 64] >> (page % 64) & 1;
+}
+
+/* What the owner has done there hmmd has heard, and is done with, whatever it does to the block's other pages. */
+static bool is_known(unsigned int n)
+{
+	const struct truth *truth = &world.truth[n];
+	uint64_t addr = used_addr(n);
+
+	return !truth->unread && !truth->discards && journal()->applied >= truth->applied &&
+	       !is_pending(&world.ledger[addr >> HMM_BLOCK_SHIFT], (unsigned int)(addr / HMM_PAGE_SIZE % HMM_BLOCK_PAGES));
+}
+
 /* ---- what is seen ------------------------------------------------------------------------------------------- */
 
 void cpu_loaded(unsigned int n, uint64_t value, const char *who)
@@ -124,6 +144,15 @@ void device_stored(unsigned int n, uint64_t value)
 	if (truth->moved_to)
 		add(&world.truth[truth->moved_to - 1].cpu, value);
 	add(&truth->lag, value);
+}
+
+/* hmmd itself shows it what is there, and asks no driver: it may have the page anew while the other device still has what was there before. */
+void window_stored(unsigned int n, uint64_t value)
+{
+	if (is_known(n))
+		set_value(&world.truth[n], value);
+	else
+		device_stored(n, value);
 }
 
 void page_changes(unsigned int n, bool fresh, unsigned int messages)
@@ -208,11 +237,6 @@ static bool driver_is_told_of(uint64_t addr)
 	return world.outbox.head;
 }
 
-static const struct hmm_journal *journal(void)
-{
-	return (const void *)((const char *)world.ledger + HMM_JOURNAL_OFFSET);
-}
-
 static bool lies_in(unsigned int n, uint64_t start, uint64_t length)
 {
 	return used_addr(n) >= start && used_addr(n) < start + length;
@@ -237,8 +261,7 @@ static void end_lag(unsigned int n)
 	struct truth *truth = &world.truth[n];
 	uint64_t addr = used_addr(n);
 
-	if (truth->unread || truth->discards || journal()->applied < truth->applied ||
-	    world.ledger[addr >> HMM_BLOCK_SHIFT].transit != HMM_TRANSIT_REST ||
+	if (!is_known(n) || world.ledger[addr >> HMM_BLOCK_SHIFT].transit != HMM_TRANSIT_REST ||
 	    world.table[HMM_TABLE_ENTRIES + (addr >> HMM_BLOCK_SHIFT)] & 1 || driver_is_told_of(addr))
 		return;
 	truth->lagging = false;

@@ -345,6 +345,7 @@ void cpu_loaded(unsigned int n, uint64_t value, const char *who);
 void cpu_stored(unsigned int n, uint64_t value);
 void device_loaded(unsigned int n, uint64_t value);
 void device_stored(unsigned int n, uint64_t value);
+void window_stored(unsigned int n, uint64_t value);
 /* @fresh: it is another mapping's from now on; hmmd will hear of it by so many messages. */
 void page_changes(unsigned int n, bool fresh, unsigned int messages);
 void event_is_read(const struct event *event, const void *message);

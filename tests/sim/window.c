@@ -237,7 +237,7 @@ void window_body(void *data)
 		if (at && write) {
 			*at = new_version();
 			say("the window stores %s: %lu", addr_name(used_addr(n)), *at);
-			device_stored(n, *at);
+			window_stored(n, *at);
 		} else if (at) {
 			say("the window loads %s: %lu", addr_name(used_addr(n)), *at);
 			device_loaded(n, *at);
