@@ -152,6 +152,18 @@ bool map_is_changing(struct owner *owner)
 }
 
 /*
+ * Where memory for it is short it is asked again: what mremap() has brought there from a device would be zeros to whoever touches it, and
+ * its caller is not back as long as this takes. (The kernel says so of an mm that is gone, too.)
+ */
+static void register_surely(struct owner *owner, uint64_t at, uint64_t length, uint64_t mode)
+{
+	const struct timespec nap = { .tv_nsec = NS_PER_MS };
+
+	while (kernel->uffd_register(owner->uffd, at, length, mode) == -ENOMEM && !owner_mm_is_gone(owner))
+		nanosleep(&nap, NULL);
+}
+
+/*
  * As it was, or for more. Pages of anonymous memory may be on a device, and what is missing of it must be asked for; of
  * files and of huge pages of the kernel's pool none ever are, and what is missing nobody but the kernel can give:
  * they were watched. Whoever touched them would be refused, or wait for as long as they were registered for more.
@@ -165,13 +177,12 @@ static void register_again(struct owner *owner, uint64_t at, uint64_t stop)
 		uint64_t from = vma.start > at ? vma.start : at;
 		uint64_t to = vma.end < stop ? vma.end : stop;
 
-		kernel->uffd_register(owner->uffd, from, to - from,
-				      vma.file ? UFFDIO_REGISTER_MODE_WP : MODES);
+		register_surely(owner, from, to - from, vma.file ? UFFDIO_REGISTER_MODE_WP : MODES);
 		at = to;
 	}
 	/* It can't be told which. */
 	if (r && r != -ENOENT)
-		kernel->uffd_register(owner->uffd, at, stop - at, MODES);
+		register_surely(owner, at, stop - at, MODES);
 }
 
 /*
