@@ -523,7 +523,7 @@ void board_log(void *who, int level, const char *text)
 
 bool board_excused(struct board *board, struct participant *who, const char *call, long error)
 {
-	if (!board->settings.kill_daemon || error != -ESTALE)
+	if (!board->settings.kill_daemon || (error != -ESTALE && error != -ESHUTDOWN))
 		board_fail(board, who, "%s: %s (%s)", call, strerror((int)-error), hmm_last_error());
 	atomic_fetch_add(&board->refused, 1);
 	pause_us(2000);

@@ -287,7 +287,7 @@ int driver_main(int board_fd, int socket_fd, unsigned int index);
 /*
  * hmmd may be away: counts a refusal and returns true. Fails the test if hmmd is never away, and with any error
  * that its absence does not give: the library asks again what hmmd did not answer, and says -ESTALE when none came
- * in time. -EFAULT, -EIO, -EINVAL or the socket's own would be something else, whoever was away.
+ * in time; and one that ends in good order says -ESHUTDOWN to what would bring pages out. -EFAULT, -EIO, -EINVAL or the socket's own would be something else, whoever was away.
  */
 bool board_excused(struct board *board, struct participant *who, const char *call, long error);
 
