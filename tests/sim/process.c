@@ -78,10 +78,11 @@ void *__wrap_malloc(size_t size)
 
 void __wrap_free(void *memory)
 {
-	struct chunk *chunk = (struct chunk *)memory - 1;
+	struct chunk *chunk;
 
 	if (!memory)
 		return;
+	chunk = (struct chunk *)memory - 1;
 	*chunk->back = chunk->next;
 	if (chunk->next)
 		chunk->next->back = chunk->back;
