@@ -298,6 +298,17 @@ void order_reap_before_events(struct owner *owner)
 	reap(owner, false);
 }
 
+bool order_commits(const struct owner *owner)
+{
+	for (unsigned int i = 0; i < HMM_ORDERS_RING; i++) {
+		const struct hmm_order *order = &owner->orders->ring[i];
+
+		if (__atomic_load_n(&order->state, __ATOMIC_SEQ_CST) == HMM_ORDER_COMMIT && !waits_for_reader(order->kind))
+			return true;
+	}
+	return false;
+}
+
 bool order_hold(struct owner *owner)
 {
 	struct hmm_orders *orders = owner->orders;

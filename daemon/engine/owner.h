@@ -697,6 +697,8 @@ void order_reap(struct owner *owner);
 void order_reap_before_events(struct owner *owner);
 /* Raises the hold: true when no order can be inside its critical call. */
 bool order_hold(struct owner *owner);
+/* Of a dead hmmd's: whether one is in its critical call that does not wait for an event to be read. */
+bool order_commits(const struct owner *owner);
 /* The agent looks for orders, if it sleeps. */
 void order_ring(struct owner *owner);
 /* False: not yet, for an order that an event has made stale may still come to its critical call. */

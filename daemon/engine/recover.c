@@ -383,9 +383,13 @@ static enum hmm_page_state settled_state(struct block *block, unsigned int i, ui
 		if (went_out(order, i) && !owner_has)
 			return HMM_PAGE_DEVICE;
 		return was == HMM_PAGE_SHARED && owner_has ? HMM_PAGE_SHARED : HMM_PAGE_INVALID;
+	case HMM_TRANSIT_SHARING:
+		/* Noted as S it was whole, and a driver may have taken its entry: its number was even before the block was at rest. */
+		if (was == HMM_PAGE_SHARED && owner_has && entry & PM_UFFD_WP)
+			return HMM_PAGE_SHARED;
+		return owner_has ? HMM_PAGE_INVALID : HMM_PAGE_DEVICE;
 	case HMM_TRANSIT_HOME_COPY:
 	case HMM_TRANSIT_HOME_SLOT:
-	case HMM_TRANSIT_SHARING:
 		return owner_has ? HMM_PAGE_INVALID : HMM_PAGE_DEVICE;
 	case HMM_TRANSIT_COHERING:
 		return went_out(order, i) ? HMM_PAGE_DEVICE : was;
@@ -741,8 +745,12 @@ bool recover_tick(struct owner *owner, int64_t now)
 		if (!agent_idle(owner)) {
 			/* One that was about to commit has stepped back since, and waits for the hold to end. */
 			take_back_orders(owner);
-			/* The zap of the base engine waits for its event to be read: read, apply later. */
-			journal_read_only(owner);
+			/*
+			 * The zap of the base engine waits for its event to be read: read, apply later. Not while a MOVE
+			 * may be on its way: it would take what is mapped there the moment that the event is read.
+			 */
+			if (!order_commits(owner))
+				journal_read_only(owner);
 			worker_alarm(owner->worker, now + AGENT_LOOK_NS);
 			return true;
 		}

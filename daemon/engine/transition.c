@@ -59,7 +59,7 @@ const struct transit_rule transit_rules[HMM_TRANSIT_MAX] = {
 	},
 	[HMM_TRANSIT_SHARING] = {
 		.name = "sharing",
-		.owner_has = "the CPU wins: unprotect, I, punch",
+		.owner_has = "noted as S: S; else the CPU wins: unprotect, I, punch",
 		.owner_has_not = "redo: D",
 		.from = D,
 		.to = S | I | D,
