@@ -296,28 +296,15 @@ class Quotas(wire.Test):
         os.chmod(self.folder, 0o711)
         os.chmod(self.daemon.socket, 0o666)
         self.connect()
-        said, say = os.pipe()
-        child = os.fork()
-        if child == 0:
-            try:
-                os.chdir(self.folder)
-                path = os.path.basename(self.daemon.socket)
-                os.setgroups([])
-                os.setresgid(65534, 65534, 65534)
-                os.setresuid(65534, 65534, 65534)
-                for role in (wire.TOOL, wire.DRIVER):
-                    with wire.Client(path, role=role) as client:
-                        assert self.usage(client, 0) == {}, "root's usage is told"
-                        assert self.usage(client, 65534)["connections"] == (1, 2)
-                os.write(say, b"good")
-            except BaseException as error:
-                os.write(say, repr(error).encode())
-            finally:
-                os._exit(0)
-        os.close(say)
-        self.assertEqual(os.read(said, 4096).decode(), "good")
-        os.close(said)
-        os.waitpid(child, 0)
+
+        def other():
+            path = os.path.basename(self.daemon.socket)
+            for role in (wire.TOOL, wire.DRIVER):
+                with wire.Client(path, role=role) as client:
+                    assert self.usage(client, 0) == {}, "root's usage is told"
+                    assert self.usage(client, 65534)["connections"] == (1, 2)
+
+        self.as_somebody_else(other)
         harness.wait_until(lambda: self.usage(uid=65534) == {}, what="that nothing of him is left")
 
 

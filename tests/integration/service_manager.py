@@ -146,35 +146,22 @@ class Sockets(Managed):
         os.chmod(self.folder, 0o711)
         self.start()
         owner = self.connect().open_owner()
-        said, say = os.pipe()
-        child = os.fork()
-        if child == 0:
-            try:
-                os.chdir(self.folder)
-                os.setgroups([])
-                os.setresgid(65534, 65534, 65534)
-                os.setresuid(65534, 65534, 65534)
-                for path, allowed in ((self.path, False), (self.admin_path, True)):
-                    tool = wire.Client(os.path.basename(path), role=wire.TOOL, name="other")
-                    assert tool.uid == 65534
-                    for opcode, body in ((wire.DRAIN, bytes(8)), (wire.STATS, wire.struct.pack("<II", owner, 0))):
-                        answer = tool.ask(opcode, body)
-                        assert answer.is_error != allowed, (path, opcode, answer.is_error and answer.text)
-                        assert allowed or answer.error == errno.EPERM, answer.text
-                    tool.close()
-                    # It is for administration, and no way to another's memory.
-                    driver = wire.Client(os.path.basename(path), role=wire.DRIVER, name="other")
-                    assert driver.ask(wire.DRAIN, bytes(8)).error == errno.EPERM
-                    driver.close()
-                os.write(say, b"good")
-            except BaseException as error:
-                os.write(say, repr(error).encode())
-            finally:
-                os._exit(0)
-        os.close(say)
-        self.assertEqual(os.read(said, 4096).decode(), "good")
-        os.close(said)
-        os.waitpid(child, 0)
+
+        def other():
+            for path, allowed in ((self.path, False), (self.admin_path, True)):
+                tool = wire.Client(os.path.basename(path), role=wire.TOOL, name="other")
+                assert tool.uid == 65534
+                for opcode, body in ((wire.DRAIN, bytes(8)), (wire.STATS, wire.struct.pack("<II", owner, 0))):
+                    answer = tool.ask(opcode, body)
+                    assert answer.is_error != allowed, (path, opcode, answer.is_error and answer.text)
+                    assert allowed or answer.error == errno.EPERM, answer.text
+                tool.close()
+                # It is for administration, and no way to another's memory.
+                driver = wire.Client(os.path.basename(path), role=wire.DRIVER, name="other")
+                assert driver.ask(wire.DRAIN, bytes(8)).error == errno.EPERM
+                driver.close()
+
+        self.as_somebody_else(other)
 
     def test_the_end_closes_both(self):
         """While the pages come home nobody new is let in by either; who comes then waits for the next hmmd."""
