@@ -11,7 +11,7 @@
  * parent stays in fork() until the event is read, and nothing else of the
  * owner is served in between, so the copies are of one moment.
  *
- * hmmd alone has that userfaultfd. So it is kept by whoever started hmmd (kept.h) from the moment that the event is
+ * hmmd alone has that userfaultfd. So it is kept by whoever started hmmd (fdstore.h) from the moment that the event is
  * read, with a memfd into which the child's own events are read: what it has unmapped, moved and discarded since. A
  * successor's replay of the journal comes to the fork again, and goes on by both. What has its bytes has them (EEXIST).
  *
@@ -122,7 +122,7 @@ static void keep(struct child *child, const char *parent, uint64_t position)
 {
 	name_child(child->owner, parent, position, child->name);
 	if (!*child->name || !child->log || child->log_fd < 0 ||
-	    !kept_put(child->owner->worker->engine, child->name, child->uffd, child->log_fd))
+	    !fdstore_put(child->owner->worker->engine, child->name, child->uffd, child->log_fd))
 		child->name[0] = '\0';
 }
 
@@ -353,7 +353,7 @@ static void forget_child(struct child *child)
 		close(child->log_fd);
 	close(child->uffd);
 	if (*child->name)
-		kept_drop(child->owner->worker->engine, child->name);
+		fdstore_drop(child->owner->worker->engine, child->name);
 }
 
 /* Gives the child its pages and lets it go: consumes its userfaultfd. */
@@ -411,7 +411,7 @@ static void take_grandchildren(const struct child *child)
 		if (child->log->message[i].event != UFFD_EVENT_FORK)
 			continue;
 		name_child(child->owner, child->name, i, name);
-		if (*name && kept_take(child->owner->worker->engine, name, &uffd, &log_fd))
+		if (*name && fdstore_take(child->owner->worker->engine, name, &uffd, &log_fd))
 			copy_to_grandchild(child, i, uffd, log_fd);
 	}
 }
@@ -495,7 +495,7 @@ void fork_keep_child(struct owner *owner, uint64_t position, int uffd)
 			close(child.log_fd);
 	} else {
 		/* With what it has, it is served as one that was left by somebody else. */
-		kept_note(owner->worker->engine, child.name, child.log_fd);
+		fdstore_note(owner->worker->engine, child.name, child.log_fd);
 	}
 	if (child.log)
 		munmap(child.log, sizeof(*child.log));
@@ -508,7 +508,7 @@ static bool find_child(struct child *child, uint64_t position)
 	int uffd = -1, log_fd = -1;
 
 	name_child(child->owner, NULL, position, child->name);
-	if (!kept_take(engine, child->name, &uffd, &log_fd))
+	if (!fdstore_take(engine, child->name, &uffd, &log_fd))
 		child->name[0] = '\0';
 	child->log_fd = log_fd;
 	if (child->uffd < 0)
@@ -520,7 +520,7 @@ static bool find_child(struct child *child, uint64_t position)
 	if (log_fd >= 0)
 		close(log_fd);
 	if (*child->name)
-		kept_drop(engine, child->name);
+		fdstore_drop(engine, child->name);
 	return false;
 }
 
@@ -561,7 +561,7 @@ void fork_recovered(struct owner *owner)
 
 	fstat(owner->ledger_fd, &ledger);
 	snprintf(prefix, sizeof(prefix), "fork.%d.%lu.", owner->pid, ledger.st_ino);
-	kept_forget(owner->worker->engine, prefix);
+	fdstore_forget(owner->worker->engine, prefix);
 }
 
 /* ---- nothing leaves while a fork is under way ---------------------------------------- */

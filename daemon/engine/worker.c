@@ -489,12 +489,12 @@ static void take_kept(struct engine *engine)
 	int fd;
 
 	while (options->take_kept && (name = options->take_kept(options->take_kept_data, &fd)))
-		kept_adopt_consume_fd(engine, name, fd);
+		fdstore_adopt_consume_fd(engine, name, fd);
 }
 
 void engine_review(struct engine *engine)
 {
-	kept_review(engine);
+	fdstore_review(engine);
 }
 
 int engine_new(const struct engine_options *options, struct mailbox *outbox, struct engine **result)
@@ -555,7 +555,7 @@ void engine_free(struct engine *engine)
 		worker_deinit(&engine->workers[i]);
 	free(engine->workers);
 	devices_deinit(&engine->devices);
-	kept_deinit(engine);
+	fdstore_deinit(engine);
 	letter_free(engine->drain);
 	letter_free(engine->shutdown);
 	pthread_mutex_destroy(&engine->lock);

@@ -6,7 +6,7 @@
 #define HMMD_WORKER_H
 
 #include "engine/engine.h"
-#include "engine/kept.h"
+#include "engine/fdstore.h"
 #include "engine/owner.h"
 #include "tracking/choose.h"
 

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * kept.h - descriptors that nobody but hmmd has, kept by whoever started it for the hmmd that comes
+ * fdstore.h - descriptors that nobody but hmmd has, kept by whoever started it for the hmmd that comes
  * after this one is killed: the userfaultfds of raw forks' children that are being given their pages. What an
  * owner has is not here: its library keeps that itself, and hands it back.
  */
-#ifndef HMMD_KEPT_H
-#define HMMD_KEPT_H
+#ifndef HMMD_FDSTORE_H
+#define HMMD_FDSTORE_H
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -25,22 +25,22 @@ struct kept {
 LIST_HEAD(kept_list, kept);
 
 /* What an earlier hmmd left: one of two. Control thread, before there are workers. */
-void kept_adopt_consume_fd(struct engine *engine, const char *name, int fd);
+void fdstore_adopt_consume_fd(struct engine *engine, const char *name, int fd);
 /* Has both kept under this name. False: nobody does, and then nothing is. The descriptors stay the caller's. */
-bool kept_put(struct engine *engine, const char *name, int uffd, int log);
-/* This hmmd's own, until kept_take(): its log. */
-void kept_note(struct engine *engine, const char *name, int log);
+bool fdstore_put(struct engine *engine, const char *name, int uffd, int log);
+/* This hmmd's own, until fdstore_take(): its log. */
+void fdstore_note(struct engine *engine, const char *name, int log);
 /*
- * Takes what an earlier hmmd left under this name, or kept_note() noted (@uffd is -1 then): both are the caller's. It stays
- * kept until kept_drop().
+ * Takes what an earlier hmmd left under this name, or fdstore_note() noted (@uffd is -1 then): both are the caller's. It stays
+ * kept until fdstore_drop().
  */
-bool kept_take(struct engine *engine, const char *name, int *uffd, int *log);
+bool fdstore_take(struct engine *engine, const char *name, int *uffd, int *log);
 /* The child has its pages. */
-void kept_drop(struct engine *engine, const char *name);
+void fdstore_drop(struct engine *engine, const char *name);
 /* What is left that begins with @prefix will be asked for by nobody: it was done. */
-void kept_forget(struct engine *engine, const char *prefix);
+void fdstore_forget(struct engine *engine, const char *prefix);
 /* The same of owners that have not come back in time, and are not stopped. Control thread, every few seconds. */
-void kept_review(struct engine *engine);
-void kept_deinit(struct engine *engine);
+void fdstore_review(struct engine *engine);
+void fdstore_deinit(struct engine *engine);
 
 #endif

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * kept.c - what outlives hmmd with whoever started it (systemd's descriptor store).
+ * fdstore.c - what outlives hmmd with whoever started it (systemd's descriptor store).
  *
  * Happy path: a child is put before the first of its pages is copied, and dropped when it has all: the store
  * is empty but for moments. After a kill in such a moment the next hmmd is given both descriptors, and the owner's
@@ -10,7 +10,7 @@
  * go, and the log says what that means. As long as something is kept, the child's userfaultfd is open and it waits.
  * Any thread, under the engine's lock.
  */
-#include "engine/kept.h"
+#include "engine/fdstore.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -45,7 +45,7 @@ static void close_both(struct kept *kept)
 	kept->uffd = kept->log = -1;
 }
 
-void kept_adopt_consume_fd(struct engine *engine, const char *name, int fd)
+void fdstore_adopt_consume_fd(struct engine *engine, const char *name, int fd)
 {
 	struct kept *kept = find(engine, name);
 	int *to;
@@ -67,13 +67,13 @@ void kept_adopt_consume_fd(struct engine *engine, const char *name, int fd)
 	*to = fd;
 }
 
-void kept_note(struct engine *engine, const char *name, int log)
+void fdstore_note(struct engine *engine, const char *name, int log)
 {
 	struct kept *kept = calloc(1, sizeof(*kept));
 
 	if (!kept) {
 		close(log);
-		kept_drop(engine, name);
+		fdstore_drop(engine, name);
 		return;
 	}
 	snprintf(kept->name, sizeof(kept->name), "%s", name);
@@ -84,7 +84,7 @@ void kept_note(struct engine *engine, const char *name, int log)
 	pthread_mutex_unlock(&engine->lock);
 }
 
-bool kept_put(struct engine *engine, const char *name, int uffd, int log)
+bool fdstore_put(struct engine *engine, const char *name, int uffd, int log)
 {
 	const int fds[] = { uffd, log };
 	int r;
@@ -97,7 +97,7 @@ bool kept_put(struct engine *engine, const char *name, int uffd, int log)
 	return r == 0;
 }
 
-bool kept_take(struct engine *engine, const char *name, int *uffd, int *log)
+bool fdstore_take(struct engine *engine, const char *name, int *uffd, int *log)
 {
 	struct kept *kept;
 
@@ -115,7 +115,7 @@ bool kept_take(struct engine *engine, const char *name, int *uffd, int *log)
 	return kept;
 }
 
-void kept_drop(struct engine *engine, const char *name)
+void fdstore_drop(struct engine *engine, const char *name)
 {
 	int r = engine->options.drop ? engine->options.drop(name) : 0;
 
@@ -129,7 +129,7 @@ static void let_go(struct engine *engine, struct kept *kept)
 {
 	LIST_REMOVE(kept, link);
 	close_both(kept);
-	kept_drop(engine, kept->name);
+	fdstore_drop(engine, kept->name);
 	free(kept);
 }
 
@@ -139,7 +139,7 @@ static void give_up(struct engine *engine, struct kept *kept, const char *why)
 	let_go(engine, kept);
 }
 
-void kept_forget(struct engine *engine, const char *prefix)
+void fdstore_forget(struct engine *engine, const char *prefix)
 {
 	struct kept *kept, *next;
 
@@ -152,7 +152,7 @@ void kept_forget(struct engine *engine, const char *prefix)
 	pthread_mutex_unlock(&engine->lock);
 }
 
-void kept_review(struct engine *engine)
+void fdstore_review(struct engine *engine)
 {
 	struct kept *kept, *next;
 	int pid;
@@ -172,7 +172,7 @@ void kept_review(struct engine *engine)
 	pthread_mutex_unlock(&engine->lock);
 }
 
-void kept_deinit(struct engine *engine)
+void fdstore_deinit(struct engine *engine)
 {
 	struct kept *kept;
 
