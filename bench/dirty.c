@@ -2,9 +2,9 @@
 /*
  * dirty.c - finding the pages that were written, one in a hundred, beside one bare
  * PAGEMAP_SCAN over as much memory; and what a write costs to a page that is tracked, after
- * its first one, beside memory that nobody tracks.
+ * its first one, beside the same page when nobody tracks it any more.
  *
- * The floor has memory and a userfaultfd of its own, since a mapping has one at most. Both have the same
+ * The floor of the first has memory and a userfaultfd of its own, since a mapping has one at most. Both have the same
  * pages written. What is found is compared with what was written.
  */
 #include <errno.h>
@@ -136,35 +136,44 @@ static void finding(const struct arguments *arguments, struct hmm_dirty *dirty, 
 	free(bits);
 }
 
-static double writing(char *memory, size_t bytes)
+/*
+ * Each page's first write after it was told is not measured: it is what the rest is bought with. The floor is the
+ * same pages after the same first write, whose track has ended by then: which memory of the machine's a page is,
+ * and what its caches hold after so many faults, makes more difference than who watches it.
+ */
+static double writing(struct mirrored *mirrored, char *memory, size_t bytes, bool tracked)
 {
-	double start = now_served();
+	struct hmm_dirty *dirty;
+	double start, spent;
 
+	hmm_check(hmm_dirty_start(mirrored->hmm, (unsigned long)memory, bytes, 0, &dirty), "hmm_dirty_start");
+	find(dirty, memory, bytes, NULL);
+	for (size_t at = 0; at < bytes; at += PAGE)
+		((volatile char *)memory)[at]++;
+	if (!tracked)
+		hmm_dirty_stop(dirty);
+	start = now_served();
 	for (unsigned int pass = 0; pass < PASSES; pass++)
 		for (size_t at = 0; at < bytes; at += 64)
 			((volatile char *)memory)[at]++;
-	return (now_served() - start) * 1e3;
+	spent = (now_served() - start) * 1e3;
+	if (tracked)
+		hmm_dirty_stop(dirty);
+	return spent;
 }
 
-/* Each page's first write after it was told is not measured: it is what the rest is bought with. */
-static void slowdown(const struct arguments *arguments, struct hmm_dirty *dirty, char *ours, char *theirs,
-		     struct figures *figures)
+static void slowdown(const struct arguments *arguments, struct mirrored *mirrored, char *memory, struct figures *figures)
 {
 	size_t bytes = arguments->bytes / 16;
 
 	for (unsigned int round = 0; round <= arguments->rounds; round++) {
 		double mine = 0, least;
 
-		find(dirty, ours, arguments->bytes, NULL);
-		for (size_t at = 0; at < bytes; at += PAGE) {
-			((volatile char *)ours)[at]++;
-			((volatile char *)theirs)[at]++;
-		}
 		if (round & 1)
-			mine = writing(ours, bytes);
-		least = writing(theirs, bytes);
+			mine = writing(mirrored, memory, bytes, true);
+		least = writing(mirrored, memory, bytes, false);
 		if (!(round & 1))
-			mine = writing(ours, bytes);
+			mine = writing(mirrored, memory, bytes, true);
 		if (round)
 			figures_add(figures, mine, least);
 	}
@@ -178,13 +187,12 @@ int main(int argc, char **argv)
 	struct mirrored mirrored;
 	struct hmm_dirty *dirty;
 	struct floor floor;
-	char *ours, *theirs, *plain;
+	char *ours, *theirs;
 
 	arguments_read(&arguments, argc, argv);
 	warm_up(arguments.bytes * 5 / 2);
 	ours = memory_new(arguments.bytes, false);
 	theirs = memory_new(arguments.bytes, false);
-	plain = memory_new(arguments.bytes / 16, false);
 	floor_open(&floor, theirs, arguments.bytes);
 	mirrored_open(&mirrored, 16 * MIB);
 	if (!(hmm_features(mirrored.hmm) & HMM_HAS_TRACK_PAGEMAP_SCAN))
@@ -194,11 +202,11 @@ int main(int argc, char **argv)
 	find(dirty, ours, arguments.bytes, NULL);
 	floor_find(&floor, theirs, arguments.bytes);
 	finding(&arguments, dirty, ours, theirs, &floor, &find_figures);
+	hmm_dirty_stop(dirty);
 	arguments.rounds *= 3;
-	slowdown(&arguments, dirty, ours, plain, &write_figures);
+	slowdown(&arguments, &mirrored, ours, &write_figures);
 	figures_print(&find_figures, NULL);
 	figures_print(&write_figures, NULL);
-	hmm_dirty_stop(dirty);
 	mirrored_close(&mirrored);
 	return 0;
 }
