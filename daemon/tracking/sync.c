@@ -5,8 +5,9 @@
  *
  * Happy path: a range is charged when it begins to be tracked, whole, so that a sync never finds the
  * device full. A sync goes through its range in pieces: what of it is on a device comes home; the
- * look, which marks the track and has the kernel note writes anew; the marks are taken, and the
- * owner's agent is given orders for what they say, some at a time, each a list of runs of pages. A
+ * look, which marks the track and has the kernel note writes anew; the marks are taken. When the pieces of a
+ * region are through the owner's agent is given orders for what the marks say, some at a time, each a list of runs of
+ * pages: a look while it copies would interrupt it for each page table that has marks (twice the time). A
  * write that comes after the look is found by the next one, whether or not the agent has copied it. What
  * an order did not copy is marked again, so that nothing is lost, whatever the agent, its
  * process or the driver does. Another sync of the range waits for the first to end: it would find nothing
@@ -35,8 +36,8 @@
 #include "tracking/tracking.h"
 #include "uapi.h"
 
+/* Looked at in one turn. */
 #define PIECE		(64UL << 20)
-#define PIECE_PAGES	(PIECE >> HMM_PAGE_SHIFT)
 /* In the agent's hands at a time: it need not wait for us, and others' orders need not wait for long. */
 #define ORDERS_MAX	8U
 /* How often what could not be copied, or does not come home, is tried again, a millisecond apart. */
@@ -54,10 +55,12 @@ struct sync {
 	struct track *track;		/* it stays while this runs */
 	struct hmm_msg_mirror_sync_reply *reply;
 	uint64_t end;
-	uint64_t from, at;		/* the piece whose marks were taken: none, if they are equal */
-	uint64_t next;			/* in it: no order was given yet from here on */
-	uint64_t bits[PIECE_PAGES / 64];	/* the marks, from the page at @from on */
-	uint64_t presumed[PIECE_PAGES / 64];	/* of these, what nobody saw being written */
+	uint64_t stop;			/* what is looked at before any of it is copied ends here: one region's, at most */
+	uint64_t from, at;		/* of it, pieces whose marks were taken: none, if they are equal */
+	uint64_t next;			/* in them: no order was given yet from here on */
+	uint64_t *bits;			/* the marks, from the page at @from on; no more room than the track's own take */
+	uint64_t *presumed;		/* of these, what nobody saw being written */
+	size_t words;			/* of either */
 	unsigned int orders;		/* in the agent's hands */
 	bool listed;			/* the task is in some list, or will be put in one */
 	bool looked;			/* at all of the owner at once */
@@ -221,7 +224,7 @@ static bool bit_of(const struct sync *sync, const uint64_t *bits, uint64_t at)
 	return bits[bit / 64] >> (bit % 64) & 1;
 }
 
-/* The next marked page at or after @at, or the end of the piece. */
+/* The next marked page at or after @at, or the end of what was looked at. */
 static uint64_t next_marked(const struct sync *sync, uint64_t at)
 {
 	uint64_t bit = (at - sync->from) >> HMM_PAGE_SHIFT,
@@ -328,7 +331,7 @@ void sync_order_done(const struct block_order *order, const struct hmm_order *sh
 	go_on(sync);
 }
 
-/* 1: the agent has enough, or will say when it has room; 0: all of the piece is in its hands, or done. */
+/* 1: the agent has enough, or will say when it has room; 0: all that was marked is in its hands, or done. */
 static int give_orders(struct sync *sync)
 {
 	const struct shadow *shadow = shadow_find(&sync->track->mirror->shadows, sync->from);
@@ -428,12 +431,12 @@ static int take_piece(struct sync *sync)
 	struct owner *owner = sync->owner;
 	struct tracker *tracker = owner->tracker;
 	uint64_t start = sync->at, stop = (start & ~(PIECE - 1)) + PIECE;
-	uint64_t written, presumed = 0;
+	uint64_t written, presumed = 0, first = (start - sync->from) >> HMM_PAGE_SHIFT;
 	struct shadow *shadow;
 	int r;
 
-	if (stop > sync->end)
-		stop = sync->end;
+	if (stop > sync->stop)
+		stop = sync->stop;
 	/* A thread that was seized for an earlier try and stands by now. */
 	if (!thaw(&tracker->stopped)) {
 		later(sync, 0);
@@ -457,10 +460,8 @@ static int take_piece(struct sync *sync)
 		return look_fail(sync, r);
 	/* One look was at all of the owner: it is stopped once for it. */
 	sync->looked = tracker->ops->whole;
-	memset(sync->bits, 0, sizeof(sync->bits));
-	memset(sync->presumed, 0, sizeof(sync->presumed));
-	track_presumed(sync->track, start, stop, sync->presumed);
-	written = track_tell(sync->track, start, stop, true, sync->bits, 0, &presumed);
+	track_presumed(sync->track, start, stop, sync->presumed, first);
+	written = track_tell(sync->track, start, stop, true, sync->bits, first, &presumed);
 	owner_count(owner, COUNTER_TRACK_WRITTEN, written);
 	owner_count(owner, COUNTER_TRACK_PRESUMED, presumed);
 	/* What is tried once more was told already. */
@@ -468,9 +469,26 @@ static int take_piece(struct sync *sync)
 		sync->reply->written += written;
 		sync->reply->presumed += presumed;
 	}
-	sync->from = sync->next = start;
 	sync->at = stop;
 	sync->home_tries = 0;
+	return 0;
+}
+
+/* From sync->at on, as far as one shadow goes. */
+static int begin_stretch(struct sync *sync)
+{
+	uint64_t end = (sync->at & ~(HMM_REGION_SIZE - 1)) + HMM_REGION_SIZE;
+
+	if (!sync->bits) {
+		sync->bits = calloc(2 * sync->words, sizeof(*sync->bits));
+		if (!sync->bits)
+			return letter_fail(sync->letter, -ENOMEM, "out of memory for the marks");
+		sync->presumed = sync->bits + sync->words;
+	} else {
+		memset(sync->bits, 0, 2 * sync->words * sizeof(*sync->bits));
+	}
+	sync->from = sync->next = sync->at;
+	sync->stop = end < sync->end ? end : sync->end;
 	return 0;
 }
 
@@ -484,7 +502,7 @@ static int try_again(struct sync *sync)
 			sync->letter, -EBUSY,
 			"%lu pages from %#lx on could not be copied: they are lost, or their mappings keep changing",
 			sync->left, sync->left_start);
-	sync->from = sync->next = sync->at = sync->left_start;
+	sync->from = sync->next = sync->at = sync->stop = sync->left_start;
 	sync->end = sync->left_end;
 	sync->again = true;
 	sync->looked = false;
@@ -524,6 +542,7 @@ static void finish(struct sync *sync)
 		copies_end(track);
 		track_free(track);
 	}
+	free(sync->bits);
 	free(sync);
 }
 
@@ -541,15 +560,20 @@ static int step(struct sync *sync)
 		return letter_fail(sync->letter, -ENOENT, "the range is tracked no more");
 	if (sync->error)
 		return sync->error;
+	if (sync->at < sync->stop) {
+		r = take_piece(sync);
+		if (r || sync->at == sync->stop)
+			return r ? r : AT_ONCE;
+		/* Others have their turn before the next look. */
+		later(sync, 0);
+		return 1;
+	}
 	if (sync->next < sync->at) {
 		r = give_orders(sync);
-		/* Others have their turn before the next look. */
-		if (!r && sync->at < sync->end)
-			later(sync, 0);
-		return r ? r : sync->at < sync->end ? 1 : AT_ONCE;
+		return r ? r : AT_ONCE;
 	}
 	if (sync->at < sync->end) {
-		r = take_piece(sync);
+		r = begin_stretch(sync);
 		return r ? r : AT_ONCE;
 	}
 	return sync->orders ? 1 : try_again(sync);
@@ -581,6 +605,7 @@ int sync_begin(struct owner *owner, struct letter *letter, struct track *track)
 {
 	const struct hmm_msg_mirror_sync *message = (const void *)letter->message;
 	struct sync *sync;
+	uint64_t bytes;
 
 	if (message->addr < track->start || message->addr + message->length > track->end)
 		return letter_fail(letter, -EINVAL,
@@ -598,8 +623,10 @@ int sync_begin(struct owner *owner, struct letter *letter, struct track *track)
 	sync->owner = owner;
 	sync->letter = letter;
 	sync->track = track;
-	sync->from = sync->next = sync->at = message->addr;
+	sync->from = sync->next = sync->at = sync->stop = message->addr;
 	sync->end = message->addr + message->length;
+	bytes = message->length < HMM_REGION_SIZE ? message->length : HMM_REGION_SIZE;
+	sync->words = ((bytes >> HMM_PAGE_SHIFT) + 63) / 64;
 	track->users++;
 	track->mirror->migrations++;	/* it stays while this runs, */
 	owner->jobs++;			/* and so does the owner: orders of this are in no list */

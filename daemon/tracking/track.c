@@ -117,13 +117,13 @@ static void store_bits(uint64_t *bits, uint64_t word, uint64_t base)
 	}
 }
 
-void track_presumed(const struct track *track, uint64_t start, uint64_t end, uint64_t *bits)
+void track_presumed(const struct track *track, uint64_t start, uint64_t end, uint64_t *bits, uint64_t at)
 {
 	uint64_t first = (start - track->start) >> HMM_PAGE_SHIFT;
 	uint64_t last = (end - track->start) >> HMM_PAGE_SHIFT;
 
 	for (uint64_t w = first / 64; w * 64 < last; w++)
-		store_bits(bits, track->written[w] & track->presumed[w] & mask_of(w, first, last), w * 64 - first);
+		store_bits(bits, track->written[w] & track->presumed[w] & mask_of(w, first, last), at + w * 64 - first);
 }
 
 uint64_t track_tell(struct track *track, uint64_t start, uint64_t end, bool clear, uint64_t *bits,

@@ -79,8 +79,8 @@ struct track *track_free(struct track *track);
 void track_mark(struct track *track, uint64_t start, uint64_t end);
 /* For every track that has some of it. */
 void track_sight(struct tracker *tracker, uint64_t start, uint64_t end, enum sight sight);
-/* The bits of what is presumed of [start, end), as it would be told: in the same places of @bits. */
-void track_presumed(const struct track *track, uint64_t start, uint64_t end, uint64_t *bits);
+/* The bits of what is presumed of [start, end), as it would be told: in the same places of @bits as by track_tell(). */
+void track_presumed(const struct track *track, uint64_t start, uint64_t end, uint64_t *bits, uint64_t at);
 /* Stores what of [start, end) is written into @bits, of which @at is the first to be used; how many, and of these presumed. */
 uint64_t track_tell(struct track *track, uint64_t start, uint64_t end, bool clear, uint64_t *bits,
 		    uint64_t at, uint64_t *presumed);

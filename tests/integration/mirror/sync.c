@@ -82,6 +82,33 @@ static void over_the_edge(void)
 	close_replica();
 }
 
+/* What is looked at in turns, 64 MiB each, and copied after the last look of its GiB: nothing is lost between two. */
+static void over_several_looks(void)
+{
+	const size_t before = 34007, pages = before + 600, look = 16384;
+	const size_t which[] = { 0, 1, before - 2 * look - 1, before - 2 * look, before - 2 * look + 1, before - look - 1,
+				 before - look, before - look + 1, before - 1, before, before + 1, pages - 1 };
+	const size_t n = sizeof(which) / sizeof(*which);
+	char *edge = (char *)0x6b0040000000UL, *memory = edge - before * PAGE;
+
+	open_replica(80 * BLOCK);
+	CHECK(mmap(memory, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == memory);
+	declare(memory, pages);
+	track(memory, pages);
+	for (char round = 1; round <= 3; round++) {
+		struct hmm_sync_report report;
+
+		for (size_t i = 0; i < n; i++)
+			memset(memory + which[i] * PAGE, round + (char)i, PAGE);
+		report = sync_all(memory, pages);
+		CHECK_EQ(report.copied, n);
+		for (size_t i = 0; i < n; i++)
+			CHECK(!memcmp(copy_of(memory) + which[i] * PAGE, memory + which[i] * PAGE, PAGE));
+	}
+	CHECK_EQ(sync_all(memory, pages).copied, 0);
+	close_replica();
+}
+
 static void huge(void)
 {
 	struct hmm_sync_report report;
@@ -717,6 +744,7 @@ int main(int argc, char **argv)
 		{ "exactly", exactly, false },
 		{ "scattered", scattered, false },
 		{ "over-the-edge", over_the_edge, false },
+		{ "over-several-looks", over_several_looks, false },
 		{ "huge", huge, false },
 		{ "never-touched", never_touched, false },
 		{ "discarded", discarded, false },
