@@ -15,7 +15,7 @@
  * not waited for, nor one that stays away for longer than its library keeps
  * windows open. A driver that is called back was perhaps not told of the last
  * change, so its library has it let go of everything, and says so (MIRROR_READY).
- * Last, everything armed is woken, since faults that the dead hmmd had read are
+ * Last, everybody is woken, since faults that the dead hmmd had read are
  * not delivered again.
  *
  * A ledger that an earlier hmmd wrote is read (remake_adapt()). One of a version that this hmmd does not know is refused: the
@@ -40,6 +40,10 @@
 
 #define AGENT_LOOK_NS	(200 * NS_PER_US)
 #define WINDOWS_LOOK_NS	(2 * NS_PER_MS)
+
+/* All that can be mapped: the kernel refuses ranges that end higher. */
+#define WAKE_START	0x10000UL
+#define WAKE_END	(HMM_VA_END - HMM_PAGE_SIZE)
 
 static int reply_empty(struct letter *letter, uint16_t op, size_t size)
 {
@@ -579,6 +583,17 @@ static void wake_block(struct block *block, void *data)
 		fault_wake(block->owner, block->addr, HMM_BLOCK_SIZE);
 }
 
+/*
+ * Everybody, for more is registered than the ledger knows of: what was mapped anew while the map was changing (register_again()), what a
+ * mapping has grown by. Who waits there is as good as forgotten, if the dead hmmd had read his fault. The kernel refuses a range that begins
+ * below vm.mmap_min_addr, which may be higher than usual: then what is known at least.
+ */
+static void wake_all(struct owner *owner)
+{
+	if (kernel->uffd_wake(owner->uffd, WAKE_START, WAKE_END - WAKE_START) == -EINVAL)
+		block_for_each(owner, 0, HMM_VA_END, wake_block, NULL);
+}
+
 static void note_order(struct owner *owner, const struct hmm_order *order)
 {
 	if (owner->next_serial < order->serial)
@@ -711,7 +726,7 @@ static void go_on(struct owner *owner)
 		log_error("owner %u: its userfaultfd can't be watched", owner->id);
 	order_release_hold(owner);
 	mirror_empty_copies(owner);
-	block_for_each(owner, 0, HMM_VA_END, wake_block, NULL);
+	wake_all(owner);
 	event_read(owner);
 	invalidate_restart(owner);
 	log_info("owner %u: %s, pid %d: taken over, %lu pages were in transit", owner->id, owner->name,
