@@ -306,7 +306,7 @@ static void copy_block(struct block *block, void *data)
 {
 	struct child *child = data;
 
-	if (!may_hold_pages(block))
+	if (!may_hold_pages(block) || (broken("skip-child") && !block_at_rest(block)))
 		return;
 	worker_gets_on(block->owner->worker);
 	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++) {
@@ -642,7 +642,7 @@ void fork_release_all(struct owner *owner)
 
 bool fork_holds(struct owner *owner, struct task *task)
 {
-	if (LIST_EMPTY(&owner->forks) || owner->gone || owner->closing)
+	if (LIST_EMPTY(&owner->forks) || owner->gone || owner->closing || broken("skip-hold"))
 		return false;
 	TAILQ_INSERT_TAIL(&owner->fork_waiters, task, link);
 	return true;

@@ -66,6 +66,7 @@ static void store(unsigned int cpu, unsigned int n)
 
 	if (!page)
 		return;
+	page->shared = false;
 	page->value = new_version();
 	say("stores %s: %lu", addr_name(used_addr(n)), page->value);
 	cpu_stored(n, page->value);
@@ -103,7 +104,7 @@ static void discard(unsigned int cpu, unsigned int first, unsigned int pages)
 	for (unsigned int n = first; n < first + pages; n++) {
 		struct page *page = page_at(used_addr(n));
 
-		page->present = page->protected = page->poisoned = false;
+		page->present = page->protected = page->poisoned = page->shared = false;
 		page->value = 0;
 		page_discarded(n);
 	}
@@ -223,6 +224,51 @@ static void change(unsigned int cpu, unsigned int first)
 	mark(&change[1], false);
 }
 
+/* ---- forks ---------------------------------------------------------------------------------------------------------- */
+
+/* Until it is answered: hmmd may die over it, or be short of something. */
+static void ask_surely(uint16_t opcode, uint32_t number)
+{
+	int r;
+
+	do {
+		struct hmm_msg_forked *message = message_new(opcode, sizeof(*message));
+
+		message->owner = world.owner_id;
+		message->fork = number;
+		r = ask(message, NULL);
+		if (r)
+			sleep_ns(NS_PER_MS);
+	} while (r == -EAGAIN || r == -ENOMEM);
+	if (r)
+		wrong("%s: %s", hmm_opcode_name(opcode), strerror(-r));
+}
+
+/* As libclient/fork.c has it: what is on the device comes home before, and nothing leaves until it is over. */
+static void fork_by_library(unsigned int cpu)
+{
+	int64_t begin;
+
+	world.prepared[cpu] = ++world.forks;
+	ask_surely(HMM_OP_PREPARE_FORK, world.prepared[cpu]);
+	begin = world.now;
+	step();
+	/* As long as hmmd waits for the end of it, and not longer. */
+	if (world.now - begin < 30 * ACK_TIMEOUT_MS * NS_PER_MS)
+		fork_child(cpu);
+	step();
+	ask_surely(HMM_OP_FORKED, world.prepared[cpu]);
+	world.prepared[cpu] = 0;
+}
+
+static void make_child(unsigned int cpu)
+{
+	if (world.forks_unseen || choose(3) == 2)
+		fork_by_library(cpu);
+	else
+		fork_child(cpu);
+}
+
 void cpu_body(void *data)
 {
 	unsigned int cpu = *(const unsigned int *)data;
@@ -230,7 +276,10 @@ void cpu_body(void *data)
 	while (choose(12)) {
 		unsigned int n = choose(PAGES_USED);
 
-		switch (choose(7)) {
+		switch (choose(7 + rarely(3))) {
+		case 7:
+			make_child(cpu);
+			break;
 		case 6:
 			/* Who declares memory UNPINNED promises that nothing unmaps it during a migration, either. */
 			if (!world.no_move)

@@ -4,7 +4,7 @@
  * and refuse is what Linux 6.18 does (tests/contract proves it there). Each call of hmmd's is a step, so anybody may come just
  * before it; and it may fail as it may there.
  *
- * Not simulated: huge pages, swap, forks, guard pages, files. A window's mapping is in window.c.
+ * Not simulated: huge pages, swap, guard pages, files. A window's mapping is in window.c, a child's in child.c.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -28,7 +28,29 @@ int role_fd(enum role role)
 	if (fd < 0 || fd >= FDS_MAX)
 		wrong("out of descriptors: %m");
 	roles[fd] = role;
+	world.child_fds += role == ROLE_CHILD;
 	return fd;
+}
+
+static int dup_from(int fd, int lowest)
+{
+	int copy = fcntl(fd, F_DUPFD_CLOEXEC, lowest);
+
+	if (copy < 0 || copy >= FDS_MAX)
+		wrong("out of descriptors: %m");
+	roles[copy] = fd_role(fd);
+	world.child_fds += roles[copy] == ROLE_CHILD;
+	return copy;
+}
+
+int role_dup(int fd)
+{
+	return dup_from(fd, FDS_KEPT);
+}
+
+int role_dup_low(int fd)
+{
+	return dup_from(fd, 0);
 }
 
 enum role fd_role(int fd)
@@ -38,8 +60,12 @@ enum role fd_role(int fd)
 
 void role_forget(int fd)
 {
+	bool childs = fd_role(fd) == ROLE_CHILD;
+
 	if (fd >= 0 && fd < FDS_MAX)
 		roles[fd] = ROLE_NONE;
+	if (childs && !--world.child_fds)
+		child_is_released();
 }
 
 static void is(int fd, enum role role, const char *call)
@@ -92,7 +118,7 @@ static void set_value(uint64_t addr, uint64_t value)
 
 static void drop_page(struct page *page)
 {
-	page->present = page->protected = page->poisoned = false;
+	page->present = page->protected = page->poisoned = page->shared = false;
 	page->value = 0;
 }
 
@@ -132,7 +158,7 @@ uint64_t space_pagemap(uint64_t addr)
 		return 0;
 	if (page->poisoned)
 		return PM_SWAP;
-	return page->present ? PM_PRESENT | PM_EXCLUSIVE | (page->protected ? PM_UFFD_WP : 0) : 0;
+	return page->present ? PM_PRESENT | (page->shared ? 0 : PM_EXCLUSIVE) | (page->protected ? PM_UFFD_WP : 0) : 0;
 }
 
 /* ---- userfaultfd -------------------------------------------------------------------------------------------- */
@@ -314,6 +340,11 @@ static int sim_copy(int uffd, uint64_t dst, const void *src, size_t length, uint
 	int r;
 
 	*done = 0;
+	if (fd_role(uffd) == ROLE_CHILD) {
+		r = fails() ? short_of() : child_fill(dst, src, length, false, done);
+		say("COPY to the child, %s, %zu pages: %d, %zu done", addr_name(dst), length >> HMM_PAGE_SHIFT, r, *done >> HMM_PAGE_SHIFT);
+		return r;
+	}
 	is(uffd, ROLE_UFFD, "COPY");
 	r = fails() ? short_of() : fill(FILL_COPY, dst, src, length, mode, done);
 	say("COPY %s, %zu pages%s%s: %d, %zu done", addr_name(dst), length >> HMM_PAGE_SHIFT,
@@ -346,6 +377,11 @@ static int sim_poison(int uffd, uint64_t dst, size_t length, size_t *done)
 	if (of_window(uffd)) {
 		r = fails() ? -ENOMEM : window_poison(dst, done);
 		say("POISON in the window, %s: %d", addr_name(dst), r);
+		return r;
+	}
+	if (fd_role(uffd) == ROLE_CHILD) {
+		r = fails() ? -EAGAIN : child_fill(dst, NULL, length, true, done);
+		say("POISON for the child, %s: %d", addr_name(dst), r);
 		return r;
 	}
 	is(uffd, ROLE_UFFD, "POISON");
@@ -425,7 +461,7 @@ static int sim_wake(int uffd, uint64_t start, size_t length)
 	return 0;
 }
 
-static void put_fault(struct uffd_msg *message, const struct waiter *waiter)
+void put_fault(struct uffd_msg *message, const struct waiter *waiter)
 {
 	*message = (struct uffd_msg){ .event = UFFD_EVENT_PAGEFAULT };
 	message->arg.pagefault.address = waiter->addr;
@@ -435,9 +471,14 @@ static void put_fault(struct uffd_msg *message, const struct waiter *waiter)
 	    waiter->flags & UFFD_PAGEFAULT_FLAG_WP ? ", protected" : waiter->flags ? ", to be written" : "");
 }
 
-static void put_event(struct uffd_msg *message, const struct event *event)
+void put_event(struct uffd_msg *message, const struct event *event)
 {
 	*message = (struct uffd_msg){ .event = event->kind };
+	if (event->kind == UFFD_EVENT_FORK) {
+		message->arg.fork.ufd = (uint32_t)role_fd(ROLE_CHILD);
+		say("read: FORK");
+		return;
+	}
 	if (event->kind == UFFD_EVENT_REMAP) {
 		message->arg.remap.from = event->from;
 		message->arg.remap.to = event->to;
@@ -547,6 +588,7 @@ static ssize_t sim_mem_write(int mem, uint64_t addr, const void *buffer, size_t 
 	page = reached(addr);
 	if (!page || page->protected || addr % HMM_PAGE_SIZE || length < sizeof(uint64_t))
 		return -EIO;
+	page->shared = false;
 	set_value(addr, real_value(buffer));
 	say("hmmd writes %lu to %s in place", real_value(buffer), addr_name(addr));
 	return (ssize_t)length;
@@ -660,7 +702,9 @@ static int move_page(uint64_t dst, uint64_t src)
 		return -EFAULT;
 	if (!from->present)
 		return 0;
-	/* Somebody holds the page, for a moment. */
+	/* Somebody holds the page, for a moment; or a child has it, too, for long. */
+	if (from->shared)
+		return -EBUSY;
 	if (world.failing && rarely(16))
 		return -EBUSY;
 	to->present = true;

@@ -387,9 +387,13 @@ static int reopen_region(const struct held_region *held)
 
 static int reopen_done(void)
 {
-	struct hmm_msg_reopen_done *message = message_new(HMM_OP_REOPEN_DONE, sizeof(*message));
+	struct hmm_msg_reopen_done *message = message_new(HMM_OP_REOPEN_DONE, sizeof(*message) + sizeof(world.prepared));
 
 	message->owner = world.owner_id;
+	for (unsigned int i = 0; i < CPUS; i++)
+		if (world.prepared[i])
+			message->forks[message->count++] = world.prepared[i];
+	message->header.size = (uint32_t)(sizeof(*message) + message->count * sizeof(message->forks[0]));
 	return ask_with(letter_of(&message->header), NULL);
 }
 

@@ -13,7 +13,7 @@
 
 #include "engine/copies.h"
 
-static bool has(const struct values *values, uint64_t value)
+bool values_have(const struct values *values, uint64_t value)
 {
 	for (unsigned int i = 0; i < values->n; i++)
 		if (values->value[i] == value)
@@ -21,9 +21,9 @@ static bool has(const struct values *values, uint64_t value)
 	return false;
 }
 
-static void add(struct values *values, uint64_t value)
+void values_add(struct values *values, uint64_t value)
 {
-	if (has(values, value))
+	if (values_have(values, value))
 		return;
 	if (values->n == VALUES_MAX)
 		wrong("the simulator has no room for so many values of a page");
@@ -61,11 +61,11 @@ void oracle_reset(void)
 static void set_value(struct truth *truth, uint64_t value)
 {
 	if (truth->discards || truth->accesses)
-		add(&truth->cpu, value);
+		values_add(&truth->cpu, value);
 	else
 		only(&truth->cpu, value);
 	if (truth->accesses)
-		add(&truth->during, value);
+		values_add(&truth->during, value);
 }
 
 /* Whatever was there before is gone: zeros, or what is being written. */
@@ -74,7 +74,7 @@ static void begin_anew(struct truth *truth)
 	truth->cpu.n = 0;
 	set_value(truth, 0);
 	if (truth->written)
-		add(&truth->cpu, truth->written);
+		values_add(&truth->cpu, truth->written);
 }
 
 static void seen_value(struct truth *truth, uint64_t value)
@@ -109,7 +109,7 @@ void cpu_loaded(unsigned int n, uint64_t value, const char *who)
 {
 	struct truth *truth = &world.truth[n];
 
-	if (!has(&truth->cpu, value))
+	if (!values_have(&truth->cpu, value))
 		wrong("%s loads %lu from %s, where %s is", who, value, addr_name(used_addr(n)), print(&truth->cpu));
 	seen_value(truth, value);
 }
@@ -123,12 +123,12 @@ void device_loaded(unsigned int n, uint64_t value)
 {
 	struct truth *truth = &world.truth[n];
 
-	if (has(&truth->cpu, value)) {
+	if (values_have(&truth->cpu, value)) {
 		if (!truth->lagging)
 			seen_value(truth, value);
 		return;
 	}
-	if (!truth->lagging || !has(&truth->lag, value))
+	if (!truth->lagging || !values_have(&truth->lag, value))
 		wrong("the device loads %lu from %s, where %s is", value, addr_name(used_addr(n)), print(&truth->cpu));
 }
 
@@ -136,23 +136,28 @@ void device_stored(unsigned int n, uint64_t value)
 {
 	struct truth *truth = &world.truth[n];
 
+	child_may_have(n, value);
 	if (!truth->lagging) {
 		set_value(truth, value);
 		return;
 	}
 	/* Where it has gone to its bytes are taken along, with this. */
-	if (truth->moved_to)
-		add(&world.truth[truth->moved_to - 1].cpu, value);
-	add(&truth->lag, value);
+	if (truth->moved_to) {
+		values_add(&world.truth[truth->moved_to - 1].cpu, value);
+		child_may_have(truth->moved_to - 1, value);
+	}
+	values_add(&truth->lag, value);
 }
 
 /* hmmd itself shows it what is there, and asks no driver: it may have the page anew while the other device still has what was there before. */
 void window_stored(unsigned int n, uint64_t value)
 {
-	if (is_known(n))
+	if (is_known(n)) {
+		child_may_have(n, value);
 		set_value(&world.truth[n], value);
-	else
+	} else {
 		device_stored(n, value);
+	}
 }
 
 void page_changes(unsigned int n, bool fresh, unsigned int messages)
@@ -160,7 +165,7 @@ void page_changes(unsigned int n, bool fresh, unsigned int messages)
 	struct truth *truth = &world.truth[n];
 
 	for (unsigned int i = 0; messages && i < truth->cpu.n; i++)
-		add(&truth->lag, truth->cpu.value[i]);
+		values_add(&truth->lag, truth->cpu.value[i]);
 	truth->lagging |= messages;
 	truth->unread += messages;
 	truth->moved_to = 0;
@@ -168,7 +173,7 @@ void page_changes(unsigned int n, bool fresh, unsigned int messages)
 		begin_anew(truth);
 	} else {
 		truth->discards++;
-		add(&truth->cpu, 0);
+		values_add(&truth->cpu, 0);
 	}
 }
 
@@ -189,9 +194,9 @@ void page_moves(unsigned int from, unsigned int to, bool covered, bool watched)
 	page_changes(from, true, 2 * watched);
 	target->cpu = values;
 	if (target->written)
-		add(&target->cpu, target->written);
+		values_add(&target->cpu, target->written);
 	for (unsigned int i = 0; target->accesses && i < values.n; i++)
-		add(&target->during, values.value[i]);
+		values_add(&target->during, values.value[i]);
 	source->moved_to = watched ? to + 1 : 0;
 }
 
@@ -204,17 +209,19 @@ void access_begins(unsigned int n, uint64_t written)
 	if (!truth->accesses++)
 		truth->during = truth->cpu;
 	for (unsigned int i = 0; i < truth->lag.n; i++)
-		add(&truth->during, truth->lag.value[i]);
+		values_add(&truth->during, truth->lag.value[i]);
 	truth->written = written;
-	if (written)
+	if (written) {
+		child_may_have(n, written);
 		set_value(truth, written);
+	}
 }
 
 void access_loaded(unsigned int n, uint64_t value)
 {
 	struct truth *truth = &world.truth[n];
 
-	if (!has(&truth->during, value) && !has(&truth->lag, value))
+	if (!values_have(&truth->during, value) && !values_have(&truth->lag, value))
 		wrong("a device is told %lu of %s, which was %s since it asked", value, addr_name(used_addr(n)), print(&truth->during));
 }
 
@@ -418,6 +425,8 @@ void oracle_idle(void)
 
 void oracle_end(void)
 {
+	if (world.child_fds)
+		wrong("hmmd has gone, and a child's userfaultfd is kept");
 	for (unsigned int n = 0; n < PAGES_USED; n++) {
 		const struct page *page = page_at(used_addr(n));
 

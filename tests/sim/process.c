@@ -160,15 +160,17 @@ void process_init(void)
 
 void hmmd_start(void)
 {
+	unsigned int taken = 0;
 	const struct engine_options options = {
 		.workers = 1, .pool_kind = HMM_POOL_KIND_MEMFD, .pool_size = 64UL << 20,
-		.ack_timeout_ms = ACK_TIMEOUT_MS, .grace_ms = 10000, .no_io_uring = true, .no_move = world.no_move,
+		.ack_timeout_ms = ACK_TIMEOUT_MS, .grace_ms = GRACE_MS, .no_io_uring = true, .no_move = world.no_move,
+		.keep = kept_put, .drop = kept_drop, .take_kept = kept_take, .take_kept_data = &taken,
 	};
 
 	facts = (struct kernel_facts){
 		.uffd_features = UFFD_FEATURE_MOVE | UFFD_FEATURE_POISON | UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
 				 UFFD_FEATURE_WP_UNPOPULATED,
-		.event_fork = true, .pagemap_scan = true, .unregister_checks = true, .nodes = 1,
+		.event_fork = !world.forks_unseen, .pagemap_scan = true, .unregister_checks = true, .nodes = 1,
 	};
 	memset(sources, 0, sizeof(sources));
 	if (mailbox_init(&world.outbox))
@@ -215,6 +217,9 @@ void hmmd_kill(void)
 	__real_syscall(SYS_close_range, (long)first_fd, (long)FDS_KEPT - 1, 0L);
 	memset(sources, 0, sizeof(sources));
 	world.engine = NULL;
+	world.down_at = world.now;
+	if (world.window_ready)
+		world.window_down_at = world.now;
 	world.outbox_open = world.open = world.window_ready = world.idle = world.killed = false;
 	world.outbox.head = NULL;
 	world.told_end = world.told_heard;
@@ -452,7 +457,7 @@ ssize_t __wrap_readlink(const char *path, char *target, size_t size)
 	static const char *const names[] = {
 		[ROLE_NONE] = "/dev/null", [ROLE_UFFD] = "anon_inode:[userfaultfd]", [ROLE_MEM] = "/proc/100/mem",
 		[ROLE_PAGEMAP] = "/proc/100/pagemap", [ROLE_MAPS] = "/proc/100/maps", [ROLE_SMAPS] = "/proc/100/smaps",
-		[ROLE_WINDOW] = "anon_inode:[userfaultfd]",
+		[ROLE_WINDOW] = "anon_inode:[userfaultfd]", [ROLE_CHILD] = "anon_inode:[userfaultfd]",
 	};
 	const char *name = names[fd_role(atoi(path + strlen("/proc/self/fd/")))];
 	size_t length = strlen(name);
@@ -615,6 +620,39 @@ void *__wrap_hmmc_map(void *at, size_t size, int protection, int flags, int fd, 
 	return at;
 }
 
+ssize_t __real_read(int fd, void *buffer, size_t length);
+ssize_t __wrap_read(int fd, void *buffer, size_t length)
+{
+	if (fd_role(fd) != ROLE_CHILD)
+		return __real_read(fd, buffer, length);
+	step();
+	return child_read(buffer);
+}
+
+/* Of smaps: nothing is wiped on fork. */
+ssize_t __wrap___getdelim(char **line, size_t *size, int end, FILE *file)
+{
+	(void)line, (void)size, (void)end, (void)file;
+	return -1;
+}
+
+ssize_t __wrap_getline(char **line, size_t *size, FILE *file)
+{
+	return __wrap___getdelim(line, size, '\n', file);
+}
+
+int __wrap_usleep(useconds_t us)
+{
+	sleep_ns(us * NS_PER_US);
+	return 0;
+}
+
+int __wrap_sched_yield(void)
+{
+	step();
+	return 0;
+}
+
 int __wrap_nanosleep(const struct timespec *time, struct timespec *left)
 {
 	(void)left;
@@ -651,11 +689,14 @@ static long futex(const uint32_t *word, int operation, uint32_t value, const str
 	case FUTEX_WAKE:
 		return 0;
 	case FUTEX_WAKE_OP: {
-		const struct page *page = page_at((uintptr_t)second);
+		struct page *page = page_at((uintptr_t)second);
 
 		step();
-		if (page && page->present && !page->protected)
+		/* A write of what is there: the page is its owner's alone then. */
+		if (page && page->present && !page->protected) {
+			page->shared = false;
 			return 0;
+		}
 		errno = EFAULT;
 		return -1;
 	}

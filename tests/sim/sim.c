@@ -11,13 +11,13 @@
  *
  * Real are: hmmd's worker with all that it calls, its letters, its ledger, table and orders in memfds; the agent. Simulated are:
  * the kernel's userfaultfd, pagemap and mappings of the owner, by the page (kernel.c); threads of the owner (cpu.c); a driver that is called
- * back and a device (driver.c); another one with a window (window.c); who reads hmmd's socket, and hands things back after it has died (library.c). An actor can
+ * back and a device (driver.c); another one with a window (window.c); a child that is forked (child.c); who reads hmmd's socket, and hands things back after it has died (library.c). An actor can
  * be interrupted by the others before each of its system calls, and hmmd also where it posts a letter; what lies between is one
  * step. So two stores of hmmd to shared memory without a call between them are seen together, which is not so on two processors: that
  * is tests/coherence's to find, and the model's.
  *
  * Rooms: sim.c choices, runs, shrinking; actor.c who goes on; kernel.c the address space; process.c hmmd as a process, and what is put in
- * the place of libc; library.c, driver.c, window.c, cpu.c who acts; oracle.c what must hold.
+ * the place of libc; library.c, driver.c, window.c, cpu.c, child.c who acts; oracle.c what must hold.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -179,6 +179,7 @@ static void run_world(void)
 	world.no_move = choose(4) == 3;
 	world.device_size = sizes[choose(3)];
 	world.windows = choose(2);
+	world.forks_unseen = choose(5) == 4;
 	hmmd_start();
 	actor_start(ACTOR_LIBRARY, library_body, NULL);
 	while (!world.open)
@@ -186,8 +187,9 @@ static void run_world(void)
 	world.kills_max = choose(3);
 	world.failing = rates[choose(4)];
 	world.sticky = stickies[choose(3)];
-	say("kills at most: %u; calls fail one in: %u; sticky: %u; %s; %lu bytes on a device%s", world.kills_max, world.failing,
-	    world.sticky, world.no_move ? "without MOVE" : "by MOVE", world.device_size, world.windows ? "; a window" : "");
+	say("kills at most: %u; calls fail one in: %u; sticky: %u; %s; %lu bytes on a device%s%s", world.kills_max, world.failing,
+	    world.sticky, world.no_move ? "without MOVE" : "by MOVE", world.device_size, world.windows ? "; a window" : "",
+	    world.forks_unseen ? "; forks are not seen" : "");
 	if (world.windows) {
 		actor_start(ACTOR_WINDOW_LIBRARY, window_library_body, NULL);
 		actor_start(ACTOR_WINDOW, window_body, NULL);

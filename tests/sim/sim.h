@@ -34,9 +34,20 @@ static inline uint64_t used_addr(unsigned int n)
 	return ROOM + n / PAGES_BLOCK * HMM_BLOCK_SIZE + n % PAGES_BLOCK * HMM_PAGE_SIZE;
 }
 
+/* -1: none of them. */
+static inline int used_at(uint64_t addr)
+{
+	uint64_t page = (addr - ROOM) >> HMM_PAGE_SHIFT;
+
+	if (addr < ROOM || addr >= ROOM_END || page % HMM_BLOCK_PAGES >= PAGES_BLOCK)
+		return -1;
+	return (int)(page / HMM_BLOCK_PAGES * PAGES_BLOCK + page % HMM_BLOCK_PAGES);
+}
+
 #define CPUS		2U
 #define EVENTS		(CPUS + 1U)	/* each thread has one at a time; the last is the agent's */
 #define ACK_TIMEOUT_MS	1000U
+#define GRACE_MS	10000U
 #define OWNER_PEER	7U
 #define WINDOW_PEER	8U
 #define WINDOW_PID	1	/* another one's than the owner's, and alive */
@@ -72,6 +83,7 @@ enum actor_id {
 	ACTOR_DEVICE,		/* it loads and stores; this and all that follow come to an end */
 	ACTOR_WINDOW,		/* so does who uses the window */
 	ACTOR_MOVER,		/* it asks for migrations */
+	ACTOR_CHILD,		/* that one of the following has forked */
 	ACTOR_CPU,
 	ACTOR_MAX = ACTOR_CPU + CPUS
 };
@@ -106,6 +118,7 @@ struct page {
 	bool present, protected, poisoned;
 	bool doubtful;		/* registered while the map was changing: hmmd may take it for what was there before */
 	bool changing;		/* some thread is about to, or has not come back from it */
+	bool shared;		/* with a child: nobody has written since */
 	uint32_t mapping;	/* which: a number for each mmap() */
 	uint64_t value;
 };
@@ -149,6 +162,22 @@ struct event {
 	uint64_t from, to, length;	/* REMAP; the others: from, to its end */
 };
 
+struct child {			/* an address space of its own */
+	bool lives, watched;
+	struct page page[PAGES_USED];
+	struct values truth[PAGES_USED];
+	int origin[PAGES_USED];	/* whose copy it is, or is to be; -1: not the owner's any more */
+	unsigned int changing;
+	struct waiter waiter;
+	struct event event;
+};
+
+#define KEPT_MAX 4U
+struct kept_fds {		/* by whoever started hmmd */
+	char name[64];
+	int fd[2];
+};
+
 struct request {
 	uint32_t serial;	/* 0: free */
 	bool answered;
@@ -184,6 +213,11 @@ struct world {
 	struct event event[EVENTS];
 	bool handshaken;
 	struct truth truth[PAGES_USED];
+	uint32_t prepared[CPUS];	/* forks that hmmd was told of, and has not heard the end of */
+	uint32_t forks;
+	struct child child;
+	unsigned int child_fds;		/* of its userfaultfd */
+	struct kept_fds kept[KEPT_MAX];
 
 	/* hmmd. */
 	struct engine *engine;
@@ -219,7 +253,9 @@ struct world {
 	struct waiter window_waiter;
 	bool window_handshaken;
 	bool window_open;		/* to its driver's threads */
-	bool window_ready;		/* this hmmd knows it */
+	bool window_ready;		/* this hmmd knows it, and lives */
+	int64_t window_down_at;		/* when the last one that did ended; and any one */
+	int64_t down_at;
 	uint32_t window_mirror_id;
 
 	/* This run's character. */
@@ -228,6 +264,7 @@ struct world {
 	unsigned int failing;		/* one kernel call in so many; 0: none */
 	unsigned int sticky;
 	bool no_move;
+	bool forks_unseen;		/* no EVENT_FORK: only those that the library tells of are made */
 	uint64_t device_size;
 };
 extern struct world world;
@@ -238,11 +275,17 @@ extern const struct kernel_ops kernel_simulated;
 struct page *page_at(uint64_t addr);	/* NULL: neither room nor slot */
 void space_reset(void);
 /* A descriptor of the owner's, for hmmd: it says what it is. */
-enum role { ROLE_NONE, ROLE_UFFD, ROLE_MEM, ROLE_PAGEMAP, ROLE_MAPS, ROLE_SMAPS, ROLE_WINDOW };
+enum role { ROLE_NONE, ROLE_UFFD, ROLE_MEM, ROLE_PAGEMAP, ROLE_MAPS, ROLE_SMAPS, ROLE_WINDOW, ROLE_CHILD };
 int role_fd(enum role role);
+/* Of hmmd's for somebody else; and the reverse. */
+int role_dup(int fd);
+int role_dup_low(int fd);
 enum role fd_role(int fd);
 void role_forget(int fd);
 bool uffd_has_messages(void);
+struct uffd_msg;
+void put_fault(struct uffd_msg *message, const struct waiter *waiter);
+void put_event(struct uffd_msg *message, const struct event *event);
 /* Threads that wait in [@start, @end) look again. */
 void wake_range(uint64_t start, uint64_t end);
 /* A page's value as it lies in real memory: a slot, a shadow. */
@@ -334,12 +377,28 @@ void window_is_punched(uint64_t inode, uint64_t offset, uint64_t length);
 /* What its driver may do with a page at this moment, without being asked: as device_reach(). */
 uint64_t window_reach(unsigned int n);
 
+/* ---- a child, and who keeps its userfaultfd (child.c) ------------------------------------------------------------- */
+
+/* The caller's thread forks; it waits for hmmd where that sees it. */
+void fork_child(unsigned int cpu);
+void child_body(void *data);
+void child_is_released(void);		/* nobody has its userfaultfd any more */
+int child_fill(uint64_t dst, const char *src, size_t length, bool poison, size_t *done);
+ssize_t child_read(struct uffd_msg *message);
+/* A device stores into the owner's page. */
+void child_may_have(unsigned int n, uint64_t value);
+int kept_put(const char *name, const int *fds, unsigned int n);
+int kept_drop(const char *name);
+const char *kept_take(void *data, int *fd);
+
 /* ---- what must hold (oracle.c) -------------------------------------------------------------------------------------- */
 
 void oracle_reset(void);
 void oracle_step(void);			/* after every step */
 void oracle_idle(void);			/* hmmd waits */
 void oracle_end(void);			/* hmmd has gone in good order */
+bool values_have(const struct values *values, uint64_t value);
+void values_add(struct values *values, uint64_t value);
 uint64_t new_version(void);
 void cpu_loaded(unsigned int n, uint64_t value, const char *who);
 void cpu_stored(unsigned int n, uint64_t value);

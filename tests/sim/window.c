@@ -13,15 +13,6 @@
 #include "sim.h"
 #include "uapi.h"
 
-static int used_at(uint64_t addr)
-{
-	uint64_t page = (addr - ROOM) >> HMM_PAGE_SHIFT;
-
-	if (addr < ROOM || addr >= ROOM_END || page % HMM_BLOCK_PAGES >= PAGES_BLOCK)
-		return -1;
-	return (int)(page / HMM_BLOCK_PAGES * PAGES_BLOCK + page % HMM_BLOCK_PAGES);
-}
-
 static bool lies_in_file(unsigned int n)
 {
 	struct region *region = hmmc_region_find(&world.regions, WINDOW_MIRROR, used_addr(n));
@@ -168,11 +159,20 @@ void window_is_punched(uint64_t inode, uint64_t offset, uint64_t length)
 		}
 }
 
+/* Three quarters of the grace time without an hmmd that serves it: its library makes it inaccessible. */
+static bool is_open(void *data)
+{
+	(void)data;
+	if (!world.window_ready && world.now >= world.window_down_at + GRACE_MS * NS_PER_MS / 4 * 3)
+		world.window_open = false;
+	return world.window_open;
+}
+
 uint64_t window_reach(unsigned int n)
 {
 	const struct pane *pane = &world.pane[n];
 
-	if (!world.window_open || pane->closed || (!pane->present && (pane->poisoned || pane->minor || !lies_in_file(n))))
+	if (!is_open(NULL) || pane->closed || (!pane->present && (pane->poisoned || pane->minor || !lies_in_file(n))))
 		return 0;
 	return HMM_TABLE_VALID | (pane->protected && pane->wp ? 0 : HMM_TABLE_WRITE);
 }
@@ -203,7 +203,7 @@ static volatile uint64_t *reach(unsigned int n, bool write)
 	for (unsigned int tries = 0; tries < 100; tries++) {
 		uint64_t flags = write ? UFFD_PAGEFAULT_FLAG_WRITE : 0;
 
-		if (!world.window_open || pane->closed || pane->poisoned)
+		if (!is_open(NULL) || pane->closed || pane->poisoned)
 			return NULL;
 		if (pane->present && !(write && pane->protected && pane->wp))
 			return shadow_page(WINDOW_MIRROR, used_addr(n));
@@ -217,12 +217,6 @@ static volatile uint64_t *reach(unsigned int n, bool write)
 			pane->present = true;
 	}
 	return NULL;
-}
-
-static bool is_open(void *data)
-{
-	(void)data;
-	return world.window_open;
 }
 
 void window_body(void *data)
@@ -330,6 +324,9 @@ void window_library_body(void *data)
 		int r = 0;
 
 		block(is_new_hmmd, &generation, INT64_MAX);
+		/* It stays away: longer than its library keeps the window open, and hmmd waits for it. */
+		if (with && with != world.generation && rarely(40))
+			sleep_ns((GRACE_MS + 2000) * NS_PER_MS);
 		/* What one step has got stays, should the next one fail. */
 		if (with != world.generation) {
 			with = world.generation;
@@ -349,9 +346,10 @@ void window_library_body(void *data)
 			continue;
 		}
 		generation = with;
-		/* Not before it is armed its library lets anybody in. */
+		/* Not before it is armed its library lets anybody in. It may have died since. */
 		world.window_open = true;
-		world.window_ready = world.generation == with;
+		world.window_ready = world.engine && world.generation == with;
+		world.window_down_at = world.down_at;
 		/* What was closed before the restart is closed no more: mapped anew. */
 		for (unsigned int n = 0; n < PAGES_USED; n++)
 			world.pane[n].closed = world.pane[n].poisoned = false;
