@@ -115,6 +115,7 @@ static const struct key keys[] = {
 	{ "pool", "placement", VALUE_PLACEMENT, AT(pool_placement) },
 	{ "pool", "card", VALUE_TEXT, AT(pool_card) },
 	{ "pool", "bar", VALUE_NUMBER, AT(pool_bar), 0, 5 },
+	{ "pool", "reserve", VALUE_BOOL, AT(pool_reserve) },
 	{ "pool", "evict_high", VALUE_NUMBER, AT(evict_high), 1, 100 },
 	{ "pool", "evict_low", VALUE_NUMBER, AT(evict_low), 1, 100, "auto" },
 	{ "limits", "connections", VALUE_NUMBER, AT(connections), 1, 65536, .live = true },
@@ -689,6 +690,10 @@ int config_load(struct config *config, const struct config_source *source, FILE 
 	}
 	if (fresh.pool_kind == HMM_POOL_KIND_VFIO && (fresh.pool_node || fresh.pool_placement.mode != HMM_PLACEMENT_ANY)) {
 		fprintf(errors, "kind is vfio: a card's memory is on no memory node, so node and placement say nothing\n");
+		reading.n_errors++;
+	}
+	if (fresh.pool_kind == HMM_POOL_KIND_VFIO && fresh.pool_reserve) {
+		fprintf(errors, "kind is vfio: a card's memory is there, and nothing of it is to be reserved\n");
 		reading.n_errors++;
 	}
 	if (fresh.evict_low > fresh.evict_high) {

@@ -41,6 +41,7 @@ struct config {
 	struct placement pool_placement;	/* in more words; not beside pool_node */
 	char pool_card[16];		/* kind vfio: its PCI address; "": none */
 	uint64_t pool_bar;		/* ... and which of its BARs */
+	bool pool_reserve;		/* all of it is taken before anybody is served */
 	uint64_t evict_high;		/* percent of a device */
 	uint64_t evict_low;		/* percent; 0: as far as need be */
 

@@ -55,6 +55,7 @@ static const struct {
 	{ "--pool-placement", "pool", "placement", NULL },
 	{ "--pool-card", "pool", "card", NULL },
 	{ "--pool-bar", "pool", "bar", NULL },
+	{ "--pool-reserve", "pool", "reserve", "yes" },
 	{ "--evict-high", "pool", "evict_high", NULL },
 	{ "--evict-low", "pool", "evict_low", NULL },
 };
@@ -93,6 +94,7 @@ static const char help[] =
 	"  --pool-placement P   on several: bind:NODES, preferred:NODES or interleave:NODES, such as interleave:0-1\n"
 	"  --pool-card ADDRESS  with --pool vfio: the PCI card\n"
 	"  --pool-bar N         ... and which of its BARs (0)\n"
+	"  --pool-reserve       have all of it before serving anybody\n"
 	"  --evict-high N       above so many percent of a device its coldest blocks go home (100: at need)\n"
 	"  --evict-low N        down to so many percent (auto: as far as need be, and some blocks)\n"
 	"  --workers N          engine threads (by the number of processors)\n"
@@ -267,6 +269,23 @@ static void raise_limits(void)
 	}
 }
 
+/*
+ * Programs wait on hmmd inside page faults, and what it has mapped of devices makes it look large: it must not be the one
+ * that is killed for memory. A service manager says so by itself; who may not, or was told another number, leaves it.
+ */
+static void keep_from_oom(void)
+{
+	static const char path[] = "/proc/self/oom_score_adj", wanted[] = "-900";
+	char text[16] = "";
+	int fd = open(path, O_RDWR | O_CLOEXEC);
+
+	if (fd < 0)
+		return;
+	if (read(fd, text, sizeof(text) - 1) > 0 && !atoi(text) && pwrite(fd, wanted, sizeof(wanted) - 1, 0) < 0)
+		log_debug("hmmd may be killed for memory like anybody else: %m");
+	close(fd);
+}
+
 static void explain_user_mode(void)
 {
 	log_info(
@@ -294,6 +313,7 @@ static int serve(struct command *command, const struct config *config, struct pa
 		fprintf(stderr, "hmmd: the log does not start: %s\n", strerror(-r));
 		return EXIT_FAILURE;
 	}
+	keep_from_oom();
 	if (config->user)
 		explain_user_mode();
 	r = server_new(&options, &server);

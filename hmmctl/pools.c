@@ -17,6 +17,7 @@ static const struct column columns[] = {
 	{ "peak", "PEAK", COLUMN_BYTES },
 	{ "evicted", "EVICTED", COLUMN_BYTES },
 	{ "capacity", "PROMISED", COLUMN_BYTES },
+	{ "reserved_mib", "RESERVED MIB", COLUMN_NUMBER },
 	{ NULL },
 };
 

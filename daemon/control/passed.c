@@ -113,6 +113,22 @@ const char *passed_take_kept(struct passed *passed, int *fd)
 	return NULL;
 }
 
+int passed_take_named(struct passed *passed, const char *name)
+{
+	unsigned int i;
+
+	for (i = 0; i < passed->n; i++) {
+		struct passed_fd *from = &passed->fds[i];
+		int fd = from->fd;
+
+		if (fd < 0 || strcmp(from->name, name))
+			continue;
+		from->fd = -1;
+		return fd;
+	}
+	return -1;
+}
+
 void passed_deinit(struct passed *passed)
 {
 	unsigned int i;

@@ -10,6 +10,8 @@
 #define PASSED_ADMINISTRATION "administration"
 /* What names of kept descriptors begin with. */
 #define PASSED_KEPT "fork."
+/* The name of those that are a pool's reserve. */
+#define PASSED_RESERVE "reserve"
 
 struct passed_fd {
 	char name[64];		/* of the manager's alphabet, "" where it gave none */
@@ -27,6 +29,8 @@ void passed_collect(struct passed *passed);
 int passed_take_socket(struct passed *passed, int administration);
 /* What notify_keep() had kept: a descriptor that is the caller's, and its name, good until passed_deinit(). NULL: no more. */
 const char *passed_take_kept(struct passed *passed, int *fd);
+/* The next one of exactly this name, the caller's; -1: no more. */
+int passed_take_named(struct passed *passed, const char *name);
 /* Closes what nobody has taken, with a line in the log for each. */
 void passed_deinit(struct passed *passed);
 

@@ -40,6 +40,7 @@
 #include "daemon/memory/bar.h"
 #include "daemon/memory/card.h"
 #include "daemon/memory/holder.h"
+#include "daemon/memory/reserve.h"
 #include "daemon/privileges.h"
 
 /* Connections accepted in one turn of the loop. */
@@ -396,6 +397,69 @@ static const char *take_kept(void *data, int *fd)
 	return passed_take_kept(data, fd);
 }
 
+/* It may take minutes, and the manager is patient as long as it hears of it. */
+static void on_reserving(uint64_t done, uint64_t size)
+{
+	char text[128];
+
+	snprintf(text, sizeof(text), "EXTEND_TIMEOUT_USEC=60000000\nSTATUS=Reserving memory: %llu of %llu MiB",
+		 (unsigned long long)(done >> 20), (unsigned long long)(size >> 20));
+	notify_manager(text);
+}
+
+static uint64_t pool_size(const struct config *config)
+{
+	return config->pool_size ? config->pool_size : half_of_memory();
+}
+
+/* What is not used by an hmmd that reserves nothing, or something else, is not kept either. */
+static void give_up_reserve(struct passed *passed)
+{
+	int fd = passed_take_named(passed, PASSED_RESERVE);
+
+	if (fd < 0)
+		return;
+	for (; fd >= 0; fd = passed_take_named(passed, PASSED_RESERVE))
+		close(fd);
+	notify_drop(PASSED_RESERVE);
+}
+
+static int start_reserve(struct server *server, struct passed *passed)
+{
+	const struct config *config = &server->config;
+	struct reserve_options options = {
+		.kind = (enum hmm_pool_kind)config->pool_kind,
+		.placement = config_placement(config),
+		.size = pool_size(config),
+		.patience_ms = (unsigned int)config->grace_ms + 5000,
+		.progress = notify_is_heard() ? on_reserving : NULL,
+	};
+	char why[300];
+	bool kept;
+	int r;
+
+	if (!config->pool_reserve) {
+		give_up_reserve(passed);
+		return 0;
+	}
+	for (unsigned int i = 0; i < RESERVE_FDS; i++)
+		options.fds[i] = passed_take_named(passed, PASSED_RESERVE);
+	kept = options.fds[0] >= 0;
+	log_info("%llu MiB are reserved for the pool", (unsigned long long)(options.size >> 20));
+	r = reserve_new(&options, &server->reserve, why, sizeof(why));
+	if (kept && (r || !reserve_is_adopted(server->reserve)))
+		notify_drop(PASSED_RESERVE);
+	if (r) {
+		log_error("%llu MiB cannot be reserved for the pool: %s. A smaller 'size' in [pool], or 'reserve = no', lets hmmd start",
+			  (unsigned long long)(options.size >> 20), why);
+		return r;
+	}
+	if (notify_is_heard() && !reserve_is_adopted(server->reserve) &&
+	    notify_keep(PASSED_RESERVE, reserve_fds(server->reserve), RESERVE_FDS) < 0)
+		log_warn("the service manager does not keep the pool's reserve should hmmd be killed");
+	return 0;
+}
+
 static int start_engine(struct server *server, struct passed *passed)
 {
 	const struct config *config = &server->config;
@@ -405,8 +469,9 @@ static int start_engine(struct server *server, struct passed *passed)
 		.no_move = !config->move,
 		.user_mode = config->user,
 		.pool_kind = (enum hmm_pool_kind)config->pool_kind,
-		.pool_size = config->pool_size ? config->pool_size : half_of_memory(),
+		.pool_size = pool_size(config),
 		.pool_placement = config_placement(config),
+		.reserve = server->reserve,
 		.pool_card = server->config.pool_card,
 		.pool_bar = (unsigned int)config->pool_bar,
 		.evict_high = (unsigned int)config->evict_high,
@@ -573,6 +638,9 @@ int server_new(const struct server_options *options, struct server **result)
 	r = start_holder(server);
 	if (r < 0)
 		goto fail;
+	r = start_reserve(server, options->passed);
+	if (r < 0)
+		goto fail;
 	r = start_engine(server, options->passed);
 	if (r < 0)
 		goto fail;
@@ -616,6 +684,7 @@ struct server *server_free(struct server *server)
 		uv_run(&server->loop, UV_RUN_DEFAULT);
 	}
 	engine_free(server->engine);
+	reserve_free(server->reserve);
 	cards_init(NULL, NULL);
 	/* What is kept is for a driver that waits for the next hmmd. */
 	if (server->holder && holder_name(server->holder, 0))

@@ -75,6 +75,7 @@ struct server {
 	int reserve_fd;			/* given up to refuse a connection when the table is full */
 
 	struct holder *holder;		/* of cards' descriptors; NULL: there can't be one */
+	struct reserve *reserve;	/* the pool's memory, taken up front; NULL: it is taken page by page */
 	struct engine *engine;
 	unsigned int workers;
 	struct mailbox outbox;

@@ -19,6 +19,7 @@
 #include "daemon/quota.h"
 
 struct engine;
+struct reserve;
 
 /* The most that options.grace_ms may be. */
 #define ENGINE_GRACE_MAX_MS	3600000U
@@ -31,6 +32,7 @@ struct engine_options {
 	enum hmm_pool_kind pool_kind;	/* what HMM_POOL_DEFAULT means */
 	uint64_t pool_size;		/* bytes for all devices together */
 	struct placement pool_placement;	/* where a device says nothing */
+	struct reserve *reserve;	/* of that kind, size and placement: what its pages are taken from; outlives the engine. NULL: none */
 	const char *pool_card;		/* of kind vfio: whose BAR; NULL: another kind */
 	unsigned int pool_bar;
 	unsigned int evict_high;	/* percent of a device: above it is evicted from; 0, 100: only at need */

@@ -649,6 +649,8 @@ unsigned int engine_list_pools(struct engine *engine, uint32_t cursor,
 			       pool->placement.mode == HMM_PLACEMENT_ANY ? "%s" : "%s:%s",
 			       hmm_pool_kind_name(pool->kind),
 			       placement_print(&pool->placement, words, sizeof(words)));
+		if (pool->reserve)
+			out[n].reserved_mib = (uint32_t)(reserve_held(pool->reserve) >> 20);
 		if (pool->kind == HMM_POOL_KIND_VFIO)
 			bar_info(devices, &out[n]);
 		n++;

@@ -534,6 +534,8 @@ int engine_new(const struct engine_options *options, struct mailbox *outbox, str
 	engine->workers = calloc(options->workers, sizeof(*engine->workers));
 	if (!engine->workers)
 		r = -ENOMEM;
+	if (!r && options->reserve)
+		r = devices_reserve(&engine->devices, options->reserve);
 	while (!r && engine->started < options->workers) {
 		r = worker_init(&engine->workers[engine->started], engine, engine->started);
 		if (!r)

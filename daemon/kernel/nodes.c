@@ -22,14 +22,11 @@
 
 #define NODES_MAX	(HMM_NODE_WORDS * 64)
 
-/* What is left alone on a node beside the kernel's own reserve: for what is being filled at this moment, and for others. */
-#define MARGIN		(64ULL << 20)
-
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
 #endif
 
-static bool read_text(const char *path, char *text, size_t size)
+bool kernel_read_text(const char *path, char *text, size_t size)
 {
 	int fd = open(path, O_RDONLY | O_CLOEXEC);
 	ssize_t n;
@@ -72,7 +69,7 @@ int kernel_nodes(uint64_t *nodes)
 	memset(nodes, 0, HMM_NODE_WORDS * sizeof(*nodes));
 	if (get_mempolicy(NULL, nodes, NODES_MAX, NULL, MPOL_F_MEMS_ALLOWED) < 0)
 		return -errno;
-	if (!read_text("/sys/devices/system/node/has_memory", text, sizeof(text)))
+	if (!kernel_read_text("/sys/devices/system/node/has_memory", text, sizeof(text)))
 		return 0;
 	parse_list(text, memory);
 	for (unsigned int i = 0; i < HMM_NODE_WORDS; i++)
@@ -92,8 +89,7 @@ unsigned int kernel_count_nodes(void)
 	return count;
 }
 
-/* A field of a node's meminfo, in bytes; 0: there is none. */
-static uint64_t field(const char *text, const char *name)
+uint64_t kernel_field(const char *text, const char *name)
 {
 	const char *at = strstr(text, name);
 
@@ -106,16 +102,16 @@ int kernel_node_free(unsigned int node, uint64_t *bytes)
 	uint64_t have, cache, dirty, reserve = 0;
 
 	snprintf(path, sizeof(path), "/sys/devices/system/node/node%u/meminfo", node);
-	if (!read_text(path, text, sizeof(text)))
+	if (!kernel_read_text(path, text, sizeof(text)))
 		return -ENOENT;
-	have = field(text, " MemFree:");
-	cache = field(text, " Active(file):") + field(text, " Inactive(file):");
-	dirty = field(text, " Dirty:") + field(text, " Writeback:");
+	have = kernel_field(text, " MemFree:");
+	cache = kernel_field(text, " Active(file):") + kernel_field(text, " Inactive(file):");
+	dirty = kernel_field(text, " Dirty:") + kernel_field(text, " Writeback:");
 	/* Half of the cache that is clean: some of it is in use, and comes back. */
 	have += cache > dirty ? (cache - dirty) / 2 : 0;
-	if (read_text("/proc/sys/vm/min_free_kbytes", text, sizeof(text)))
+	if (kernel_read_text("/proc/sys/vm/min_free_kbytes", text, sizeof(text)))
 		reserve = strtoull(text, NULL, 10) << 10;
-	reserve += MARGIN;
+	reserve += KERNEL_MARGIN;
 	*bytes = have > reserve ? have - reserve : 0;
 	return 0;
 }
@@ -125,7 +121,7 @@ int kernel_node_huge(unsigned int node, uint64_t *pages)
 	char path[96], text[32];
 
 	snprintf(path, sizeof(path), "/sys/devices/system/node/node%u/hugepages/hugepages-2048kB/nr_hugepages", node);
-	if (!read_text(path, text, sizeof(text)))
+	if (!kernel_read_text(path, text, sizeof(text)))
 		return -ENOENT;
 	*pages = strtoull(text, NULL, 10);
 	return 0;
@@ -136,9 +132,9 @@ int kernel_node_size(unsigned int node, uint64_t *bytes)
 	char path[64], text[4096];
 
 	snprintf(path, sizeof(path), "/sys/devices/system/node/node%u/meminfo", node);
-	if (!read_text(path, text, sizeof(text)))
+	if (!kernel_read_text(path, text, sizeof(text)))
 		return -ENOENT;
-	*bytes = field(text, " MemTotal:");
+	*bytes = kernel_field(text, " MemTotal:");
 	return 0;
 }
 
@@ -151,7 +147,7 @@ static long read_number(const char *device, const char *name)
 	char path[320], text[32];
 
 	snprintf(path, sizeof(path), DAX_DEVICES "/%s/%s", device, name);
-	return read_text(path, text, sizeof(text)) ? strtol(text, NULL, 10) : -1;
+	return kernel_read_text(path, text, sizeof(text)) ? strtol(text, NULL, 10) : -1;
 }
 
 static bool is_memory(const char *device)
@@ -240,6 +236,11 @@ int kernel_policy(int policy, uint64_t nodes)
 		return follow(policy, mask);
 	/* What it had may not be had any more: then none, but nobody else's. */
 	return follow(own.policy, own.nodes) ? follow(MPOL_DEFAULT, mask) : 0;
+}
+
+int kernel_lock(void *start, size_t length)
+{
+	return mlock2(start, length, MLOCK_ONFAULT) < 0 ? -errno : 0;
 }
 
 int kernel_populate(void *start, size_t length)

@@ -5,6 +5,14 @@
 
 #include "kernel.h"
 
+/* What is left alone beside the kernel's own reserve: for what is being filled at this moment, and for others. */
+#define KERNEL_MARGIN	(64ULL << 20)
+
+/* A small file of procfs or sysfs, as text. */
+bool kernel_read_text(const char *path, char *text, size_t size);
+/* A field of a meminfo, in bytes; 0: there is none. */
+uint64_t kernel_field(const char *text, const char *name);
+
 int kernel_pagemap_read(int pagemap, uint64_t start, unsigned int pages, uint64_t *entries);
 int kernel_page_kinds(int pagemap, uint64_t start, unsigned int pages, uint8_t *kinds);
 int kernel_pages_written(int pagemap, uint64_t start, uint64_t end, struct kernel_region *regions,
@@ -24,6 +32,8 @@ int kernel_node_free(unsigned int node, uint64_t *bytes);
 int kernel_place(void *start, size_t length, int policy, const uint64_t *nodes);
 int kernel_policy(int policy, uint64_t nodes);
 int kernel_populate(void *start, size_t length);
+int kernel_lock(void *start, size_t length);
+void kernel_room(uint64_t *bytes, char *what, size_t size);
 int kernel_pci_link(const char *address, const char *name, char *target, size_t size);
 int kernel_vfio_open(const char *path);
 int kernel_vfio_call(int fd, unsigned long request, void *argument);

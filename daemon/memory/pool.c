@@ -67,8 +67,21 @@ static struct pool *pool_get(struct devices *devices, enum hmm_pool_kind kind,
 	pool->id = ++devices->next_pool;
 	pool->kind = kind;
 	pool->placement = *placement;
+	if (devices->reserve && reserve_serves(devices->reserve, kind, placement))
+		pool->reserve = devices->reserve;
 	TAILQ_INSERT_TAIL(&devices->pools, pool, link);
 	return pool;
+}
+
+int devices_reserve(struct devices *devices, struct reserve *reserve)
+{
+	struct pool *pool;
+
+	devices->reserve = reserve;
+	pthread_mutex_lock(&devices->lock);
+	pool = pool_get(devices, reserve_kind(reserve), reserve_placement(reserve));
+	pthread_mutex_unlock(&devices->lock);
+	return pool ? 0 : -ENOMEM;
 }
 
 static struct device *find_name(struct devices *devices, const char *name)
@@ -408,6 +421,9 @@ bool pool_has_room(struct pool *pool, uint64_t bytes)
 {
 	uint64_t room;
 
+	/* It is about to be spent. */
+	if (pool->reserve && reserve_held(pool->reserve) >= bytes)
+		return true;
 	/* hugetlb has an answer of its own (shadow_reserve()); the other placements go elsewhere when a node is full. */
 	if (pool->placement.mode != HMM_PLACEMENT_BIND || pool->kind == HMM_POOL_KIND_HUGETLB)
 		return true;
@@ -433,6 +449,8 @@ static void pool_charge(struct pool *pool, uint64_t bytes)
 
 	while (now > peak && !atomic_compare_exchange_weak(&pool->peak, &peak, now))
 		;
+	if (pool->reserve && bytes)
+		reserve_spend(pool->reserve, bytes);
 }
 
 int device_charge(struct device *device, uint64_t bytes)
@@ -463,4 +481,6 @@ void device_uncharge(struct device *device, uint64_t bytes)
 	/* The other way round than charged: the pool never seems to hold more than its devices. */
 	atomic_fetch_sub(&device->pool->used, bytes);
 	atomic_fetch_sub(&device->used, bytes);
+	if (device->pool->reserve && bytes)
+		reserve_return(device->pool->reserve, bytes);
 }

@@ -21,12 +21,14 @@
 #include "memory/bar.h"
 #include "memory/card.h"
 #include "memory/placement.h"
+#include "memory/reserve.h"
 
 struct pool {
 	TAILQ_ENTRY(pool) link;
 	uint32_t id;
 	enum hmm_pool_kind kind;
 	struct placement placement;
+	struct reserve *reserve;	/* what its pages are taken from; NULL: from what there is */
 	uint64_t promised;		/* to devices; under the registry's lock */
 	uint32_t devices;
 	_Atomic uint64_t used, peak;	/* bytes that hold pages now, and at most so far */
@@ -85,12 +87,15 @@ struct devices {
 	TAILQ_HEAD(, device) list;
 	TAILQ_HEAD(, pool) pools;
 	uint64_t capacity;		/* bytes that all devices may share out */
+	struct reserve *reserve;	/* ... and that are taken already; NULL: they are not. Outlives this. */
 	uint64_t promised;
 	uint32_t next_id, next_pool;
 };
 
 void devices_init(struct devices *devices, uint64_t capacity);
 void devices_deinit(struct devices *devices);
+/* What devices have is taken from it, where it serves them; its pool is there from the beginning. Before the first device. 0 or -ENOMEM. */
+int devices_reserve(struct devices *devices, struct reserve *reserve);
 
 /*
  * A new device. Return: 0; -EBUSY: the name is taken; -ENOSPC: more than is

@@ -46,7 +46,7 @@ struct shadow *shadow_find(const struct shadows *shadows, uint64_t addr)
 	return found ? shadows->list[i] : NULL;
 }
 
-static int place(const struct shadow *shadow, const struct placement *placement)
+int shadow_place(void *map, uint64_t length, const struct placement *placement)
 {
 	uint64_t mask[HMM_NODE_WORDS];
 	int policy = MPOL_DEFAULT;
@@ -65,7 +65,7 @@ static int place(const struct shadow *shadow, const struct placement *placement)
 		break;
 	}
 	placement_mask(placement, mask);
-	return kernel->place(shadow->map, HMM_REGION_SIZE, policy, mask);
+	return kernel->place(map, length, policy, mask);
 }
 
 static struct shadow *shadow_free(struct shadow *shadow)
@@ -115,7 +115,7 @@ static int insert_consume_fd(struct shadows *shadows, const struct pool *pool, u
 	if (shadow->kind == HMM_POOL_KIND_MEMFD_HUGE)
 		madvise(map, HMM_REGION_SIZE, MADV_HUGEPAGE);
 	/* What comes from a former life has pages, and their policy: it is not refused, though a node may be gone. */
-	r = place(shadow, &pool->placement);
+	r = shadow_place(map, HMM_REGION_SIZE, &pool->placement);
 	if (adopted)
 		r = 0;
 	list = r ? NULL : realloc(shadows->list, (shadows->count + 1) * sizeof(*list));

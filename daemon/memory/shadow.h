@@ -26,6 +26,8 @@ struct shadows {
 	unsigned int count;
 };
 
+/* Pages of a memfd that is mapped at @map shall lie so. 0 or -errno. */
+int shadow_place(void *map, uint64_t length, const struct placement *placement);
 /* The shadow of @addr, or NULL. */
 struct shadow *shadow_find(const struct shadows *shadows, uint64_t addr);
 /* The same, made if need be. */

@@ -72,7 +72,7 @@ class CommandLine(Service):
         self.assertEqual((status, output), (2, ""))
         self.assertEqual(errors.splitlines(), [
             f"{bad}:2: 'size' is 'much'; it must be a size from 2M to 64T in pages of 4K, such as 512M or 4G, or auto",
-            f"{bad}:3: unknown key 'kinds' in [pool]; known are: kind, size, node, placement, card, bar, "
+            f"{bad}:3: unknown key 'kinds' in [pool]; known are: kind, size, node, placement, card, bar, reserve, "
             "evict_high, evict_low"])
         status, _, errors = self.run_hmmd("--config", os.path.join(self.folder, "none.conf"))
         self.assertEqual(status, 2)
@@ -87,7 +87,7 @@ class CommandLine(Service):
         open_text = self.write("open.conf", text)
         self.assertEqual(self.run_hmmd("--config", open_text, "--check-config"), (0, f"{open_text}: good\n", ""))
         keys = re.findall(r"^(\w+) = ", text, re.M)
-        self.assertEqual(len(keys), 28, "a key is missing in the shipped configuration")
+        self.assertEqual(len(keys), 29, "a key is missing in the shipped configuration")
 
     def test_user_mode_without_a_runtime_folder(self):
         status, _, errors = self.run_hmmd("--no-config", "--user", environment={"XDG_RUNTIME_DIR": ""})

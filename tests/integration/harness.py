@@ -284,7 +284,7 @@ class Daemon:
             low, told = told, fcntl.fcntl(told, fcntl.F_DUPFD_CLOEXEC, 400)
             os.close(low)
             environment.update(self.manager.environment())
-        command = [*self.test.without_capabilities(), binary("hmmd"), "--no-config", "--socket", self.socket, "--ready-fd", str(told), *self.args]
+        command = [*self.test.daemon_prefix, *self.test.without_capabilities(), binary("hmmd"), "--no-config", "--socket", self.socket, "--ready-fd", str(told), *self.args]
         if self.manager:
             command, inherited = self.manager.wrap(command)
         try:
@@ -372,6 +372,8 @@ class Test(unittest.TestCase):
     daemon_args = ["--pool", "memfd"]
     # Descriptors that hmmd opens on first use and keeps.
     daemon_keeps = [r"/dev/userfaultfd"]
+    # What to begin its command with, such as what puts it into a cgroup.
+    daemon_prefix = []
     # Capabilities that hmmd is not to have, as setpriv spells them: "sys_ptrace".
     daemon_lacks = []
 

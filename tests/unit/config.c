@@ -284,12 +284,26 @@ Test(config, pool_of_a_card)
 			"FILE:4: 'bar' is '6'; it must be a number from 0 to 5\n");
 	expect_error_of("[pool]\nkind = vfio\ncard = 0000:00:04.0\nnode = 0\n",
 			"kind is vfio: a card's memory is on no memory node, so node and placement say nothing\n");
+	expect_error_of("[pool]\nkind = vfio\ncard = 0000:00:04.0\nreserve = yes\n",
+			"kind is vfio: a card's memory is there, and nothing of it is to be reserved\n");
+}
+
+Test(config, pool_that_is_reserved)
+{
+	struct config config = config_of("[pool]\nreserve = yes\n"), plain = config_of("");
+	char names[64];
+
+	cr_expect(config.pool_reserve);
+	cr_expect(not(plain.pool_reserve));
+	cr_expect(eq(uint, config_frozen_changes(&plain, &config, names, sizeof(names)), 1));
+	cr_expect(eq(str, (char *)names, "pool.reserve"));
+	expect_error_of("[pool]\nreserve = 1G\n", "FILE:2: 'reserve' is '1G'; it must be yes or no\n");
 }
 
 Test(config, unknown_key)
 {
 	expect_error_of("[pool]\nsize = 1G\nsise = 2G\n",
-			"FILE:3: unknown key 'sise' in [pool]; known are: kind, size, node, placement, card, bar, evict_high, evict_low\n");
+			"FILE:3: unknown key 'sise' in [pool]; known are: kind, size, node, placement, card, bar, reserve, evict_high, evict_low\n");
 }
 
 Test(config, key_of_another_section)
@@ -449,7 +463,7 @@ Test(config, all_errors_at_once)
 	expect_error_of(
 		"[pool]\nsize = 1\nsise = 2\n[limits]\nfds = x\n",
 		"FILE:2: 'size' is '1'; it must be a size from 2M to 64T in pages of 4K, such as 512M or 4G, or auto\n"
-		"FILE:3: unknown key 'sise' in [pool]; known are: kind, size, node, placement, card, bar, evict_high, evict_low\n"
+		"FILE:3: unknown key 'sise' in [pool]; known are: kind, size, node, placement, card, bar, reserve, evict_high, evict_low\n"
 		"FILE:5: 'fds' is 'x'; it must be a number from 16 to 1048576\n");
 }
 
