@@ -815,8 +815,11 @@ static void forget_owner(struct server *server, uint32_t id)
 	for (peer = server->peers; peer; peer = next) {
 		next = peer->next;
 		release_tracks(server, peer, id);
-		/* While hmmd ends, an owner goes on: with the next one, as its drivers do. */
-		if (peer_revoke(peer, id) == RIGHT_DRIVE && server->state == SERVER_SERVING)
+		/*
+		 * While hmmd ends, an owner goes on: with the next one, as its drivers do. Their rights stay, so that who asks for
+		 * it is told to ask again, and not that it is somebody else's. No other owner comes under that number.
+		 */
+		if (server->state == SERVER_SERVING && peer_revoke(peer, id) == RIGHT_DRIVE)
 			announce_owner_gone(peer, id);
 	}
 }

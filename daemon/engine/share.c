@@ -482,8 +482,10 @@ static int unsharing_begin(struct owner *owner, struct letter *letter)
 	struct mirror *mirror = mirror_by_id(owner, message->mirror);
 	struct unsharing *unsharing;
 
-	if (!mirror || mirror->leaving || owner->closing)
+	if (!mirror || mirror->leaving)
 		return letter_fail(letter, -ENOENT, "no mirror %u", message->mirror);
+	if (owner->closing)
+		return letter_fail(letter, -EAGAIN, "hmmd is going away; try again");
 	unsharing = calloc(1, sizeof(*unsharing));
 	if (!unsharing)
 		return letter_fail(letter, -ENOMEM, "out of memory");

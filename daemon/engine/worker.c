@@ -250,7 +250,11 @@ static void request(struct worker *worker, struct letter *letter)
 		letter_free(letter);
 		return;
 	}
-	letter_fail(letter, -ESTALE, "owner %u is gone", letter->owner);
+	/* Its pages are home, and it goes on with the next hmmd, which is to be asked. */
+	if (!owner && worker->going)
+		letter_fail(letter, -EAGAIN, "owner %u has been left by this hmmd, which ends", letter->owner);
+	else
+		letter_fail(letter, -ESTALE, "owner %u is gone", letter->owner);
 	worker_reply(worker, letter);
 }
 

@@ -119,6 +119,7 @@ struct settings {
 	uint32_t movers;	/* so many requests at a time from the owner */
 	uint32_t device;	/* MiB that a device has */
 	bool events, fork, windows, pins, kill_daemon, base_engine;
+	bool end_daemon;	/* kill_daemon; and it may end in good order, after which coherent memory is ordinary */
 	bool engine;		/* the last driver's memory is its own */
 	bool bar;		/* ... is a card's BAR */
 	char card[16];		/* that card's address */

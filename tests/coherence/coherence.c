@@ -57,7 +57,7 @@ static const struct hmm_mirror_ops tracked = { .size = sizeof(tracked), .flags =
 
 enum { OPTION_SEED = 256, OPTION_SECONDS, OPTION_THREADS, OPTION_DRIVERS, OPTION_MIB, OPTION_DEVICE, OPTION_EVENTS,
        OPTION_FORK, OPTION_WINDOWS, OPTION_PINS, OPTION_ENGINE, OPTION_BAR, OPTION_PROTECT, OPTION_EXCLUSIVE, OPTION_SEVERAL,
-       OPTION_IN_PLACE, OPTION_HUGETLB, OPTION_FORGET, OPTION_KILL, OPTION_BASE, OPTION_DIRECTORY, OPTION_MOVERS, OPTION_TRACKED, OPTION_ATTENDED,
+       OPTION_IN_PLACE, OPTION_HUGETLB, OPTION_FORGET, OPTION_KILL, OPTION_END, OPTION_BASE, OPTION_DIRECTORY, OPTION_MOVERS, OPTION_TRACKED, OPTION_ATTENDED,
        OPTION_HANG, OPTION_DRIVER };
 
 static const struct option long_options[] = {
@@ -83,6 +83,7 @@ static const struct option long_options[] = {
 	{ "tracked", no_argument, NULL, OPTION_TRACKED },
 	{ "attended", no_argument, NULL, OPTION_ATTENDED },
 	{ "kill-daemon", no_argument, NULL, OPTION_KILL },
+	{ "end-daemon", no_argument, NULL, OPTION_END },
 	{ "base-engine", no_argument, NULL, OPTION_BASE },
 	{ "directory", required_argument, NULL, OPTION_DIRECTORY },
 	{ "hang", required_argument, NULL, OPTION_HANG },
@@ -113,6 +114,7 @@ static int usage(void)
 		"                 [--tracked]       a tracked mirror's copies of one area, and which pages of it were written\n"
 		"                 [--attended]      until standard input ends, instead of --seconds\n"
 		"                 [--kill-daemon]   hmmd may die at any time: failing calls are excused\n"
+		"                 [--end-daemon]    and may end in good order; without --windows\n"
 		"                 [--hang N]        somebody who is in one operation for N seconds hangs (25)\n"
 		"hmmd's socket is taken from HMM_SOCKET.\n");
 	return 2;
@@ -193,6 +195,7 @@ static bool parse(int argc, char **argv, struct settings *settings, int *driver)
 		case OPTION_TRACKED: settings->tracked = true; break;
 		case OPTION_ATTENDED: settings->attended = true; break;
 		case OPTION_KILL: settings->kill_daemon = true; break;
+		case OPTION_END: settings->kill_daemon = settings->end_daemon = true; break;
 		case OPTION_BASE: settings->base_engine = true; break;
 		case OPTION_DIRECTORY:
 			snprintf(settings->directory, sizeof(settings->directory), "%s", optarg);
@@ -663,7 +666,7 @@ int main(int argc, char **argv)
 	       settings.exclusive ? " --exclusive" : "", settings.several ? " --several" : "",
 	       settings.in_place ? " --in-place" : "", settings.hugetlb ? " --hugetlb" : "",
 	       settings.tracked ? " --tracked" : "", settings.attended ? " --attended" : "",
-	       settings.kill_daemon ? " --kill-daemon" : "", settings.base_engine ? " --base-engine" : "");
+	       settings.end_daemon ? " --end-daemon" : settings.kill_daemon ? " --kill-daemon" : "", settings.base_engine ? " --base-engine" : "");
 	test.board = board_new(&settings, n_areas(&settings), &test.board_fd);
 	if (!test.board) {
 		perror("coherence: the board");

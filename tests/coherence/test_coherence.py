@@ -36,18 +36,19 @@ class Base(harness.Test):
     def run_coherence(self, *options):
         self.verdict(self.coherence(*options))
 
-    def kill_at_random(self, process, seconds):
-        """kill -9 and a restart, again and again, with pauses of up to a second before and after each."""
+    def kill_at_random(self, process, seconds, end=None):
+        """kill -9 (or another end) and a restart, again and again, with pauses of up to a second before and after each."""
         process.expect("coherence: running")
         deadline = time.monotonic() + seconds - 2
-        kills = 0
+        ends = 0
         while time.monotonic() < deadline and process.running:
             time.sleep(self.random.uniform(0.05, 1.0))
-            self.daemon.kill9()
-            kills += 1
+            (end or self.daemon.kill9)()
+            ends += 1
             time.sleep(self.random.choice([0, 0, 0.01, 0.3]))
             self.daemon.start()
-        print(f"hmmd was killed {kills} times", flush=True)
+        print(f"hmmd was ended {ends} times", flush=True)
+        return ends
 
 
 class Coherence(Base):
@@ -256,6 +257,18 @@ class Hugetlb(Pair):
         if free < 24:
             self.skipTest("the system gives no huge pages")
         self.run_half("--drivers", "2", "--hugetlb", "--events", "--fork", "--mib", "44")
+
+
+class EndedInGoodOrder(Pair):
+    # A busy machine may take long to start one.
+    daemon_args = [*Base.daemon_args, "--grace", "120s"]
+
+    def test_again_and_again(self):
+        """SIGTERM, and another: what is refused meanwhile is refused because hmmd ends, and for no other reason (board_excused())."""
+        self.start_daemon()
+        process = self.coherence("--drivers", "2", "--end-daemon", "--tracked", "--movers", "2", seconds=self.seconds)
+        self.assertGreater(self.kill_at_random(process, self.seconds, self.daemon.stop), 0)
+        self.verdict(process, self.seconds)
 
 
 class SmallPages(Pair):

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Pages in memory that only the driver reaches, while hmmd goes away and comes back, or does not."""
 
+import errno
+import signal
+import struct
 import time
 
+import control_wire as wire
 import harness
 
 PAGES = 700
@@ -79,6 +83,26 @@ class Devmem(harness.Test):
             self.ask(owner, f"check {PAGES}", "^checked$")
         # The driver's answer to the old one is what its thread is busy with: the new one must not wait behind it.
         self.assertNotIn("did not come back", self.daemon.log)
+        self.finish(owner)
+
+    def test_who_is_home_before_the_others(self):
+        """hmmd ends in good order and waits for a driver. An owner whose pages are home is another's already: it is not told that it isn't its own."""
+        self.start_daemon("--grace", "600s")
+        owner = self.owner()
+        with wire.Client(self.daemon.socket) as client:
+            number = client.open_owner()
+            self.ask(owner, "hold", "^holding$")
+            self.daemon.process.signal(signal.SIGTERM)
+            harness.wait_until(lambda: f"owner {number}: everything is home" in self.daemon.log, 20, "that it is home")
+            for opcode, subject, least in ((wire.RANGES, number, 0), (wire.UNSHARE, number << 8, wire.BLOCK)):
+                answer = client.ask(opcode, struct.pack("<IIQQ", subject, 0, least, wire.BLOCK))
+                self.assertEqual(answer.is_error and answer.error, errno.EAGAIN, answer.is_error and answer.text)
+            # What was never its own is not, as ever.
+            self.assertEqual(client.ask(wire.RANGES, struct.pack("<IIQQ", number + 1, 0, 0, wire.BLOCK)).error, errno.EPERM)
+            self.ask(owner, "let go", "^let go$")
+            self.assertEqual(self.daemon.process.wait(), 0)
+        self.daemon.start()
+        self.ask(owner, f"check {PAGES}", "^checked$")
         self.finish(owner)
 
     def test_kill_again_and_again(self):
