@@ -247,32 +247,6 @@ static void drain_events(struct rescuer *rescuer, struct view *view)
 	}
 }
 
-/*
- * What the dead hmmd had read and not applied. Its faults are raised again; its
- * descriptors died with it.
- */
-static void replay_journal(struct rescuer *rescuer)
-{
-	const off_t slots = (off_t)(HMM_JOURNAL_OFFSET + offsetof(struct hmm_journal, slot));
-	struct uffd_msg message;
-	uint64_t applied = 0;
-
-	_Static_assert(sizeof(message) == HMM_JOURNAL_SLOT_SIZE, "a slot is a message");
-	if (pread(rescuer->owner->ledger_fd, &applied, sizeof(applied),
-		  (off_t)(HMM_JOURNAL_OFFSET + offsetof(struct hmm_journal, applied))) !=
-	    sizeof(applied))
-		return;
-	for (unsigned int i = 0; i < HMM_JOURNAL_SLOTS; i++) {
-		if (pread(rescuer->owner->ledger_fd, &message, sizeof(message),
-			  slots + (off_t)((applied + i) % HMM_JOURNAL_SLOTS * sizeof(message))) !=
-			    sizeof(message) ||
-		    !message.event)
-			return;
-		if (message.event != UFFD_EVENT_PAGEFAULT && message.event != UFFD_EVENT_FORK)
-			note_event(rescuer, &rescuer->own, &message);
-	}
-}
-
 /* ---- pages ------------------------------------------------------------------------ */
 
 /* All that can be mapped: the kernel refuses ranges that begin lower or end higher. */
@@ -538,6 +512,55 @@ static bool read_record(struct rescuer *rescuer, uint64_t block)
 	return pread(rescuer->owner->ledger_fd, &rescuer->block, sizeof(rescuer->block),
 		     (off_t)((block >> HMM_BLOCK_SHIFT) * sizeof(rescuer->block))) ==
 	       (ssize_t)sizeof(rescuer->block);
+}
+
+/*
+ * The same of a DONTNEED whose event hmmd had read: its order may have ended since. By the block's epoch, which is another one when a
+ * transit has ended: the order may be in the ring still, and the program may have discarded what it took away.
+ */
+static bool was_agents(struct rescuer *rescuer, uint64_t start, uint64_t end)
+{
+	uint64_t block = start & ~(HMM_BLOCK_SIZE - 1);
+	const struct hmm_order *order;
+
+	if (end > block + HMM_BLOCK_SIZE || !read_record(rescuer, block))
+		return false;
+	order = find_order(rescuer, block);
+	if (!order || order->kind != HMM_ORDER_OUT_ZAP)
+		return false;
+	for (uint64_t page = (start - block) >> HMM_PAGE_SHIFT; page < (end - block) >> HMM_PAGE_SHIFT; page++)
+		if (!(order->want[page / 64] >> (page % 64) & 1))
+			return false;
+	return true;
+}
+
+/*
+ * What the dead hmmd had read and not applied. Its faults are raised again; its
+ * descriptors died with it.
+ */
+static void replay_journal(struct rescuer *rescuer)
+{
+	const off_t slots = (off_t)(HMM_JOURNAL_OFFSET + offsetof(struct hmm_journal, slot));
+	struct uffd_msg message;
+	uint64_t applied = 0;
+
+	_Static_assert(sizeof(message) == HMM_JOURNAL_SLOT_SIZE, "a slot is a message");
+	if (pread(rescuer->owner->ledger_fd, &applied, sizeof(applied),
+		  (off_t)(HMM_JOURNAL_OFFSET + offsetof(struct hmm_journal, applied))) !=
+	    sizeof(applied))
+		return;
+	for (unsigned int i = 0; i < HMM_JOURNAL_SLOTS; i++) {
+		if (pread(rescuer->owner->ledger_fd, &message, sizeof(message),
+			  slots + (off_t)((applied + i) % HMM_JOURNAL_SLOTS * sizeof(message))) !=
+			    sizeof(message) ||
+		    !message.event)
+			return;
+		if (message.event == UFFD_EVENT_REMOVE &&
+		    was_agents(rescuer, message.arg.remove.start, message.arg.remove.end))
+			continue;
+		if (message.event != UFFD_EVENT_PAGEFAULT && message.event != UFFD_EVENT_FORK)
+			note_event(rescuer, &rescuer->own, &message);
+	}
 }
 
 static void serve_fault(struct rescuer *rescuer, uint64_t address)

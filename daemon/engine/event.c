@@ -31,7 +31,7 @@ struct lost_range {
 	int reason;
 };
 
-/* The zap order that a block's transit gave; after a restart that of the dead hmmd, by its epoch. */
+/* The zap order that a block's transit gave; after a restart that of the dead hmmd, by its epoch, which a transit that has ended has not. */
 static const struct hmm_order *zap_of(const struct block *block)
 {
 	struct owner *owner = block->owner;
@@ -150,6 +150,7 @@ static void apply(struct owner *owner, uint64_t n)
 			   HMM_REASON_DISCARD);
 		break;
 	case UFFD_EVENT_REMAP:
+		owner->moves++;
 		/* Its bytes are taken along now. */
 		block_for_each(owner, message->arg.remap.from, message->arg.remap.from + message->arg.remap.len,
 			       withdraw, &(int){ HMM_REASON_REMAP });

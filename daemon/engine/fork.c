@@ -302,6 +302,26 @@ static unsigned int copy_pages(struct child *child, struct block *block, unsigne
 	return (unsigned int)(done >> HMM_PAGE_SHIFT);
 }
 
+/*
+ * By the base engine: what the agent is throwing away, or has, with its order not counted yet. It was filled before. Where the child was
+ * made earlier than that it has the page (EEXIST).
+ */
+static const void *zapped_bytes(const struct block *block, unsigned int i)
+{
+	const struct block_order *order = block->order;
+	const struct shadow *shadow = block_shadow(block);
+	const struct hmm_order *shared;
+	uint32_t state;
+
+	if (!order || order->kind != HMM_ORDER_OUT_ZAP || !pages_test(&order->want, i) || pages_test(&block->dead, i) || !shadow)
+		return NULL;
+	shared = order_shared(block->owner, order);
+	state = __atomic_load_n(&shared->state, __ATOMIC_ACQUIRE);
+	if ((state != HMM_ORDER_COMMIT && state != HMM_ORDER_DONE) || !(shared->moved[i / 64] >> (i % 64) & 1))
+		return NULL;
+	return shadow_at(shadow, page_addr(block, i));
+}
+
 static void copy_block(struct block *block, void *data)
 {
 	struct child *child = data;
@@ -330,6 +350,8 @@ static void copy_block(struct block *block, void *data)
 			continue;
 		}
 		bytes = page_bytes(block, i, child->bounce);
+		if (!bytes)
+			bytes = zapped_bytes(block, i);
 		if (bytes)
 			copy_page(child, page_addr(block, i), bytes);
 	}

@@ -466,15 +466,38 @@ static void home_done(struct owner *owner, void *data, uint64_t pages)
 	reply_pages(owner, data, pages);
 }
 
+struct preparation {
+	struct letter *letter;
+	uint64_t moves, pages;
+};
+
+/* Another thread's mremap() may have taken a page from a block that was looked at later to one that had been. */
+static void home_for_fork_done(struct owner *owner, void *data, uint64_t pages)
+{
+	struct preparation *preparation = data;
+
+	preparation->pages += pages;
+	if (preparation->moves != owner->moves && !owner->gone) {
+		preparation->moves = owner->moves;
+		migrate_home_for_fork(owner, home_for_fork_done, preparation);
+		return;
+	}
+	reply_pages(owner, preparation->letter, preparation->pages);
+	free(preparation);
+}
+
 static void prepare_fork(struct owner *owner, struct letter *letter)
 {
 	const struct hmm_msg_prepare_fork *message = (const void *)letter->message;
-	int r = fork_hold(owner, message->fork);
+	struct preparation *preparation = malloc(sizeof(*preparation));
+	int r = preparation ? fork_hold(owner, message->fork) : -ENOMEM;
 
 	if (!r) {
-		migrate_home_for_fork(owner, home_done, letter);
+		*preparation = (struct preparation){ .letter = letter, .moves = owner->moves };
+		migrate_home_for_fork(owner, home_for_fork_done, preparation);
 		return;
 	}
+	free(preparation);
 	letter_fail(letter, r, "pages may leave while the owner forks: %s", strerror(-r));
 	worker_reply(owner->worker, letter);
 }

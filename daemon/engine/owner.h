@@ -357,6 +357,7 @@ struct owner {
 	uint64_t next_ask;		/* never the same twice, not even over a restart */
 
 	bool restarting;		/* one of its mirrors is, perhaps: looked at when a transit ends */
+	uint64_t moves;			/* by mremap, that hmmd knows of */
 	unsigned int grafts;		/* pages that wait behind the ledger: graft.h */
 	uint32_t graft_free;		/* no free place is before this one */
 	struct task_list retry;		/* the map was changing */

@@ -602,6 +602,16 @@ static void note_order(struct owner *owner, const struct hmm_order *order)
 		owner->next_epoch = order->epoch;
 }
 
+/*
+ * What they did is in the ledger, and their events are applied. An event that is read from now on is the program's doing, whatever
+ * order was given for those pages once.
+ */
+static void forget_orders(struct owner *owner)
+{
+	for (unsigned int i = 0; i < HMM_ORDERS_RING; i++)
+		owner->orders->ring[i].epoch = 0;
+}
+
 static void settle(struct owner *owner)
 {
 	owner->produced = owner->reaped = __atomic_load_n(&owner->orders->produced, __ATOMIC_SEQ_CST);
@@ -612,6 +622,7 @@ static void settle(struct owner *owner)
 	graft_recover(owner);
 	far_recover(owner);
 	journal_replay(owner);
+	forget_orders(owner);
 }
 
 /* The first thread's state, and how many threads there are; 0 or -errno. */

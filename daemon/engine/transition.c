@@ -234,6 +234,8 @@ void transit_end(struct block *block)
 	block->record->slot = HMM_NO_SLOT;
 	sequence_bump(block, false);
 	__atomic_store_n(&block->record->transit, (uint32_t)HMM_TRANSIT_REST, __ATOMIC_RELEASE);
+	/* Its order stays in the ring for a while, and is nobody's any more: what is discarded now its program discards. */
+	__atomic_store_n(&block->record->epoch, ++block->owner->next_epoch, __ATOMIC_RELAXED);
 	for (unsigned int first = 0, end; pages_run(&pending, &first, &end); first = end)
 		for (unsigned int i = first; i < end; i++)
 			block->record->page[i] &= (uint8_t)~HMM_PAGE_SERVED;

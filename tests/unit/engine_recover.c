@@ -167,6 +167,77 @@ Test(recover, the_event_of_a_zap_is_read_and_is_no_discard)
 	fixture_end(&fixture);
 }
 
+static void zap_proceed(struct block *block)
+{
+	struct hmm_orders *orders = block->owner->orders;
+
+	/* Its order stays in the ring until its place is used again. */
+	orders->ring[0] = (struct hmm_order){
+		.state = HMM_ORDER_DONE, .kind = HMM_ORDER_OUT_ZAP, .serial = 1, .addr = ROOM_START, .epoch = block->record->epoch,
+		.want = { (1U << PAGES) - 1 }, .moved = { (1U << PAGES) - 1 },
+	};
+	orders->produced = orders->consumed = 1;
+	block_set_state(block, 0, PAGES, HMM_PAGE_DEVICE);
+	transit_end(block);
+}
+
+static void expect_gone(void)
+{
+	for (unsigned int i = 0; i < PAGES; i++)
+		cr_expect(eq(int, state_of(i), HMM_PAGE_INVALID), "its program would read it again");
+	cr_expect(eq(int, state_of(PAGES), HMM_PAGE_DEVICE));
+}
+
+/* hmmd is killed between reading and applying. */
+static void die_at_its_event(void)
+{
+	happen(UFFD_EVENT_REMOVE);
+	journal_read_only(fixture.owner);
+	cr_assert(not(is_unread()));
+	succeed();
+	look();
+	cr_assert(not(fixture.owner->recovering));
+	cr_expect(eq(int, fixture_reply(&fixture), 0));
+}
+
+/* What the program throws away when its pages have gone is gone, though their order would have done the same. */
+Test(recover, what_is_discarded_after_a_zap_is_gone)
+{
+	struct pages pages = pages_from(0, PAGES);
+	struct block *block;
+
+	fixture_begin_faked(&fixture, POOL);
+	fixture_out(&fixture, 0, PAGES + 1);
+	block = fixture_block(&fixture, 0);
+	block_set_state(block, 0, PAGES, HMM_PAGE_INVALID);
+	transit_begin(block, HMM_TRANSIT_OUT_ZAP, &pages, HMM_REASON_MIGRATE, zap_proceed);
+	cr_assert(block_at_rest(block));
+	die_at_its_event();
+	expect_gone();
+	fixture_end(&fixture);
+}
+
+/* Also where a successor has settled that order. */
+Test(recover, what_is_discarded_after_a_zap_that_was_settled_is_gone)
+{
+	struct hmm_order *order = die_in_commit(HMM_TRANSIT_OUT_ZAP, HMM_ORDER_OUT_ZAP);
+	struct owner *owner = fixture.owner;
+
+	memcpy(order->moved, order->want, sizeof(order->moved));
+	order->state = HMM_ORDER_DONE;
+	owner->orders->consumed = 1;
+	owner->ledger[ROOM_START >> HMM_BLOCK_SHIFT].mirror = 0;
+	look();
+	cr_assert(not(owner->recovering));
+	cr_expect(eq(int, fixture_reply(&fixture), 0));
+	cr_expect(eq(int, state_of(0), HMM_PAGE_DEVICE));
+	owner->settled = false;
+	die_at_its_event();
+	for (unsigned int i = 0; i < PAGES; i++)
+		cr_expect(eq(int, state_of(i), HMM_PAGE_INVALID), "its program would read it again");
+	fixture_end(&fixture);
+}
+
 /* ---- a page that was becoming S --------------------------------------------------------- */
 
 static uint64_t pagemap(unsigned int page)

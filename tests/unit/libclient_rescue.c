@@ -675,27 +675,73 @@ Test(rescue, no_memory_for_a_child)
 	end();
 }
 
+/* The first 100 pages of the block are zapped, and the order that did it is done. */
+static void zap(unsigned int block)
+{
+	struct hmm_order *order = &owner->orders->ring[3 + block];
+	const size_t start = block * HMM_BLOCK_SIZE;
+
+	memcpy(home + start + 100 * HMM_PAGE_SIZE, golden + start + 100 * HMM_PAGE_SIZE, HMM_BLOCK_SIZE - 100 * HMM_PAGE_SIZE);
+	order->kind = HMM_ORDER_OUT_ZAP;
+	order->state = HMM_ORDER_DONE;
+	order->addr = HOME + start;
+	order->epoch = 1;
+	for (unsigned int page = 0; page < 100; page++) {
+		order->want[page / 64] |= 1ULL << (page % 64);
+		order->moved[page / 64] |= 1ULL << (page % 64);
+	}
+	cr_assert_eq(pwrite(shadow, golden + start, 100 * HMM_PAGE_SIZE, (off_t)start), (ssize_t)(100 * HMM_PAGE_SIZE));
+	arm(home + start, HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING);
+}
+
+/* What hmmd had read of that and not applied. */
+static void note_zap(unsigned int place, unsigned int block)
+{
+	struct uffd_msg message = {
+		.event = UFFD_EVENT_REMOVE,
+		.arg.remove = { .start = HOME + block * HMM_BLOCK_SIZE, .end = HOME + block * HMM_BLOCK_SIZE + 100 * HMM_PAGE_SIZE },
+	};
+
+	cr_assert_eq(pwrite(owner->ledger_fd, &message, sizeof(message),
+			    (off_t)(HMM_JOURNAL_OFFSET + offsetof(struct hmm_journal, slot) + place * sizeof(message))),
+		     (ssize_t)sizeof(message));
+}
+
 Test(rescue, a_zap_that_hmmd_did_not_live_to_note)
 {
 	struct hmm_ledger_block leaving = { .transit = HMM_TRANSIT_OUT_ZAP, .slot = HMM_NO_SLOT };
-	struct hmm_order *order;
 
 	begin();
-	memcpy(home + 100 * HMM_PAGE_SIZE, golden + 100 * HMM_PAGE_SIZE,
-	       HMM_BLOCK_SIZE - 100 * HMM_PAGE_SIZE);
 	record(0, &leaving);
-	order = &owner->orders->ring[3];
-	order->kind = HMM_ORDER_OUT_ZAP;
-	order->state = HMM_ORDER_DONE;
-	order->addr = HOME;
-	order->epoch = 1;
-	for (unsigned int page = 0; page < 100; page++)
-		order->moved[page / 64] |= 1ULL << (page % 64);
-	cr_assert_eq(pwrite(shadow, golden, 100 * HMM_PAGE_SIZE, 0),
-		     (ssize_t)(100 * HMM_PAGE_SIZE));
-	arm(home, HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING);
+	zap(0);
 	rescue();
 	cr_assert_eq(memcmp(home, golden, HMM_BLOCK_SIZE), 0);
+	end();
+}
+
+/*
+ * hmmd has read the event of the agent's DONTNEED, and died before it applied it; the agent has gone on, and ended. That is no discard. Of a
+ * block that was at rest it is one, though the order that took the pages away is in the ring still.
+ */
+Test(rescue, the_event_of_a_zap_that_has_ended)
+{
+	struct hmm_ledger_block leaving = { .transit = HMM_TRANSIT_OUT_ZAP, .slot = HMM_NO_SLOT };
+	struct hmm_ledger_block away = { .slot = HMM_NO_SLOT };
+
+	begin();
+	record(0, &leaving);
+	zap(0);
+	note_zap(0, 0);
+	memset(away.page, HMM_PAGE_DEVICE | HMM_PAGE_COMPLETE, 100);
+	record(1, &away);
+	zap(1);
+	/* The block has another number since its transit ended. */
+	owner->orders->ring[4].epoch = 9;
+	note_zap(1, 1);
+	rescue();
+	cr_assert_eq(memcmp(home, golden, HMM_BLOCK_SIZE), 0);
+	for (size_t i = 0; i < 100 * HMM_PAGE_SIZE; i++)
+		cr_assert_eq(home[HMM_BLOCK_SIZE + i], 0, "it was discarded");
 	end();
 }
 

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * engine_fork.c - what a raw fork's child is given of a block in transit: by the base engine, pages that the agent has thrown away while its
+ * order counts only later. The child's userfaultfd is nothing; what is copied to it is noted here. And the fork that the library tells of,
+ * beside another thread's mremap().
+ */
+#include <criterion/criterion.h>
+#include <criterion/new/assert.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "engine/fork.h"
+#include "engine_fixture.h"
+#include "tests/leakcheck.h"
+
+LEAKCHECKED_SUITE(fork);
+
+#define PAGES	4U
+
+static struct fixture fixture;
+static struct pages copied;
+static unsigned int wrong;
+
+static int note_copy(int uffd, uint64_t dst, const void *src, size_t length, uint64_t mode, size_t *done)
+{
+	char expected[HMM_PAGE_SIZE];
+
+	(void)uffd, (void)mode;
+	for (*done = 0; *done < length; *done += HMM_PAGE_SIZE) {
+		unsigned int page = (unsigned int)((dst + *done - ROOM_START) >> HMM_PAGE_SHIFT);
+
+		fixture_bytes(page, expected);
+		wrong += memcmp((const char *)src + *done, expected, HMM_PAGE_SIZE) != 0;
+		pages_set(&copied, page);
+	}
+	return 0;
+}
+
+static void give_order(struct block *block)
+{
+	struct pages pages = pages_from(0, PAGES);
+
+	order_issue(block->owner, HMM_ORDER_OUT_ZAP, block, HMM_NO_SLOT, &pages, 0);
+}
+
+/* Pages [0, PAGES) are on their way out, the agent has filled all but the last and is at @state; then the owner forks. */
+static unsigned int fork_at(enum hmm_order_state state)
+{
+	struct kernel_ops ops = kernel_real;
+	struct pages pages = pages_from(0, PAGES);
+	struct hmm_order *shared;
+	struct block *block;
+
+	ops.uffd_copy = note_copy;
+	kernel = &ops;
+	copied = (struct pages){ 0 };
+	wrong = 0;
+	fixture_begin_faked(&fixture, POOL);
+	fixture_out(&fixture, 0, PAGES);
+	block = fixture_block(&fixture, 0);
+	/* Their bytes stay in the shadow. */
+	block_set_state(block, 0, PAGES, HMM_PAGE_INVALID);
+	transit_begin(block, HMM_TRANSIT_OUT_ZAP, &pages, HMM_REASON_MIGRATE, give_order);
+	shared = order_shared(fixture.owner, block->order);
+	shared->moved[0] = (1U << (PAGES - 1)) - 1;
+	shared->state = state;
+	fork_child_consume_fd(fixture.owner, 0, open("/dev/null", O_RDWR | O_CLOEXEC));
+	cr_expect(eq(uint, wrong, 0));
+	/* No agent and no job will end it. */
+	block->order = NULL;
+	fixture.owner->reaped = fixture.owner->produced;
+	kernel = &kernel_real;
+	fixture_end(&fixture);
+	return pages_count(&copied);
+}
+
+Test(fork, what_was_zapped_is_in_the_shadow)
+{
+	cr_expect(eq(uint, fork_at(HMM_ORDER_DONE), PAGES - 1));
+	cr_expect(eq(uint, fork_at(HMM_ORDER_COMMIT), PAGES - 1));
+}
+
+/* Its parent has all of it still, and so has the child. */
+Test(fork, what_was_not_zapped_is_not_given)
+{
+	cr_expect(eq(uint, fork_at(HMM_ORDER_QUEUED), 0));
+	cr_expect(eq(uint, fork_at(HMM_ORDER_RUNNING), 0));
+	cr_expect(eq(uint, fork_at(HMM_ORDER_CANCELLED), 0));
+}
+
+/* ---- by the library ------------------------------------------------------------------------- */
+
+#define FROM	1U				/* pages of the room: of block 0, and of block 2 */
+#define TO	(2 * HMM_BLOCK_PAGES + 1)
+
+static void *page(unsigned int n)
+{
+	return (void *)(ROOM_START + n * HMM_PAGE_SIZE);
+}
+
+static void *move(void *data)
+{
+	(void)data;
+	return mremap(page(FROM), HMM_PAGE_SIZE, HMM_PAGE_SIZE, MREMAP_MAYMOVE | MREMAP_FIXED, page(TO));
+}
+
+static void prepare(void)
+{
+	struct letter *letter = letter_new(LETTER_REQUEST);
+	struct hmm_msg_prepare_fork *message = calloc(1, sizeof(*message));
+
+	HMM_MSG_INIT(*message, HMM_OP_PREPARE_FORK, 0);
+	message->fork = 1;
+	letter->message = &message->header;
+	letter->owner = fixture.owner->id;
+	owner_request(fixture.owner, letter);
+	owner_run(fixture.owner);
+}
+
+/* Its driver lets go of whatever it is asked for. Return: hmmd's answer to the program, or 1. */
+static int answer(void)
+{
+	struct letter *letter = mailbox_take(&fixture.outbox), *next;
+	int status = 1;
+
+	for (; letter; letter = next) {
+		next = letter->next;
+		if (letter->kind == LETTER_REPLY)
+			status = letter->error;
+		else if (letter->message->opcode == HMM_OP_INVALIDATE)
+			invalidate_ack(fixture.owner, ((const struct hmm_msg_invalidate *)(const void *)letter->message)->cookie, 0);
+		letter_free(letter);
+	}
+	return status;
+}
+
+/* Block 0 is on its way home, and block 2 has been looked at: nothing is there. Then a page goes from the one to the other. */
+Test(fork, nothing_is_out_though_another_thread_moves_it)
+{
+	char expected[HMM_PAGE_SIZE];
+	pthread_t mover;
+	void *moved;
+	int status;
+
+	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
+	fixture.owner->peer = 1;
+	fixture_callbacks(&fixture);
+	fixture_out(&fixture, 0, PAGES);
+	mailbox_deinit(&fixture.outbox);
+	cr_assert(eq(int, mailbox_init(&fixture.outbox), 0));
+	prepare();
+	cr_assert(not(block_at_rest(fixture_block(&fixture, 0))));
+	cr_assert(eq(int, pthread_create(&mover, NULL, move, NULL), 0));
+	while (!fixture.owner->moves) {
+		usleep(1000);
+		event_read(fixture.owner);
+	}
+	cr_assert(eq(int, page_state(block_find(fixture.owner, (uint64_t)page(TO)), TO % HMM_BLOCK_PAGES), HMM_PAGE_DEVICE));
+	/* The rest of its events, while nobody has answered for block 0. */
+	while (pthread_tryjoin_np(mover, &moved)) {
+		usleep(1000);
+		event_read(fixture.owner);
+	}
+	cr_assert(eq(ptr, moved, page(TO)));
+	while ((status = answer()) == 1)
+		fixture_later(&fixture, NS_PER_MS);
+	cr_expect(eq(int, status, 0));
+	cr_expect(eq(u64, fixture.mirror->device_pages, 0), "a child that nobody sees would have zeros there");
+	fixture_bytes(FROM, expected);
+	cr_expect(eq(int, memcmp(page(TO), expected, HMM_PAGE_SIZE), 0));
+	fixture_check(&fixture);
+	fixture_end(&fixture);
+}
