@@ -58,7 +58,7 @@ static size_t simulator_size;
 #endif
 
 static const char *const names[ACTOR_MAX] = {
-	[ACTOR_HMMD] = "hmmd", [ACTOR_LIBRARY] = "library", [ACTOR_AGENT] = "agent", [ACTOR_DRIVER] = "driver",
+	[ACTOR_HMMD] = "hmmd", [ACTOR_LIBRARY] = "library", [ACTOR_AGENT] = "agent", [ACTOR_RESCUER] = "rescuer", [ACTOR_DRIVER] = "driver",
 	[ACTOR_WINDOW_LIBRARY] = "wlibrary", [ACTOR_WINDOW] = "window", [ACTOR_DEVICE] = "device", [ACTOR_MOVER] = "mover", [ACTOR_CHILD] = "child", [ACTOR_CPU] = "cpu0", [ACTOR_CPU + 1] = "cpu1",
 };
 

@@ -45,6 +45,18 @@ int kept_drop(const char *name)
 	return 0;
 }
 
+/* Its parent does not come back to any hmmd: what it has not got yet may be zeros (LIMITS.md, 75). */
+void kept_forget(void)
+{
+	for (unsigned int i = 0; i < KEPT_MAX; i++) {
+		if (!*world.kept[i].name)
+			continue;
+		for (unsigned int n = 0; n < PAGES_USED; n++)
+			values_add(&world.child.truth[n], 0);
+		kept_drop(world.kept[i].name);
+	}
+}
+
 const char *kept_take(void *data, int *fd)
 {
 	unsigned int *at = data;
@@ -141,7 +153,7 @@ ssize_t child_read(struct uffd_msg *message)
 /* In one step: clone() copies it all under the lock of the map. */
 static void copy_all(void)
 {
-	*child = (struct child){ .lives = true, .watched = !world.forks_unseen };
+	*child = (struct child){ .lives = true, .watched = !world.forks_unseen && !world.released };
 	for (unsigned int n = 0; n < PAGES_USED; n++) {
 		struct page *page = page_at(used_addr(n));
 
@@ -149,7 +161,7 @@ static void copy_all(void)
 		child->truth[n] = world.truth[n].cpu;
 		child->origin[n] = (int)n;
 		page->shared = page->present;
-		if (!world.forks_unseen)
+		if (child->watched)
 			continue;
 		child->page[n].missing = child->page[n].wp = child->page[n].protected = false;
 	}
@@ -162,11 +174,14 @@ void fork_child(unsigned int cpu)
 		return;
 	say("forks");
 	copy_all();
-	if (!world.forks_unseen) {
+	if (child->watched) {
 		world.changing++;
 		tell_event(cpu, UFFD_EVENT_FORK, 0, 0, 0);
 		world.changing--;
 	}
+	/* Nobody came to read of it. */
+	if (child->watched && world.released && !world.child_fds)
+		child_is_released();
 	actor_start(ACTOR_CHILD, child_body, NULL);
 }
 

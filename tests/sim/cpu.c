@@ -226,9 +226,15 @@ static void change(unsigned int cpu, unsigned int first)
 
 /* ---- forks ---------------------------------------------------------------------------------------------------------- */
 
+static bool may_ask(void *data)
+{
+	return world.lost || (world.open && !*(const bool *)data);
+}
+
 /* Until it is answered: hmmd may die over it, or be short of something. */
 static void ask_surely(uint16_t opcode, uint32_t number)
 {
+	bool asked;
 	int r;
 
 	do {
@@ -237,11 +243,18 @@ static void ask_surely(uint16_t opcode, uint32_t number)
 		message->owner = world.owner_id;
 		message->fork = number;
 		r = ask(message, NULL);
+		asked = world.open;
 		if (r)
-			sleep_ns(NS_PER_MS);
-	} while (r == -EAGAIN || r == -ENOMEM);
-	if (r)
+			block(may_ask, &asked, asked ? world.now + NS_PER_MS : INT64_MAX);
+	} while ((r == -EAGAIN || r == -ENOMEM) && !world.lost);
+	if (r && !world.lost)
 		wrong("%s: %s", hmm_opcode_name(opcode), strerror(-r));
+}
+
+static bool is_rescued(void *data)
+{
+	(void)data;
+	return rescue_is_done();
 }
 
 /* As libclient/fork.c has it: what is on the device comes home before, and nothing leaves until it is over. */
@@ -251,6 +264,8 @@ static void fork_by_library(unsigned int cpu)
 
 	world.prepared[cpu] = ++world.forks;
 	ask_surely(HMM_OP_PREPARE_FORK, world.prepared[cpu]);
+	if (world.lost)
+		block(is_rescued, NULL, INT64_MAX);
 	begin = world.now;
 	step();
 	/* As long as hmmd waits for the end of it, and not longer. */

@@ -107,13 +107,21 @@ static uint64_t table_entry(unsigned int n)
 	return entry & HMM_TABLE_VALID && entry & HMM_TABLE_DEVICE ? entry & (HMM_TABLE_VALID | HMM_TABLE_WRITE) : 0;
 }
 
+/* It looks each time. */
+static bool is_dead(void)
+{
+	return world.pulse && world.pulse->dead;
+}
+
 uint64_t device_reach(unsigned int n)
 {
-	return must_have_let_go(n) ? 0 : world.cached[n] | table_entry(n);
+	return is_dead() || must_have_let_go(n) ? 0 : world.cached[n] | table_entry(n);
 }
 
 static bool reach(unsigned int n, uint64_t want)
 {
+	if (is_dead())
+		return false;
 	if (must_have_let_go(n))
 		world.cached[n] = 0;
 	if ((world.cached[n] & want) == want)

@@ -21,6 +21,14 @@ static enum role roles[FDS_MAX];
 
 /* ---- descriptors ----------------------------------------------------------------------------------------- */
 
+static void count_fd(enum role role, int by)
+{
+	if (role == ROLE_CHILD)
+		world.child_fds += (unsigned int)by;
+	else if (role == ROLE_UFFD)
+		world.uffd_fds += (unsigned int)by;
+}
+
 int role_fd(enum role role)
 {
 	int fd = open("/dev/null", O_RDWR | O_CLOEXEC);
@@ -28,7 +36,7 @@ int role_fd(enum role role)
 	if (fd < 0 || fd >= FDS_MAX)
 		wrong("out of descriptors: %m");
 	roles[fd] = role;
-	world.child_fds += role == ROLE_CHILD;
+	count_fd(role, 1);
 	return fd;
 }
 
@@ -39,7 +47,7 @@ static int dup_from(int fd, int lowest)
 	if (copy < 0 || copy >= FDS_MAX)
 		wrong("out of descriptors: %m");
 	roles[copy] = fd_role(fd);
-	world.child_fds += roles[copy] == ROLE_CHILD;
+	count_fd(roles[copy], 1);
 	return copy;
 }
 
@@ -60,12 +68,16 @@ enum role fd_role(int fd)
 
 void role_forget(int fd)
 {
-	bool childs = fd_role(fd) == ROLE_CHILD;
+	enum role role = fd_role(fd);
 
 	if (fd >= 0 && fd < FDS_MAX)
 		roles[fd] = ROLE_NONE;
-	if (childs && !--world.child_fds)
+	count_fd(role, -1);
+	if (role == ROLE_CHILD && !world.child_fds)
 		child_is_released();
+	/* The library has one as long as it is not rescued. */
+	if (role == ROLE_UFFD && world.lost && rescue_is_done())
+		space_release();
 }
 
 static void is(int fd, enum role role, const char *call)
@@ -187,6 +199,8 @@ void tell_event(unsigned int index, uint8_t kind, uint64_t from, uint64_t to, ui
 {
 	struct event *event = &world.event[index];
 
+	if (world.released)
+		return;
 	*event = (struct event){ .queued = true, .kind = kind, .from = from, .to = to, .length = length };
 	hmmd_signal_uffd();
 	block(is_read, event, INT64_MAX);
@@ -475,7 +489,13 @@ void put_event(struct uffd_msg *message, const struct event *event)
 {
 	*message = (struct uffd_msg){ .event = event->kind };
 	if (event->kind == UFFD_EVENT_FORK) {
-		message->arg.fork.ufd = (uint32_t)role_fd(ROLE_CHILD);
+		int fd = role_fd(ROLE_CHILD);
+
+		message->arg.fork.ufd = (uint32_t)fd;
+		if (!in_hmmd()) {
+			message->arg.fork.ufd = (uint32_t)role_dup(fd);
+			close(fd);
+		}
 		say("read: FORK");
 		return;
 	}
@@ -491,17 +511,10 @@ void put_event(struct uffd_msg *message, const struct event *event)
 	    addr_name(event->from), event->length >> HMM_PAGE_SHIFT);
 }
 
-static ssize_t sim_read(int uffd, void *messages, size_t length)
+static size_t read_messages(struct uffd_msg *message, size_t room)
 {
-	struct uffd_msg *message = messages;
-	size_t n = 0, room = length / sizeof(*message);
+	size_t n = 0;
 
-	if (of_window(uffd)) {
-		step();
-		return window_read(messages);
-	}
-	is(uffd, ROLE_UFFD, "read");
-	step();
 	/* All faults before any event. */
 	for (unsigned int i = 0; i < CPUS && n < room; i++)
 		if (world.waiter[i].waits && !world.waiter[i].told) {
@@ -513,13 +526,27 @@ static ssize_t sim_read(int uffd, void *messages, size_t length)
 			world.event[i].read = true;
 			put_event(&message[n], &world.event[i]);
 			/* The agent's own changes nothing of what is true. */
-			if (i < CPUS)
+			if (i < CPUS && in_hmmd())
 				event_is_read(&world.event[i], &message[n]);
 			n++;
 		}
-	return n ? (ssize_t)(n * sizeof(*message)) : -EAGAIN;
+	return n;
 }
 
+static ssize_t sim_read(int uffd, void *messages, size_t length)
+{
+	struct uffd_msg *message = messages;
+	size_t n = 0, room = length / sizeof(*message);
+
+	if (of_window(uffd)) {
+		step();
+		return window_read(messages);
+	}
+	is(uffd, ROLE_UFFD, "read");
+	step();
+	n = read_messages(message, room);
+	return n ? (ssize_t)(n * sizeof(*message)) : -EAGAIN;
+}
 static int sim_pagemap_read(int pagemap, uint64_t start, unsigned int pages, uint64_t *entries)
 {
 	is(pagemap, ROLE_PAGEMAP, "pagemap");
@@ -612,7 +639,8 @@ static int sim_mapped(int pagemap, uint64_t addr)
 
 static int sim_memfd_new(const char *name, uint64_t size, unsigned int flags)
 {
-	if (world.open && fails())
+	/* Between the reading of a fork and the keeping of its descriptor nobody can help (LIMITS.md, 75). */
+	if (world.open && strcmp(name, "hmm-child") != 0 && fails())
 		return -ENFILE;
 	return kernel_real.memfd_new(name, size, flags);
 }
@@ -672,7 +700,7 @@ const struct kernel_ops kernel_simulated = {
 	.populate = sim_populate,
 };
 
-/* ---- the agent's calls -------------------------------------------------------------------------------------------- */
+/* ---- the library's calls -------------------------------------------------------------------------------------------- */
 
 static int refuse(int error)
 {
@@ -796,5 +824,74 @@ int agent_protect(const struct uffdio_writeprotect *arg)
 
 	step();
 	r = protect(arg->range.start, arg->range.len, arg->mode & UFFDIO_WRITEPROTECT_MODE_WP);
+	return r ? refuse(r) : 0;
+}
+
+ssize_t rescuer_read(struct uffd_msg *messages, size_t length)
+{
+	size_t n;
+
+	step();
+	n = read_messages(messages, length / sizeof(*messages));
+	return n ? (ssize_t)(n * sizeof(*messages)) : refuse(-EAGAIN);
+}
+
+/* Whoever waits goes on, for a fault that nobody serves, or an event that nobody reads. */
+void space_release(void)
+{
+	world.released = true;
+	for (unsigned int i = 0; i < ROOM_PAGES; i++)
+		world.room[i].missing = world.room[i].wp = world.room[i].protected = false;
+	for (unsigned int i = 0; i < EVENTS; i++)
+		world.event[i].read = true;
+	wake_range(0, HMM_VA_END);
+	say("the owner's userfaultfd is closed");
+}
+
+static int rescue_zero(struct uffdio_zeropage *zero)
+{
+	size_t done;
+	int r = fill(FILL_ZERO, zero->range.start, NULL, zero->range.len, 0, &done);
+
+	zero->zeropage = done ? (int64_t)done : r;
+	return r;
+}
+
+static int of_child(unsigned long request, void *argument)
+{
+	struct uffdio_copy *copy = argument;
+	struct uffdio_poison *poison = argument;
+	size_t done;
+	int r = 0;
+
+	if (request == UFFDIO_COPY) {
+		r = child_fill(copy->dst, (const char *)copy->src, copy->len, false, &done);
+		copy->copy = done ? (int64_t)done : r;
+		say("COPY to the child, %s: %d", addr_name(copy->dst), r);
+	} else if (request == UFFDIO_POISON) {
+		r = child_fill(poison->range.start, NULL, poison->range.len, true, &done);
+	}
+	/* WAKE, and the end of a protection: what closing it does as well. */
+	return r;
+}
+
+int rescuer_ioctl(int fd, unsigned long request, void *argument)
+{
+	const struct uffdio_range *range = argument;
+	const struct uffdio_poison *poison = argument;
+	size_t done;
+	int r = 0;
+
+	step();
+	if (fd_role(fd) == ROLE_CHILD) {
+		r = of_child(request, argument);
+	} else if (request == UFFDIO_ZEROPAGE) {
+		r = rescue_zero(argument);
+		say("ZEROPAGE %s: %d", addr_name(range->start), r);
+	} else if (request == UFFDIO_POISON) {
+		r = fill(FILL_POISON, poison->range.start, NULL, poison->range.len, 0, &done);
+	} else {
+		wake_range(range->start, range->start + range->len);
+	}
 	return r ? refuse(r) : 0;
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
  * library.c - the owner's library and hmmd's control thread in one: letters go to hmmd's worker and come from it. What the
- * library holds outlives hmmd, and is handed to the next one. The agent is the real one (libclient/agent.c, order.c, move.c,
- * fill.c, region.c); its system calls are kernel.c's.
+ * library holds outlives hmmd, and is handed to the next one, or to the rescuer, when none comes. Agent and rescuer are the real ones
+ * (libclient/agent.c, order.c, move.c, fill.c, region.c, rescuer.c); their system calls are kernel.c's.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -52,7 +52,7 @@ static void take_event(struct letter *letter)
 		if (letter->peer != OWNER_PEER)
 			break;
 		hold((const void *)letter->message, letter->fds[0]);
-		hmmc_region_add(&world.regions, (const void *)letter->message, keep(letter->fds[0]));
+		hmmc_region_add(world.regions, (const void *)letter->message, keep(letter->fds[0]));
 		break;
 	case HMM_OP_INVALIDATE:
 		driver_is_told((const void *)letter->message);
@@ -275,10 +275,10 @@ static void declare_unpinned(void)
 
 static void start_agent(void)
 {
-	struct agent *agent = &world.agent;
+	struct agent *agent = world.agent;
 
 	agent->orders = world.orders;
-	agent->regions = &world.regions;
+	agent->regions = world.regions;
 	agent->uffd = AGENT_UFFD;
 	agent->pagemap = AGENT_PAGEMAP;
 	agent->mem = AGENT_MEM;
@@ -293,7 +293,7 @@ static void start_agent(void)
 		agent->pipe[i] = keep(fd);
 		close(fd);
 	}
-	world.regions.busy = &agent->busy;
+	world.regions->busy = &agent->busy;
 	actor_start(ACTOR_AGENT, agent_body, NULL);
 }
 
@@ -325,6 +325,8 @@ static void open_owner(void)
 	world.table = map(world.table_fd, HMM_TABLE_SIZE, PROT_READ);
 	world.ledger = map(world.ledger_fd, HMM_LEDGER_SIZE, PROT_READ);
 	world.orders = map(world.orders_fd, HMM_ORDERS_SIZE, PROT_READ | PROT_WRITE);
+	world.pulse = map(world.pulse_fd, sizeof(*world.pulse), PROT_READ | PROT_WRITE);
+	rescue_prepare(AGENT_UFFD, AGENT_PAGEMAP, world.ledger_fd, world.orders, world.pulse, (void *)SLOTS_ADDR, SLOTS);
 	make_device();
 	if (world.no_move)
 		declare_unpinned();
@@ -429,11 +431,51 @@ static int hand_back(void)
 	return r;
 }
 
+static bool is_dead(void *data)
+{
+	(void)data;
+	return world.pulse->dead;
+}
+
+/* No hmmd for the grace time; one that comes later is refused, and one that has begun to take over finds itself replaced. */
+static void give_up(void)
+{
+	bool late = choose(2), begun = late && choose(2);
+	int r;
+
+	sleep_ns(world.down_at + GRACE_MS * NS_PER_MS - world.now);
+	if (begun) {
+		hmmd_start();
+		reopen();
+	}
+	say("no hmmd came back: the rescuer is called");
+	world.lost = true;
+	kept_forget();
+	window_is_abandoned();
+	rescue_call();
+	if (late && !begun) {
+		/* Its first step is to say that it has begun. */
+		block(is_dead, NULL, INT64_MAX);
+		hmmd_start();
+		r = reopen();
+		if (r != -ESTALE && world.engine)
+			wrong("a late hmmd takes over what is being rescued: %d", r);
+	}
+	if (!late)
+		return;
+	sleep_ns(20 * NS_PER_MS);
+	world.killed = true;
+}
+
 static void come_back(void)
 {
 	static const int64_t pauses[] = { 0, 100 * NS_PER_US, 50 * NS_PER_MS };
 	int r;
 
+	if (world.no_return || rarely(10)) {
+		give_up();
+		return;
+	}
 	sleep_ns(pauses[choose(3)]);
 	hmmd_start();
 	r = hand_back();
@@ -446,7 +488,7 @@ static void come_back(void)
 static bool letters_or_death(void *data)
 {
 	(void)data;
-	return world.outbox.head || (!world.engine && !world.leaving);
+	return world.outbox.head || (!world.engine && !world.leaving && !world.lost);
 }
 
 void library_body(void *data)
@@ -455,7 +497,7 @@ void library_body(void *data)
 	open_owner();
 	for (;;) {
 		block(letters_or_death, NULL, INT64_MAX);
-		if (!world.engine && !world.leaving)
+		if (!world.engine && !world.leaving && !world.lost)
 			come_back();
 		else
 			take_letter();
@@ -475,29 +517,33 @@ void agent_body(void *data)
 	(void)data;
 	for (;;) {
 		block(has_orders, NULL, INT64_MAX);
+		if (agent_is_retired(world.agent))
+			return;
 		say("the agent takes an order: kind %u, %s", world.orders->ring[world.orders->consumed % HMM_ORDERS_RING].kind,
 		    addr_name(world.orders->ring[world.orders->consumed % HMM_ORDERS_RING].addr));
-		hmmc_agent_step(&world.agent);
+		hmmc_agent_step(world.agent);
 		step();
 	}
 }
 
 void *shadow_page(unsigned int mirror, uint64_t addr)
 {
-	struct region *region = hmmc_region_find(&world.regions, mirror, addr);
+	struct region *region = hmmc_region_find(world.regions, mirror, addr);
 
 	return region ? region_at(region, addr) : NULL;
 }
 
 void library_reset(void)
 {
-	hmmc_region_drop(&world.regions, HMM_NO_MIRROR);
+	hmmc_region_drop(world.regions, HMM_NO_MIRROR);
 	if (world.table)
 		munmap(world.table, HMM_TABLE_SIZE);
 	if (world.ledger)
 		munmap((void *)world.ledger, HMM_LEDGER_SIZE);
 	if (world.orders)
 		munmap(world.orders, HMM_ORDERS_SIZE);
+	if (world.pulse)
+		munmap(world.pulse, sizeof(*world.pulse));
 	close_range(FDS_KEPT, FDS_KEPT + 200, 0);
 }
 

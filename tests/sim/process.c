@@ -136,7 +136,12 @@ int __wrap_munmap(void *at, size_t length)
 int __wrap_close(int fd)
 {
 	role_forget(fd);
-	return __real_close(fd);
+	if (fd != AGENT_UFFD)
+		return __real_close(fd);
+	/* The library's own: the last one, unless an hmmd that came too late has another. */
+	if (!world.uffd_fds)
+		space_release();
+	return 0;
 }
 
 /* ---- its life -------------------------------------------------------------------------------------------------- */
@@ -185,7 +190,7 @@ void hmmd_start(void)
 
 bool hmmd_dies(void)
 {
-	if (!in_hmmd() || world.kills >= world.kills_max || !rarely(80))
+	if (!in_hmmd() || world.kills >= world.kills_max || !rarely(world.no_return ? 25 : 80))
 		return false;
 	world.kills++;
 	world.killed = true;
@@ -524,9 +529,15 @@ int __wrap_ioctl(int fd, unsigned long request, void *argument)
 		step();
 		return 0;
 	}
+	if (fd_role(fd) == ROLE_CHILD)
+		return rescuer_ioctl(fd, request, argument);
 	if (fd != AGENT_UFFD)
 		wrong("an ioctl %#lx of somebody who is not simulated", request);
 	switch (request) {
+	case UFFDIO_ZEROPAGE:
+	case UFFDIO_POISON:
+	case UFFDIO_WAKE:
+		return rescuer_ioctl(fd, request, argument);
 	case UFFDIO_MOVE:
 		return agent_move(argument);
 	case UFFDIO_COPY:
@@ -623,6 +634,8 @@ void *__wrap_hmmc_map(void *at, size_t size, int protection, int flags, int fd, 
 ssize_t __real_read(int fd, void *buffer, size_t length);
 ssize_t __wrap_read(int fd, void *buffer, size_t length)
 {
+	if (fd == AGENT_UFFD)
+		return rescuer_read(buffer, length);
 	if (fd_role(fd) != ROLE_CHILD)
 		return __real_read(fd, buffer, length);
 	step();

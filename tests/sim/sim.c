@@ -184,7 +184,8 @@ static void run_world(void)
 	actor_start(ACTOR_LIBRARY, library_body, NULL);
 	while (!world.open)
 		go();
-	world.kills_max = choose(3);
+	world.no_return = choose(8) == 7;
+	world.kills_max = world.no_return ? 1 : choose(3);
 	world.failing = rates[choose(4)];
 	world.sticky = stickies[choose(3)];
 	say("kills at most: %u; calls fail one in: %u; sticky: %u; %s; %lu bytes on a device%s%s", world.kills_max, world.failing,
@@ -203,8 +204,15 @@ static void run_world(void)
 		go();
 	world.kills_max = 0;
 	world.failing = 0;
-	while (!world.open || (world.windows && !world.window_ready))
+	while (!world.lost && (!world.open || (world.windows && !world.window_ready)))
 		go();
+	if (world.lost) {
+		while (!rescue_is_done())
+			go();
+		say("the rescuer has brought %lu pages home", rescue_pages());
+		oracle_end();
+		return;
+	}
 	say("all programs have ended: hmmd is to stop");
 	world.leaving = true;
 	engine_submit(world.engine, letter_new(LETTER_SHUTDOWN));
@@ -226,6 +234,9 @@ static void clean_up(void)
 static void begin_world(void)
 {
 	memset(&world, 0, sizeof(world));
+	rescue_reset();
+	world.agent = rescue_agent();
+	world.regions = rescue_regions();
 	world.now = 1000 * NS_PER_MS;
 	for (unsigned int i = 0; i < REGIONS_HELD; i++)
 		world.held[i].fd = -1;

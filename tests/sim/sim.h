@@ -10,9 +10,9 @@
 
 #include <hmm/hmm.h>
 
+#include "actor.h"
 #include "engine/worker.h"
-#include "libclient/agent.h"
-#include "libclient/region.h"
+#include "rescue.h"
 
 /* ---- addresses: none of the room's is ever followed by a pointer, those of the slots are ---------------- */
 
@@ -44,7 +44,6 @@ static inline int used_at(uint64_t addr)
 	return (int)(page / HMM_BLOCK_PAGES * PAGES_BLOCK + page % HMM_BLOCK_PAGES);
 }
 
-#define CPUS		2U
 #define EVENTS		(CPUS + 1U)	/* each thread has one at a time; the last is the agent's */
 #define ACK_TIMEOUT_MS	1000U
 #define GRACE_MS	10000U
@@ -52,63 +51,6 @@ static inline int used_at(uint64_t addr)
 #define WINDOW_PEER	8U
 #define WINDOW_PID	1	/* another one's than the owner's, and alive */
 #define WINDOW_MIRROR	1U	/* its index */
-
-/* ---- choices (sim.c) --------------------------------------------------------------------------------------- */
-
-/* One of @n, 0 being the plainest. Everything that is not determined is asked for here. */
-unsigned int choose(unsigned int n);
-/* True once in @n. */
-static inline bool rarely(unsigned int n)
-{
-	return choose(n) == n - 1;
-}
-
-/* The run is over, and this is wrong. Does not return. */
-void wrong(const char *format, ...) __attribute__((format(printf, 1, 2), noreturn));
-/* In the simulator itself: does not return if something was wrong in an actor. */
-void run_check(void);
-/* A line of the trace, if one is wanted. */
-void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
-/* How something is called in the trace. */
-const char *addr_name(uint64_t addr);
-
-/* ---- actors (actor.c) --------------------------------------------------------------------------------------- */
-
-enum actor_id {
-	ACTOR_HMMD,
-	ACTOR_LIBRARY,		/* of the owner: receives, and hands back after a restart */
-	ACTOR_AGENT,
-	ACTOR_DRIVER,		/* it hears what hmmd tells it, and answers */
-	ACTOR_WINDOW_LIBRARY,	/* of a second driver, which has a window */
-	ACTOR_DEVICE,		/* it loads and stores; this and all that follow come to an end */
-	ACTOR_WINDOW,		/* so does who uses the window */
-	ACTOR_MOVER,		/* it asks for migrations */
-	ACTOR_CHILD,		/* that one of the following has forked */
-	ACTOR_CPU,
-	ACTOR_MAX = ACTOR_CPU + CPUS
-};
-
-struct actor;
-typedef bool (*condition)(void *data);
-
-void actors_init(void);
-void actor_start(enum actor_id id, void (*body)(void *), void *data);
-/* As if it never had been: whatever it was in the middle of. */
-void actor_forget(enum actor_id id);
-bool actor_lives(enum actor_id id);
-int actor_current(void);		/* -1: none, the simulator itself */
-/* Others may come here. Nothing is waited for. */
-void step(void);
-/* Until @ready(@data), or @deadline. NULL: time alone. False: it is later than @deadline, and not ready. */
-bool block(condition ready, void *data, int64_t deadline);
-void sleep_ns(int64_t ns);
-/* Runs one step of one actor, or lets time pass. False: nothing can ever happen any more. */
-bool schedule(void);
-/* Runs this actor alone until it ends. */
-void actor_finish(enum actor_id id);
-const char *actor_name(int id);
-/* What those that live wait for. */
-void actors_print(FILE *out);
 
 /* ---- the world ---------------------------------------------------------------------------------------------- */
 
@@ -211,12 +153,13 @@ struct world {
 	unsigned int changing;		/* callers that are changing the map: mmap_changing */
 	struct waiter waiter[CPUS];
 	struct event event[EVENTS];
-	bool handshaken;
+	bool handshaken, released;
 	struct truth truth[PAGES_USED];
 	uint32_t prepared[CPUS];	/* forks that hmmd was told of, and has not heard the end of */
 	uint32_t forks;
 	struct child child;
-	unsigned int child_fds;		/* of its userfaultfd */
+	unsigned int child_fds;		/* of its userfaultfd; and hmmd's of the owner's */
+	unsigned int uffd_fds;
 	struct kept_fds kept[KEPT_MAX];
 
 	/* hmmd. */
@@ -236,8 +179,10 @@ struct world {
 	uint64_t *table;
 	const struct hmm_ledger_block *ledger;
 	struct hmm_orders *orders;
-	struct agent agent;
-	struct regions regions;
+	struct agent *agent;
+	struct regions *regions;
+	struct hmm_pulse *pulse;
+	bool lost;			/* no hmmd is awaited any more: the rescuer has been called */
 	struct held_region held[REGIONS_HELD];
 	uint32_t owner_id, mirror_id, device_id;
 	uint32_t serial;
@@ -261,6 +206,7 @@ struct world {
 	/* This run's character. */
 	bool windows;
 	unsigned int kills_max;
+	bool no_return;			/* the first one is the end of hmmd */
 	unsigned int failing;		/* one kernel call in so many; 0: none */
 	unsigned int sticky;
 	bool no_move;
@@ -298,6 +244,10 @@ static inline uint64_t real_value(const void *page)
 int agent_move(struct uffdio_move *move);
 int agent_copy(struct uffdio_copy *copy);
 int agent_protect(const struct uffdio_writeprotect *protect);
+void space_release(void);		/* nobody has the owner's userfaultfd any more */
+/* By the library, of the owner's or the child's userfaultfd. */
+int rescuer_ioctl(int fd, unsigned long request, void *argument);
+ssize_t rescuer_read(struct uffd_msg *messages, size_t length);
 int space_register(uint64_t start, uint64_t length, uint64_t mode);
 int space_unregister(uint64_t start, uint64_t length);
 uint64_t space_pagemap(uint64_t addr);
@@ -371,6 +321,7 @@ int window_continue(uint64_t start, uint64_t length, uint64_t mode, size_t *done
 int window_zero(uint64_t start, size_t *done);
 int window_poison(uint64_t start, size_t *done);
 ssize_t window_read(void *message);
+void window_is_abandoned(void);
 void window_let_go_on(uint64_t start, uint64_t length);
 bool window_has_messages(void);
 void window_is_punched(uint64_t inode, uint64_t offset, uint64_t length);
@@ -389,6 +340,7 @@ ssize_t child_read(struct uffd_msg *message);
 void child_may_have(unsigned int n, uint64_t value);
 int kept_put(const char *name, const int *fds, unsigned int n);
 int kept_drop(const char *name);
+void kept_forget(void);
 const char *kept_take(void *data, int *fd);
 
 /* ---- what must hold (oracle.c) -------------------------------------------------------------------------------------- */
@@ -396,7 +348,7 @@ const char *kept_take(void *data, int *fd);
 void oracle_reset(void);
 void oracle_step(void);			/* after every step */
 void oracle_idle(void);			/* hmmd waits */
-void oracle_end(void);			/* hmmd has gone in good order */
+void oracle_end(void);			/* hmmd has gone in good order, or all is rescued */
 bool values_have(const struct values *values, uint64_t value);
 void values_add(struct values *values, uint64_t value);
 uint64_t new_version(void);

@@ -15,7 +15,7 @@
 
 static bool lies_in_file(unsigned int n)
 {
-	struct region *region = hmmc_region_find(&world.regions, WINDOW_MIRROR, used_addr(n));
+	struct region *region = hmmc_region_find(world.regions, WINDOW_MIRROR, used_addr(n));
 	off_t offset;
 
 	if (!region)
@@ -91,7 +91,7 @@ int window_continue(uint64_t start, uint64_t length, uint64_t mode, size_t *done
 int window_zero(uint64_t start, size_t *done)
 {
 	int n = used_at(start);
-	struct region *region = hmmc_region_find(&world.regions, WINDOW_MIRROR, start);
+	struct region *region = hmmc_region_find(world.regions, WINDOW_MIRROR, start);
 	static const char zeros[HMM_PAGE_SIZE];
 
 	*done = 0;
@@ -148,7 +148,7 @@ bool window_has_messages(void)
 /* A hole was punched in a shadow: whose? */
 void window_is_punched(uint64_t inode, uint64_t offset, uint64_t length)
 {
-	const struct region *region = hmmc_region_find(&world.regions, WINDOW_MIRROR, ROOM);
+	const struct region *region = hmmc_region_find(world.regions, WINDOW_MIRROR, ROOM);
 
 	if (!region || region->inode != inode)
 		return;
@@ -219,10 +219,22 @@ static volatile uint64_t *reach(unsigned int n, bool write)
 	return NULL;
 }
 
+/* The rescuer is about to begin. */
+void window_is_abandoned(void)
+{
+	world.window_open = false;
+	wake(0, HMM_VA_END);
+}
+
+static bool is_open_or_lost(void *data)
+{
+	return is_open(data) || world.lost;
+}
+
 void window_body(void *data)
 {
 	(void)data;
-	block(is_open, NULL, INT64_MAX);
+	block(is_open_or_lost, NULL, INT64_MAX);
 	while (choose(12)) {
 		unsigned int n = choose(PAGES_USED);
 		bool write = choose(2);
@@ -310,7 +322,7 @@ static int arm_window(uint32_t window)
 
 static bool is_new_hmmd(void *data)
 {
-	return world.engine && !world.leaving && world.generation != *(const uint64_t *)data && world.owner_id;
+	return world.engine && !world.leaving && !world.lost && world.generation != *(const uint64_t *)data && world.owner_id;
 }
 
 void window_library_body(void *data)
@@ -327,6 +339,8 @@ void window_library_body(void *data)
 		/* It stays away: longer than its library keeps the window open, and hmmd waits for it. */
 		if (with && with != world.generation && rarely(40))
 			sleep_ns((GRACE_MS + 2000) * NS_PER_MS);
+		if (!is_new_hmmd(&generation))
+			continue;
 		/* What one step has got stays, should the next one fail. */
 		if (with != world.generation) {
 			with = world.generation;
