@@ -24,11 +24,12 @@ enum letter_kind {
 	LETTER_TRACED,		/* control -> worker: a debugger attached to letter->pid */
 	LETTER_DUMPS,		/* control -> worker: letter->pid is dying and begins to dump core */
 	LETTER_SHUTDOWN,	/* control -> worker: bring every page home, then answer */
+	LETTER_HAND_OVER,	/* control -> worker: leave everything to the next hmmd, then answer */
 	LETTER_REPLY,		/* worker -> control: a REQUEST, answered */
 	LETTER_EVENT,		/* worker -> control: a message for a peer */
 	LETTER_OWNER_GONE,	/* worker -> control: the owner's mm is gone, its id is void */
 	LETTER_WINDOW_GONE,	/* worker -> control: a window's descriptor is closed, so letter->uid pays for one less */
-	LETTER_STOPPED,		/* worker -> control: SHUTDOWN is done, every page is home */
+	LETTER_STOPPED,		/* worker -> control: SHUTDOWN is done, every page is home; or HAND_OVER, and workers have ended */
 };
 
 struct letter {

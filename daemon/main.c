@@ -4,7 +4,7 @@
  *
  * Happy path: options and configuration are read, limits raised, the log and
  * the server started; the server runs until a signal ends it and every page is
- * home. Exit status: 0 ended in good order, 1 could not start, 2 bad usage or
+ * home, or left to the next hmmd. Exit status: 0 ended in good order, 1 could not start, 2 bad usage or
  * configuration.
  *
  * Thread: the main thread, which becomes the control thread.
@@ -108,7 +108,8 @@ static const char help[] =
 	"  --ready-fd N         write READY=1 there when serving, and close it\n"
 	"  --help, --version\n"
 	"\n"
-	"SIGTERM ends hmmd when every page is home; SIGHUP reads the configuration again.\n"
+	"SIGTERM ends hmmd when every page is home; SIGUSR2 ends it at once, for another that follows;\n"
+	"SIGHUP reads the configuration again.\n"
 	"HMMD_DEBUG=wire prints every message. See hmmd(8) and hmmd.conf(5).\n";
 
 static void build_options(struct option *options)
@@ -320,6 +321,11 @@ static int serve(struct command *command, const struct config *config, struct pa
 	passed_deinit(passed);
 	if (!r) {
 		r = server_run(server);
+		/* As a crash would: what is freed in good order is taken from who goes on with the next hmmd. */
+		if (r == SERVER_HANDED_OVER) {
+			log_deinit();
+			_exit(EXIT_SUCCESS);
+		}
 		server_free(server);
 	}
 	log_deinit();

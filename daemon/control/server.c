@@ -8,6 +8,10 @@
  * every page home while peers may still acknowledge and ask, and only when it
  * says STOPPED are the peers told, the socket removed and the loop left.
  *
+ * SIGUSR2 is for when another hmmd follows at once: it ends as by a crash, at a moment when nothing is half done. Pages
+ * stay where they are, nobody is told, nothing is taken down, and the socket's file stays; what the engine has asked is
+ * still heard, and nothing else. With a configuration that the next one would not start with it is SIGTERM.
+ *
  * What can fail: the engine or the socket at the start (logged, hmmd ends);
  * later nothing that ends hmmd. A full descriptor table costs one newcomer
  * its connection: a reserve descriptor is given up to accept and close it,
@@ -47,6 +51,8 @@
 #define TURN_ACCEPTS 16
 /* How long the last words to peers may take. */
 #define FLUSH_MS 2000
+/* The same to peers who wait for the next hmmd: what is lost they ask again. */
+#define FLUSH_HANDED_OVER_MS 100
 /* How often it is looked whether the holder of cards is there, while there are cards. */
 #define MEND_MS 1000
 /* How often the service manager hears how it is, when it does not say how often it wants to. */
@@ -117,6 +123,9 @@ static void report(const struct server *server, const char *what)
 		snprintf(text, sizeof(text), "%s\nSTATUS=Serving %u mirrored process%s; %llu of %llu MiB of device memory are in use%s",
 			 what, totals.owners, totals.owners == 1 ? "" : "es", (unsigned long long)(totals.pool_used >> 20),
 			 (unsigned long long)(totals.pool_bytes >> 20), server->trouble);
+	else if (server->state == SERVER_HANDING_OVER)
+		snprintf(text, sizeof(text), "%s\nSTATUS=Handing over to the next hmmd: %llu MiB of %u mirrored process%s stay out",
+			 what, (unsigned long long)(totals.device_bytes >> 20), totals.owners, totals.owners == 1 ? "" : "es");
 	else
 		snprintf(text, sizeof(text), "%s\nSTATUS=Bringing every page home: %llu MiB of %u mirrored process%s are out",
 			 what, (unsigned long long)(totals.device_bytes >> 20), totals.owners, totals.owners == 1 ? "" : "es");
@@ -156,6 +165,50 @@ static void start_reports(struct server *server)
 	uv_timer_start(&server->report, on_report, every_ms, every_ms);
 }
 
+/* ---- the configuration ------------------------------------------------------------ */
+
+/* Each line of the errors becomes a line of the log. */
+static void log_lines(char *text)
+{
+	char *line, *rest = text;
+
+	while ((line = strsep(&rest, "\n"))) {
+		if (*line)
+			log_error("%s", line);
+	}
+}
+
+/* As it is written now. 0; or -errno, and *@text (heap, or NULL) has the errors. */
+static int read_config(const struct server *server, struct config *fresh, char **text)
+{
+	FILE *errors;
+	size_t size;
+	int r;
+
+	*text = NULL;
+	errors = open_memstream(text, &size);
+	if (!errors)
+		return -ENOMEM;
+	r = config_load(fresh, &server->source, errors);
+	fclose(errors);
+	return r;
+}
+
+/* Who is told to hand over could have nobody to hand over to. */
+static bool next_would_start(const struct server *server)
+{
+	struct config fresh;
+	char *text;
+	bool wrong = read_config(server, &fresh, &text) < 0 && text;
+
+	if (wrong) {
+		log_lines(text);
+		log_error("no hmmd would start with this configuration, so every page comes home");
+	}
+	free(text);
+	return !wrong;
+}
+
 /* ---- the end -------------------------------------------------------------------- */
 
 static void close_if_open(uv_handle_t *handle, void *arg)
@@ -187,8 +240,22 @@ static void on_flush(uv_timer_t *timer)
 {
 	struct server *server = timer->data;
 
-	if (all_flushed(server) || uv_now(&server->loop) - server->flush_began >= FLUSH_MS)
+	const uint64_t patience = server->state == SERVER_HANDING_OVER ? FLUSH_HANDED_OVER_MS : FLUSH_MS;
+
+	if (!all_flushed(server) && uv_now(&server->loop) - server->flush_began < patience)
+		return;
+	/* Not even a connection is closed: that would be the end of its devices. */
+	if (server->state == SERVER_HANDING_OVER)
+		uv_stop(&server->loop);
+	else
 		leave_loop(server);
+}
+
+static void flush_peers(struct server *server)
+{
+	uv_update_time(&server->loop);
+	server->flush_began = uv_now(&server->loop);
+	uv_timer_start(&server->flush_timer, on_flush, 0, 20);
 }
 
 static void say_farewell(struct server *server)
@@ -208,9 +275,14 @@ static void say_farewell(struct server *server)
 		hmm_wire_init(event, HMM_OP_SHUTDOWN, sizeof(*event), 0);
 		peer_send_consume(peer, &event->header, NULL, 0);
 	}
-	uv_update_time(&server->loop);
-	server->flush_began = uv_now(&server->loop);
-	uv_timer_start(&server->flush_timer, on_flush, 0, 20);
+	flush_peers(server);
+}
+
+static void let_nobody_in(struct server *server)
+{
+	uv_close((uv_handle_t *)&server->programs.poll, NULL);
+	if (server->administration.fd >= 0)
+		uv_close((uv_handle_t *)&server->administration.poll, NULL);
 }
 
 static void begin_shutdown(struct server *server, const char *cause)
@@ -224,10 +296,25 @@ static void begin_shutdown(struct server *server, const char *cause)
 	log_info("%s: no more connections, every page comes home", cause);
 	server->state = SERVER_DRAINING;
 	report(server, "STOPPING=1");
-	uv_close((uv_handle_t *)&server->programs.poll, NULL);
-	if (server->administration.fd >= 0)
-		uv_close((uv_handle_t *)&server->administration.poll, NULL);
+	let_nobody_in(server);
 	socket_stop_listening(server);
+	engine_submit(server->engine, letter);
+}
+
+static void begin_hand_over(struct server *server)
+{
+	struct letter *letter = letter_new(LETTER_HAND_OVER);
+
+	if (!letter) {
+		log_error("SIGUSR2 is ignored: out of memory; send it again");
+		return;
+	}
+	log_info("SIGUSR2: the next hmmd is to go on; every page stays where it is");
+	server->state = SERVER_HANDING_OVER;
+	report(server, "STOPPING=1");
+	/* Who connects now waits in the queue for the next one, or comes again. */
+	let_nobody_in(server);
+	uv_timer_stop(&server->mend);
 	engine_submit(server->engine, letter);
 }
 
@@ -248,8 +335,24 @@ static void on_end_signal(uv_signal_t *handle, int number)
 
 	if (server->state == SERVER_SERVING)
 		begin_shutdown(server, cause);
+	else if (server->state == SERVER_HANDING_OVER)
+		log_warn("%s comes too late: every page is left where it is, for the next hmmd", cause);
 	else
 		report_shutdown(server, cause);
+}
+
+static void on_hand_over(uv_signal_t *handle, int number)
+{
+	struct server *server = handle->data;
+
+	if (server->state == SERVER_HANDING_OVER)
+		return;
+	if (server->state != SERVER_SERVING)
+		report_shutdown(server, "SIGUSR2");
+	else if (next_would_start(server))
+		begin_hand_over(server);
+	else
+		begin_shutdown(server, "SIGUSR2");
 }
 
 /* ---- the engine ------------------------------------------------------------------ */
@@ -272,6 +375,9 @@ static void on_outbox(uv_poll_t *handle, int status, int events)
 	if (stopped && server->state == SERVER_DRAINING) {
 		log_info("every page is home");
 		say_farewell(server);
+	} else if (stopped) {
+		uv_timer_stop(&server->report);
+		flush_peers(server);
 	}
 }
 
@@ -305,17 +411,6 @@ static void start_tracer(struct server *server)
 
 /* ---- reload ------------------------------------------------------------------------ */
 
-/* Each line of the errors becomes a line of the log. */
-static void log_lines(char *text)
-{
-	char *line, *rest = text;
-
-	while ((line = strsep(&rest, "\n"))) {
-		if (*line)
-			log_error("%s", line);
-	}
-}
-
 /* Of all errors the first, on the one line that a status has room for. */
 static void note_trouble(struct server *server, const char *errors)
 {
@@ -337,23 +432,16 @@ static void on_reload(uv_signal_t *handle, int number)
 	struct server *server = handle->data;
 	struct letter *letter;
 	struct config fresh;
-	char *text = NULL, names[256];
-	size_t size;
-	FILE *errors;
+	char *text, names[256];
 	int r;
 
 	report_reload();
 	server->trouble[0] = '\0';
-	errors = open_memstream(&text, &size);
-	if (!errors) {
+	r = read_config(server, &fresh, &text);
+	if (r < 0 && !text) {
 		log_error("SIGHUP is ignored: out of memory");
 		note_trouble(server, "out of memory");
-		report(server, "READY=1");
-		return;
-	}
-	r = config_load(&fresh, &server->source, errors);
-	fclose(errors);
-	if (r < 0) {
+	} else if (r < 0) {
 		note_trouble(server, text);
 		log_lines(text);
 		log_error("the configuration is not reloaded; the old one stays in force");
@@ -567,6 +655,7 @@ static void start_handles(struct server *server)
 	uv_signal_init(&server->loop, &server->terminate);
 	uv_signal_init(&server->loop, &server->interrupt);
 	uv_signal_init(&server->loop, &server->reload);
+	uv_signal_init(&server->loop, &server->hand_over);
 	uv_timer_init(&server->loop, &server->flush_timer);
 	uv_timer_init(&server->loop, &server->report);
 	uv_timer_init(&server->loop, &server->mend);
@@ -574,6 +663,7 @@ static void start_handles(struct server *server)
 	server->terminate.data = server;
 	server->interrupt.data = server;
 	server->reload.data = server;
+	server->hand_over.data = server;
 	server->flush_timer.data = server;
 	server->mend.data = server;
 	server->report.data = server;
@@ -662,6 +752,7 @@ int server_run(struct server *server)
 	uv_signal_start(&server->terminate, on_end_signal, SIGTERM);
 	uv_signal_start(&server->interrupt, on_end_signal, SIGINT);
 	uv_signal_start(&server->reload, on_reload, SIGHUP);
+	uv_signal_start(&server->hand_over, on_hand_over, SIGUSR2);
 
 	if (server->holder && holder_name(server->holder, 0))
 		server_mend_cards(server);
@@ -672,7 +763,7 @@ int server_run(struct server *server)
 	start_reports(server);
 	uv_run(&server->loop, UV_RUN_DEFAULT);
 	log_info("hmmd ends");
-	return 0;
+	return server->state == SERVER_HANDING_OVER ? SERVER_HANDED_OVER : 0;
 }
 
 struct server *server_free(struct server *server)

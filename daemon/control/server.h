@@ -29,6 +29,7 @@ enum server_state {
 	SERVER_SERVING,
 	SERVER_DRAINING,	/* SHUTDOWN is with the engine: pages come home */
 	SERVER_FLUSHING,	/* they are; peers are being told */
+	SERVER_HANDING_OVER,	/* HAND_OVER is with the engine, or done; peers get their last answers */
 };
 
 struct server_options {
@@ -52,7 +53,7 @@ struct server {
 	struct listener programs, administration;
 	uv_poll_t outbox_poll;
 	uv_poll_t tracer_poll;		/* active only when tracer_fd is */
-	uv_signal_t terminate, interrupt, reload;
+	uv_signal_t terminate, interrupt, reload, hand_over;
 	uv_timer_t flush_timer;
 	uv_timer_t mend;		/* looks after the holder of cards */
 	uv_timer_t report;		/* how it is, to the service manager */
@@ -93,7 +94,11 @@ struct server {
 
 /* Everything up to the first connection. What went wrong is logged. 0 or a negative errno. */
 int server_new(const struct server_options *options, struct server **result);
-/* Serves until a signal ends it and every page is home. 0, or a negative errno. */
+/*
+ * Serves until a signal ends it. 0: every page is home. SERVER_HANDED_OVER: all is left to the next hmmd as it is, which a
+ * server_free() would take down: the process ends without one. Or a negative errno.
+ */
+#define SERVER_HANDED_OVER 1
 int server_run(struct server *server);
 /* A device may be a card now: its holder is looked after for as long as there is one. */
 void server_mend_cards(struct server *server);

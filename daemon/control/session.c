@@ -50,6 +50,7 @@ struct verb {
 	bool before_hello;
 	bool grows;			/* makes more of what a shutdown takes down */
 	bool opens_owner;		/* charged as one */
+	bool answers;			/* what the engine has asked */
 	unsigned int keeps_fds;		/* that the engine holds when it succeeds */
 };
 
@@ -83,8 +84,8 @@ static const struct verb verbs[] = {
 	[HMM_OP_DEVMEM_ADD] = { .answer = answer_device, .grows = true },
 	[HMM_OP_DEVMEM_REMOVE] = { .answer = answer_device },
 	[HMM_OP_DEVMEM_READY] = { ABOUT(MIRROR, devmem_ready, mirror, DRIVE) },
-	[HMM_OP_DEVMEM_STORED] = { ABOUT(MIRROR, devmem_stored, mirror, DRIVE) },
-	[HMM_OP_DEVMEM_FETCHED] = { ABOUT(MIRROR, devmem_fetched, mirror, DRIVE) },
+	[HMM_OP_DEVMEM_STORED] = { ABOUT(MIRROR, devmem_stored, mirror, DRIVE), .answers = true },
+	[HMM_OP_DEVMEM_FETCHED] = { ABOUT(MIRROR, devmem_fetched, mirror, DRIVE), .answers = true },
 	[HMM_OP_MIRROR_REGISTER] = { ABOUT(OWNER, mirror_register, owner, DRIVE), .grows = true },
 	[HMM_OP_MIRROR_UNREGISTER] = { ABOUT(MIRROR, mirror_unregister, mirror, DRIVE) },
 	[HMM_OP_MIGRATE] = { ABOUT(MIRROR, migrate, mirror, LOOK), .grows = true },
@@ -99,7 +100,7 @@ static const struct verb verbs[] = {
 			       .grows = true },
 	[HMM_OP_WINDOW_ARMED] = { ABOUT(WINDOW, window_armed, window, DRIVE) },
 	[HMM_OP_WINDOW_UNMAP] = { ABOUT(WINDOW, window_unmap, window, DRIVE) },
-	[HMM_OP_ACK] = { .answer = forward_ack, ABOUT(COOKIE, ack, cookie, DRIVE) },
+	[HMM_OP_ACK] = { .answer = forward_ack, ABOUT(COOKIE, ack, cookie, DRIVE), .answers = true },
 	[HMM_OP_EXCLUDE] = { ABOUT(OWNER, exclude, owner, OWN) },
 	[HMM_OP_ADVISE] = { ABOUT(OWNER, advise, owner, DRIVE), .grows = true },
 	[HMM_OP_ALLOC] = { ABOUT(MIRROR, alloc, mirror, OWN), .grows = true },
@@ -520,6 +521,11 @@ static void dispatch(struct peer *peer, struct letter *letter)
 	const struct verb *verb = verb_of(letter);
 	struct server *server = peer->server;
 
+	/* Its library asks the next hmmd, as after a crash. */
+	if (server->state == SERVER_HANDING_OVER && !verb->answers) {
+		letter_free(letter);
+		return;
+	}
 	if (!peer->greeted && !verb->before_hello) {
 		letter_fail(letter, -EPROTO, "hello comes first");
 	} else if (verb->grows && server->state != SERVER_SERVING) {

@@ -199,6 +199,9 @@ static void serve_batch(struct owner *owner, uint64_t from, uint64_t to)
 
 		if (message->event != UFFD_EVENT_PAGEFAULT)
 			continue;
+		/* The next hmmd wakes them all. Only the agent has something in its hands that is waited for. */
+		if (owner->worker->handing_over && message->arg.pagefault.feat.ptid != owner->orders->agent_tid)
+			continue;
 		owner_count(owner, COUNTER_FAULTS, 1);
 		fault_serve(owner, message->arg.pagefault.address, message->arg.pagefault.flags,
 			    message->arg.pagefault.feat.ptid);

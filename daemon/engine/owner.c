@@ -89,8 +89,8 @@ void owner_run(struct owner *owner)
 {
 	struct task *task;
 
-	/* While it is taken over, what is queued waits: its windows may not be known. */
-	if (owner->running || owner->recovering)
+	/* While it is taken over, what is queued waits: its windows may not be known. When it is handed over nothing is begun. */
+	if (owner->running || owner->recovering || owner->worker->handing_over)
 		return;
 	owner->running = true;
 	while ((task = TAILQ_FIRST(&owner->runnable))) {

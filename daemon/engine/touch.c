@@ -430,6 +430,9 @@ void touch_ready(struct source *source)
 	uint32_t id = window->id;
 	struct uffd_msg message;
 
+	/* Unread, they are the next hmmd's. */
+	if (owner->worker->handing_over)
+		return;
 	while (window && kernel->uffd_read(window->uffd, &message, sizeof(message)) ==
 		       (ssize_t)sizeof(message)) {
 		uint64_t at = message.arg.pagefault.address;

@@ -20,6 +20,7 @@
 
 #include "engine/breakage.h"
 #include "engine/evict.h"
+#include "engine/handover.h"
 #include "log.h"
 #include "uapi.h"
 
@@ -141,13 +142,12 @@ static void begin_shutdown(struct worker *worker, struct letter *letter)
 		owner_close(owner);
 }
 
-static void check_shutdown(struct worker *worker)
+/* The last worker's is control's answer. */
+static void report_stopped(struct worker *worker)
 {
 	struct engine *engine = worker->engine;
 	struct letter *letter = NULL;
 
-	if (!worker->going || !TAILQ_EMPTY(&worker->owners) || worker->stopped)
-		return;
 	worker->stopped = true;
 	pthread_mutex_lock(&engine->lock);
 	if (--engine->shutting_down == 0) {
@@ -159,6 +159,12 @@ static void check_shutdown(struct worker *worker)
 		return;
 	letter->kind = LETTER_STOPPED;
 	mailbox_post(engine->outbox, letter);
+}
+
+static void check_shutdown(struct worker *worker)
+{
+	if (worker->going && TAILQ_EMPTY(&worker->owners) && !worker->stopped)
+		report_stopped(worker);
 }
 
 static void peer_gone(struct worker *worker, uint64_t peer)
@@ -285,12 +291,18 @@ static void take_letters(struct worker *worker, struct letter *letter)
 		case LETTER_SHUTDOWN:
 			begin_shutdown(worker, letter);
 			break;
+		case LETTER_HAND_OVER:
+			handover_begin(worker);
+			letter_free(letter);
+			break;
 		default:
 			letter_free(letter);
 			while (worker->index == 1 && broken("hang-worker"))
 				pause();
 		}
 	}
+	if (worker->handing_over)
+		return;
 	evict_look(worker);
 	TAILQ_FOREACH(owner, &worker->owners, link)
 		owner_run(owner);
@@ -362,6 +374,11 @@ static void tick(struct worker *worker)
 
 	worker->alarm = INT64_MAX;
 	take_held(worker);
+	if (worker->handing_over) {
+		if (handover_tick(worker))
+			__atomic_store_n(&worker->stop, true, __ATOMIC_RELEASE);
+		return;
+	}
 	evict_look(worker);
 	for (owner = TAILQ_FIRST(&worker->owners); owner; owner = next) {
 		next = TAILQ_NEXT(owner, link);
@@ -393,6 +410,9 @@ static void *worker_main(void *data)
 			spin_until = worker->now + spin;
 		tick(worker);
 	}
+	/* From here on owners are the next hmmd's. */
+	if (worker->handing_over)
+		report_stopped(worker);
 	return NULL;
 }
 
@@ -674,6 +694,7 @@ void engine_submit(struct engine *engine, struct letter *letter)
 
 	switch (letter->kind) {
 	case LETTER_SHUTDOWN:
+	case LETTER_HAND_OVER:
 		pthread_mutex_lock(&engine->lock);
 		engine->shutdown = letter;
 		engine->shutting_down = engine->started;

@@ -29,6 +29,8 @@ struct worker {
 	bool going;		/* SHUTDOWN: everything comes home */
 	bool refused;		/* an owner of another release: said once */
 	bool stopped;		/* ... and that was answered */
+	bool handing_over;	/* HAND_OVER: nothing is begun any more, until then at the latest: */
+	int64_t hand_over_until;
 	bool stop;
 	_Atomic uint64_t turns;	/* of its loop, and steps of what keeps it from the next one for long */
 	uint64_t turns_seen;	/* by control */
@@ -55,7 +57,7 @@ struct engine {
 	TAILQ_HEAD(, owner) owners;
 	uint32_t next_owner;
 	unsigned int shutting_down;	/* workers that have not answered yet */
-	struct letter *shutdown;
+	struct letter *shutdown;	/* SHUTDOWN, or HAND_OVER */
 	unsigned int draining;		/* the same for a drain of everything */
 	struct letter *drain;
 	uint64_t drain_pages;

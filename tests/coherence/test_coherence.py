@@ -259,9 +259,30 @@ class Hugetlb(Pair):
         self.run_half("--drivers", "2", "--hugetlb", "--events", "--fork", "--mib", "44")
 
 
-class EndedInGoodOrder(Pair):
+class HandedOver(Pair):
+    """hmmd leaves everything to the next one, again and again: no byte is wrong, and no call of anybody is refused."""
+
     # A busy machine may take long to start one.
     daemon_args = [*Base.daemon_args, "--grace", "120s"]
+
+    def run_handed_over(self, *options):
+        self.start_daemon()
+        process = self.coherence(*options, "--kill-daemon", seconds=self.seconds)
+        ends = self.kill_at_random(process, self.seconds, self.daemon.hand_over)
+        self.verdict(process, self.seconds)
+        self.assertGreater(ends, 0)
+        self.assertIn("calls refused while hmmd was away 0\n", process.output)
+
+    def test_windows(self):
+        """And coherent memory, which stays so; and blocks that become so, and ordinary again."""
+        self.run_handed_over("--drivers", "2", "--windows")
+
+    def test_events(self):
+        self.run_handed_over("--drivers", "2", "--engine", "--device", "8", "--events", "--fork", "--pins")
+
+
+class EndedInGoodOrder(Pair):
+    daemon_args = HandedOver.daemon_args
 
     def test_again_and_again(self):
         """SIGTERM, and another: what is refused meanwhile is refused because hmmd ends, and for no other reason (board_excused())."""

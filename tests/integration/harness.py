@@ -358,6 +358,13 @@ class Daemon:
         if status != 0:
             raise AssertionError(f"hmmd ended with status {status} after SIGTERM")
 
+    def hand_over(self, seconds=20):
+        """SIGUSR2 leaves every page where it is, for the next one; status 0."""
+        self.process.signal(signal.SIGUSR2)
+        status = self.process.wait(seconds)
+        if status != 0:
+            raise AssertionError(f"hmmd ended with status {status} after SIGUSR2")
+
     def kill9(self):
         self.process.kill9()
 

@@ -85,6 +85,37 @@ class Devmem(harness.Test):
         self.assertNotIn("did not come back", self.daemon.log)
         self.finish(owner)
 
+    def test_handed_over_in_a_store(self):
+        """The driver has not answered in time: it is as if hmmd had been killed."""
+        self.start_daemon()
+        owner = self.owner()
+        for _ in range(3):
+            self.ask(owner, "hold", "^holding$")
+            self.daemon.hand_over()
+            self.assertIn("something is under way still", self.daemon.log)
+            self.daemon.start()
+            self.ask(owner, "let go", "^let go$")
+            self.ask(owner, f"check {PAGES}", "^checked$")
+        self.finish(owner)
+
+    def test_who_asks_while_it_hands_over(self):
+        """It waits for a driver, and everybody else is told nothing, least of all that hmmd ends: the next one will answer."""
+        self.start_daemon("--grace", "600s")
+        owner = self.owner()
+        with wire.Client(self.daemon.socket) as client:
+            self.ask(owner, "hold", "^holding$")
+            self.daemon.process.signal(signal.SIGUSR2)
+            harness.wait_until(lambda: "every page stays where it is" in self.daemon.log, 20, "that it hands over")
+            try:
+                self.assertIsNone(client.ask(wire.DEVICE_NEW, wire.new_device("late")))
+            except BrokenPipeError:
+                pass    # it has ended by now
+        self.assertEqual(self.daemon.process.wait(), 0)
+        self.daemon.start()
+        self.ask(owner, "let go", "^let go$")
+        self.ask(owner, f"check {PAGES}", "^checked$")
+        self.finish(owner)
+
     def test_who_is_home_before_the_others(self):
         """hmmd ends in good order and waits for a driver. An owner whose pages are home is another's already: it is not told that it isn't its own."""
         self.start_daemon("--grace", "600s")

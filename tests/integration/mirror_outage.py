@@ -78,6 +78,68 @@ class Outage(harness.Test):
         owner.ask("check", "^checked$")
         owner.finish()
 
+    # ---- left to a new one
+
+    def test_handed_over(self):
+        """Nothing comes home for it, and the next one goes on."""
+        self.start_daemon("--grace", "600s")
+        owner = self.owner("huge")
+        self.out(owner)
+        for _ in range(2):
+            self.daemon.hand_over()
+            self.assertIn("every page stays where it is", self.daemon.log)
+            self.daemon.start()
+            owner.ask("device", "^checked$")
+            self.check_where(owner, PAGES)
+        owner.ask("check", "^checked$")
+        owner.ask("change", "^changed$")
+        self.out(owner)
+        owner.ask("close", "^closed$")
+        owner.finish()
+
+    def test_handed_over_to_nobody(self):
+        self.start_daemon("--grace", "300ms")
+        owner = self.owner()
+        self.out(owner)
+        self.daemon.hand_over()
+        owner.ask("check", "^checked$")
+        owner.ask("change", "^changed$")
+        owner.finish()
+
+    def test_handed_over_with_a_stopped_owner(self):
+        """Its agent has orders and does not get on: it is waited for, and then left as by a crash."""
+        self.start_daemon("--grace", "600s")
+        owner = self.owner("huge")
+        mirror = self.hmmctl_json("mirrors")["mirrors"][0]["id"]
+        with harness.stopped(owner.pid):
+            mover = self.spawn("hmmctl", "migrate", "--to", "device", "--mirror", mirror)
+            harness.wait_until(lambda: self.hmmctl_json("stats")["owners"][0]["stats"]["orders"] > 0, 20, "that its agent has orders")
+            self.daemon.hand_over()
+            self.assertIn("something is under way still", self.daemon.log)
+            self.daemon.start()
+        owner.ask("device", "^checked$")
+        owner.ask("check", "^checked$")
+        mover.wait()
+        owner.ask("close", "^closed$")
+        owner.finish()
+
+    def test_handed_over_where_none_would_start(self):
+        """With a configuration that is wrong nobody could follow: it ends in good order."""
+        path = f"{self.folder}/h.conf"
+        with open(path, "w") as file:
+            file.write("[engine]\ngrace = 600s\n")
+        self.start_daemon("--config", path)
+        owner = self.owner()
+        self.out(owner)
+        with open(path, "w") as file:
+            file.write("[engine]\ngrace = 600 sheep\n")
+        self.daemon.hand_over()
+        self.assertIn(f"{path}:2", self.daemon.log)
+        self.assertIn("no hmmd would start with this configuration, so every page comes home", self.daemon.log)
+        # Nobody has to wait for the grace time.
+        owner.ask("check", "^checked$")
+        owner.kill9()
+
     # ---- kill -9, and a new one
 
     def test_kill_and_restart(self):

@@ -33,6 +33,17 @@ class ShareOutage(harness.Test):
         self.pause(0.1)
         self.end(owner, "together")
 
+    def test_handed_over_again_and_again(self):
+        """Blocks that are coherent stay so over it."""
+        self.start_daemon()
+        owner = self.counting()
+        for _ in range(10):
+            self.pause(0.1)
+            self.daemon.hand_over()
+            self.daemon.start()
+        self.pause(0.1)
+        self.end(owner, "together")
+
     def test_rescue(self):
         """Nobody comes back: what is coherent stays as it is, everything else comes home."""
         for _ in range(4):

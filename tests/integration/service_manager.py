@@ -251,6 +251,68 @@ class Reports(Managed):
         self.daemon.kill9()
 
 
+class HandedOver(Managed):
+    """SIGUSR2, which is RestartKillSignal= of hmmd.service: another follows at once."""
+    daemon_args = ["--pool", "memfd-huge", "--grace", "600s"]
+
+    def test_what_the_manager_hears(self):
+        self.manager.listen("programs", self.path)
+        self.start()
+        owner = self.spawn("mirror-owner", 1024)
+        owner.ask("out", "^out 1024$")
+        self.manager.expect("READY")
+        self.daemon.hand_over()
+        words = self.manager.expect("STOPPING")
+        self.assertEqual(words["STOPPING"], "1")
+        self.assertEqual(words["STATUS"], "Handing over to the next hmmd: 4 MiB of 1 mirrored process stay out")
+        self.daemon.start()
+        self.manager.expect("READY")
+        owner.ask("where", "^where 1024$")
+        owner.ask("check", "^checked$")
+        owner.finish()
+        self.assertFalse(self.manager.kept)
+
+    def test_who_comes_meanwhile_waits(self):
+        """By either socket; and who is connected is told nothing: its connection just ends."""
+        self.manager.listen("programs", self.path)
+        self.manager.listen("administration", self.admin_path)
+        self.start()
+        here = self.connect()
+        self.daemon.hand_over()
+        self.assertIsNone(here.receive())
+        here.close()
+        late = [wire.Client(path, hello=False) for path in (self.path, self.admin_path)]
+        self.daemon.start()
+        for client in late:
+            self.assertFalse(client.hello(role=wire.TOOL).is_error)
+            client.close()
+
+    def test_by_hand(self):
+        """Without a manager's sockets, too: the socket's file stays, and the next hmmd takes its place."""
+        self.start()
+        owner = self.spawn("mirror-owner", 512)
+        owner.ask("out", "^out 512$")
+        self.daemon.hand_over()
+        self.assertTrue(stat.S_ISSOCK(os.stat(self.path).st_mode))
+        self.daemon.start()
+        owner.ask("where", "^where 512$")
+        owner.ask("check", "^checked$")
+        owner.finish()
+
+    def test_twice_and_then_the_end(self):
+        """What comes while it hands over changes nothing."""
+        self.start()
+        owner = self.spawn("mirror-owner", 512)
+        owner.ask("out", "^out 512$")
+        for number in (signal.SIGUSR2, signal.SIGUSR2, signal.SIGTERM, signal.SIGHUP):
+            self.daemon.process.signal(number)
+        self.assertEqual(self.daemon.process.wait(), 0)
+        self.daemon.start()
+        owner.ask("where", "^where 512$")
+        owner.ask("check", "^checked$")
+        owner.finish()
+
+
 class Kept(Managed):
     """What only hmmd has is with the manager while it matters: a raw fork's child is not lost with hmmd."""
     daemon_args = ["--pool", "memfd"]
