@@ -24,6 +24,8 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "daemon/vault.h"
+
 struct letter *letter_new(enum letter_kind kind)
 {
 	struct letter *letter = calloc(1, sizeof(*letter));
@@ -54,8 +56,8 @@ struct letter *letter_free(struct letter *letter)
 	}
 	if (letter->pidfd >= 0)
 		close(letter->pidfd);
-	free(letter->message);
-	free(letter->reply);
+	vault_free(letter->message);
+	vault_free(letter->reply);
 	free(letter);
 	return NULL;
 }
@@ -89,8 +91,8 @@ int letter_fail(struct letter *letter, int error, const char *format, ...)
 
 void *letter_reply(struct letter *letter, uint16_t op, size_t size)
 {
-	free(letter->reply);
-	letter->reply = malloc(size);
+	vault_free(letter->reply);
+	letter->reply = op == HMM_OP_DEVICE_READ_REPLY ? vault_alloc(size) : malloc(size);
 	if (letter->reply)
 		hmm_wire_init(letter->reply, op, size,
 			      letter->message ? letter->message->serial : 0);

@@ -17,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -287,6 +288,28 @@ static void keep_from_oom(void)
 	close(fd);
 }
 
+/*
+ * hmmd has the memory of programs in its mappings, its buffers, its threads' stacks, and a few bytes in their registers. So there is no
+ * core of it, be it written to a file or (which takes a limit of 1, not of 0) to a program; and in one that a
+ * debugger makes there is no memory. Unless somebody looks for a mistake: HMMD_DEBUG=core.
+ */
+static void leave_no_core(void)
+{
+	const struct rlimit none = { 1, 1 };
+	const char *debug = getenv("HMMD_DEBUG");
+	int fd;
+
+	if (debug && strstr(debug, "core"))
+		return;
+	/* Fails where it is 0 already. */
+	setrlimit(RLIMIT_CORE, &none);
+	fd = open("/proc/self/coredump_filter", O_WRONLY | O_CLOEXEC);
+	if (fd < 0 || write(fd, "0", 1) != 1)
+		prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+	if (fd >= 0)
+		close(fd);
+}
+
 static void explain_user_mode(void)
 {
 	log_info(
@@ -343,6 +366,7 @@ int main(int argc, char **argv)
 		return holder_main(argc, argv);
 	passed_collect(&passed);
 	fill_standard_fds();
+	leave_no_core();
 	umask(0077);
 	r = parse_command(&command, argc, argv);
 	if (r)

@@ -19,6 +19,7 @@
 #include "futex.h"
 #include "mapping.h"
 #include "proto/layout.h"
+#include "proto/uapi.h"
 
 #define ARENA_SIZE	(256UL << 20)
 #define ARENA_SIZE_POOR	(32UL << 20)	/* for programs under RLIMIT_AS */
@@ -58,6 +59,8 @@ static bool reserve(void)
 	if (!start)
 		return false;
 	madvise(start, size, MADV_NOHUGEPAGE);
+	/* Messages carry bytes that the program may have kept out of its core. */
+	madvise(start, size, MADV_DONTDUMP);
 	arena.start = arena.fresh = start;
 	arena.end = start + size;
 	return true;
@@ -106,6 +109,32 @@ void hmmc_arena_free(void *memory, size_t size)
 	piece->next = arena.free[class];
 	arena.free[class] = piece;
 	futex_unlock(&arena.lock);
+}
+
+static size_t whole_pages(size_t size)
+{
+	return size < HMM_PAGE_SIZE ? HMM_PAGE_SIZE : (size_t)1 << class_of(size);
+}
+
+void *hmmc_arena_alloc_locked(size_t size)
+{
+	void *memory = hmmc_arena_alloc(whole_pages(size));
+
+	if (memory)
+		mlock2(memory, whole_pages(size), MLOCK_ONFAULT);
+	return memory;
+}
+
+void hmmc_arena_free_locked(void *memory, size_t size)
+{
+	size = whole_pages(size);
+	if (!memory)
+		return;
+	/* Nothing is left in it for the disk. */
+	if (madvise(memory, size, MADV_DONTNEED_LOCKED))
+		memset(memory, 0, size);
+	munlock(memory, size);
+	hmmc_arena_free(memory, size);
 }
 
 bool hmmc_arena_range(unsigned long *start, size_t *length)

@@ -20,6 +20,12 @@
  * no more.
  */
 void *hmmc_arena_alloc(size_t size);
+/*
+ * The same for bytes of the program's: pages of its own, that are never on a disk, as far as the program may lock memory. To be freed
+ * with hmmc_arena_free_locked().
+ */
+void *hmmc_arena_alloc_locked(size_t size);
+void hmmc_arena_free_locked(void *memory, size_t size);
 /* With the size it was allocated with. NULL is allowed. */
 void hmmc_arena_free(void *memory, size_t size);
 /* The whole mapping; false before the first allocation. */

@@ -69,7 +69,8 @@ static void receive_reply(struct connection *connection, struct hmm_frame *frame
 				    "hmmd answered another question than was asked");
 		return;
 	}
-	request->reply = hmmc_arena_alloc(frame->size);
+	request->reply = hmmc_request_has_bytes(request->message->opcode, true) ?
+				 hmmc_arena_alloc_locked(frame->size) : hmmc_arena_alloc(frame->size);
 	if (!request->reply) {
 		hmmc_request_answer(request, -ENOMEM, "the library's memory is used up");
 		return;
@@ -456,7 +457,7 @@ int hmmc_connection_new(struct hmm *hmm, enum hmm_role role, const char *socket,
 				 sizeof(connection->socket) - 1);
 	connection = hmmc_arena_alloc(sizeof(*connection));
 	if (connection)
-		connection->frame = hmmc_arena_alloc(sizeof(*connection->frame));
+		connection->frame = hmmc_arena_alloc_locked(sizeof(*connection->frame));
 	if (!connection || !connection->frame) {
 		hmmc_arena_free(connection, sizeof(*connection));
 		return hmmc_fail(-ENOMEM, "the library's memory is used up");
@@ -511,6 +512,6 @@ void hmmc_connection_free(struct connection *connection)
 	hmmc_clerk_call(stop_receiver, connection);
 	/* Behind what the receiver had the clerk do until its end. */
 	hmmc_clerk_call(pass, NULL);
-	hmmc_arena_free(connection->frame, sizeof(*connection->frame));
+	hmmc_arena_free_locked(connection->frame, sizeof(*connection->frame));
 	hmmc_arena_free(connection, sizeof(*connection));
 }

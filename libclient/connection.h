@@ -51,6 +51,12 @@ struct request {
 	void *data;
 };
 
+/* Whether bytes of the program's are in a message, which may have locked them. */
+static inline bool hmmc_request_has_bytes(uint16_t op, bool reply)
+{
+	return op == (reply ? HMM_OP_DEVICE_READ : HMM_OP_DEVICE_WRITE);
+}
+
 /* A zeroed message of @size bytes for @op. NULL: no memory. */
 struct request *hmmc_request_new(struct connection *connection, uint16_t op, size_t size);
 void hmmc_request_free(struct request *request);	/* closes its descriptors too */

@@ -32,6 +32,7 @@
 #include "futex.h"
 #include "log.h"
 #include "space.h"
+#include "told.h"
 
 static struct {
 	struct futex_lock lock;
@@ -262,6 +263,7 @@ static void in_child(void)
 	hmmc_dispatch_forget();
 	hmmc_space_forget();
 	hmmc_clerk_forget();
+	hmmc_told_forget();
 	hmmc_arena_forget();
 }
 

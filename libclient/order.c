@@ -18,6 +18,7 @@
 #include "fill.h"
 #include "mapping.h"
 #include "move.h"
+#include "told.h"
 
 /* ---- slots ------------------------------------------------------------------- */
 
@@ -275,6 +276,20 @@ static int fill_in_place(struct agent *agent, struct hmm_order *order, struct re
 }
 
 /*
+ * Whether the program has locked what is there: its bytes are not to lie in a shadow, be it for a moment, nor a device's in its
+ * holes. Nothing that costs little says so; but the hint that a page is cold is refused there. (MOVE refuses by itself.)
+ */
+static bool is_locked(const struct hmm_order *order)
+{
+	unsigned int page = 0, end;
+
+	for (; next_run(order->want, &page, &end); page = end)
+		if (madvise((void *)page_address(order->addr, page), HMM_PAGE_SIZE, MADV_COLD) && errno == EINVAL)
+			return true;
+	return false;
+}
+
+/*
  * Whoever wants to write to the pages meanwhile faults, because hmmd has
  * protected them, and hmmd takes the order back before it lets him.
  */
@@ -286,6 +301,11 @@ static bool order_out_zap(struct agent *agent, struct hmm_order *order)
 
 	if (!region)
 		return false;
+	if (is_locked(order)) {
+		memcpy(order->busy, order->want, sizeof(order->busy));
+		order->error = -EINVAL;
+		return true;
+	}
 	error = hmmc_move_look(agent, order->addr, PAGES, agent->map);
 	for (page = 0; !error && page < PAGES; page++) {
 		if (!test(order->want, page))
@@ -428,6 +448,7 @@ static bool order_cohere(struct agent *agent, struct hmm_order *order)
 	}
 	if (region->kind == HMM_POOL_KIND_MEMFD_HUGE)
 		madvise(map, HMM_BLOCK_SIZE, MADV_HUGEPAGE);
+	hmmc_told_pass_on(order->addr, map);
 	return exchange(agent, order, map, true);
 }
 
@@ -462,6 +483,7 @@ static bool order_uncohere(struct agent *agent, struct hmm_order *order)
 		order->error = -errno;
 		return true;
 	}
+	hmmc_told_pass_on(order->addr, map);
 	return exchange(agent, order, map, false);
 }
 

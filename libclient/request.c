@@ -32,7 +32,7 @@ struct request *hmmc_request_new(struct connection *connection, uint16_t op, siz
 
 	if (!request)
 		return NULL;
-	request->message = hmmc_arena_alloc(size);
+	request->message = hmmc_request_has_bytes(op, false) ? hmmc_arena_alloc_locked(size) : hmmc_arena_alloc(size);
 	if (!request->message) {
 		hmmc_arena_free(request, sizeof(*request));
 		return NULL;
@@ -73,8 +73,14 @@ void hmmc_request_free(struct request *request)
 		else
 			hmmc_clerk_call(close_fds, request);
 	}
-	hmmc_arena_free(request->reply, request->reply_size);
-	hmmc_arena_free(request->message, request->size);
+	if (hmmc_request_has_bytes(request->message->opcode, true))
+		hmmc_arena_free_locked(request->reply, request->reply_size);
+	else
+		hmmc_arena_free(request->reply, request->reply_size);
+	if (hmmc_request_has_bytes(request->message->opcode, false))
+		hmmc_arena_free_locked(request->message, request->size);
+	else
+		hmmc_arena_free(request->message, request->size);
 	hmmc_arena_free(request, sizeof(*request));
 }
 

@@ -6,6 +6,8 @@
  * other; hmmd migrates each block and has the agent exchange its mapping for the
  * shadow. A piece passes the fork gate: no fork finds its pages on the way.
  *
+ * What the program has told the kernel of that memory is looked up first (told.c).
+ *
  * The table says what is coherent, so nothing is remembered here. A piece that was
  * asked again after a restart of hmmd finds some of its blocks done, which is no
  * error. If a piece fails, all that was done for this call is taken back.
@@ -15,6 +17,7 @@
 #include "fork.h"
 #include "dispatch.h"
 #include "space.h"
+#include "told.h"
 
 #define PIECE_MAX	(64UL << 20)
 
@@ -99,6 +102,7 @@ static uint64_t entry_of(const struct hmm *hmm, uint64_t block)
 int hmm_share(struct hmm_mirror *mirror, void *addr, size_t length)
 {
 	uint64_t start = (uintptr_t)addr, end = start + length, stop, back;
+	struct told *told;
 	char text[240];
 	int error = check(mirror, start, length);
 
@@ -107,18 +111,29 @@ int hmm_share(struct hmm_mirror *mirror, void *addr, size_t length)
 	for (uint64_t at = start; at < end; at += HMM_BLOCK_SIZE)
 		if (entry_of(mirror->priv->hmm, at) & HMM_TABLE_COHERENT)
 			return hmmc_fail(-EALREADY, "0x%llx is coherent already", (unsigned long long)at);
+	told = hmmc_told_begin(mirror->priv->hmm, start, end, &error);
+	if (told)
+		error = hmmc_told_check(told, 1);
+	if (error) {
+		hmmc_told_end(told);
+		return error;
+	}
 	error = call_all(mirror->priv, HMM_OP_SHARE, start, end, &stop);
-	if (!error)
-		return 0;
-	snprintf(text, sizeof(text), "%s", hmm_last_error());
-	if (error != -ESTALE && call_all(mirror->priv, HMM_OP_UNSHARE, start, stop, &back))
-		return hmmc_fail(error, "%s; and what had become coherent stays so: %s", text, hmm_last_error());
-	return hmmc_fail(error, "%s", text);
+	if (error) {
+		snprintf(text, sizeof(text), "%s", hmm_last_error());
+		if (error != -ESTALE && call_all(mirror->priv, HMM_OP_UNSHARE, start, stop, &back))
+			hmmc_fail(error, "%s; and what had become coherent stays so: %s", text, hmm_last_error());
+		else
+			hmmc_fail(error, "%s", text);
+	}
+	hmmc_told_end(told);
+	return error;
 }
 
 int hmm_unshare(struct hmm_mirror *mirror, void *addr, size_t length)
 {
 	uint64_t start = (uintptr_t)addr, end = start + length, stop;
+	struct told *told;
 	int error = check(mirror, start, length);
 
 	if (error)
@@ -128,5 +143,11 @@ int hmm_unshare(struct hmm_mirror *mirror, void *addr, size_t length)
 			return hmmc_fail(-EINVAL, "0x%llx is not coherent on this mirror", (unsigned long long)at);
 	if (hmmc_alloc_has(mirror->priv->hmm, start, end))
 		return hmmc_fail(-EINVAL, "some of it is from hmm_alloc(): hmm_free() gives that back");
-	return call_all(mirror->priv, HMM_OP_UNSHARE, start, end, &stop);
+	told = hmmc_told_begin(mirror->priv->hmm, start, end, &error);
+	if (told)
+		error = hmmc_told_check(told, 0);
+	if (!error)
+		error = call_all(mirror->priv, HMM_OP_UNSHARE, start, end, &stop);
+	hmmc_told_end(told);
+	return error;
 }

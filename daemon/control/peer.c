@@ -33,6 +33,7 @@
 #include "daemon/control/server.h"
 #include "daemon/control/session.h"
 #include "daemon/log.h"
+#include "daemon/vault.h"
 #include "uapi.h"
 
 /* Messages of one peer in one turn of the loop. */
@@ -160,7 +161,7 @@ static uint64_t parcel_bytes(const struct parcel *parcel)
 static void parcel_free(struct parcel *parcel)
 {
 	close_fds(parcel->fds, parcel->nfds);
-	free(parcel->message);
+	vault_free(parcel->message);
 	free(parcel);
 }
 
@@ -254,7 +255,7 @@ static void enqueue(struct peer *peer, struct hmm_wire_header *message, const in
 
 	if (!parcel) {
 		close_fds(fds, nfds);
-		free(message);
+		vault_free(message);
 		peer_close(peer, "out of memory");
 		return;
 	}
@@ -262,7 +263,7 @@ static void enqueue(struct peer *peer, struct hmm_wire_header *message, const in
 	 * Lists are made in room for a full message: what waits is counted by its size and shall be
 	 * no larger.
 	 */
-	shrunk = realloc(message, message->size);
+	shrunk = vault_has(message) ? message : realloc(message, message->size);
 	parcel->message = shrunk ? shrunk : message;
 	for (; parcel->nfds < nfds; parcel->nfds++)
 		parcel->fds[parcel->nfds] = fds[parcel->nfds];
@@ -301,7 +302,7 @@ void peer_send_consume(struct peer *peer, struct hmm_wire_header *message, int *
 		return;
 	}
 	close_fds(fds, nfds);
-	free(message);
+	vault_free(message);
 	/* A vanished peer is noticed by reading: what it said before it went still counts. */
 	if (r < 0 && r != -EPIPE && r != -ECONNRESET)
 		peer_close(peer, strerror(-r));
@@ -339,7 +340,7 @@ static const char *receive_error(int error, char *out, size_t room)
 
 static void receive(struct peer *peer)
 {
-	struct hmm_frame *frame = &peer->server->frame;
+	struct hmm_frame *frame = peer->server->frame;
 	unsigned int i;
 	char why[96];
 	int r;

@@ -46,6 +46,7 @@
 #include "daemon/memory/holder.h"
 #include "daemon/memory/reserve.h"
 #include "daemon/privileges.h"
+#include "daemon/vault.h"
 
 /* Connections accepted in one turn of the loop. */
 #define TURN_ACCEPTS 16
@@ -676,6 +677,11 @@ int server_new(const struct server_options *options, struct server **result)
 
 	if (!server)
 		return -ENOMEM;
+	server->frame = vault_alloc(sizeof(*server->frame));
+	if (!server->frame) {
+		free(server);
+		return -ENOMEM;
+	}
 	server->config = options->config;
 	server->source = options->source;
 	server->version = options->version;
@@ -688,7 +694,7 @@ int server_new(const struct server_options *options, struct server **result)
 	server->outbox.eventfd = -1;
 	server->tracer_fd = -1;
 	server->peers_tail = &server->peers;
-	hmm_frame_init(&server->frame);
+	hmm_frame_init(server->frame);
 	quota_init(&server->quota);
 	apply_limits(server);
 	memcpy(server->path, options->config.socket, sizeof(server->path));
@@ -701,6 +707,7 @@ int server_new(const struct server_options *options, struct server **result)
 		if (server->uffd_device >= 0)
 			close(server->uffd_device);
 		quota_deinit(&server->quota);
+		vault_free(server->frame);
 		free(server);
 		return r;
 	}
@@ -796,6 +803,7 @@ struct server *server_free(struct server *server)
 		close(server->reserve_fd);
 	if (server->ready_fd >= 0)
 		close(server->ready_fd);
+	vault_free(server->frame);
 	free(server);
 	return NULL;
 }

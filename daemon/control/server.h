@@ -89,7 +89,7 @@ struct server {
 	uint32_t n_peers;
 	uint32_t last_peer;
 
-	struct hmm_frame frame;		/* the one being read */
+	struct hmm_frame *frame;	/* the one being read: in the vault */
 };
 
 /* Everything up to the first connection. What went wrong is logged. 0 or a negative errno. */

@@ -30,6 +30,7 @@
 #include "daemon/control/server.h"
 #include "daemon/engine/breakage.h"
 #include "daemon/log.h"
+#include "daemon/vault.h"
 #include "hmm_protocol.h"
 #include "layout.h"
 
@@ -492,7 +493,8 @@ static struct letter *letter_from(struct peer *peer, struct hmm_frame *frame)
 
 	if (!letter)
 		return NULL;
-	letter->message = malloc(frame->size);
+	/* Bytes of a program: it may have locked them. */
+	letter->message = frame->header.opcode == HMM_OP_DEVICE_WRITE ? vault_alloc(frame->size) : malloc(frame->size);
 	if (!letter->message)
 		return letter_free(letter);
 	memcpy(letter->message, frame->data, frame->size);

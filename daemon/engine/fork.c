@@ -147,31 +147,11 @@ static void note_wiped(struct child *child, uint64_t start, uint64_t end)
 	child->logged++;
 }
 
-/* Which mappings a child gets empty. smaps is the only place that says so. */
-static void find_wiped(struct child *child)
+/* Which mappings a child gets empty. */
+static void find_wiped(void *data, uint64_t start, uint64_t end, unsigned int told)
 {
-	int fd = dup(child->owner->smaps);
-	FILE *file = fd < 0 ? NULL : fdopen(fd, "r");
-	unsigned long start = 0, end = 0, s, e;
-	char *line = NULL;
-	size_t size = 0;
-
-	if (!file) {
-		if (fd >= 0)
-			close(fd);
-		return;
-	}
-	rewind(file);
-	while (getline(&line, &size, file) > 0) {
-		if (sscanf(line, "%lx-%lx ", &s, &e) == 2) {
-			start = s;
-			end = e;
-		} else if (strncmp(line, "VmFlags:", 8) == 0 && strstr(line, " wf")) {
-			note_wiped(child, start, end);
-		}
-	}
-	free(line);
-	fclose(file);
+	if (told & KERNEL_TOLD_WIPED)
+		note_wiped(data, start, end);
 }
 
 static bool may_hold_pages(const struct block *block)
@@ -561,7 +541,10 @@ void fork_child_consume_fd(struct owner *owner, uint64_t position, int uffd)
 	}
 	map_log(&child);
 	if (child.log && !child.log->wiped_known) {
-		find_wiped(&child);
+		int r = kernel->told(owner->smaps, 0, HMM_VA_END, find_wiped, &child);
+
+		if (r)
+			log_error("owner %u: a forked child may find bytes that were to be wiped: smaps: %s", owner->id, strerror(-r));
 		child.log->wiped_known = 1;
 	}
 	fcntl(child.uffd, F_SETFL, O_NONBLOCK);

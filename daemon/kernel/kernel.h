@@ -32,6 +32,12 @@ struct kernel_region {
 #define KERNEL_PAGE_HUGE	1U
 #define KERNEL_PAGE_ZERO	2U
 
+#define KERNEL_TOLD_LOCKED	1U	/* mlock() */
+#define KERNEL_TOLD_NODUMP	2U	/* MADV_DONTDUMP */
+#define KERNEL_TOLD_NOFORK	4U	/* MADV_DONTFORK */
+#define KERNEL_TOLD_WIPED	8U	/* MADV_WIPEONFORK */
+#define KERNEL_TOLD_NOHUGE	16U	/* MADV_NOHUGEPAGE */
+
 struct kernel_ops {
 	/*
 	 * @done: bytes that were done even when the call failed.
@@ -82,6 +88,13 @@ struct kernel_ops {
 	int (*vma_at)(int maps, uint64_t addr, struct kernel_vma *vma);
 	/* Whether memory is mapped at @addr, by a look that waits for them: 1, 0 or -errno (before Linux 6.7). */
 	int (*mapped)(int pagemap, uint64_t addr);
+
+	/*
+	 * What the program has told the kernel of its mappings in [start, end): of each that was told anything, in order.
+	 * Takes as long as counting all pages from the first mapping to there. 0, or -errno: what came before was told.
+	 */
+	int (*told)(int smaps, uint64_t start, uint64_t end,
+		    void (*found)(void *data, uint64_t start, uint64_t end, unsigned int told), void *data);
 
 	int (*memfd_new)(const char *name, uint64_t size, unsigned int flags);
 	int (*punch)(int fd, uint64_t offset, uint64_t length);

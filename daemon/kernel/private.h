@@ -22,6 +22,8 @@ ssize_t kernel_mem_read(int mem, uint64_t addr, void *buffer, size_t length);
 ssize_t kernel_mem_write(int mem, uint64_t addr, const void *buffer, size_t length);
 int kernel_vma_at(int maps, uint64_t addr, struct kernel_vma *vma);
 int kernel_mapped(int pagemap, uint64_t addr);
+int kernel_told(int smaps, uint64_t start, uint64_t end,
+		void (*found)(void *data, uint64_t start, uint64_t end, unsigned int told), void *data);
 int kernel_memfd_new(const char *name, uint64_t size, unsigned int flags);
 int kernel_punch(int fd, uint64_t offset, uint64_t length);
 bool kernel_merging(void);

@@ -155,6 +155,7 @@ const struct kernel_ops kernel_real = {
 	.mem_write = kernel_mem_write,
 	.vma_at = kernel_vma_at,
 	.mapped = kernel_mapped,
+	.told = kernel_told,
 	.memfd_new = kernel_memfd_new,
 	.punch = kernel_punch,
 	.collapse = kernel_collapse,

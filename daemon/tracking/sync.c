@@ -108,13 +108,27 @@ int copies_check(struct owner *owner, struct letter *letter, uint32_t id, struct
 	return 0;
 }
 
+static void refuse_locked(void *data, uint64_t start, uint64_t end, unsigned int told)
+{
+	struct letter *letter = data;
+
+	(void)end;
+	if (told & KERNEL_TOLD_LOCKED && !letter->error)
+		letter_fail(letter, -EOPNOTSUPP, "%#lx is locked, and a copy of it on a device may be swapped out: munlock() it first, or leave it out",
+			    start);
+}
+
 int copies_begin(struct tracker *tracker, struct letter *letter, struct track *track,
 		 struct mirror *mirror)
 {
 	struct device *device = mirror->device;
 	uint64_t bytes = room_for(device, track->start, track->end);
-	int r;
+	int r = kernel->told(mirror->owner->smaps, track->start, track->end, refuse_locked, letter);
 
+	if (letter->error)
+		return letter->error;
+	if (r)
+		return letter_fail(letter, r, "what the program has locked can't be read (smaps): %s", strerror(-r));
 	/* Its end is yet to come, and would take the new copy for the old one. */
 	if (overlaps(&tracker->leaving, mirror, track->start, track->end))
 		return letter_fail(letter, -EAGAIN,

@@ -33,10 +33,11 @@ int hmm_free(struct hmm_mirror *mirror, void *addr, size_t length);
  * is coherent; some of it may be on the device, where a touch finds it.
  * Until hmm_unshare() it is shared memory: a fork's child shares it, madvise()
  * does not empty it, and it must not be unmapped, moved or discarded, nor given
- * back to an allocator; the mapping's name, policy and madvise() flags are gone.
+ * back to an allocator. What MADV_DONTDUMP, MADV_DONTFORK and MADV_NOHUGEPAGE said of any of
+ * a block holds for all of it, there and back; its name, policy and other madvise() flags are gone.
  * Return: 0; -EINVAL: unaligned or empty; -EALREADY: some of it is coherent;
  *	-EFAULT: nothing is mapped there; -EPERM: not the owner, or read-only;
- *	-EOPNOTSUPP: files, shared, locked, excluded memory, stacks; or of the mirror, as
+ *	-EOPNOTSUPP: files, shared, locked, excluded memory, stacks, MADV_WIPEONFORK; or of the mirror, as
  *	hmm_alloc(); -EBUSY: pinned,
  *	or its mapping changed, for 3 s; -ENOSPC: the device is full; -ENOMEM;
  *	-ESTALE.
@@ -50,6 +51,7 @@ int hmm_share(struct hmm_mirror *mirror, void *addr, size_t length);
  * What mprotect() took from it has to be given back first.
  * Return: 0; -EINVAL: not such memory; -EPERM: not the owner, or the program has
  *	protected some of it; -EFAULT: something else is mapped there, or nothing;
+ *	-EOPNOTSUPP: some of it is locked, which ordinary memory would not be;
  *	-ENOMEM: the process can have no more mappings; -EBUSY: its map was changing, or a page
  *	on its way, for 3 seconds. From where it stays coherent is told by hmm_last_error(): ask
  *	again from there, for what is ordinary is -EINVAL; -ESTALE.

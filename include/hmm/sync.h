@@ -39,7 +39,7 @@ struct hmm_sync_report {
  * Any thread. Return: 0; -EINVAL: flags, or a range that is empty, unaligned or ends above user
  *	space; -EEXIST: the mirror tracks some of it already; -ENOSPC: the device has no room
  *	(hmm_last_error() says how much is wanted and in use), or the owner has too many tracks;
- *	-EOPNOTSUPP: the mirror is not tracked, or no engine finds what is written; -EPERM: the
+ *	-EOPNOTSUPP: the mirror is not tracked, or no engine finds what is written, or some of it is locked; -EPERM: the
  *	owner has no userfaultfd to give; -EDQUOT: the user's share of hmmd is used up; -ENOMEM;
  *	-ESTALE: the owner is gone, or it is a fork's parent's; -EDEADLK: called from inside a
  *	callback. After an error nothing has changed.

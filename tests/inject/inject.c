@@ -47,6 +47,7 @@ enum call {
 	POPULATE,
 	NODE_FREE,
 	MAPPED,
+	TOLD,
 	CALLS
 };
 
@@ -55,6 +56,7 @@ static const char *const call_names[CALLS] = {
 	"uffd_unregister", "pagemap_read", "mem_read",	  "mem_write",	  "vma_at",
 	"memfd_new",	   "punch",	   "collapse",	  "merging",	  "page_kinds",
 	"place",	   "policy",	   "populate",	  "node_free",	   "mapped",
+	"told",
 };
 
 static const struct {
@@ -187,6 +189,12 @@ static int mapped(int pagemap, uint64_t addr)
 	return due(MAPPED) ? -plan.error : kernel_real.mapped(pagemap, addr);
 }
 
+static int told(int smaps, uint64_t start, uint64_t end,
+		void (*found)(void *data, uint64_t from, uint64_t to, unsigned int flags), void *data)
+{
+	return due(TOLD) ? -plan.error : kernel_real.told(smaps, start, end, found, data);
+}
+
 static int memfd_new(const char *name, uint64_t size, unsigned int flags)
 {
 	return due(MEMFD_NEW) ? -plan.error : kernel_real.memfd_new(name, size, flags);
@@ -282,6 +290,7 @@ __attribute__((constructor)) static void begin(void)
 	injecting.mem_write = mem_write;
 	injecting.vma_at = vma_at;
 	injecting.mapped = mapped;
+	injecting.told = told;
 	injecting.memfd_new = memfd_new;
 	injecting.punch = punch;
 	injecting.collapse = collapse;

@@ -34,6 +34,7 @@ ERRORS = {
     "mem_write": ["EIO"],
     "vma_at": ["ENOMEM", "EINTR"],
     "mapped": ["ENOMEM"],
+    "told": ["ENOMEM"],
     "memfd_new": ["EMFILE", "ENOMEM"],
     "punch": ["EINTR"],
     "collapse": ["ENOMEM", "EAGAIN"],

@@ -20,6 +20,10 @@ LACKS = [DAEMON_ARGS.pop(0).removeprefix("without=")] if DAEMON_ARGS and DAEMON_
 UNDER_SANITIZERS = {
     "locked": "AddressSanitizer makes mlock do nothing",
     "lock-later": "AddressSanitizer makes mlock do nothing",
+    "locked-base": "AddressSanitizer makes mlock do nothing",
+    "locked-later": "AddressSanitizer makes mlock do nothing",
+    "locked-coherent": "AddressSanitizer makes mlock do nothing",
+    "locked-copies": "AddressSanitizer makes mlock do nothing",
     "reused": "AddressSanitizer keeps freed memory from being used again",
     "stacks": "AddressSanitizer keeps a thread's locals in stacks of its own",
 }

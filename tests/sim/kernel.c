@@ -621,6 +621,14 @@ static ssize_t sim_mem_write(int mem, uint64_t addr, const void *buffer, size_t 
 	return (ssize_t)length;
 }
 
+/* These owners tell the kernel nothing. */
+static int sim_told(int smaps, uint64_t start, uint64_t end,
+		    void (*found)(void *data, uint64_t start, uint64_t end, unsigned int told), void *data)
+{
+	(void)smaps, (void)start, (void)end, (void)found, (void)data;
+	return 0;
+}
+
 static int sim_vma_at(int maps, uint64_t addr, struct kernel_vma *vma)
 {
 	is(maps, ROLE_MAPS, "maps");
@@ -695,7 +703,7 @@ const struct kernel_ops kernel_simulated = {
 	.uffd_protect = sim_protect, .uffd_register = sim_register, .uffd_unregister = sim_unregister,
 	.uffd_wake = sim_wake, .uffd_read = sim_read, .pagemap_read = sim_pagemap_read, .page_kinds = sim_page_kinds,
 	.pages_written = sim_pages_written, .soft_dirty_clear = sim_soft_dirty_clear, .mem_read = sim_mem_read,
-	.mem_write = sim_mem_write, .vma_at = sim_vma_at, .mapped = sim_mapped, .memfd_new = sim_memfd_new,
+	.mem_write = sim_mem_write, .vma_at = sim_vma_at, .mapped = sim_mapped, .told = sim_told, .memfd_new = sim_memfd_new,
 	.punch = sim_punch, .collapse = sim_collapse, .merging = sim_merging, .place = sim_place, .policy = sim_policy,
 	.populate = sim_populate,
 };

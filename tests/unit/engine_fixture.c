@@ -59,6 +59,7 @@ static void begin_owner(struct fixture *fixture)
 	fixture->owner->mem = open("/proc/self/mem", O_RDWR | O_CLOEXEC);
 	fixture->owner->pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
 	fixture->owner->maps = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+	fixture->owner->smaps = open("/proc/self/smaps", O_RDONLY | O_CLOEXEC);
 	fixture->owner->done.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	cr_assert(eq(int, owner_map_shared(fixture->owner), 0));
 	owner_open_attributes(fixture->owner);

@@ -15,6 +15,7 @@
 #include "libclient/fork.h"
 #include "libclient/log.h"
 #include "libclient/space.h"
+#include "libclient/told.h"
 
 #define ANSWERS 8
 
@@ -119,6 +120,10 @@ void hmmc_log_forget(void)
 }
 
 void hmmc_clerk_forget(void)
+{
+}
+
+void hmmc_told_forget(void)
 {
 }
 
