@@ -25,6 +25,7 @@
 #define ARENA_SIZE_POOR	(32UL << 20)	/* for programs under RLIMIT_AS */
 #define CLASS_MIN	6		/* 64 bytes: a cache line, so that locks do not share one */
 #define CLASS_MAX	26
+#define LOCKED_KEPT	2U		/* of each size: to lock and unlock takes as long as a request */
 
 struct piece {
 	struct piece *next;
@@ -34,6 +35,8 @@ static struct {
 	struct futex_lock lock;
 	char *start, *end, *fresh;
 	struct piece *free[CLASS_MAX + 1];
+	struct piece *locked[CLASS_MAX + 1];	/* a few of those that were allocated locked, as they are */
+	unsigned int kept[CLASS_MAX + 1];
 } arena LIBRARY_DATA = { .lock = { 0 } };
 
 static unsigned int class_of(size_t size)
@@ -118,18 +121,46 @@ static size_t whole_pages(size_t size)
 
 void *hmmc_arena_alloc_locked(size_t size)
 {
-	void *memory = hmmc_arena_alloc(whole_pages(size));
+	const unsigned int class = class_of(whole_pages(size));
+	struct piece *piece = NULL;
 
-	if (memory)
-		mlock2(memory, whole_pages(size), MLOCK_ONFAULT);
-	return memory;
+	if (class > CLASS_MAX)
+		return NULL;
+	futex_lock(&arena.lock);
+	piece = arena.locked[class];
+	if (piece) {
+		arena.locked[class] = piece->next;
+		arena.kept[class]--;
+	}
+	futex_unlock(&arena.lock);
+	if (piece) {
+		memset(piece, 0, size < sizeof(*piece) ? sizeof(*piece) : size);
+		return piece;
+	}
+	piece = hmmc_arena_alloc(whole_pages(size));
+	if (piece)
+		mlock2(piece, whole_pages(size), MLOCK_ONFAULT);
+	return piece;
 }
 
 void hmmc_arena_free_locked(void *memory, size_t size)
 {
-	size = whole_pages(size);
-	if (!memory)
+	const unsigned int class = class_of(whole_pages(size));
+	struct piece *piece = memory;
+
+	if (!piece)
 		return;
+	futex_lock(&arena.lock);
+	if (arena.kept[class] < LOCKED_KEPT) {
+		arena.kept[class]++;
+		piece->next = arena.locked[class];
+		arena.locked[class] = piece;
+		piece = NULL;
+	}
+	futex_unlock(&arena.lock);
+	if (!piece)
+		return;
+	size = whole_pages(size);
 	/* Nothing is left in it for the disk. */
 	if (madvise(memory, size, MADV_DONTNEED_LOCKED))
 		memset(memory, 0, size);

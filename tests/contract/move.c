@@ -195,6 +195,29 @@ Test(move, wipeonfork_growsdown_and_sealed_memory_moves)
 	cr_assert_eq(uffd_move(s.fd, s.slot + 2 * PAGE, mem, PAGE, 0), 0);
 }
 
+/* By which the agent knows what is locked without reading smaps: nothing happens where it is not, and where no page is. */
+Test(move, cold_is_refused_in_locked_memory)
+{
+	char *memory = mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	unsigned char there = 1;
+
+	cr_assert(memory != MAP_FAILED);
+	memory[0] = 7;
+	cr_assert_eq(madvise(memory, PAGE, MADV_COLD), 0);
+	cr_assert_eq(madvise(memory + PAGE, PAGE, MADV_COLD), 0);
+	if (syscall(SYS_mlock2, memory, 2 * PAGE, MLOCK_ONFAULT))
+		skip("RLIMIT_MEMLOCK allows no page to be locked");
+	cr_assert_eq(madvise(memory, PAGE, MADV_COLD), -1);
+	cr_assert_eq(errno, EINVAL);
+	cr_assert_eq(madvise(memory + PAGE, PAGE, MADV_COLD), -1);
+	cr_assert_eq(errno, EINVAL);
+	cr_assert_eq(madvise(memory + 2 * PAGE, PAGE, MADV_COLD), 0);
+	cr_assert_eq(mincore(memory + PAGE, PAGE, &there), 0);
+	cr_assert_eq(there & 1, 0);
+	cr_assert_eq(memory[0], 7);
+	munmap(memory, 4 * PAGE);
+}
+
 Test(move, mlocked_memory_needs_a_locked_slot)
 {
 	struct stage s = stage(4);
