@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
  * doctor.c - `hmmctl doctor`: what hmmd finds wrong with itself, its machine
- * and its settings at this moment, each with its fix.
+ * and its settings at this moment, each with its fix; and what would keep a program here from being mirrored.
  */
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "hmmctl.h"
 #include "output.h"
+#include "surroundings.h"
 
 static const char *const severity_names[] = { "note", "note", "warning", "error" };
 #define WORST 3U
@@ -46,6 +47,7 @@ int command_doctor(struct context *context)
 	n = link_list(&context->link, &request, sizeof(*findings), &findings);
 	if (n < 0)
 		return report_link_error(&context->link);
+	surroundings_examine(&context->link, &findings, &n);
 	for (long i = 0; i < n; i++)
 		if (worst < findings[i].severity)
 			worst = findings[i].severity;

@@ -84,25 +84,30 @@ static int find_daemon(struct link *link)
 	return ret;
 }
 
-static int say_hello(struct link *link)
+static int say_hello(struct link *link, uint32_t role)
 {
 	struct hmm_msg_hello hello;
 
 	HMM_MSG_INIT(hello, HMM_OP_HELLO, 0);
 	hello.version_min = HMM_PROTOCOL_VERSION;
 	hello.version_max = HMM_PROTOCOL_VERSION;
-	hello.role = HMM_ROLE_TOOL;
+	hello.role = role;
 	HMM_MSG_TEXT(hello.name, "hmmctl");
 	return link_request(link, &hello) ? 0 : link->error;
 }
 
 int link_open(struct link *link, const char *path)
 {
+	return link_open_as(link, path, HMM_ROLE_TOOL);
+}
+
+int link_open_as(struct link *link, const char *path, uint32_t role)
+{
 	int ret = path ? connect_to(link, path) : find_daemon(link);
 
 	if (ret)
 		return ret;
-	ret = say_hello(link);
+	ret = say_hello(link, role);
 	if (ret)
 		link_close(link);
 	return ret;

@@ -26,6 +26,8 @@ void link_init(struct link *link);
  * Return: 0, or a negative errno that is in @link as well.
  */
 int link_open(struct link *link, const char *path);
+/* The same as somebody else would: HMM_ROLE_*. */
+int link_open_as(struct link *link, const char *path, uint32_t role);
 void link_close(struct link *link);
 /* Notes what went wrong. Return: @error. */
 int link_fail(struct link *link, int error, const char *format, ...)

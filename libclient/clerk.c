@@ -8,7 +8,7 @@
  * not keep the program's pipes open. So the clerk unshares its table as its
  * first act and empties it. Every other library thread is started by the clerk
  * and shares that table; descriptors of the program are fetched one by one with
- * pidfd_getfd().
+ * pidfd_getfd(), or where that is forbidden (a container's seccomp filter), by porter.c.
  *
  * The happy path: a program's thread posts a job and sleeps on its futex, the
  * clerk takes the jobs in order. It lives as long as the process; idle it sleeps
@@ -16,6 +16,7 @@
  * wait, as their callers would anyway.
  */
 #include <fcntl.h>
+#include <limits.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -28,6 +29,7 @@
 #include "clerk.h"
 #include "error.h"
 #include "futex.h"
+#include "porter.h"
 #include "public.h"
 
 #ifdef __SANITIZE_THREAD__
@@ -46,6 +48,7 @@ static struct {
 	uint32_t ready;			/* latch: 1 up, else -errno */
 	int pidfd;			/* of this process, in the private table */
 	bool wire;			/* keep descriptor 2 for HMMD_DEBUG=wire */
+	bool porter;			/* pidfd_getfd() is forbidden */
 } clerk LIBRARY_DATA = { .pidfd = -1 };
 
 static __thread bool private __attribute__((tls_model("initial-exec")));
@@ -146,6 +149,12 @@ static int private_table(void)
 	return 0;
 }
 
+/* Asked for what cannot be a descriptor, a kernel that may fetch one says so. */
+static bool may_fetch(void)
+{
+	return clerk.pidfd >= 0 && syscall(SYS_pidfd_getfd, clerk.pidfd, INT_MAX, 0) < 0 && errno == EBADF;
+}
+
 static struct job *take(void)
 {
 	struct job *job;
@@ -165,6 +174,9 @@ static void clerk_main(void *argument)
 {
 	int error = private_table();
 
+	/* Without one that is needed, what takes a descriptor fails, and nothing else. */
+	if (!error && !may_fetch())
+		clerk.porter = hmmc_porter_receive() == 0;
 	futex_latch_set(&clerk.ready, error ? (uint32_t)error : 1);
 	if (error)
 		return;
@@ -197,6 +209,8 @@ int hmmc_clerk_start(void)
 			if (ready != 1) {
 				error = (int)ready;
 				hmmc_thread_join(&clerk.thread);
+			} else if (clerk.porter) {
+				hmmc_porter_start();
 			}
 		}
 	}
@@ -261,6 +275,8 @@ int hmmc_clerk_take_fd(int fd)
 {
 	int taken;
 
+	if (clerk.porter)
+		return hmmc_porter_fetch(fd);
 	if (clerk.pidfd < 0)
 		return -ENOSYS;
 	taken = (int)syscall(SYS_pidfd_getfd, clerk.pidfd, fd, 0);
@@ -270,6 +286,7 @@ int hmmc_clerk_take_fd(int fd)
 void hmmc_clerk_forget(void)
 {
 	memset(&clerk, 0, sizeof(clerk));
+	hmmc_porter_forget();
 	clerk.pidfd = -1;
 	private = false;
 }

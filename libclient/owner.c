@@ -18,6 +18,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 
 #include "arena.h"
 #include "fork.h"
@@ -51,6 +52,11 @@ int hmmc_owner_userfaultfd(int device, bool *user_mode)
 		fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
 	}
 	return fd < 0 ? -errno : fd;
+}
+
+static bool is_filtered(void)
+{
+	return prctl(PR_GET_SECCOMP, 0, 0, 0, 0) == 2;
 }
 
 static int open_userfaultfd(int device)
@@ -100,9 +106,10 @@ static int prepare(struct owner *owner, char *text, size_t size)
 	if (owner->uffd < 0) {
 		snprintf(
 			text, size,
-			"no userfaultfd: %s; hmmd can hand one out if it may open /dev/userfaultfd, "
-			"or set vm.unprivileged_userfaultfd=1",
-			strerror(-owner->uffd));
+			"no userfaultfd: %s%s; hmmd can hand one out if it may open /dev/userfaultfd, "
+			"or %s",
+			strerror(-owner->uffd), is_filtered() ? " by a seccomp filter, a container's, say" : "",
+			is_filtered() ? "have that filter allow userfaultfd()" : "set vm.unprivileged_userfaultfd=1");
 		return owner->uffd;
 	}
 	owner->mem = open_file("/proc/self/mem", O_RDWR);
@@ -117,8 +124,10 @@ static int prepare(struct owner *owner, char *text, size_t size)
 		return error;
 	}
 	if (error) {
-		snprintf(text, size, "cannot open this process's files in /proc: %s",
-			 strerror(-error));
+		snprintf(text, size, "cannot open this process's files in /proc: %s%s", strerror(-error),
+			 error == -ENOENT ? "; is /proc mounted here?" :
+			 !prctl(PR_GET_DUMPABLE, 0, 0, 0, 0) ?
+					    "; it keeps others from looking at it (PR_SET_DUMPABLE, or set-user-ID)" : "");
 		return error;
 	}
 	error = map_slots(owner);

@@ -103,13 +103,15 @@ static void check_userfaultfd(struct examination *exam)
 	if (exam->server->uffd_device >= 0)
 		return;
 	read_number("/proc/sys/vm/unprivileged_userfaultfd", &unprivileged);
-	if (unprivileged)
+	/* A container's filter may stand before it all the same. */
+	if (unprivileged && !doctor_is_filtered())
 		return;
 	if (access(device, F_OK) < 0)
 		doctor_find(exam, DOCTOR_ERROR, 0, "userfaultfd",
+		     doctor_is_filtered() ? "give hmmd's container the device (docker run --device /dev/userfaultfd)" :
 		     "sysctl vm.unprivileged_userfaultfd=1, or a kernel of 6.1 or later with /dev/userfaultfd",
-		     "%s does not exist and unprivileged processes may not use userfaultfd: only root's can be mirrored",
-		     device);
+		     "%s does not exist%s and unprivileged processes may not use userfaultfd: only root's can be mirrored",
+		     device, doctor_is_filtered() ? " here" : "");
 	else if (privileged)
 		doctor_find(exam, DOCTOR_ERROR, 0, "userfaultfd",
 		     "allow the device in hmmd's service or container (DeviceAllow=/dev/userfaultfd, and 60-hmmd.rules of udev)",
@@ -432,7 +434,7 @@ unsigned int doctor_examine(struct server *server, struct hmm_record_finding *ou
 	static void (*const checks[])(struct examination *exam) = {
 		check_userfaultfd, check_tier, check_fork, check_tracking, check_io_uring, check_kernel_features,
 		check_huge_pages, check_hugetlb, check_placement, check_pool_size, check_cgroup, check_map_count,
-		check_limits, check_locked, doctor_cards, check_group, check_user_mode,
+		check_limits, check_locked, doctor_surroundings, doctor_cards, check_group, check_user_mode,
 	};
 	struct examination exam = {
 		.server = server,

@@ -32,4 +32,9 @@ bool doctor_read(const char *path, char *out, size_t room);
 /* doctor_cards.c: the IOMMU, VFIO, and which cards are there to be driven. */
 void doctor_cards(struct examination *exam);
 
+/* doctor_surroundings.c: what containers, service managers and their filters keep from hmmd. */
+void doctor_surroundings(struct examination *exam);
+/* Whether hmmd is under a seccomp filter, and one that most likely its programs are under as well: a container's. */
+bool doctor_is_filtered(void);
+
 #endif

@@ -13,7 +13,7 @@
  * A connection is worth what the process behind it is: rights were given to
  * the process that connected, so the connection ends with that process even if
  * a child of it still holds the socket. (The pidfd tells; pid 0, a process
- * of another pid namespace, has none and is trusted to close its socket.)
+ * of another pid namespace, has none, and is told why it can't be served: sight.c.)
  *
  * What can fail: everything the other end may do. It costs that peer its
  * connection, with a line in the log, and nobody else anything.

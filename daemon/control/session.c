@@ -28,6 +28,7 @@
 #include "daemon/control/admin.h"
 #include "daemon/control/peer.h"
 #include "daemon/control/server.h"
+#include "daemon/control/sight.h"
 #include "daemon/engine/breakage.h"
 #include "daemon/log.h"
 #include "daemon/vault.h"
@@ -326,6 +327,8 @@ static void answer_hello(struct peer *peer, struct letter *letter)
 	const uint32_t version = HMM_PROTOCOL_VERSION + (broken("newer-protocol") ? 1 : 0);
 	struct server *server = peer->server;
 	struct hmm_msg_hello_reply *reply;
+	char why[320];
+	int r = 0;
 
 	if (peer->greeted) {
 		letter_fail(letter, -EISCONN, "hello was said before on this connection");
@@ -336,6 +339,15 @@ static void answer_hello(struct peer *peer, struct letter *letter)
 			    "you speak protocol versions %u to %u, this hmmd speaks %u to %u: "
 			    "bring libhmmclient and hmmd to the same release",
 			    hello->version_min, hello->version_max, version, version);
+		return;
+	}
+	if (hello->role == HMM_ROLE_OWNER)
+		r = sight_of_owner(peer->pid, why, sizeof(why));
+	else if (hello->role == HMM_ROLE_DRIVER)
+		r = sight_of_driver(peer->pid, why, sizeof(why));
+	if (r) {
+		log_warn("peer %u '%s' (pid %d, uid %u) is refused: %s", peer->id, hello->name, peer->pid, peer->uid, why);
+		letter_fail(letter, r, "%s", why);
 		return;
 	}
 	reply = letter_reply(letter, HMM_OP_HELLO_REPLY, sizeof(*reply));

@@ -72,7 +72,8 @@ struct hmm_open_options {
  * @options: NULL for the defaults.
  * @result: the handle. The same process gets the same address space again,
  *	with one more reference.
- * Return: 0; -ECONNREFUSED or -ENOENT: no hmmd; -EACCES: not in group hmm;
+ * Return: 0; -ECONNREFUSED or -ENOENT: no hmmd; -EACCES: not in group hmm,
+ *	or hmmd may not look at this process's threads; -ESRCH: hmmd does not see this process (containers);
  *	-EPROTO: versions do not fit; -EINVAL; -ENOMEM; -EPERM: no userfaultfd;
  *	-EDEADLK: another thread closes the last reference, and this is a callback or a
  *	fork handler, which that may wait for. (Elsewhere hmm_open() waits until it is closed.)

@@ -7,6 +7,7 @@ the folders and devices that it may see.
 """
 
 import ctypes
+import errno
 import os
 import re
 import resource
@@ -15,8 +16,9 @@ import sys
 
 USER = 65534
 
-_PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_SET_KEEPCAPS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 24, 38, 8, 47, 2
-_ALLOW, _EPERM = 0x7fff0000, 0x00050001
+PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, _PR_SET_KEEPCAPS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 24, 38, 8, 47, 2
+# What a filter does with a system call: lets it through, or has it fail with the number that is added.
+ALLOW, ERRNO = 0x7fff0000, 0x00050000
 _EQ, _MASKED_EQ = 4, 7
 _FAMILIES = {"AF_UNIX": 1, "AF_INET": 2, "AF_INET6": 10, "AF_NETLINK": 16}
 _CAPABILITIES = {"CAP_DAC_OVERRIDE": 1, "CAP_IPC_LOCK": 14, "CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21, "CAP_SYS_NICE": 23}
@@ -72,21 +74,24 @@ def expand(names):
 
 
 class Filter:
-    def __init__(self):
+    def __init__(self, default=ERRNO | errno.EPERM):
         self._library = ctypes.CDLL("libseccomp.so.2", use_errno=True)
         self._library.seccomp_init.restype = ctypes.c_void_p
         self._library.seccomp_init.argtypes = [ctypes.c_uint32]
         self._library.seccomp_rule_add_array.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p]
         self._library.seccomp_load.argtypes = [ctypes.c_void_p]
-        self._context = self._library.seccomp_init(_EPERM)
+        self._context = self._library.seccomp_init(default)
 
     def allow(self, name, *compares):
+        self.add(ALLOW, name, *compares)
+
+    def add(self, action, name, *compares):
         number = self._library.seccomp_syscall_resolve_name(name.encode())
         # Of another architecture, or younger than the library.
         if number < 0:
             return
         rules = (_Compare * max(1, len(compares)))(*compares)
-        r = self._library.seccomp_rule_add_array(self._context, _ALLOW, number, len(compares), rules)
+        r = self._library.seccomp_rule_add_array(self._context, action, number, len(compares), rules)
         assert r == 0, (name, r)
 
     def load(self):
@@ -112,12 +117,12 @@ def filter_of(unit):
     return made
 
 
-def _prctl(*words):
+def prctl(*words):
     if _libc.prctl(*[ctypes.c_ulong(word) for word in words], *[ctypes.c_ulong(0)] * (5 - len(words))) < 0:
         raise OSError(ctypes.get_errno(), f"prctl {words}")
 
 
-def _set_capabilities(held):
+def set_capabilities(held):
     bits = sum(1 << number for number in held)
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
     data = (ctypes.c_uint32 * 6)(bits, bits, bits, 0, 0, 0)
@@ -145,16 +150,16 @@ def confine(unit):
         last = int(file.read())
     for number in range(last + 1):
         if number not in bounding:
-            _prctl(_PR_CAPBSET_DROP, number)
-    _prctl(_PR_SET_KEEPCAPS, 1)
+            prctl(PR_CAPBSET_DROP, number)
+    prctl(_PR_SET_KEEPCAPS, 1)
     os.setgroups([])
     os.setresgid(USER, USER, USER)
     os.setresuid(USER, USER, USER)
-    _set_capabilities(ambient)
+    set_capabilities(ambient)
     for number in ambient:
-        _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, number)
+        prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, number)
     os.umask(int(unit.values["UMask"][0], 8))
-    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
     made.load()
 
 
