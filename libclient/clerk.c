@@ -42,6 +42,7 @@
 static struct {
 	struct futex_lock start_lock;
 	struct futex_lock lock;
+	struct futex_lock spare_lock;	/* of the call for when the arena is used up */
 	uint32_t posted;		/* futex: the clerk sleeps on it */
 	struct job *head, *tail;
 	struct thread thread;
@@ -146,7 +147,8 @@ static int private_table(void)
 	if (debug >= 0)
 		hmm_frame_debug_fd(debug);
 	clerk.pidfd = (int)syscall(SYS_pidfd_open, getpid(), 0);
-	return 0;
+	/* Where it is forbidden, or not known, keys cannot be taken over, and all else can. */
+	return clerk.pidfd < 0 && (errno == ENFILE || errno == EMFILE || errno == ENOMEM) ? -errno : 0;
 }
 
 /* Asked for what cannot be a descriptor, a kernel that may fetch one says so. */
@@ -251,23 +253,34 @@ static void run_call(struct job *job)
 	futex_latch_set(&call->done, 1);
 }
 
+/*
+ * Not on the caller's stack, which may be away. Where the arena is used up there is one more, which is waited for: much of what
+ * is called ends something, and who frees it behind a call that was not made frees it under somebody's hands.
+ */
 int hmmc_clerk_call(int (*fn)(void *argument), void *argument)
 {
+	static struct call spare LIBRARY_DATA;
 	struct call *call;
 	int result;
 
 	if (private)
 		return fn(argument);
 	call = hmmc_arena_alloc(sizeof(*call));
-	if (!call)
-		return -ENOMEM;
+	if (!call) {
+		futex_lock(&clerk.spare_lock);
+		call = &spare;
+		call->done = 0;
+	}
 	call->job.run = run_call;
 	call->fn = fn;
 	call->argument = argument;
 	hmmc_clerk_post(&call->job);
 	futex_latch_wait(&call->done);
 	result = call->result;
-	hmmc_arena_free(call, sizeof(*call));
+	if (call == &spare)
+		futex_unlock(&clerk.spare_lock);
+	else
+		hmmc_arena_free(call, sizeof(*call));
 	return result;
 }
 

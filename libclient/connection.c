@@ -79,7 +79,8 @@ static void receive_reply(struct connection *connection, struct hmm_frame *frame
 	memcpy(request->reply, frame->data, frame->size);
 	if (request->finish)
 		error = request->finish(request, frame);
-	hmmc_request_answer(request, error, request->text);
+	/* hmmd has not said that it is to be asked again. */
+	hmmc_request_answer(request, error == -EAGAIN ? -ENOMEM : error, request->text);
 }
 
 static void receive(struct connection *connection, struct hmm_frame *frame)
@@ -211,6 +212,12 @@ int hmmc_connection_event(struct connection *connection)
 	return 0;
 }
 
+void hmmc_connection_renew(struct connection *connection)
+{
+	hmmc_log(HMMC_LOG_ERROR, "the library's memory is used up: what hmmd said is asked for again");
+	shutdown(connection->fd, SHUT_RDWR);
+}
+
 /* ---- connecting ----------------------------------------------------------- */
 
 static int dial(const char *path, uint64_t patience_ms)
@@ -223,8 +230,11 @@ static int dial(const char *path, uint64_t patience_ms)
 	if (fd < 0)
 		return -errno;
 	set_patience(fd, patience_ms);
-	if (connect(fd, (struct sockaddr *)&address, sizeof(address))) {
-		error = -errno;
+	/* Who was stopped, and goes on, is told that he was interrupted. */
+	do {
+		error = connect(fd, (struct sockaddr *)&address, sizeof(address)) ? -errno : 0;
+	} while (error == -EINTR);
+	if (error) {
 		close(fd);
 		return error;
 	}

@@ -132,6 +132,11 @@ int hmmc_connection_exchange(struct connection *connection, void *message, const
 /* As above, for the next event, which is dealt with. */
 int hmmc_connection_event(struct connection *connection);
 /*
+ * In the receiver: what hmmd said cannot be taken in, for want of memory, and it says nothing twice. So the connection ends,
+ * and on the next one hmmd hears what is known here, and tells the rest again.
+ */
+void hmmc_connection_renew(struct connection *connection);
+/*
  * For the receiver: when (by clock_ms()) it must not wait any longer for what hmmd does not know yet. Of a driver that is 3/4 of
  * the grace time after hmmd went, so that its windows are closed then.
  */

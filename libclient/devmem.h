@@ -63,8 +63,9 @@ int hmmc_devmem_ready(struct hmm_mirror_private *mirror);
 void hmmc_devmem_release(struct hmm_mirror_private *mirror);
 
 /* In the receiver. */
-void hmmc_devmem_region(struct hmm *hmm, const struct hmm_msg_region *event, int fd);
-void hmmc_devmem_event(struct hmm *hmm, const struct hmm_wire_header *event);
+/* Both fail where there is no memory for what hmmd said. */
+int hmmc_devmem_region(struct hmm *hmm, const struct hmm_msg_region *event, int fd);
+int hmmc_devmem_event(struct hmm *hmm, const struct hmm_wire_header *event);
 /* After a restart: says it of this device again. */
 int hmmc_devmem_restore(struct hmm *hmm, const struct hmm_device *device);
 /* ... and has the mirror call hmmc_devmem_ready() when its earlier callbacks are over. */

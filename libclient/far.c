@@ -128,6 +128,31 @@ static int prepare_stored(struct request *request)
 }
 
 /* Which of them hmmd has noted. Return: 0, or nothing has moved. */
+/*
+ * What hmmd asked it asks once, and an owner waits for the answer, or the pages of a migration do: where there is no memory for it,
+ * here or in hmmd, it is tried for as long as it takes.
+ */
+#define PAUSE_NS	10000000L
+
+static void *need(size_t size)
+{
+	void *memory;
+
+	while (!(memory = hmmc_arena_alloc(size)))
+		hmmc_dispatch_nap(PAUSE_NS);
+	return memory;
+}
+
+static struct request *new_answer(struct connection *connection, uint16_t op, size_t size)
+{
+	struct request *request;
+
+	while (!(request = hmmc_request_new(connection, op, size)))
+		hmmc_dispatch_nap(PAUSE_NS);
+	request->insists = true;
+	return request;
+}
+
 static int tell_stored(struct storing *storing, uint64_t *moved)
 {
 	struct connection *connection = storing->mirror->hmm->connection;
@@ -136,10 +161,8 @@ static int tell_stored(struct storing *storing, uint64_t *moved)
 	struct request *request;
 	int error;
 
-	request = hmmc_request_new(connection, HMM_OP_DEVMEM_STORED,
-				   sizeof(*message) + storing->count * sizeof(uint32_t));
-	if (!request)
-		return -ENOMEM;
+	request = new_answer(connection, HMM_OP_DEVMEM_STORED,
+			     sizeof(*message) + storing->count * sizeof(uint32_t));
 	message = (struct hmm_msg_devmem_stored *)request->message;
 	message->cookie = storing->ask->cookie;
 	message->count = storing->count;
@@ -201,7 +224,9 @@ static struct region *staging_of(const struct hmm_mirror_private *mirror, uint64
 {
 	struct regions *staging = mirror->hmm->staging;
 
-	return staging ? hmmc_region_find(staging, mirror->id, addr) : NULL;
+	struct region *region = staging ? hmmc_region_find(staging, mirror->id, addr) : NULL;
+
+	return region && hmmc_region_map(staging, region) ? region : NULL;
 }
 
 static void store(struct hmm_mirror_private *mirror, const void *event)
@@ -209,15 +234,11 @@ static void store(struct hmm_mirror_private *mirror, const void *event)
 	struct hmm_devmem_private *devmem = mirror->devmem;
 	const struct hmm_msg_devmem_store *ask = event;
 	struct region *region = staging_of(mirror, ask->addr);
-	struct storing *storing = hmmc_arena_alloc(sizeof(*storing));
+	struct storing *storing = need(sizeof(*storing));
 	uint64_t moved[HMM_BITMAP_WORDS] = { 0 };
 	struct hmm_devmem_move move = { .mirror = mirror->mirror };
 	unsigned int first;
 
-	if (!storing) {
-		hmmc_log(HMMC_LOG_ERROR, "the library's memory is used up: a migration waits");
-		return;
-	}
 	storing->mirror = mirror;
 	storing->ask = ask;
 	for (unsigned int i = 0; i < HMM_BLOCK_PAGES && i / 64 < ask->count; i++) {
@@ -340,12 +361,8 @@ static void tell_fetched(struct fetching *fetching)
 	struct hmm_msg_devmem_fetched *message;
 	struct request *request;
 
-	request = hmmc_request_new(fetching->mirror->hmm->connection, HMM_OP_DEVMEM_FETCHED,
-				   sizeof(*message) + fetching->ask->count);
-	if (!request) {
-		hmmc_log(HMMC_LOG_ERROR, "the library's memory is used up: an owner waits for its pages");
-		return;
-	}
+	request = new_answer(fetching->mirror->hmm->connection, HMM_OP_DEVMEM_FETCHED,
+			     sizeof(*message) + fetching->ask->count);
 	message = (struct hmm_msg_devmem_fetched *)request->message;
 	message->cookie = fetching->ask->cookie;
 	message->count = fetching->ask->count;
@@ -359,13 +376,13 @@ static void tell_fetched(struct fetching *fetching)
 static void fetch(struct hmm_mirror_private *mirror, const void *event)
 {
 	const struct hmm_msg_devmem_fetch *ask = event;
-	struct fetching *fetching = hmmc_arena_alloc(sizeof(*fetching));
+	struct fetching *fetching;
 
-	if (!fetching || ask->count > HMM_BLOCK_PAGES) {
-		hmmc_log(HMMC_LOG_ERROR, "the library's memory is used up: an owner waits for its pages");
-		hmmc_arena_free(fetching, sizeof(*fetching));
+	if (ask->count > HMM_BLOCK_PAGES) {
+		hmmc_log(HMMC_LOG_ERROR, "hmmd asks for more pages than a block has");
 		return;
 	}
+	fetching = need(sizeof(*fetching));
 	*fetching = (struct fetching){ .mirror = mirror, .devmem = mirror->devmem, .ask = ask,
 				       .region = staging_of(mirror, ask->addr) };
 	for (uint32_t k = 0; k < ask->count; k++)
@@ -410,7 +427,7 @@ void hmmc_devmem_release(struct hmm_mirror_private *mirror)
 	let_go_of(mirror, HELD, true);
 }
 
-void hmmc_devmem_event(struct hmm *hmm, const struct hmm_wire_header *event)
+int hmmc_devmem_event(struct hmm *hmm, const struct hmm_wire_header *event)
 {
 	/* All three begin with it. */
 	uint32_t id = ((const struct hmm_msg_devmem_free *)(const void *)event)->mirror;
@@ -418,20 +435,22 @@ void hmmc_devmem_event(struct hmm *hmm, const struct hmm_wire_header *event)
 		event->opcode == HMM_OP_DEVMEM_STORE ? store :
 		event->opcode == HMM_OP_DEVMEM_FETCH ? fetch : free_pages;
 	struct hmm_mirror_private *mirror;
+	int error = 0;
 
 	futex_lock(&hmm->lock);
 	mirror = hmmc_mirror_find(hmm, id);
 	if (mirror && !hmmc_dispatch_post(mirror, run, event, event->size))
-		hmmc_log(HMMC_LOG_ERROR, "the library's memory is used up: what hmmd asked is not done");
+		error = -ENOMEM;
 	futex_unlock(&hmm->lock);
+	return error;
 }
 
-void hmmc_devmem_region(struct hmm *hmm, const struct hmm_msg_region *event, int fd)
+int hmmc_devmem_region(struct hmm *hmm, const struct hmm_msg_region *event, int fd)
 {
 	if (hmm->staging)
-		hmmc_region_add(hmm->staging, event, fd);
-	else
-		close(fd);
+		return hmmc_region_add(hmm->staging, event, fd);
+	close(fd);
+	return 0;
 }
 
 /* ---- coming, and coming back ------------------------------------------------------ */

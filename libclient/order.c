@@ -155,10 +155,10 @@ static bool taken_back(const struct hmm_order *order)
 }
 
 /*
- * The order may be faster than the event that brings its shadow, and a mirror's number may
+ * Return: NULL: the order fails (order->error), or was taken back. The order may be faster than the event that brings its shadow, and a mirror's number may
  * be used again.
  */
-static struct region *wait_for_region(struct agent *agent, const struct hmm_order *order)
+static struct region *wait_for_region(struct agent *agent, struct hmm_order *order)
 {
 	for (;;) {
 		uint32_t changes = __atomic_load_n(&agent->regions->changes, __ATOMIC_ACQUIRE);
@@ -166,8 +166,12 @@ static struct region *wait_for_region(struct agent *agent, const struct hmm_orde
 			hmmc_region_find(agent->regions, order->mirror, order->addr);
 		const struct timespec while_ = { .tv_nsec = 100000000 };
 
-		if (region && (!order->shadow || region->inode == order->shadow))
-			return region;
+		if (region && (!order->shadow || region->inode == order->shadow)) {
+			if (hmmc_region_map(agent->regions, region))
+				return region;
+			order->error = -ENOMEM;
+			return NULL;
+		}
 		if (agent_is_retired(agent) || taken_back(order))
 			return NULL;
 		futex_wait(&agent->regions->changes, changes, &while_);
@@ -176,15 +180,16 @@ static struct region *wait_for_region(struct agent *agent, const struct hmm_orde
 
 /* ---- orders ------------------------------------------------------------------- */
 
-/* What lies in the slot was moved; what was tried and is nowhere was a hole. */
-static int sort_out(struct agent *agent, struct hmm_order *order, const struct move *move,
-		    char *slot)
+/*
+ * What lies in the slot was moved; what was tried and is nowhere was a hole. To take all of it for moved would have the
+ * filling wait at a hole of the slot, for hmmd, which waits for this order.
+ */
+static void sort_out(struct agent *agent, struct hmm_order *order, const struct move *move,
+		     char *slot)
 {
 	unsigned int page;
-	int error = hmmc_move_look(agent, (uintptr_t)slot, PAGES, agent->map);
 
-	if (error)
-		return error;
+	hmmc_move_look_surely(agent, (uintptr_t)slot, PAGES);
 	for (page = 0; page < PAGES; page++)
 		if (is_there(agent->map[page]) && test(move->done, page))
 			set(order->moved, page);
@@ -192,7 +197,6 @@ static int sort_out(struct agent *agent, struct hmm_order *order, const struct m
 		if (test(move->done, page) && !test(order->moved, page))
 			set(order->hole, page);
 	memcpy(order->busy, move->busy, sizeof(order->busy));
-	return 0;
 }
 
 static bool order_out_move(struct agent *agent, struct hmm_order *order, bool keep)
@@ -208,7 +212,7 @@ static bool order_out_move(struct agent *agent, struct hmm_order *order, bool ke
 	if (keep) {
 		region = wait_for_region(agent, order);
 		if (!region)
-			return false;
+			return order->error;
 	}
 	order->error = claim_slot(agent, order->slot);
 	if (order->error)
@@ -217,12 +221,7 @@ static bool order_out_move(struct agent *agent, struct hmm_order *order, bool ke
 		return false;
 	__atomic_store_n(&order->state, HMM_ORDER_FILLING, __ATOMIC_SEQ_CST);
 	order->error = move.error;
-	error = sort_out(agent, order, &move, slot);
-	if (error) {
-		/* Without knowing better: all that was tried is in the slot; filling finds out. */
-		memcpy(order->moved, move.done, sizeof(order->moved));
-		order->error = error;
-	}
+	sort_out(agent, order, &move, slot);
 	agent->thin[order->slot] = !hmmc_move_is_huge(agent, (uintptr_t)slot);
 	if (!agent->thin[order->slot])
 		order->flags |= HMM_ORDER_HUGE_MOVED;
@@ -300,7 +299,7 @@ static bool order_out_zap(struct agent *agent, struct hmm_order *order)
 	int error;
 
 	if (!region)
-		return false;
+		return order->error;
 	if (is_locked(order)) {
 		memcpy(order->busy, order->want, sizeof(order->busy));
 		order->error = -EINVAL;
@@ -366,7 +365,7 @@ static bool order_home_slot(struct agent *agent, struct hmm_order *order)
 	int error;
 
 	if (!region)
-		return false;
+		return order->error;
 	error = claim_slot(agent, order->slot);
 	if (!error)
 		error = slot_unregister(agent, slot);
@@ -439,7 +438,7 @@ static bool order_cohere(struct agent *agent, struct hmm_order *order)
 	char *map;
 
 	if (!region)
-		return false;
+		return order->error;
 	map = hmmc_map(NULL, HMM_BLOCK_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, region->fd,
 		       region->offset + (order->addr - region->base));
 	if (!map) {
@@ -491,7 +490,7 @@ static bool order_sync(struct agent *agent, struct hmm_order *order)
 {
 	const struct region *region = wait_for_region(agent, order);
 
-	return region && hmmc_order_sync(agent, order, region);
+	return region ? hmmc_order_sync(agent, order, region) : order->error;
 }
 
 bool hmmc_order_run(struct agent *agent, struct hmm_order *order)

@@ -11,8 +11,9 @@
  * copy, when the region of that order goes. So a mapping and its descriptor are let go of
  * only when the agent is seen not to be busy, by whoever looks last: the agent, or who dropped it.
  *
- * Adding fails when the address space or the table is full; hmmd then waits for
- * an agent that cannot work, so it is also logged.
+ * Without room to map it a shadow is known all the same, and mapped when it is needed and there is room again; until
+ * then an order for it fails. Where the library's memory or the table is full it cannot be known: the receiver ends the
+ * connection, and hmmd tells of its shadows again.
  */
 #include <errno.h>
 #include <string.h>
@@ -102,33 +103,37 @@ void hmmc_region_settle(struct regions *regions)
 
 /* ---- coming --------------------------------------------------------------------------- */
 
-static char *map_shadow(const struct hmm_msg_region *event, int fd)
+static char *map_shadow(const struct region *region)
 {
-	char *map = hmmc_map(NULL, event->length, PROT_READ | PROT_WRITE, MAP_SHARED, fd,
-			     event->offset);
+	char *map = hmmc_map(NULL, region->length, PROT_READ | PROT_WRITE, MAP_SHARED, region->fd,
+			     region->offset);
 
 	if (!map)
 		return NULL;
-	madvise(map, event->length, MADV_DONTDUMP);
-	madvise(map, event->length, MADV_DONTFORK);
-	if (event->kind == HMM_POOL_KIND_MEMFD_HUGE)
-		madvise(map, event->length, MADV_HUGEPAGE);
+	madvise(map, region->length, MADV_DONTDUMP);
+	madvise(map, region->length, MADV_DONTFORK);
+	if (region->kind == HMM_POOL_KIND_MEMFD_HUGE)
+		madvise(map, region->length, MADV_HUGEPAGE);
 	return map;
 }
 
-/* Return: NULL, with errno, and nothing done. */
+bool hmmc_region_map(struct regions *regions, struct region *region)
+{
+	if (__atomic_load_n(&region->map, __ATOMIC_ACQUIRE))
+		return true;
+	futex_lock(&regions->lock);
+	if (!region->map && region->fd >= 0)
+		__atomic_store_n(&region->map, map_shadow(region), __ATOMIC_RELEASE);
+	futex_unlock(&regions->lock);
+	return region->map;
+}
+
 static struct region *region_new(const struct hmm_msg_region *event, int fd, const struct stat *stat)
 {
 	struct region *region = hmmc_arena_alloc(sizeof(*region));
-	char *map = region ? map_shadow(event, fd) : NULL;
 
-	if (!map) {
-		int error = region ? errno : ENOMEM;
-
-		hmmc_arena_free(region, sizeof(*region));
-		errno = error;
+	if (!region)
 		return NULL;
-	}
 	*region = (struct region){
 		.mirror = event->mirror & 0xff,
 		.base = event->base,
@@ -136,11 +141,14 @@ static struct region *region_new(const struct hmm_msg_region *event, int fd, con
 		.offset = event->offset,
 		.kind = event->kind,
 		.fd = fd,
-		.map = map,
 		.device = stat->st_dev,
 		.inode = stat->st_ino,
 		.listed = true,
 	};
+	region->map = map_shadow(region);
+	if (!region->map)
+		hmmc_log(HMMC_LOG_WARNING, "no room to map device memory for 0x%llx: what needs it is refused until there is",
+			 (unsigned long long)event->base);
 	return region;
 }
 
@@ -148,7 +156,7 @@ static struct region *region_new(const struct hmm_msg_region *event, int fd, con
 static void publish(struct regions *regions, unsigned int slot, struct region *region)
 {
 	struct region *old = regions->table[slot];
-	bool leaves = old && (!old->gone || !old->map);
+	bool leaves = old && (!old->gone || old->fd < 0);
 
 	__atomic_store_n(&regions->table[slot], region, __ATOMIC_SEQ_CST);
 	if (old)
@@ -178,7 +186,7 @@ int hmmc_region_add(struct regions *regions, const struct hmm_msg_region *event,
 		publish(regions, slot, region);
 		fd = -1;
 	} else {
-		error = slot < REGIONS_MAX ? -errno : -ENOMEM;
+		error = -ENOMEM;
 	}
 out_unlock:
 	futex_unlock(&regions->lock);
@@ -186,7 +194,7 @@ out_close:
 	if (fd >= 0)
 		close(fd);
 	if (error)
-		hmmc_log(HMMC_LOG_ERROR, "cannot map device memory for 0x%llx: %s",
+		hmmc_log(HMMC_LOG_ERROR, "cannot take device memory for 0x%llx: %s",
 			 (unsigned long long)event->base, strerror(-error));
 	__atomic_add_fetch(&regions->changes, 1, __ATOMIC_RELEASE);
 	futex_wake(&regions->changes, INT32_MAX);

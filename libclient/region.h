@@ -15,7 +15,7 @@ struct region {
 	uint64_t offset;		/* of base in the file */
 	enum hmm_pool_kind kind;
 	int fd;				/* in the private table */
-	char *map;			/* [base, base + length) */
+	char *map;			/* [base, base + length); NULL: there was no room to map it, see hmmc_region_map() */
 	uint64_t device, inode;
 	uint32_t gone;			/* atomic: not to be found any more */
 	bool listed;			/* in the table */
@@ -33,10 +33,12 @@ struct regions {
 };
 
 /*
- * Adds and maps a shadow; the descriptor is the table's from then on, whatever is returned.
- * The very same file again is fine.
+ * Adds a shadow, and maps it if there is room; the descriptor is the table's from then on, whatever is returned.
+ * The very same file again is fine. Fails where the library's memory is used up: then it is not known, and has to come again.
  */
 int hmmc_region_add(struct regions *regions, const struct hmm_msg_region *event, int fd);
+/* Whether it is mapped, by now: one that found no room is tried again. For whoever found it, before he looks into it. */
+bool hmmc_region_map(struct regions *regions, struct region *region);
 /* Lock-free. NULL: not known (yet). In the agent it stays mapped until the agent is not busy any more. */
 struct region *hmmc_region_find(struct regions *regions, uint32_t mirror, uint64_t address);
 /*

@@ -132,6 +132,12 @@ static void fail(struct request *request, int error, const char *text)
 	hmmc_request_answer(request, error, text);
 }
 
+/* Asked again is what hmmd says EAGAIN to, and nothing of this process's own. */
+static int own_error(int error)
+{
+	return error == -EAGAIN ? -ENOMEM : error;
+}
+
 enum chance {
 	CHANCE_NOW,
 	CHANCE_LATER,	/* it stays on the list */
@@ -161,6 +167,23 @@ static enum chance chance_of(struct request *request)
 }
 
 /*
+ * What hmmd waits for, or insists, is not given up for want of memory in the kernel. A connection that ends meanwhile
+ * says so.
+ */
+static int send_surely(const struct request *request, bool noreply)
+{
+	const struct timespec pause = { .tv_nsec = RETRY_MS * 1000000L };
+	int error;
+
+	for (;;) {
+		error = hmm_frame_send(request->connection->fd, request->message, request->fds, request->nfds);
+		if ((error != -ENOMEM && error != -ENOBUFS) || (!noreply && !request->insists))
+			return error;
+		nanosleep(&pause, NULL);
+	}
+}
+
+/*
  * In the clerk, with send_lock held: as long as it is, the receiver can neither give
  * the connection up nor tell another hmmd anything, so what prepare() fills in is good where it is
  * sent. Once sent the request may be answered and freed at any
@@ -168,7 +191,6 @@ static enum chance chance_of(struct request *request)
  */
 static void send_now(struct request *request)
 {
-	struct connection *connection = request->connection;
 	bool noreply = request->message->serial == 0;
 	enum chance chance = chance_of(request);
 	int error;
@@ -179,11 +201,11 @@ static void send_now(struct request *request)
 		return;
 	error = request->prepare ? request->prepare(request) : 0;
 	if (error) {
-		fail(request, error, request->text);
+		fail(request, own_error(error), request->text);
 		return;
 	}
 	__atomic_store_n(&request->sending, 1, __ATOMIC_RELAXED);
-	error = hmm_frame_send(connection->fd, request->message, request->fds, request->nfds);
+	error = send_surely(request, noreply);
 	__atomic_store_n(&request->sending, 0, __ATOMIC_RELEASE);
 	if (noreply)
 		fail(request, error, "");

@@ -378,6 +378,8 @@ static const char *source(struct rescuer *rescuer, uint64_t block, unsigned int 
 	if (record->transit == HMM_TRANSIT_UNSHARING && record->pending[page / 64] & bit)
 		return NULL;
 	region = hmmc_region_find(&rescuer->owner->regions, record->mirror, block);
+	while (region && !hmmc_region_map(&rescuer->owner->regions, region))
+		wait_for_memory();
 	/* A page of the S state that was on its way to D is there, too. */
 	if (sources->in_slot[page / 64] & bit) {
 		if (sources->visible && region && has_data(region, address))

@@ -642,15 +642,16 @@ void hmmc_space_event(struct hmm *hmm, struct hmm_frame *frame)
 {
 	const void *event = frame->data;
 	const struct hmm_msg_region *region = event;
+	bool renew = false;
 
 	switch (frame->header.opcode) {
 	case HMM_OP_REGION:
 		if (region->window == HMM_REGION_STAGING)
-			hmmc_devmem_region(hmm, region, hmm_frame_take_fd(frame, 0));
+			renew = hmmc_devmem_region(hmm, region, hmm_frame_take_fd(frame, 0));
 		else if (region->window)
 			hmmc_window_region(hmm, region, hmm_frame_take_fd(frame, 0));
 		else if (hmm->owner)
-			hmmc_region_add(&hmm->owner->regions, region, hmm_frame_take_fd(frame, 0));
+			renew = hmmc_region_add(&hmm->owner->regions, region, hmm_frame_take_fd(frame, 0));
 		break;
 	case HMM_OP_INVALIDATE:
 		hmmc_dispatch_invalidate(hmm, event);
@@ -661,7 +662,7 @@ void hmmc_space_event(struct hmm *hmm, struct hmm_frame *frame)
 	case HMM_OP_DEVMEM_STORE:
 	case HMM_OP_DEVMEM_FETCH:
 	case HMM_OP_DEVMEM_FREE:
-		hmmc_devmem_event(hmm, event);
+		renew = hmmc_devmem_event(hmm, event);
 		break;
 	case HMM_OP_WINDOW_REVOKED:
 		hmmc_window_revoked(hmm, event);
@@ -680,6 +681,8 @@ void hmmc_space_event(struct hmm *hmm, struct hmm_frame *frame)
 		}
 		break;
 	}
+	if (renew)
+		hmmc_connection_renew(hmm->connection);
 }
 
 static int reopen_peer(struct hmm *hmm)
