@@ -288,12 +288,9 @@ static void let_nobody_in(struct server *server)
 
 static void begin_shutdown(struct server *server, const char *cause)
 {
-	struct letter *letter = letter_new(LETTER_SHUTDOWN);
+	struct letter *letter = server->end;
 
-	if (!letter) {
-		log_error("%s is ignored: out of memory; send it again", cause);
-		return;
-	}
+	server->end = NULL;
 	log_info("%s: no more connections, every page comes home", cause);
 	server->state = SERVER_DRAINING;
 	report(server, "STOPPING=1");
@@ -304,12 +301,10 @@ static void begin_shutdown(struct server *server, const char *cause)
 
 static void begin_hand_over(struct server *server)
 {
-	struct letter *letter = letter_new(LETTER_HAND_OVER);
+	struct letter *letter = server->end;
 
-	if (!letter) {
-		log_error("SIGUSR2 is ignored: out of memory; send it again");
-		return;
-	}
+	server->end = NULL;
+	letter->kind = LETTER_HAND_OVER;
 	log_info("SIGUSR2: the next hmmd is to go on; every page stays where it is");
 	server->state = SERVER_HANDING_OVER;
 	report(server, "STOPPING=1");
@@ -405,7 +400,10 @@ static void start_tracer(struct server *server)
 {
 	if (server->tracer_fd < 0)
 		return;
-	uv_poll_init(&server->loop, &server->tracer_poll, server->tracer_fd);
+	if (uv_poll_init(&server->loop, &server->tracer_poll, server->tracer_fd) < 0) {
+		log_warn("debuggers and core dumps are not noticed: out of memory");
+		return;
+	}
 	server->tracer_poll.data = server;
 	uv_poll_start(&server->tracer_poll, UV_READABLE, on_tracer);
 }
@@ -633,13 +631,12 @@ void server_mend_cards(struct server *server)
 		uv_timer_start(&server->mend, on_mend, MEND_MS, MEND_MS);
 }
 
-static void listener_init(struct server *server, struct listener *listener, bool administers)
+static int listener_init(struct server *server, struct listener *listener, bool administers)
 {
 	listener->server = server;
 	listener->administers = administers;
 	listener->poll.data = listener;
-	if (listener->fd >= 0)
-		uv_poll_init(&server->loop, &listener->poll, listener->fd);
+	return listener->fd >= 0 ? uv_poll_init(&server->loop, &listener->poll, listener->fd) : 0;
 }
 
 static void listener_start(struct listener *listener)
@@ -648,11 +645,17 @@ static void listener_start(struct listener *listener)
 		uv_poll_start(&listener->poll, UV_READABLE, on_connection);
 }
 
-static void start_handles(struct server *server)
+/* What may fail comes first: then there is nothing to be closed yet but that. */
+static int start_handles(struct server *server)
 {
-	listener_init(server, &server->programs, false);
-	listener_init(server, &server->administration, true);
-	uv_poll_init(&server->loop, &server->outbox_poll, server->outbox.eventfd);
+	int r = uv_poll_init(&server->loop, &server->outbox_poll, server->outbox.eventfd);
+
+	if (!r)
+		r = listener_init(server, &server->programs, false);
+	if (!r)
+		r = listener_init(server, &server->administration, true);
+	if (r < 0)
+		return r;
 	uv_signal_init(&server->loop, &server->terminate);
 	uv_signal_init(&server->loop, &server->interrupt);
 	uv_signal_init(&server->loop, &server->reload);
@@ -668,6 +671,7 @@ static void start_handles(struct server *server)
 	server->flush_timer.data = server;
 	server->mend.data = server;
 	server->report.data = server;
+	return 0;
 }
 
 int server_new(const struct server_options *options, struct server **result)
@@ -675,10 +679,10 @@ int server_new(const struct server_options *options, struct server **result)
 	struct server *server = calloc(1, sizeof(*server));
 	int r;
 
-	if (!server)
-		return -ENOMEM;
-	server->frame = vault_alloc(sizeof(*server->frame));
-	if (!server->frame) {
+	if (server)
+		server->frame = vault_alloc(sizeof(*server->frame));
+	if (!server || !server->frame) {
+		log_error("hmmd does not start: out of memory");
 		free(server);
 		return -ENOMEM;
 	}
@@ -718,6 +722,12 @@ int server_new(const struct server_options *options, struct server **result)
 		goto fail;
 	}
 	server->has_outbox = true;
+	server->end = letter_new(LETTER_SHUTDOWN);
+	if (!server->end) {
+		r = -ENOMEM;
+		log_error("hmmd does not start: out of memory");
+		goto fail;
+	}
 	server->reserve_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
 	r = socket_open(server, options->passed);
 	if (r < 0)
@@ -741,7 +751,11 @@ int server_new(const struct server_options *options, struct server **result)
 	r = start_engine(server, options->passed);
 	if (r < 0)
 		goto fail;
-	start_handles(server);
+	r = start_handles(server);
+	if (r < 0) {
+		log_error("the control loop does not start: %s", uv_strerror(r));
+		goto fail;
+	}
 	*result = server;
 	return 0;
 
@@ -793,6 +807,7 @@ struct server *server_free(struct server *server)
 	if (server->has_outbox)
 		mailbox_deinit(&server->outbox);
 	socket_close(server);
+	letter_free(server->end);
 	rights_deinit(&server->rights);
 	quota_deinit(&server->quota);
 	if (server->uffd_device >= 0)

@@ -51,6 +51,7 @@ struct listener {
 struct server {
 	uv_loop_t loop;
 	struct listener programs, administration;
+	struct letter *end;		/* SHUTDOWN or HAND_OVER, made in time: saying it must not need memory */
 	uv_poll_t outbox_poll;
 	uv_poll_t tracer_poll;		/* active only when tracer_fd is */
 	uv_signal_t terminate, interrupt, reload, hand_over;

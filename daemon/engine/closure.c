@@ -22,19 +22,19 @@
 /* Ranges of closed pages that a window remembers. */
 #define CLOSED_MAX	4096U
 
-static void send_revoked(const struct window *window, uint64_t start, uint64_t end, int error, bool poisoned)
+static bool send_revoked(const struct window *window, uint64_t start, uint64_t end, int error, bool poisoned)
 {
 	struct hmm_msg_window_revoked *message = malloc(sizeof(*message));
 
 	if (!message)
-		return;
+		return false;
 	HMM_MSG_INIT(*message, HMM_OP_WINDOW_REVOKED, 0);
 	message->window = window->id;
 	message->error = error;
 	message->start = start;
 	message->end = end;
 	message->poisoned = poisoned;
-	worker_event(window->mirror->owner->worker, window->peer, message, -1);
+	return worker_event(window->mirror->owner->worker, window->peer, message, -1);
 }
 
 /* From now on the owner's library tells of every mprotect(): one may open the page. */
@@ -81,7 +81,9 @@ void window_close_page(struct window *window, uint64_t addr, int error)
 		.kind = HMM_EVENT_KIND_POISON, .error = error, .mirror = window->mirror->id,
 		.start = page, .end = page + HMM_PAGE_SIZE, .pages = 1 });
 	note_closed(window, page);
-	send_revoked(window, page, page + HMM_PAGE_SIZE, error, !r);
+	/* Whom nobody closes it for asks again. */
+	if (!send_revoked(window, page, page + HMM_PAGE_SIZE, error, !r) && r)
+		kernel->uffd_wake(window->uffd, driver_addr(window, page), HMM_PAGE_SIZE);
 	owner_count(window->mirror->owner, COUNTER_REVOKED_WINDOWS, 1);
 }
 
@@ -124,14 +126,17 @@ void window_revoke_range(struct owner *owner, uint64_t start, uint64_t end, int 
  */
 static void reopen(struct window *window, uint64_t start, uint64_t end)
 {
+	bool told = true;
+
 	for (unsigned int i = 0; i < window->closed.count; i++) {
 		uint64_t from = window->closed.list[i].start, to = window->closed.list[i].end;
 
 		if (from < end && to > start)
-			send_revoked(window, from > start ? from : start, to < end ? to : end, 0,
-				     false);
+			told &= send_revoked(window, from > start ? from : start, to < end ? to : end, 0, false);
 	}
-	span_set_remove(&window->closed, start, end);
+	/* What its driver has not heard of is told with the next change. */
+	if (told)
+		span_set_remove(&window->closed, start, end);
 }
 
 void window_reopen(struct owner *owner, uint64_t start, uint64_t end)

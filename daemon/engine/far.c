@@ -179,9 +179,12 @@ void far_ask_send(struct ask *ask)
 		far_ask_again_in(ask, LOOK_NS);
 		return;
 	}
+	if (!worker_event(ask->block->owner->worker, ask->mirror->peer, message, -1)) {
+		far_ask_again_in(ask, LOOK_NS);
+		return;
+	}
 	ask->sent = true;
 	ask->again = 0;
-	worker_event(ask->block->owner->worker, ask->mirror->peer, message, -1);
 }
 
 /* ---- lost pages --------------------------------------------------------------------- */

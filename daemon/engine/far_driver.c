@@ -73,7 +73,8 @@ void far_flush(struct mirror *mirror)
 		message->mirror = mirror->id;
 		message->count = n;
 		memcpy(message->numbers, mirror->freed + done, n * sizeof(uint32_t));
-		worker_event(mirror->owner->worker, mirror->peer, message, -1);
+		if (!worker_event(mirror->owner->worker, mirror->peer, message, -1))
+			break;
 		done += n;
 	}
 	mirror->freed_count -= done;

@@ -51,20 +51,32 @@ static struct ack *ack_new(struct owner *owner, struct mirror *mirror, struct bl
 	return ack;
 }
 
+static void ack_free(struct owner *owner, struct ack *ack)
+{
+	TAILQ_REMOVE(&owner->acks, ack, link);
+	free(ack);
+}
+
+/*
+ * One that cannot be told now would stand for ever: when nothing of it moves any more it is told that all is over, as after a
+ * restart.
+ */
 static void send_settled(struct mirror *mirror, uint64_t cookie)
 {
-	struct hmm_msg_settled *message = mirror->peer ? malloc(sizeof(*message)) : NULL;
+	struct hmm_msg_settled *message;
 
-	if (!message) {
-		if (mirror->peer)
-			log_error("owner %u: out of memory: a device that stopped for a change is not told that it is over",
-				  mirror->owner->id);
+	if (!mirror->peer)
 		return;
+	message = malloc(sizeof(*message));
+	if (message) {
+		HMM_MSG_INIT(*message, HMM_OP_SETTLED, 0);
+		message->mirror = mirror->id;
+		message->cookie = cookie;
+		if (worker_event(mirror->owner->worker, mirror->peer, message, -1))
+			return;
 	}
-	HMM_MSG_INIT(*message, HMM_OP_SETTLED, 0);
-	message->mirror = mirror->id;
-	message->cookie = cookie;
-	worker_event(mirror->owner->worker, mirror->peer, message, -1);
+	mirror->restarting = mirror->owner->restarting = true;
+	worker_alarm(mirror->owner->worker, mirror->owner->worker->now + NS_PER_MS);
 }
 
 static void note_stopped(struct block *block, struct mirror *mirror, uint64_t cookie, bool wait)
@@ -159,7 +171,11 @@ unsigned int invalidate_send(struct block *block, uint64_t start, uint64_t end, 
 		message->end = to;
 		message->cookie = ack->cookie;
 		message->blockable = !(wait && block->refused);
-		worker_event(owner->worker, mirror->peer, message, -1);
+		if (!worker_event(owner->worker, mirror->peer, message, -1)) {
+			ack_free(owner, ack);
+			window_revoke(owner, mirror->peer, from, to, -ENOMEM);
+			continue;
+		}
 		owner_count(owner, COUNTER_INVALIDATIONS, 1);
 		note_stopped(block, mirror, ack->cookie, wait);
 		waiting += wait;
@@ -191,7 +207,10 @@ uint64_t invalidate_all(struct mirror *mirror, int reason)
 	message->end = HMM_VA_END;
 	message->cookie = ack->cookie;
 	message->blockable = 1;
-	worker_event(owner->worker, mirror->peer, message, -1);
+	if (!worker_event(owner->worker, mirror->peer, message, -1)) {
+		ack_free(owner, ack);
+		return 0;
+	}
 	owner_count(owner, COUNTER_INVALIDATIONS, 1);
 	if (!device_faults(mirror->device))
 		owner_count(owner, COUNTER_QUIESCES, 1);
@@ -218,8 +237,7 @@ static void answered(struct owner *owner, struct ack *ack, bool refusal)
 {
 	struct block *block = ack->block;
 
-	TAILQ_REMOVE(&owner->acks, ack, link);
-	free(ack);
+	ack_free(owner, ack);
 	if (block)
 		transit_answered(block, refusal);
 }
@@ -305,8 +323,6 @@ void invalidate_deinit(struct owner *owner)
 {
 	struct ack *ack;
 
-	while ((ack = TAILQ_FIRST(&owner->acks))) {
-		TAILQ_REMOVE(&owner->acks, ack, link);
-		free(ack);
-	}
+	while ((ack = TAILQ_FIRST(&owner->acks)))
+		ack_free(owner, ack);
 }

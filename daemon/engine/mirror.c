@@ -44,8 +44,16 @@ bool mirror_send_region(struct mirror *mirror, const struct shadow *shadow, uint
 	message->length = length;
 	message->offset = base - shadow->base;
 	message->kind = (uint32_t)shadow->kind;
-	worker_event(mirror->owner->worker, peer, message, fd);
-	return true;
+	return worker_event(mirror->owner->worker, peer, message, fd);
+}
+
+/* Its owner fills it, and keeps it should hmmd die. One that it could not be told of is of no use: next time it is. */
+static int tell_owner(struct mirror *mirror, struct shadow *shadow)
+{
+	if (shadow->known || !mirror->owner->peer)
+		return 0;
+	shadow->known = mirror_send_region(mirror, shadow, mirror->owner->peer, 0, 0, shadow->base, HMM_REGION_SIZE);
+	return shadow->known ? 0 : -ENOMEM;
 }
 
 int mirror_shadow(struct mirror *mirror, uint64_t addr, struct shadow **result)
@@ -53,14 +61,17 @@ int mirror_shadow(struct mirror *mirror, uint64_t addr, struct shadow **result)
 	int r;
 
 	*result = shadow_find(&mirror->shadows, addr);
-	if (*result)
-		return 0;
-	r = shadow_get(&mirror->shadows, mirror->device->pool, addr, result);
-	/* Its owner fills it, and keeps it should hmmd die. */
-	if (!r && mirror->owner->peer)
-		mirror_send_region(mirror, *result, mirror->owner->peer, 0, 0, (*result)->base,
-				   HMM_REGION_SIZE);
-	return r;
+	r = *result ? 0 : shadow_get(&mirror->shadows, mirror->device->pool, addr, result);
+	return r ? r : tell_owner(mirror, *result);
+}
+
+void mirror_tell_again(struct mirror *mirror)
+{
+	for (unsigned int i = 0; i < mirror->shadows.count; i++) {
+		mirror->shadows.list[i]->known = false;
+		/* Or when it is used next. */
+		tell_owner(mirror, mirror->shadows.list[i]);
+	}
 }
 
 static void registry_add(struct mirror *mirror)

@@ -121,8 +121,12 @@ struct owner *owner_new(struct worker *worker, struct letter *letter)
 		&owner->orders_fd, &owner->pulse_fd,
 	};
 
-	if (!owner)
+	if (owner)
+		owner->farewell = letter_new(LETTER_OWNER_GONE);
+	if (!owner || !owner->farewell) {
+		free(owner);
 		return NULL;
+	}
 	for (unsigned int i = 0; i < sizeof(fds) / sizeof(fds[0]); i++)
 		*fds[i] = -1;
 	owner->worker = worker;
@@ -749,7 +753,6 @@ void owner_free(struct owner *owner)
 		owner->uffd, owner->mem, owner->pagemap, owner->maps, owner->smaps, owner->pidfd,
 		owner->done.fd, owner->table_fd, owner->ledger_fd, owner->orders_fd, owner->pulse_fd,
 	};
-	struct letter *gone;
 
 	window_close_all(owner, NULL);
 	for (unsigned int i = 0; owner->ledger && i < MIRRORS_MAX; i++)
@@ -788,11 +791,8 @@ void owner_free(struct owner *owner)
 	pthread_mutex_lock(&worker->engine->lock);
 	TAILQ_REMOVE(&worker->engine->owners, owner, registry);
 	pthread_mutex_unlock(&worker->engine->lock);
-	gone = letter_new(LETTER_OWNER_GONE);
-	if (gone) {
-		gone->owner = owner->id;
-		mailbox_post(worker->engine->outbox, gone);
-	}
+	owner->farewell->owner = owner->id;
+	mailbox_post(worker->engine->outbox, owner->farewell);
 	free(owner);
 }
 
@@ -875,6 +875,9 @@ void owner_tick(struct owner *owner, int64_t now)
 		}
 		block_settle(block);
 	}
+	/* A driver that could not be told. */
+	if (owner->restarting)
+		invalidate_restart(owner);
 	window_tick(owner, now);
 	far_tick(owner, now);
 	dma_tick(owner);

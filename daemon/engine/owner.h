@@ -395,6 +395,7 @@ struct owner {
 	bool unsettled;			/* some block could not be, for lack of memory: what it has nobody knows yet */
 	bool abandoned;			/* not ours to touch: it goes on with its library, or a successor */
 	bool close_after;		/* ... as soon as it is settled */
+	struct letter *farewell;	/* to control, which charges for it and knows who may reach it; made in time */
 	int64_t orphan_since;		/* its connection is gone since then; 0: it is not */
 	_Atomic uint64_t counter[COUNTER_MAX];
 	_Atomic uint64_t registered_bytes;
@@ -904,6 +905,8 @@ void mirror_free(struct mirror *mirror);
 void mirror_note_driver(struct mirror *mirror, uint64_t peer, uint64_t flags, pid_t pid);
 void mirror_ready(struct owner *owner, struct letter *letter);
 /* The mirror's shadow of @addr; the owner is told of a new one. */
+/* To an owner that has come back: what it was told may have been lost with its connection. */
+void mirror_tell_again(struct mirror *mirror);
 int mirror_shadow(struct mirror *mirror, uint64_t addr, struct shadow **result);
 /* Announces it to a peer. False: out of memory or descriptors. */
 bool mirror_send_region(struct mirror *mirror, const struct shadow *shadow, uint64_t peer,

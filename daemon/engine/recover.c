@@ -189,6 +189,15 @@ static void give_back(struct owner *owner, const struct letter *letter)
 	owner_free(owner);
 }
 
+/* What was on its way when the connection broke may not have come. */
+static void tell_again(struct owner *owner)
+{
+	for (unsigned int i = 0; i < MIRRORS_MAX; i++)
+		if (owner->mirror[i])
+			mirror_tell_again(owner->mirror[i]);
+	owner->tracker_asked = 0;
+}
+
 void recover_reopen(struct worker *worker, struct letter *letter)
 {
 	struct owner *owner = owner_by_id(worker, letter->owner);
@@ -201,7 +210,8 @@ void recover_reopen(struct worker *worker, struct letter *letter)
 			letter_fail(letter, -ESTALE, "owner %u is gone, or somebody else's", owner->id);
 		} else {
 			owner->peer = letter->peer;
-			reply_reopen(owner, letter);
+			if (!reply_reopen(owner, letter))
+				tell_again(owner);
 		}
 	} else {
 		owner = owner_new(worker, letter);

@@ -283,14 +283,15 @@ static int window_map(struct owner *owner, struct letter *letter)
 		struct shadow *shadow;
 
 		r = mirror_shadow(mirror, at, &shadow);
+		if (!r && !mirror_send_region(mirror, shadow, letter->peer, window->id, index++, at,
+					      (stop < end ? stop : end) - at))
+			r = -ENOMEM;
 		if (r) {
 			/* An error is not charged for. */
 			window->farewell = letter_free(window->farewell);
 			window_free(window);
 			return letter_fail(letter, r, "no shadow for %#lx: %s", at, strerror(-r));
 		}
-		mirror_send_region(mirror, shadow, letter->peer, window->id, index++, at,
-				   (stop < end ? stop : end) - at);
 	}
 	reply->window = window->id;
 	reply->regions = index;

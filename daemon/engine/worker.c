@@ -42,16 +42,15 @@ void worker_reply(struct worker *worker, struct letter *letter)
 	mailbox_post(worker->engine->outbox, letter);
 }
 
-void worker_event(struct worker *worker, uint64_t peer, void *message, int fd)
+bool worker_event(struct worker *worker, uint64_t peer, void *message, int fd)
 {
 	struct letter *letter = letter_new(LETTER_EVENT);
 
 	if (!letter) {
-		log_error("out of memory: an event for a client is lost");
 		free(message);
 		if (fd >= 0)
 			close(fd);
-		return;
+		return false;
 	}
 	letter->peer = peer;
 	letter->message = message;
@@ -60,23 +59,18 @@ void worker_event(struct worker *worker, uint64_t peer, void *message, int fd)
 		letter->nfds = 1;
 	}
 	mailbox_post(worker->engine->outbox, letter);
+	return true;
 }
 
 /* ---- drain of everything --------------------------------------------------------- */
 
-struct drain_part {
-	struct worker *worker;
-	unsigned int owners;
-	uint64_t pages;
-};
-
-static void drain_part_done(struct drain_part *part)
+static void drain_part_done(struct worker *worker)
 {
-	struct engine *engine = part->worker->engine;
+	struct engine *engine = worker->engine;
 	struct letter *letter = NULL;
 
 	pthread_mutex_lock(&engine->lock);
-	engine->drain_pages += part->pages;
+	engine->drain_pages += worker->drain.pages;
 	if (--engine->draining == 0) {
 		letter = engine->drain;
 		engine->drain = NULL;
@@ -90,44 +84,38 @@ static void drain_part_done(struct drain_part *part)
 			reply->pages = engine->drain_pages;
 		else
 			letter_fail(letter, -ENOMEM, "out of memory for the answer");
-		worker_reply(part->worker, letter);
+		worker_reply(worker, letter);
 	}
-	free(part);
 }
 
 static void drained_owner(struct owner *owner, void *data, uint64_t pages)
 {
-	struct drain_part *part = data;
+	struct worker *worker = data;
 
 	(void)owner;
-	part->pages += pages;
-	if (--part->owners == 0)
-		drain_part_done(part);
+	worker->drain.pages += pages;
+	if (--worker->drain.owners == 0)
+		drain_part_done(worker);
 }
 
 static void drain_all(struct worker *worker, struct letter *letter)
 {
 	const struct hmm_msg_drain *message = (const void *)letter->message;
-	struct drain_part *part = calloc(1, sizeof(*part));
 	struct device *device = NULL;
 	struct owner *owner;
 
-	if (!part) {
-		log_error("out of memory: drain skips a worker");
-		return;
-	}
 	if (message->device)
 		device = device_by_id(&worker->engine->devices, message->device);
-	part->worker = worker;
-	part->owners = 1;
+	worker->drain.pages = 0;
+	worker->drain.owners = 1;
 	TAILQ_FOREACH(owner, &worker->owners, link) {
 		/* Nobody knows yet where its pages are. */
 		if (owner->recovering)
 			continue;
-		part->owners++;
-		migrate_home(owner, 0, HMM_VA_END, device, drained_owner, part);
+		worker->drain.owners++;
+		migrate_home(owner, 0, HMM_VA_END, device, drained_owner, worker);
 	}
-	drained_owner(NULL, part, 0);
+	drained_owner(NULL, worker, 0);
 }
 
 /* ---- letters ------------------------------------------------------------------------- */
@@ -445,7 +433,7 @@ static void worker_deinit(struct worker *worker)
 	struct owner *owner;
 
 	__atomic_store_n(&worker->stop, true, __ATOMIC_RELEASE);
-	mailbox_post(&worker->inbox, letter_new(LETTER_RELOAD));
+	eventfd_write(worker->inbox.eventfd, 1);
 	pthread_join(worker->thread, NULL);
 	/* Only after a shutdown that was given up: their libraries go on without us. */
 	while ((owner = TAILQ_FIRST(&worker->owners))) {
@@ -605,15 +593,20 @@ static struct letter *letter_copy(const struct letter *letter)
 	return copy;
 }
 
+/*
+ * A worker that is not told of a peer's end would keep what that has for good, or an end of hmmd would wait for it. Told later it
+ * might take the end for that of the next connection. So control waits for the memory, with all that it has.
+ */
 static void to_everyone(struct engine *engine, const struct letter *letter)
 {
-	for (unsigned int i = 0; i < engine->started; i++) {
-		struct letter *copy = letter_copy(letter);
+	const struct timespec pause = { .tv_nsec = NS_PER_MS };
 
-		if (copy)
-			mailbox_post(&engine->workers[i].inbox, copy);
-		else
-			log_error("out of memory: worker %u is not told", i);
+	for (unsigned int i = 0; i < engine->started; i++) {
+		struct letter *copy;
+
+		while (!(copy = letter_copy(letter)))
+			nanosleep(&pause, NULL);
+		mailbox_post(&engine->workers[i].inbox, copy);
 	}
 }
 

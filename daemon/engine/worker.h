@@ -25,6 +25,10 @@ struct worker {
 	bool merging;
 	uint64_t uses;		/* of blocks by their devices, counted */
 	uint64_t passes;	/* of evictions over its blocks */
+	struct {		/* its part of a drain of everything, of which one runs at a time */
+		unsigned int owners;
+		uint64_t pages;
+	} drain;
 	atomic_bool rung;	/* evict_look() has something to see */
 	bool going;		/* SHUTDOWN: everything comes home */
 	bool refused;		/* an owner of another release: said once */
@@ -79,7 +83,8 @@ static inline void worker_alarm(struct worker *worker, int64_t when)
 
 /* To control: the letter's answer, or an event for a peer. */
 void worker_reply(struct worker *worker, struct letter *letter);
-void worker_event(struct worker *worker, uint64_t peer, void *message, int fd);
+/* False: there was no memory for it, and nobody hears of it. The message and the descriptor are gone in any case. */
+bool worker_event(struct worker *worker, uint64_t peer, void *message, int fd);
 int64_t clock_now(void);
 
 #endif

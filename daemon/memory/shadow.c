@@ -97,6 +97,7 @@ static int insert_consume_fd(struct shadows *shadows, const struct pool *pool, u
 	}
 	shadow->base = base;
 	shadow->fd = fd;
+	shadow->known = adopted;
 	/* Memory of a dax device is a node's, and its files are as anybody's. */
 	shadow->kind = pool->kind == HMM_POOL_KIND_DAX ? HMM_POOL_KIND_MEMFD_HUGE :
 		       pool->kind == HMM_POOL_KIND_VFIO ? HMM_POOL_KIND_MEMFD : pool->kind;

@@ -17,6 +17,7 @@ struct shadow {
 	enum hmm_pool_kind kind;	/* what its memfd is made of: no CONFIGURED, no DAX */
 	bool bound;		/* its pages come from some nodes, and from nowhere else */
 	uint64_t inode;		/* of the memfd: which shadow an order means */
+	bool known;		/* to its owner's library */
 	uint64_t told;		/* the driver's connection that passes pages through it; 0: none */
 };
 

@@ -235,10 +235,10 @@ static void want(struct owner *owner)
 	message = malloc(sizeof(*message));
 	if (!message)
 		return;
-	owner->tracker_asked = owner->worker->now;
 	HMM_MSG_INIT(*message, HMM_OP_TRACK_WANTED, 0);
 	message->owner = owner->id;
-	worker_event(owner->worker, owner->peer, message, -1);
+	if (worker_event(owner->worker, owner->peer, message, -1))
+		owner->tracker_asked = owner->worker->now;
 }
 
 /* 0: there is a tracker. */
