@@ -442,13 +442,15 @@ class Test(unittest.TestCase):
         return self.daemon.start()
 
     def without_capabilities(self):
-        """What to begin hmmd's command with. An ordinary user's processes have none to begin with."""
+        """What to begin hmmd's command with."""
+        return self._setpriv(",".join(f"-{name}" for name in self.daemon_lacks)) if self.daemon_lacks else []
+
+    @staticmethod
+    def _setpriv(drop):
+        """An ordinary user's processes have none to begin with."""
         with open("/proc/self/status") as file:
             held = int(re.search(r"^CapEff:\s*([0-9a-f]+)", file.read(), re.M).group(1), 16)
-        if not self.daemon_lacks or not held:
-            return []
-        drop = ",".join(f"-{name}" for name in self.daemon_lacks)
-        return [binary("setpriv"), f"--bounding-set={drop}", f"--inh-caps={drop}"]
+        return [binary("setpriv"), f"--bounding-set={drop}", f"--inh-caps={drop}"] if held else []
 
     def environment(self, **extra):
         return dict(os.environ, HMM_SOCKET=os.path.join(self.folder, "hmmd.sock"), TMPDIR=self.folder,
@@ -465,7 +467,9 @@ class Test(unittest.TestCase):
     def spawn(self, program, *args, environment=None, **options):
         """Starts a program of the build (or of the system) as a client of this test's hmmd."""
         path = binary(program)
-        return self.spawn_command(os.path.basename(path), [path, *args], environment=environment, **options)
+        # An hmmd without CAP_SYS_PTRACE may not look at a program that has any capability which it has not.
+        prefix = self._setpriv("-all") if "sys_ptrace" in self.daemon_lacks else []
+        return self.spawn_command(os.path.basename(path), [*prefix, path, *args], environment=environment, **options)
 
     def run_client(self, program, *args, status=0, seconds=120, environment=None, input=None, cwd=None):
         """Runs it to its end; returns a CompletedProcess with text, after checking the status (None: any)."""
