@@ -405,17 +405,25 @@ static int await_references(struct hmm_devmem_private *devmem, bool block)
 	return 0;
 }
 
+static void drain(struct hmm_devmem_private *devmem)
+{
+	for (struct hmm_mirror_private *mirror = devmem->mirrors; mirror; mirror = mirror->devmem_next)
+		hmm_drain(mirror->mirror);
+}
+
 /*
- * What came home is punched, and no longer in use, a moment later; what mirrors of other processes
- * have there stays until they let it go.
+ * From the first time that hmmd is told nothing more goes there. What came in between comes home, and is punched, and no
+ * longer in use, a moment later; what mirrors of other processes have there stays until they let it go.
  */
 static int give_back(struct hmm_devmem_private *devmem, bool block)
 {
 	uint64_t end = clock_ms() + (block ? devmem->devmem.device->hmm->connection->grace_ms : MOMENT_MS);
 	int error;
 
-	while ((error = tell_removed(devmem)) == -EBUSY && clock_ms() < end)
+	while ((error = tell_removed(devmem)) == -EBUSY && clock_ms() < end) {
+		drain(devmem);
 		pause_a_little();
+	}
 	return error == -ESTALE ? 0 : error;
 }
 
@@ -425,8 +433,7 @@ static int empty(struct hmm_devmem_private *devmem, bool block)
 	struct hmm_mirror_private *mirror;
 
 	__atomic_store_n(&devmem->closing, 1, __ATOMIC_RELEASE);
-	for (mirror = devmem->mirrors; mirror; mirror = mirror->devmem_next)
-		hmm_drain(mirror->mirror);
+	drain(devmem);
 	/* hmmd has said which are free before it answered: let that be done. */
 	for (mirror = devmem->mirrors; mirror; mirror = mirror->devmem_next)
 		hmmc_dispatch_wait_zero(&mirror->callbacks);
@@ -439,6 +446,18 @@ static void forget(struct hmm_devmem_private *devmem)
 	devmem->devmem.device->devmem = NULL;
 	devmem->devmem.device->memory = devmem->base;
 	destroy(devmem);
+}
+
+/* It stays: pages may go there again. */
+static void keep(struct hmm_devmem_private *devmem)
+{
+	char why[HMMC_ERROR_TEXT];
+
+	snprintf(why, sizeof(why), "%s", hmm_last_error());
+	tell_added(devmem);
+	/* That it is in use is what there is to say. */
+	hmmc_fail(0, "%s", why);
+	__atomic_store_n(&devmem->closing, 0, __ATOMIC_RELEASE);
 }
 
 int hmm_devmem_remove(struct hmm_devmem *public, bool block)
@@ -457,7 +476,7 @@ int hmm_devmem_remove(struct hmm_devmem *public, bool block)
 	if (!error)
 		error = give_back(devmem, block);
 	if (error)
-		__atomic_store_n(&devmem->closing, 0, __ATOMIC_RELEASE);
+		keep(devmem);
 	else
 		forget(devmem);
 	return error;
@@ -466,7 +485,9 @@ int hmm_devmem_remove(struct hmm_devmem *public, bool block)
 void hmmc_devmem_close(struct hmm_devmem_private *devmem)
 {
 	empty(devmem, true);
-	give_back(devmem, false);
+	/* The device is theirs who have pages there, and so is its memory. */
+	if (give_back(devmem, false) == -EBUSY)
+		tell_added(devmem);
 	forget(devmem);
 }
 

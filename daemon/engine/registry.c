@@ -408,8 +408,9 @@ static int memory_remove(struct devices *devices, struct device *device, struct 
 	if (device_is_far(device) && atomic_load(&device->driver) != letter->pid)
 		return letter_fail(letter, -EPERM, "%s has its memory from another driver",
 				   device->name);
-	r = message->pool < device->size ? device_resize(devices, message->device, message->pool)
-					 : 0;
+	/* Also of one that has shrunk, and whose pages are not all gone. */
+	r = message->pool < device->promised ? device_resize(devices, message->device, message->pool)
+					     : 0;
 	if (r)
 		return letter_fail(letter, r, "%lu bytes of %s are in use",
 				   atomic_load(&device->used), device->name);

@@ -127,7 +127,7 @@ static int device_new_locked(struct devices *devices, const char *name, enum hmm
 	}
 	device->id = ++devices->next_id;
 	strcpy(device->name, name);
-	device->size = size;
+	device->size = device->promised = size;
 	device->pool->promised += size;
 	device->pool->devices++;
 	devices->promised += size;
@@ -179,21 +179,23 @@ int device_new_bar(struct devices *devices, const char *name, const struct bar_s
 static int resize_locked(struct devices *devices, struct device *device, uint64_t size)
 {
 	uint64_t unit = pool_is_huge(device->pool->kind) ? HMM_BLOCK_SIZE : HMM_PAGE_SIZE;
-	uint64_t before = device->size;
+	uint64_t before = device->promised;
 
 	if (size > devices->capacity)
 		return -ENOSPC;
 	size = (size + unit - 1) / unit * unit;
 	if (size > before && size - before > devices->capacity - devices->promised)
 		return -ENOSPC;
-	/* Shrunk before it is looked at: whoever charges meanwhile finds no room or is seen. */
+	/*
+	 * Shrunk before it is looked at: whoever charges meanwhile finds no room or is seen. And it stays so: else those who
+	 * go on to send pages would have each other's room, and it never came to an end.
+	 */
 	atomic_store(&device->size, size);
-	if (atomic_load(&device->used) > size) {
-		atomic_store(&device->size, before);
+	if (atomic_load(&device->used) > size)
 		return -EBUSY;
-	}
 	devices->promised += size - before;
 	device->pool->promised += size - before;
+	device->promised = size;
 	return 0;
 }
 
@@ -326,8 +328,8 @@ static void drop_unheld(struct devices *devices, struct device *device, struct d
 {
 	if (device->creator || device->mirrors)
 		return;
-	devices->promised -= device->size;
-	device->pool->promised -= device->size;
+	devices->promised -= device->promised;
+	device->pool->promised -= device->promised;
 	device->pool->devices--;
 	TAILQ_REMOVE(&devices->list, device, link);
 	TAILQ_INSERT_TAIL(dropped, device, link);

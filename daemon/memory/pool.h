@@ -63,6 +63,7 @@ struct device {
 	char name[64];
 	uint64_t caps;			/* HMM_DEVICE_CAPS_* */
 	_Atomic uint64_t size;		/* its share of the pool, bytes; 0: no memory */
+	uint64_t promised;		/* the same, or more while what it is to give back is in use; under the registry's lock */
 	/* Memory that only its driver reaches. */
 	_Atomic uint64_t far_pages;	/* 0: not said yet, or none */
 	_Atomic uint32_t token;		/* which memory it is: the driver's own number */
@@ -113,8 +114,9 @@ struct bar_share {
 int device_new_bar(struct devices *devices, const char *name, const struct bar_share *share, uint64_t caps,
 		   uint64_t creator, struct device **result);
 /*
- * Its share of the pool becomes @size. Return: 0; -ENODEV; -ENOSPC: more than is left; -EBUSY: more
- * than that is in use.
+ * Its share of the pool becomes @size. Return: 0; -ENODEV; -ENOSPC: more than is left; -EBUSY: more than that is
+ * in use: nothing comes beyond @size from now on, and who asks again when some has gone gets it done; what was
+ * promised stays so, and who asks for that much has it again.
  */
 int device_resize(struct devices *devices, uint32_t id, uint64_t size);
 /*

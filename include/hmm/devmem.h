@@ -136,7 +136,8 @@ int hmm_devmem_add_resource(const struct hmm_devmem_ops *ops, struct hmm_device 
 
 /*
  * hmm_devmem_remove() - brings every page home that mirrors of this process have there, waits for the last
- * hmm_page_put(), and gives the memory back. The last hmm_device_put() does it too.
+ * hmm_page_put(), and gives the memory back. The last hmm_device_put() does it too. From then on nothing
+ * new goes there, unless it fails.
  * @block: false: does not wait for references.
  *	Mirrors of other processes keep what they have: it is waited for them to let it go, true: for
  *	hmmd's grace time, false: for a moment.

@@ -412,7 +412,15 @@ Test(far, a_share_grows_and_shrinks)
 	cr_expect(eq(int, device_resize(&devices, device->id + 1, 1), -ENODEV));
 	cr_expect(eq(int, device_charge(device, 4 << 20), 0));
 	cr_expect(eq(int, device_resize(&devices, device->id, 2 << 20), -EBUSY));
-	cr_expect(eq(u64, device->size, 6 << 20));
+	/* Nobody else has it yet, and nobody fills it any more. */
+	cr_expect(eq(u64, devices.promised, 6 << 20));
+	cr_expect(eq(int, device_charge(device, 2 << 20), -ENOSPC));
+	/* It is wanted back: no room has to be found for it. */
+	cr_expect(eq(int, device_resize(&devices, device->id, 6 << 20), 0));
+	cr_expect(eq(u64, devices.promised, 6 << 20));
+	cr_expect(eq(int, device_charge(device, 2 << 20), 0));
+	device_uncharge(device, 2 << 20);
+	cr_expect(eq(int, device_resize(&devices, device->id, 2 << 20), -EBUSY));
 	device_uncharge(device, 4 << 20);
 	cr_expect(eq(int, device_resize(&devices, device->id, 0), 0));
 	cr_expect(eq(u64, devices.promised, 0));

@@ -5,6 +5,9 @@
  */
 #include "driver.h"
 
+#include <pthread.h>
+#include <stdatomic.h>
+
 #define DEVICE_MEMORY (64UL << 20)
 
 static const struct hmm_mirror_ops quiet = { .size = sizeof(quiet) };
@@ -296,6 +299,92 @@ static void another_has_pages(void)
 	test_close();
 }
 
+/* ---- memory that goes while everybody uses it ------------------------------------------------- */
+
+#define BUSY_PAGES	2048UL
+#define REMOVALS	12
+
+static struct {
+	char *memory;
+	struct hmm_mirror mirror;
+	atomic_bool over;
+	atomic_ulong moved, touched;
+	uint64_t written[BUSY_PAGES];
+} busy;
+
+/* Sends everything to the device, again and again. */
+static void *send_busy(void *data)
+{
+	while (!atomic_load(&busy.over)) {
+		long there = hmm_migrate(&busy.mirror, (unsigned long)busy.memory, BUSY_PAGES * PAGE, HMM_DEVICE, 0, NULL, NULL);
+
+		CHECK(there >= 0);
+		atomic_fetch_add(&busy.moved, (unsigned long)there);
+	}
+	return NULL;
+}
+
+/* Whatever lies there is what was written last. */
+static void *touch_busy(void *data)
+{
+	unsigned int seed = 1;
+
+	while (!atomic_load(&busy.over)) {
+		size_t page = (size_t)rand_r(&seed) % BUSY_PAGES;
+		uint64_t *word = (uint64_t *)(busy.memory + page * PAGE);
+
+		CHECK_EQ(__atomic_load_n(word, __ATOMIC_RELAXED), busy.written[page]);
+		__atomic_store_n(word, ++busy.written[page], __ATOMIC_RELAXED);
+		atomic_fetch_add(&busy.touched, 1);
+	}
+	return NULL;
+}
+
+static void await_more(atomic_ulong *count)
+{
+	unsigned long before = atomic_load(count);
+
+	while (atomic_load(count) == before)
+		usleep(1000);
+}
+
+/*
+ * The device shrinks in front of those who fill it, and all that was there is home. Not that it is tried until there is a
+ * moment in which nobody uses it.
+ */
+static void removed_under_load(void)
+{
+	struct hmm_devmem *devmem = NULL;
+	struct hmm_device *device;
+	pthread_t sender, toucher;
+
+	test_open(0, DEVICE_MEMORY);
+	device = test_device("busy", 0);
+	busy.memory = test_map(BUSY_PAGES);
+	test_mirror(&busy.mirror, device);
+	for (size_t i = 0; i < BUSY_PAGES; i++)
+		*(uint64_t *)(busy.memory + i * PAGE) = 0;
+	CHECK_EQ(pthread_create(&sender, NULL, send_busy, NULL), 0);
+	CHECK_EQ(pthread_create(&toucher, NULL, touch_busy, NULL), 0);
+	for (int i = 0; i < REMOVALS; i++) {
+		/* Not enough for all of it, every other time. */
+		CHECK_EQ(hmm_devmem_add(NULL, device, (i % 2 ? 4UL : 16UL) << 20, &devmem), 0);
+		await_more(&busy.moved);
+		await_more(&busy.touched);
+		CHECK_EQ(hmm_devmem_remove(devmem, true), 0);
+		CHECK_EQ(hmm_device_memory(device), 0);
+		CHECK_EQ(hmm_drain(&busy.mirror), 0);
+	}
+	atomic_store(&busy.over, true);
+	pthread_join(sender, NULL);
+	pthread_join(toucher, NULL);
+	for (size_t i = 0; i < BUSY_PAGES; i++)
+		CHECK_EQ(*(uint64_t *)(busy.memory + i * PAGE), busy.written[i]);
+	CHECK_EQ(hmm_mirror_unregister(&busy.mirror), 0);
+	hmm_device_put(device);
+	test_close();
+}
+
 static void maker_driver(void)
 {
 	struct hmm_devmem *devmem = NULL;
@@ -349,6 +438,7 @@ static const struct test_case cases[] = {
 	{ "twice", twice, false }, { "sixteen", sixteen, false },
 	{ "kept-in-a-callback", kept_in_a_callback, false },
 	{ "another-has-pages", another_has_pages, false }, { "maker-closes", maker_closes, false },
+	{ "removed-under-load", removed_under_load, false },
 	{ NULL, NULL, false },
 };
 
