@@ -272,6 +272,10 @@ void job_run_home(struct job *job)
 	struct block *block = block_find(owner, job->block);
 
 	if (block && !owner->gone) {
+		if (!block_at_rest(block) && job->migration->hurried && order_is_held_up(block)) {
+			job_finish(job);
+			return;
+		}
 		if (!block_at_rest(block)) {
 			block_park(block, &job->task);
 			return;

@@ -28,6 +28,7 @@ struct migration {
 	bool exclusive;			/* what gets there is marked */
 	int reason;			/* enum hmm_reason: why pages leave the device */
 	bool cheap;			/* where drivers need not wait: they may refuse */
+	bool hurried;			/* home: what an owner that is stopped has in its agent's hands is not waited for */
 	uint64_t chosen;		/* to make room: when it was used last; it stays if that was not the last; 0: never */
 	uint64_t journey;		/* to a device: requests that go on from each other have one together */
 	bool full;			/* the device was found to have no room for more of it */

@@ -383,6 +383,20 @@ void migrate_home(struct owner *owner, uint64_t start, uint64_t end, const struc
 	home(owner, start, end, device, NULL, HMM_REASON_MIGRATE, done, data);
 }
 
+int migrate_drain(struct owner *owner, const struct device *device, migrate_done done, void *data)
+{
+	struct migration *migration = migration_new(owner, 0, HMM_VA_END, false);
+
+	if (!migration)
+		return -ENOMEM;
+	migration->only = device;
+	migration->hurried = true;
+	migration->done = done;
+	migration->data = data;
+	migration_begin(migration);
+	return 0;
+}
+
 void migrate_home_unless_pinned(struct mirror *mirror, uint64_t start, uint64_t end, migrate_done done,
 				void *data)
 {

@@ -453,6 +453,26 @@ static void serve_from_slot(struct block *block)
 	}
 }
 
+/* It does not get on. Who is on the way home and waits for a slot goes on without: there will be none. */
+static void do_without_agent(struct owner *owner)
+{
+	if (owner->agent_stuck)
+		return;
+	owner->agent_stuck = true;
+	TAILQ_CONCAT(&owner->runnable, &owner->slot_waiters, link);
+}
+
+bool order_is_held_up(const struct block *block)
+{
+	struct owner *owner = block->owner;
+	uint32_t state;
+
+	if (!block->order || !owner->agent_stuck)
+		return false;
+	state = shared_state(owner, block->order);
+	return (state == HMM_ORDER_COMMIT || state == HMM_ORDER_FILLING) && process_is_stopped(owner->pid);
+}
+
 /* A slot that is to be released and is waited for: who is on the way home can do without it. */
 static void miss_slot(struct owner *owner, const struct block_order *order, int64_t now)
 {
@@ -462,8 +482,7 @@ static void miss_slot(struct owner *owner, const struct block_order *order, int6
 		worker_alarm(owner->worker, order->issued + 5 * STUCK_NS);
 		return;
 	}
-	owner->agent_stuck = true;
-	TAILQ_CONCAT(&owner->runnable, &owner->slot_waiters, link);
+	do_without_agent(owner);
 }
 
 void order_unstick(struct owner *owner, int64_t now)
@@ -488,12 +507,15 @@ void order_unstick(struct owner *owner, int64_t now)
 		if (TAILQ_EMPTY(&block->parked) &&
 		    (order->kind != HMM_ORDER_HOME_SLOT || now - order->issued < 5 * STUCK_NS))
 			continue;
-		owner->agent_stuck = true;
+		do_without_agent(owner);
 		if (order_cancel(owner, order))
 			continue;
 		/* Not under a window: the driver may have written to the copy already. */
 		if (order->kind == HMM_ORDER_OUT_MOVE && !(order->flags & HMM_ORDER_VISIBLE) &&
 		    shared_state(owner, order) == HMM_ORDER_FILLING)
 			serve_from_slot(block);
+		/* There are those who wait for no stopped owner. */
+		if (order_is_held_up(block))
+			TAILQ_CONCAT(&owner->runnable, &block->parked, link);
 	}
 }

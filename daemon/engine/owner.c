@@ -470,6 +470,24 @@ static void home_done(struct owner *owner, void *data, uint64_t pages)
 	reply_pages(owner, data, pages);
 }
 
+static void drain_owner(struct owner *owner, struct letter *letter)
+{
+	const struct hmm_msg_drain *message = (const void *)letter->message;
+	const struct device *device = NULL;
+
+	if (message->device)
+		device = device_by_id(&owner->worker->engine->devices, message->device);
+	if (message->device && !device) {
+		letter_fail(letter, -ENODEV, "no device %u", message->device);
+		worker_reply(owner->worker, letter);
+		return;
+	}
+	if (!migrate_drain(owner, device, home_done, letter))
+		return;
+	letter_fail(letter, -ENOMEM, "out of memory: nothing was brought home; try again");
+	worker_reply(owner->worker, letter);
+}
+
 struct preparation {
 	struct letter *letter;
 	uint64_t moves, pages;
@@ -518,7 +536,6 @@ static void forked(struct owner *owner, struct letter *letter)
 
 void owner_request(struct owner *owner, struct letter *letter)
 {
-	const struct hmm_msg_drain *drain = (const void *)letter->message;
 	const struct hmm_msg_ack *ack = (const void *)letter->message;
 
 	if (owner->recovering && !recover_serves(owner, letter->message->opcode)) {
@@ -530,10 +547,7 @@ void owner_request(struct owner *owner, struct letter *letter)
 		migrate_request(owner, letter);
 		return;
 	case HMM_OP_DRAIN:
-		migrate_home(owner, 0, HMM_VA_END,
-			     drain->device ? device_by_id(&owner->worker->engine->devices, drain->device)
-					   : NULL,
-			     home_done, letter);
+		drain_owner(owner, letter);
 		return;
 	case HMM_OP_PREPARE_FORK:
 		prepare_fork(owner, letter);

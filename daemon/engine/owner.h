@@ -715,6 +715,8 @@ struct hmm_order *order_shared(struct owner *owner, const struct block_order *or
 bool owner_agent_idle(const struct owner *owner);
 /* The agent will never answer again: everything in its hands counts as cancelled. */
 void order_abandon(struct owner *owner);
+/* The owner is stopped, and its agent in the middle of the block's order, which cannot be taken back there. */
+bool order_is_held_up(const struct block *block);
 /* Work that the agent has sat on for long while somebody waits: taken back, or done without it. */
 void order_unstick(struct owner *owner, int64_t now);
 
@@ -760,6 +762,8 @@ struct migration;
 bool migrate_can_slot(const struct block *block);
 void migrate_request(struct owner *owner, struct letter *letter);
 typedef void (*migrate_done)(struct owner *owner, void *data, uint64_t pages);
+/* All that is out, of this device (NULL: any); a block whose order is held up stays for now. 0 or -ENOMEM. */
+int migrate_drain(struct owner *owner, const struct device *device, migrate_done done, void *data);
 /* [start, end) of this owner home (device: of that device only, or NULL); then done(data, pages that came). */
 void migrate_home(struct owner *owner, uint64_t start, uint64_t end, const struct device *device,
 		  migrate_done done, void *data);

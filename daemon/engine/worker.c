@@ -109,11 +109,14 @@ static void drain_all(struct worker *worker, struct letter *letter)
 	worker->drain.pages = 0;
 	worker->drain.owners = 1;
 	TAILQ_FOREACH(owner, &worker->owners, link) {
-		/* Nobody knows yet where its pages are. */
-		if (owner->recovering)
+		/* Nobody knows yet where its pages are; and of a device that is gone nobody has any. */
+		if (owner->recovering || (message->device && !device))
 			continue;
 		worker->drain.owners++;
-		migrate_home(owner, 0, HMM_VA_END, device, drained_owner, worker);
+		if (migrate_drain(owner, device, drained_owner, worker)) {
+			log_error("owner %u: out of memory: a drain leaves its pages on the device", owner->id);
+			worker->drain.owners--;
+		}
 	}
 	drained_owner(NULL, worker, 0);
 }
@@ -715,6 +718,14 @@ void engine_submit(struct engine *engine, struct letter *letter)
 	if (op == HMM_OP_REOPEN)
 		letter->owner = reopened_owner_id(engine, letter);
 	if (op == HMM_OP_DRAIN && !letter->owner) {
+		uint32_t device = ((const struct hmm_msg_drain *)letter->message)->device;
+
+		if (device && !device_by_id(&engine->devices, device)) {
+			letter_fail(letter, -ENODEV, "no device %u", device);
+			letter->kind = LETTER_REPLY;
+			mailbox_post(engine->outbox, letter);
+			return;
+		}
 		pthread_mutex_lock(&engine->lock);
 		if (engine->drain) {
 			pthread_mutex_unlock(&engine->lock);

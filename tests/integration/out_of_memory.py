@@ -11,7 +11,7 @@ import memcg
 MIB = 1 << 20
 PAGES = 20 << 8
 BYTES = PAGES << 12
-SECONDS = 6
+SECONDS = 4
 
 
 @unittest.skipIf(harness.SANITIZE, "AddressSanitizer's own memory exceeds the limits")
