@@ -59,6 +59,7 @@ static void receive_reply(struct connection *connection, struct hmm_frame *frame
 	futex_unlock(&connection->lock);
 	if (!request)
 		return;
+	connection->heard = true;
 	if (frame->header.opcode == HMM_OP_ERROR) {
 		error = failure->error < 0 ? failure->error : -EPROTO;
 		hmmc_request_answer(request, request->insists && is_short(error) ? -EAGAIN : error, failure->text);
@@ -326,10 +327,31 @@ static bool nap_until_due(struct connection *connection, unsigned int pause)
 	return nap(connection, now + pause <= due ? pause : due > now ? (unsigned int)(due - now) : 0);
 }
 
+/*
+ * It lives, lets us in, and hangs up at what is asked before it has answered anything: asked without end it would do
+ * nothing else. After so many times nobody waits for that answer any more.
+ */
+#define BARREN_MAX	8
+
+static void note_barren(struct connection *connection, uint64_t before)
+{
+	char text[HMMC_ERROR_TEXT];
+
+	connection->barren = connection->heard || connection->incarnation != before ? 0 : connection->barren + 1;
+	connection->heard = false;
+	if (connection->barren < BARREN_MAX)
+		return;
+	connection->barren = 0;
+	snprintf(text, sizeof(text), "hmmd at %s hangs up at what it is asked: bring libhmmclient and hmmd to the same release; its log tells more",
+		 connection->socket);
+	hmmc_log(HMMC_LOG_ERROR, "%s", text);
+	hmmc_request_fail_all(connection, -EPROTO, text);
+}
+
 /* Return: true when a new hmmd has taken over, false when it is time to give up. */
 static bool reconnect(struct connection *connection)
 {
-	uint64_t start = clock_ms(), now;
+	uint64_t start = clock_ms(), before = connection->incarnation, now;
 	unsigned int pause = RETRY_MIN_MS;
 
 	part(connection);
@@ -338,6 +360,8 @@ static bool reconnect(struct connection *connection)
 	connection->down_at = start;
 	/* The next hmmd may know another, of which the owner has not heard. */
 	connection->down_grace_ms = connection->grace_ms;
+	if (connection->barren && nap_until_due(connection, pause << connection->barren))
+		return false;
 	for (;;) {
 		if (join(connection) == 0 && hmmc_space_restore(connection->hmm) == 0)
 			break;
@@ -355,6 +379,7 @@ static bool reconnect(struct connection *connection)
 	}
 	connection->down_at = 0;
 	connection->parted = false;
+	note_barren(connection, before);
 	set_state(connection, CONNECTION_UP);
 	hmmc_log(HMMC_LOG_NOTICE, "a new hmmd took over after %llu ms",
 		 (unsigned long long)(clock_ms() - start));
@@ -424,7 +449,7 @@ static void receiver_main(void *argument)
 		break;
 	}
 	set_state(connection, CONNECTION_DEAD);
-	hmmc_request_fail_all(connection, "hmmd is gone and did not come back in time");
+	hmmc_request_fail_all(connection, -ESTALE, "hmmd is gone and did not come back in time");
 }
 
 static void find_socket(char *path, size_t size, const char *wanted)

@@ -73,7 +73,7 @@ void hmmc_request_again(struct connection *connection);
 /* Has the clerk send again what the last hmmd did not answer. Return: 0 or -ENOMEM. */
 int hmmc_request_resend(struct connection *connection);
 /* The connection is dead: whoever waits gets -ESTALE. */
-void hmmc_request_fail_all(struct connection *connection, const char *text);
+void hmmc_request_fail_all(struct connection *connection, int error, const char *text);
 
 enum connection_state {
 	CONNECTION_DOWN,	/* being made, or made again */
@@ -102,6 +102,8 @@ struct connection {
 	uint32_t opened;		/* latch for the first connection: 1, or -errno */
 	char text[HMMC_ERROR_TEXT];	/* why it failed */
 	uint64_t incarnation;
+	bool heard;			/* by the receiver: an answer came since it was up */
+	unsigned int barren;		/* how many times on end it went without one, and it was the same hmmd */
 	uint64_t features;
 	uint32_t grace_ms;
 	uint64_t down_at;		/* ms: the last hmmd went, and none has taken over; 0: not so */

@@ -320,13 +320,13 @@ int hmmc_request_resend(struct connection *connection)
 	return 0;
 }
 
-void hmmc_request_fail_all(struct connection *connection, const char *text)
+void hmmc_request_fail_all(struct connection *connection, int error, const char *text)
 {
 	struct request *request;
 
 	while ((request = connection->later) != NULL) {
 		connection->later = request->next;
-		hmmc_request_answer(request, -ESTALE, text);
+		hmmc_request_answer(request, error, text);
 	}
 	for (;;) {
 		futex_lock(&connection->lock);
@@ -339,6 +339,6 @@ void hmmc_request_fail_all(struct connection *connection, const char *text)
 		futex_unlock(&connection->lock);
 		if (!request)
 			return;
-		hmmc_request_answer(request, -ESTALE, text);
+		hmmc_request_answer(request, error, text);
 	}
 }

@@ -573,6 +573,8 @@ void session_message(struct peer *peer, struct hmm_frame *frame)
 	int r;
 
 	r = hmm_wire_check(frame->data, frame->size, frame->nfds, HMM_WIRE_CLIENT, &why);
+	if (broken("newer-open") && frame->header.opcode == HMM_OP_OPEN)
+		r = -EPROTO;
 	if (r == -EPROTO) {
 		snprintf(text, sizeof(text), "its message (%s, %zu bytes) cannot be understood: %s",
 			 hmm_opcode_name(frame->header.opcode), frame->size, why);

@@ -22,7 +22,8 @@
  * it is killed when it has given a forked child some of its pages; skip-child: a child gets nothing of blocks in transit; skip-hold: pages
  * leave while the library forks; late-refusal: it takes its time to tell a driver that it may not.
  * Of another release: older-ledger, newer-ledger: its ledgers are of the version before, or behind, ours; newer-orders:
- * its rings of orders are; newer-protocol: it speaks the next one alone. */
+ * its rings of orders are; newer-protocol: it speaks the next one alone; newer-open: it says that it
+ * speaks ours, and does not understand how we open. */
 static inline bool broken(const char *what)
 {
 	const char *chosen = getenv("HMMD_BREAK");

@@ -614,11 +614,11 @@ class Greetings(wire.Test):
 
     def test_versions_that_do_not_meet(self):
         client = self.connect(hello=False)
-        for low, high in ((2, 9), (0, 0), (9, 1)):
+        for low, high in ((3, 9), (0, 0), (1, 1), (9, 1)):
             self.expect_error(client.hello(low=low, high=high), errno.EPROTO,
-                              f"versions {low} to {high}", "this hmmd speaks 1 to 1")
+                              f"versions {low} to {high}", "this hmmd speaks 2 to 2")
         answer = client.hello(low=0, high=0xFFFFFFFF)
-        self.assertEqual(answer.unpack("I")[0], 1)
+        self.assertEqual(answer.unpack("I")[0], 2)
 
     def test_unknown_role(self):
         client = self.connect(hello=False)

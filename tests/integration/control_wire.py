@@ -32,7 +32,7 @@ SHARE, UNSHARE, USAGE = 54, 55, 74
 DEVMEM_ADD, DEVMEM_READY, DEVMEM_STORED, DEVMEM_FETCHED, DEVMEM_REMOVE = 49, 50, 51, 52, 53
 EVENT_REGION, EVENT_OWNER_GONE, EVENT_SHUTDOWN = 0x4001, 0x4004, 0x4005
 OWNER, DRIVER, TOOL = 1, 2, 3
-VERSION = 1
+VERSION = 2
 
 
 def new_device(name, pool=1, node=-1, size=64 << 20, caps=0, placement=0, nodes=0, bus="", bar=0, memory_bus=""):

@@ -86,10 +86,21 @@ class Versions(harness.Test):
         ended = self.run_client("mirror-owner", str(PAGES), status=None)
         self.assertNotEqual(ended.returncode, 0)
         said = ended.stdout + ended.stderr
-        self.assertIn("you speak protocol versions 1 to 1, this hmmd speaks 2 to 2: bring libhmmclient and hmmd to the same release", said)
+        self.assertIn("you speak protocol versions 2 to 2, this hmmd speaks 3 to 3: bring libhmmclient and hmmd to the same release", said)
         ended = self.hmmctl("status", status=None)
         self.assertNotEqual(ended.returncode, 0)
         self.assertIn("to the same release", ended.stdout + ended.stderr)
+
+    def test_a_message_that_is_not_understood(self):
+        """An hmmd that says it speaks the same and hangs up at a message: the caller is told, and nobody asks without end."""
+        self.release("newer-open")
+        self.start_daemon(environment={"HMMD_BREAK": "newer-open"})
+        ended = self.run_client("mirror-owner", str(PAGES), status=None)
+        self.assertNotEqual(ended.returncode, 0)
+        self.assertIn("hangs up at what it is asked: bring libhmmclient and hmmd to the same release", ended.stdout + ended.stderr)
+        times = self.daemon.log.count("cannot be understood")
+        self.assertGreater(times, 3)
+        self.assertLess(times, 20)
 
     def test_orders_of_another_layout(self):
         """The agent does not act on what it does not understand."""
