@@ -97,7 +97,9 @@ pid_t tracer_next(int fd, bool *dumps)
 		*dumps = event.what == PROC_EVENT_COREDUMP;
 		if (*dumps)
 			return event.event_data.coredump.process_tgid;
-		if (event.what == PROC_EVENT_PTRACE && event.event_data.ptrace.tracer_pid)
+		/* hmmd itself does so for a look at what was written, and reads nothing of what is out. */
+		if (event.what == PROC_EVENT_PTRACE && event.event_data.ptrace.tracer_pid &&
+		    event.event_data.ptrace.tracer_tgid != getpid())
 			return event.event_data.ptrace.process_tgid;
 	}
 	return 0;

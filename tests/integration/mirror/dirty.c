@@ -454,6 +454,27 @@ static void stays_at_home(void)
 	stop_and_close(dirty);
 }
 
+/* To look at what is written hmmd may have to be the owner's tracer: no reason to bring home what it has out elsewhere. */
+static void others_stay_out(void)
+{
+	struct hmm_dirty *dirty;
+	char *memory, *other;
+
+	dirty = open_and_begin(&memory, 64);
+	other = test_map_apart(1024);
+	test_fill(other, 1024, 2);
+	test_out(other, 1024);
+	for (int i = 0; i < 5; i++) {
+		memory[i * PAGE]++;
+		CHECK(hmm_dirty_read(dirty, (unsigned long)memory, 64 * PAGE, HMM_DIRTY_CLEAR, NULL, NULL) >= 1);
+		/* hmmd hears of debuggers by and by. */
+		usleep(50000);
+	}
+	CHECK_EQ(test_device_pages(other, 1024), 1024);
+	test_check(other, 1024, 2);
+	stop_and_close(dirty);
+}
+
 static void by_a_driver(void)
 {
 	struct hmm_dirty *dirty;
@@ -659,6 +680,7 @@ int main(int argc, char **argv)
 		{ "unknowable", unknowable, false },
 		{ "system-calls", system_calls, false },
 		{ "stays-at-home", stays_at_home, false },
+		{ "others-stay-out", others_stay_out, false },
 		{ "by-a-driver", by_a_driver, false },
 		{ "refusals", refusals, false },
 		{ "many-writers", many_writers, false },
