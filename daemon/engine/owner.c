@@ -896,6 +896,7 @@ void owner_tick(struct owner *owner, int64_t now)
 	far_tick(owner, now);
 	dma_tick(owner);
 	fork_tick(owner, now);
+	tracking_tick(owner);
 	fault_retry(owner);
 	evict_tick(owner, now);
 	owner_run(owner);

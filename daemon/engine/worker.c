@@ -22,6 +22,7 @@
 #include "engine/evict.h"
 #include "engine/handover.h"
 #include "log.h"
+#include "tracking/tracking.h"
 #include "uapi.h"
 
 #ifndef __x86_64__
@@ -375,6 +376,7 @@ static void tick(struct worker *worker)
 		next = TAILQ_NEXT(owner, link);
 		owner_tick(owner, worker->now);
 	}
+	tracking_thaw(worker);
 	check_shutdown(worker);
 }
 
@@ -443,6 +445,7 @@ static void worker_deinit(struct worker *worker)
 		owner->abandoned = true;
 		owner_free(owner);
 	}
+	tracking_forget(worker);
 	while (worker->held) {
 		struct letter *letter = worker->held;
 

@@ -19,6 +19,7 @@ struct worker {
 	struct source inbox_source;
 	struct letter *held;	/* to be taken before what is in the inbox */
 	TAILQ_HEAD(, owner) owners;
+	LIST_HEAD(, tracker) standing;	/* of owners that are gone */
 	int64_t now;		/* CLOCK_MONOTONIC, ns, read once per turn */
 	int64_t alarm;		/* when to wake up at the latest; INT64_MAX: never */
 	int64_t merging_seen;	/* when it was looked whether ksmd runs */

@@ -9,12 +9,18 @@
  * What can fail: somebody traces the process already, or it has threads of the kernel's own (io_uring's
  * workers); hmmd may not; a thread waits in the kernel for something that this very worker would have to serve. Then
  * all others are let go after a while and it is tried again. A thread can't be let go while it
- * runs, only when it has come to stand: until then it stays in the list.
+ * runs, only when it has come to stand: until then it stays in the list. One that dies is buried by its tracer, or its process
+ * stays for ever.
+ *
+ * execve() keeps whoever attaches waiting until it is over, which may be never: it waits itself, for its file, or
+ * for other threads to be buried by their tracers. So that wait, too, is ended by the clock: by a signal.
  */
 #include "tracking/freeze.h"
 
 #include <dirent.h>
 #include <errno.h>
+#include <setjmp.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,6 +28,7 @@
 #include <sys/ptrace.h>
 #include <sys/wait.h>
 #include <time.h>
+#include <unistd.h>
 
 /* Of a worker that others wait for, too. */
 #define PATIENCE_NS	20000000LL
@@ -42,6 +49,81 @@ static bool is_noted(const struct stopped_threads *threads, pid_t tid)
 			return true;
 	return false;
 }
+
+/* ---- a call that is left when time is up ------------------------------------------------ */
+
+/*
+ * So often it is called anew before it is left: a call that does not wait is over before the next bell, even where this
+ * thread hardly gets a processor.
+ */
+#define BELLS	3
+
+/* Volatile: for all that the compiler knows nobody looks at them during those calls. */
+static __thread sigjmp_buf *volatile way_out;
+static __thread volatile int bells;
+
+/* When this returns the kernel begins the call anew. */
+static void ring(int number)
+{
+	(void)number;
+	if (way_out && ++bells == BELLS)
+		siglongjmp(*way_out, 1);
+}
+
+static void let_ring(int how)
+{
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGALRM);
+	pthread_sigmask(how, &set, NULL);
+}
+
+/* SIGALRM for this thread, again and again; it is blocked but in attach(). */
+static int clock_begin(timer_t *timer)
+{
+	const struct timespec every = { .tv_nsec = PATIENCE_NS / BELLS };
+	const struct itimerspec when = { .it_value = every, .it_interval = every };
+	const struct sigaction action = { .sa_handler = ring };
+	struct sigevent event = { .sigev_notify = SIGEV_THREAD_ID, .sigev_signo = SIGALRM };
+
+	event._sigev_un._tid = gettid();
+	if (sigaction(SIGALRM, &action, NULL) || timer_create(CLOCK_MONOTONIC, &event, timer))
+		return -errno;
+	timer_settime(*timer, 0, &when, NULL);
+	return 0;
+}
+
+static void clock_end(timer_t timer)
+{
+	sigset_t set;
+
+	timer_delete(timer);
+	/* It has rung, perhaps. */
+	sigemptyset(&set);
+	sigaddset(&set, SIGALRM);
+	while (sigtimedwait(&set, NULL, &(struct timespec){ 0 }) > 0)
+		;
+}
+
+/* -ETIMEDOUT: most likely it has not been done. */
+static int attach(pid_t tid)
+{
+	volatile int r = -ETIMEDOUT;
+	sigjmp_buf here;
+
+	if (!sigsetjmp(here, 0)) {
+		bells = 0;
+		way_out = &here;
+		let_ring(SIG_UNBLOCK);
+		r = ptrace(PTRACE_SEIZE, tid, NULL, NULL) ? -errno : 0;
+		let_ring(SIG_BLOCK);
+	}
+	way_out = NULL;
+	return r;
+}
+
+/* ---- threads ----------------------------------------------------------------------------- */
 
 /* It has ended, and only waits to be buried. */
 static bool is_dead(pid_t pid, pid_t tid)
@@ -83,11 +165,11 @@ static int seize(struct stopped_threads *threads, pid_t pid, pid_t tid)
 
 	if (r)
 		return r;
-	if (ptrace(PTRACE_SEIZE, tid, NULL, NULL) == 0) {
+	r = attach(tid);
+	if (!r || r == -ETIMEDOUT) {
 		ptrace(PTRACE_INTERRUPT, tid, NULL, NULL);
-		return 0;
+		return r;
 	}
-	r = -errno;
 	threads->count--;
 	if (r == -ESRCH || is_dead(pid, tid))
 		return 0;
@@ -119,17 +201,27 @@ static int seize_new(struct stopped_threads *threads, pid_t pid)
 }
 
 /* What the kernel says of it without a wait. */
-static void look(struct stopped_thread *thread)
+static void look(const struct stopped_threads *threads, struct stopped_thread *thread)
 {
-	int status;
+	int status = 0;
 	pid_t r = waitpid(thread->tid, &status, __WALL | WNOHANG);
 
-	if (r == 0 || (r < 0 && errno == EINTR))
-		return;
-	/* Ended, or it stands: by our interruption, or right before a signal. */
-	thread->stands = true;
-	if (r > 0 && WIFSTOPPED(status) && !(status >> 16))
-		thread->signal = WSTOPSIG(status);
+	/* By its execve() it has the number of the first one, which had ended before. */
+	if (r < 0 && errno == ECHILD && !is_noted(threads, threads->pid)) {
+		thread->tid = threads->pid;
+		r = waitpid(thread->tid, &status, __WALL | WNOHANG);
+	}
+	if (r > 0 && WIFSTOPPED(status)) {
+		/* By our interruption, or right before a signal. */
+		thread->state = STOPPED_STANDS;
+		if (!(status >> 16))
+			thread->signal = WSTOPSIG(status);
+	} else if (r > 0 || (r < 0 && errno != EINTR)) {
+		thread->state = STOPPED_GONE;
+	} else if (thread->tid == threads->pid && is_dead(threads->pid, thread->tid)) {
+		/* The kernel tells of the first one's end when it is the last one. */
+		thread->state = STOPPED_DEAD;
+	}
 }
 
 static int await_all(struct stopped_threads *threads, int64_t until)
@@ -137,7 +229,10 @@ static int await_all(struct stopped_threads *threads, int64_t until)
 	for (unsigned int i = 0; i < threads->count; i++) {
 		struct stopped_thread *thread = &threads->list[i];
 
-		for (look(thread); !thread->stands; look(thread)) {
+		while (thread->state == STOPPED_NOT_YET) {
+			look(threads, thread);
+			if (thread->state != STOPPED_NOT_YET)
+				break;
 			if (now() >= until)
 				return -EAGAIN;
 			nanosleep(&(struct timespec){ .tv_nsec = PAUSE_NS }, NULL);
@@ -146,11 +241,26 @@ static int await_all(struct stopped_threads *threads, int64_t until)
 	return 0;
 }
 
-int freeze(pid_t pid, struct stopped_threads *threads)
+/* True: it is ours no more. */
+static bool let_go(const struct stopped_threads *threads, struct stopped_thread *thread)
 {
-	int64_t until = now() + PATIENCE_NS;
+	if (thread->state != STOPPED_STANDS)
+		look(threads, thread);
+	if (thread->state == STOPPED_STANDS) {
+		if (!ptrace(PTRACE_DETACH, thread->tid, NULL, (void *)(uintptr_t)thread->signal))
+			return true;
+		/* It was killed where it stood, and has to be buried. */
+		thread->state = STOPPED_NOT_YET;
+		look(threads, thread);
+	}
+	return thread->state == STOPPED_GONE;
+}
+
+static int freeze_until(pid_t pid, struct stopped_threads *threads, int64_t until)
+{
 	int new, r;
 
+	threads->pid = pid;
 	do {
 		new = seize_new(threads, pid);
 		r = await_all(threads, until);
@@ -161,24 +271,40 @@ int freeze(pid_t pid, struct stopped_threads *threads)
 	return thaw(threads) && new < 0 ? new : -EAGAIN;
 }
 
+int freeze(pid_t pid, struct stopped_threads *threads)
+{
+	sigset_t mask;
+	timer_t timer;
+	int r;
+
+	pthread_sigmask(SIG_SETMASK, NULL, &mask);
+	let_ring(SIG_BLOCK);
+	r = clock_begin(&timer);
+	if (!r) {
+		r = freeze_until(pid, threads, now() + PATIENCE_NS);
+		clock_end(timer);
+	}
+	pthread_sigmask(SIG_SETMASK, &mask, NULL);
+	return r;
+}
+
 bool thaw(struct stopped_threads *threads)
 {
-	unsigned int left = 0;
+	unsigned int kept = 0;
+	bool all = true;
 
 	for (unsigned int i = 0; i < threads->count; i++) {
 		struct stopped_thread thread = threads->list[i];
 
-		if (!thread.stands)
-			look(&thread);
-		if (thread.stands)
-			ptrace(PTRACE_DETACH, thread.tid, NULL, (void *)(uintptr_t)thread.signal);
-		else
-			threads->list[left++] = thread;
+		if (let_go(threads, &thread))
+			continue;
+		all = all && thread.state == STOPPED_DEAD;
+		threads->list[kept++] = thread;
 	}
-	threads->count = left;
-	if (left)
-		return false;
-	free(threads->list);
-	*threads = (struct stopped_threads){ 0 };
-	return true;
+	threads->count = kept;
+	if (!kept) {
+		free(threads->list);
+		*threads = (struct stopped_threads){ 0 };
+	}
+	return all;
 }

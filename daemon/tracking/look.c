@@ -17,6 +17,7 @@
  * What can fail: the owner's mm is gone, or its map keeps changing.
  */
 #include <errno.h>
+#include <string.h>
 
 #include "engine/worker.h"
 #include "tracking/tracking.h"
@@ -123,4 +124,10 @@ int tracking_look(struct tracker *tracker, uint64_t start, uint64_t end)
 	r = ops->whole ? look_all(tracker) : look_over(tracker, start, end);
 	failed = ops->end ? ops->end(tracker) : 0;
 	return r ? r : failed;
+}
+
+const char *tracking_look_error(int error)
+{
+	return error == -EBUSY ? "a debugger has the owner, it has io_uring's own threads, or an execve() of it does not end: "
+				 "it can't be stopped" : strerror(-error);
 }

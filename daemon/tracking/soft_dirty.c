@@ -12,10 +12,13 @@
  */
 #include <errno.h>
 
+#include "engine/worker.h"
 #include "tracking/tracking.h"
 #include "uapi.h"
 
 #define ENTRIES 512U
+/* How soon it is tried again after it was found out at length that it is no use. */
+#define BARRED_NS (2000 * NS_PER_MS)
 
 static const char *lacks(const struct kernel_facts *facts)
 {
@@ -51,7 +54,17 @@ static int look(struct tracker *tracker, uint64_t at, uint64_t end)
 
 static int begin(struct tracker *tracker)
 {
-	return freeze(tracker->owner->pid, &tracker->stopped);
+	const struct owner *owner = tracker->owner;
+	int r;
+
+	if (owner->worker->now < tracker->barred)
+		return -EBUSY;
+	r = freeze(owner->pid, &tracker->stopped);
+	if (r != -ETIMEDOUT)
+		return r;
+	/* Others wait for this worker, too. */
+	tracker->barred = owner->worker->now + BARRED_NS;
+	return -EBUSY;
 }
 
 /* Bits that can't be cleared are told once more. */

@@ -432,11 +432,8 @@ static int bring_home(struct sync *sync, uint64_t start, uint64_t end)
 
 static int look_fail(struct sync *sync, int r)
 {
-	return letter_fail(
-		sync->letter, r, "what is written at %#lx can't be found: %s", sync->at,
-		r == -EBUSY
-			? "a debugger has the owner, or it has io_uring's own threads: it can't be stopped"
-			: strerror(-r));
+	return letter_fail(sync->letter, r, "what is written at %#lx can't be found: %s", sync->at,
+			   tracking_look_error(r));
 }
 
 /* Marks of the next piece. 1: later; 0: there are some, perhaps; or -errno. */

@@ -10,7 +10,8 @@
  * A reading goes through its range in pieces, and lets others have their turn in between.
  *
  * Going: with its peer, its owner, or hmmd. Nothing is handed to a successor: it knows no track, so the library begins
- * another, in which everything counts as written.
+ * another, in which everything counts as written. But a thread that a look was to stop, and that does not stand yet, is
+ * waited for, whoever is gone: only its tracer can let it go on, or bury it.
  *
  * What can fail: the owner's library has no userfaultfd to give, or the engine none to use.
  */
@@ -34,6 +35,10 @@
 #define TRIES		3U
 #define TRACKS_MAX	1024U		/* of an owner: each look goes through all */
 #define ASK_AGAIN	(1000 * NS_PER_MS)
+/* How often it is looked whether a thread has come to stand that no look waits for any more. */
+#define THAW_NS		NS_PER_MS
+/* ... or whether a process has ended whose first thread did so while it was to stand. */
+#define BURY_NS		(20 * NS_PER_MS)
 
 /* ---- messages -------------------------------------------------------------------- */
 
@@ -127,23 +132,39 @@ static struct tracker *tracker_new(struct owner *owner, const struct tracking_op
 	return tracker;
 }
 
+/* True: there are threads that will have to be let go of later, or buried. */
+static bool see_to_stopped(struct worker *worker, struct tracker *tracker)
+{
+	bool go_on = thaw(&tracker->stopped);
+
+	if (!tracker->stopped.count)
+		return false;
+	worker_alarm(worker, worker->now + (go_on ? BURY_NS : THAW_NS));
+	return true;
+}
+
 static void tracker_free(struct tracker *tracker)
 {
+	struct worker *worker = tracker->owner->worker;
 	struct track *track;
 
 	while ((track = TAILQ_FIRST(&tracker->tracks))) {
 		TAILQ_REMOVE(&tracker->tracks, track, link);
 		drop(tracker, track);
 	}
-	thaw(&tracker->stopped);
 	if (tracker->uffd >= 0) {
-		reactor_remove(tracker->owner->worker->reactor, &tracker->source);
+		reactor_remove(worker->reactor, &tracker->source);
 		/* The last reference: every protection is lifted, and who waits goes on. */
 		close(tracker->uffd);
 	}
 	if (tracker->clear_refs >= 0)
 		close(tracker->clear_refs);
-	free(tracker);
+	if (!see_to_stopped(worker, tracker)) {
+		free(tracker);
+		return;
+	}
+	tracker->owner = NULL;
+	LIST_INSERT_HEAD(&worker->standing, tracker, link);
 }
 
 /* By pid, and then it is looked whether that is the owner's still. Of its own the owner could pass any file of procfs. */
@@ -332,6 +353,36 @@ void tracking_deinit(struct owner *owner)
 	owner->tracker = NULL;
 }
 
+void tracking_tick(struct owner *owner)
+{
+	if (owner->tracker)
+		see_to_stopped(owner->worker, owner->tracker);
+}
+
+void tracking_thaw(struct worker *worker)
+{
+	struct tracker *tracker, *next;
+
+	for (tracker = LIST_FIRST(&worker->standing); tracker; tracker = next) {
+		next = LIST_NEXT(tracker, link);
+		if (see_to_stopped(worker, tracker))
+			continue;
+		LIST_REMOVE(tracker, link);
+		free(tracker);
+	}
+}
+
+void tracking_forget(struct worker *worker)
+{
+	struct tracker *tracker;
+
+	while ((tracker = LIST_FIRST(&worker->standing))) {
+		LIST_REMOVE(tracker, link);
+		free(tracker->stopped.list);
+		free(tracker);
+	}
+}
+
 void tracking_let_go(struct owner *owner, uint64_t start, uint64_t end)
 {
 	if (owner->tracker && !TAILQ_EMPTY(&owner->tracker->tracks))
@@ -440,8 +491,7 @@ static const struct hmm_msg_dirty_read *asked(const struct reading *reading)
 static int reading_fail(struct reading *reading, int r)
 {
 	return letter_fail(reading->letter, r, "what is written at %#lx can't be found: %s", reading->at,
-			   r == -EBUSY ? "a debugger has the owner, or it has io_uring's own threads: it can't be stopped" :
-					 strerror(-r));
+			   tracking_look_error(r));
 }
 
 /* One piece. 0: done; 1: more is to come, or it is to be tried again; or -errno. */

@@ -88,7 +88,8 @@ uint64_t track_tell(struct track *track, uint64_t start, uint64_t end, bool clea
 /* ---- an owner's (tracker.c) ------------------------------------------------------ */
 
 struct tracker {
-	struct owner *owner;
+	LIST_ENTRY(tracker) link;	/* worker->standing */
+	struct owner *owner;		/* NULL: it is gone, but a thread of its process is in our hands */
 	const struct tracking_ops *ops;
 	int uffd;			/* -1: the engine needs none */
 	uint64_t features;		/* that it has */
@@ -97,6 +98,7 @@ struct tracker {
 	struct track_list tracks;
 	struct track_list leaving;	/* nobody asks for them any more, but a sync is not over */
 	struct stopped_threads stopped;
+	int64_t barred;			/* until when it is not tried to stop them */
 };
 
 /* TRACK_OPEN, DIRTY_START, _READ, _STOP, _MARK, MIRROR_SYNC, COPY_OPEN. Any may be answered later. */
@@ -104,6 +106,11 @@ void tracking_request(struct owner *owner, struct letter *letter);
 void tracking_peer_gone(struct owner *owner, uint64_t peer);
 void tracking_mirror_gone(const struct mirror *mirror);
 void tracking_deinit(struct owner *owner);
+/* Threads that have come to stand too late for the look that stopped them go on: the owner's, and those of owners that are gone. */
+void tracking_tick(struct owner *owner);
+void tracking_thaw(struct worker *worker);
+/* The worker's thread has ended, by which the kernel has let all of them go. */
+void tracking_forget(struct worker *worker);
 /* The program wants this range left alone: it is one mapping again. */
 void tracking_let_go(struct owner *owner, uint64_t start, uint64_t end);
 /* Whether somebody asks for what is written at @addr, so that it does not migrate; *@end: as far as that goes, at most. */
@@ -117,6 +124,8 @@ bool tracker_settle(struct tracker *tracker, unsigned int *tries);
 
 /* look.c: 0, or -errno; then nothing is known and nothing lost. */
 int tracking_look(struct tracker *tracker, uint64_t start, uint64_t end);
+/* Why, in words. */
+const char *tracking_look_error(int error);
 
 /* ---- copies (sync.c) ------------------------------------------------------------------ */
 

@@ -6,8 +6,12 @@
 #include <criterion/criterion.h>
 #include <criterion/new/assert.h>
 #include <errno.h>
+#include <poll.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "engine_fixture.h"
 #include "tests/leakcheck.h"
@@ -71,22 +75,28 @@ static int start(uint64_t addr, uint64_t length)
 	return fixture_reply(&fixture);
 }
 
-static void begin(void)
+static void begin_with(const struct tracking_ops *ops, pid_t pid)
 {
 	struct owner *owner;
 
 	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
 	owner = fixture.owner;
 	owner->peer = 1;
+	owner->pid = pid;
 	fixture.mirror->flags |= HMM_MIRROR_FLAGS_TRACKED;
 	fixture.mirror->peer = DRIVER;
-	fixture.engine.tracking.ops = &fake;
+	fixture.engine.tracking.ops = ops;
 	look_result = 0;
 	memset(found, 0, sizeof(found));
 	cr_assert(eq(int, attribute_edit(&owner->attributes, ROOM_START, ROOM_END, declare, NULL), 0));
 	cr_assert(eq(int, start(ROOM_START, PAGES * HMM_PAGE_SIZE), 0));
 	tracked = owner->next_track;
 	cr_assert(eq(u64, fixture.device->used, PAGES * HMM_PAGE_SIZE));
+}
+
+static void begin(void)
+{
+	begin_with(&fake, getpid());
 }
 
 /* Asks for a sync of all. Its orders are not ended by themselves. */
@@ -412,4 +422,94 @@ Test(sync, refusals)
 	fixture.mirror->peer = DRIVER;
 	cr_assert(eq(uint, sync_all(), PAGES));
 	end();
+}
+
+/* ---- a thread that comes to stand late ------------------------------------------------------ */
+
+static struct tracking_ops freezing;
+static int told[2], on[2];		/* pipes: it may go on; it has */
+
+/* In vfork(), where no tracer's word reaches it. */
+static void be_late(void)
+{
+	char byte;
+
+	close(told[1]);
+	if (vfork() == 0)
+		_exit(read(told[0], &byte, 1) != 1);
+	if (write(on[1], "x", 1) == 1)
+		pause();
+	_exit(0);
+}
+
+/* A sync has tried to stop it, and will try again. */
+static pid_t begin_late(void)
+{
+	pid_t child;
+
+	cr_assert_eq(pipe(told) | pipe(on), 0);
+	child = fork();
+	cr_assert_neq(child, -1);
+	if (!child)
+		be_late();
+	freezing = tracking_soft_dirty;
+	freezing.look = fake_look;
+	/* Until it is there. */
+	usleep(20000);
+	begin_with(&freezing, child);
+	ask();
+	cr_assert(eq(int, fixture_reply(&fixture), 1));
+	cr_assert(eq(uint, fixture.owner->tracker->stopped.count, 1));
+	return child;
+}
+
+static bool goes_on(void)
+{
+	struct pollfd fd = { .fd = on[0], .events = POLLIN };
+
+	return poll(&fd, 1, 1) == 1;
+}
+
+static void end_late(pid_t child)
+{
+	kill(child, SIGKILL);
+	waitpid(child, NULL, 0);
+	for (int i = 0; i < 2; i++) {
+		close(told[i]);
+		close(on[i]);
+	}
+}
+
+#define TURNS	20000	/* they only end what hangs */
+
+Test(sync, a_thread_that_stands_when_its_driver_is_gone_goes_on)
+{
+	pid_t child = begin_late();
+	unsigned int turns = 0;
+
+	owner_peer_gone(fixture.owner, DRIVER);
+	turn();
+	cr_assert(eq(int, fixture_reply(&fixture), -ENOENT));
+	cr_assert_eq(write(told[1], "x", 1), 1);
+	for (; !goes_on(); turn())
+		cr_assert(lt(uint, ++turns, TURNS), "the owner's thread stands still");
+	cr_assert(eq(uint, fixture.owner->tracker->stopped.count, 0));
+	end_late(child);
+	end();
+}
+
+Test(sync, or_when_its_owner_is)
+{
+	pid_t child = begin_late();
+	unsigned int turns = 0;
+
+	owner_gone(fixture.owner);
+	cr_assert(eq(int, fixture_reply(&fixture), -ESTALE));
+	owner_free(fixture.owner);
+	fixture.owner = NULL;
+	cr_assert_eq(write(told[1], "x", 1), 1);
+	for (; !goes_on(); tracking_thaw(&fixture.worker))
+		cr_assert(lt(uint, ++turns, TURNS), "the thread of an owner that is no more stands still");
+	end_late(child);
+	fixture_end(&fixture);
 }

@@ -5,14 +5,18 @@
  */
 #include <criterion/criterion.h>
 #include <criterion/new/assert.h>
+#include <dirent.h>
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/ptrace.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -201,10 +205,15 @@ static pid_t start(bool breeds)
 	return child;
 }
 
-static void stop(pid_t child)
+static void stop_one(pid_t child)
 {
 	kill(child, SIGKILL);
 	waitpid(child, NULL, 0);
+}
+
+static void stop(pid_t child)
+{
+	stop_one(child);
 	munmap(count, 4096);
 }
 
@@ -304,9 +313,204 @@ Test(tracking, what_cannot_be_stopped)
 		while (atomic_load(&count[i]) == before)
 			usleep(100);
 	}
-	kill(tracer, SIGKILL);
-	waitpid(tracer, NULL, 0);
+	stop_one(tracer);
 	close(ready[0]);
 	close(ready[1]);
 	stop(child);
+}
+
+/* A thread that has a tracer is buried by him alone, and its process is there until it is. */
+Test(tracking, who_is_killed_where_it_stands_is_buried)
+{
+	struct stopped_threads threads = { 0 };
+	pid_t child = start(false);
+	unsigned int i = 0;
+
+	freeze_surely(child, &threads);
+	kill(child, SIGKILL);
+	do {
+		cr_assert(lt(uint, ++i, 20000));
+		usleep(1000);
+	} while (!thaw(&threads) || threads.count);
+	/* With this one, which is its parent as well. */
+	for (i = 0; waitpid(child, NULL, WNOHANG) == 0; i++) {
+		cr_assert(lt(uint, i, 20000), "it does not end");
+		usleep(1000);
+	}
+	munmap(count, 4096);
+}
+
+/* ---- execve() meanwhile ---------------------------------------------------------------- */
+
+/* Not the first one of it. 0: there is none yet. */
+static pid_t other_thread(pid_t pid)
+{
+	struct dirent *entry;
+	pid_t tid, found = 0;
+	char path[32];
+	DIR *dir;
+
+	snprintf(path, sizeof(path), "/proc/%d/task", pid);
+	dir = opendir(path);
+	while (dir && (entry = readdir(dir))) {
+		tid = (pid_t)atoi(entry->d_name);
+		if (tid > 0 && tid != pid)
+			found = tid;
+	}
+	if (dir)
+		closedir(dir);
+	return found;
+}
+
+static bool is_zombie(pid_t pid, pid_t tid)
+{
+	char path[64], text[512] = "";
+	const char *end;
+	FILE *file;
+	size_t n;
+
+	snprintf(path, sizeof(path), "/proc/%d/task/%d/stat", pid, tid);
+	file = fopen(path, "re");
+	n = file ? fread(text, 1, sizeof(text) - 1, file) : 0;
+	if (file)
+		fclose(file);
+	text[n] = '\0';
+	end = strrchr(text, ')');
+	return end && end[1] && end[2] == 'Z';
+}
+
+static void *sleep_on(void *data)
+{
+	for (;;)
+		pause();
+	return data;
+}
+
+static void *become_another(void *data)
+{
+	execl("/bin/true", "true", NULL);
+	return data;
+}
+
+static void execute_when_told(int fd)
+{
+	pthread_t thread;
+	char byte;
+
+	if (pthread_create(&thread, NULL, sleep_on, NULL) || read(fd, &byte, 1) != 1 ||
+	    pthread_create(&thread, NULL, become_another, NULL))
+		_exit(1);
+	sleep_on(NULL);
+}
+
+static void trace(pid_t tid, int fd)
+{
+	if (ptrace(PTRACE_SEIZE, tid, NULL, NULL) || write(fd, "x", 1) != 1)
+		_exit(1);
+	sleep_on(NULL);
+}
+
+/*
+ * It waits until a thread is buried, which is for that one's tracer to do, who does not; and whoever attaches waits
+ * until it is over. So must hmmd not.
+ */
+Test(tracking, an_execve_that_does_not_end_keeps_nobody)
+{
+	struct stopped_threads threads = { 0 };
+	pid_t child, tracer, victim;
+	int told[2], ready[2], r;
+	char byte;
+
+	cr_assert_eq(pipe(told) | pipe(ready), 0);
+	child = fork();
+	if (!child)
+		execute_when_told(told[0]);
+	while (!(victim = other_thread(child)))
+		usleep(1000);
+	tracer = fork();
+	if (!tracer)
+		trace(victim, ready[1]);
+	cr_assert_eq(read(ready[0], &byte, 1), 1);
+	cr_assert_eq(write(told[1], "x", 1), 1);
+	while (!is_zombie(child, victim))
+		usleep(1000);
+	for (int i = 0; i < 3; i++) {
+		while ((r = freeze(child, &threads)) == -EAGAIN)
+			usleep(1000);
+		cr_assert(eq(int, r, -ETIMEDOUT));
+		cr_assert(thaw(&threads));
+	}
+	stop_one(tracer);
+	stop_one(child);
+	for (int i = 0; i < 2; i++) {
+		close(told[i]);
+		close(ready[i]);
+	}
+}
+
+#define LIVES	60U
+#define LIVES_VARIABLE	"HMM_TEST_LIVES"
+
+static void *live_again(void *data)
+{
+	usleep(((unsigned int)(uintptr_t)data * 7919U) % 3000U);
+	execl("/proc/thread-self/exe", "lives", NULL);
+	return data;
+}
+
+/* One that becomes itself again and again, by one of its threads. Its first one may have ended. Counts its lives. */
+__attribute__((constructor)) static void live(void)
+{
+	const char *said = getenv(LIVES_VARIABLE);
+	pthread_t thread;
+	_Atomic uint32_t *lives;
+	uint32_t life;
+
+	if (!said)
+		return;
+	lives = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, atoi(said), 0);
+	if (lives == MAP_FAILED)
+		_exit(1);
+	life = atomic_fetch_add(lives, 1) + 1;
+	for (int i = 0; i < 3; i++)
+		pthread_create(&thread, NULL, sleep_on, NULL);
+	pthread_create(&thread, NULL, live_again, (void *)(uintptr_t)life);
+	if (life % 2)
+		syscall(SYS_exit, 0);
+	sleep_on(NULL);
+}
+
+/* However it hits: nobody is left standing, and hmmd does not stand either. */
+Test(tracking, an_execve_at_any_moment)
+{
+	struct stopped_threads threads = { 0 };
+	int fd = memfd_create("lives", 0);
+	uint32_t seen = 0, idle = 0;
+	_Atomic uint32_t *lives;
+	char text[16];
+	pid_t child;
+
+	cr_assert_eq(ftruncate(fd, 4096), 0);
+	lives = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	cr_assert(lives != MAP_FAILED);
+	snprintf(text, sizeof(text), "%d", fd);
+	child = fork();
+	if (!child) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		setenv(LIVES_VARIABLE, text, 1);
+		execl("/proc/self/exe", "lives", NULL);
+		_exit(1);
+	}
+	while (atomic_load(lives) < LIVES) {
+		freeze(child, &threads);
+		while (!thaw(&threads))
+			usleep(20);
+		usleep(100);
+		idle = atomic_load(lives) == seen ? idle + 1 : 0;
+		seen = atomic_load(lives);
+		cr_assert(lt(uint, idle, 100000), "it stands still in life %u", seen);
+	}
+	stop_one(child);
+	munmap((void *)lives, 4096);
+	close(fd);
 }

@@ -566,7 +566,7 @@ static void by_a_driver(void)
 
 struct leaver {
 	struct hmm_mirror mirror;
-	unsigned long at;
+	unsigned long at, length;
 	atomic_int begun;
 	long last;
 };
@@ -576,7 +576,7 @@ static void *sync_on(void *argument)
 	struct leaver *leaver = argument;
 
 	do {
-		leaver->last = hmm_mirror_sync(&leaver->mirror, leaver->at, 16384 * PAGE, 0, NULL);
+		leaver->last = hmm_mirror_sync(&leaver->mirror, leaver->at, leaver->length, 0, NULL);
 		atomic_fetch_add(&leaver->begun, 1);
 	} while (leaver->last >= 0);
 	return NULL;
@@ -607,6 +607,7 @@ static void leaving(void)
 			leaver.mirror.ops = &tracked_ops;
 			leaver.mirror.device = its_device;
 			leaver.at = (unsigned long)memory;
+			leaver.length = 16384 * PAGE;
 			CHECK_EQ(hmm_mirror_register(&leaver.mirror, peer), 0);
 			/* The one before may not be heard of yet. */
 			while (hmm_mirror_track(&leaver.mirror, leaver.at, 16384 * PAGE, 0) == -ENOSPC)
@@ -623,6 +624,74 @@ static void leaving(void)
 		usleep(1000);
 	sync_all(memory, 16384);
 	check_equal(memory, 16384);
+	close_replica();
+}
+
+/* Until whoever has the other end of @fd is gone, and what was seen to then. */
+static void await_end(int fd, int more_ms)
+{
+	char byte;
+
+	while (read(fd, &byte, 1) > 0)
+		;
+	usleep((useconds_t)more_ms * 1000);
+}
+
+/*
+ * The same while the owner can't be stopped, being in vfork(): what was begun for that sync must not stop it when
+ * nobody waits for it any more.
+ */
+static void leaving_one_that_cannot_be_stopped(void)
+{
+	int go[2], gone[2], key;
+	pid_t driver, child;
+	int status, later;
+	char *memory;
+
+	memory = open_and_begin(64);
+	CHECK(!pipe(go) && !pipe(gone));
+	key = hmm_export(hmm);
+	driver = fork();
+	CHECK(driver >= 0);
+	if (!driver) {
+		static struct leaver leaver;
+		struct hmm_device *its_device;
+		struct hmm *peer;
+		pthread_t thread;
+		char byte;
+
+		CHECK_EQ(hmm_open_peer(key, NULL, &peer), 0);
+		CHECK_EQ(hmm_device_open(peer, "replica", &its_device), 0);
+		leaver.mirror.ops = &tracked_ops;
+		leaver.mirror.device = its_device;
+		leaver.at = (unsigned long)memory;
+		leaver.length = 64 * PAGE;
+		CHECK_EQ(hmm_mirror_register(&leaver.mirror, peer), 0);
+		CHECK_EQ(hmm_mirror_track(&leaver.mirror, leaver.at, 64 * PAGE, 0), 0);
+		CHECK_EQ(read(go[0], &byte, 1), 1);
+		CHECK(!pthread_create(&thread, NULL, sync_on, &leaver));
+		usleep((useconds_t)test_scaled(100) * 1000);
+		CHECK(leaver.last >= 0);
+		_exit(0);
+	}
+	close(key);
+	close(gone[1]);
+	later = test_scaled(100);
+	child = vfork();
+	if (!child) {
+		if (write(go[1], "x", 1) != 1)
+			_exit(1);
+		await_end(gone[0], later);
+		_exit(0);
+	}
+	CHECK(waitpid(child, &status, 0) == child && !status);
+	CHECK(waitpid(driver, &status, 0) == driver && !status);
+	close(gone[0]);
+	close(go[0]);
+	close(go[1]);
+	memory[9 * PAGE]++;
+	sync_all(memory, 64);
+	check_equal(memory, 64);
 	close_replica();
 }
 
@@ -760,6 +829,7 @@ int main(int argc, char **argv)
 		{ "by-a-driver", by_a_driver, false },
 		{ "owner-ends", owner_ends, false }, { "by-several", by_several, false },
 		{ "leaving", leaving, false },
+		{ "leaving-one-that-cannot-be-stopped", leaving_one_that_cannot_be_stopped, false },
 		{ "refusals", refusals, false },
 		{ "many-writers", many_writers, false },
 		{ NULL, NULL, false },
