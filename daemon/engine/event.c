@@ -266,6 +266,11 @@ void event_read(struct owner *owner)
 		owner_run(owner);
 		serve_batch(owner, from, owner->journal_read);
 	} while (n == asked);	/* fewer: the descriptor was empty, and says so when it is not */
+	/* No room for a child's descriptor: the fork waits in the queue, in front of other events, and nobody is told again. */
+	if (n == -EMFILE || n == -ENFILE || n == -ENOMEM) {
+		owner->deferred_read = true;
+		worker_alarm(owner->worker, owner->worker->now + NS_PER_MS);
+	}
 }
 
 /* Behind the last message that was read and perhaps not applied. */

@@ -384,7 +384,7 @@ struct owner {
 	int64_t last_fault;		/* when one was served */
 	unsigned int jobs;		/* migrations that run, and whatever else needs the owner to stay */
 	bool agent_stuck;		/* it did not get on with its last order: do without it */
-	bool deferred_read;		/* the userfaultfd is to be read, but the agent commits */
+	bool deferred_read;		/* the userfaultfd is to be read, but the agent commits, or there was no room for a child */
 	bool recovering;		/* between REOPEN and the end of settling, or of waiting for windows */
 	bool settled;			/* ... and only windows are waited for */
 	uint64_t pages_settled;
