@@ -6,7 +6,8 @@
  *
  * Exit 0: every byte is right. 3: hmmd refused to serve at all, and every byte
  * is right. 1: a wrong byte. One thread, and driver processes for `window` and
- * `several`. What devices and drivers do besides is in devices.c.
+ * `several`. What devices and drivers do besides is in devices.c, copies and forks of
+ * far memory in copies.c.
  */
 #include "client.h"
 
@@ -88,7 +89,16 @@ void check_and_rewrite(void *memory, size_t pages, uint64_t seed)
 	test_check(memory, pages, seed + 1);
 }
 
-static void travel(void)
+/* Without UFFDIO_MOVE only that goes. */
+static void declare(void *memory, size_t pages)
+{
+	struct hmm_advise_options options = { .size = sizeof(options) };
+	int r = hmm_advise(hmm, (unsigned long)memory, pages * PAGE, HMM_ADVISE_UNPINNED, &options);
+
+	CHECK(!r || *hmm_last_error());
+}
+
+static void travel_of(bool declared)
 {
 	char *huge = test_map_huge(3), *small = test_map(700);
 
@@ -98,6 +108,10 @@ static void travel(void)
 		test_check(huge, 3 * 512, 1);
 		test_check(small, 700, 2);
 		_exit(REFUSED);
+	}
+	if (declared) {
+		declare(huge, 3 * 512);
+		declare(small, 700);
 	}
 	for (int round = 0; round < 2; round++) {
 		move(huge, 3 * 512, HMM_DEVICE);
@@ -111,6 +125,16 @@ static void travel(void)
 	close_all();
 	check_and_rewrite(huge, 3 * 512, 1);
 	check_and_rewrite(small, 700, 2);
+}
+
+static void travel(void)
+{
+	travel_of(false);
+}
+
+static void base(void)
+{
+	travel_of(true);
 }
 
 /* All of it or nothing; in words if nothing. Whatever is refused, the bytes are there to be read and written. */
@@ -219,8 +243,12 @@ static void look(void *memory, size_t pages, bool discard)
 	long result = -EBUSY;
 	bool faulted = false;
 
+	if (hmm_range_register(&range, &mirror, start, start + pages * PAGE, 12)) {
+		printf("hmm_range_register: %s\n", hmm_last_error());
+		CHECK(*hmm_last_error());
+		return;
+	}
 	range.pfns = calloc(pages, sizeof(*range.pfns));
-	CHECK_EQ(hmm_range_register(&range, &mirror, start, start + pages * PAGE, 12), 0);
 	for (int tries = 0; tries < 50 && (result == -EBUSY || result == -EAGAIN); tries++) {
 		hmm_range_wait_until_valid(&range, 1000);
 		faulted = tries % 2 == 0;
@@ -335,7 +363,8 @@ static void access_memory(void)
 		if (hmm_device_read(&mirror, (unsigned long)coherent + PAGE, &word, 8) == 8)
 			CHECK_EQ(word, test_word(1, 0, 5));
 		test_check(coherent, 1024, 5);
-		CHECK_EQ(hmm_free(&mirror, coherent, 2 * BLOCK), 0);
+		if (hmm_free(&mirror, coherent, 2 * BLOCK))
+			CHECK(*hmm_last_error());
 	} else {
 		printf("hmm_alloc: %s\n", hmm_last_error());
 	}
@@ -597,6 +626,7 @@ static void farewell(void)
 
 static const struct test_case cases[] = {
 	{"travel", travel, false},
+	{"base", base, false},
 	{"share", share, false},
 	{"touch", touch, false},
 	{"ranges", ranges, false},
@@ -610,6 +640,10 @@ static const struct test_case cases[] = {
 	{"exclusive", exclusive, false},
 	{"evict", evict, false},
 	{"devmem", devmem, false},
+	{"sync", synced, false},
+	{"dirty", watched, false},
+	{"farfork", farfork, false},
+	{"drain", drained, true},
 	{"farewell", farewell, true},
 	{"driver", drive, true},
 	{"reader", read_along, true},

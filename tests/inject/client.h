@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* client.h - what the scenarios of client.c and devices.c share. */
+/* client.h - what the scenarios of client.c, devices.c and copies.c share. */
 #ifndef INJECT_CLIENT_H
 #define INJECT_CLIENT_H
 
@@ -30,5 +30,13 @@ void exclusive(void);
 void evict(void);
 void devmem(void);
 void engine_driver(void);
+/* What the driver of `engine` can have of it. */
+void driver_takes(int socket, char *memory, size_t pages);
+
+/* copies.c */
+void synced(void);
+void watched(void);
+void drained(void);
+void farfork(void);
 
 #endif

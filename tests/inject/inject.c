@@ -22,8 +22,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "errors.h"
 #include "kernel/kernel.h"
 #include "layout.h"
+#include "uapi.h"
 
 enum call {
 	UFFD_COPY,
@@ -33,7 +35,10 @@ enum call {
 	UFFD_PROTECT,
 	UFFD_REGISTER,
 	UFFD_UNREGISTER,
+	UFFD_READ,
 	PAGEMAP_READ,
+	PAGES_WRITTEN,
+	SOFT_DIRTY_CLEAR,
 	MEM_READ,
 	MEM_WRITE,
 	VMA_AT,
@@ -53,19 +58,11 @@ enum call {
 
 static const char *const call_names[CALLS] = {
 	"uffd_copy",	   "uffd_zero",	   "uffd_poison", "uffd_continue", "uffd_protect", "uffd_register",
-	"uffd_unregister", "pagemap_read", "mem_read",	  "mem_write",	  "vma_at",
+	"uffd_unregister", "uffd_read",	   "pagemap_read", "pages_written", "soft_dirty_clear",
+	"mem_read",	   "mem_write",	   "vma_at",
 	"memfd_new",	   "punch",	   "collapse",	  "merging",	  "page_kinds",
 	"place",	   "policy",	   "populate",	  "node_free",	   "mapped",
 	"told",
-};
-
-static const struct {
-	const char *name;
-	int error;
-} errors[] = {
-	{"SHORT", 0},	    {"EAGAIN", EAGAIN}, {"ENOMEM", ENOMEM}, {"ENOENT", ENOENT},
-	{"EINVAL", EINVAL}, {"EBUSY", EBUSY},	{"EIO", EIO},	    {"ENOSPC", ENOSPC},
-	{"EMFILE", EMFILE}, {"EINTR", EINTR},
 };
 
 static struct {
@@ -158,6 +155,40 @@ static int do_unregister(int uffd, uint64_t start, size_t length)
 				    : kernel_real.uffd_unregister(uffd, start, length);
 }
 
+/* It hears of forks, and may have a child's descriptor to give: for that alone reading needs memory, and a number. */
+static bool hears_forks(int uffd)
+{
+	char path[64];
+	unsigned int api, features = 0;
+	FILE *file;
+
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", uffd);
+	file = fopen(path, "re");
+	while (file && fgets(path, sizeof(path), file))
+		if (sscanf(path, "API: %x:%x", &api, &features) == 2)
+			break;
+	if (file)
+		fclose(file);
+	return features & UFFD_FEATURE_EVENT_FORK;
+}
+
+static ssize_t uffd_read(int uffd, void *messages, size_t length)
+{
+	return hears_forks(uffd) && due(UFFD_READ) ? -plan.error : kernel_real.uffd_read(uffd, messages, length);
+}
+
+static int pages_written(int pagemap, uint64_t start, uint64_t end, struct kernel_region *regions, unsigned int max,
+			 uint64_t *walked)
+{
+	return due(PAGES_WRITTEN) ? -plan.error
+				  : kernel_real.pages_written(pagemap, start, end, regions, max, walked);
+}
+
+static int soft_dirty_clear(int clear_refs)
+{
+	return due(SOFT_DIRTY_CLEAR) ? -plan.error : kernel_real.soft_dirty_clear(clear_refs);
+}
+
 static int pagemap_read(int pagemap, uint64_t start, unsigned int pages, uint64_t *entries)
 {
 	return due(PAGEMAP_READ) ? -plan.error
@@ -247,23 +278,16 @@ static void bad_plan(const char *text)
 static void read_plan(const char *text)
 {
 	char call[32], error[32];
-	bool known = false;
 
 	plan.times = 1;
 	if (sscanf(text, "%31[^:]:%31[^:]:%lu:%lu", call, error, &plan.first, &plan.times) < 3 ||
-	    !plan.first)
+	    !plan.first || !error_by_name(error, &plan.error))
 		bad_plan(text);
 	for (unsigned int i = 0; i < CALLS; i++)
 		if (strcmp(call, call_names[i]) == 0)
 			plan.call = (enum call)i;
-	for (unsigned int i = 0; i < sizeof(errors) / sizeof(errors[0]); i++) {
-		if (strcmp(error, errors[i].name) != 0)
-			continue;
-		plan.error = errors[i].error;
-		known = true;
-	}
 	/* Half of a call is something for those alone that say how much they did. */
-	if (!known || plan.call == CALLS ||
+	if (plan.call == CALLS || plan.error < 0 ||
 	    (!plan.error && plan.call != UFFD_COPY && plan.call != UFFD_ZERO &&
 	     plan.call != UFFD_CONTINUE))
 		bad_plan(text);
@@ -285,7 +309,10 @@ __attribute__((constructor)) static void begin(void)
 	injecting.uffd_protect = protect;
 	injecting.uffd_register = do_register;
 	injecting.uffd_unregister = do_unregister;
+	injecting.uffd_read = uffd_read;
 	injecting.pagemap_read = pagemap_read;
+	injecting.pages_written = pages_written;
+	injecting.soft_dirty_clear = soft_dirty_clear;
 	injecting.mem_read = mem_read;
 	injecting.mem_write = mem_write;
 	injecting.vma_at = vma_at;
