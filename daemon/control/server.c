@@ -372,6 +372,7 @@ static void on_outbox(uv_poll_t *handle, int status, int events)
 		log_info("every page is home");
 		say_farewell(server);
 	} else if (stopped) {
+		engine_join(server->engine);
 		uv_timer_stop(&server->report);
 		flush_peers(server);
 	}

@@ -54,12 +54,14 @@ struct engine_options {
 int engine_new(const struct engine_options *options, struct mailbox *outbox, struct engine **result);
 /* After every worker said STOPPED, or at once to give up (as after a crash). NULL is allowed. */
 void engine_free(struct engine *engine);
+/* After the STOPPED of a HAND_OVER: no worker's thread is left, and the process ends without engine_free(). */
+void engine_join(struct engine *engine);
 
 /*
  * Hands a letter to the worker that has letter->owner; for HMM_OP_OPEN and
  * HMM_OP_REOPEN engine_submit() chooses the owner's id and worker itself and
  * sets letter->owner. The letter comes back as LETTER_REPLY (REQUEST), as
- * LETTER_STOPPED (SHUTDOWN: submitted once, one STOPPED when all is done) or not at all
+ * LETTER_STOPPED (SHUTDOWN or HAND_OVER: submitted once, one STOPPED when all is done) or not at all
  * (PEER_GONE, RELOAD; these go to every worker). HMM_OP_DRAIN with owner 0
  * comes back once, when every worker has done its part.
  */

@@ -567,6 +567,12 @@ int engine_new(const struct engine_options *options, struct mailbox *outbox, str
 	return 0;
 }
 
+void engine_join(struct engine *engine)
+{
+	for (unsigned int i = 0; i < engine->started; i++)
+		pthread_join(engine->workers[i].thread, NULL);
+}
+
 void engine_free(struct engine *engine)
 {
 	if (!engine)
