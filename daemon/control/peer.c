@@ -340,7 +340,7 @@ static const char *receive_error(int error, char *out, size_t room)
 
 static void receive(struct peer *peer)
 {
-	struct hmm_frame *frame = peer->server->frame;
+	struct server *server = peer->server;
 	unsigned int i;
 	char why[96];
 	int r;
@@ -351,10 +351,11 @@ static void receive(struct peer *peer)
 				peer_close(peer, NULL);
 			return;
 		}
-		r = hmm_frame_recv(peer->fd, frame, MSG_DONTWAIT);
+		r = hmm_frame_recv(peer->fd, server->frame, MSG_DONTWAIT);
 		if (r > 0) {
-			session_message(peer, frame);
-			hmm_frame_close(frame);
+			session_message(peer, server->frame);
+			/* Another one, if a letter has kept it. */
+			hmm_frame_close(server->frame);
 		} else if (r == -EAGAIN) {
 			if (peer->orphaned)
 				peer_close(peer, NULL);

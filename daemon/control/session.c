@@ -498,6 +498,29 @@ static void forward_ack(struct peer *peer, struct letter *letter)
 	peer->acks--;
 }
 
+/*
+ * A message with bytes of a program, who may have locked them, is not copied: registers, too, get to a stack. The frame becomes the
+ * letter's, and the next message is read into another one.
+ */
+static void *take_message(struct server *server, struct hmm_frame *frame)
+{
+	struct hmm_frame *next;
+	void *message;
+
+	if (frame->header.opcode != HMM_OP_DEVICE_WRITE) {
+		message = malloc(frame->size);
+		return message ? memcpy(message, frame->data, frame->size) : NULL;
+	}
+	next = vault_alloc(sizeof(*next));
+	if (!next)
+		return NULL;
+	hmm_frame_init(next);
+	server->frame = next;
+	return frame;
+}
+
+_Static_assert(offsetof(struct hmm_frame, data) == 0, "a frame is its message");
+
 static struct letter *letter_from(struct peer *peer, struct hmm_frame *frame)
 {
 	struct letter *letter = letter_new(LETTER_REQUEST);
@@ -505,11 +528,9 @@ static struct letter *letter_from(struct peer *peer, struct hmm_frame *frame)
 
 	if (!letter)
 		return NULL;
-	/* Bytes of a program: it may have locked them. */
-	letter->message = frame->header.opcode == HMM_OP_DEVICE_WRITE ? vault_alloc(frame->size) : malloc(frame->size);
+	letter->message = take_message(peer->server, frame);
 	if (!letter->message)
 		return letter_free(letter);
-	memcpy(letter->message, frame->data, frame->size);
 	letter->peer = peer->id;
 	letter->uid = peer->uid;
 	letter->gid = peer->gid;
