@@ -8,12 +8,7 @@
  * process, walks it once (the pages get mapped) and is then timed. The other
  * stays: the owner is timed on it. Both run on the same processor, in turn.
  */
-#include <errno.h>
-#include <signal.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/prctl.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -54,8 +49,9 @@ static void touch_all(const char *memory, size_t bytes)
 		(void)*(const volatile char *)(memory + at);
 }
 
-static void driver(int socket, const struct arguments *arguments)
+static void driver(int socket, const void *data)
 {
+	const struct arguments *arguments = data;
 	static const struct hmm_mirror_ops no_ops = { .size = sizeof(no_ops) };
 	struct hmm_device_options options = {
 		.size = sizeof(options), .name = "bench-chase", .memory = arguments->bytes, .node = -1,
@@ -91,22 +87,11 @@ int main(int argc, char **argv)
 	char *home, *out, note[128];
 	double huge;
 	struct hmm *hmm;
-	int pair[2], key;
-	pid_t pid;
+	int socket, key;
 
 	arguments_read(&arguments, argc, argv);
 	warm_up(arguments.bytes * 3);
-	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
-		fail("socketpair: %s", strerror(errno));
-	pid = fork();
-	if (pid < 0)
-		fail("fork: %s", strerror(errno));
-	if (!pid) {
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		close(pair[0]);
-		driver(pair[1], &arguments);
-	}
-	close(pair[1]);
+	process_start(driver, &arguments, &socket);
 	out = memory_at(OUT_ROOM, arguments.bytes, arguments.huge);
 	home = memory_at(HOME_ROOM, arguments.bytes, arguments.huge);
 	chain_build(out, arguments.bytes);
@@ -114,23 +99,23 @@ int main(int argc, char **argv)
 	hmm_check(hmm_open(NULL, &hmm), "hmm_open");
 	key = hmm_export(hmm);
 	hmm_check(key, "hmm_export");
-	word_send(pair[0], 0, key);
+	word_send(socket, 0, key);
 	close(key);
 	pin(arguments.fault_cpu);
 	chase((char **)home, arguments.bytes / LINE);
-	huge = word_wait(pair[0], NULL);
+	huge = word_wait(socket, NULL);
 
 	for (unsigned int round = 0; round <= arguments.rounds; round++) {
 		double ours, floor;
 
-		word_send(pair[0], 1, -1);
-		ours = word_wait(pair[0], NULL);
+		word_send(socket, 1, -1);
+		ours = word_wait(socket, NULL);
 		floor = chase((char **)home, STEPS);
 		if (round)
 			figures_add(&figures, ours, floor);
 	}
-	word_send(pair[0], 0, -1);
-	waitpid(pid, NULL, 0);
+	word_send(socket, 0, -1);
+	wait(NULL);
 	hmm_close(hmm);
 	figures.row = arguments.huge ? "chase-huge" : "chase-4k";
 	snprintf(note, sizeof(note), "\"MiB\": %zu, \"window_huge\": %.2f", arguments.bytes / MIB,

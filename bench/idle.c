@@ -9,11 +9,8 @@
  */
 #include <dirent.h>
 #include <errno.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -21,11 +18,12 @@
 
 #define CLIENTS 100
 
-static void client(int socket)
+static void client(int socket, const void *data)
 {
 	struct mirrored mirrored;
 	char *memory = memory_new(BLOCK, false);
 
+	(void)data;
 	mirrored_open(&mirrored, BLOCK);
 	move_all(&mirrored, memory, BLOCK, HMM_DEVICE);
 	word_send(socket, 0, -1);
@@ -102,20 +100,7 @@ int main(int argc, char **argv)
 	if (!arguments.hmmd)
 		fail("--hmmd PID is needed");
 	for (int i = 0; i < CLIENTS; i++) {
-		int pair[2];
-
-		if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
-			fail("socketpair: %s", strerror(errno));
-		pids[i] = fork();
-		if (pids[i] < 0)
-			fail("fork: %s", strerror(errno));
-		if (!pids[i]) {
-			prctl(PR_SET_PDEATHSIG, SIGKILL);
-			close(pair[0]);
-			client(pair[1]);
-		}
-		close(pair[1]);
-		sockets[i] = pair[0];
+		pids[i] = process_start(client, NULL, &sockets[i]);
 		word_wait(sockets[i], NULL);
 	}
 	sleep(2);

@@ -11,9 +11,6 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/prctl.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -46,10 +43,17 @@ static double touch(char *memory, size_t bytes, const uint32_t *order)
 	return longest;
 }
 
-static void client(int socket, size_t bytes, bool huge)
+static size_t share(const struct arguments *arguments)
 {
+	return arguments->bytes / CLIENTS / BLOCK * BLOCK;
+}
+
+static void client(int socket, const void *data)
+{
+	const struct arguments *arguments = data;
+	size_t bytes = share(arguments);
 	struct mirrored mirrored;
-	char *memory = memory_new(bytes, huge);
+	char *memory = memory_new(bytes, arguments->huge);
 	uint32_t *order = permutation((uint32_t)(bytes / BLOCK), (uint64_t)getpid());
 
 	memory_mark(memory, bytes, 0);
@@ -72,39 +76,22 @@ int main(int argc, char **argv)
 	struct arguments arguments;
 	int sockets[CLIENTS], status;
 	struct hmmd hmmd, bare;
-	char note[64], socket[108];
-	size_t each;
+	char note[64], path[108];
 
 	arguments_read(&arguments, argc, argv);
 	if (!arguments.hmmd)
 		fail("--hmmd PID is needed");
-	each = arguments.bytes / CLIENTS / BLOCK * BLOCK;
 	hmmd_adopt(&hmmd, arguments.hmmd);
 	bare = hmmd;
-	snprintf(socket, sizeof(socket), "%s.bare", getenv("HMM_SOCKET"));
-	for (unsigned int i = 0; i < CLIENTS; i++) {
-		int pair[2];
-		pid_t pid;
-
-		if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
-			fail("socketpair: %s", strerror(errno));
-		pid = fork();
-		if (pid < 0)
-			fail("fork: %s", strerror(errno));
-		if (!pid) {
-			prctl(PR_SET_PDEATHSIG, SIGKILL);
-			close(pair[0]);
-			client(pair[1], each, arguments.huge);
-		}
-		close(pair[1]);
-		sockets[i] = pair[0];
-	}
+	snprintf(path, sizeof(path), "%s.bare", getenv("HMM_SOCKET"));
+	for (unsigned int i = 0; i < CLIENTS; i++)
+		process_start(client, &arguments, &sockets[i]);
 	for (unsigned int round = 0; round <= arguments.rounds; round++) {
 		double ours = 0, floor;
 
 		for (unsigned int i = 0; i < CLIENTS; i++)
 			word_wait(sockets[i], NULL);
-		floor = hmmd_start(&bare, socket);
+		floor = hmmd_start(&bare, path);
 		hmmd_end(&bare, SIGTERM);
 		for (unsigned int i = 0; i < CLIENTS; i++)
 			word_send(sockets[i], 1, -1);
@@ -127,7 +114,7 @@ int main(int argc, char **argv)
 		if (wait(&status) < 0 || status)
 			fail("a client ended with status %#x", (unsigned int)status);
 	hmmd_end(&hmmd, SIGTERM);
-	snprintf(note, sizeof(note), "\"MiB\": %zu, \"clients\": %u", CLIENTS * each / MIB, CLIENTS);
+	snprintf(note, sizeof(note), "\"MiB\": %zu, \"clients\": %u", CLIENTS * share(&arguments) / MIB, CLIENTS);
 	figures_print(&figures, note);
 	return 0;
 }

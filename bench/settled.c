@@ -9,13 +9,9 @@
  * sent every private mapping out and home.
  */
 #include <errno.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
-#include <unistd.h>
 
 #include "bench/rig/rig.h"
 
@@ -134,14 +130,21 @@ static unsigned long move_everything(struct hmm_mirror *mirror, enum hmm_target 
 	return moved;
 }
 
-static void run_program(int socket, const struct arguments *arguments, bool mirrored_once)
+struct run {
+	struct arguments arguments;
+	bool mirrored_once;
+};
+
+static void run_program(int socket, const void *data)
 {
+	const struct run *run = data;
+	const struct arguments *arguments = &run->arguments;
 	static struct program program;
 	struct mirrored mirrored;
 
 	build(&program, arguments->bytes);
 	work(&program);
-	if (mirrored_once) {
+	if (run->mirrored_once) {
 		unsigned long out, home;
 
 		mirrored_open(&mirrored, arguments->bytes * 2);
@@ -157,29 +160,19 @@ static void run_program(int socket, const struct arguments *arguments, bool mirr
 		word_send(socket, work(&program), -1);
 	word_send(socket, (double)program.sum, -1);
 	word_send(socket, (double)memory_field(NULL, (size_t)-1, "AnonHugePages:"), -1);
-	if (mirrored_once)
+	if (run->mirrored_once)
 		mirrored_close(&mirrored);
 	exit(EXIT_SUCCESS);
 }
 
 static int start_program(const struct arguments *arguments, bool mirrored_once)
 {
-	int pair[2];
-	pid_t pid;
+	const struct run run = { *arguments, mirrored_once };
+	int socket;
 
-	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
-		fail("socketpair: %s", strerror(errno));
-	pid = fork();
-	if (pid < 0)
-		fail("fork: %s", strerror(errno));
-	if (!pid) {
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		close(pair[0]);
-		run_program(pair[1], arguments, mirrored_once);
-	}
-	close(pair[1]);
-	word_wait(pair[0], NULL);
-	return pair[0];
+	process_start(run_program, &run, &socket);
+	word_wait(socket, NULL);
+	return socket;
 }
 
 static double ask(int socket)

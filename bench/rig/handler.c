@@ -13,13 +13,10 @@
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <poll.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
-#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -43,9 +40,18 @@ static void serve_fault(const struct handler *handler, const char *source, unsig
 		fail("UFFDIO_COPY: %s", strerror(errno));
 }
 
-static void serve(const struct handler *handler, int commands, unsigned int spin_us)
+struct serving {
+	const struct handler *handler;
+	int cpu;
+	unsigned int spin_us;
+};
+
+static void serve(int commands, const void *data)
 {
-	char *source = memory_new(handler->bytes, true);
+	const struct serving *serving = data;
+	const struct handler *handler = serving->handler;
+	const unsigned int spin_us = serving->spin_us;
+	char *source;
 	struct pollfd fds[] = {
 		{ .fd = handler->uffd, .events = POLLIN },
 		{ .fd = commands, .events = POLLIN },
@@ -53,6 +59,8 @@ static void serve(const struct handler *handler, int commands, unsigned int spin
 	unsigned int around = 1;
 	uint64_t spin_until = 0;
 
+	pin(serving->cpu);
+	source = memory_new(handler->bytes, true);
 	for (;;) {
 		int timeout = spin_us && now_ns() < spin_until ? 0 : -1;
 
@@ -79,7 +87,7 @@ void handler_start(struct handler *handler, size_t bytes, int cpu, unsigned int 
 {
 	struct uffdio_api api = { .api = UFFD_API };
 	struct uffdio_register range = { .mode = UFFDIO_REGISTER_MODE_MISSING };
-	int pair[2];
+	const struct serving serving = { handler, cpu, spin_us };
 
 	handler->bytes = bytes;
 	handler->range = memory_new(bytes, true);
@@ -90,20 +98,8 @@ void handler_start(struct handler *handler, size_t bytes, int cpu, unsigned int 
 	range.range.len = bytes;
 	if (ioctl(handler->uffd, UFFDIO_REGISTER, &range) < 0)
 		fail("UFFDIO_REGISTER: %s", strerror(errno));
-	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
-		fail("socketpair: %s", strerror(errno));
 	madvise(handler->range, bytes, MADV_DONTNEED);
-	handler->pid = fork();
-	if (handler->pid < 0)
-		fail("fork: %s", strerror(errno));
-	if (!handler->pid) {
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		close(pair[0]);
-		pin(cpu);
-		serve(handler, pair[1], spin_us);
-	}
-	close(pair[1]);
-	handler->commands = pair[0];
+	handler->pid = process_start(serve, &serving, &handler->commands);
 	handler_reset(handler, 1);
 }
 

@@ -112,6 +112,8 @@ void handler_stop(struct handler *handler);
 
 /* ---- another process of the benchmark, over a SOCK_SEQPACKET pair ------------------ */
 
+/* It dies with this one. @run has the other end of @socket, and does not come back. Fails, or returns its pid. */
+pid_t process_start(void (*run)(int socket, const void *data), const void *data, int *socket);
 void word_send(int socket, double word, int fd);	/* @fd: -1: none */
 double word_wait(int socket, int *fd);			/* @fd: NULL: none is expected */
 

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* socket.c - one word, and perhaps a descriptor, between two processes of a benchmark. Waits; any thread. */
+/* socket.c - another process of a benchmark, and one word, perhaps with a descriptor, between the two. Waits; any thread. */
 #include <errno.h>
+#include <signal.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -11,6 +13,27 @@ union control {
 	struct cmsghdr header;
 	char space[CMSG_SPACE(sizeof(int))];
 };
+
+pid_t process_start(void (*run)(int socket, const void *data), const void *data, int *socket)
+{
+	int pair[2];
+	pid_t pid;
+
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
+		fail("socketpair: %s", strerror(errno));
+	pid = fork();
+	if (pid < 0)
+		fail("fork: %s", strerror(errno));
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		close(pair[0]);
+		run(pair[1], data);
+		_exit(1);
+	}
+	close(pair[1]);
+	*socket = pair[0];
+	return pid;
+}
 
 void word_send(int socket, double word, int fd)
 {
