@@ -20,18 +20,12 @@ SECONDS = 8
 class Base(harness.Test):
     daemon_args = ["--pool", "memfd-huge", "--pool-size", "1G"]
 
-    def start_broken(self, mistake):
-        """hmmd_broken without a mistake to make is an hmmd like any other."""
-        harness.PLACES["hmmd"] = "daemon/hmmd_broken"
-        self.daemon = harness.Daemon(self, *self.daemon_args, environment={"HMMD_BREAK": mistake})
-        self.daemon.start()
-
 
 @unittest.skipIf(harness.SANITIZE, "the oracle is tested once, with the plain build")
 class Broken(Base):
     def run_once(self, mistake, seed, options):
         """Its verdict: None, or what it says is wrong."""
-        self.start_broken(mistake)
+        self.start_daemon(mistake=mistake)
         # With a mistake somebody hangs sooner or later; with none a busy machine may keep one waiting for long.
         hang = ["--hang", "8"] if mistake else []
         process = self.spawn("coherence", "--seed", str(seed), "--seconds", str(SECONDS), *hang, *options)
@@ -85,7 +79,7 @@ class Huge(Base):
     """By a case of its own: by chance it took ten runs to meet, or never, on a busy machine."""
 
     def held_huge(self, mistake):
-        self.start_broken(mistake)
+        self.start_daemon(mistake=mistake)
         ended = self.run_client("mirror-api", "held-huge", status=None, seconds=60)
         self.daemon.kill9()
         return ended

@@ -50,6 +50,7 @@ SHOWN_LINES = 60
 
 PLACES = {
     "hmmd": "daemon/hmmd",
+    "hmmd_broken": "daemon/hmmd_broken",
     "hmmctl": "hmmctl/hmmctl",
     "demo": "examples/demo",
     "loop": "examples/loop",
@@ -259,12 +260,18 @@ class Process:
 
 
 class Daemon:
-    """A private hmmd. restart() keeps socket and arguments, so that clients find the new one."""
+    """
+    A private hmmd. restart() keeps socket and arguments, so that clients find the new one.
 
-    def __init__(self, test, *args, environment=None, manager=None):
+    With a mistake it is hmmd_broken, which makes that one of daemon/engine/breakage.h ("": none). What is changed of it, or of
+    the environment, is so from the next start on.
+    """
+
+    def __init__(self, test, *args, environment=None, manager=None, mistake=None):
         self.test = test
         self.args = [str(arg) for arg in args]
         self.environment = environment or {}
+        self.mistake = mistake
         # One of manager.py: it starts hmmd, and hears of it.
         self.manager = manager
         self.socket = os.path.join(test.folder, "hmmd.sock")
@@ -280,11 +287,15 @@ class Daemon:
         name = "hmmd" if self.starts == 1 else f"hmmd-{self.starts}"
         inherited = []
         environment = dict(self.environment)
+        program = "hmmd"
+        if self.mistake is not None:
+            program = "hmmd_broken"
+            environment["HMMD_BREAK"] = self.mistake
         if self.manager:
             low, told = told, fcntl.fcntl(told, fcntl.F_DUPFD_CLOEXEC, 400)
             os.close(low)
             environment.update(self.manager.environment())
-        command = [*self.test.daemon_prefix, *self.test.without_capabilities(), binary("hmmd"), "--no-config", "--socket", self.socket, "--ready-fd", str(told), *self.args]
+        command = [*self.test.daemon_prefix, *self.test.without_capabilities(), binary(program), "--no-config", "--socket", self.socket, "--ready-fd", str(told), *self.args]
         if self.manager:
             command, inherited = self.manager.wrap(command)
         try:
@@ -436,9 +447,9 @@ class Test(unittest.TestCase):
         if trouble:
             self.fail("; ".join(trouble))
 
-    def start_daemon(self, *args, environment=None):
+    def start_daemon(self, *args, **options):
         """Starts this test's hmmd, with daemon_args and args, and waits until it serves."""
-        self.daemon = Daemon(self, *self.daemon_args, *args, environment=environment)
+        self.daemon = Daemon(self, *self.daemon_args, *args, **options)
         return self.daemon.start()
 
     def without_capabilities(self):

@@ -12,20 +12,8 @@ PAGES = 1500
 class Versions(harness.Test):
     daemon_args = ["--pool", "memfd-huge", "--grace", "1s"]
 
-    def setUp(self):
-        super().setUp()
-        self.addCleanup(harness.PLACES.__setitem__, "hmmd", harness.PLACES["hmmd"])
-        self.ours = harness.PLACES["hmmd"]
-
-    def release(self, difference):
-        """From now on hmmd is ours, or one that differs."""
-        harness.PLACES["hmmd"] = "daemon/hmmd_broken" if difference else self.ours
-        if self.daemon:
-            self.daemon.environment["HMMD_BREAK"] = difference
-
-    def begin(self, difference):
-        self.release(difference)
-        self.start_daemon(environment={"HMMD_BREAK": difference})
+    def begin(self, difference=None):
+        self.start_daemon(mistake=difference)
         owner = self.spawn("mirror-owner", str(PAGES), "huge")
         owner.expect("^ready")
         owner.ask("out", f"^out {PAGES}$")
@@ -37,7 +25,7 @@ class Versions(harness.Test):
     def test_an_older_ledger_is_read(self):
         owner = self.begin("older-ledger")
         self.daemon.kill9()
-        self.release("")
+        self.daemon.mistake = None
         self.daemon.start()
         owner.ask("device", "^checked$")
         self.assertEqual(int(owner.ask("where", r"^where (\d+)$").group(1)), PAGES)
@@ -54,7 +42,7 @@ class Versions(harness.Test):
         """Nobody takes it over; every byte comes home, nothing is left on the device, and who opens anew is served."""
         owner = self.begin(difference)
         self.daemon.kill9()
-        self.release("")
+        self.daemon.mistake = None
         self.daemon.start()
         owner.ask("check", "^checked$")
         self.assertIn(complaint, self.daemon.log)
@@ -71,9 +59,9 @@ class Versions(harness.Test):
 
     def test_a_new_protocol_after_a_restart(self):
         """An old library and a new hmmd: it is told so, and brings everything home."""
-        owner = self.begin("")
+        owner = self.begin()
         self.daemon.kill9()
-        self.release("newer-protocol")
+        self.daemon.mistake = "newer-protocol"
         self.daemon.start()
         owner.ask("check", "^checked$")
         self.assertNotIn("taken over", self.daemon.log)
@@ -81,8 +69,7 @@ class Versions(harness.Test):
         owner.kill9()
 
     def test_a_new_protocol_from_the_beginning(self):
-        self.release("newer-protocol")
-        self.start_daemon(environment={"HMMD_BREAK": "newer-protocol"})
+        self.start_daemon(mistake="newer-protocol")
         ended = self.run_client("mirror-owner", str(PAGES), status=None)
         self.assertNotEqual(ended.returncode, 0)
         said = ended.stdout + ended.stderr
@@ -104,8 +91,7 @@ class Versions(harness.Test):
 
     def test_orders_of_another_layout(self):
         """The agent does not act on what it does not understand."""
-        self.release("newer-orders")
-        self.start_daemon(environment={"HMMD_BREAK": "newer-orders"})
+        self.start_daemon(mistake="newer-orders")
         ended = self.run_client("mirror-owner", str(PAGES), status=None)
         self.assertNotEqual(ended.returncode, 0)
         self.assertIn("another layout: bring libhmmclient and hmmd to the same release", ended.stdout + ended.stderr)

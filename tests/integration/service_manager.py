@@ -8,7 +8,6 @@ import socket
 import stat
 import time
 import unittest
-import unittest.mock
 
 import control_wire as wire
 import harness
@@ -28,12 +27,12 @@ class Managed(wire.Test):
         finally:
             self.manager.close()
 
-    def make(self, *args, environment=None):
-        self.daemon = harness.Daemon(self, *self.daemon_args, *args, environment=environment, manager=self.manager)
+    def make(self, *args, **options):
+        self.daemon = harness.Daemon(self, *self.daemon_args, *args, manager=self.manager, **options)
         return self.daemon
 
-    def start(self, *args, environment=None):
-        return self.make(*args, environment=environment).start()
+    def start(self, *args, **options):
+        return self.make(*args, **options).start()
 
 
 class Sockets(Managed):
@@ -234,8 +233,7 @@ class Reports(Managed):
 
     def test_a_worker_that_hangs_starves_the_watchdog(self):
         """One of three does not come back, the loop and the two others are well: nobody may say that all is."""
-        with unittest.mock.patch.dict(harness.PLACES, {"hmmd": "daemon/hmmd_broken"}):
-            self.start("--workers", "3", environment={"WATCHDOG_USEC": "200000", "HMMD_BREAK": "hang-worker"})
+        self.start("--workers", "3", environment={"WATCHDOG_USEC": "200000"}, mistake="hang-worker")
         for _ in range(3):
             self.manager.expect("WATCHDOG")
         self.daemon.process.signal(signal.SIGHUP)
@@ -327,13 +325,12 @@ class Kept(Managed):
     def die_in_fork(self, case):
         """An hmmd that is killed when the child has some of its pages; the owner waits for the next."""
         self.manager.listen("programs", self.path)
-        with unittest.mock.patch.dict(harness.PLACES, {"hmmd": "daemon/hmmd_broken"}):
-            self.start("--grace", "600s", environment={"HMMD_BREAK": "die-in-fork"})
+        self.start("--grace", "600s", mistake="die-in-fork")
         owner = self.spawn("mirror-family", case)
         self.hear_until(lambda: not self.daemon.running, "that hmmd dies")
         self.manager.hear()
         self.assertTrue(self.manager.kept, "nothing is kept")
-        self.daemon.environment = {}
+        self.daemon.mistake = None
         return owner
 
     def finish(self, owner):
@@ -358,12 +355,11 @@ class Kept(Managed):
 
     def test_killed_over_it_again(self):
         owner = self.die_in_fork("cloned")
-        with unittest.mock.patch.dict(harness.PLACES, {"hmmd": "daemon/hmmd_broken"}):
-            self.daemon.environment = {"HMMD_BREAK": "die-in-fork"}
-            for _ in range(3):
-                self.daemon.start()
-                self.hear_until(lambda: not self.daemon.running, "that hmmd dies again")
-        self.daemon.environment = {}
+        self.daemon.mistake = "die-in-fork"
+        for _ in range(3):
+            self.daemon.start()
+            self.hear_until(lambda: not self.daemon.running, "that hmmd dies again")
+        self.daemon.mistake = None
         self.assertEqual(self.finish(owner), 0, owner.errors)
 
     def test_a_manager_that_keeps_nothing(self):
