@@ -97,6 +97,13 @@ static void note_change(struct view *view, uint64_t start, uint64_t length, uint
 	view->changes[view->count++] = (struct change){ start, length, to };
 }
 
+static void await_turn(struct rescuer *rescuer, struct view *child)
+{
+	child->next = NULL;
+	*rescuer->end = child;
+	rescuer->end = &child->next;
+}
+
 static void note_child(struct rescuer *rescuer, const struct view *parent, int uffd)
 {
 	struct view *child;
@@ -109,8 +116,7 @@ static void note_child(struct rescuer *rescuer, const struct view *parent, int u
 		memcpy(child->changes, parent->changes, parent->count * sizeof(*parent->changes));
 		child->count = parent->count;
 	}
-	*rescuer->end = child;
-	rescuer->end = &child->next;
+	await_turn(rescuer, child);
 	rescuer->waiting++;
 }
 
@@ -226,24 +232,46 @@ static int read_events(struct rescuer *rescuer, struct view *view)
 	return got ? 0 : EAGAIN;
 }
 
-static bool serve_child(struct rescuer *rescuer);
+enum served {
+	NOBODY,		/* waits, or nobody knows yet where his pages are */
+	SERVED,
+	PUT_OFF
+};
+
+static enum served serve_child(struct rescuer *rescuer);
 
 /*
  * A child that waits has a descriptor, and of those there is an end. So where many wait the owner's next fork does, too,
- * until the oldest of them has its pages. A fork of the child that is being served waits only where there is none left.
+ * until the oldest of them has its pages. A fork of the child that is being served waits only where there is none left: then
+ * others are served first, and where that is in the middle of too many already this one is put off, for the stack has an end, too, and
+ * so is all that it is in the middle of: then it is the others' turn. A fork goes on waiting, and with it all that its child still lacks, until some
+ * child has all its pages, or has ended, and so gives its descriptor back.
  */
 static void drain_events(struct rescuer *rescuer, struct view *view)
 {
 	bool own = view == &rescuer->own;
 
-	for (;;) {
+	while (!view->put_off) {
 		bool full = own && rescuer->settled && rescuer->waiting >= RESCUER_CHILDREN;
 		int error = full ? EMFILE : read_events(rescuer, view);
 
 		if (!error)
 			continue;
-		if ((error != EMFILE && error != ENFILE) || (own && rescuer->serving) || !serve_child(rescuer))
+		if ((error != EMFILE && error != ENFILE) || (own && rescuer->serving))
 			return;
+		if (rescuer->serving == RESCUER_NESTED && rescuer->children) {
+			view->put_off = true;
+			return;
+		}
+		switch (serve_child(rescuer)) {
+		case NOBODY:
+			return;
+		case PUT_OFF:
+			view->put_off = !own;
+			break;
+		case SERVED:
+			break;
+		}
 	}
 }
 
@@ -402,7 +430,7 @@ static void poison(struct rescuer *rescuer, struct view *view, uint64_t address)
 {
 	struct uffdio_poison arg = { .range = { .len = HMM_PAGE_SIZE } };
 
-	while ((arg.range.start = whereto(view, address)) && ioctl(view->uffd, UFFDIO_POISON, &arg)) {
+	while (!view->put_off && (arg.range.start = whereto(view, address)) && ioctl(view->uffd, UFFDIO_POISON, &arg)) {
 		if (errno == ENOMEM) {
 			wait_for_memory();
 			read_events(rescuer, &rescuer->own);
@@ -459,7 +487,7 @@ static void bring_grafts(struct rescuer *rescuer, struct view *view)
 			continue;
 		}
 		/* Read each time: a child that is served meanwhile has its own turn with the buffer. */
-		while ((to = whereto(view, graft.addr)) && read_graft_page(rescuer, i) &&
+		while (!view->put_off && (to = whereto(view, graft.addr)) && read_graft_page(rescuer, i) &&
 		       !copy_home(rescuer, view, to, rescuer->page, 1))
 			;
 	}
@@ -481,7 +509,7 @@ static void settle_block(struct rescuer *rescuer, struct view *view, uint64_t bl
 		sources.order = find_order(rescuer, block);
 		sources.visible = is_visible(rescuer, block);
 	}
-	while (page < HMM_BLOCK_PAGES) {
+	while (page < HMM_BLOCK_PAGES && !view->put_off) {
 		uint64_t address = block + ((uint64_t)page << HMM_PAGE_SHIFT);
 		const char *from = source(rescuer, block, page, &sources);
 		uint64_t to = from ? whereto(view, address) : 0;
@@ -630,22 +658,33 @@ static void bring_home(struct rescuer *rescuer, struct view *view, uint64_t bloc
 
 static void bring_to_child(struct rescuer *rescuer, struct view *view, uint64_t block)
 {
+	if (view->put_off)
+		return;
 	settle_block(rescuer, view, block);
 	drain_events(rescuer, view);
 	drain_events(rescuer, &rescuer->own);
 }
 
+static void forget_child(struct rescuer *rescuer, struct view *child)
+{
+	close(child->uffd);
+	forget_changes(child);
+	hmmc_arena_free(child, sizeof(*child));
+	rescuer->waiting--;
+}
+
 /*
  * The oldest; more may come meanwhile. Also in the middle of a block of the owner's, or of another child's: its record is read again.
- * Return: false where none waits, or nobody knows yet where its pages are.
+ * What a child has got it keeps when it is put off: COPY does nothing where a page is.
  */
-static bool serve_child(struct rescuer *rescuer)
+static enum served serve_child(struct rescuer *rescuer)
 {
 	struct view *child = rescuer->children;
 	uint64_t block = rescuer->block_read;
+	enum served served = SERVED;
 
 	if (!child || !rescuer->settled)
-		return false;
+		return NOBODY;
 	rescuer->children = child->next;
 	if (!child->next)
 		rescuer->end = &rescuer->children;
@@ -654,12 +693,18 @@ static bool serve_child(struct rescuer *rescuer)
 	for_each_block(rescuer, child, bring_to_child);
 	drain_events(rescuer, child);
 	rescuer->serving--;
-	close(child->uffd);
-	forget_changes(child);
-	hmmc_arena_free(child, sizeof(*child));
-	rescuer->waiting--;
+	if (child->put_off) {
+		child->put_off = false;
+		await_turn(rescuer, child);
+		served = PUT_OFF;
+		/* Where all wait for each other only the end of one of them helps. */
+		if (!rescuer->serving)
+			wait_for_memory();
+	} else {
+		forget_child(rescuer, child);
+	}
 	read_record(rescuer, block);
-	return true;
+	return served;
 }
 
 static void disarm(struct rescuer *rescuer, struct view *view, uint64_t block)
@@ -709,7 +754,7 @@ static void rescue(struct rescuer *rescuer)
 	wake(owner->uffd, WAKE_START, WAKE_END - WAKE_START);
 	for_each_block(rescuer, &rescuer->own, bring_home);
 	do {
-		while (serve_child(rescuer))
+		while (serve_child(rescuer) != NOBODY)
 			;
 		serve(rescuer);
 	} while (rescuer->children);

@@ -20,10 +20,12 @@ struct view {
 	int uffd;
 	struct change *changes;
 	uint32_t count, room;
+	bool put_off;			/* it is served once more, from the beginning, when another one has had its turn */
 };
 
 #define RESCUER_FAULTS	1024
 #define RESCUER_CHILDREN 64
+#define RESCUER_NESTED	16		/* children that are being served in the middle of each other: the stack has an end */
 
 struct rescuer {
 	struct thread thread;

@@ -42,6 +42,9 @@ static struct {
 	uint32_t *until;		/* until this is set, if that is earlier */
 } short_of;
 
+/* So many children at most were being served in the middle of each other. */
+static unsigned int deepest;
+
 __attribute__((visibility("default"))) int ioctl(int fd, unsigned long request, ...)
 {
 	va_list arguments;
@@ -50,6 +53,8 @@ __attribute__((visibility("default"))) int ioctl(int fd, unsigned long request, 
 	va_start(arguments, request);
 	argument = va_arg(arguments, void *);
 	va_end(arguments);
+	if (request == UFFDIO_COPY && owner->rescuer.serving > deepest)
+		deepest = owner->rescuer.serving;
 	if (short_of.until && __atomic_load_n(short_of.until, __ATOMIC_ACQUIRE))
 		short_of.times = 0;
 	if (short_of.times && request == short_of.request && (fd != owner->uffd) == short_of.of_child) {
@@ -620,6 +625,122 @@ Test(rescue, more_children_than_descriptors)
 Test(rescue, hardly_any_descriptors_for_children)
 {
 	rescue_a_crowd(3, false);
+}
+
+/* ---- children that have children, while their own pages are away --------------------- */
+
+#define FORKERS 40
+
+static struct family {
+	pid_t cloner;			/* the thread */
+	pid_t child;			/* it forks at once */
+	bool forks;
+} *families;
+
+static void *clone_a_family(void *argument)
+{
+	struct family *family = argument;
+	int status = 0;
+	pid_t child;
+
+	__atomic_store_n(&family->cloner, gettid(), __ATOMIC_RELEASE);
+	child = (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+	if (child == 0) {
+		__atomic_store_n(&family->child, (pid_t)syscall(SYS_getpid), __ATOMIC_RELEASE);
+		child = family->forks ? (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0) : -1;
+		if (child > 0)
+			waitpid(child, &status, 0);
+		syscall(SYS_exit_group, status ? 100 : look_at(on_devices, 0));
+	}
+	waitpid(child, &status, 0);
+	return (void *)(intptr_t)status;
+}
+
+/* The first @forkers of them, in the order in which they are heard of, are to have children; @descriptors are left for all. */
+static struct rlimit begin_with_families(pthread_t *threads, unsigned int count, unsigned int forkers, unsigned int descriptors)
+{
+	struct rlimit before, few;
+	int next;
+
+	begin_with_children(1);
+	families = mmap(NULL, count * sizeof(*families), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	cr_assert_neq(families, MAP_FAILED);
+	for (unsigned int i = 0; i < count; i++) {
+		families[i].forks = i < forkers;
+		pthread_create(&threads[i], NULL, clone_a_family, &families[i]);
+		await_caller(&families[i].cloner);
+	}
+	next = dup(owner->uffd);
+	close(next);
+	cr_assert_eq(getrlimit(RLIMIT_NOFILE, &before), 0);
+	few = before;
+	few.rlim_cur = (rlim_t)next + descriptors;
+	cr_assert_eq(setrlimit(RLIMIT_NOFILE, &few), 0);
+	return before;
+}
+
+/* In a process of its own: what Criterion has in this one does not bear to be without descriptors. */
+static void elsewhere(void (*scene)(void))
+{
+	pid_t child = fork();
+	int status = -1;
+
+	if (!child) {
+		alarm(60);
+		scene();
+		_exit(0);
+	}
+	cr_assert_eq(waitpid(child, &status, 0), child);
+	cr_assert_eq(status, 0, "it ended with %#x", status);
+}
+
+static void end_of_families(pthread_t *threads, unsigned int count, int killed)
+{
+	for (unsigned int i = 0; i < count; i++)
+		expect_status(threads[i], (int)i == killed ? SIGKILL : 0);
+	cr_assert_leq(deepest, RESCUER_NESTED);
+	munmap(families, count * sizeof(*families));
+	end();
+}
+
+/* Each that is being served finds no descriptor for its fork, until one comes that has none. */
+static void a_family_each(void)
+{
+	pthread_t threads[FORKERS];
+	struct rlimit before = begin_with_families(threads, FORKERS, FORKERS - 4, FORKERS);
+
+	rescue();
+	cr_assert_eq(setrlimit(RLIMIT_NOFILE, &before), 0);
+	end_of_families(threads, FORKERS, -1);
+}
+
+Test(rescue, children_of_children)
+{
+	elsewhere(a_family_each);
+}
+
+/* Every descriptor is one's that waits for another: nobody gets on, and no byte is wrong, until one of them ends. */
+static void none_gets_on(void)
+{
+	const unsigned int count = RESCUER_NESTED + 4;
+	pthread_t threads[RESCUER_NESTED + 4];
+	struct rlimit before = begin_with_families(threads, count, count, count);
+
+	cr_assert_eq(hmmc_rescuer_start(&owner->rescuer, owner), 0);
+	hmmc_rescuer_call(&owner->rescuer);
+	/* No descriptor is left to look at it with. */
+	while (!__atomic_load_n(&families[3].child, __ATOMIC_ACQUIRE))
+		usleep(1000);
+	usleep(100000);
+	kill(families[3].child, SIGKILL);
+	futex_latch_wait(&owner->rescuer.done);
+	cr_assert_eq(setrlimit(RLIMIT_NOFILE, &before), 0);
+	end_of_families(threads, count, 3);
+}
+
+Test(rescue, children_who_all_wait_for_each_other)
+{
+	elsewhere(none_gets_on);
 }
 
 /* Neither what its parent discards later nor what it discards itself is the other's affair. */
