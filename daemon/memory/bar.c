@@ -21,7 +21,9 @@
  * and a seal that was read and is another. A call that fails says nothing of the card, and what it
  * was for is tried again.
  *
- * Threads: control and workers open, any closes; one lock for the list, one for each BAR's frames.
+ * Threads: control and workers open, any closes; one lock for the list, one for each BAR's frames, one for whoever asks a card whether it is there.
+ * A card whose answer does not come holds up who asks, and who asks it next: nobody else, control least of all, so it is told of (the watchdog
+ * hears nothing of a worker that is in such a call, as in one that copies).
  */
 #include "memory/bar.h"
 
@@ -74,7 +76,8 @@ struct bar {
 	_Atomic bool lost;
 	unsigned int rest; /* looks until the log is told again what keeps it; under the list's lock */
 
-	pthread_mutex_t lock; /* on what follows */
+	pthread_mutex_t asking; /* the card: its descriptor and its mapping stay meanwhile. Before the lock, or tried */
+	pthread_mutex_t lock;	/* on what follows */
 	bool away;	      /* the card is given back, and the BAR not in the list */
 	struct frames frames;
 	struct claims claims;
@@ -110,6 +113,7 @@ static void destroy(struct bar *bar)
 	if (bar->file >= 0)
 		close(bar->file);
 	pthread_mutex_destroy(&bar->lock);
+	pthread_mutex_destroy(&bar->asking);
 	free(bar);
 }
 
@@ -159,7 +163,7 @@ static int set_seal(struct bar *bar)
 				 bar_page(bar, bar->tags->count), sizeof(bar->tags->seal));
 }
 
-/* 1: it is there; 0: another is; -errno: it cannot be read. With the lock held. */
+/* 1: it is there; 0: another is; -errno: it cannot be read. Of one that asks, or of one that nobody else has yet. */
 static int check_seal(struct bar *bar)
 {
 	int r;
@@ -293,7 +297,7 @@ static void tell_who_keeps_it(const struct bar *bar)
 		 card_address(bar->card), bar->frames.used, bar->index, text, others ? ", and more" : "");
 }
 
-/* With the lock held. Nobody copies: whoever does has a page there. */
+/* With the lock held. Nobody copies: whoever does has a page there. Nor does anybody ask. */
 static void put_away(struct bar *bar)
 {
 	munmap(bar->map, bar->length);
@@ -309,6 +313,9 @@ static void recall(struct bar *bar)
 {
 	bool away;
 
+	/* Who asks may not have an answer yet: then with the next look. */
+	if (pthread_mutex_trylock(&bar->asking))
+		return;
 	pthread_mutex_lock(&bar->lock);
 	if (bar_is_lost(bar))
 		drop_absent(bar);
@@ -320,6 +327,7 @@ static void recall(struct bar *bar)
 		bar->rest = TOLD_REST;
 	}
 	pthread_mutex_unlock(&bar->lock);
+	pthread_mutex_unlock(&bar->asking);
 	if (!away) {
 		bar->rest--;
 		return;
@@ -433,6 +441,7 @@ static int open_new(const struct bar_wish *wish, struct bar **result, char *why,
 	bar->index = wish->index;
 	bar->references = 1;
 	pthread_mutex_init(&bar->lock, NULL);
+	pthread_mutex_init(&bar->asking, NULL);
 	bar->file = kernel->memfd_new("hmm-frames", sizeof(struct tags), 0);
 	r = bar->file < 0 ? refuse(why, size, bar->file, "no file for the tags of a BAR's pages: %s",
 				   strerror(-bar->file))
@@ -717,9 +726,9 @@ enum bar_state bar_check(struct bar *bar)
 	int r;
 
 	/* Who has no page there may find it put away. */
-	pthread_mutex_lock(&bar->lock);
+	pthread_mutex_lock(&bar->asking);
 	if (atomic_load(&bar->lost)) {
-		pthread_mutex_unlock(&bar->lock);
+		pthread_mutex_unlock(&bar->asking);
 		return BAR_LOST;
 	}
 	r = kernel->vfio_answers(bar->device);
@@ -729,7 +738,7 @@ enum bar_state bar_check(struct bar *bar)
 		state = r == 1 ? BAR_HERE : r ? BAR_UNSURE : BAR_LOST;
 		why = "it was reset";
 	}
-	pthread_mutex_unlock(&bar->lock);
+	pthread_mutex_unlock(&bar->asking);
 	if (state == BAR_LOST && !atomic_exchange(&bar->lost, true))
 		log_error("%s: %s: all pages in its BAR %u are lost", card_address(bar->card), why,
 			  bar->index);

@@ -269,6 +269,10 @@ static int vfio_answers(int device)
 	if (fails())
 		return fake_vfio.error;
 	cr_assert(fcntl(device, F_GETFD) >= 0);
+	while (__atomic_load_n(&fake_vfio.hangs, __ATOMIC_SEQ_CST)) {
+		__atomic_store_n(&fake_vfio.asked, true, __ATOMIC_SEQ_CST);
+		usleep(1000);
+	}
 	return fake_vfio.gone ? -ENODEV : 0;
 }
 

@@ -47,6 +47,8 @@ struct fake_vfio {
 	int bar_error; /* it cannot be mapped */
 	bool gone;     /* the card does not answer: its memory reads as ones, and nothing gets there */
 	bool off;      /* its memory is switched off, though it answers */
+	bool hangs;    /* it does not answer, nor say that it will not, until this is over; atomic */
+	bool asked;    /* ... and is waited for; atomic */
 };
 extern struct fake_vfio fake_vfio;
 

@@ -3,6 +3,7 @@
 #include <criterion/criterion.h>
 #include <criterion/new/assert.h>
 #include <errno.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -509,6 +510,44 @@ Test(bar, recalled)
 	cr_assert(not(fake_vfio.kept));
 	close(from);
 	close(to);
+	fake_vfio_end();
+}
+
+static void *check(void *bar)
+{
+	return (void *)(intptr_t)bar_check(bar);
+}
+
+/* Only who asks it waits for it: neither those who take and release pages, nor control, for whatever it looks; and it is not put away meanwhile. */
+Test(bar, one_that_does_not_answer_at_all, .timeout = 60)
+{
+	pthread_t asker;
+	struct bar *bar;
+	uint32_t claim, number;
+	void *state;
+
+	begin();
+	bar = opened();
+	claim = bar_claim(bar, 1);
+	fake_vfio.hangs = true;
+	cr_assert(eq(int, pthread_create(&asker, NULL, check, bar), 0));
+	while (!__atomic_load_n(&fake_vfio.asked, __ATOMIC_SEQ_CST))
+		usleep(1000);
+	number = bar_take(bar, claim);
+	cr_assert(ne(u32, number, FRAME_NONE));
+	cr_assert(bar_release(bar, number, claim));
+	bars_mend();
+	fake_vfio_recall(FAKE_CARD);
+	cr_assert(cards_recall());
+	bars_recall();
+	cr_assert(fake_vfio.kept && !bar_is_lost(bar));
+	__atomic_store_n(&fake_vfio.hangs, false, __ATOMIC_SEQ_CST);
+	cr_assert(eq(int, pthread_join(asker, &state), 0));
+	cr_assert(eq(int, (int)(intptr_t)state, BAR_HERE));
+	bars_recall();
+	cr_assert(not(fake_vfio.kept));
+	bar_unclaim(bar, claim);
+	bar_put(bar);
 	fake_vfio_end();
 }
 
