@@ -20,6 +20,8 @@
 
 /* An access finds what it filled zapped again, or something that is never there: how often it asks. */
 #define ZAPPED_TRIES	20U
+/* So long it waits for the map to come to rest: an owner may be stopped in the middle of an mremap(), or say that it is in one. */
+#define PATIENCE_NS	(3000 * NS_PER_MS)
 
 struct access {
 	struct task task;
@@ -32,6 +34,7 @@ struct access {
 	char *buffer;			/* in the reply (read) or in the message (write) */
 	struct kernel_vma vma;		/* the mapping looked at last; end 0: none */
 	unsigned int tries;
+	int64_t since;			/* the map has been changing, at this page; 0 */
 };
 
 static void access_run(struct task *task);
@@ -43,6 +46,7 @@ static void access_finish(struct access *access, int error)
 	if (error && !access->done) {
 		const char *why = error == -EPERM ? "the mapping is read-only" :
 				  error == -EIO ? "the page is lost" :
+				  error == -EBUSY ? "the map there does not stop changing: its program may be stopped in an mremap()" :
 				  error == -EFAULT ? "nothing is mapped there, or it may not be read" :
 						     strerror(-error);
 
@@ -106,7 +110,8 @@ static int check_mapping(struct access *access, uint64_t addr)
 /*
  * What can't be read, though it is mapped, may be missing in a mapping that is registered here where nobody
  * has noted it: one that was, and grew. Registering proves it, since what the program watches itself is refused.
- * -EAGAIN: not just now.
+ * -EAGAIN: not just now, for as long as the owner says that it is in an mremap(); whoever asks again has to stop some time (access_later(), and
+ * a range's look, range.c).
  */
 static int watch_page(struct owner *owner, uint64_t addr)
 {
@@ -154,13 +159,19 @@ ssize_t access_in_place(struct owner *owner, const struct block *block, uint64_t
 	return r < 0 ? (r == -EIO ? -EFAULT : r) : -EFAULT;
 }
 
-/* The map may be changing: when its event has been read. */
-static void access_later(struct access *access)
+/* The map may be changing: when its event has been read. 1: it is parked; or -EBUSY. */
+static int access_later(struct access *access)
 {
 	struct owner *owner = access->owner;
+	int64_t now = owner->worker->now;
 
+	if (!access->since)
+		access->since = now;
+	if (now - access->since > PATIENCE_NS)
+		return -EBUSY;
 	TAILQ_INSERT_TAIL(&owner->retry, &access->task, link);
-	worker_alarm(owner->worker, owner->worker->now + 50 * NS_PER_US);
+	worker_alarm(owner->worker, now + 50 * NS_PER_US);
+	return 1;
 }
 
 /* One page's worth. 0: done; 1: parked; or -errno. */
@@ -182,10 +193,8 @@ static int access_step(struct access *access)
 		return 1;
 	}
 	r = check_mapping(access, addr);
-	if (r == -EAGAIN && access->tries++ < ZAPPED_TRIES) {
-		access_later(access);
-		return 1;
-	}
+	if (r == -EAGAIN && access->tries++ < ZAPPED_TRIES)
+		return access_later(access);
 	if (r)
 		return (int)r;
 	if (block)
@@ -205,9 +214,8 @@ static int access_step(struct access *access)
 		if (block_mirror(block) != access->mirror && exclusive_page(block, page_index(addr))) {
 			exclusive_take_back(block, page_index(addr), HMM_BLOCK_PAGES, 0);
 			if (block_at_rest(block))
-				access_later(access);
-			else
-				block_park(block, &access->task);
+				return access_later(access);
+			block_park(block, &access->task);
 			return 1;
 		}
 		pages_set(&pages, page_index(addr));
@@ -232,16 +240,15 @@ static int access_step(struct access *access)
 		if (r == -EFAULT && block && block->record->flags & HMM_BLOCK_ARMED &&
 		    access->tries++ < ZAPPED_TRIES)
 			r = -EAGAIN;
-		if (r == -EAGAIN) {
-			access_later(access);
-			return 1;
-		}
+		if (r == -EAGAIN)
+			return access_later(access);
 		if (r < 0)
 			return (int)r;
 		n = (size_t)r;
 		break;
 	}
 	access->done += n;
+	access->since = 0;
 	return 0;
 }
 
@@ -319,7 +326,7 @@ struct coherent {
 	struct room_wait room;
 };
 
-static int make_coherent(struct owner *owner, struct mirror *mirror, uint64_t addr)
+static int make_coherent(struct owner *owner, struct mirror *mirror, uint64_t addr, uint64_t *promise)
 {
 	struct shadow *shadow;
 	int r = mirror_shadow(mirror, addr, &shadow);
@@ -340,7 +347,7 @@ static int make_coherent(struct owner *owner, struct mirror *mirror, uint64_t ad
 		block_forget(block);
 		return r;
 	}
-	block_keep(block);
+	block_keep(block, promise);
 	block_set_state(block, 0, HMM_BLOCK_PAGES, HMM_PAGE_COHERENT);
 	/* Its number says to the library that mprotect() there is to be told: a card follows it. */
 	if (mirror->device->card_number)
@@ -365,20 +372,22 @@ static void unmake_coherent(struct owner *owner, uint64_t start, uint64_t end)
 static int coherent_try(struct owner *owner, struct mirror *mirror, struct letter *letter)
 {
 	const struct hmm_msg_alloc *message = (const void *)letter->message;
-	uint64_t end = message->addr + message->length, at;
+	uint64_t end = message->addr + message->length, promise = 0, at;
 	struct hmm_msg_alloc_reply *reply;
 	int r = 0;
 
 	if (mirror->leaving || owner->closing || owner->gone)
 		return letter_fail(letter, -ENOENT, "no mirror %u", message->mirror);
-	if (owner_ask_quota(owner, letter, QUOTA_PINNED, message->length) ||
-	    owner_ask_quota(owner, letter, QUOTA_MEMORY, message->length))
+	if (owner_ask_quota(owner, letter, QUOTA_MEMORY, message->length))
 		return letter->error;
 	for (at = message->addr; at < end; at += HMM_BLOCK_SIZE)
 		if (block_find(owner, at))
 			return letter_fail(letter, -EEXIST, "block %#lx is in use", at);
+	if (owner_promise_pins(owner, letter, message->length, &promise))
+		return letter->error;
 	for (at = message->addr; at < end && !r; at += r ? 0 : HMM_BLOCK_SIZE)
-		r = make_coherent(owner, mirror, at);
+		r = make_coherent(owner, mirror, at, &promise);
+	owner_break_promise(owner, &promise);
 	reply = r ? NULL : letter_reply(letter, HMM_OP_ALLOC_REPLY, sizeof(*reply));
 	if (!reply) {
 		unmake_coherent(owner, message->addr, at);

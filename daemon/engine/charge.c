@@ -79,11 +79,30 @@ int owner_ask_quota(struct owner *owner, struct letter *letter, enum quota_kind 
 	return r ? letter_fail(letter, r, "%s", why) : 0;
 }
 
-/* What has been pinned is counted after the fact: who asks was asked for its length before. */
-static void count_pinned(struct owner *owner, int64_t more)
+int owner_promise_pins(struct owner *owner, struct letter *letter, uint64_t bytes, uint64_t *promise)
+{
+	struct quota *quota = quota_of(owner);
+	char why[200];
+	int r = quota ? quota_charge(quota, owner->uid, QUOTA_PINNED, bytes, why, sizeof(why)) : 0;
+
+	if (r)
+		return letter_fail(letter, r, "%s", why);
+	owner->pinned += bytes;
+	*promise += bytes;
+	return 0;
+}
+
+/* What comes of a request was charged when that began, and is its promise's; what nobody asked for can't be refused (recovery, mremap). */
+static void count_pinned(struct owner *owner, int64_t more, uint64_t *promise)
 {
 	struct quota *quota = quota_of(owner);
 
+	if (promise && more > 0) {
+		uint64_t kept = *promise < (uint64_t)more ? *promise : (uint64_t)more;
+
+		*promise -= kept;
+		more -= (int64_t)kept;
+	}
 	owner->pinned += (uint64_t)more;
 	if (quota && more > 0)
 		quota_charge_anyway(quota, owner->uid, QUOTA_PINNED, (uint64_t)more);
@@ -91,19 +110,25 @@ static void count_pinned(struct owner *owner, int64_t more)
 		quota_release(quota, owner->uid, QUOTA_PINNED, (uint64_t)-more);
 }
 
-void owner_count_pins(struct owner *owner)
+void owner_break_promise(struct owner *owner, uint64_t *promise)
+{
+	count_pinned(owner, -(int64_t)*promise, NULL);
+	*promise = 0;
+}
+
+void owner_count_pins(struct owner *owner, uint64_t *promise)
 {
 	int64_t more = (int64_t)(owner->attributes.pinned - owner->pinned_said);
 
 	if (!more)
 		return;
 	owner->pinned_said = owner->attributes.pinned;
-	count_pinned(owner, more);
+	count_pinned(owner, more, promise);
 }
 
 void owner_release_pins(struct owner *owner)
 {
-	count_pinned(owner, -(int64_t)owner->pinned);
+	count_pinned(owner, -(int64_t)owner->pinned, NULL);
 }
 
 /* ---- blocks ------------------------------------------------------------------------ */
@@ -167,7 +192,7 @@ void block_overcharge(struct block *block, unsigned int pages)
 static void unkeep(struct block *block)
 {
 	block->charged_to->kept_blocks--;
-	count_pinned(block->owner, -(int64_t)HMM_BLOCK_SIZE);
+	count_pinned(block->owner, -(int64_t)HMM_BLOCK_SIZE, NULL);
 }
 
 void block_uncharge(struct block *block, unsigned int pages)
@@ -216,12 +241,12 @@ void block_cool(struct block *block)
 	TAILQ_INSERT_HEAD(&mirror->use, block, use);
 }
 
-void block_keep(struct block *block)
+void block_keep(struct block *block, uint64_t *promise)
 {
 	if (!block->charged_to || block->kept)
 		return;
 	unlist(block);
 	block->kept = true;
 	block->charged_to->kept_blocks++;
-	count_pinned(block->owner, HMM_BLOCK_SIZE);
+	count_pinned(block->owner, HMM_BLOCK_SIZE, promise);
 }

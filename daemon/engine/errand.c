@@ -46,6 +46,7 @@ struct errand {
 	uint64_t at, stop;		/* the piece that is under way */
 	uint64_t journey;		/* of all pieces */
 	uint64_t next;			/* ACCESSED_BY: where on the second way */
+	uint64_t promise;		/* PIN: bytes that may be pinned for it */
 	struct run *runs;		/* PIN: pages that have gone out for it */
 	unsigned int n_runs, undone;
 	uint8_t results[PIECE_PAGES];	/* of the piece's way out, one per page */
@@ -67,6 +68,7 @@ static void errand_end(struct errand *errand)
 
 	if (pins(errand))
 		TAILQ_REMOVE(&owner->pinnings, &errand->pinning, link);
+	owner_break_promise(owner, &errand->promise);
 	errand->mirror->migrations--;
 	owner->jobs--;
 	if (errand->letter->error)
@@ -268,17 +270,40 @@ static void pin_piece(struct errand *errand)
 		next_piece(errand);
 }
 
+/*
+ * What of the range is not pinned yet, and so not counted, is promised; or the letter says why not. Asked again after a restart it may have
+ * been done, and what was pinned before may be no more when it comes to be noted.
+ */
+static int promise_rest(struct errand *errand)
+{
+	const struct owner *owner = errand->owner;
+	uint64_t bytes = 0;
+
+	for (uint64_t at = errand->start; at < errand->end;) {
+		struct hmm_attribute here = attribute_at(&owner->attributes, at);
+		uint64_t end = here.end < errand->end ? here.end : errand->end;
+
+		bytes += here.flags & HMM_ATTRIBUTE_PIN ? 0 : end - at;
+		at = end;
+	}
+	if (bytes <= errand->promise)
+		return 0;
+	return owner_promise_pins(errand->owner, errand->letter, bytes - errand->promise, &errand->promise);
+}
+
 /* All pieces have gone out: it holds, if nobody has taken a page since. */
 static void pin_all(struct errand *errand)
 {
 	struct owner *owner = errand->owner;
 
 	if (advise_pages_on_device(owner, errand->start, errand->end, errand->mirror, true) !=
-	    pages_between(errand->start, errand->end))
+	    pages_between(errand->start, errand->end)) {
 		letter_fail(errand->letter, -EBUSY,
 			    "the CPU took pages of the range while it was being pinned; nothing is pinned");
-	else if (!advise_note(owner, errand->letter, &errand->change))
+	} else if (!promise_rest(errand) && !advise_note(owner, errand->letter, &errand->change)) {
+		owner_count_pins(owner, &errand->promise);
 		window_reopen(owner, errand->start, errand->end);
+	}
 	if (errand->letter->error)
 		undo_pin(owner, errand, 0);
 	else
@@ -351,8 +376,6 @@ int errand_begin(struct owner *owner, struct letter *letter, struct mirror *mirr
 	/* Of a larger range the beginning: whatever is touched later follows. */
 	if (!pin && length > mirror->device->size)
 		length = mirror->device->size & ~(HMM_PAGE_SIZE - 1);
-	if (pin && owner_ask_quota(owner, letter, QUOTA_PINNED, length))
-		return letter->error;
 	errand = calloc(1, sizeof(*errand));
 	if (!errand)
 		return letter_fail(letter, -ENOMEM, "out of memory for advice");
@@ -364,6 +387,10 @@ int errand_begin(struct owner *owner, struct letter *letter, struct mirror *mirr
 	errand->journey = migrate_new_journey(owner);
 	errand->start = errand->at = errand->pinning.start = message->addr;
 	errand->end = errand->pinning.end = message->addr + length;
+	if (pin && promise_rest(errand)) {
+		free(errand);
+		return letter->error;
+	}
 	if (pin)
 		TAILQ_INSERT_TAIL(&owner->pinnings, &errand->pinning, link);
 	mirror->migrations++;

@@ -900,7 +900,7 @@ void owner_tick(struct owner *owner, int64_t now)
 	fault_retry(owner);
 	evict_tick(owner, now);
 	owner_run(owner);
-	owner_count_pins(owner);
+	owner_count_pins(owner, NULL);
 	if (!TAILQ_EMPTY(&owner->retry))
 		worker_alarm(owner->worker, now + 50 * NS_PER_US);
 

@@ -573,15 +573,22 @@ void block_overcharge(struct block *block, unsigned int pages);
 void block_uncharge(struct block *block, unsigned int pages);
 void block_touch(struct block *block);		/* its device uses it */
 void block_cool(struct block *block);		/* as if it had not been used for longest */
-void block_keep(struct block *block);		/* it is never evicted, until it is cooled */
+/* It is never evicted, until it is cooled. @promise: on whose account it is pinned; NULL: nobody was asked. */
+void block_keep(struct block *block, uint64_t *promise);
 /* Of a mirror's device, on account of the owner's user. -EDQUOT is logged; -ENOSPC: the device is full. */
 int mirror_charge(struct mirror *mirror, uint64_t bytes);
 void mirror_overcharge(struct mirror *mirror, uint64_t bytes);
 void mirror_uncharge(struct mirror *mirror, uint64_t bytes);
 /* Whether the owner's user may have so much more: 0, or the letter says why not. Nothing is charged. */
 int owner_ask_quota(struct owner *owner, struct letter *letter, enum quota_kind kind, uint64_t bytes);
-/* What is said to be pinned may have changed. */
-void owner_count_pins(struct owner *owner);
+/*
+ * So much of what is to be pinned for a request is charged to the owner's user, before any of it is: two requests have no more together than
+ * one after the other. What of it has been pinned leaves the promise; the rest is given back. -EDQUOT, -ENOMEM: the letter says why.
+ */
+int owner_promise_pins(struct owner *owner, struct letter *letter, uint64_t bytes, uint64_t *promise);
+void owner_break_promise(struct owner *owner, uint64_t *promise);
+/* What is said to be pinned may have changed. @promise: by whose request; NULL: whoever's. */
+void owner_count_pins(struct owner *owner, uint64_t *promise);
 void owner_release_pins(struct owner *owner);
 
 /* transition.c */

@@ -538,7 +538,7 @@ static void settle_block(struct owner *owner, uint64_t addr, uint64_t *settled)
 		if (pages)
 			block_overcharge(block, pages);
 		if (block_count(block, HMM_PAGE_COHERENT))
-			block_keep(block);
+			block_keep(block, NULL);
 	}
 	/* Even, and another number than before: what was settled may have changed. */
 	__atomic_add_fetch(sequence, __atomic_load_n(sequence, __ATOMIC_RELAXED) & 1 ? 1 : 2,

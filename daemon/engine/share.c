@@ -36,6 +36,7 @@
 struct share {
 	struct letter *letter;
 	struct migration *migration;
+	uint64_t promise;		/* bytes that may be pinned for it */
 	bool refused;			/* by a block: the others need not begin */
 	int error;			/* of an exchange */
 };
@@ -45,6 +46,7 @@ struct share {
 /* D is C and C is D, if it was done. What was voided is nobody's, unless the exchange itself voided it. */
 static void exchange_end(struct block *block, bool done)
 {
+	struct share *share = block->move.job ? block->move.job->migration->share : NULL;
 	struct pages *want = &block->move.want;
 	unsigned int first = 0, end;
 	bool lost = false;
@@ -64,9 +66,12 @@ static void exchange_end(struct block *block, bool done)
 		}
 	block->touched = true;
 	block->record->flags &= ~HMM_BLOCK_HUGE;
+	/* Set aside when it began. */
+	if (share)
+		share->promise += HMM_BLOCK_SIZE;
 	if (block_count(block, HMM_PAGE_COHERENT)) {
 		block_note_disarmed(block);
-		block_keep(block);
+		block_keep(block, share ? &share->promise : NULL);
 	} else if (block->kept) {
 		/* It may be evicted again, in its turn. */
 		block_cool(block);
@@ -231,10 +236,18 @@ bool share_block(struct job *job, struct block *block)
 	}
 	if (block_mirror(block) == job->migration->mirror &&
 	    block_pages_in(block, HMM_PAGE_DEVICE, 0, HMM_BLOCK_PAGES, &device) == HMM_BLOCK_PAGES) {
-		if (order_has_room(owner))
-			exchange_begin(block, &device, job);
-		else
+		if (!order_has_room(owner)) {
 			TAILQ_INSERT_TAIL(&owner->slot_waiters, &job->task, link);
+			return true;
+		}
+		/* It was coherent when the request came, and is no more. */
+		if (share->promise < HMM_BLOCK_SIZE &&
+		    owner_promise_pins(owner, share->letter, HMM_BLOCK_SIZE, &share->promise)) {
+			share->refused = true;
+			return false;
+		}
+		share->promise -= HMM_BLOCK_SIZE;
+		exchange_begin(block, &device, job);
 		return true;
 	}
 	/* All of it once more, in a moment. */
@@ -307,6 +320,8 @@ static void answer(struct owner *owner, struct share *share)
 			reply->pages = (migration->end - migration->start) >> HMM_PAGE_SHIFT;
 		else
 			letter_fail(share->letter, -ENOMEM, "out of memory for the answer");
+	} else if (share->letter->error) {
+		return;
 	} else if (owner->closing) {
 		letter_fail(share->letter, -EAGAIN, "hmmd is going away; try again");
 	} else if (migration->mirror->leaving) {
@@ -336,6 +351,7 @@ static void share_done(struct owner *owner, void *data, uint64_t pages)
 
 	(void)pages;
 	answer(owner, share);
+	owner_break_promise(owner, &share->promise);
 	free(share);
 	if (letter->error) {
 		reach_leave(mirror, start, end, reply_letter, letter);
@@ -345,10 +361,20 @@ static void share_done(struct owner *owner, void *data, uint64_t pages)
 	reply_letter(owner, letter, 0);
 }
 
+/* Asked again after a restart, some of it is done, and counted. */
+static void count_coherent(struct block *block, void *data)
+{
+	uint64_t *bytes = data;
+
+	if (is_coherent(block))
+		*bytes += HMM_BLOCK_SIZE;
+}
+
 static int share_begin(struct owner *owner, struct letter *letter)
 {
 	const struct hmm_msg_share *message = (const void *)letter->message;
 	struct mirror *mirror = mirror_by_id(owner, message->mirror);
+	uint64_t end = message->addr + message->length, coherent = 0, promise = 0;
 	struct migration *migration;
 	struct share *share;
 
@@ -359,14 +385,19 @@ static int share_begin(struct owner *owner, struct letter *letter)
 	if (device_is_far(mirror->device))
 		return letter_fail(letter, -EOPNOTSUPP,
 				   "%s has memory that only %s: no CPU can share it", mirror->device->name, device_reached_by(mirror->device));
+	block_for_each(owner, message->addr, end, count_coherent, &coherent);
+	if (owner_promise_pins(owner, letter, message->length - coherent, &promise))
+		return letter->error;
 	share = calloc(1, sizeof(*share));
-	migration = share ? migration_new(owner, message->addr, message->addr + message->length, true) : NULL;
+	migration = share ? migration_new(owner, message->addr, end, true) : NULL;
 	if (!migration) {
+		owner_break_promise(owner, &promise);
 		free(share);
 		return letter_fail(letter, -ENOMEM, "out of memory to share %lu bytes", message->length);
 	}
 	share->letter = letter;
 	share->migration = migration;
+	share->promise = promise;
 	migration->share = share;
 	migration->to_device = true;
 	migration->populate = true;
@@ -516,9 +547,6 @@ void share_request(struct owner *owner, struct letter *letter)
 
 	if ((message->addr | message->length) % HMM_BLOCK_SIZE)
 		r = letter_fail(letter, -EINVAL, "coherent memory comes in blocks of 2 MiB");
-	else if (letter->message->opcode == HMM_OP_SHARE &&
-		 owner_ask_quota(owner, letter, QUOTA_PINNED, message->length))
-		r = letter->error;
 	else
 		r = letter->message->opcode == HMM_OP_SHARE ? share_begin(owner, letter)
 							    : unsharing_begin(owner, letter);

@@ -64,10 +64,10 @@ Test(use, what_was_used_last_is_last)
 	fixture_out(&fixture, 2 * HMM_BLOCK_PAGES + 3, 2 * HMM_BLOCK_PAGES + 4);
 	EXPECT_USE(1, 3, 0, 2);
 	/* What is kept is in nobody's way, until it is nothing any more. */
-	block_keep(fixture_block(&fixture, 3));
+	block_keep(fixture_block(&fixture, 3), NULL);
 	EXPECT_USE(1, 0, 2);
 	cr_expect(eq(uint, fixture.mirror->kept_blocks, 1));
-	block_keep(fixture_block(&fixture, 3));
+	block_keep(fixture_block(&fixture, 3), NULL);
 	block_touch(fixture_block(&fixture, 3));
 	EXPECT_USE(1, 0, 2);
 	block_cool(fixture_block(&fixture, 3));
@@ -463,8 +463,8 @@ Test(room, there_is_none)
 	char text[200];
 
 	begin_full(2);
-	block_keep(fixture_block(&fixture, 0));
-	block_keep(fixture_block(&fixture, 1));
+	block_keep(fixture_block(&fixture, 0), NULL);
+	block_keep(fixture_block(&fixture, 1), NULL);
 	/* More than there is at all: nobody is troubled. */
 	cr_expect(eq(int, want(&wanting, 3 * HMM_BLOCK_SIZE), -ENOSPC));
 	cr_expect(eq(u64, fixture.device->room.round, 0));

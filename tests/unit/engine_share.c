@@ -424,6 +424,104 @@ Test(share, back_without_room)
 	fixture_end(&fixture);
 }
 
+/* ---- on whose account ------------------------------------------------------------------ */
+
+static struct quota quota;
+
+static void set_quota(void)
+{
+	char why[200];
+
+	for (unsigned int kind = 0; kind < QUOTA_KINDS; kind++)
+		quota.limit[kind] = QUOTA_UNLIMITED;
+	quota.limit[QUOTA_PINNED] = HMM_BLOCK_SIZE;
+	pthread_mutex_init(&quota.lock, NULL);
+	fixture.engine.options.quota = &quota;
+	/* What the fixture has put there. */
+	cr_assert(eq(int, quota_charge(&quota, fixture.owner->uid, QUOTA_MEMORY, HMM_BLOCK_SIZE, why, sizeof(why)), 0));
+	cr_assert(eq(int, quota_charge(&quota, fixture.owner->uid, QUOTA_PINNED, fixture.owner->pinned, why, sizeof(why)), 0));
+}
+
+static uint64_t pinned(void)
+{
+	return quota_used(&quota, fixture.owner->uid, QUOTA_PINNED);
+}
+
+static void ask_for_another_block(void)
+{
+	struct letter *letter = letter_for(HMM_OP_SHARE);
+
+	((struct hmm_msg_share *)(void *)letter->message)->addr += HMM_BLOCK_SIZE;
+	owner_request(fixture.owner, letter);
+	owner_run(fixture.owner);
+}
+
+/* Nothing is coherent yet when the second one comes. */
+Test(share, two_requests_have_no_more_than_the_limit)
+{
+	struct hmm_order *order;
+
+	begin();
+	set_quota();
+	ask(HMM_OP_SHARE);
+	order = last_order(HMM_ORDER_COHERE);
+	cr_expect(eq(u64, pinned(), HMM_BLOCK_SIZE));
+	ask_for_another_block();
+	cr_expect(eq(int, fixture_reply(&fixture), -EDQUOT));
+	cr_expect(eq(u64, pinned(), HMM_BLOCK_SIZE));
+	finish(order, 0);
+	order_reap(fixture.owner);
+	owner_run(fixture.owner);
+	cr_expect(eq(int, fixture_reply(&fixture), 0));
+	cr_expect(eq(uint, count(HMM_PAGE_COHERENT), HMM_BLOCK_PAGES));
+	cr_expect(eq(u64, pinned(), HMM_BLOCK_SIZE));
+	/* Asked again, as after a restart: what is there is not counted twice. */
+	ask(HMM_OP_SHARE);
+	cr_expect(eq(int, fixture_reply(&fixture), 0));
+	cr_expect(eq(u64, pinned(), HMM_BLOCK_SIZE));
+	fixture_end(&fixture);
+	cr_expect(eq(ptr, quota.users, NULL));
+}
+
+Test(share, what_came_to_nothing_is_given_back)
+{
+	begin();
+	set_quota();
+	ask(HMM_OP_SHARE);
+	cr_expect(eq(u64, pinned(), HMM_BLOCK_SIZE));
+	finish(last_order(HMM_ORDER_COHERE), -ENOMEM);
+	order_reap(fixture.owner);
+	owner_run(fixture.owner);
+	fixture_later(&fixture, 2 * NS_PER_MS);
+	cr_expect(eq(int, fixture_reply(&fixture), -ENOMEM));
+	cr_expect(eq(u64, pinned(), 0));
+	fixture_end(&fixture);
+	cr_expect(eq(ptr, quota.users, NULL));
+}
+
+/* It was coherent, and so counted, when it was asked for; and somebody else has what that was when it is done. */
+Test(share, what_was_counted_and_is_no_more)
+{
+	struct hmm_order *order;
+
+	begin_coherent();
+	set_quota();
+	ask(HMM_OP_UNSHARE);
+	order = last_order(HMM_ORDER_UNCOHERE);
+	ask(HMM_OP_SHARE);
+	finish(order, 0);
+	quota.limit[QUOTA_PINNED] = 0;
+	order_reap(fixture.owner);
+	owner_run(fixture.owner);
+	cr_expect(eq(uint, count(HMM_PAGE_COHERENT), 0));
+	cr_expect(eq(u64, pinned(), 0));
+	end_all();
+	fixture_end(&fixture);
+	cr_expect(eq(ptr, quota.users, NULL));
+}
+
+/* ---- ... and the program meanwhile */
+
 /* Unmapped by the program as soon as it was ordinary again, before hmmd looked at the order. */
 Test(share, unmapped_right_after)
 {

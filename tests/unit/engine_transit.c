@@ -700,6 +700,33 @@ static unsigned int replies(void)
 	return n;
 }
 
+static ssize_t cannot_read(int mem, uint64_t addr, void *buffer, size_t n)
+{
+	(void)mem, (void)addr, (void)buffer, (void)n;
+	return -EIO;
+}
+
+/* The owner is stopped in the middle of an mremap(), or says that it is in one and no more. */
+Test(closing, a_read_where_the_map_never_comes_to_rest_is_answered)
+{
+	struct kernel_ops ops = *kernel;
+
+	ops.mem_read = cannot_read;
+	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
+	kernel = &ops;
+	fixture.owner->orders->remapping = 1;
+	owner_request(fixture.owner, read_letter(ROOM_START));
+	for (int i = 0; i < 2; i++) {
+		fixture_later(&fixture, SECOND);
+		cr_expect(eq(int, fixture_reply(&fixture), 1));
+	}
+	for (int i = 0; i < 3; i++)
+		fixture_later(&fixture, SECOND);
+	cr_expect(eq(int, fixture_reply(&fixture), -EBUSY));
+	kernel = &kernel_real;
+	fixture_end(&fixture);
+}
+
 /* A device's read, parked in a block whose driver thinks: answered, whether the owner closes or its mm is gone. */
 Test(closing, a_read_that_is_parked_is_answered)
 {
