@@ -6,9 +6,9 @@
  * A device's driver may not have come back yet: the device is there for it when it does. A card's BAR is where
  * the holder has kept it, with all that is in it (bar.h).
  *
- * What can fail: a mirror that is not to be had for good (no room in the pool, the card is gone) costs what lay there,
- * logged; a BAR that is not to be had now, and the library comes again. A device's name that is another's by now costs nothing: the
- * BAR's pages have one that nobody guesses.
+ * What can fail: a mirror that is not to be had for good (the card is gone) costs what lay there, logged; a BAR that is not to be had now,
+ * and the library comes again. A pool that has become too small costs nothing, nor does a device's name that is another's by now: what is
+ * there has one that nobody guesses.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -71,18 +71,44 @@ static int remake_bar(struct owner *owner, const struct hmm_journal_mirror *note
 	return r;
 }
 
-/* Whoever made a device of that name meanwhile may have meant another memory. */
-static bool is_as_noted(const struct device *device, const struct hmm_journal_mirror *note)
+static int remake_pool(struct owner *owner, const struct hmm_journal_mirror *note, const char *name, const struct placement *placement)
 {
-	if (!device_has_bar(device) && note->kind != HMM_POOL_KIND_VFIO)
-		return true;
-	return device_has_bar(device) && note->kind == HMM_POOL_KIND_VFIO && device->bar_card == note->memory_card &&
-	       device->bar_index == note->bar;
+	struct devices *devices = &owner->worker->engine->devices;
+	enum hmm_pool_kind kind = (enum hmm_pool_kind)note->kind;
+	struct device *device;
+	int r = device_new(devices, name, kind, placement, note->size, note->caps, owner->peer, &device);
+
+	if (r != -ENOSPC)
+		return r;
+	/* Others have taken it since, or it has become smaller. What is there comes home all the same. */
+	log_warn("owner %u: %.64s has no room in the pool any more: what is there comes home, and nothing goes there", owner->id, note->device);
+	return device_new(devices, name, kind, placement, 0, note->caps, owner->peer, &device);
 }
 
-/* The device of that name, held. Where it is another's the BAR's pages have one of a name that nobody guesses. */
-static int use_remade(struct owner *owner, const struct hmm_journal_mirror *note, char *name, size_t size,
-		      struct device **result)
+static int remake_device(struct owner *owner, const struct hmm_journal_mirror *note, const char *name, const struct placement *placement)
+{
+	return note->kind == HMM_POOL_KIND_VFIO ? remake_bar(owner, note, name) : remake_pool(owner, note, name, placement);
+}
+
+/*
+ * Whoever made a device of that name meanwhile may have meant another memory, or another thing: what it can decides which pages may be there
+ * and how they are had back, and a card reaches what its mirrors have there. A pool of another kind will do (the administrator may have
+ * chosen another, and shadows keep their own), but for one that cannot be punched by 4 KiB. A card that was not to be had again is none.
+ */
+static bool is_as_noted(const struct device *device, const struct hmm_journal_mirror *note)
+{
+	uint32_t card = device->card_number;
+
+	if (device->caps != note->caps || (card && card != note->card) ||
+	    device_has_bar(device) != (note->kind == HMM_POOL_KIND_VFIO) ||
+	    (device->pool->kind == HMM_POOL_KIND_HUGETLB) != (note->kind == HMM_POOL_KIND_HUGETLB))
+		return false;
+	return !device_has_bar(device) || (device->bar_card == note->memory_card && device->bar_index == note->bar);
+}
+
+/* The device of that name, held. Where it is another's these pages have one of a name that nobody guesses. */
+static int use_remade(struct owner *owner, const struct hmm_journal_mirror *note, const struct placement *placement, char *name,
+		      size_t size, struct device **result)
 {
 	struct devices *devices = &owner->worker->engine->devices;
 	uint32_t number;
@@ -92,16 +118,15 @@ static int use_remade(struct owner *owner, const struct hmm_journal_mirror *note
 	*result = device_use_name(devices, name);
 	if (*result && is_as_noted(*result, note))
 		return 0;
-	if (*result)
-		device_unuse(devices, *result);
-	if (!*result || note->kind != HMM_POOL_KIND_VFIO)
-		return *result ? -EEXIST : -ENODEV;
+	if (!*result)
+		return -ENODEV;
+	device_unuse(devices, *result);
 	if (getrandom(&number, sizeof(number), 0) != sizeof(number))
 		return -EAGAIN;
 	length = strnlen(name, size - sizeof("~01234567"));
 	snprintf(name + length, size - length, "~%08x", number);
 	log_warn("owner %u: there is another device %.64s: its own is %s from now on", owner->id, note->device, name);
-	r = remake_bar(owner, note, name);
+	r = remake_device(owner, note, name, placement);
 	if (r)
 		return r;
 	*result = device_use_name(devices, name);
@@ -113,6 +138,7 @@ static int remake_mirror(struct owner *owner, unsigned int index)
 	struct hmm_journal_mirror *note = &owner->journal->mirror[index];
 	struct devices *devices = &owner->worker->engine->devices;
 	char name[sizeof(note->device)], noted[sizeof(note->device)];
+	const uint64_t size = note->size;
 	struct placement placement;
 	struct mirror *mirror;
 	struct device *device;
@@ -126,13 +152,10 @@ static int remake_mirror(struct owner *owner, unsigned int index)
 		return -EINVAL;
 	/* Its driver may not have come back yet: the device is there for it when it does. */
 	if (!device_by_name(devices, name))
-		r = note->kind == HMM_POOL_KIND_VFIO ?
-			remake_bar(owner, note, name) :
-			device_new(devices, name, (enum hmm_pool_kind)note->kind, &placement, note->size,
-				   note->caps, owner->peer, &device);
+		r = remake_device(owner, note, name, &placement);
 	/* Its creator may have been faster. */
 	if (!r || r == -EBUSY)
-		r = use_remade(owner, note, name, sizeof(name), &device);
+		r = use_remade(owner, note, &placement, name, sizeof(name), &device);
 	if (r)
 		return r;
 	if (!device_has_bar(device) || note->card)
@@ -142,7 +165,9 @@ static int remake_mirror(struct owner *owner, unsigned int index)
 		device_unuse(devices, device);
 		return -ENOMEM;
 	}
+	/* Of this hmmd alone are the name that it had to give it, and that it has no room. */
 	memcpy(note->device, noted, sizeof(noted));
+	note->size = size;
 	far_bar_adopt(mirror);
 	mirror->awaited = note->windows;
 	mirror->unready = note->callbacks;
@@ -178,8 +203,7 @@ int remake_mirrors(struct owner *owner, struct letter *letter)
 					   strerror(-r));
 		if (r)
 			log_error("owner %u: its mirror on %.64s can't be made again: %s", owner->id, note->device,
-				  r == -ENOSPC ? "no room in the pool" :
-				  r == -EEXIST ? "there is another device of that name" : strerror(-r));
+				  strerror(-r));
 	}
 	return 0;
 }

@@ -69,7 +69,7 @@ struct device {
 	_Atomic uint32_t token;		/* which memory it is: the driver's own number */
 	_Atomic pid_t driver;
 	_Atomic(struct card *) card;	/* that it is, behind an IOMMU; NULL: none (or, after a restart, not yet) */
-	uint32_t card_number;		/* which one; 0: none */
+	_Atomic uint32_t card_number;	/* which one; 0: none */
 	/* Of a pool of kind vfio. Size is what passes through hmmd's own memory then. */
 	struct bar *bar;		/* its memory; NULL: none, or it could not be had after a restart: all in it is lost */
 	uint32_t bar_card, bar_index;	/* which it is, or was */

@@ -6,6 +6,7 @@ import signal
 import time
 import unittest
 
+import control_wire as wire
 import harness
 
 PAGES = 1500
@@ -154,6 +155,42 @@ class Outage(harness.Test):
         owner.ask("check", "^checked$")
         owner.ask("close", "^closed$")
         owner.finish()
+
+    def test_restart_with_a_smaller_pool(self):
+        """What the next hmmd may not give out any more is still where it is, and comes home."""
+        self.start_daemon()
+        owner = self.owner("huge")
+        self.out(owner)
+        self.daemon.kill9()
+        self.daemon.args += ["--pool-size", "4M"]
+        self.daemon.start()
+        owner.ask("device", "^checked$")
+        self.assertIn("has no room in the pool any more", self.daemon.log)
+        owner.ask("check", "^checked$")
+        owner.ask("change", "^changed$")
+        self.check_where(owner, 0)
+        owner.ask("out", "^out 0$")
+        owner.ask("check", "^checked$")
+        owner.finish()
+
+    def test_its_name_is_another_devices(self):
+        """Somebody is faster and makes a device of that name, which is another thing: it is not taken for the one that has the pages."""
+        self.start_daemon()
+        owner = self.owner("huge")
+        self.out(owner)
+        with harness.stopped(owner.pid):
+            self.daemon.kill9()
+            self.daemon.start()
+            other = wire.Client(self.daemon.socket)
+            self.assertFalse(other.ask(wire.DEVICE_NEW, wire.new_device(f"device-{owner.pid}", caps=0)).is_error)
+        owner.ask("device", "^checked$")
+        self.assertIn("there is another device", self.daemon.log)
+        owner.ask("change", "^changed$")
+        self.out(owner)
+        owner.ask("check", "^checked$")
+        owner.ask("close", "^closed$")
+        owner.finish()
+        other.close()
 
     def test_mprotect_waits_for_the_new_one(self):
         """Devices follow before it returns; so it waits for who can see to that, and asks once more."""
@@ -338,14 +375,11 @@ class Outage(harness.Test):
 
     def test_killed_with_an_order_that_nobody_heard_of(self):
         """The agent slept, and the one who was to wake it is dead: the next hmmd must not wait for it."""
-        place = harness.PLACES["hmmd"]
-        self.addCleanup(harness.PLACES.__setitem__, "hmmd", place)
-        harness.PLACES["hmmd"] = "daemon/hmmd_broken"
-        self.start_daemon("--grace", "60s", environment={"HMMD_BREAK": "die-at-the-bell"})
+        self.start_daemon("--grace", "60s", mistake="die-at-the-bell")
         owner = self.owner("huge")
         owner.send("out")
         harness.wait_until(lambda: not self.daemon.running, 20, "that hmmd dies")
-        harness.PLACES["hmmd"] = place
+        self.daemon.mistake = None
         self.daemon.start()
         harness.wait_until(lambda: "taken over" in self.daemon.log, 20, "that the owner is taken over")
         owner.expect(f"^out {PAGES}$")
