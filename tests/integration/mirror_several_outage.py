@@ -55,6 +55,18 @@ class Several(harness.Test):
             owner.ask("read")
         owner.finish()
 
+    def test_windows_mapped_at_any_moment(self):
+        """hmmd is replaced while drivers map windows, look through them and unmap them: each shows what there is."""
+        owner = self.begin()
+        for _ in range(12):
+            owner.send("map")
+            time.sleep(self.random.uniform(0, 0.03))
+            self.daemon.restart()
+            owner.expect("^done$", 60)
+            owner.ask("read")
+        owner.ask("map")
+        owner.finish()
+
     def test_rescued(self):
         """Nobody comes back: the windows are closed before the owner may write."""
         owner = self.begin("--grace", f"{harness.scaled(2000):.0f}ms")

@@ -25,7 +25,7 @@
 
 /* ---- a driver: it obeys -------------------------------------------------------- */
 
-enum order { LOAD = 1, TRY, STORE, LOOKUP, READ, WRITE, OUT, HOME, ASKED, COUNT, COUNTED, LEAVE, DIE };
+enum order { LOAD = 1, TRY, STORE, LOOKUP, READ, WRITE, OUT, HOME, ASKED, COUNT, COUNTED, MAP, LEAVE, DIE };
 
 #define ORDER(op, page, value) ((uint64_t)(op) << 56 | (uint64_t)(page) << 32 | (uint32_t)(value))
 
@@ -107,6 +107,28 @@ static void begin_to_count(struct hmm_window *window, unsigned long memory)
 	CHECK_EQ(pthread_create(&thread, NULL, count, NULL), 0);
 }
 
+#define MAPPED 8UL
+
+/* Windows that come and go, whatever becomes of hmmd: each is there and shows what there is, or it is not to be had now. */
+static uint64_t map_and_look(unsigned long memory, uint64_t base)
+{
+	uint64_t mapped = 0;
+
+	for (unsigned long n = 0; n < MAPPED; n++) {
+		struct hmm_window *window = NULL;
+		int error = hmm_window_map(&mirror, memory, ROOM * PAGE, HMM_WINDOW_OFFSET, &window);
+
+		if (error == -EAGAIN)
+			continue;
+		CHECK_EQ(error, 0);
+		for (size_t i = 0; i < PAGES; i++)
+			CHECK_EQ(*(volatile uint64_t *)hmm_window_ptr(window, memory + i * PAGE), base + i);
+		CHECK_EQ(hmm_window_unmap(window), 0);
+		mapped++;
+	}
+	return mapped;
+}
+
 static uint64_t obey(struct hmm_window *window, unsigned long memory, uint64_t order)
 {
 	unsigned long page = (order >> 32 & 0xffffff) * PAGE;
@@ -140,6 +162,8 @@ static uint64_t obey(struct hmm_window *window, unsigned long memory, uint64_t o
 		return 0;
 	case COUNTED:
 		return atomic_load(&counting.stored);
+	case MAP:
+		return map_and_look(memory, value);
 	case DIE:
 		raise(SIGKILL);
 	}
@@ -834,7 +858,6 @@ static void two_owners_and_one_driver(void)
 	test_close();
 }
 
-/* hmmd is killed, or a driver's connection is, while pages are on both: the test that starts this does it, and says so. */
 /* The CPU sees what its thread had stored before; with @wait: and it gets further. */
 static void counts_go_on(bool wait)
 {
@@ -851,6 +874,7 @@ static void counts_go_on(bool wait)
 	}
 }
 
+/* hmmd is killed, or a driver's connection is, while pages are on both: the test that starts this does it, and says so. */
 static void outage(void)
 {
 	char line[64];
@@ -873,6 +897,8 @@ static void outage(void)
 				ask(&two, STORE, i, base + i);
 			for (size_t i = 0; i < PAGES; i++)
 				CHECK_EQ(*word_of(i), base + i);
+		} else if (!strcmp(line, "map\n")) {
+			CHECK(ask(&two, MAP, 0, base) && ask(&one, MAP, 0, base));
 		} else if (!strcmp(line, "closed\n")) {
 			/* What the owner writes alone is not for its drivers, but nor is what was there before. */
 			for (size_t i = 0; i < PAGES; i++) {
