@@ -302,8 +302,9 @@ static int open_part(struct part *part)
 	if (part->failed)
 		return hmmc_fail(-(int)part->failed, "a shadow cannot be mapped: %s",
 				 strerror((int)part->failed));
-	return call_part(part, HMM_OP_WINDOW_ARMED, sizeof(struct hmm_msg_window_armed),
-			 prepare_armed, finish_armed);
+	error = call_part(part, HMM_OP_WINDOW_ARMED, sizeof(struct hmm_msg_window_armed), prepare_armed, finish_armed);
+	/* Another hmmd came in between, and the receiver has had it armed with all others (restore_part()). */
+	return error == -EALREADY ? 0 : error;
 }
 
 static int close_uffd(void *argument)
