@@ -15,34 +15,38 @@
 
 #include "engine/owner.h"
 
-bool owner_is_userfaultfd(int fd)
+/* What it leads to, as far as there is room. */
+static bool name_of(int fd, char *name, size_t room)
 {
-	char path[32], name[32];
+	char path[32];
 	ssize_t n;
 
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
-	n = readlink(path, name, sizeof(name) - 1);
+	n = readlink(path, name, room - 1);
 	if (n < 0)
 		return false;
 	name[n] = '\0';
-	return strcmp(name, "anon_inode:[userfaultfd]") == 0;
+	return true;
+}
+
+bool owner_is_userfaultfd(int fd)
+{
+	char name[32];
+
+	return name_of(fd, name, sizeof(name)) && strcmp(name, "anon_inode:[userfaultfd]") == 0;
 }
 
 /* Whether it is that file of a process, as its procfs names it, wherever that is mounted. @folder: of which one. */
 static bool is_proc_file(int fd, const char *name, char *folder, size_t room)
 {
-	char path[32], target[128], *slash, *before;
+	char target[128], *slash, *before;
 	struct statfs st;
-	ssize_t n;
 
 	/* Nothing that somebody's own file system serves when it likes. */
 	if (fstatfs(fd, &st) < 0 || st.f_type != PROC_SUPER_MAGIC)
 		return false;
-	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
-	n = readlink(path, target, sizeof(target) - 1);
-	if (n < 0)
+	if (!name_of(fd, target, sizeof(target)))
 		return false;
-	target[n] = '\0';
 	slash = strrchr(target, '/');
 	if (!slash || strcmp(slash + 1, name) != 0)
 		return false;

@@ -15,14 +15,7 @@
 
 #include "daemon/config.h"
 #include "daemon/log.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-#define must(condition)			\
-	do {				\
-		if (!(condition))	\
-			abort();	\
-	} while (0)
+#include "must.h"
 
 static bool is_text(const char *text, size_t room)
 {

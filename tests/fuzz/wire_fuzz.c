@@ -13,14 +13,7 @@
 
 #include "hmm_protocol.h"
 #include "layout.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-#define must(condition)			\
-	do {				\
-		if (!(condition))	\
-			abort();	\
-	} while (0)
+#include "must.h"
 
 static void fields_hold(const struct hmm_wire_field *fields, size_t count, const uint8_t *base,
 			size_t room)

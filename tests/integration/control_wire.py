@@ -255,6 +255,15 @@ def connect_soon(path, **options):
     return harness.wait_until(attempt, what=f"that somebody answers on {path}")
 
 
+SOMEBODY_ELSE = 65534
+
+
+def become_somebody_else():
+    os.setgroups([])
+    os.setresgid(SOMEBODY_ELSE, SOMEBODY_ELSE, SOMEBODY_ELSE)
+    os.setresuid(SOMEBODY_ELSE, SOMEBODY_ELSE, SOMEBODY_ELSE)
+
+
 class Test(harness.Test):
     """What every test of the control room ends with: hmmd lives, and serves somebody new."""
 
@@ -279,9 +288,7 @@ class Test(harness.Test):
         if child == 0:
             try:
                 os.chdir(self.folder)
-                os.setgroups([])
-                os.setresgid(65534, 65534, 65534)
-                os.setresuid(65534, 65534, 65534)
+                become_somebody_else()
                 do()
                 os.write(say, b"good")
             except BaseException as error:

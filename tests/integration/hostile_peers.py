@@ -23,7 +23,6 @@ import wire_schema as schema
 
 PAGE, BLOCK = 4096, 2 << 20
 PAGES = 512
-OTHER = 65534
 SYS_PIDFD_GETFD = 438
 F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_WRITE, F_ADD_SEALS = 1, 2, 4, 8, 1033
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
@@ -136,9 +135,7 @@ class Hostile(wire.Test):
                 os.chdir(self.folder)
                 path = os.path.basename(self.daemon.socket)
                 if is_root():
-                    os.setgroups([])
-                    os.setresgid(OTHER, OTHER, OTHER)
-                    os.setresuid(OTHER, OTHER, OTHER)
+                    wire.become_somebody_else()
                     libc.prctl(4, 1, 0, 0, 0)       # PR_SET_DUMPABLE: its own files of /proc are its own
                 os.write(say, json.dumps(["good", function(path)]).encode())
                 status = 0
@@ -669,9 +666,7 @@ class Floods(Hostile):
             os.chdir(self.folder)
             path = os.path.basename(self.daemon.socket)
             if is_root():
-                os.setgroups([])
-                os.setresgid(OTHER, OTHER, OTHER)
-                os.setresuid(OTHER, OTHER, OTHER)
+                wire.become_somebody_else()
 
             def count(good=True):
                 counters[index] += good

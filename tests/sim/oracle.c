@@ -12,6 +12,7 @@
 #include "sim.h"
 
 #include "engine/copies.h"
+#include "tests/table_entry.h"
 
 bool values_have(const struct values *values, uint64_t value)
 {
@@ -332,24 +333,6 @@ void oracle_step(void)
 
 /* ---- when hmmd waits -------------------------------------------------------------------------------------------- */
 
-/* As layout.h says it, not as block.c does. */
-static uint64_t expected_entry(const struct block *block, uint64_t addr, enum hmm_page_state state)
-{
-	uint64_t pfn = HMM_TABLE_DEVICE_PFN * (block->record->mirror + 1ULL) + addr / HMM_PAGE_SIZE;
-	uint64_t place = pfn << HMM_TABLE_PFN_SHIFT;
-
-	switch (state) {
-	case HMM_PAGE_SHARED:
-		return place | HMM_TABLE_DEVICE | HMM_TABLE_VALID;
-	case HMM_PAGE_DEVICE:
-		return place | HMM_TABLE_DEVICE | HMM_TABLE_VALID | HMM_TABLE_WRITE;
-	case HMM_PAGE_ERROR:
-		return HMM_TABLE_ERROR;
-	default:
-		return 0;
-	}
-}
-
 struct totals {
 	uint64_t charged, device, shared;
 };
@@ -382,7 +365,7 @@ static void check_block(struct block *block, void *data)
 		bool pending = page_is_pending(block, i);
 		uint64_t entry = block->owner->table[(block->addr >> HMM_PAGE_SHIFT) + i];
 
-		if (entry != (pending ? 0 : expected_entry(block, page_addr(block, i), state)))
+		if (entry != (pending ? 0 : expected_entry(block->record->mirror, page_addr(block, i), state)))
 			wrong("%s: the ledger has state %u%s, the table %#lx", addr_name(page_addr(block, i)), state,
 			      pending ? " in transit" : "", entry);
 		if (out && pages_test(&block->stale, i))

@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "tests/table_entry.h"
 #include "uapi.h"
 
 #define SLOTS		2U
@@ -275,28 +276,6 @@ uint64_t fixture_sequence(const struct block *block)
 	return block->owner->table[HMM_TABLE_ENTRIES + (block->addr >> HMM_BLOCK_SHIFT)];
 }
 
-static uint64_t expected_entry(const struct fixture *fixture, uint64_t addr,
-			       enum hmm_page_state state)
-{
-	/* As layout.h says it, not as block.c does. */
-	uint64_t pfn = HMM_TABLE_DEVICE_PFN * (fixture->mirror->index + 1) + addr / HMM_PAGE_SIZE;
-	uint64_t place = pfn << HMM_TABLE_PFN_SHIFT;
-
-	switch (state) {
-	case HMM_PAGE_SHARED:
-		return place | HMM_TABLE_DEVICE | HMM_TABLE_VALID;
-	case HMM_PAGE_DEVICE:
-		return place | HMM_TABLE_DEVICE | HMM_TABLE_VALID | HMM_TABLE_WRITE;
-	case HMM_PAGE_COHERENT:
-		return place | HMM_TABLE_DEVICE | HMM_TABLE_VALID | HMM_TABLE_WRITE |
-		       HMM_TABLE_COHERENT;
-	case HMM_PAGE_ERROR:
-		return HMM_TABLE_ERROR;
-	default:
-		return 0;
-	}
-}
-
 struct totals {
 	struct fixture *fixture;
 	uint64_t device, shared, charged, armed;
@@ -332,7 +311,7 @@ static void check_block(struct block *block, void *data)
 				  "block %#lx page %u: %#lx", block->addr, i, entry);
 		else
 			cr_assert(eq(u64, entry, pending ? 0 :
-				     expected_entry(totals->fixture, page_addr(block, i), state)),
+				     expected_entry(totals->fixture->mirror->index, page_addr(block, i), state)),
 				  "block %#lx page %u in state %d", block->addr, i, state);
 		cr_assert(not(in_shadow && pages_test(&block->stale, i)),
 			  "page %u is needed, and stale", i);
