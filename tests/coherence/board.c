@@ -514,6 +514,12 @@ void board_done(struct board *board, struct participant *who, enum operation ope
 		atomic_fetch_add_explicit(&board->tally[operation], 1, memory_order_relaxed);
 }
 
+const char *board_device(const struct board *board, const char *which, char *name)
+{
+	snprintf(name, 64, "coherence-%d-%s", board->settings.owner, which);
+	return name;
+}
+
 void board_log(void *who, int level, const char *text)
 {
 	const struct participant *participant = who;

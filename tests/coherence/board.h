@@ -114,6 +114,7 @@ struct participant {
 };
 
 struct settings {
+	pid_t owner;		/* names its devices */
 	uint64_t seed;
 	uint32_t seconds, threads, drivers, mib;
 	uint32_t movers;	/* so many requests at a time from the owner */
@@ -250,6 +251,8 @@ void board_fail(struct board *board, struct participant *who, const char *format
 	__attribute__((noreturn, format(printf, 3, 4)));
 bool board_stopped(struct board *board);
 /* For hmm_set_log(): what the library says of hmmd's ends, and when. */
+/* Of several owners that share an hmmd each has devices of its own. @name: 64 bytes; returns it. */
+const char *board_device(const struct board *board, const char *which, char *name);
 void board_log(void *who, int level, const char *text);
 /* In this process: prints the device's entry and the CPU's for an address. */
 extern void (*board_explain)(uint64_t address);

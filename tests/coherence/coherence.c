@@ -136,7 +136,7 @@ static bool parse(int argc, char **argv, struct settings *settings, int *driver)
 	uint64_t number = 0;
 	int option;
 
-	*settings = (struct settings){ .seconds = 8, .threads = 3, .mib = 16, .hang = 25, .scale = 1 };
+	*settings = (struct settings){ .owner = getpid(), .seconds = 8, .threads = 3, .mib = 16, .hang = 25, .scale = 1 };
 	*driver = -1;
 	settings->seed = now_ns() ^ (uint64_t)getpid() << 40;
 	if (seed && *seed && number_in(seed, 0, UINT64_MAX, &number))
@@ -288,13 +288,16 @@ static void explain(uint64_t address)
 	dprintf(2, "  device: entry %#lx\n", hmm_mirror_lookup(&test.mirror, address));
 }
 
-static struct hmm_device *new_device(const char *name)
+static struct hmm_device *new_device(unsigned int number)
 {
+	char which[12], name[64];
 	struct hmm_device_options options = { .size = sizeof(options), .name = name, .node = -1,
 					      .memory = (uint64_t)test.board->settings.device << 20,
 					      .caps = HMM_DEVICE_FAULTS };
 	struct hmm_device *device = NULL;
 
+	snprintf(which, sizeof(which), "%u", number);
+	board_device(test.board, which, name);
 	must("hmm_device_new", hmm_device_new(test.hmm, &options, &device));
 	return device;
 }
@@ -331,7 +334,9 @@ static void map_area(struct area *area, uint32_t index)
 /* Room for what is tracked, wherever it begins in a block. */
 static void open_copies(void)
 {
-	struct hmm_device_options options = { .size = sizeof(options), .name = "coherence-copies", .node = -1,
+	char name[64];
+	struct hmm_device_options options = { .size = sizeof(options), .node = -1,
+					      .name = board_device(test.board, "copies", name),
 					      .memory = ((uint64_t)test.board->settings.mib << 20) + 2 * BLOCK_BYTES };
 	struct area *area = tracked_area();
 
@@ -353,14 +358,10 @@ static void open_mirror(void)
 
 	hmm_set_log(board_log, test.who);
 	must("hmm_open", hmm_open(&options, &test.hmm));
-	test.mirror.device = new_device("coherence-0");
-	test.other_devices[1] = new_device("coherence-1");
-	for (uint32_t i = 2; settings->several && i < settings->drivers; i++) {
-		char name[32];
-
-		snprintf(name, sizeof(name), "coherence-%u", i);
-		test.other_devices[i] = new_device(name);
-	}
+	test.mirror.device = new_device(0);
+	test.other_devices[1] = new_device(1);
+	for (uint32_t i = 2; settings->several && i < settings->drivers; i++)
+		test.other_devices[i] = new_device(i);
 	test.mirror.ops = &no_callbacks;
 	must("hmm_mirror_register", hmm_mirror_register(&test.mirror, test.hmm));
 	board_explain = explain;

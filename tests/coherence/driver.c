@@ -541,7 +541,9 @@ static void bar_open(struct driver *driver)
 {
 	struct thread_context *me = &driver->context;
 	struct board *board = me->board;
-	struct hmm_device_options options = { .size = sizeof(options), .name = "coherence-bar", .node = -1,
+	char name[64];
+	struct hmm_device_options options = { .size = sizeof(options), .node = -1,
+					      .name = board_device(driver->context.board, "bar", name),
 					      .caps = HMM_DEVICE_FAULTS, .pool = HMM_POOL_VFIO,
 					      .memory = (uint64_t)board->settings.device << 20,
 					      .bus = board->settings.card, .bar = 2 };
@@ -578,7 +580,7 @@ static void driver_open(struct driver *driver, int socket_fd, unsigned int index
 					    .name = "coherence-driver",
 					    .timeout_ms = 5000 * board->settings.scale };
 	int key = receive_key(socket_fd), error;
-	char name[64];
+	char which[12], name[64];
 
 	if (key < 0)
 		board_fail(board, me->who, "no key came from the owner");
@@ -598,8 +600,8 @@ static void driver_open(struct driver *driver, int socket_fd, unsigned int index
 		return;
 	}
 	/* The last driver has a device of its own, the others share the owner's. Or each has. */
-	snprintf(name, sizeof(name), "coherence-%u",
-		 board->settings.several ? index : index && index + 1 == board->settings.drivers);
+	snprintf(which, sizeof(which), "%u", board->settings.several ? index : index && index + 1 == board->settings.drivers);
+	board_device(board, which, name);
 	error = hmm_device_open(me->hmm, name, &driver->mirror.device);
 	if (error)
 		board_fail(board, me->who, "hmm_device_open(%s): %s (%s)", name, strerror(-error),

@@ -114,7 +114,9 @@ static const struct hmm_devmem_ops memory_ops = {
 
 void engine_open(struct thread_context *driver, struct hmm_mirror *mirror)
 {
-	struct hmm_device_options options = { .size = sizeof(options), .name = "coherence-engine", .node = -1,
+	char name[64];
+	struct hmm_device_options options = { .size = sizeof(options), .node = -1,
+					      .name = board_device(driver->board, "engine", name),
 					      .caps = HMM_DEVICE_FAULTS | HMM_DEVICE_COPY_ENGINE };
 	struct board *board = driver->board;
 	int error;

@@ -301,6 +301,29 @@ class SmallPages(Pair):
         self.run_half("--drivers", "2", "--windows", "--events", "--fork")
 
 
+class Owners(Pair):
+    """Several owners, each with drivers of its own, on hmmd's several workers."""
+
+    daemon_args = ["--pool", "memfd-huge", "--pool-size", "1G", "--workers", "3", *PATIENCE]
+    owners = 3
+
+    def start_owners(self, *options):
+        self.start_daemon()
+        return [self.spawn("coherence", "--seed", str(self.seed + i), "--seconds", str(self.seconds), *options) for i in range(self.owners)]
+
+    def test_side_by_side(self):
+        for process in self.start_owners("--drivers", "2", "--windows", "--events", "--device", "16"):
+            self.verdict(process, self.seconds)
+
+    def test_kill(self):
+        first, *others = self.start_owners("--drivers", "1", "--windows", "--kill-daemon")
+        for process in others:
+            process.expect("coherence: running")
+        self.kill_at_random(first, self.seconds)
+        for process in (first, *others):
+            self.verdict(process, self.seconds)
+
+
 class Everything(Pair):
     """All at once."""
 
