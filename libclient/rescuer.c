@@ -681,7 +681,7 @@ static enum served serve_child(struct rescuer *rescuer)
 {
 	struct view *child = rescuer->children;
 	uint64_t block = rescuer->block_read;
-	enum served served = SERVED;
+	enum served outcome = SERVED;
 
 	if (!child || !rescuer->settled)
 		return NOBODY;
@@ -696,7 +696,7 @@ static enum served serve_child(struct rescuer *rescuer)
 	if (child->put_off) {
 		child->put_off = false;
 		await_turn(rescuer, child);
-		served = PUT_OFF;
+		outcome = PUT_OFF;
 		/* Where all wait for each other only the end of one of them helps. */
 		if (!rescuer->serving)
 			wait_for_memory();
@@ -704,7 +704,7 @@ static enum served serve_child(struct rescuer *rescuer)
 		forget_child(rescuer, child);
 	}
 	read_record(rescuer, block);
-	return served;
+	return outcome;
 }
 
 static void disarm(struct rescuer *rescuer, struct view *view, uint64_t block)
