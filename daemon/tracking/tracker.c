@@ -505,15 +505,15 @@ static int reading_step(struct reading *reading)
 	struct track *track;
 	int r;
 
-	/* First of all: a thread that was seized for an earlier try and stands by now. */
-	if (tracker && !owner->gone && !thaw(&tracker->stopped))
-		return 1;
 	if (owner->gone || owner->closing)
 		return letter_fail(reading->letter, -ESTALE, "owner %u is gone", owner->id);
 	/* It may have been stopped between two pieces. */
 	track = track_by_id(owner, message->dirty, reading->letter->peer);
 	if (!track)
 		return letter_fail(reading->letter, -ENOENT, "no track %u", message->dirty);
+	/* A thread that was seized for an earlier try and stands by now. Nobody but who has a track waits for it. */
+	if (!thaw(&tracker->stopped))
+		return 1;
 	if (tracker->uffd >= 0)
 		tracker_read(tracker);
 	/* All of it at once, where a look is one at everything. */

@@ -62,17 +62,22 @@ static struct letter *send(struct letter *letter, void *message)
 	return letter;
 }
 
-static int start(uint64_t addr, uint64_t length)
+static int start_with(uint32_t mirror, uint64_t addr, uint64_t length)
 {
 	struct hmm_msg_dirty_start *message = calloc(1, sizeof(*message));
 
 	HMM_MSG_INIT(*message, HMM_OP_DIRTY_START, 0);
 	message->owner = fixture.owner->id;
-	message->mirror = fixture.mirror->id;
+	message->mirror = mirror;
 	message->addr = addr;
 	message->length = length;
 	send(letter_new(LETTER_REQUEST), message);
 	return fixture_reply(&fixture);
+}
+
+static int start(uint64_t addr, uint64_t length)
+{
+	return start_with(fixture.mirror->id, addr, length);
 }
 
 static void begin_with(const struct tracking_ops *ops, pid_t pid)
@@ -494,6 +499,34 @@ Test(sync, a_thread_that_stands_when_its_driver_is_gone_goes_on)
 	for (; !goes_on(); turn())
 		cr_assert(lt(uint, ++turns, TURNS), "the owner's thread stands still");
 	cr_assert(eq(uint, fixture.owner->tracker->stopped.count, 0));
+	end_late(child);
+	end();
+}
+
+/* hmmd ends: a thread that does not come to stand, for as long as it likes, holds up neither that nor who asks. */
+Test(sync, an_owner_that_closes_waits_for_no_thread)
+{
+	pid_t child = begin_late();
+	struct hmm_msg_dirty_read *message = calloc(1, sizeof(*message));
+
+	cr_assert(eq(int, start_with(0, ROOM_START, HMM_PAGE_SIZE), 0));
+	HMM_MSG_INIT(*message, HMM_OP_DIRTY_READ, 0);
+	message->owner = fixture.owner->id;
+	message->dirty = fixture.owner->next_track;
+	message->addr = ROOM_START;
+	message->length = HMM_PAGE_SIZE;
+	send(letter_new(LETTER_REQUEST), message);
+	turn();
+	cr_assert(eq(int, fixture_reply(&fixture), 1));
+	owner_close(fixture.owner);
+	/* The next turn would free it. */
+	owner_run(fixture.owner);
+	TAILQ_CONCAT(&fixture.owner->runnable, &fixture.owner->retry, link);
+	owner_run(fixture.owner);
+	cr_assert(eq(int, fixture_reply(&fixture), -ESTALE));
+	cr_assert(eq(uint, fixture.owner->tracker->stopped.count, 1));
+	cr_assert_null(TAILQ_FIRST(&fixture.owner->retry));
+	cr_assert(eq(uint, fixture.owner->jobs, 0));
 	end_late(child);
 	end();
 }
