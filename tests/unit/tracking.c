@@ -319,19 +319,25 @@ Test(tracking, what_cannot_be_stopped)
 	stop(child);
 }
 
+/* Of a process that has been killed. */
+static void bury(struct stopped_threads *threads)
+{
+	for (unsigned int i = 0; !thaw(threads) || threads->count; i++) {
+		cr_assert(lt(uint, i, 20000), "threads are left over");
+		usleep(1000);
+	}
+}
+
 /* A thread that has a tracer is buried by him alone, and its process is there until it is. */
 Test(tracking, who_is_killed_where_it_stands_is_buried)
 {
 	struct stopped_threads threads = { 0 };
 	pid_t child = start(false);
-	unsigned int i = 0;
+	unsigned int i;
 
 	freeze_surely(child, &threads);
 	kill(child, SIGKILL);
-	do {
-		cr_assert(lt(uint, ++i, 20000));
-		usleep(1000);
-	} while (!thaw(&threads) || threads.count);
+	bury(&threads);
 	/* With this one, which is its parent as well. */
 	for (i = 0; waitpid(child, NULL, WNOHANG) == 0; i++) {
 		cr_assert(lt(uint, i, 20000), "it does not end");
@@ -442,6 +448,7 @@ Test(tracking, an_execve_that_does_not_end_keeps_nobody)
 	}
 	stop_one(tracer);
 	stop_one(child);
+	bury(&threads);
 	for (int i = 0; i < 2; i++) {
 		close(told[i]);
 		close(ready[i]);
@@ -511,6 +518,7 @@ Test(tracking, an_execve_at_any_moment)
 		cr_assert(lt(uint, idle, 100000), "it stands still in life %u", seen);
 	}
 	stop_one(child);
+	bury(&threads);
 	munmap((void *)lives, 4096);
 	close(fd);
 }
