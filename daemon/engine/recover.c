@@ -375,6 +375,15 @@ static bool went_out(const struct hmm_order *order, unsigned int i)
 	       (order->flags & HMM_ORDER_WHOLE || order->kind == HMM_ORDER_DROP);
 }
 
+/*
+ * What was noted as I had come home, and its copy may be punched, the block be nobody's: if the owner has not got it, it has been discarded or
+ * unmapped since, and the event of that is unread.
+ */
+static enum hmm_page_state came_home(enum hmm_page_state was, bool owner_has)
+{
+	return owner_has || was == HMM_PAGE_INVALID ? HMM_PAGE_INVALID : HMM_PAGE_DEVICE;
+}
+
 static enum hmm_page_state settled_state(struct block *block, unsigned int i, uint64_t entry,
 					 const struct hmm_order *order)
 {
@@ -401,10 +410,10 @@ static enum hmm_page_state settled_state(struct block *block, unsigned int i, ui
 		/* Noted as S it was whole, and a driver may have taken its entry: its number was even before the block was at rest. */
 		if (was == HMM_PAGE_SHARED && owner_has && entry & PM_UFFD_WP)
 			return HMM_PAGE_SHARED;
-		return owner_has ? HMM_PAGE_INVALID : HMM_PAGE_DEVICE;
+		return came_home(was, owner_has);
 	case HMM_TRANSIT_HOME_COPY:
 	case HMM_TRANSIT_HOME_SLOT:
-		return owner_has ? HMM_PAGE_INVALID : HMM_PAGE_DEVICE;
+		return came_home(was, owner_has);
 	case HMM_TRANSIT_COHERING:
 		return went_out(order, i) ? HMM_PAGE_DEVICE : was;
 	case HMM_TRANSIT_UNSHARING:

@@ -474,7 +474,8 @@ inline settled_state()
 			:: transit == SHARING && state == S && has && wp && !BROKEN(settle_sharing) -> to = S
 			:: transit == HOME_COPY ||
 			   (transit == SHARING && !(state == S && has && wp && !BROKEN(settle_sharing))) ->
-				to = (has && !BROKEN(settle_home) -> I : D)
+				/* came_home() */
+				to = ((has && !BROKEN(settle_home)) || state == I -> I : D)
 			/* Its drivers have not answered all: it stays, and who wanted to write comes again. */
 			:: transit == UNSHARING -> to = (state == S && has && wp && !BROKEN(settle_unsharing) -> S : I)
 			fi;

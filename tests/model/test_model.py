@@ -53,6 +53,7 @@ LEFT_OUT = {
     ("from", "unsharing", "C"): "nothing is coherent in the model",
     ("to", "sharing", "I"): "nothing is discarded where copies are made",
     ("to", "sharing", "D"): "nothing changes the map where copies are made",
+    ("has-not", "sharing", "I"): "nothing is discarded where copies are made",
     ("has-not", "unsharing", "I"): "nothing is discarded where copies are made",
     ("to", "unsharing", "S"): "copies on other devices, and changes that a driver refuses",
     ("to", "unsharing", "D"): "changes that a driver refuses",

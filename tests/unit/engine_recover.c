@@ -300,6 +300,38 @@ Test(recover, what_was_noted_as_shared_stays_shared)
 	fixture_end(&fixture);
 }
 
+/*
+ * Noted as home, its copy is punched and the block nobody's, and then hmmd died; the program discards it before anybody looks. There is no
+ * copy that it could be on the device with.
+ */
+Test(recover, what_was_noted_as_home_is_not_on_the_device)
+{
+	struct pages pages = pages_from(0, PAGES);
+	struct hmm_ledger_block *record;
+	struct block *block;
+
+	fixture_begin_faked(&fixture, POOL);
+	fixture_out(&fixture, 0, PAGES);
+	block = fixture_block(&fixture, 0);
+	block_set_state(block, 0, PAGES, HMM_PAGE_INVALID);
+	for (unsigned int i = 0; i < PAGES; i++)
+		pages_set(&block->stale, i);
+	block_punch_stale(block);
+	record = block->record;
+	cr_assert(eq(uint, record->mirror, HMM_NO_MIRROR));
+	record->transit = HMM_TRANSIT_HOME_COPY;
+	memcpy(record->pending, pages.word, sizeof(record->pending));
+	record->slot = HMM_NO_SLOT;
+	succeed();
+	look();
+	cr_assert(not(fixture.owner->recovering));
+	cr_expect(eq(int, fixture_reply(&fixture), 0));
+	for (unsigned int i = 0; i < PAGES; i++)
+		cr_expect(eq(int, state_of(i), HMM_PAGE_INVALID));
+	fixture_check(&fixture);
+	fixture_end(&fixture);
+}
+
 /* ---- who waits -------------------------------------------------------------------------- */
 
 static struct toucher {
