@@ -20,7 +20,7 @@
  * mirrors' copies stay when the CPU may write; die-at-the-bell: it is killed when it has given an order, and has not
  * woken the agent; hang-worker: the second worker never comes back from a reload; die-in-fork:
  * it is killed when it has given a forked child some of its pages; skip-child: a child gets nothing of blocks in transit; skip-hold: pages
- * leave while the library forks; late-refusal: it takes its time to tell a driver that it may not.
+ * leave while the library forks; skip-moved: what was to come home by a slot counts as home, whatever the agent says; late-refusal: it takes its time to tell a driver that it may not.
  * Of another release: older-ledger, newer-ledger: its ledgers are of the version before, or behind, ours; newer-orders:
  * its rings of orders are; newer-protocol: it speaks the next one alone; newer-open: it says that it
  * speaks ours, and does not understand how we open. */

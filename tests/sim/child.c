@@ -41,6 +41,7 @@ int kept_drop(const char *name)
 		kept->name[0] = '\0';
 		for (unsigned int k = 0; k < 2; k++)
 			close(kept->fd[k]);
+		break;
 	}
 	return 0;
 }

@@ -104,7 +104,7 @@ static void discard(unsigned int cpu, unsigned int first, unsigned int pages)
 	for (unsigned int n = first; n < first + pages; n++) {
 		struct page *page = page_at(used_addr(n));
 
-		page->present = page->protected = page->poisoned = page->shared = false;
+		page->present = page->protected = page->poisoned = page->shared = page->huge = false;
 		page->value = 0;
 		page_discarded(n);
 	}
@@ -155,6 +155,7 @@ static void move(unsigned int cpu, unsigned int from, unsigned int to, unsigned 
 		page_moves(from + n, to + n, covered, watched);
 		*target = *source;
 		target->mapping = world.mappings;
+		target->huge = false;
 		*source = (struct page){ .changing = true };
 	}
 	if (covered) {

@@ -4,7 +4,9 @@
  * and refuse is what Linux 6.18 does (tests/contract proves it there). Each call of hmmd's is a step, so anybody may come just
  * before it; and it may fail as it may there.
  *
- * Not simulated: huge pages, swap, guard pages, files. A window's mapping is in window.c, a child's in child.c.
+ * A huge page is 512 pages that go together as long as nobody does anything to one of them alone.
+ *
+ * Not simulated: swap, guard pages, files. A window's mapping is in window.c, a child's in child.c.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -100,6 +102,38 @@ void space_reset(void)
 	world.mappings = 1;
 }
 
+/* All of the first block, of which programs use what they do of the others. */
+void space_make_huge(void)
+{
+	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++)
+		world.room[i].mapped = world.room[i].present = world.room[i].huge = true;
+}
+
+/* khugepaged came by, and found the first block whole. */
+void space_merge(void)
+{
+	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++) {
+		const struct page *page = &world.room[i];
+
+		if (!page->mapped || !page->present || page->protected || page->shared || page->missing || page->wp ||
+		    page->mapping != world.room[0].mapping)
+			return;
+	}
+	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++)
+		world.room[i].huge = true;
+	say("khugepaged makes one page of %s", addr_name(ROOM));
+}
+
+bool block_is_huge(uint64_t block)
+{
+	const struct page *page = page_at(block);
+
+	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++)
+		if (!page[i].huge || !page[i].present || page[i].protected != page->protected || page[i].mapping != page->mapping)
+			return false;
+	return true;
+}
+
 struct page *page_at(uint64_t addr)
 {
 	if (addr >= ROOM && addr < ROOM_END)
@@ -130,7 +164,7 @@ static void set_value(uint64_t addr, uint64_t value)
 
 static void drop_page(struct page *page)
 {
-	page->present = page->protected = page->poisoned = page->shared = false;
+	page->present = page->protected = page->poisoned = page->shared = page->huge = false;
 	page->value = 0;
 }
 
@@ -230,6 +264,7 @@ int space_register(uint64_t start, uint64_t length, uint64_t mode)
 			continue;
 		page->missing = missing;
 		page->wp = wp;
+		page->huge &= length >= HMM_BLOCK_SIZE;
 		page->doubtful = world.changing && in_hmmd();
 	}
 	return any ? 0 : -EINVAL;
@@ -248,6 +283,7 @@ int space_unregister(uint64_t start, uint64_t length)
 		if (page->missing)
 			wake_range(at, at + HMM_PAGE_SIZE);
 		page->missing = page->wp = page->protected = page->doubtful = false;
+		page->huge &= length >= HMM_BLOCK_SIZE;
 	}
 	return any ? 0 : -EINVAL;
 }
@@ -322,8 +358,10 @@ static int protect(uint64_t start, size_t length, bool on)
 		struct page *page = page_at(at);
 
 		/* Of what is not there nothing is noted. */
-		if (page && page->present)
+		if (page && page->present) {
 			page->protected = on;
+			page->huge &= length == HMM_BLOCK_SIZE;
+		}
 	}
 	if (!on)
 		wake_range(start, start + length);
@@ -668,6 +706,7 @@ static int sim_punch(int fd, uint64_t offset, uint64_t length)
 	return r;
 }
 
+/* hmmd has no pidfd of the owner, which it would need. */
 static int sim_collapse(int pidfd, uint64_t start, size_t length)
 {
 	(void)pidfd, (void)start, (void)length;
@@ -727,8 +766,34 @@ void slot_discard(uint64_t start, uint64_t length)
 	}
 }
 
+/* One huge page, if the kernel finds one. */
+void slot_populate(uint64_t start)
+{
+	struct page *page = page_at(start);
+	bool huge = world.huge && !(world.failing && rarely(4));
+
+	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++) {
+		huge &= !page[i].present;
+		page[i].present = true;
+		page[i].huge = huge;
+	}
+}
+
+/* All of it in one piece, as long as it is one and nothing is at the other end. */
+static bool moves_whole(const struct uffdio_move *move)
+{
+	const struct page *to = page_at(move->dst);
+
+	if (move->len != HMM_BLOCK_SIZE || !block_is_huge(move->src))
+		return false;
+	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++)
+		if (to[i].present)
+			return false;
+	return true;
+}
+
 /* One page. Return: 1 moved, 0 a hole, or -errno. */
-static int move_page(uint64_t dst, uint64_t src)
+static int move_page(uint64_t dst, uint64_t src, bool may_fail)
 {
 	struct page *from = page_at(src), *to = page_at(dst);
 
@@ -741,7 +806,7 @@ static int move_page(uint64_t dst, uint64_t src)
 	/* Somebody holds the page, for a moment; or a child has it, too, for long. */
 	if (from->shared)
 		return -EBUSY;
-	if (world.failing && rarely(16))
+	if (may_fail && world.failing && rarely(16))
 		return -EBUSY;
 	to->present = true;
 	to->protected = to->poisoned = false;
@@ -754,6 +819,7 @@ static int move_page(uint64_t dst, uint64_t src)
 
 int agent_move(struct uffdio_move *move)
 {
+	bool whole;
 	int r = 0;
 
 	step();
@@ -766,11 +832,14 @@ int agent_move(struct uffdio_move *move)
 		if (!page_at(move->src + at) || !page_at(move->src + at)->mapped ||
 		    page_at(move->src + at)->mapping != page_at(move->src)->mapping)
 			return refuse(-EINVAL);
+	whole = moves_whole(move);
 	for (uint64_t at = 0; at < move->len; at += HMM_PAGE_SIZE) {
-		r = move_page(move->dst + at, move->src + at);
-		if (r < 0 || (at && world.failing && rarely(16)))
+		/* Of a huge page all goes, or nothing. */
+		r = move_page(move->dst + at, move->src + at, !whole || !at);
+		if (r < 0 || (at && !whole && world.failing && rarely(16)))
 			break;
-		if (r > 0)
+		page_at(move->dst + at)->huge = whole;
+		if (r > 0 && at < PAGES_BLOCK * HMM_PAGE_SIZE)
 			say("MOVE %s to %s", addr_name(move->src + at), addr_name(move->dst + at));
 		move->move += HMM_PAGE_SIZE;
 		wake_range(move->dst + at, move->dst + at + HMM_PAGE_SIZE);

@@ -552,15 +552,20 @@ void library_reset(void)
 static void migrate(void)
 {
 	struct hmm_msg_migrate *message = message_new(HMM_OP_MIGRATE, sizeof(*message));
-	unsigned int block = choose(BLOCKS), first = choose(PAGES_BLOCK), n = 1 + choose(PAGES_BLOCK - first);
-	bool out = !choose(3);
+	unsigned int block = world.huge && choose(4) ? 0 : choose(BLOCKS), first = choose(PAGES_BLOCK), n = 1 + choose(PAGES_BLOCK - first);
+	bool out = world.huge ? choose(2) : !choose(3);
 	int r;
 
 	message->mirror = world.window_mirror_id && choose(2) ? world.window_mirror_id : world.mirror_id;
 	message->target = out ? HMM_TARGET_DEVICE : HMM_TARGET_SYSTEM;
 	message->addr = used_addr(block * PAGES_BLOCK + first);
 	message->length = n * HMM_PAGE_SIZE;
-	say("asks: %s to %s, %u pages", addr_name(message->addr), out ? "the device" : "the system", n);
+	if (world.huge && !block && choose(8)) {
+		space_merge();
+		message->addr = ROOM;
+		message->length = HMM_BLOCK_SIZE;
+	}
+	say("asks: %s to %s, %u pages", addr_name(message->addr), out ? "the device" : "the system", (unsigned int)(message->length >> HMM_PAGE_SHIFT));
 	r = ask(message, NULL);
 	say("is answered: %d", r);
 }
@@ -568,6 +573,6 @@ static void migrate(void)
 void mover_body(void *data)
 {
 	(void)data;
-	while (choose(8))
+	while (choose(world.huge ? 16 : 8))
 		migrate();
 }

@@ -525,9 +525,15 @@ int __wrap_ioctl(int fd, unsigned long request, void *argument)
 	int r;
 
 	if (fd == AGENT_PAGEMAP) {
-		/* PAGEMAP_SCAN: nothing is huge. */
+		struct pm_scan_arg *scan = argument;
+		struct page_region *found = (void *)(uintptr_t)scan->vec;
+
+		/* PAGEMAP_SCAN: is this block one huge page? */
 		step();
-		return 0;
+		if (!world.huge || !page_at(scan->start) || !block_is_huge(scan->start))
+			return 0;
+		*found = (struct page_region){ .start = scan->start, .end = scan->end, .categories = PAGE_IS_HUGE };
+		return 1;
 	}
 	if (fd_role(fd) == ROLE_CHILD)
 		return rescuer_ioctl(fd, request, argument);
@@ -610,6 +616,13 @@ int __wrap_madvise(void *at, size_t length, int advice)
 
 	if (!page_at(addr))
 		return __real_madvise(at, length, advice);
+	if (advice == MADV_POPULATE_WRITE && addr >= SLOTS_ADDR) {
+		step();
+		slot_populate(addr);
+	}
+	/* A hint that a page is cold parts the huge one. */
+	if (advice == MADV_COLD)
+		page_at(addr)->huge = false;
 	if (advice != MADV_DONTNEED)
 		return 0;
 	if (addr < SLOTS_ADDR) {
@@ -707,7 +720,7 @@ static long futex(const uint32_t *word, int operation, uint32_t value, const str
 		step();
 		/* A write of what is there: the page is its owner's alone then. */
 		if (page && page->present && !page->protected) {
-			page->shared = false;
+			page->shared = page->huge = false;
 			return 0;
 		}
 		errno = EFAULT;

@@ -180,6 +180,9 @@ static void run_world(void)
 	world.device_size = sizes[choose(3)];
 	world.windows = choose(2);
 	world.forks_unseen = choose(5) == 4;
+	world.huge = !world.windows && choose(5) == 4;
+	if (world.huge)
+		space_make_huge();
 	hmmd_start();
 	actor_start(ACTOR_LIBRARY, library_body, NULL);
 	while (!world.open)
@@ -188,9 +191,9 @@ static void run_world(void)
 	world.kills_max = world.no_return ? 1 : choose(3);
 	world.failing = rates[choose(4)];
 	world.sticky = stickies[choose(3)];
-	say("kills at most: %u; calls fail one in: %u; sticky: %u; %s; %lu bytes on a device%s%s", world.kills_max, world.failing,
+	say("kills at most: %u; calls fail one in: %u; sticky: %u; %s; %lu bytes on a device%s%s%s", world.kills_max, world.failing,
 	    world.sticky, world.no_move ? "without MOVE" : "by MOVE", world.device_size, world.windows ? "; a window" : "",
-	    world.forks_unseen ? "; forks are not seen" : "");
+	    world.forks_unseen ? "; forks are not seen" : "", world.huge ? "; a huge page" : "");
 	if (world.windows) {
 		actor_start(ACTOR_WINDOW_LIBRARY, window_library_body, NULL);
 		actor_start(ACTOR_WINDOW, window_body, NULL);
@@ -207,7 +210,7 @@ static void run_world(void)
 	while (!world.lost && (!world.open || (world.windows && !world.window_ready)))
 		go();
 	if (world.lost) {
-		while (!rescue_is_done())
+		while (!rescue_is_done() || world.engine)
 			go();
 		say("the rescuer has brought %lu pages home", rescue_pages());
 		oracle_end();
@@ -270,12 +273,19 @@ static uint64_t fingerprint(void)
 	return sum ^ (uint64_t)world.now;
 }
 
+static struct {
+	uint64_t seed, runs, run;
+	const char *choices, *mistake, *program;
+	bool expected;
+} options = { .seed = 1, .runs = 1000, .run = UINT64_MAX };
+
 /* ---- shrinking --------------------------------------------------------------------------------------------------------- */
 
 static struct list best, trial;
 static unsigned int tries;
 
-#define TRIES_MAX	30000U
+/* Where somebody is to read it. */
+#define TRIES_MAX	(options.mistake ? 300U : 30000U)
 
 static void copy(struct list *to, const struct list *from)
 {
@@ -376,12 +386,6 @@ static void shrink(void)
 }
 
 /* ---- all of them ----------------------------------------------------------------------------------------------------------- */
-
-static struct {
-	uint64_t seed, runs, run;
-	const char *choices, *mistake, *program;
-	bool expected;
-} options = { .seed = 1, .runs = 1000, .run = UINT64_MAX };
 
 static void print_choices(void)
 {

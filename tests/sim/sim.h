@@ -61,6 +61,7 @@ struct page {
 	bool doubtful;		/* registered while the map was changing: hmmd may take it for what was there before */
 	bool changing;		/* some thread is about to, or has not come back from it */
 	bool shared;		/* with a child: nobody has written since */
+	bool huge;		/* a part of a huge page, if all others of its block are, too */
 	uint32_t mapping;	/* which: a number for each mmap() */
 	uint64_t value;
 };
@@ -210,6 +211,7 @@ struct world {
 	unsigned int failing;		/* one kernel call in so many; 0: none */
 	unsigned int sticky;
 	bool no_move;
+	bool huge;			/* the first block is one huge page to begin with */
 	bool forks_unseen;		/* no EVENT_FORK: only those that the library tells of are made */
 	uint64_t device_size;
 };
@@ -220,6 +222,11 @@ extern struct world world;
 extern const struct kernel_ops kernel_simulated;
 struct page *page_at(uint64_t addr);	/* NULL: neither room nor slot */
 void space_reset(void);
+void space_make_huge(void);
+void space_merge(void);
+/* The block is one huge page, of the owner's or of a slot's. */
+bool block_is_huge(uint64_t block);
+void slot_populate(uint64_t start);
 /* A descriptor of the owner's, for hmmd: it says what it is. */
 enum role { ROLE_NONE, ROLE_UFFD, ROLE_MEM, ROLE_PAGEMAP, ROLE_MAPS, ROLE_SMAPS, ROLE_WINDOW, ROLE_CHILD };
 int role_fd(enum role role);
