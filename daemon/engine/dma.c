@@ -374,31 +374,33 @@ static int map_pages(struct mirror *mirror, struct block *block, unsigned int fi
 
 /*
  * The card may write what the owner may, whatever is asked for: another range may ask for more.
- * @write: it must. 0 or -errno: -EBUSY: its number is odd.
+ * @write: it must. @limit: where the request ends. @view: the mapping that was looked at last; it goes for the next block, too,
+ * for what becomes of it meanwhile this worker hears of behind the request. 0 or -errno: -EBUSY: its number is odd.
  */
-static int map_block(struct mirror *mirror, struct block *block, uint64_t start, uint64_t end,
-		     bool write)
+static int map_block(struct mirror *mirror, struct block *block, uint64_t start, uint64_t end, uint64_t limit,
+		     bool write, struct view *view)
 {
-	struct view view;
+	uint64_t stop;
 	int r = 0;
 
 	if (!block_at_rest(block))
 		return -EBUSY;
 	if (block_mirror(block) != mirror || (!block_shadow(block) && !device_has_bar(mirror->device)))
 		return 0;
-	for (; start < end && !r; start = view.end) {
-		r = view_at(mirror->owner, start, end, &view);
+	for (; start < end && !r; start = stop) {
+		if (start >= view->end)
+			r = view_at(mirror->owner, start, limit, view);
+		stop = end < view->end ? end : view->end;
 		/*
 		 * Not mapped at the owner any more: the event that says so comes, and takes the number
 		 * along.
 		 */
 		if (r == -EFAULT || r == -EAGAIN)
 			return -EBUSY;
-		if (!r && write && !view.write)
+		if (!r && write && !view->write)
 			r = -EPERM;
-		if (!r && view.read)
-			r = map_pages(mirror, block, page_index(start),
-				      page_index(view.end - 1) + 1, view.write);
+		if (!r && view->read)
+			r = map_pages(mirror, block, page_index(start), page_index(stop - 1) + 1, view->write);
 	}
 	/* Of a BAR: it may be gone. Then so is all that was in it, soon. */
 	if (r == -EFAULT && device_has_bar(mirror->device) && bar_check(mirror->device->bar) == BAR_LOST)
@@ -420,6 +422,7 @@ static uint64_t count_reached(const struct block *block, uint64_t start, uint64_
 static int map_range(struct mirror *mirror, uint64_t start, uint64_t end, bool write,
 		     uint64_t *pages, uint64_t *failed)
 {
+	struct view view = { 0 };
 	struct block *block;
 	int r = 0;
 
@@ -431,7 +434,7 @@ static int map_range(struct mirror *mirror, uint64_t start, uint64_t end, bool w
 		if (end < to)
 			to = end;
 		*failed = from;
-		r = map_block(mirror, block, from, to, write);
+		r = map_block(mirror, block, from, to, end, write, &view);
 		*pages += block_mirror(block) == mirror ? count_reached(block, from, to, write) : 0;
 	}
 	return r;

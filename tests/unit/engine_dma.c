@@ -751,6 +751,54 @@ Test(dma, all_or_nothing)
 	finish();
 }
 
+static unsigned int looks;
+
+static int count_look(int maps, uint64_t addr, struct kernel_vma *vma)
+{
+	looks++;
+	return kernel_real.vma_at(maps, addr, vma);
+}
+
+/* A mapping of the owner's is looked at once for all blocks that a request is about, and goes only as far as it goes. */
+Test(dma, looked_at_once)
+{
+	const unsigned int block = HMM_BLOCK_PAGES, most = 2 * block + 4;
+	const unsigned int from = block + 10, until = 2 * block + 2;
+	void *middle = (void *)addr_of(from);
+	const size_t length = (until - from) * HMM_PAGE_SIZE;
+	uint64_t pages;
+
+	begin();
+	fixture_out(&fixture, OUT, most);
+	ops.vma_at = count_look;
+	looks = 0;
+	map(HOLD, 0, most, most);
+	cr_assert(eq(uint, looks, 1));
+	cr_assert(eq(uint, fake_vfio_mappings(), 3));
+	unmap(HOLD);
+	/* Three mappings, whose borders are within blocks; the middle one has a block's border in it. */
+	cr_assert(eq(int, mprotect(middle, length, PROT_READ), 0));
+	cr_assert(eq(int, map_as(DRIVER, HOLD, 0, most, true, &pages), -EPERM));
+	cr_assert(eq(uint, fake_vfio_mappings(), 0));
+	looks = 0;
+	cr_assert(eq(int, map_as(DRIVER, HOLD, 0, most, false, &pages), 0));
+	cr_assert(eq(uint, looks, 3));
+	cr_assert(eq(u64, pages, most));
+	cr_assert(eq(uint, fake_vfio_mappings(), 5));
+	cr_assert(fake_vfio_at(addr_of(from - 1))->write && fake_vfio_at(addr_of(until))->write);
+	cr_assert(not(fake_vfio_at(addr_of(from))->write || fake_vfio_at(addr_of(2 * block - 1))->write));
+	cr_assert(not(fake_vfio_at(addr_of(2 * block))->write || fake_vfio_at(addr_of(until - 1))->write));
+	unmap(HOLD);
+	/* What may not even be read is left out. */
+	cr_assert(eq(int, mprotect(middle, length, PROT_NONE), 0));
+	cr_assert(eq(int, map_as(DRIVER, HOLD, 0, most, false, &pages), 0));
+	cr_assert(eq(u64, pages, most - (until - from)));
+	cr_assert(eq(uint, fake_vfio_mappings(), 3));
+	unmap(HOLD);
+	cr_assert(eq(int, mprotect(middle, length, PROT_READ | PROT_WRITE), 0));
+	finish();
+}
+
 /* A block that is coherent as a whole is mapped as a whole, whatever of it is asked for first. */
 Test(dma, whole_blocks)
 {
