@@ -15,6 +15,9 @@
 #include "dispatch.h"
 #include "range.h"
 
+/* Parts of a range that are on their way to hmmd at a time: while it maps one the next one comes. More would only make others wait. */
+#define IN_FLIGHT 2
+
 static int check_dma(const struct hmm_range *range, const struct hmm_device *device,
 		     const uint64_t *daddrs)
 {
@@ -34,17 +37,16 @@ static int prepare_map(struct request *request)
 	return 0;
 }
 
-/* Pages that are all wanted to be written, or none. Return: how many the card reaches, or an error. */
-static long reach_part(struct hmm_range *range, uint64_t start, uint64_t end, bool write)
+/* Pages that are all wanted to be written, or none. */
+static struct request *new_request(const struct hmm_range *range, uint64_t start, uint64_t end, bool write)
 {
 	struct hmm_range_private *private = range->priv;
 	struct hmm_msg_dma_map *message;
 	struct request *request;
-	long result;
 
 	request = hmmc_request_new(private->hmm->connection, HMM_OP_DMA_MAP, sizeof(*message));
 	if (!request)
-		return hmmc_fail(-ENOMEM, "the library's memory is used up");
+		return NULL;
 	message = (struct hmm_msg_dma_map *)request->message;
 	message->hold = private->hold;
 	message->hold_start = range->start;
@@ -54,7 +56,14 @@ static long reach_part(struct hmm_range *range, uint64_t start, uint64_t end, bo
 	message->write = write;
 	request->data = private;
 	request->prepare = prepare_map;
-	result = hmmc_request_call(request);
+	return request;
+}
+
+/* Return: how many the card reaches, or an error. */
+static long collect(struct request *request)
+{
+	long result = hmmc_request_wait(request);
+
 	if (!result)
 		result = (long)((const struct hmm_msg_dma_map_reply *)request->reply)->pages;
 	hmmc_request_free(request);
@@ -102,95 +111,138 @@ static int reach_no_more(struct hmm_range_private *private)
 	return error;
 }
 
-/* The same of the pages of [start, end), in one part. */
-static long reach_runs(struct hmm_range *range, const uint64_t *writes, uint64_t start,
-		       uint64_t end)
+/* Which pages are to be written: one answer for each, or, where the driver asks for all alike, one. */
+struct wants {
+	const uint64_t *each; /* NULL: all alike */
+	bool all;
+};
+
+/* Asks for a part from *at on that is all to be written, or none of it; *at: its end. NULL: no memory. */
+static struct request *ask(const struct hmm_range *range, const struct wants *wants, uint64_t *at)
 {
-	long reached = 0, n = 0;
-	uint64_t next;
+	const uint64_t start = *at, end = hmmc_range_part_end(range, start);
+	const uint64_t *each = wants->each ? wants->each + ((start - range->start) >> HMM_PAGE_SHIFT) : NULL;
+	size_t n = each ? 1 : (end - start) >> HMM_PAGE_SHIFT;
+	struct request *request;
 
-	for (uint64_t at = start; at < end && n >= 0; at = next) {
-		size_t i = (at - range->start) >> HMM_PAGE_SHIFT;
+	while (each && start + (n << HMM_PAGE_SHIFT) < end && each[n] == each[0])
+		n++;
+	*at = start + (n << HMM_PAGE_SHIFT);
+	request = new_request(range, start, *at, each ? each[0] != 0 : wants->all);
+	if (request)
+		hmmc_request_post(request);
+	return request;
+}
 
-		next = at + HMM_PAGE_SIZE;
-		while (next < end && writes[(next - range->start) >> HMM_PAGE_SHIFT] == writes[i])
-			next += HMM_PAGE_SIZE;
-		n = reach_part(range, at, next, writes[i] != 0);
-		reached += n;
+/* The parts, a few on their way at a time, and all that were sent are waited for. Return: how many pages the card reaches, or an error. */
+static long reach_parts(const struct hmm_range *range, const struct wants *wants)
+{
+	struct request *flying[IN_FLIGHT];
+	unsigned int head = 0, tail = 0;
+	uint64_t at = range->start;
+	char why[HMMC_ERROR_TEXT];
+	long reached = 0, error = 0, n;
+
+	while (tail != head || (at < range->end && !error)) {
+		if (head - tail < IN_FLIGHT && at < range->end && !error) {
+			flying[head % IN_FLIGHT] = ask(range, wants, &at);
+			if (flying[head % IN_FLIGHT]) {
+				head++;
+				continue;
+			}
+			n = hmmc_fail(-ENOMEM, "the library's memory is used up");
+		} else {
+			n = collect(flying[tail++ % IN_FLIGHT]);
+		}
+		/* What went wrong first counts. */
+		if (n >= 0) {
+			reached += n;
+		} else if (!error) {
+			error = n;
+			snprintf(why, sizeof(why), "%s", hmm_last_error());
+		}
 	}
-	return n < 0 ? n : reached;
+	return error ? hmmc_fail((int)error, "%s", why) : reached;
 }
 
 /* All of it, or nothing: the card is to reach as many pages as were found there. */
-static int reach(struct hmm_range *range, const uint64_t *writes, long found)
+static int reach(struct hmm_range *range, const struct wants *wants, long found)
 {
 	struct hmm_range_private *private = range->priv;
-	long reached = 0, n = 0;
-	uint64_t next;
+	long reached;
 
 	if (!private->hold)
 		private->hold = hmmc_range_new_hold(private->hmm);
 	private->reached = true;
-	for (uint64_t at = range->start; at < range->end && n >= 0; at = next) {
-		next = hmmc_range_part_end(range, at);
-		n = reach_runs(range, writes, at, next);
-		reached += n;
-	}
-	if (n >= 0 && reached == found && hmm_range_valid(range))
+	reached = reach_parts(range, wants);
+	if (reached == found && hmm_range_valid(range))
 		return 0;
 	/* Why stays the last error. */
-	if (n >= 0)
+	if (reached >= 0)
 		hmmc_fail(-EBUSY, "something changed in the range meanwhile; ask again");
-	if (n == -EPERM || n == -ENODEV)
-		return (int)n;
-	return n >= 0 || n == -EBUSY ? -EBUSY : -EFAULT;
+	if (reached == -EPERM || reached == -ENODEV)
+		return (int)reached;
+	return reached >= 0 || reached == -EBUSY ? -EBUSY : -EFAULT;
 }
 
-/* Those of the mirror's device. @daddrs: each at its own address; NULL: only how many. */
-static long find_own(const struct hmm_range *range, long pages, uint64_t *daddrs)
+/* Pages of the mirror's device, each at its own address. */
+static void find_own(const struct hmm_range *range, size_t pages, uint64_t *daddrs)
 {
-	unsigned long part = (range->priv->mirror->id & 0xff) + 1;
-	bool own = false;
-	long found = 0;
+	const unsigned long part = (range->priv->mirror->id & 0xff) + 1;
 
-	for (long i = 0; i < pages; i++) {
-		/* The next page of the same memory, and the same may be done there. */
-		if (!i || range->pfns[i] != range->pfns[i - 1] + (1UL << range->pfn_shift)) {
-			unsigned long pfn = hmm_device_entry_to_pfn(range, range->pfns[i]);
+	for (size_t i = 0; i < pages; i++) {
+		const unsigned long pfn = hmm_device_entry_to_pfn(range, range->pfns[i]);
+		const bool own = pfn != -1UL && pfn / HMM_PFN_DEVICE_FIRST == part;
 
-			own = pfn != -1UL && pfn / HMM_PFN_DEVICE_FIRST == part;
-		}
-		found += own;
-		if (daddrs)
-			daddrs[i] = own ? range->start + ((uint64_t)i << HMM_PAGE_SHIFT) : 0;
+		daddrs[i] = own ? range->start + ((uint64_t)i << HMM_PAGE_SHIFT) : 0;
 	}
-	return found;
 }
 
-/* Of a card: addresses are the owner's. What is to be written stands in @daddrs meanwhile. */
+/* ... which all are. */
+static void number_all(const struct hmm_range *range, size_t pages, uint64_t *daddrs)
+{
+	size_t i = 0;
+
+	for (; pages - i >= RANGE_STRIDE; i += RANGE_STRIDE)
+		hmmc_range_count_up(daddrs + i, range->start + ((uint64_t)i << HMM_PAGE_SHIFT), HMM_PAGE_SIZE);
+	for (; i < pages; i++)
+		daddrs[i] = range->start + ((uint64_t)i << HMM_PAGE_SHIFT);
+}
+
+static bool is_to_be_written(const struct hmm_range *range, size_t i)
+{
+	return hmmc_range_want(range, i) & HMM_RANGE_WANT_WRITE;
+}
+
+/* Of a card: addresses are the owner's. Which pages are to be written stands in @daddrs meanwhile. */
 static long card_map(struct hmm_range *range, uint64_t *daddrs, bool block)
 {
 	size_t pages = (range->end - range->start) >> HMM_PAGE_SHIFT;
 	int error = hmmc_range_check_arrays(range);
+	struct wants wants = {0};
 	char why[HMMC_ERROR_TEXT];
+	size_t own;
 	long found;
 
 	if (error)
 		return error;
-	/* Where the driver asks for all pages alike one answer is every page's. */
-	for (size_t i = 0; i < pages; i++)
-		daddrs[i] = i && !range->pfn_flags_mask ? daddrs[0] :
-							 !!(hmmc_range_want(range, i) & HMM_RANGE_WANT_WRITE);
-	found = hmm_range_fault(range, block);
-	if (found >= 0) {
-		found = find_own(range, found, NULL);
-		error = found ? reach(range, daddrs, found) :
-				hmmc_fail(-EBUSY, "there is no page in the range");
-	} else {
-		error = (int)found;
+	wants.all = is_to_be_written(range, 0);
+	if (range->pfn_flags_mask) {
+		for (size_t i = 0; i < pages; i++)
+			daddrs[i] = is_to_be_written(range, i);
+		wants.each = daddrs;
 	}
+	found = hmmc_range_fault(range, block, &own);
+	if (found >= 0)
+		error = own ? reach(range, &wants, (long)own) : hmmc_fail(-EBUSY, "there is no page in the range");
+	else
+		error = (int)found;
+	if (!error && own == pages)
+		number_all(range, pages, daddrs);
+	else if (!error)
+		find_own(range, pages, daddrs);
 	if (!error)
-		return find_own(range, (long)pages, daddrs);
+		return (long)own;
 	snprintf(why, sizeof(why), "%s", hmm_last_error());
 	memset(daddrs, 0, pages * sizeof(*daddrs));
 	/* What it had before, too; or hmmd is gone, and its holder has. */

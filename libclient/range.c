@@ -397,17 +397,24 @@ struct look {
 	uint8_t *entries; /* what was found, one for each page */
 	uint64_t numbers; /* the sum that they belong to, so far */
 	size_t done;	  /* pages */
+	size_t own;	  /* ... of the mirror's device */
 	enum hmm_range_stop stop;
 };
 
 /*
- * Whether what was found of one page goes for the next one: the table's entry is the same but for the page's number, and
- * so is what the driver wants. Of a coherent page nothing depends on where it is.
+ * For how many pages, of @most, goes what is found of the first: the table's entries, from @words on, are the same but for
+ * the pages' numbers. Of a coherent page nothing depends on where it is, and it is as wanted, whatever that is.
  */
-static bool goes_on(const struct hmm_range *range, size_t i, uint64_t before, uint64_t now, bool snapshot)
+static size_t run_at(const uint64_t *words, uint64_t now, size_t most)
 {
-	return now == before + (1UL << HMM_TABLE_PFN_SHIFT) && now & HMM_TABLE_COHERENT &&
-	       (snapshot || !((range->pfns[i] ^ range->pfns[i - 1]) & range->pfn_flags_mask));
+	const uint64_t any = HMM_TABLE_VALID | HMM_TABLE_WRITE | HMM_TABLE_COHERENT, step = 1UL << HMM_TABLE_PFN_SHIFT;
+	size_t n = 0;
+
+	if ((now & any) != any)
+		return 1;
+	while (most - n >= RANGE_STRIDE && hmmc_range_counts_up(words + n, now + n * step, step))
+		n += RANGE_STRIDE;
+	return n ? n : 1;
 }
 
 /* From the table alone. False: hmmd has to be asked. */
@@ -415,8 +422,10 @@ static bool look_in_table(struct look *look, uint64_t start, uint64_t end)
 {
 	const struct hmm_range *range = look->range;
 	const struct hmm *hmm = range->priv->hmm;
-	size_t first = (start - range->start) >> HMM_PAGE_SHIFT;
-	uint64_t before, after, last = 0;
+	const uint64_t *words = hmm->table + (start >> HMM_PAGE_SHIFT);
+	const size_t first = (start - range->start) >> HMM_PAGE_SHIFT;
+	const size_t stop = first + ((end - start) >> HMM_PAGE_SHIFT);
+	uint64_t before, after;
 
 	/* Whether huge pages are that is hmmd's to say. */
 	if (range->page_shift != HMM_PAGE_SHIFT || !sum_up(hmm, start, end, &before))
@@ -424,21 +433,14 @@ static bool look_in_table(struct look *look, uint64_t start, uint64_t end)
 	/* And of which kind a page of the owner's is. */
 	if (look->snapshot && range->flags[HMM_PFN_HUGE] | range->flags[HMM_PFN_ZERO])
 		return false;
-	for (size_t i = first; start + ((i - first) << HMM_PAGE_SHIFT) < end; i++) {
-		uint64_t page = (start >> HMM_PAGE_SHIFT) + i - first;
-		uint64_t now = __atomic_load_n(&hmm->table[page], __ATOMIC_ACQUIRE);
-		bool alike = i > first && goes_on(range, i, last, now, look->snapshot);
-		uint8_t entry;
+	for (size_t i = first, n; i < stop; i += n, words += n) {
+		uint64_t now = __atomic_load_n(words, __ATOMIC_ACQUIRE);
+		uint8_t entry = entry_of(range->priv, range->start + (i << HMM_PAGE_SHIFT), now);
 
-		last = now;
-		if (alike) {
-			look->entries[i] = look->entries[i - 1];
-			continue;
-		}
-		entry = entry_of(range->priv, page << HMM_PAGE_SHIFT, now);
 		if (!is_as_wanted(range->priv, entry, look->snapshot ? 0 : hmmc_range_want(range, i)))
 			return false;
-		look->entries[i] = entry;
+		n = run_at(words, now, stop - i);
+		memset(look->entries + i, entry, n);
 	}
 	__atomic_thread_fence(__ATOMIC_ACQUIRE);
 	if (!sum_up(hmm, start, end, &after) || before != after)
@@ -580,18 +582,34 @@ static int explain(const struct look *look, int error)
 	}
 }
 
-static void fill(const struct look *look, int error)
+/* Of coherent memory the next page has the next number. */
+static bool count_up(const uint8_t *entries)
+{
+	uint8_t other = 0;
+
+	for (size_t i = 0; i < RANGE_STRIDE; i++)
+		other |= entries[i] ^ entries[0];
+	return entries[0] & HMM_RANGE_ENTRY_COHERENT && !other;
+}
+
+static void fill(struct look *look, int error)
 {
 	struct hmm_range *range = look->range;
 	size_t pages = (range->end - range->start) >> HMM_PAGE_SHIFT;
-	size_t found = error == -EPERM ? 0 : look->done, i;
+	size_t found = error == -EPERM ? 0 : look->done, i = 0;
 
-	for (i = 0; i < found; i++)
-		/* Of coherent memory the next page has the next number. */
-		if (i && look->entries[i] == look->entries[i - 1] && look->entries[i] & HMM_RANGE_ENTRY_COHERENT)
-			range->pfns[i] = range->pfns[i - 1] + (1UL << range->pfn_shift);
+	while (i < found) {
+		const uint64_t entry = encode(range, range->start + (i << HMM_PAGE_SHIFT), look->entries[i]);
+		const size_t n = found - i >= RANGE_STRIDE && count_up(look->entries + i) ? RANGE_STRIDE : 1;
+
+		if (n == RANGE_STRIDE)
+			hmmc_range_count_up(range->pfns + i, entry, 1UL << range->pfn_shift);
 		else
-			range->pfns[i] = encode(range, range->start + (i << HMM_PAGE_SHIFT), look->entries[i]);
+			range->pfns[i] = entry;
+		if (look->entries[i] & HMM_RANGE_ENTRY_DEVICE && is_own(range->priv, look->entries[i]))
+			look->own += n;
+		i += n;
+	}
 	if (i < pages && error == -EFAULT && look->stop == HMM_RANGE_STOP_ERROR)
 		range->pfns[i++] = range->values[HMM_PFN_ERROR];
 	else if (i < pages && error == -EFAULT && look->stop == HMM_RANGE_STOP_SPECIAL)
@@ -619,7 +637,7 @@ static long look_at(struct look *look, int invalid)
 	return error ? explain(look, error) : (long)look->done;
 }
 
-static long look(struct hmm_range *range, bool snapshot, bool block)
+static long look(struct hmm_range *range, bool snapshot, bool block, size_t *own)
 {
 	struct look look = {.range = range, .snapshot = snapshot, .block = block};
 	const int invalid = snapshot ? -EAGAIN : -EBUSY;
@@ -648,23 +666,33 @@ static long look(struct hmm_range *range, bool snapshot, bool block)
 		return hmmc_fail(invalid, "the range is not valid: wait until it is");
 	if (pages > FEW_PAGES)
 		look.entries = hmmc_map(NULL, pages, PROT_READ | PROT_WRITE,
-					MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+					MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 	if (!look.entries)
 		return hmmc_fail(-ENOMEM, "no memory to look at %zu pages", pages);
 	result = look_at(&look, invalid);
 	if (pages > FEW_PAGES)
 		munmap(look.entries, pages);
+	*own = look.own;
 	return result;
 }
 
 long hmm_range_snapshot(struct hmm_range *range)
 {
-	return look(range, true, false);
+	size_t own;
+
+	return look(range, true, false, &own);
 }
 
 long hmm_range_fault(struct hmm_range *range, bool block)
 {
-	return look(range, false, block);
+	size_t own;
+
+	return look(range, false, block, &own);
+}
+
+long hmmc_range_fault(struct hmm_range *range, bool block, size_t *own)
+{
+	return look(range, false, block, own);
 }
 
 /* ---- pages of the driver's own memory --------------------------------------------------- */

@@ -7,6 +7,38 @@
 
 /* What one message may be about. */
 #define RANGE_PART_MAX (64UL << 20)
+/* So many pages that are alike are compared, or written, together. */
+#define RANGE_STRIDE 64UL
+
+/* Two words at a time: every x86-64 can, and without being told compilers do it here, there, and not elsewhere. */
+typedef uint64_t hmmc_words __attribute__((vector_size(16), aligned(8), may_alias));
+
+/*
+ * Whether each of RANGE_STRIDE words is @step more than the one before it, the first one being @first. Of the table they
+ * are read as any memory is: what changes meanwhile changes its block's number, and then none of this is believed.
+ */
+static inline bool hmmc_range_counts_up(const uint64_t *words, uint64_t first, uint64_t step)
+{
+	hmmc_words expected = {first, first + step}, other = {0};
+
+#pragma GCC unroll 8
+	for (size_t i = 0; i < RANGE_STRIDE; i += 2) {
+		other |= *(const hmmc_words *)(words + i) ^ expected;
+		expected += 2 * step;
+	}
+	return !(other[0] | other[1]);
+}
+
+static inline void hmmc_range_count_up(uint64_t *words, uint64_t first, uint64_t step)
+{
+	hmmc_words next = {first, first + step};
+
+#pragma GCC unroll 8
+	for (size_t i = 0; i < RANGE_STRIDE; i += 2) {
+		*(hmmc_words *)(words + i) = next;
+		next += 2 * step;
+	}
+}
 
 /* Where the message about a range's pages from @at on ends: at a block's end, so that no block is in two. */
 static inline uint64_t hmmc_range_part_end(const struct hmm_range *range, uint64_t at)
@@ -38,6 +70,8 @@ static inline bool hmmc_range_is_registered(const struct hmm_range_private *priv
 int hmmc_range_check_arrays(const struct hmm_range *range);
 /* What the driver asks of page @i: HMM_RANGE_WANT_*. */
 uint8_t hmmc_range_want(const struct hmm_range *range, size_t i);
+/* As hmm_range_fault(). @own: how many of the pages are the mirror's device's. */
+long hmmc_range_fault(struct hmm_range *range, bool block, size_t *own);
 /* A number by which hmmd knows a range. */
 uint32_t hmmc_range_new_hold(struct hmm *hmm);
 

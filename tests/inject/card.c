@@ -15,6 +15,8 @@
  *   HMMD_CARD_RECALL=FILE  while that is there the kernel wants the card back, and says so to whoever has armed
  *                        its request last, again and again (a real one every ten seconds).
  *
+ *   HMMD_CARD_IOMMU=FILE  how many mappings its IOMMU has stands there; 40 at most while FILE.full is there.
+ *
  * Any thread of hmmd runs this, and one of its own; the counter is atomic, the request has a lock.
  */
 #include <errno.h>
@@ -122,6 +124,84 @@ static int set_irqs(const struct vfio_irq_set *set)
 	return -pthread_create(&thread, NULL, ask, NULL);
 }
 
+#define MAPPINGS 4096U
+#define FULL	 40U
+
+static const char *iommu; /* tells of its mappings */
+static struct mapping {
+	uint64_t start, end; /* empty: free */
+} mapping[MAPPINGS]; /* all with the lock held */
+static unsigned int mappings;
+
+static void tell(void)
+{
+	char text[32];
+	int fd = iommu ? open(iommu, O_WRONLY | O_CREAT | O_CLOEXEC, 0644) : -1;
+
+	if (fd < 0)
+		return;
+	snprintf(text, sizeof(text), "%-8u\n", mappings);
+	if (pwrite(fd, text, strlen(text), 0) < 0)
+		perror(iommu);
+	close(fd);
+}
+
+static bool is_full(void)
+{
+	char path[4096];
+
+	if (!iommu || mappings < FULL)
+		return mappings == MAPPINGS;
+	snprintf(path, sizeof(path), "%s.full", iommu);
+	return access(path, F_OK) == 0;
+}
+
+static int map_locked(const struct vfio_iommu_type1_dma_map *map)
+{
+	const struct mapping wanted = { map->iova, map->iova + map->size };
+	struct mapping *place = NULL;
+
+	if (!map->size || (map->iova | map->size | map->vaddr) % 4096)
+		return -EINVAL;
+	for (unsigned int i = 0; i < MAPPINGS; i++) {
+		if (mapping[i].start < wanted.end && mapping[i].end > wanted.start)
+			return -EEXIST;
+		if (mapping[i].start == mapping[i].end)
+			place = &mapping[i];
+	}
+	if (!place || is_full())
+		return -ENOSPC;
+	*place = wanted;
+	mappings++;
+	return 0;
+}
+
+/* As a real one it splits none. */
+static int unmap_locked(uint64_t start, uint64_t end)
+{
+	for (unsigned int i = 0; i < MAPPINGS; i++)
+		if (mapping[i].start < end && mapping[i].end > start && (mapping[i].start < start || mapping[i].end > end))
+			return -EINVAL;
+	for (unsigned int i = 0; i < MAPPINGS; i++) {
+		if (mapping[i].start == mapping[i].end || mapping[i].start < start || mapping[i].end > end)
+			continue;
+		mapping[i] = (struct mapping){ 0 };
+		mappings--;
+	}
+	return 0;
+}
+
+static int change(const struct vfio_iommu_type1_dma_map *map, const struct vfio_iommu_type1_dma_unmap *unmap)
+{
+	int r;
+
+	pthread_mutex_lock(&lock);
+	r = map ? map_locked(map) : unmap_locked(unmap->iova, unmap->iova + unmap->size);
+	tell();
+	pthread_mutex_unlock(&lock);
+	return r;
+}
+
 static int vfio_call(int fd, unsigned long number, void *argument)
 {
 	switch (number) {
@@ -139,6 +219,10 @@ static int vfio_call(int fd, unsigned long number, void *argument)
 		return strcmp(argument, CARD) == 0 ? new_file((off_t)BAR_BYTES) : -ENODEV;
 	case VFIO_DEVICE_SET_IRQS:
 		return set_irqs(argument);
+	case VFIO_IOMMU_MAP_DMA:
+		return change(argument, NULL);
+	case VFIO_IOMMU_UNMAP_DMA:
+		return change(NULL, argument);
 	default:
 		return -ENOTTY;
 	}
@@ -147,7 +231,10 @@ static int vfio_call(int fd, unsigned long number, void *argument)
 /* The end of the card in this hmmd, or before anything else of one that was kept. */
 static int vfio_unmap_all(int container)
 {
+	const struct vfio_iommu_type1_dma_unmap all = { .size = UINT64_MAX };
+
 	arm(-1);
+	change(NULL, &all);
 	return fcntl(container, F_GETFD) < 0 ? -errno : 0;
 }
 
@@ -205,6 +292,7 @@ __attribute__((constructor)) static void stand_in_front(void)
 	faults = wanted ? strtoul(wanted, NULL, 10) : 0;
 	busy = getenv("HMMD_CARD_BUSY");
 	recall = getenv("HMMD_CARD_RECALL");
+	iommu = getenv("HMMD_CARD_IOMMU");
 	ops = kernel_real;
 	ops.pci_link = pci_link;
 	ops.vfio_open = vfio_open;

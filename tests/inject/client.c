@@ -648,6 +648,7 @@ static const struct test_case cases[] = {
 	{"driver", drive, true},
 	{"reader", read_along, true},
 	{"engine", engine_driver, true},
+	{"reached", reached, true},
 	{NULL, NULL, false},
 };
 

@@ -32,6 +32,7 @@ void devmem(void);
 void engine_driver(void);
 /* What the driver of `engine` can have of it. */
 void driver_takes(int socket, char *memory, size_t pages);
+void reached(void);
 
 /* copies.c */
 void synced(void);

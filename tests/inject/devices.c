@@ -6,6 +6,7 @@
  */
 #include "client.h"
 
+#include <fcntl.h>
 #include <hmm/devmem.h>
 #include <poll.h>
 #include <sys/wait.h>
@@ -306,4 +307,131 @@ void devmem(void)
 	/* Only with a call that failed. */
 	if (status)
 		_exit(REFUSED);
+}
+
+/* ---- a card that reaches more than one request may be about ----------------------------- */
+
+#define REACHED (160UL << 20)
+
+static struct hmm_range range;
+static uint64_t *daddrs;
+
+static int quiesce(struct hmm_mirror *of, const struct hmm_update *update)
+{
+	(void)of;
+	(void)update;
+	return 0;
+}
+
+static void resume(struct hmm_mirror *of, const struct hmm_update *update)
+{
+	(void)of;
+	(void)update;
+}
+
+static size_t range_pages(void)
+{
+	return (range.end - range.start) / PAGE;
+}
+
+/* As card.c says. */
+static long mappings(void)
+{
+	FILE *file = fopen(getenv("HMMD_CARD_IOMMU"), "r");
+	long n = -1;
+
+	CHECK(file && fscanf(file, "%ld", &n) == 1);
+	fclose(file);
+	return n;
+}
+
+static long map_range(void)
+{
+	long n;
+
+	do {
+		CHECK(hmm_range_wait_until_valid(&range, HMM_RANGE_DEFAULT_TIMEOUT));
+		n = hmm_range_dma_map(&range, mirror.device, daddrs, true);
+	} while (n == -EBUSY || n == -EAGAIN);
+	return n;
+}
+
+/* Each page has its own number, may be written, and is where the owner has it. */
+static void check_reached(bool alike)
+{
+	const unsigned long first = HMM_PFN_DEVICE_FIRST + (range.start >> 12);
+
+	CHECK_EQ(map_range(), (long)range_pages());
+	for (size_t i = 0; i < range_pages(); i++) {
+		CHECK_EQ(range.pfns[i], hmm_device_entry_from_pfn(&range, first + i) | 2);
+		CHECK_EQ(daddrs[i], range.start + i * PAGE);
+	}
+	/* A block is one mapping, unless it was asked for in pieces. */
+	CHECK(alike ? mappings() == (long)(REACHED / BLOCK) : mappings() > (long)(REACHED / BLOCK));
+}
+
+static void take_out(void)
+{
+	CHECK_EQ(hmm_range_dma_unmap(&range, mirror.device, daddrs, false), (long)range_pages());
+	CHECK_EQ(mappings(), 0);
+}
+
+/* Its IOMMU is full in the middle of it: then none of it is in, whatever is on its way. */
+static void check_full(void)
+{
+	char path[4096];
+	int fd;
+
+	snprintf(path, sizeof(path), "%s.full", getenv("HMMD_CARD_IOMMU"));
+	fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
+	CHECK(fd >= 0);
+	close(fd);
+	memset(daddrs, 0xff, range_pages() * sizeof(*daddrs));
+	CHECK_EQ(map_range(), -EFAULT);
+	if (!strstr(hmm_last_error(), "takes no more mappings"))
+		FAIL("'%s'", hmm_last_error());
+	for (size_t i = 0; i < range_pages(); i++)
+		CHECK_EQ(daddrs[i], 0);
+	CHECK_EQ(mappings(), 0);
+	CHECK_EQ(unlink(path), 0);
+}
+
+void reached(void)
+{
+	static const struct hmm_mirror_ops ops = { .size = sizeof(ops), .quiesce = quiesce, .resume = resume };
+	static const uint64_t flags[HMM_PFN_FLAG_MAX] = { [HMM_PFN_VALID] = 1, [HMM_PFN_WRITE] = 2 };
+	static const uint64_t values[HMM_PFN_VALUE_MAX] = { [HMM_PFN_ERROR] = 4, [HMM_PFN_SPECIAL] = 8 };
+	struct hmm_device_options device = { .size = sizeof(device), .name = "card", .memory = 2 * REACHED, .node = -1,
+					     .caps = HMM_DEVICE_DMA, .bus = "0000:00:04.0" };
+	void *memory;
+
+	CHECK_EQ(hmm_open(NULL, &hmm), 0);
+	CHECK_EQ(hmm_device_new(hmm, &device, &mirror.device), 0);
+	mirror.ops = &ops;
+	CHECK_EQ(hmm_mirror_register(&mirror, hmm), 0);
+	CHECK_EQ(hmm_alloc(&mirror, REACHED, &memory), 0);
+	range = (struct hmm_range){ .flags = flags, .values = values, .pfn_shift = 12, .default_flags = 3 };
+	/* It begins and ends within a block. */
+	CHECK_EQ(hmm_range_register(&range, &mirror, (unsigned long)memory + 3 * PAGE,
+				    (unsigned long)memory + REACHED - 5 * PAGE, 12), 0);
+	range.pfns = calloc(range_pages(), sizeof(*range.pfns));
+	daddrs = calloc(range_pages(), sizeof(*daddrs));
+	check_reached(true);
+	take_out();
+	/* Asked for page by page, in runs, one of which ends with a request's part and one with the range. */
+	range.default_flags = 0;
+	range.pfn_flags_mask = 3;
+	for (size_t i = 0; i < range_pages(); i++)
+		range.pfns[i] = i % 5000 < 4000 ? 3 : i % 5000 == 4500 ? 0 : 1;
+	check_reached(false);
+	take_out();
+	range.default_flags = 3;
+	range.pfn_flags_mask = 0;
+	check_full();
+	check_reached(true);
+	/* It goes with the range. */
+	hmm_range_unregister(&range);
+	CHECK_EQ(mappings(), 0);
+	CHECK_EQ(hmm_free(&mirror, memory, REACHED), 0);
+	close_all();
 }

@@ -11,6 +11,7 @@ import vfio_bar  # noqa: E402
 
 harness.PLACES["hmmd"] = "tests/inject/hmmd_card"
 PAGES = vfio_bar.PAGES
+CLIENT = os.path.join(harness.BINARY, "tests", "inject", "inject-client")
 
 
 class Card(vfio_bar.Pages, harness.Test):
@@ -94,6 +95,15 @@ class Card(vfio_bar.Pages, harness.Test):
         for process in (owner, other):
             process.ask("check", "^checked$")
             process.finish()
+
+    def test_reaches_much(self):
+        """More than one request may be about: all of it, each page where it is, or nothing."""
+        iommu = os.path.join(self.folder, "iommu")
+        os.environ["HMMD_CARD_IOMMU"] = iommu
+        self.addCleanup(os.environ.pop, "HMMD_CARD_IOMMU")
+        self.daemon_args = ["--pool-size", "512M"]
+        self.start_daemon()
+        self.run_client(CLIENT, "reached", status=0, seconds=60)
 
     def test_its_name_is_anothers(self):
         """Somebody has made a device of that name before the owner is back."""

@@ -628,6 +628,40 @@ static void coherent_memory(void)
 	test_close();
 }
 
+/* Coherent pages between others, the borders anywhere in the range: asked of hmmd, and then by the table. */
+static void coherent_borders(void)
+{
+	struct hmm_range range;
+	char *memory;
+
+	test_open(0, DEVICE_MEMORY);
+	memory = test_map_huge(4);
+	CHECK_EQ(hmm_share(&mirror, memory + BLOCK, 2 * BLOCK), 0);
+	for (size_t first = 400; first <= 550; first += 25) {
+		char *start = memory + first * PAGE;
+		const size_t before = first < 512 ? 512 - first : 0, after = 3 * 512 - first;
+
+		/* Nothing of it is in the table, until it is asked for. */
+		CHECK_EQ(madvise(memory, BLOCK, MADV_DONTNEED), 0);
+		range = look_at(start, after + 90);
+		range.default_flags = VALID;
+		for (int round = 0; round < 2; round++) {
+			CHECK_EQ(again(&range, false), (long)(after + 90));
+			for (size_t i = 0; i < after + 90; i++) {
+				unsigned long page = ((unsigned long)start >> 12) + i;
+
+				if (i >= before && i < after)
+					page += HMM_PFN_DEVICE_FIRST;
+				CHECK_EQ(range.pfns[i] & (VALID | WRITE), VALID | WRITE);
+				CHECK_EQ(hmm_device_entry_to_pfn(&range, range.pfns[i]), page);
+			}
+		}
+		end(&range);
+	}
+	CHECK_EQ(hmm_unshare(&mirror, memory + BLOCK, 2 * BLOCK), 0);
+	test_close();
+}
+
 /* What another device has: seen by a snapshot, home when it is wanted. */
 static void of_another_device(void)
 {
@@ -812,6 +846,7 @@ static const struct test_case cases[] = {
 	{ "files-and-shared", files_and_shared, false }, { "huge-pages", huge_pages, false },
 	{ "hugetlb", hugetlb, true }, { "on-the-device", on_the_device, false },
 	{ "coherent-memory", coherent_memory, false },
+	{ "coherent-borders", coherent_borders, false },
 	{ "of-another-device", of_another_device, false },
 	{ "not-waiting", not_waiting, false }, { "dma", dma, false },
 	{ "compat", compat, false }, { "large", large, false },
