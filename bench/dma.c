@@ -4,7 +4,8 @@
  * the same kind of memory, in a container of this process's own with another card.
  *
  * HMM_BENCH_CARD is the card that hmmd has, HMM_BENCH_OTHER_CARD the loop's: both are vfio-pci's, each in an IOMMU group
- * of its own. Ours asks for the entries of all pages as well. Taking out again is not measured.
+ * of its own. Both memories have been written, and each makes one call of MAP_DMA for each block. Ours asks for the entries of all pages
+ * as well. Taking out again is not measured.
  */
 #include <errno.h>
 #include <fcntl.h>
