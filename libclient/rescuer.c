@@ -32,70 +32,8 @@
 #include "space.h"
 
 #define PAGE_STATE(byte) ((byte) & HMM_PAGE_STATE_MASK)
-#define CHANGES_MIN 1024
 
-/* ---- what the program changed --------------------------------------------------- */
-
-/* Nothing that a change says may be forgotten: like a page that finds no memory it is tried for as long as it takes. */
-static void wait_for_memory(void)
-{
-	nanosleep(&(struct timespec){ .tv_nsec = 10000000 }, NULL);
-}
-
-/*
- * Of the arena first, for which nobody is asked: a program that has as many mappings as it may, or as much memory, waits
- * in the very munmap() that would help until its event is noted. But the arena has an end.
- */
-static struct change *new_list(uint32_t room)
-{
-	struct change *list = hmmc_arena_alloc(room * sizeof(*list));
-
-	return list ? list : hmmc_map(NULL, room * sizeof(*list), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-}
-
-static void free_list(struct change *list, uint32_t room)
-{
-	if (hmmc_arena_contains(list))
-		hmmc_arena_free(list, room * sizeof(*list));
-	else if (list)
-		munmap(list, room * sizeof(*list));
-}
-
-static void make_room(struct view *view, uint32_t room)
-{
-	struct change *more;
-
-	while (!(more = new_list(room)))
-		wait_for_memory();
-	if (view->room)
-		memcpy(more, view->changes, view->count * sizeof(*more));
-	free_list(view->changes, view->room);
-	view->changes = more;
-	view->room = room;
-}
-
-/* It is discarded already, and nothing has come there since: a program may do that all day. */
-static bool is_gone(const struct view *view, uint64_t start, uint64_t length)
-{
-	for (uint32_t i = view->count; i--;) {
-		const struct change *change = &view->changes[i];
-
-		if (change->to && change->to < start + length && start < change->to + change->length)
-			return false;
-		if (!change->to && change->start <= start && start + length <= change->start + change->length)
-			return true;
-	}
-	return false;
-}
-
-static void note_change(struct view *view, uint64_t start, uint64_t length, uint64_t to)
-{
-	if (!to && is_gone(view, start, length))
-		return;
-	if (view->count == view->room)
-		make_room(view, view->room ? view->room * 2 : CHANGES_MIN);
-	view->changes[view->count++] = (struct change){ start, length, to };
-}
+/* ---- what the program does --------------------------------------------------- */
 
 static void await_turn(struct rescuer *rescuer, struct view *child)
 {
@@ -111,51 +49,9 @@ static void note_child(struct rescuer *rescuer, const struct view *parent, int u
 	while (!(child = hmmc_arena_alloc(sizeof(*child))))
 		wait_for_memory();
 	child->uffd = uffd;
-	if (parent->count) {
-		make_room(child, parent->room);
-		memcpy(child->changes, parent->changes, parent->count * sizeof(*parent->changes));
-		child->count = parent->count;
-	}
+	hmmc_view_copy(child, parent);
 	await_turn(rescuer, child);
 	rescuer->waiting++;
-}
-
-static void forget_changes(struct view *view)
-{
-	free_list(view->changes, view->room);
-	view->changes = NULL;
-	view->room = view->count = 0;
-}
-
-static bool covers(const struct change *change, uint64_t address)
-{
-	return address - change->start < change->length;
-}
-
-/* Where the page that the ledger knows at @address is now; 0: it is no more. */
-static uint64_t whereto(const struct view *view, uint64_t address)
-{
-	for (uint32_t i = 0; i < view->count && address; i++) {
-		const struct change *change = &view->changes[i];
-
-		if (covers(change, address))
-			address = change->to ? change->to + (address - change->start) : 0;
-	}
-	return address;
-}
-
-/* Under which address the ledger knows what is now at @address; 0: nothing. */
-static uint64_t wherefrom(const struct view *view, uint64_t address)
-{
-	for (uint32_t i = view->count; i-- && address;) {
-		const struct change *change = &view->changes[i];
-
-		if (change->to && address - change->to < change->length)
-			address = change->start + (address - change->to);
-		else if (covers(change, address))
-			address = 0;
-	}
-	return address;
 }
 
 /* The agent's own DONTNEED, whose bytes are in the shadow, is no discarding. */
@@ -205,12 +101,12 @@ static void note_event(struct rescuer *rescuer, struct view *view, const struct 
 	case UFFD_EVENT_UNMAP:
 		if (message->event == UFFD_EVENT_UNMAP || !own ||
 		    !is_agents(rescuer, message->arg.remove.start, message->arg.remove.end))
-			note_change(view, message->arg.remove.start,
+			hmmc_view_note(view, message->arg.remove.start,
 				    message->arg.remove.end - message->arg.remove.start, 0);
 		break;
 	case UFFD_EVENT_REMAP:
 		if (!own || !is_exchange(rescuer, message))
-			note_change(view, message->arg.remap.from, message->arg.remap.len,
+			hmmc_view_note(view, message->arg.remap.from, message->arg.remap.len,
 				    message->arg.remap.to);
 		break;
 	case UFFD_EVENT_FORK:
@@ -430,7 +326,7 @@ static void poison(struct rescuer *rescuer, struct view *view, uint64_t address)
 {
 	struct uffdio_poison arg = { .range = { .len = HMM_PAGE_SIZE } };
 
-	while (!view->put_off && (arg.range.start = whereto(view, address)) && ioctl(view->uffd, UFFDIO_POISON, &arg)) {
+	while (!view->put_off && (arg.range.start = hmmc_view_whereto(view, address)) && ioctl(view->uffd, UFFDIO_POISON, &arg)) {
 		if (errno == ENOMEM) {
 			wait_for_memory();
 			read_events(rescuer, &rescuer->own);
@@ -487,7 +383,7 @@ static void bring_grafts(struct rescuer *rescuer, struct view *view)
 			continue;
 		}
 		/* Read each time: a child that is served meanwhile has its own turn with the buffer. */
-		while (!view->put_off && (to = whereto(view, graft.addr)) && read_graft_page(rescuer, i) &&
+		while (!view->put_off && (to = hmmc_view_whereto(view, graft.addr)) && read_graft_page(rescuer, i) &&
 		       !copy_home(rescuer, view, to, rescuer->page, 1))
 			;
 	}
@@ -512,7 +408,7 @@ static void settle_block(struct rescuer *rescuer, struct view *view, uint64_t bl
 	while (page < HMM_BLOCK_PAGES && !view->put_off) {
 		uint64_t address = block + ((uint64_t)page << HMM_PAGE_SHIFT);
 		const char *from = source(rescuer, block, page, &sources);
-		uint64_t to = from ? whereto(view, address) : 0;
+		uint64_t to = from ? hmmc_view_whereto(view, address) : 0;
 		unsigned int run = 1;
 
 		if (!to) {
@@ -523,7 +419,7 @@ static void settle_block(struct rescuer *rescuer, struct view *view, uint64_t bl
 			uint64_t step = (uint64_t)run << HMM_PAGE_SHIFT;
 
 			if (source(rescuer, block, page + run, &sources) != from + step ||
-			    whereto(view, address + step) != to + step)
+			    hmmc_view_whereto(view, address + step) != to + step)
 				break;
 			run++;
 		}
@@ -600,7 +496,7 @@ static void serve_fault(struct rescuer *rescuer, uint64_t address)
 	struct uffdio_zeropage zero = { .range = { .start = page, .len = HMM_PAGE_SIZE } };
 
 	do {
-		known = wherefrom(&rescuer->own, page) & ~(HMM_BLOCK_SIZE - 1);
+		known = hmmc_view_wherefrom(&rescuer->own, page) & ~(HMM_BLOCK_SIZE - 1);
 		if (known && read_record(rescuer, known))
 			settle_block(rescuer, &rescuer->own, known);
 		/* Nothing was there: a hole reads zeros. If something is there by now, it stays. */
@@ -668,7 +564,7 @@ static void bring_to_child(struct rescuer *rescuer, struct view *view, uint64_t 
 static void forget_child(struct rescuer *rescuer, struct view *child)
 {
 	close(child->uffd);
-	forget_changes(child);
+	hmmc_view_forget(child);
 	hmmc_arena_free(child, sizeof(*child));
 	rescuer->waiting--;
 }
@@ -806,7 +702,7 @@ void hmmc_rescuer_stop(struct rescuer *rescuer)
 				    __ATOMIC_SEQ_CST);
 	futex_wake(&rescuer->wanted, INT32_MAX);
 	hmmc_thread_join(&rescuer->thread);
-	forget_changes(&rescuer->own);
+	hmmc_view_forget(&rescuer->own);
 }
 
 void hmmc_rescuer_call(struct rescuer *rescuer)

@@ -5,23 +5,9 @@
 
 #include "clerk.h"
 #include "region.h"
+#include "view.h"
 
 struct owner;
-
-/* What the program did to its address space since hmmd last looked, in order. */
-struct change {
-	uint64_t start, length;
-	uint64_t to;			/* moved there; 0: discarded or unmapped */
-};
-
-/* An address space that the ledger tells of: the owner's, or a child's that nobody announced, which begins as its parent was. */
-struct view {
-	struct view *next;
-	int uffd;
-	struct change *changes;
-	uint32_t count, room;
-	bool put_off;			/* it is served once more, from the beginning, when another one has had its turn */
-};
 
 #define RESCUER_FAULTS	1024
 #define RESCUER_CHILDREN 64
