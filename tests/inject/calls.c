@@ -180,6 +180,8 @@ WRAP(FILE *, NULL, malloc, open_memstream, (char **text, size_t *size), (text, s
 WRAP(void *, MAP_FAILED, mmap, mmap64, (void *start, size_t length, int protection, int flags, int fd, off_t offset),
      (start, length, protection, flags, fd, offset))
 WRAP(int, -1, munmap, munmap, (void *start, size_t length), (start, length))
+WRAP(int, -1, mlock, mlock, (const void *start, size_t length), (start, length))
+WRAP(int, -1, mlock, mlock2, (const void *start, size_t length, unsigned int flags), (start, length, flags))
 WRAP(int, -1, pipe, pipe2, (int *fds, int flags), (fds, flags))
 WRAP(int, -1, eventfd, eventfd, (unsigned int value, int flags), (value, flags))
 WRAP(int, -1, memfd, memfd_create, (const char *name, unsigned int flags), (name, flags))
@@ -560,6 +562,7 @@ long __wrap_syscall(long number, ...)
 
 #ifdef CALLS_OF_LIBRARY
 WRAP(void *, NULL, arena, hmmc_arena_alloc, (size_t size), (size))
+WRAP(void *, NULL, arena, hmmc_arena_alloc_locked, (size_t size), (size))
 #else
 #include <liburing.h>
 #include <uv.h>

@@ -27,6 +27,7 @@
 	CALL(munmap, "ENOMEM")                                                                     \
 	CALL(mprotect, "ENOMEM")                                                                   \
 	CALL(mremap, "ENOMEM")                                                                     \
+	CALL(mlock, "ENOMEM EAGAIN EPERM")                                                         \
 	CALL(madvise, "ENOMEM EAGAIN")                                                             \
 	CALL(populate, "ENOMEM EFAULT EINTR")                                                      \
 	CALL(mempolicy, "ENOMEM")                                                                  \

@@ -98,7 +98,7 @@ static void declare(void *memory, size_t pages)
 	CHECK(!r || *hmm_last_error());
 }
 
-static void travel_of(bool declared)
+static void travel_of(bool declared, bool secret)
 {
 	char *huge = test_map_huge(3), *small = test_map(700);
 
@@ -109,6 +109,9 @@ static void travel_of(bool declared)
 		test_check(small, 700, 2);
 		_exit(REFUSED);
 	}
+	/* What is locked may lie nowhere that is swapped out. */
+	if (secret)
+		CHECK_EQ(mlock(small, 700 * PAGE), 0);
 	if (declared) {
 		declare(huge, 3 * 512);
 		declare(small, 700);
@@ -129,12 +132,17 @@ static void travel_of(bool declared)
 
 static void travel(void)
 {
-	travel_of(false);
+	travel_of(false, false);
 }
 
 static void base(void)
 {
-	travel_of(true);
+	travel_of(true, false);
+}
+
+static void locked(void)
+{
+	travel_of(false, true);
 }
 
 /* All of it or nothing; in words if nothing. Whatever is refused, the bytes are there to be read and written. */
@@ -627,6 +635,7 @@ static void farewell(void)
 static const struct test_case cases[] = {
 	{"travel", travel, false},
 	{"base", base, false},
+	{"locked", locked, false},
 	{"share", share, false},
 	{"touch", touch, false},
 	{"ranges", ranges, false},

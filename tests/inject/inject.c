@@ -53,6 +53,7 @@ enum call {
 	NODE_FREE,
 	MAPPED,
 	TOLD,
+	LOCK,
 	CALLS
 };
 
@@ -62,7 +63,7 @@ static const char *const call_names[CALLS] = {
 	"mem_read",	   "mem_write",	   "vma_at",
 	"memfd_new",	   "punch",	   "collapse",	  "merging",	  "page_kinds",
 	"place",	   "policy",	   "populate",	  "node_free",	   "mapped",
-	"told",
+	"told",		   "lock",
 };
 
 static struct {
@@ -220,6 +221,11 @@ static int mapped(int pagemap, uint64_t addr)
 	return due(MAPPED) ? -plan.error : kernel_real.mapped(pagemap, addr);
 }
 
+static int lock(void *start, size_t length)
+{
+	return due(LOCK) ? -plan.error : kernel_real.lock(start, length);
+}
+
 static int told(int smaps, uint64_t start, uint64_t end,
 		void (*found)(void *data, uint64_t from, uint64_t to, unsigned int flags), void *data)
 {
@@ -318,6 +324,7 @@ __attribute__((constructor)) static void begin(void)
 	injecting.vma_at = vma_at;
 	injecting.mapped = mapped;
 	injecting.told = told;
+	injecting.lock = lock;
 	injecting.memfd_new = memfd_new;
 	injecting.punch = punch;
 	injecting.collapse = collapse;

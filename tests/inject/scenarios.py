@@ -18,7 +18,7 @@ FAILING = os.path.join(harness.BINARY, "tests", "inject", "inject-client-failing
 
 SCENARIOS = ["travel", "share", "touch", "ranges", "upheaval", "family", "access", "window", "several",
              "advice", "events", "exclusive", "evict", "devmem", "sync", "dirty", "farfork", "drain", "farewell",
-             "placed", "base", "protected", "crowded"]
+             "placed", "base", "locked", "protected", "crowded"]
 # What the client does in a scenario that differs from another by hmmd's arguments alone; CONFIGURATION is what is in the file.
 SAME = {"placed": ("travel", "--pool", "memfd", "--pool-placement", "bind:0"),
         "base": ("base", "--config", "[engine]\nmove = no\nio_uring = no\n"),

@@ -40,10 +40,12 @@ NOT_FAILED = {
         "clock_gettime getpid geteuid sched_yield getsockopt getsockname getrlimit64 sysconf fstat64 fstatfs64 lseek64 isatty umask"
         " access shutdown getrandom setsid flock pthread_self pthread_join pthread_detach pthread_timedjoin_np pthread_sigmask"
         " pthread_setname_np pthread_mutex_init pthread_mutex_destroy pthread_mutex_lock pthread_mutex_unlock pthread_attr_init"
+        " pthread_cond_init pthread_cond_destroy pthread_cond_wait pthread_cond_timedwait pthread_cond_signal pthread_cond_broadcast"
+        " pthread_condattr_init pthread_condattr_destroy pthread_condattr_setclock"
         " pthread_attr_destroy pthread_attr_setstack pthread_attr_getstack pthread_setspecific sigprocmask sigaddset sigdelset"
         " sigemptyset sigfillset eventfd_read eventfd_write munlock prctl close free",
     "is done once for all, at the start, for a file that is there or not":
-        "bind listen chmod chown mkdir unlink lstat64 stat64 fchmod signal dup dup2 fopen64 fdopen fgets fclose fread rewind opendir"
+        "bind listen chmod chown mkdir unlink lstat64 stat64 fchmod signal dup dup2 fopen64 fdopen ferror fgets fclose fread rewind opendir"
         " readdir64 closedir scandir64 __getdelim getgrnam localtime_r pthread_key_create pthread_getattr_np __register_atfork"
         " pthread_atfork dl_iterate_phdr get_mempolicy",
     "is for the doctor and for cards, which have tests of their own": "usleep fork waitpid recv signalfd posix_spawn"
