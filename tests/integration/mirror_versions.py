@@ -80,8 +80,7 @@ class Versions(harness.Test):
 
     def test_a_message_that_is_not_understood(self):
         """An hmmd that says it speaks the same and hangs up at a message: the caller is told, and nobody asks without end."""
-        self.release("newer-open")
-        self.start_daemon(environment={"HMMD_BREAK": "newer-open"})
+        self.start_daemon(mistake="newer-open")
         ended = self.run_client("mirror-owner", str(PAGES), status=None)
         self.assertNotEqual(ended.returncode, 0)
         self.assertIn("hangs up at what it is asked: bring libhmmclient and hmmd to the same release", ended.stdout + ended.stderr)
