@@ -81,10 +81,21 @@ class OutOfMemory(harness.Test):
         return self.spawn("coherence", "--seed", self.seed, "--seconds", SECONDS, "--kill-daemon", "--drivers", 1, *args)
 
     def kill_by_limit(self, group):
-        """What hmmd has is the most that it gets, from now on."""
+        """What hmmd has is the most that it gets, from now on; and more want to be its owners, for each of whom it needs some."""
         kills = group.oom_kills()
         group.limit(group.usage())
+        more = []
+        while self.daemon.running and len(more) < 40:
+            more.append(self.spawn("mirror-owner", 2048))
+            for _ in range(50):
+                time.sleep(0.01)
+                if not self.daemon.running or more[-1].output:
+                    break
+            if more[-1].output:
+                more[-1].send("out")
         harness.wait_until(lambda: not self.daemon.running, 30, "that hmmd is killed for memory")
+        for process in more:
+            process.kill9()
         self.assertEqual(self.daemon.process.status, -9)
         self.assertGreater(group.oom_kills(), kills)
 
