@@ -150,6 +150,7 @@ void block_free(struct block *block)
 		TAILQ_REMOVE(&owner->settling, block, settle);
 	copies_forget(block);
 	*span_slot(span, block->addr) = NULL;
+	free(block->dma);
 	free(block);
 	if (--span->used)
 		return;
@@ -304,7 +305,7 @@ static void set_state(struct block *block, unsigned int first, unsigned int end,
 			  (was == HMM_PAGE_DEVICE || was == HMM_PAGE_COHERENT);
 		shared += (state == HMM_PAGE_SHARED) - (was == HMM_PAGE_SHARED);
 		far -= was_far;
-		assert(in_shadow(state) || !pages_test(&block->dma, i));
+		assert(in_shadow(state) || !block->dma || !pages_test(&block->dma->reached, i));
 		if (in_shadow(state))
 			pages_clear(&block->stale, i);
 		else if (lies_in_shadow(block, i))

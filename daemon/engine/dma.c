@@ -57,13 +57,20 @@ int dma_check_driver(const struct device *device, struct letter *letter)
 
 /* ---- out of it ----------------------------------------------------------------------- */
 
+static const struct block_dma nothing;
+
+static const struct block_dma *dma_of(const struct block *block)
+{
+	return block->dma ? block->dma : &nothing;
+}
+
 static void drop(struct block *block)
 {
-	if (pages_empty(&block->dma))
+	if (!block->dma)
 		return;
 	card_unmap(card_of(block_mirror(block)), block->addr, HMM_BLOCK_SIZE);
-	block->dma = (struct pages){0};
-	block->dma_read = (struct pages){0};
+	free(block->dma);
+	block->dma = NULL;
 }
 
 void dma_cut(struct block *block, const struct pages *pages)
@@ -71,7 +78,7 @@ void dma_cut(struct block *block, const struct pages *pages)
 	uint64_t reached = 0;
 
 	for (unsigned int w = 0; w < HMM_BITMAP_WORDS; w++)
-		reached |= block->dma.word[w] & pages->word[w];
+		reached |= dma_of(block)->reached.word[w] & pages->word[w];
 	if (!reached)
 		return;
 	drop(block);
@@ -81,7 +88,7 @@ void dma_cut(struct block *block, const struct pages *pages)
 bool dma_reaches(const struct block *block, unsigned int first, unsigned int end)
 {
 	for (; first < end; first++)
-		if (pages_test(&block->dma, first))
+		if (pages_test(&dma_of(block)->reached, first))
 			return true;
 	return false;
 }
@@ -94,10 +101,10 @@ void dma_widen(const struct mirror *mirror, const struct block *block, uint64_t 
 	if (block_mirror(block) != mirror ||
 	    !dma_reaches(block, page_index(*start), page_index(*end - 1) + 1))
 		return;
-	pages_run(&block->dma, &first, &stop);
+	pages_run(&dma_of(block)->reached, &first, &stop);
 	if (page_addr(block, first) < *start)
 		*start = page_addr(block, first);
-	for (; pages_run(&block->dma, &first, &stop); first = stop)
+	for (; pages_run(&dma_of(block)->reached, &first, &stop); first = stop)
 		if (block->addr + ((uint64_t)stop << HMM_PAGE_SHIFT) > *end)
 			*end = block->addr + ((uint64_t)stop << HMM_PAGE_SHIFT);
 }
@@ -107,7 +114,7 @@ void dma_withdraw(struct block *block, int reason)
 	uint64_t start, end;
 	unsigned int first = 0, stop;
 
-	if (!pages_run(&block->dma, &first, &stop))
+	if (!pages_run(&dma_of(block)->reached, &first, &stop))
 		return;
 	start = page_addr(block, first);
 	end = start + HMM_PAGE_SIZE;
@@ -197,7 +204,7 @@ void dma_peer_gone(struct owner *owner, uint64_t peer)
 
 static void close_block(struct block *block, void *data)
 {
-	if (block_mirror(block) != data || pages_empty(&block->dma))
+	if (block_mirror(block) != data || !block->dma)
 		return;
 	drop(block);
 	/* The table may be a successor's by now. */
@@ -312,21 +319,27 @@ static int map_run(struct mirror *mirror, struct block *block, unsigned int firs
 	void *memory = device_has_bar(mirror->device) ?
 			       bar_page(mirror->device->bar, block_far_number(block, first)) :
 			       shadow_at(block_shadow(block), addr);
-	int r = card_map(card_of(mirror), addr, memory, (uint64_t)(end - first) << HMM_PAGE_SHIFT,
-			 write);
+	struct block_dma *dma = block->dma ? block->dma : calloc(1, sizeof(*dma));
+	int r = dma ? card_map(card_of(mirror), addr, memory, (uint64_t)(end - first) << HMM_PAGE_SHIFT, write) : -ENOMEM;
 
-	for (unsigned int w = 0; !r && w < HMM_BITMAP_WORDS; w++) {
-		block->dma.word[w] |= word_mask(w, first, end);
-		block->dma_read.word[w] |= write ? 0 : word_mask(w, first, end);
+	if (r) {
+		if (!block->dma)
+			free(dma);
+		return r;
 	}
-	return r;
+	block->dma = dma;
+	for (unsigned int w = 0; w < HMM_BITMAP_WORDS; w++) {
+		dma->reached.word[w] |= word_mask(w, first, end);
+		dma->read_only.word[w] |= write ? 0 : word_mask(w, first, end);
+	}
+	return 0;
 }
 
 /* Mapped when the owner might not write there, who may by now. */
 static bool falls_short(const struct block *block, unsigned int first, unsigned int end)
 {
 	for (; first < end; first++)
-		if (pages_test(&block->dma_read, first) && page_state(block, first) != HMM_PAGE_SHARED)
+		if (pages_test(&dma_of(block)->read_only, first) && page_state(block, first) != HMM_PAGE_SHARED)
 			return true;
 	return false;
 }
@@ -334,7 +347,7 @@ static bool falls_short(const struct block *block, unsigned int first, unsigned 
 /* All of it is coherent, as what hmm_share() and hmm_alloc() made is, and nothing of it mapped yet. */
 static bool is_whole(const struct mirror *mirror, const struct block *block, unsigned int first, unsigned int end)
 {
-	return first == 0 && end == HMM_BLOCK_PAGES && pages_empty(&block->dma) && block_mirror(block) == mirror &&
+	return first == 0 && end == HMM_BLOCK_PAGES && !block->dma && block_mirror(block) == mirror &&
 	       block_is_coherent(block);
 }
 
@@ -360,9 +373,9 @@ static int map_pages(struct mirror *mirror, struct block *block, unsigned int fi
 	}
 	for (; first < end && !r; first = stop) {
 		stop = first + 1;
-		if (pages_test(&block->dma, first) || !is_reached(mirror, block, first))
+		if (pages_test(&dma_of(block)->reached, first) || !is_reached(mirror, block, first))
 			continue;
-		while (stop < end && !pages_test(&block->dma, stop) &&
+		while (stop < end && !pages_test(&dma_of(block)->reached, stop) &&
 		       is_reached(mirror, block, stop) && goes_on(mirror, block, stop) &&
 		       is_written(block, stop, write) == is_written(block, first, write))
 			stop++;
@@ -414,7 +427,7 @@ static uint64_t count_reached(const struct block *block, uint64_t start, uint64_
 
 	for (unsigned int w = 0; w < HMM_BITMAP_WORDS; w++)
 		n += (uint64_t)__builtin_popcountll(
-			block->dma.word[w] & ~(write ? block->dma_read.word[w] : 0) &
+			dma_of(block)->reached.word[w] & ~(write ? dma_of(block)->read_only.word[w] : 0) &
 			word_mask(w, page_index(start), page_index(end - 1) + 1));
 	return n;
 }

@@ -86,6 +86,12 @@ bool pages_run(const struct pages *pages, unsigned int *first, unsigned int *end
 /* What a transit goes on with once the drivers have answered. */
 typedef void (*block_proceed)(struct block *block);
 
+/* Of the few blocks that a card reaches. */
+struct block_dma {
+	struct pages reached;
+	struct pages read_only;			/* ... of which it may only read these */
+};
+
 struct block {
 	struct owner *owner;
 	uint64_t addr;
@@ -105,8 +111,7 @@ struct block {
 	uint64_t brought;			/* by which journey; 0: none */
 	uint64_t passed;			/* the pass of an eviction that has asked it */
 	LIST_HEAD(, copy) copies;		/* of S pages, in other mirrors' shadows: copies.h */
-	struct pages dma;			/* pages that the holder's card reaches by itself: dma.h */
-	struct pages dma_read;			/* ... of which it may only read these */
+	struct block_dma *dma;			/* what the holder's card reaches by itself: dma.h; NULL: nothing */
 	unsigned int acks;			/* drivers' answers outstanding */
 	uint32_t stopped;			/* the mirror whose device, which cannot fault, stopped for the transit */
 	uint64_t stopped_for;			/* the cookie of what it was told; 0: it was told nothing */

@@ -267,7 +267,7 @@ class Lists(Service):
         self.start_daemon("--grace", "1234ms")
         client = self.connect(hello=False)
         answer = client.hello()
-        self.assertEqual(answer.unpack("II"), (1, os.getuid()))
+        self.assertEqual(answer.unpack("II"), (2, os.getuid()))
         self.assertEqual(answer.unpack("I", 32)[0], 1234)
         if os.access("/dev/userfaultfd", os.R_OK | os.W_OK):
             self.assertEqual([os.readlink(f"/proc/self/fd/{fd}") for fd in answer.fds], ["/dev/userfaultfd"])
