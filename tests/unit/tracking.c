@@ -455,7 +455,7 @@ Test(tracking, an_execve_that_does_not_end_keeps_nobody)
 	}
 }
 
-#define LIVES	60U
+#define LIVES	30U
 #define LIVES_VARIABLE	"HMM_TEST_LIVES"
 
 static void *live_again(void *data)
