@@ -259,7 +259,7 @@ int hmmc_request_wait(struct request *request)
 		hmmc_dispatch_wait(&request->done);
 	}
 	if (request->error)
-		return hmmc_fail(request->error, "%s", request->text);
+		return hmmc_fail(request->error, "%s", request->text[0] ? request->text : strerror(-request->error));
 	return 0;
 }
 

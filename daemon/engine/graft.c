@@ -16,15 +16,17 @@
  * Until then it may be unmapped or moved again. The mirror that it comes from stays as
  * long as it waits.
  *
- * What can fail: memory for the block, room in the shadow, or more pages than the ledger has
+ * What can fail: memory for the block, or room in the shadow: the page goes home. More pages than the ledger has
  * places for: the page is lost, with an error in the log.
  */
 #include "engine/graft.h"
 
 #include <errno.h>
 #include <string.h>
+#include <time.h>
 
 #include "engine/protect.h"
+#include "engine/worker.h"
 #include "log.h"
 
 static struct hmm_grafts *grafts_of(const struct owner *owner)
@@ -101,24 +103,44 @@ static void lost(struct owner *owner, uint64_t addr, const char *why)
 	log_error("owner %u: page %#lx lost in mremap: %s", owner->id, addr, why);
 }
 
+/* Return: 0, or the page is not on a device at its new place. */
+static int install_on_device(struct owner *owner, uint64_t addr, unsigned int mirror, uint32_t number, const void *bytes)
+{
+	struct block *block = mirror < MIRRORS_MAX ? block_get(owner, addr) : NULL;
+
+	if (!block)
+		return -ENOMEM;
+	if (!block_sequence(owner, addr))
+		transit_note(block);
+	if (number == HMM_FAR_NONE)
+		return install_bytes(block, page_index(addr), mirror, bytes);
+	install_far(block, page_index(addr), mirror, number);
+	return 0;
+}
+
+/* The CPU has it then, or something else that is there by now; or nothing is mapped there any more. */
+static int install_at_home(struct owner *owner, uint64_t addr, const void *bytes)
+{
+	size_t done;
+	int r = bytes ? kernel->uffd_copy(owner->uffd, addr, bytes, HMM_PAGE_SIZE, 0, &done) : -ENOMEM;
+
+	if (r == -ESRCH)
+		owner->gone = true;
+	return r == -ENOMEM || r == -EAGAIN ? r : 0;
+}
+
+/*
+ * These are the only bytes. Where a device has no memory for them at their new address they go home, and where the owner has none
+ * either, or its map changes again, both are tried for as long as it takes.
+ */
 static void install(struct owner *owner, uint64_t addr, unsigned int mirror, uint32_t number,
 		    const void *bytes)
 {
-	struct block *block = mirror < MIRRORS_MAX ? block_get(owner, addr) : NULL;
-	int r;
+	const struct timespec pause = { .tv_nsec = NS_PER_MS };
 
-	if (!block) {
-		lost(owner, addr, "out of memory");
-		return;
-	}
-	if (!block_sequence(owner, addr))
-		transit_note(block);
-	if (number != HMM_FAR_NONE) {
-		install_far(block, page_index(addr), mirror, number);
-	} else {
-		r = install_bytes(block, page_index(addr), mirror, bytes);
-		if (r)
-			lost(owner, addr, strerror(-r));
+	while (install_on_device(owner, addr, mirror, number, bytes) && install_at_home(owner, addr, bytes)) {
+		nanosleep(&pause, NULL);
+		worker_gets_on(owner->worker);
 	}
 }
 

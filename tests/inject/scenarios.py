@@ -30,6 +30,7 @@ REFUSED = 3
 
 class Test(harness.Test):
     daemon_args = ["--pool", "memfd-huge", "--workers", "1"]
+    looks_at_charges = True
     counts = {}
     answers = collections.Counter()
 
@@ -71,7 +72,7 @@ class Test(harness.Test):
         return json.loads(told.stdout)[what] if told.returncode == 0 else None
 
     def is_unused(self):
-        pools, usage = self.told("pools"), self.told("usage")
+        pools, usage = self.told("pools"), self.told("usage") if self.looks_at_charges else []
         return (pools is not None and usage is not None and not [pool for pool in pools if pool["used"]] and
                 not [one for one in usage if one["used"] and one["name"] not in ("connections", "fds", "requests")])
 

@@ -69,6 +69,9 @@ class Table(unittest.TestCase):
 
 
 class Inject(scenarios.Test):
+    # So often that it takes its time.
+    looks_at_charges = FEW or ALL
+
     def run_plan(self, scenario, plan=""):
         """Returns the counts of hmmd's calls."""
         report = os.path.join(self.folder, "report")
