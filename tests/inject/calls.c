@@ -19,6 +19,7 @@
 #include <linux/futex.h>
 #include <poll.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -198,6 +199,7 @@ WRAP(int, -1, setsockopt, setsockopt, (int fd, int level, int name, const void *
      (fd, level, name, value, size))
 WRAP(int, -1, poll, poll, (struct pollfd *fds, nfds_t n, int timeout), (fds, n, timeout))
 WRAP(int, -1, nanosleep, nanosleep, (const struct timespec *time, struct timespec *left), (time, left))
+WRAP(int, -1, timer, timer_create, (clockid_t clock, struct sigevent *event, timer_t *timer), (clock, event, timer))
 WRAP(int, -1, epoll, epoll_wait, (int fd, struct epoll_event *events, int n, int timeout), (fd, events, n, timeout))
 WRAP(int, -1, epoll_new, epoll_create1, (int flags), (flags))
 WRAP(int, error, thread, pthread_create,

@@ -64,6 +64,7 @@
 	CALL(futex_waitv, "EINTR EAGAIN ENOSYS")                                                   \
 	CALL(poll, "EINTR ENOMEM")                                                                 \
 	CALL(nanosleep, "EINTR")                                                                   \
+	CALL(timer, "EAGAIN ENOMEM")                                                               \
 	CALL(thread, "EAGAIN")                                                                     \
 	CALL(ring, "EINTR EAGAIN EBUSY")                                                           \
 	CALL(ring_new, "ENOMEM EPERM")                                                             \

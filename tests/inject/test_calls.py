@@ -41,6 +41,7 @@ NOT_FAILED = {
         " access shutdown getrandom setsid flock pthread_self pthread_join pthread_detach pthread_timedjoin_np pthread_sigmask"
         " pthread_setname_np pthread_mutex_init pthread_mutex_destroy pthread_mutex_lock pthread_mutex_unlock pthread_attr_init"
         " pthread_cond_init pthread_cond_destroy pthread_cond_wait pthread_cond_timedwait pthread_cond_signal pthread_cond_broadcast"
+        " pthread_mutex_trylock gettid sigaction siglongjmp __sigsetjmp sigtimedwait timer_settime timer_delete"
         " pthread_condattr_init pthread_condattr_destroy pthread_condattr_setclock"
         " pthread_attr_destroy pthread_attr_setstack pthread_attr_getstack pthread_setspecific sigprocmask sigaddset sigdelset"
         " sigemptyset sigfillset eventfd_read eventfd_write munlock prctl close free",
