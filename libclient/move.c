@@ -74,7 +74,8 @@ bool hmmc_order_commit(struct agent *agent, struct hmm_order *order)
 		    !__atomic_compare_exchange_n(&order->state, &running, HMM_ORDER_COMMIT, false,
 						 __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
 			return false;
-		if (!held(agent))
+		/* Whoever retires it, and did not see COMMIT, is seen here. */
+		if (!held(agent) && !agent_is_retired(agent))
 			return true;
 		hmmc_order_step_back(agent, order);
 	}

@@ -611,6 +611,22 @@ static void disarm(struct rescuer *rescuer, struct view *view, uint64_t block)
 		ioctl(view->uffd, UFFDIO_UNREGISTER, &range);
 }
 
+/*
+ * The agent may be about to MOVE, and would take what is mapped there the moment that an event is read: what mremap() brought, for one. The
+ * kernel refuses it as long as the event is unread, and then it steps back. What raises an event of its own waits for that to be read.
+ */
+static bool agent_moves(const struct owner *owner)
+{
+	for (unsigned int i = 0; i < HMM_ORDERS_RING; i++) {
+		const struct hmm_order *order = &owner->orders->ring[i];
+
+		if (__atomic_load_n(&order->state, __ATOMIC_SEQ_CST) == HMM_ORDER_COMMIT &&
+		    order->kind != HMM_ORDER_OUT_ZAP && order->kind != HMM_ORDER_COHERE && order->kind != HMM_ORDER_UNCOHERE)
+			return true;
+	}
+	return false;
+}
+
 static void let_agent_finish(struct rescuer *rescuer)
 {
 	struct owner *owner = rescuer->owner;
@@ -622,7 +638,8 @@ static void let_agent_finish(struct rescuer *rescuer)
 	futex_wake(&owner->regions.changes, INT32_MAX);
 	while (__atomic_load_n(&owner->agent.busy, __ATOMIC_SEQ_CST)) {
 		/* It may be in a madvise() whose event nobody has read. */
-		drain_events(rescuer, &rescuer->own);
+		if (!agent_moves(owner))
+			drain_events(rescuer, &rescuer->own);
 		futex_wait(&owner->agent.busy, 1, &moment);
 	}
 	/* It waits for nobody; the userfaultfd must not be closed under it. */
