@@ -473,6 +473,22 @@ bool order_is_held_up(const struct block *block)
 	return (state == HMM_ORDER_COMMIT || state == HMM_ORDER_FILLING) && process_is_stopped(owner->pid);
 }
 
+/*
+ * It is done, but one before it is not: slots are emptied by a thread of their own, which may be stopped. What it has to
+ * say is taken ahead of its turn, and its place in the ring when that comes.
+ */
+static bool finish_ahead(struct owner *owner, struct block_order *order)
+{
+	struct block_order copy = *order;
+
+	if (shared_state(owner, order) != HMM_ORDER_DONE || waits_for_reader(order->kind))
+		return false;
+	order->kind = HMM_ORDER_NONE;
+	order->block = NULL;
+	finish(owner, &copy);
+	return true;
+}
+
 /* A slot that is to be released and is waited for: who is on the way home can do without it. */
 static void miss_slot(struct owner *owner, const struct block_order *order, int64_t now)
 {
@@ -506,6 +522,8 @@ void order_unstick(struct owner *owner, int64_t now)
 		/* On the way home it can be done without the agent: for a debugger, say, that stopped it. */
 		if (TAILQ_EMPTY(&block->parked) &&
 		    (order->kind != HMM_ORDER_HOME_SLOT || now - order->issued < 5 * STUCK_NS))
+			continue;
+		if (finish_ahead(owner, order))
 			continue;
 		do_without_agent(owner);
 		if (order_cancel(owner, order))
