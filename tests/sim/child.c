@@ -168,10 +168,10 @@ static void copy_all(void)
 	}
 }
 
-void fork_child(unsigned int cpu)
+void fork_child(unsigned int cpu, int64_t until)
 {
 	step();
-	if (child->lives || child->watched)
+	if (child->lives || child->watched || world.now >= until)
 		return;
 	say("forks");
 	copy_all();

@@ -261,17 +261,15 @@ static bool is_rescued(void *data)
 /* As libclient/fork.c has it: what is on the device comes home before, and nothing leaves until it is over. */
 static void fork_by_library(unsigned int cpu)
 {
-	int64_t begin;
+	/* As long as hmmd waits for the end of it, and not longer (LIMITS.md, 21). */
+	int64_t until = world.now + 30 * ACK_TIMEOUT_MS * NS_PER_MS;
 
 	world.prepared[cpu] = ++world.forks;
 	ask_surely(HMM_OP_PREPARE_FORK, world.prepared[cpu]);
 	if (world.lost)
 		block(is_rescued, NULL, INT64_MAX);
-	begin = world.now;
 	step();
-	/* As long as hmmd waits for the end of it, and not longer. */
-	if (world.now - begin < 30 * ACK_TIMEOUT_MS * NS_PER_MS)
-		fork_child(cpu);
+	fork_child(cpu, world.lost || !world.forks_unseen ? INT64_MAX : until);
 	step();
 	ask_surely(HMM_OP_FORKED, world.prepared[cpu]);
 	world.prepared[cpu] = 0;
@@ -282,7 +280,7 @@ static void make_child(unsigned int cpu)
 	if (world.forks_unseen || choose(3) == 2)
 		fork_by_library(cpu);
 	else
-		fork_child(cpu);
+		fork_child(cpu, INT64_MAX);
 }
 
 void cpu_body(void *data)

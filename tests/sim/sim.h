@@ -337,8 +337,8 @@ uint64_t window_reach(unsigned int n);
 
 /* ---- a child, and who keeps its userfaultfd (child.c) ------------------------------------------------------------- */
 
-/* The caller's thread forks; it waits for hmmd where that sees it. */
-void fork_child(unsigned int cpu);
+/* The caller's thread forks, if it is not too late for that; it waits for hmmd where that sees it. */
+void fork_child(unsigned int cpu, int64_t until);
 void child_body(void *data);
 void child_is_released(void);		/* nobody has its userfaultfd any more */
 int child_fill(uint64_t dst, const char *src, size_t length, bool poison, size_t *done);
