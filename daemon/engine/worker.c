@@ -20,6 +20,7 @@
 
 #include "engine/breakage.h"
 #include "engine/evict.h"
+#include "engine/far.h"
 #include "engine/handover.h"
 #include "log.h"
 #include "tracking/tracking.h"
@@ -329,6 +330,16 @@ static bool is_answer(const struct letter *letter, const struct owner *owner)
 	return letter->message->opcode == HMM_OP_DEVMEM_FETCHED;
 }
 
+static bool is_asked(const struct owner *owner, uint64_t peer)
+{
+	const struct ask *ask;
+
+	TAILQ_FOREACH(ask, &owner->asks, link)
+		if (ask->mirror->peer == peer)
+			return true;
+	return false;
+}
+
 bool worker_hear_drivers(struct owner *owner)
 {
 	struct worker *worker = owner->worker;
@@ -348,7 +359,7 @@ bool worker_hear_drivers(struct owner *owner)
 			owner_request(owner, letter);
 			continue;
 		}
-		all_live &= letter->kind != LETTER_PEER_GONE;
+		all_live &= letter->kind != LETTER_PEER_GONE || !is_asked(owner, letter->peer);
 		*tail = letter;
 		tail = &letter->next;
 	}

@@ -72,7 +72,7 @@ struct engine {
 
 /*
  * For who must not let anything else go on (fork.c): for 1 ms at most only what drivers answer who bring
- * far pages of this owner is heard; the rest is held. False: somebody's connection has ended.
+ * far pages of this owner is heard; the rest is held. False: the connection of one of them has ended.
  */
 bool worker_hear_drivers(struct owner *owner);
 /* The worker wants to be awake at @when. */

@@ -9,7 +9,9 @@
 
 #include <pthread.h>
 #include <signal.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 
 static void lost(_Atomic unsigned long *how)
@@ -279,6 +281,48 @@ static void cloned_late(void)
 	engine_end();
 }
 
+/* Others come and go while the driver thinks. */
+static void *come_and_go(void *nothing)
+{
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
+
+	snprintf(address.sun_path, sizeof(address.sun_path), "%s", getenv("HMM_SOCKET"));
+	for (int i = 0; i < 50; i++) {
+		int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+
+		CHECK(fd >= 0 && !connect(fd, (struct sockaddr *)&address, sizeof(address)));
+		close(fd);
+		usleep(1000);
+	}
+	atomic_store(&board->hold_fault, false);
+	return nothing;
+}
+
+static void cloned_among_strangers(void)
+{
+	pthread_t strangers;
+	char *memory;
+	pid_t child;
+
+	engine_begin("cloned-among-strangers");
+	if (!(hmm_features(hmm) & HMM_HAS_EVENT_FORK))
+		test_skip("raw forks are not seen here");
+	memory = test_map(64);
+	test_fill(memory, 64, 1);
+	engine_out(memory, 32);
+	atomic_store(&board->hold_fault, true);
+	CHECK(!pthread_create(&strangers, NULL, come_and_go, NULL));
+	child = (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+	if (!child) {
+		test_check(memory, 64, 1);
+		_exit(0);
+	}
+	test_reap(child, 0);
+	pthread_join(strangers, NULL);
+	test_check(memory, 64, 1);
+	engine_end();
+}
+
 /* What is on its way home, on another device, when the fork comes: the child gets that, too. */
 static void cloned_on_the_way_home(void)
 {
@@ -341,6 +385,7 @@ static const struct test_case cases[] = {
 	{ "unmapped-in-fetch", unmapped_in_fetch, false },
 	{ "driver-dies-in-store", driver_dies_in_store, false },
 	{ "remapped-onto-another", remapped_onto_another, false }, { "cloned", cloned, false },
+	{ "cloned-among-strangers", cloned_among_strangers, false },
 	{ "cloned-on-the-way-home", cloned_on_the_way_home, false },
 	{ "cloned-late", cloned_late, false }, { "cloned-lost", cloned_lost, false },
 	{ NULL, NULL, false },
