@@ -261,8 +261,8 @@ static bool is_rescued(void *data)
 /* As libclient/fork.c has it: what is on the device comes home before, and nothing leaves until it is over. */
 static void fork_by_library(unsigned int cpu)
 {
-	/* As long as hmmd waits for the end of it, and not longer (LIMITS.md, 21). */
-	int64_t until = world.now + 30 * ACK_TIMEOUT_MS * NS_PER_MS;
+	/* As long as hmmd waits for the end of it, whose clock is a moment late, and not longer (LIMITS.md, 21). */
+	int64_t until = world.now + 29 * ACK_TIMEOUT_MS * NS_PER_MS;
 
 	world.prepared[cpu] = ++world.forks;
 	ask_surely(HMM_OP_PREPARE_FORK, world.prepared[cpu]);
