@@ -265,7 +265,7 @@ int space_register(uint64_t start, uint64_t length, uint64_t mode)
 		page->missing = missing;
 		page->wp = wp;
 		page->huge &= length >= HMM_BLOCK_SIZE;
-		page->doubtful = world.changing && in_hmmd();
+		page->doubtful = in_hmmd() && (world.changing || !missing);
 	}
 	return any ? 0 : -EINVAL;
 }

@@ -415,7 +415,8 @@ void oracle_end(void)
 
 		/*
 		 * What it registers again because the map is changing may be another mapping by then, which it is then told was
-		 * unmapped: it stays registered, and the first fault there sets that right.
+		 * unmapped: it stays registered, and the first fault there sets that right. And what hmmd registers for a moment, to see
+		 * whether a mapping has grown (grown_end()), stays so if it is killed in that: nothing is protected there, nobody waits.
 		 */
 		if ((page->missing || page->wp) && !page->doubtful)
 			wrong("hmmd has gone, and %s is registered", addr_name(used_addr(n)));

@@ -58,7 +58,7 @@ struct page {
 	bool mapped;
 	bool missing, wp;	/* how it is registered with the owner's userfaultfd */
 	bool present, protected, poisoned;
-	bool doubtful;		/* registered while the map was changing: hmmd may take it for what was there before */
+	bool doubtful;		/* registered while the map was changing, or to see what a mapping is: hmmd may not know of it */
 	bool changing;		/* some thread is about to, or has not come back from it */
 	bool shared;		/* with a child: nobody has written since */
 	bool huge;		/* a part of a huge page, if all others of its block are, too */
