@@ -408,6 +408,16 @@ void migrate_home_for_fork(struct owner *owner, migrate_done done, void *data)
 	home(owner, 0, HMM_VA_END, NULL, NULL, HMM_REASON_FORK, done, data);
 }
 
+bool migrate_is_sent(const struct mirror *mirror, uint64_t addr)
+{
+	const struct migration *migration;
+
+	TAILQ_FOREACH(migration, &mirror->owner->outgoing, link)
+		if (migration->mirror == mirror && migration->start <= addr && addr < migration->end)
+			return true;
+	return false;
+}
+
 int migrate_to(struct mirror *mirror, uint64_t start, uint64_t end, bool populate, uint8_t *results,
 	       uint64_t journey, migrate_done done, void *data)
 {

@@ -793,6 +793,8 @@ int migrate_evict(struct block *block, const struct device *device, bool cheap, 
 int migrate_return(const struct copy *copy, bool cheap, migrate_done done, void *data);
 /* Whether that journey's migration is still running. */
 bool migrate_is_under_way(const struct owner *owner, uint64_t journey);
+/* The page is on its way to the mirror's device, or will be. */
+bool migrate_is_sent(const struct mirror *mirror, uint64_t addr);
 void migrate_out_done(struct block *block, struct block_order *order, struct hmm_order *shared);
 void job_block_done(struct job *job, int result);
 /* A job, or NULL, has brought these pages home: it does not do so twice. */

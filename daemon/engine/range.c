@@ -390,6 +390,9 @@ static int answer_reach(struct look *look, uint64_t from, const struct view *vie
 			return take_back(look, block, from, view->end);
 		if (block && page_state(block, page_index(from)) == HMM_PAGE_ERROR)
 			return stop_at(look, from, HMM_RANGE_STOP_ERROR);
+		/* Without MOVE what both read goes home on its way there. */
+		if (want && !there && migrate_is_sent(look->mirror, from))
+			return again(look);
 		if (want && (!there || want & HMM_RANGE_WANT_HOME)) {
 			owner_count(look->owner, COUNTER_UNREACHABLE, 1);
 			return stop_at(look, from, HMM_RANGE_STOP_ERROR);

@@ -388,13 +388,6 @@ static void read_by_both(void)
 		for (unsigned int i = 0; i < 1000 && (n == -EAGAIN || n == -EBUSY); i++) {
 			hmm_range_wait_until_valid(&soon->range, 1000);
 			n = hmm_range_fault(&soon->range, false);
-			/* Without MOVE they go home first; whose agent gets no processor for a second has them there, and no pin. */
-			if (n == -EFAULT && hmm_features(hmm) & HMM_HAS_MOVE)
-				break;
-			if (n == -EFAULT) {
-				must(pin(memory + 12 * PAGE, 2), "pin again");
-				n = -EAGAIN;
-			}
 			usleep(1000);
 		}
 		CHECK_EQ(n, 2);
