@@ -127,7 +127,6 @@ static int prepare_stored(struct request *request)
 	return 0;
 }
 
-/* Which of them hmmd has noted. Return: 0, or nothing has moved. */
 /*
  * What hmmd asked it asks once, and an owner waits for the answer, or the pages of a migration do: where there is no memory for it,
  * here or in hmmd, it is tried for as long as it takes.
@@ -153,6 +152,7 @@ static struct request *new_answer(struct connection *connection, uint16_t op, si
 	return request;
 }
 
+/* Which of them hmmd has noted. Return: 0, or nothing has moved. */
 static int tell_stored(struct storing *storing, uint64_t *moved)
 {
 	struct connection *connection = storing->mirror->hmm->connection;

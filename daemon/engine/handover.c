@@ -44,13 +44,7 @@ static void get_on(struct owner *owner, int64_t now)
 {
 	if (owner->recovering || owner->gone)
 		return;
-	order_reap(owner);
-	order_unstick(owner, now);
-	if (owner->deferred_read)
-		event_read(owner);
-	invalidate_expire(owner, now);
-	if (invalidate_deadline(owner) != INT64_MAX)
-		worker_alarm(owner->worker, invalidate_deadline(owner));
+	owner_get_on(owner, now);
 	far_tick(owner, now);
 }
 

@@ -854,10 +854,8 @@ static void tick_closing(struct owner *owner, int64_t now)
 	worker_alarm(owner->worker, now + TICK_NS);
 }
 
-void owner_tick(struct owner *owner, int64_t now)
+void owner_get_on(struct owner *owner, int64_t now)
 {
-	struct block *block;
-
 	if (!owner_agent_idle(owner)) {
 		order_reap(owner);
 		order_unstick(owner, now);
@@ -867,6 +865,13 @@ void owner_tick(struct owner *owner, int64_t now)
 	invalidate_expire(owner, now);
 	if (invalidate_deadline(owner) != INT64_MAX)
 		worker_alarm(owner->worker, invalidate_deadline(owner));
+}
+
+void owner_tick(struct owner *owner, int64_t now)
+{
+	struct block *block;
+
+	owner_get_on(owner, now);
 	if (owner->recovering && !recover_tick(owner, now)) {
 		log_warn("owner %u: its library did not finish handing things back; it may try again",
 			 owner->id);

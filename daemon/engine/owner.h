@@ -430,6 +430,8 @@ void owner_gone(struct owner *owner);
 /* Frees an owner whose pages are all home (or whose mm is gone). */
 void owner_free(struct owner *owner);
 /* Periodic: is an owner without connection gone, is closing done? Sets the worker's alarm. */
+/* Of a tick what the agent, drivers and unread events have begun, and nothing new. */
+void owner_get_on(struct owner *owner, int64_t now);
 void owner_tick(struct owner *owner, int64_t now);
 /* Shared with recover.c. */
 struct owner *owner_new(struct worker *worker, struct letter *letter);
@@ -922,9 +924,9 @@ void mirror_free(struct mirror *mirror);
 /* Its driver is @pid, who says what it wants: so that a successor knows for whom to wait. */
 void mirror_note_driver(struct mirror *mirror, uint64_t peer, uint64_t flags, pid_t pid);
 void mirror_ready(struct owner *owner, struct letter *letter);
-/* The mirror's shadow of @addr; the owner is told of a new one. */
 /* To an owner that has come back: what it was told may have been lost with its connection. */
 void mirror_tell_again(struct mirror *mirror);
+/* The mirror's shadow of @addr; the owner is told of a new one. */
 int mirror_shadow(struct mirror *mirror, uint64_t addr, struct shadow **result);
 /* Announces it to a peer. False: out of memory or descriptors. */
 bool mirror_send_region(struct mirror *mirror, const struct shadow *shadow, uint64_t peer,
