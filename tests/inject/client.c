@@ -98,6 +98,15 @@ static void declare(void *memory, size_t pages)
 	CHECK(!r || *hmm_last_error());
 }
 
+void fill_and_open(char *memory, size_t pages)
+{
+	test_fill(memory, pages, 1);
+	if (open_or_refused(DEVICE_MEMORY))
+		return;
+	test_check(memory, pages, 1);
+	_exit(REFUSED);
+}
+
 static void travel_of(bool declared, bool secret)
 {
 	char *huge = test_map_huge(3), *small = test_map(700);
@@ -151,11 +160,7 @@ static void share(void)
 	size_t pages = 3 * 512;
 	char *memory = test_map_huge(3);
 
-	test_fill(memory, pages, 1);
-	if (!open_or_refused(DEVICE_MEMORY)) {
-		test_check(memory, pages, 1);
-		_exit(REFUSED);
-	}
+	fill_and_open(memory, pages);
 	for (int round = 0; round < 2; round++) {
 		int r = hmm_share(&mirror, memory, pages * PAGE);
 
@@ -175,11 +180,7 @@ static void touch(void)
 	size_t pages = 1200;
 	char *memory = test_map(pages);
 
-	test_fill(memory, pages, 1);
-	if (!open_or_refused(DEVICE_MEMORY)) {
-		test_check(memory, pages, 1);
-		_exit(REFUSED);
-	}
+	fill_and_open(memory, pages);
 	move(memory, pages, HMM_DEVICE);
 	test_check(memory, pages, 1);		/* reading: S */
 	test_fill(memory, pages / 2, 1);	/* writing S */
@@ -288,11 +289,7 @@ static void ranges(void)
 	size_t pages = 900;
 	char *memory = test_map(pages);
 
-	test_fill(memory, pages, 1);
-	if (!open_or_refused(DEVICE_MEMORY)) {
-		test_check(memory, pages, 1);
-		_exit(REFUSED);
-	}
+	fill_and_open(memory, pages);
 	for (int round = 0; round < 2; round++) {
 		move(memory + 100 * PAGE, 200, HMM_DEVICE);
 		look(memory, pages, false);
@@ -315,11 +312,7 @@ static void family(void)
 	char *memory = test_map(pages);
 	pid_t child;
 
-	test_fill(memory, pages, 1);
-	if (!open_or_refused(DEVICE_MEMORY)) {
-		test_check(memory, pages, 1);
-		_exit(REFUSED);
-	}
+	fill_and_open(memory, pages);
 	for (int round = 0; round < 2; round++) {
 		move(memory, pages, HMM_DEVICE);
 		child = fork();
@@ -343,11 +336,7 @@ static void access_memory(void)
 	void *allocated = NULL;
 	uint64_t word;
 
-	test_fill(memory, pages, 1);
-	if (!open_or_refused(DEVICE_MEMORY)) {
-		test_check(memory, pages, 1);
-		_exit(REFUSED);
-	}
+	fill_and_open(memory, pages);
 	move(memory, pages / 2, HMM_DEVICE);
 	for (size_t i = 0; i < pages; i++) {
 		unsigned long addr = (unsigned long)memory + i * PAGE;

@@ -11,6 +11,8 @@
 
 /* The mirror, on a device of @memory bytes. False: hmmd serves no one, and said so. */
 bool open_or_refused(uint64_t memory);
+/* Bytes in @memory, and the same; refused, they are right, and the scenario is over. */
+void fill_and_open(char *memory, size_t pages);
 void close_all(void);
 /* What can't go stays, and says so; nothing else may happen. */
 void move(void *memory, size_t pages, enum hmm_target target);
@@ -30,6 +32,8 @@ void exclusive(void);
 void evict(void);
 void devmem(void);
 void engine_driver(void);
+/* That driver, for so many pages of bytes; refused, they are right, and the scenario is over. */
+char *start_engine(size_t pages, int *socket, pid_t *driver);
 /* What the driver of `engine` can have of it. */
 void driver_takes(int socket, char *memory, size_t pages);
 void reached(void);

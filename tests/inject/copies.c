@@ -17,11 +17,7 @@ static char *begin_tracked(size_t pages)
 	char *memory = test_map(pages);
 	int r;
 
-	test_fill(memory, pages, 1);
-	if (!open_or_refused(DEVICE_MEMORY)) {
-		test_check(memory, pages, 1);
-		_exit(REFUSED);
-	}
+	fill_and_open(memory, pages);
 	r = hmm_advise(hmm, (unsigned long)memory, pages * PAGE, HMM_ADVISE_UNPINNED, &options);
 	CHECK(!r || *hmm_last_error());
 	return memory;
@@ -215,22 +211,10 @@ static void give_birth(char *memory, size_t pages, bool raw)
 void farfork(void)
 {
 	size_t pages = 400;
-	int socket, status, key;
-	pid_t driver = start_driver("engine", &socket);
-	char *memory = test_map(pages);
+	int socket, status;
+	pid_t driver;
+	char *memory = start_engine(pages, &socket, &driver);
 
-	test_fill(memory, pages, 1);
-	if (!open_or_refused(DEVICE_MEMORY)) {
-		send_key(socket, -1);
-		test_check(memory, pages, 1);
-		_exit(REFUSED);
-	}
-	key = hmm_export(hmm);
-	if (key < 0)
-		printf("hmm_export: %s\n", hmm_last_error());
-	send_key(socket, key);
-	if (key >= 0)
-		close(key);
 	for (int round = 0; round < 2; round++) {
 		driver_takes(socket, memory, pages);
 		give_birth(memory, pages, round);

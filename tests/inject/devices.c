@@ -267,25 +267,35 @@ void driver_takes(int socket, char *memory, size_t pages)
 		printf("%ld pages are the driver's\n", there);
 }
 
-void devmem(void)
+char *start_engine(size_t pages, int *socket, pid_t *driver)
 {
-	size_t pages = 700;
-	int socket, status, key;
-	pid_t driver = start_driver("engine", &socket);
-	char *memory = test_map(pages);
+	char *memory;
+	int key;
 
+	*driver = start_driver("engine", socket);
+	memory = test_map(pages);
 	test_fill(memory, pages, 1);
 	if (!open_or_refused(DEVICE_MEMORY)) {
-		send_key(socket, -1);
+		send_key(*socket, -1);
 		test_check(memory, pages, 1);
 		_exit(REFUSED);
 	}
 	key = hmm_export(hmm);
 	if (key < 0)
 		printf("hmm_export: %s\n", hmm_last_error());
-	send_key(socket, key);
+	send_key(*socket, key);
 	if (key >= 0)
 		close(key);
+	return memory;
+}
+
+void devmem(void)
+{
+	size_t pages = 700;
+	int socket, status;
+	pid_t driver;
+	char *memory = start_engine(pages, &socket, &driver);
+
 	driver_takes(socket, memory, pages);
 	test_check(memory, pages, 1);
 	driver_takes(socket, memory, 400);

@@ -582,6 +582,23 @@ static void *sync_on(void *argument)
 	return NULL;
 }
 
+/* In a driver's process, which has another's @key: its mirror, of which nothing is tracked yet. */
+static struct leaver *leaver_new(int key, char *memory, size_t pages)
+{
+	static struct leaver leaver;
+	struct hmm_device *device;
+	struct hmm *peer;
+
+	CHECK_EQ(hmm_open_peer(key, NULL, &peer), 0);
+	CHECK_EQ(hmm_device_open(peer, "replica", &device), 0);
+	leaver.mirror.ops = &tracked_ops;
+	leaver.mirror.device = device;
+	leaver.at = (unsigned long)memory;
+	leaver.length = pages * PAGE;
+	CHECK_EQ(hmm_mirror_register(&leaver.mirror, peer), 0);
+	return &leaver;
+}
+
 /* A driver that dies in the middle of it: its copies' room is given back, and nobody waits. */
 static void leaving(void)
 {
@@ -597,22 +614,13 @@ static void leaving(void)
 
 		CHECK(child >= 0);
 		if (!child) {
-			static struct leaver leaver;
-			struct hmm_device *its_device;
-			struct hmm *peer;
+			struct leaver *leaver = leaver_new(key, memory, 16384);
 			pthread_t thread;
 
-			CHECK_EQ(hmm_open_peer(key, NULL, &peer), 0);
-			CHECK_EQ(hmm_device_open(peer, "replica", &its_device), 0);
-			leaver.mirror.ops = &tracked_ops;
-			leaver.mirror.device = its_device;
-			leaver.at = (unsigned long)memory;
-			leaver.length = 16384 * PAGE;
-			CHECK_EQ(hmm_mirror_register(&leaver.mirror, peer), 0);
 			/* The one before may not be heard of yet. */
-			while (hmm_mirror_track(&leaver.mirror, leaver.at, 16384 * PAGE, 0) == -ENOSPC)
+			while (hmm_mirror_track(&leaver->mirror, leaver->at, leaver->length, 0) == -ENOSPC)
 				usleep(1000);
-			CHECK(!pthread_create(&thread, NULL, sync_on, &leaver));
+			CHECK(!pthread_create(&thread, NULL, sync_on, leaver));
 			usleep(1000U << i);
 			_exit(0);
 		}
@@ -654,24 +662,15 @@ static void leaving_one_that_cannot_be_stopped(void)
 	driver = fork();
 	CHECK(driver >= 0);
 	if (!driver) {
-		static struct leaver leaver;
-		struct hmm_device *its_device;
-		struct hmm *peer;
+		struct leaver *leaver = leaver_new(key, memory, 64);
 		pthread_t thread;
 		char byte;
 
-		CHECK_EQ(hmm_open_peer(key, NULL, &peer), 0);
-		CHECK_EQ(hmm_device_open(peer, "replica", &its_device), 0);
-		leaver.mirror.ops = &tracked_ops;
-		leaver.mirror.device = its_device;
-		leaver.at = (unsigned long)memory;
-		leaver.length = 64 * PAGE;
-		CHECK_EQ(hmm_mirror_register(&leaver.mirror, peer), 0);
-		CHECK_EQ(hmm_mirror_track(&leaver.mirror, leaver.at, 64 * PAGE, 0), 0);
+		CHECK_EQ(hmm_mirror_track(&leaver->mirror, leaver->at, leaver->length, 0), 0);
 		CHECK_EQ(read(go[0], &byte, 1), 1);
-		CHECK(!pthread_create(&thread, NULL, sync_on, &leaver));
+		CHECK(!pthread_create(&thread, NULL, sync_on, leaver));
 		usleep((useconds_t)test_scaled(100) * 1000);
-		CHECK(leaver.last >= 0);
+		CHECK(leaver->last >= 0);
 		_exit(0);
 	}
 	close(key);
