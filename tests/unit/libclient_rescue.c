@@ -399,22 +399,24 @@ static void await_event(void)
 	cr_assert_eq(poll(&event, 1, -1), 1);
 }
 
-/* Whoever changes the map, or forks, waits in the call until its event is read. */
+/* Whoever changes the map, or forks, waits in the call until its event is read. For a lock it waits no two looks long. */
 static void await_caller(const pid_t *tid)
 {
-	char path[64], state = 0;
+	unsigned int waits = 0;
+	char path[64], state;
 	pid_t known;
 
-	while (state != 'D') {
+	while (waits < 2) {
 		FILE *stat;
 
 		usleep(1000);
 		known = __atomic_load_n(tid, __ATOMIC_ACQUIRE);
-		snprintf(path, sizeof(path), "/proc/self/task/%d/stat", known);
+		snprintf(path, sizeof(path), "/proc/%d/stat", known);
 		stat = known ? fopen(path, "re") : NULL;
 		if (!stat)
 			continue;
 		cr_assert_eq(fscanf(stat, "%*d (%*[^)]) %c", &state), 1);
+		waits = state == 'D' ? waits + 1 : 0;
 		fclose(stat);
 	}
 }
@@ -636,6 +638,8 @@ static struct family {
 	pid_t child;			/* it forks at once */
 	bool forks;
 } *families;
+static unsigned int families_count;
+static uint32_t all_fork;
 
 static void *clone_a_family(void *argument)
 {
@@ -663,6 +667,7 @@ static struct rlimit begin_with_families(pthread_t *threads, unsigned int count,
 	int next;
 
 	begin_with_children(1);
+	families_count = count;
 	families = mmap(NULL, count * sizeof(*families), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	cr_assert_neq(families, MAP_FAILED);
 	for (unsigned int i = 0; i < count; i++) {
@@ -676,7 +681,38 @@ static struct rlimit begin_with_families(pthread_t *threads, unsigned int count,
 	few = before;
 	few.rlim_cur = (rlim_t)next + descriptors;
 	cr_assert_eq(setrlimit(RLIMIT_NOFILE, &few), 0);
+	/* A child that has its pages before it comes to forking would give its descriptor back. */
+	short_of.request = UFFDIO_COPY;
+	short_of.of_child = true;
+	short_of.until = &all_fork;
+	short_of.times = UINT_MAX;
 	return before;
+}
+
+/* It needs a descriptor to look with, which is there while the rescuer asks for none. */
+static void let_all_fork(void)
+{
+	struct rlimit few, one_more;
+
+	for (unsigned int i = 0; i < families_count; i++)
+		while (!__atomic_load_n(&families[i].child, __ATOMIC_ACQUIRE))
+			usleep(1000);
+	cr_assert_eq(getrlimit(RLIMIT_NOFILE, &few), 0);
+	one_more = few;
+	one_more.rlim_cur++;
+	cr_assert_eq(setrlimit(RLIMIT_NOFILE, &one_more), 0);
+	for (unsigned int i = 0; i < families_count; i++)
+		if (families[i].forks)
+			await_caller(&families[i].child);
+	cr_assert_eq(setrlimit(RLIMIT_NOFILE, &few), 0);
+	__atomic_store_n(&all_fork, 1, __ATOMIC_RELEASE);
+}
+
+static void *let_them(void *unused)
+{
+	(void)unused;
+	let_all_fork();
+	return NULL;
 }
 
 /* In a process of its own: what Criterion has in this one does not bear to be without descriptors. */
@@ -708,8 +744,11 @@ static void a_family_each(void)
 {
 	pthread_t threads[FORKERS];
 	struct rlimit before = begin_with_families(threads, FORKERS, FORKERS - 4, FORKERS);
+	pthread_t looker;
 
+	pthread_create(&looker, NULL, let_them, NULL);
 	rescue();
+	pthread_join(looker, NULL);
 	cr_assert_eq(setrlimit(RLIMIT_NOFILE, &before), 0);
 	end_of_families(threads, FORKERS, -1);
 }
@@ -728,9 +767,7 @@ static void none_gets_on(void)
 
 	cr_assert_eq(hmmc_rescuer_start(&owner->rescuer, owner), 0);
 	hmmc_rescuer_call(&owner->rescuer);
-	/* No descriptor is left to look at it with. */
-	while (!__atomic_load_n(&families[3].child, __ATOMIC_ACQUIRE))
-		usleep(1000);
+	let_all_fork();
 	usleep(100000);
 	kill(families[3].child, SIGKILL);
 	futex_latch_wait(&owner->rescuer.done);
