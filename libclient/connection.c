@@ -70,14 +70,10 @@ static void receive_reply(struct connection *connection, struct hmm_frame *frame
 				    "hmmd answered another question than was asked");
 		return;
 	}
-	request->reply = hmmc_request_has_bytes(request->message->opcode, true) ?
-				 hmmc_arena_alloc_locked(frame->size) : hmmc_arena_alloc(frame->size);
-	if (!request->reply) {
+	if (!hmmc_request_take_reply(request, frame->data, frame->size)) {
 		hmmc_request_answer(request, -ENOMEM, "the library's memory is used up");
 		return;
 	}
-	request->reply_size = frame->size;
-	memcpy(request->reply, frame->data, frame->size);
 	if (request->finish)
 		error = request->finish(request, frame);
 	/* hmmd has not said that it is to be asked again. */

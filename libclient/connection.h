@@ -34,8 +34,10 @@ struct request {
 	uint32_t sending; /* the clerk is reading the message, though the answer may be here */
 	int error;
 	char text[HMMC_ERROR_TEXT];
-	struct hmm_wire_header *reply;	/* arena; NULL for noreply and errors */
+	struct hmm_wire_header *reply;	/* in room, or arena; NULL for noreply and errors */
 	size_t reply_size;
+	struct hmm_wire_header *room;	/* for the answer, made before anything is asked: what hmmd has done is not refused */
+	size_t room_size;
 	/*
 	 * In the clerk, each time before it is sent: fills in what only it can know.
 	 * An error, with its text in request->text, ends the request.
@@ -57,8 +59,10 @@ static inline bool hmmc_request_has_bytes(uint16_t op, bool reply)
 	return op == (reply ? HMM_OP_DEVICE_READ : HMM_OP_DEVICE_WRITE);
 }
 
-/* A zeroed message of @size bytes for @op. NULL: no memory. */
+/* A zeroed message of @size bytes for @op, and room for the fixed part of its answer. NULL: no memory. */
 struct request *hmmc_request_new(struct connection *connection, uint16_t op, size_t size);
+/* The same, with room for a tail of @tail bytes too, where hmmd will have done what that tells of. */
+struct request *hmmc_request_new_expecting(struct connection *connection, uint16_t op, size_t size, size_t tail);
 void hmmc_request_free(struct request *request);	/* closes its descriptors too */
 /* Queues it; request->done is set, or complete() called, when it is answered. */
 void hmmc_request_post(struct request *request);
@@ -68,6 +72,8 @@ int hmmc_request_call(struct request *request);	/* post and wait */
 /* For the receiver. With the lock held: takes it off the list of those in flight. */
 void hmmc_request_forget(struct connection *connection, struct request *request);
 void hmmc_request_answer(struct request *request, int error, const char *text);
+/* A copy of the answer, into its room if that is large enough. False: no memory. */
+bool hmmc_request_take_reply(struct request *request, const void *reply, size_t size);
 /* In the receiver, at connection->later_at: asks again what hmmd had no answer to then. */
 void hmmc_request_again(struct connection *connection);
 /* Has the clerk send again what the last hmmd did not answer. Return: 0 or -ENOMEM. */

@@ -176,7 +176,8 @@ static int read_piece(struct reading *reading, uint64_t addr, uint64_t length, u
 	struct request *request;
 	int error;
 
-	request = hmmc_request_new(reading->dirty->hmm->connection, HMM_OP_DIRTY_READ, sizeof(*message));
+	request = hmmc_request_new_expecting(reading->dirty->hmm->connection, HMM_OP_DIRTY_READ, sizeof(*message),
+					     (length / HMM_PAGE_SIZE + 63) / 64 * sizeof(uint64_t));
 	if (!request)
 		return hmmc_fail(-ENOMEM, "the library's memory is used up");
 	message = (struct hmm_msg_dirty_read *)request->message;

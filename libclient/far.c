@@ -142,11 +142,11 @@ static void *need(size_t size)
 	return memory;
 }
 
-static struct request *new_answer(struct connection *connection, uint16_t op, size_t size)
+static struct request *new_answer(struct connection *connection, uint16_t op, size_t size, size_t tail)
 {
 	struct request *request;
 
-	while (!(request = hmmc_request_new(connection, op, size)))
+	while (!(request = hmmc_request_new_expecting(connection, op, size, tail)))
 		hmmc_dispatch_nap(PAUSE_NS);
 	request->insists = true;
 	return request;
@@ -162,7 +162,7 @@ static int tell_stored(struct storing *storing, uint64_t *moved)
 	int error;
 
 	request = new_answer(connection, HMM_OP_DEVMEM_STORED,
-			     sizeof(*message) + storing->count * sizeof(uint32_t));
+			     sizeof(*message) + storing->count * sizeof(uint32_t), HMM_BITMAP_WORDS * sizeof(*moved));
 	message = (struct hmm_msg_devmem_stored *)request->message;
 	message->cookie = storing->ask->cookie;
 	message->count = storing->count;
@@ -362,7 +362,7 @@ static void tell_fetched(struct fetching *fetching)
 	struct request *request;
 
 	request = new_answer(fetching->mirror->hmm->connection, HMM_OP_DEVMEM_FETCHED,
-			     sizeof(*message) + fetching->ask->count);
+			     sizeof(*message) + fetching->ask->count, 0);
 	message = (struct hmm_msg_devmem_fetched *)request->message;
 	message->cookie = fetching->ask->cookie;
 	message->count = fetching->ask->count;

@@ -72,14 +72,15 @@ struct request *hmmc_migrate_next(struct rest *rest)
 	struct request *request;
 	uint64_t end;
 
-	request = hmmc_request_new(rest->mirror->hmm->connection, HMM_OP_MIGRATE, sizeof(*message));
-	if (!request)
-		return NULL;
 	end = rest->addr + rest->piece;
 	if (end >= rest->end)
 		end = rest->end;
 	else
 		end &= ~(HMM_BLOCK_SIZE - 1);
+	request = hmmc_request_new_expecting(rest->mirror->hmm->connection, HMM_OP_MIGRATE, sizeof(*message),
+					     (end - rest->addr) >> HMM_PAGE_SHIFT);
+	if (!request)
+		return NULL;
 	message = (struct hmm_msg_migrate *)request->message;
 	message->target = rest->target;
 	message->addr = rest->addr;

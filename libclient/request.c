@@ -26,14 +26,39 @@
 #define RETRY_MS	10
 #define ROUND_LATER UINT32_MAX /* request->round: to be sent when the connection is up again */
 
-struct request *hmmc_request_new(struct connection *connection, uint16_t op, size_t size)
+static void *alloc_for(uint16_t op, bool reply, size_t size)
+{
+	return hmmc_request_has_bytes(op, reply) ? hmmc_arena_alloc_locked(size) : hmmc_arena_alloc(size);
+}
+
+static void free_for(uint16_t op, bool reply, void *memory, size_t size)
+{
+	if (hmmc_request_has_bytes(op, reply))
+		hmmc_arena_free_locked(memory, size);
+	else
+		hmmc_arena_free(memory, size);
+}
+
+static bool make_room(struct request *request, uint16_t op, size_t tail)
+{
+	const struct hmm_wire_message *answer = hmm_wire_message(op | HMM_WIRE_REPLY);
+
+	if (!answer)
+		return true;
+	request->room = alloc_for(op, true, answer->size + tail);
+	request->room_size = request->room ? answer->size + tail : 0;
+	return request->room;
+}
+
+struct request *hmmc_request_new_expecting(struct connection *connection, uint16_t op, size_t size, size_t tail)
 {
 	struct request *request = hmmc_arena_alloc(sizeof(*request));
 
 	if (!request)
 		return NULL;
-	request->message = hmmc_request_has_bytes(op, false) ? hmmc_arena_alloc_locked(size) : hmmc_arena_alloc(size);
-	if (!request->message) {
+	request->message = alloc_for(op, false, size);
+	if (!request->message || !make_room(request, op, tail)) {
+		free_for(op, false, request->message, size);
 		hmmc_arena_free(request, sizeof(*request));
 		return NULL;
 	}
@@ -43,6 +68,11 @@ struct request *hmmc_request_new(struct connection *connection, uint16_t op, siz
 	for (unsigned int i = 0; i < sizeof(request->fds) / sizeof(*request->fds); i++)
 		request->fds[i] = -1;
 	return request;
+}
+
+struct request *hmmc_request_new(struct connection *connection, uint16_t op, size_t size)
+{
+	return hmmc_request_new_expecting(connection, op, size, 0);
 }
 
 static int close_fds(void *argument)
@@ -64,8 +94,11 @@ static void wait_for_clerk(const struct request *request)
 
 void hmmc_request_free(struct request *request)
 {
+	uint16_t op;
+
 	if (!request)
 		return;
+	op = request->message->opcode;
 	wait_for_clerk(request);
 	if (request->nfds && !request->borrowed) {
 		if (hmmc_thread_is_private())
@@ -73,15 +106,24 @@ void hmmc_request_free(struct request *request)
 		else
 			hmmc_clerk_call(close_fds, request);
 	}
-	if (hmmc_request_has_bytes(request->message->opcode, true))
-		hmmc_arena_free_locked(request->reply, request->reply_size);
-	else
-		hmmc_arena_free(request->reply, request->reply_size);
-	if (hmmc_request_has_bytes(request->message->opcode, false))
-		hmmc_arena_free_locked(request->message, request->size);
-	else
-		hmmc_arena_free(request->message, request->size);
+	if (request->reply != request->room)
+		free_for(op, true, request->reply, request->reply_size);
+	free_for(op, true, request->room, request->room_size);
+	free_for(op, false, request->message, request->size);
 	hmmc_arena_free(request, sizeof(*request));
+}
+
+bool hmmc_request_take_reply(struct request *request, const void *reply, size_t size)
+{
+	if (size <= request->room_size)
+		request->reply = request->room;
+	else
+		request->reply = alloc_for(request->message->opcode, true, size);
+	if (!request->reply)
+		return false;
+	request->reply_size = size;
+	memcpy(request->reply, reply, size);
+	return true;
 }
 
 /* Takes it off the list of those in flight. With the lock held. */
