@@ -112,14 +112,14 @@ struct hmm_mirror *hmmc_mirror_whole(const struct hmm_mirror_private *mirror)
 	return mirror->group ? mirror->group->mirror : mirror->mirror;
 }
 
-/* Return: -EBUSY: one of them stays. Else all are gone. */
+/* Return: -EBUSY, -ENOMEM: one of them stays. Else all are gone. */
 static int leave(struct group *group)
 {
 	int error = 0, failed;
 
 	for (unsigned int i = group->device->count; i-- > 0;) {
 		failed = group->members[i].priv ? hmmc_mirror_leave(&group->members[i]) : 0;
-		if (failed == -EBUSY)
+		if (failed == -EBUSY || failed == -ENOMEM)
 			return failed;
 		error = error ? error : failed;
 	}
@@ -151,9 +151,9 @@ int hmmc_group_join(struct hmm_mirror *mirror, struct hmm *hmm)
 	if (!error)
 		return 0;
 	snprintf(text, sizeof(text), "%s", hmm_last_error());
-	/* Nothing has come to the devices by them. */
-	while (leave(group) == -EBUSY)
-		hmmc_dispatch_nap(10000000);
+	for (unsigned int i = group->device->count; i-- > 0;)
+		if (group->members[i].priv)
+			hmmc_mirror_leave_surely(&group->members[i]);
 	mirror->priv = NULL;
 	group_free(group);
 	return hmmc_fail(error, "%s", text);
@@ -164,7 +164,7 @@ int hmmc_group_leave(struct hmm_mirror *mirror)
 	struct group *group = mirror->priv->group;
 	int error = leave(group);
 
-	if (error == -EBUSY)
+	if (error == -EBUSY || error == -ENOMEM)
 		return error;
 	mirror->priv = NULL;
 	group_free(group);

@@ -22,6 +22,9 @@ void hmmc_group_free(struct hmm_device *group);
 /* mirror.c: the same of one device. @whole: the group's mirror, of its member 0; else NULL. */
 int hmmc_mirror_join(struct hmm_mirror *mirror, struct hmm *hmm, struct group *group,
 		     struct hmm_mirror *whole);
+/* Return: 0; -EBUSY, -ENOMEM: it stays, try again; another error: it is gone all the same. */
 int hmmc_mirror_leave(struct hmm_mirror *mirror);
+/* However long it takes; to it nothing has come, or little. */
+void hmmc_mirror_leave_surely(struct hmm_mirror *mirror);
 
 #endif

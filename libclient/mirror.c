@@ -18,6 +18,7 @@
 #include "migrate.h"
 #include "space.h"
 
+#define LEAVE_AGAIN_NS 10000000L
 #define PIECE (64UL << 10)	/* HMM_WIRE_MAX leaves room for it */
 
 _Static_assert(HMM_ENTRY_VALID == HMM_TABLE_VALID && HMM_ENTRY_WRITE == HMM_TABLE_WRITE &&
@@ -235,7 +236,7 @@ int hmmc_mirror_join(struct hmm_mirror *mirror, struct hmm *hmm, struct group *g
 	}
 	error = hmmc_devmem_ready(private);
 	if (error)
-		hmmc_mirror_leave(mirror);
+		hmmc_mirror_leave_surely(mirror);
 	return error;
 }
 
@@ -306,23 +307,25 @@ int hmmc_mirror_leave(struct hmm_mirror *mirror)
 {
 	struct hmm_mirror_private *private = mirror->priv;
 	struct hmm *hmm = private->hmm;
-	struct request *request;
+	struct request *request = NULL;
 	int error = 0;
 
-	stop_callbacks(private, true);
-	hmmc_prefetch_stop(hmm, private);
-	hmmc_sync_leave(private);
 	if (hmmc_mirror_check(mirror) == 0) {
 		request = hmmc_request_new(hmm->connection, HMM_OP_MIRROR_UNREGISTER,
 					   sizeof(struct hmm_msg_mirror_unregister));
-		error = request ? 0 : hmmc_fail(-ENOMEM, "the library's memory is used up");
-		if (request) {
-			request->data = private;
-			request->prepare = prepare_unregister;
-			request->finish = finish_unregister;
-			error = hmmc_request_call(request);
-			hmmc_request_free(request);
-		}
+		if (!request)
+			return hmmc_fail(-ENOMEM, "the library's memory is used up");
+	}
+	stop_callbacks(private, true);
+	hmmc_prefetch_stop(hmm, private);
+	hmmc_sync_leave(private);
+	if (request) {
+		request->data = private;
+		request->prepare = prepare_unregister;
+		request->finish = finish_unregister;
+		request->insists = true;
+		error = hmmc_request_call(request);
+		hmmc_request_free(request);
 		if (error == -EBUSY) {
 			/* Pages that cannot come home yet. What the device stopped for it had let go of. */
 			if (private->quiesces) {
@@ -346,6 +349,14 @@ int hmmc_mirror_leave(struct hmm_mirror *mirror)
 	hmm_device_put(private->device);
 	hmmc_mirror_put(private);
 	return error;
+}
+
+void hmmc_mirror_leave_surely(struct hmm_mirror *mirror)
+{
+	int error;
+
+	while ((error = hmmc_mirror_leave(mirror)) == -EBUSY || error == -ENOMEM)
+		hmmc_dispatch_nap(LEAVE_AGAIN_NS);
 }
 
 int hmm_mirror_unregister(struct hmm_mirror *mirror)
@@ -422,7 +433,7 @@ static ssize_t read_piece(struct hmm_mirror_private *mirror, unsigned long addr,
 	struct request *request;
 	ssize_t done;
 
-	request = hmmc_request_new(mirror->hmm->connection, HMM_OP_DEVICE_READ, sizeof(*message));
+	request = hmmc_request_new_expecting(mirror->hmm->connection, HMM_OP_DEVICE_READ, sizeof(*message), length);
 	if (!request)
 		return hmmc_fail(-ENOMEM, "the library's memory is used up");
 	message = (struct hmm_msg_device_read *)request->message;

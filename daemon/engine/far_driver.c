@@ -265,6 +265,8 @@ void far_peer_gone(struct mirror *mirror)
 		return;
 	mirror->ready = false;
 	mirror->freed_count = 0;
+	/* Nobody waits for its end, and it can't come without its driver, who asks for it again when he is back. */
+	mirror->leaving = false;
 	far_refuse_stores(mirror);
 	TAILQ_FOREACH(ask, &mirror->owner->asks, link)
 		if (ask->mirror == mirror)

@@ -384,6 +384,11 @@ static void unregister_done(struct owner *owner, void *data, uint64_t pages)
 	struct mirror *mirror = mirror_by_id(owner, message->mirror);
 
 	(void)pages;
+	if (mirror && !mirror->leaving) {
+		letter_fail(letter, -EBUSY, "its driver was lost meanwhile, and may have come back; try again");
+		worker_reply(owner->worker, letter);
+		return;
+	}
 	if (mirror && mirror->migrations) {
 		/* Pages may still be going out on its behalf: they are seen to again. */
 		unregister_later(owner, data);

@@ -130,7 +130,7 @@ int hmm_mirror_register(struct hmm_mirror *mirror, struct hmm *hmm);
  * hmm_mirror_unregister() - its prefetches end, and its pages come home. Callbacks that run are waited
  * for, those that have not begun never will: the device must have let go of
  * everything before. Return: 0; -EDEADLK: called from inside a callback; -EBUSY:
- * pages cannot come home yet, try again.
+ * pages cannot come home yet, or -ENOMEM: nothing is to be had to ask with: it stays registered, try again.
  */
 int hmm_mirror_unregister(struct hmm_mirror *mirror);
 
@@ -140,7 +140,7 @@ int hmm_mirror_unregister(struct hmm_mirror *mirror);
  *
  * A mirror whose device is a group is one of each member. Its callbacks are called once for
  * each change, whichever device had the page, with the group's mirror; release() is, too.
- * To it may be given: hmm_mirror_unregister() (after -EBUSY some members may be gone already: try
+ * To it may be given: hmm_mirror_unregister() (after -EBUSY or -ENOMEM some members may be gone already: try
  * again, it goes on), hmm_device_read(), hmm_device_write(), hmm_mirror_lookup() (what
  * the entries of all members have in common; 0: one has none), and ranges (range.h):
  * what hmm_range_fault() gives is valid for all members, so pages come home from whichever
