@@ -18,6 +18,7 @@
 
 #include <errno.h>
 #include <linux/futex.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -67,13 +68,20 @@ static const struct {
 	[LOG_LEVEL_DEBUG] = { "debug", "<7>" },
 };
 
+/* Whoever has the same terminal or pipe may have made it non-blocking: it is waited for as for any other. */
 static void write_all(const char *data, size_t size)
 {
+	struct pollfd room = { .fd = STDERR_FILENO, .events = POLLOUT };
+
 	while (size) {
 		ssize_t n = write(STDERR_FILENO, data, size);
 
 		if (n < 0 && errno == EINTR)
 			continue;
+		if (n < 0 && errno == EAGAIN) {
+			poll(&room, 1, -1);
+			continue;
+		}
 		if (n <= 0)
 			return;
 		data += n;

@@ -58,6 +58,7 @@ struct letter *letter_free(struct letter *letter)
 		close(letter->pidfd);
 	vault_free(letter->message);
 	vault_free(letter->reply);
+	free(letter->room);
 	free(letter);
 	return NULL;
 }
@@ -89,10 +90,26 @@ int letter_fail(struct letter *letter, int error, const char *format, ...)
 	return error;
 }
 
+bool letter_make_room(struct letter *letter)
+{
+	const struct hmm_wire_message *answer = hmm_wire_message(letter->message->opcode | HMM_WIRE_REPLY);
+
+	if (!answer)
+		return true;
+	letter->room = malloc(answer->size);
+	letter->room_size = letter->room ? answer->size : 0;
+	return letter->room;
+}
+
 void *letter_reply(struct letter *letter, uint16_t op, size_t size)
 {
 	vault_free(letter->reply);
-	letter->reply = op == HMM_OP_DEVICE_READ_REPLY ? vault_alloc(size) : malloc(size);
+	if (letter->room && size <= letter->room_size) {
+		letter->reply = letter->room;
+		letter->room = NULL;
+	} else {
+		letter->reply = op == HMM_OP_DEVICE_READ_REPLY ? vault_alloc(size) : malloc(size);
+	}
 	if (letter->reply)
 		hmm_wire_init(letter->reply, op, size,
 			      letter->message ? letter->message->serial : 0);

@@ -10,6 +10,7 @@
 #define HMMD_MAILBOX_H
 
 #include <pthread.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
 
@@ -52,12 +53,16 @@ struct letter {
 	int error;
 	char text[240];
 	struct hmm_wire_header *reply;
+	struct hmm_wire_header *room;	/* for it; NULL: none, or it is there */
+	size_t room_size;
 	int reply_fds[LETTER_FDS];	/* sent, then closed, by control */
 	unsigned int n_reply_fds;
 };
 
 /* Zeroed, with every fd -1. NULL when out of memory. */
 struct letter *letter_new(enum letter_kind kind);
+/* Room for the fixed part of the answer to its message: what is done is then not refused. False: out of memory. */
+bool letter_make_room(struct letter *letter);
 /* Closes what fds are left and frees all. NULL is allowed; returns NULL. */
 struct letter *letter_free(struct letter *letter);
 /* Takes descriptor @index out of the letter. */
@@ -65,7 +70,7 @@ int letter_take_fd(struct letter *letter, unsigned int index);
 /* Makes an error answer: @error is negative, the text says why and what to do. Returns @error. */
 int letter_fail(struct letter *letter, int error, const char *format, ...)
 	__attribute__((format(printf, 3, 4)));
-/* Allocates the zeroed reply of @size with opcode @op in place; NULL when out of memory. */
+/* The zeroed reply of @size with opcode @op, in the room made for it or allocated; NULL when out of memory. */
 void *letter_reply(struct letter *letter, uint16_t op, size_t size);
 
 struct mailbox {

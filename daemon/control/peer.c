@@ -36,6 +36,8 @@
 #include "daemon/vault.h"
 #include "uapi.h"
 
+/* After so long the kernel is asked again for what it had no memory for. */
+#define AGAIN_MS 10
 /* Messages of one peer in one turn of the loop. */
 #define TURN_MESSAGES 16
 /* With more than this waiting to go out, nothing more is read in. */
@@ -182,7 +184,7 @@ static void update_poll(struct peer *peer)
 		return;
 	if (!is_paused(peer))
 		events |= UV_READABLE;
-	if (peer->queue)
+	if (peer->queue && !uv_is_active((uv_handle_t *)&peer->short_of))
 		events |= UV_WRITABLE;
 	uv_poll_start(&peer->poll, events, on_poll);
 }
@@ -201,6 +203,23 @@ static void drop_queue(struct peer *peer)
 	peer->queue_tail = &peer->queue;
 	peer->queued = 0;
 	uv_timer_stop(&peer->stall);
+	uv_timer_stop(&peer->short_of);
+}
+
+static void send_queued(struct peer *peer);
+
+static void on_short_of(uv_timer_t *timer)
+{
+	send_queued(timer->data);
+}
+
+/* The kernel's memory for messages is short. It would call the socket writable all the same. */
+static bool is_short(struct peer *peer, int error)
+{
+	if (error != -ENOMEM && error != -ENOBUFS)
+		return false;
+	uv_timer_start(&peer->short_of, on_short_of, AGAIN_MS, 0);
+	return true;
 }
 
 static void send_queued(struct peer *peer)
@@ -211,7 +230,7 @@ static void send_queued(struct peer *peer)
 
 	while ((parcel = peer->queue)) {
 		r = hmm_frame_send(peer->fd, parcel->message, parcel->fds, parcel->nfds);
-		if (r == -EAGAIN)
+		if (r == -EAGAIN || is_short(peer, r))
 			break;
 		if (r == -EPIPE || r == -ECONNRESET) {
 			drop_queue(peer);
@@ -293,7 +312,7 @@ void peer_send_consume(struct peer *peer, struct hmm_wire_header *message, int *
 		r = 0;
 	} else if (!peer->queue) {
 		r = hmm_frame_send(peer->fd, message, fds, nfds);
-		if (r == -EAGAIN) {
+		if (r == -EAGAIN || is_short(peer, r)) {
 			enqueue(peer, message, fds, nfds);
 			return;
 		}
@@ -454,6 +473,7 @@ void peer_close(struct peer *peer, const char *why)
 	if (peer->watched)
 		uv_close((uv_handle_t *)&peer->life, on_handle_closed);
 	uv_close((uv_handle_t *)&peer->stall, on_handle_closed);
+	uv_close((uv_handle_t *)&peer->short_of, on_handle_closed);
 }
 
 /* Says no to a connection that never becomes a peer. What it has sent already is read away, so that
@@ -572,7 +592,9 @@ void peer_new_consume_fd(const struct listener *listener, int fd)
 	peer->handles = 1;
 	uv_timer_init(&server->loop, &peer->stall);
 	peer->stall.data = peer;
-	peer->handles++;
+	uv_timer_init(&server->loop, &peer->short_of);
+	peer->short_of.data = peer;
+	peer->handles += 2;
 	list_add(server, peer);
 	watch_process(peer);
 	update_poll(peer);

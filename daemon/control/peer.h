@@ -67,6 +67,7 @@ struct peer {
 	uv_poll_t poll;
 	uv_poll_t life;			/* its process, by pidfd */
 	uv_timer_t stall;		/* runs while messages wait */
+	uv_timer_t short_of;		/* ... for memory of the kernel's */
 	unsigned int handles;		/* open ones; the peer is freed with the last */
 	bool watched;			/* life was initialised */
 

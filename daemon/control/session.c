@@ -529,7 +529,7 @@ static struct letter *letter_from(struct peer *peer, struct hmm_frame *frame)
 	if (!letter)
 		return NULL;
 	letter->message = take_message(peer->server, frame);
-	if (!letter->message)
+	if (!letter->message || !letter_make_room(letter))
 		return letter_free(letter);
 	letter->peer = peer->id;
 	letter->uid = peer->uid;
@@ -643,8 +643,11 @@ static int adopt_owner(struct server *server, struct peer *peer, struct letter *
 		release_kept(server, letter);
 	} else {
 		owner = rights_add(&server->rights, letter->owner, letter->uid, letter->pid);
-		if (!owner)
+		if (!owner) {
+			/* Nobody will say that it has ended: who comes again is charged again. */
+			release_kept(server, letter);
 			return -ENOMEM;
+		}
 		owner->fds = verb_of(letter)->keeps_fds;
 	}
 	return peer ? peer_grant(peer, letter->owner, RIGHT_OWN) : 0;

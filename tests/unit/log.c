@@ -128,6 +128,7 @@ Test(log, long_lines_are_cut)
 	capture_free(&capture);
 }
 
+#define LINES_THAT_FIT 500	/* into the ring */
 #define SPEAKERS 6
 #define LINES 4000
 
@@ -203,5 +204,34 @@ Test(log, nobody_waits_for_a_reader)
 	capture_end(&capture);
 	pthread_join(reader, NULL);
 	cr_expect(strstr(capture.text, " log lines were dropped: stderr is too slow\n") != NULL);
+	capture_free(&capture);
+}
+
+/* Whoever shares the terminal may have made it non-blocking, for all who have it. */
+Test(log, a_pipe_that_says_eagain_loses_nothing)
+{
+	struct capture capture;
+	pthread_t reader;
+	char *at;
+
+	capture_begin(&capture);
+	fcntl(capture.pipe[1], F_SETPIPE_SZ, 4096);
+	fcntl(capture.pipe[1], F_SETFL, O_NONBLOCK);
+	log_init(LOG_LEVEL_INFO);
+	for (int i = 0; i < LINES_THAT_FIT; i++)
+		log_info("line %d of many that do not fit into a pipe", i);
+	usleep(50000);	/* no matter for the test, but the pipe is full by then */
+	pthread_create(&reader, NULL, read_pipe, &capture);
+	log_deinit();
+	capture_end(&capture);
+	pthread_join(reader, NULL);
+	at = capture.text;
+	for (int i = 0; i < LINES_THAT_FIT; i++) {
+		char line[64];
+
+		snprintf(line, sizeof(line), "line %d of many", i);
+		at = strstr(at, line);
+		cr_assert(at != NULL, "%s is lost", line);
+	}
 	capture_free(&capture);
 }
