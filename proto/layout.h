@@ -132,6 +132,7 @@ _Static_assert(sizeof(struct hmm_ledger_block) == 1024, "one record per KiB");
  * read and perhaps not applied.
  */
 #define HMM_LEDGER_MAGIC	0x6c6d6d68U	/* "hmml" */
+#define HMM_LEDGER_CLOSED	0x636d6d68U	/* "hmmc": all of it came home, and hmmd has forgotten the owner */
 /*
  * Of records, grafts and journal. The owner's rescuer reads the first two as the release that it is of knows them: whoever changes
  * those gives the protocol another number, too, so that no hmmd writes what the library at the other end does not

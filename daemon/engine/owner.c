@@ -845,6 +845,7 @@ static void tick_closing(struct owner *owner, int64_t now)
 			window_close_all(owner, NULL);
 		if (!owner->span_count && !anything_waits(owner)) {
 			log_info("owner %u: everything is home", owner->id);
+			owner->journal->magic = HMM_LEDGER_CLOSED;
 			owner_free(owner);
 			return;
 		}

@@ -118,6 +118,8 @@ static int take_over(struct owner *owner, struct letter *letter)
 	r = owner_map_shared(owner);
 	if (r)
 		return letter_fail(letter, r, "no room to map the owner's state: %s", strerror(-r));
+	if (owner->journal->magic == HMM_LEDGER_CLOSED)
+		return letter_fail(letter, -ENODATA, "all of it is home, and its mirrors are no more: open anew");
 	if (owner->journal->magic != HMM_LEDGER_MAGIC || owner->journal->version < HMM_LEDGER_OLDEST ||
 	    owner->journal->version > HMM_LEDGER_VERSION)
 		return refuse(owner, letter, "ledger", owner->journal->version, HMM_LEDGER_OLDEST, HMM_LEDGER_VERSION);

@@ -255,6 +255,8 @@ static void look(void *memory, size_t pages, bool discard)
 	if (hmm_range_register(&range, &mirror, start, start + pages * PAGE, 12)) {
 		printf("hmm_range_register: %s\n", hmm_last_error());
 		CHECK(*hmm_last_error());
+		if (discard)
+			madvise(memory, PAGE, MADV_DONTNEED);
 		return;
 	}
 	range.pfns = calloc(pages, sizeof(*range.pfns));

@@ -2,6 +2,7 @@
 """hmmd goes away, by order or by force, and comes back or does not: the owner's bytes stay what they were."""
 
 import errno
+import os
 import signal
 import time
 import unittest
@@ -30,6 +31,28 @@ class Outage(harness.Test):
         """Soon: what came home for a touch, or with it, is in transit for a moment after that."""
         harness.wait_until(lambda: self.where(owner) == pages, 10, f"that {pages} pages are on the device")
 
+    # ---- the connection alone
+
+    def test_connection_gone_for_longer_than_hmmd_waits(self):
+        """It brings all home and forgets the owner, who was told nothing of it and comes back as a new one."""
+        self.start_daemon()
+        owner = self.owner("huge")
+        for _ in range(2):
+            self.out(owner)
+            away, closed = self.daemon.socket + "-away", self.daemon.log.count("everything is home")
+            os.rename(self.daemon.socket, away)
+            if not harness.sever(owner.pid, self.daemon.socket):
+                self.skipTest("this kernel has no descriptors for single threads (Linux 6.9)")
+            harness.wait_until(lambda: self.daemon.log.count("everything is home") > closed, 20, "that it is closed")
+            os.rename(away, self.daemon.socket)
+            self.out(owner)
+            owner.ask("device", "^checked$")
+            owner.ask("check", "^checked$")
+            owner.ask("change", "^changed$")
+            self.assertNotRegex(self.daemon.log, "did not finish handing things back|is not taken over")
+        owner.ask("close", "^closed$")
+        owner.finish()
+
     # ---- in good order
 
     def test_sigterm_brings_all_home(self):
@@ -55,6 +78,27 @@ class Outage(harness.Test):
             owner.ask("check", "^checked$")
         owner.ask("close", "^closed$")
         owner.finish()
+
+    def test_killed_in_its_farewell(self):
+        """Some are home by then, some are not, and some have been told."""
+        self.start_daemon()
+        owners = [self.owner(*(["huge"] if i % 2 else [])) for i in range(4)]
+        for _ in range(6):
+            for owner in owners:
+                self.out(owner)
+            self.daemon.process.signal(signal.SIGTERM)
+            time.sleep(self.random.uniform(0, 0.05))
+            self.daemon.kill9()
+            self.daemon.start()
+            for owner in owners:
+                owner.ask("check", "^checked$")
+                owner.ask("change", "^changed$")
+            self.assertNotRegex(self.daemon.log, "did not finish handing things back|is not taken over")
+        for owner in owners:
+            self.out(owner)
+            owner.ask("check", "^checked$")
+            owner.ask("close", "^closed$")
+            owner.finish()
 
     def test_sigterm_in_a_move(self):
         """The next one does not take its memory for what is being moved for ever."""
