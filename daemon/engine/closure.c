@@ -21,6 +21,7 @@
 
 /* Ranges of closed pages that a window remembers. */
 #define CLOSED_MAX	4096U
+#define TELL_AGAIN_NS	(10 * NS_PER_MS)
 
 static bool send_revoked(const struct window *window, uint64_t start, uint64_t end, int error, bool poisoned)
 {
@@ -99,7 +100,19 @@ void window_revoke_one(struct window *window, int error)
 		.kind = HMM_EVENT_KIND_REVOKED, .error = error, .mirror = window->mirror->id,
 		.start = window->start, .end = window->end,
 		.pages = (window->end - window->start) >> HMM_PAGE_SHIFT });
-	send_revoked(window, window->start, window->end, error, false);
+	window->untold = error;
+	window_tell_revoked(window);
+}
+
+/* Its driver goes on using what hmmd does not watch any more, until it hears of it. */
+void window_tell_revoked(struct window *window)
+{
+	struct worker *worker = window->mirror->owner->worker;
+
+	if (send_revoked(window, window->start, window->end, window->untold, false))
+		window->untold = 0;
+	else
+		worker_alarm(worker, worker->now + TELL_AGAIN_NS);
 }
 
 void window_revoke(struct owner *owner, uint64_t peer, uint64_t start, uint64_t end, int error)

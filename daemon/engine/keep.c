@@ -65,6 +65,8 @@ void window_tick(struct owner *owner, int64_t now)
 
 	for (window = TAILQ_FIRST(&owner->windows); window; window = next) {
 		next = TAILQ_NEXT(window, link);
+		if (window->peer && window->untold)
+			window_tell_revoked(window);
 		if (window->peer)
 			continue;
 		if (is_gone(window)) {

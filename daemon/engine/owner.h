@@ -242,6 +242,7 @@ struct window {
 	bool armed;
 	struct prefetch prefetch;	/* the walks of its touches */
 	bool revoked;			/* the driver was late: what it asks for is poisoned */
+	int untold;			/* ... which there was no memory to tell it: the error; 0: it was told */
 	struct touch *touches;		/* that are being served (touch.c): one for each page */
 	uint64_t refused[WINDOW_REFUSALS];	/* pages refused lately, to be poisoned if asked for again */
 	unsigned int refusals;
@@ -859,6 +860,8 @@ void window_close_page(struct window *window, uint64_t addr, int error);
 void window_revoke(struct owner *owner, uint64_t peer, uint64_t start, uint64_t end, int error);
 /* This one, all of it. */
 void window_revoke_one(struct window *window, int error);
+/* Of one that is untold: again. */
+void window_tell_revoked(struct window *window);
 /* Every driver's. */
 void window_revoke_range(struct owner *owner, uint64_t start, uint64_t end, int error);
 /* What was refused there may be had by now: it is asked for and judged anew. */
