@@ -136,7 +136,7 @@ class Calls(scenarios.Test):
         self.run_all(scenario, plans + storms)
 
     def test_found(self):
-        for scenario, found, chosen in FOUND:
+        for scenario, found, chosen in FOUND if not CHOSEN else ():
             count = self.run_plan(scenario)[found.split(":")[0]]
             numbers = [n for n in chosen or range(1, count + 1) if n <= count]
             self.assertTrue(numbers)

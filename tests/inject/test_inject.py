@@ -67,6 +67,11 @@ class Table(unittest.TestCase):
         self.assertGreater(len(calls), 30)
         self.assertEqual(sorted(calls), sorted([*ERRORS, *NOT_FAILED]))
 
+    def test_every_scenario_is_run(self):
+        with open(os.path.join(harness.SOURCE, "tests", "inject", "CMakeLists.txt")) as file:
+            listed = re.search(r"set\(scenarios ([^)]*)\)", file.read()).group(1).split()
+        self.assertEqual(listed, scenarios.SCENARIOS)
+
 
 class Inject(scenarios.Test):
     # So often that it takes its time.
