@@ -1,24 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
  * server.c - the control loop's own events: connections that come, letters
- * from the engine, signals, and the orderly end.
+ * from the engine, and what the service manager hears.
  *
  * Happy path: server_new() makes the engine and the socket, server_run()
- * accepts peers until SIGTERM. Then nobody new is let in, the engine brings
- * every page home while peers may still acknowledge and ask, and only when it
- * says STOPPED are the peers told, the socket removed and the loop left.
- *
- * SIGUSR2 is for when another hmmd follows at once: it ends as by a crash, at a moment when nothing is half done. Pages
- * stay where they are, nobody is told, nothing is taken down, and the socket's file stays; what the engine has asked is
- * still heard, and nothing else. With a configuration that the next one would not start with it is SIGTERM.
+ * accepts peers until a signal ends it (ending.c).
  *
  * What can fail: the engine or the socket at the start (logged, hmmd ends);
  * later nothing that ends hmmd. A full descriptor table costs one newcomer
  * its connection: a reserve descriptor is given up to accept and close it,
  * since a connection left in the queue would wake the loop for ever.
- *
- * A reload is all or nothing: the file is read into a copy, which replaces the
- * running values only when every word of it is right.
  *
  * Thread: control.
  */
@@ -34,9 +25,11 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "daemon/control/ending.h"
 #include "daemon/control/notify.h"
 #include "daemon/control/passed.h"
 #include "daemon/control/peer.h"
+#include "daemon/control/reload.h"
 #include "daemon/control/session.h"
 #include "daemon/control/socket.h"
 #include "daemon/control/tracer.h"
@@ -50,16 +43,12 @@
 
 /* Connections accepted in one turn of the loop. */
 #define TURN_ACCEPTS 16
-/* How long the last words to peers may take. */
-#define FLUSH_MS 2000
-/* The same to peers who wait for the next hmmd: what is lost they ask again. */
-#define FLUSH_HANDED_OVER_MS 100
 /* How often it is looked whether the holder of cards is there, while there are cards. */
 #define MEND_MS 1000
 /* How often the service manager hears how it is, when it does not say how often it wants to. */
 #define REPORT_MS 15000
 
-static void apply_limits(struct server *server)
+void server_apply_limits(struct server *server)
 {
 	const struct config *config = &server->config;
 	const uint64_t limit[QUOTA_KINDS] = {
@@ -114,7 +103,7 @@ static void on_connection(uv_poll_t *handle, int status, int events)
 /* ---- what the service manager hears ------------------------------------------------ */
 
 /* @what, and how hmmd is, in a line for people: `systemctl status` shows it. */
-static void report(const struct server *server, const char *what)
+void server_report(const struct server *server, const char *what)
 {
 	struct hmm_msg_status_reply totals = { 0 };
 	char text[640];
@@ -145,7 +134,7 @@ static void on_report(uv_timer_t *timer)
 
 	engine_review(server->engine);
 	if (stuck < 0) {
-		report(server, "WATCHDOG=1");
+		server_report(server, "WATCHDOG=1");
 		return;
 	}
 	log_error("worker %d makes no progress: the service manager is not told that all is well", stuck);
@@ -164,191 +153,6 @@ static void start_reports(struct server *server)
 		every_ms = patience_ms < 4 ? 1 : patience_ms / 4;
 	engine_find_stuck(server->engine);
 	uv_timer_start(&server->report, on_report, every_ms, every_ms);
-}
-
-/* ---- the configuration ------------------------------------------------------------ */
-
-/* Each line of the errors becomes a line of the log. */
-static void log_lines(char *text)
-{
-	char *line, *rest = text;
-
-	while ((line = strsep(&rest, "\n"))) {
-		if (*line)
-			log_error("%s", line);
-	}
-}
-
-/* As it is written now. 0; or -errno, and *@text (heap, or NULL) has the errors. */
-static int read_config(const struct server *server, struct config *fresh, char **text)
-{
-	FILE *errors;
-	size_t size;
-	int r;
-
-	*text = NULL;
-	errors = open_memstream(text, &size);
-	if (!errors)
-		return -ENOMEM;
-	r = config_load(fresh, &server->source, errors);
-	fclose(errors);
-	return r;
-}
-
-/* Who is told to hand over could have nobody to hand over to. */
-static bool next_would_start(const struct server *server)
-{
-	struct config fresh;
-	char *text;
-	bool wrong = read_config(server, &fresh, &text) < 0 && text;
-
-	if (wrong) {
-		log_lines(text);
-		log_error("no hmmd would start with this configuration, so every page comes home");
-	}
-	free(text);
-	return !wrong;
-}
-
-/* ---- the end -------------------------------------------------------------------- */
-
-static void close_if_open(uv_handle_t *handle, void *arg)
-{
-	if (!uv_is_closing(handle))
-		uv_close(handle, NULL);
-}
-
-/* Ends the loop by leaving it nothing to wait for. */
-static void leave_loop(struct server *server)
-{
-	while (server->peers)
-		peer_close(server->peers, NULL);
-	uv_walk(&server->loop, close_if_open, NULL);
-}
-
-static bool all_flushed(const struct server *server)
-{
-	const struct peer *peer;
-
-	for (peer = server->peers; peer; peer = peer->next) {
-		if (peer->queue)
-			return false;
-	}
-	return true;
-}
-
-static void on_flush(uv_timer_t *timer)
-{
-	struct server *server = timer->data;
-
-	const uint64_t patience = server->state == SERVER_HANDING_OVER ? FLUSH_HANDED_OVER_MS : FLUSH_MS;
-
-	if (!all_flushed(server) && uv_now(&server->loop) - server->flush_began < patience)
-		return;
-	/* Not even a connection is closed: that would be the end of its devices. */
-	if (server->state == SERVER_HANDING_OVER)
-		uv_stop(&server->loop);
-	else
-		leave_loop(server);
-}
-
-static void flush_peers(struct server *server)
-{
-	uv_update_time(&server->loop);
-	server->flush_began = uv_now(&server->loop);
-	uv_timer_start(&server->flush_timer, on_flush, 0, 20);
-}
-
-static void say_farewell(struct server *server)
-{
-	struct hmm_msg_shutdown *event;
-	struct peer *peer, *next;
-
-	server->state = SERVER_FLUSHING;
-	cards_leave();
-	for (peer = server->peers; peer; peer = next) {
-		next = peer->next;
-		event = malloc(sizeof(*event));
-		if (!event) {
-			peer_close(peer, "out of memory");
-			continue;
-		}
-		hmm_wire_init(event, HMM_OP_SHUTDOWN, sizeof(*event), 0);
-		peer_send_consume(peer, &event->header, NULL, 0);
-	}
-	flush_peers(server);
-}
-
-static void let_nobody_in(struct server *server)
-{
-	uv_close((uv_handle_t *)&server->programs.poll, NULL);
-	if (server->administration.fd >= 0)
-		uv_close((uv_handle_t *)&server->administration.poll, NULL);
-}
-
-static void begin_shutdown(struct server *server, const char *cause)
-{
-	struct letter *letter = server->end;
-
-	server->end = NULL;
-	log_info("%s: no more connections, every page comes home", cause);
-	server->state = SERVER_DRAINING;
-	report(server, "STOPPING=1");
-	let_nobody_in(server);
-	socket_stop_listening(server);
-	engine_submit(server->engine, letter);
-}
-
-static void begin_hand_over(struct server *server)
-{
-	struct letter *letter = server->end;
-
-	server->end = NULL;
-	letter->kind = LETTER_HAND_OVER;
-	log_info("SIGUSR2: the next hmmd is to go on; every page stays where it is");
-	server->state = SERVER_HANDING_OVER;
-	report(server, "STOPPING=1");
-	/* Who connects now waits in the queue for the next one, or comes again. */
-	let_nobody_in(server);
-	uv_timer_stop(&server->mend);
-	engine_submit(server->engine, letter);
-}
-
-static void report_shutdown(struct server *server, const char *cause)
-{
-	struct hmm_msg_status_reply totals = { 0 };
-
-	engine_totals(server->engine, &totals);
-	log_warn(
-		"%s again: %llu KiB of %u mirrored processes are still on devices and keep coming home",
-		cause, (unsigned long long)(totals.device_bytes >> 10), totals.owners);
-}
-
-static void on_end_signal(uv_signal_t *handle, int number)
-{
-	struct server *server = handle->data;
-	const char *cause = number == SIGTERM ? "SIGTERM" : "SIGINT";
-
-	if (server->state == SERVER_SERVING)
-		begin_shutdown(server, cause);
-	else if (server->state == SERVER_HANDING_OVER)
-		log_warn("%s comes too late: every page is left where it is, for the next hmmd", cause);
-	else
-		report_shutdown(server, cause);
-}
-
-static void on_hand_over(uv_signal_t *handle, int number)
-{
-	struct server *server = handle->data;
-
-	if (server->state == SERVER_HANDING_OVER)
-		return;
-	if (server->state != SERVER_SERVING)
-		report_shutdown(server, "SIGUSR2");
-	else if (next_would_start(server))
-		begin_hand_over(server);
-	else
-		begin_shutdown(server, "SIGUSR2");
 }
 
 /* ---- the engine ------------------------------------------------------------------ */
@@ -370,11 +174,11 @@ static void on_outbox(uv_poll_t *handle, int status, int events)
 	}
 	if (stopped && server->state == SERVER_DRAINING) {
 		log_info("every page is home");
-		say_farewell(server);
+		ending_say_farewell(server);
 	} else if (stopped) {
 		engine_join(server->engine);
 		uv_timer_stop(&server->report);
-		flush_peers(server);
+		ending_flush_peers(server);
 	}
 }
 
@@ -407,58 +211,6 @@ static void start_tracer(struct server *server)
 	}
 	server->tracer_poll.data = server;
 	uv_poll_start(&server->tracer_poll, UV_READABLE, on_tracer);
-}
-
-/* ---- reload ------------------------------------------------------------------------ */
-
-/* Of all errors the first, on the one line that a status has room for. */
-static void note_trouble(struct server *server, const char *errors)
-{
-	snprintf(server->trouble, sizeof(server->trouble), "; the configuration was not reloaded: %.*s",
-		 (int)strcspn(errors, "\n"), errors);
-}
-
-/* A manager that reloads by Type=notify-reload knows by the time that it is this reload which has begun. */
-static void report_reload(void)
-{
-	char text[64];
-
-	snprintf(text, sizeof(text), "RELOADING=1\nMONOTONIC_USEC=%llu", (unsigned long long)(uv_hrtime() / 1000));
-	notify_manager(text);
-}
-
-static void on_reload(uv_signal_t *handle, int number)
-{
-	struct server *server = handle->data;
-	struct letter *letter;
-	struct config fresh;
-	char *text, names[256];
-	int r;
-
-	report_reload();
-	server->trouble[0] = '\0';
-	r = read_config(server, &fresh, &text);
-	if (r < 0 && !text) {
-		log_error("SIGHUP is ignored: out of memory");
-		note_trouble(server, "out of memory");
-	} else if (r < 0) {
-		note_trouble(server, text);
-		log_lines(text);
-		log_error("the configuration is not reloaded; the old one stays in force");
-	} else {
-		if (config_frozen_changes(&server->config, &fresh, names, sizeof(names)))
-			log_warn("these take effect at the next start of hmmd: %s", names);
-		config_keep_frozen(&fresh, &server->config);
-		server->config = fresh;
-		apply_limits(server);
-		log_set_level((enum log_level)fresh.log);
-		letter = letter_new(LETTER_RELOAD);
-		if (letter)
-			engine_submit(server->engine, letter);
-		log_info("the configuration is reloaded");
-	}
-	free(text);
-	report(server, server->state == SERVER_SERVING ? "READY=1" : "STOPPING=1");
 }
 
 /* ---- beginning ----------------------------------------------------------------------- */
@@ -701,7 +453,7 @@ int server_new(const struct server_options *options, struct server **result)
 	server->peers_tail = &server->peers;
 	hmm_frame_init(server->frame);
 	quota_init(&server->quota);
-	apply_limits(server);
+	server_apply_limits(server);
 	memcpy(server->path, options->config.socket, sizeof(server->path));
 
 	/* Who owns its memory opens userfaultfds from this, and needs no privilege of its own. */
@@ -771,17 +523,17 @@ int server_run(struct server *server)
 	listener_start(&server->administration);
 	uv_poll_start(&server->outbox_poll, UV_READABLE, on_outbox);
 	start_tracer(server);
-	uv_signal_start(&server->terminate, on_end_signal, SIGTERM);
-	uv_signal_start(&server->interrupt, on_end_signal, SIGINT);
-	uv_signal_start(&server->reload, on_reload, SIGHUP);
-	uv_signal_start(&server->hand_over, on_hand_over, SIGUSR2);
+	uv_signal_start(&server->terminate, ending_on_signal, SIGTERM);
+	uv_signal_start(&server->interrupt, ending_on_signal, SIGINT);
+	uv_signal_start(&server->reload, reload_on_signal, SIGHUP);
+	uv_signal_start(&server->hand_over, ending_on_hand_over, SIGUSR2);
 
 	if (server->holder && holder_name(server->holder, 0))
 		server_mend_cards(server);
 
 	log_info("hmmd %s serves %s", server->version, server->path);
 	notify_ready_fd(&server->ready_fd);
-	report(server, "READY=1");
+	server_report(server, "READY=1");
 	start_reports(server);
 	uv_run(&server->loop, UV_RUN_DEFAULT);
 	log_info("hmmd ends");
@@ -793,7 +545,7 @@ struct server *server_free(struct server *server)
 	if (!server)
 		return NULL;
 	if (server->engine) {
-		leave_loop(server);
+		ending_leave_loop(server);
 		uv_run(&server->loop, UV_RUN_DEFAULT);
 	}
 	engine_free(server->engine);

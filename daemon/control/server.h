@@ -101,6 +101,10 @@ int server_new(const struct server_options *options, struct server **result);
  */
 #define SERVER_HANDED_OVER 1
 int server_run(struct server *server);
+/* The limits as configured are in force. */
+void server_apply_limits(struct server *server);
+/* @what, and how hmmd is, to the service manager. */
+void server_report(const struct server *server, const char *what);
 /* A device may be a card now: its holder is looked after for as long as there is one. */
 void server_mend_cards(struct server *server);
 /* NULL is allowed; returns NULL. */
