@@ -30,7 +30,7 @@
 #include "daemon/control/passed.h"
 #include "daemon/control/peer.h"
 #include "daemon/control/reload.h"
-#include "daemon/control/session.h"
+#include "daemon/control/settle.h"
 #include "daemon/control/socket.h"
 #include "daemon/control/tracer.h"
 #include "daemon/log.h"
@@ -169,7 +169,7 @@ static void on_outbox(uv_poll_t *handle, int status, int events)
 			stopped = true;
 			letter_free(letter);
 		} else {
-			session_letter(server, letter);
+			settle_letter(server, letter);
 		}
 	}
 	if (stopped && server->state == SERVER_DRAINING) {

@@ -8,6 +8,8 @@
 #ifndef HMMD_SESSION_H
 #define HMMD_SESSION_H
 
+#include <stdint.h>
+
 struct hmm_frame;
 struct letter;
 struct peer;
@@ -18,8 +20,14 @@ struct server;
  * frame.
  */
 void session_message(struct peer *peer, struct hmm_frame *frame);
-/* A letter from the engine's outbox. */
-void session_letter(struct server *server, struct letter *letter);
+
+/* Sends the letter's reply, or its error, and frees it. The peer may be gone, NULL. */
+void session_answer_consume(struct server *server, struct peer *peer, struct letter *letter);
+/* What a request is charged for as long as what it has made is there: descriptors, bytes of rings; and that it is no more. */
+uint64_t session_keeps_fds(uint16_t opcode);
+uint64_t session_ring_bytes(const struct letter *letter);
+void session_release_kept(struct server *server, const struct letter *letter);
+
 /* The connection is closed: tells the engine. */
 void session_end(struct peer *peer);
 
