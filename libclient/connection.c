@@ -85,7 +85,9 @@ static void receive(struct connection *connection, struct hmm_frame *frame)
 	if (hmm_wire_check(frame->data, frame->size, frame->nfds, HMM_WIRE_SERVER, NULL)) {
 		hmmc_log(HMMC_LOG_ERROR, "a message of hmmd that this library does not understand");
 	} else if (frame->header.opcode == HMM_OP_SHUTDOWN) {
-		connection->parted = true;
+		/* Of one that has not taken over it says nothing: what is out was never this one's to bring home. */
+		if (connection->state == CONNECTION_UP)
+			connection->parted = true;
 	} else if (frame->header.serial == 0) {
 		if (frame->header.opcode == HMM_OP_ERROR)
 			snprintf(connection->text, sizeof(connection->text), "%s",

@@ -11,7 +11,8 @@
  * A restarted hmmd is given everything with `reopen`, each mirror and each
  * shadow, and settles what was in transit. After a hmmd that ended in good order
  * nothing is on the device and the owner is opened anew: a userfaultfd can be
- * handed over only once.
+ * handed over only once. That lets go of the old one, and so of all that is away: it is
+ * looked up in the ledger, whatever was said.
  *
  * Fails where userfaultfd is not permitted, or /proc is not there.
  */
@@ -426,6 +427,40 @@ int hmmc_owner_reopen_done(struct owner *owner)
 	message->count = n;
 	memcpy(message->forks, forks, n * sizeof(forks[0]));
 	return hmmc_connection_exchange(owner->hmm->connection, message, NULL, 0);
+}
+
+/* All that hmmd has noted of a few blocks: that nothing of theirs is anywhere else. */
+static bool are_home(const struct hmm_ledger_block *record, size_t count)
+{
+	for (size_t n = 0; n < count; n++) {
+		if (record[n].transit != HMM_TRANSIT_REST)
+			return false;
+		for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++)
+			if ((record[n].page[i] & HMM_PAGE_STATE_MASK) > HMM_PAGE_REMOTE)
+				return false;
+	}
+	return true;
+}
+
+bool hmmc_owner_is_home(const struct owner *owner)
+{
+	struct hmm_ledger_block record[HMM_PAGE_SIZE / sizeof(struct hmm_ledger_block)];
+	const off_t end = (off_t)HMM_JOURNAL_OFFSET;
+	uint32_t grafts;
+	off_t at = 0, stop;
+
+	/* One that was opened anew and not answered: nobody has been given anything of it. */
+	if (owner->ledger_fd < 0)
+		return true;
+	while ((at = lseek(owner->ledger_fd, at, SEEK_DATA)) >= 0 && at < end) {
+		stop = lseek(owner->ledger_fd, at, SEEK_HOLE);
+		for (at &= ~(off_t)(HMM_PAGE_SIZE - 1); at < stop && at < end; at += sizeof(record))
+			if (pread(owner->ledger_fd, record, sizeof(record), at) != (ssize_t)sizeof(record) ||
+			    !are_home(record, sizeof(record) / sizeof(*record)))
+				return false;
+	}
+	return pread(owner->ledger_fd, &grafts, sizeof(grafts),
+		     (off_t)(HMM_GRAFTS_OFFSET + offsetof(struct hmm_grafts, end))) == sizeof(grafts) && !grafts;
 }
 
 int hmmc_owner_open_anew(struct owner *owner)

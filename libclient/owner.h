@@ -46,5 +46,7 @@ void hmmc_owner_free(struct owner *owner);
 int hmmc_owner_reopen(struct owner *owner);
 int hmmc_owner_reopen_done(struct owner *owner);
 int hmmc_owner_open_anew(struct owner *owner);
+/* By the ledger nothing is away: the userfaultfd may be closed. */
+bool hmmc_owner_is_home(const struct owner *owner);
 
 #endif

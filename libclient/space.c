@@ -754,7 +754,7 @@ static int restore_peer(struct hmm *hmm)
 static int restore(struct hmm *hmm)
 {
 	if (hmm->owner && hmm->owner->orders)
-		return restore_owner(hmm, hmm->connection->parted);
+		return restore_owner(hmm, hmm->connection->parted && hmmc_owner_is_home(hmm->owner));
 	if (!hmm->owner && hmm->table)
 		return restore_peer(hmm);
 	return 0;	/* it is still being opened, and its request will be sent again */

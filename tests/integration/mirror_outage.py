@@ -4,6 +4,7 @@
 import errno
 import os
 import signal
+import socket
 import time
 import unittest
 
@@ -184,6 +185,36 @@ class Outage(harness.Test):
         # Nobody has to wait for the grace time.
         owner.ask("check", "^checked$")
         owner.kill9()
+
+    # ---- one that is stopped before it has taken anything over
+
+    def say_goodbye_at_once(self):
+        """As an hmmd that is stopped as soon as it is started: whoever has come by then is told that it ends in good order."""
+        os.unlink(self.daemon.socket)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(self.daemon.socket)
+            listener.listen()
+            listener.settimeout(harness.scaled(20))
+            peer = listener.accept()[0]
+            with peer:
+                header = wire.HEADER.unpack_from(peer.recv(65536))
+                self.assertEqual(header[1], wire.HELLO)
+                peer.send(wire.HEADER.pack(wire.HEADER.size + 8, wire.EVENT_SHUTDOWN, 0, 0, 0) + bytes(8))
+        os.unlink(self.daemon.socket)
+
+    def test_a_goodbye_of_one_that_had_nothing(self):
+        """It does not mean that everything is home: nothing was this one's to bring home."""
+        self.start_daemon("--grace", "600s")
+        owner = self.owner("huge")
+        self.out(owner)
+        self.daemon.kill9()
+        self.say_goodbye_at_once()
+        self.daemon.start()
+        owner.ask("device", "^checked$")
+        owner.ask("check", "^checked$")
+        owner.ask("change", "^changed$")
+        owner.ask("close", "^closed$")
+        owner.finish()
 
     # ---- kill -9, and a new one
 

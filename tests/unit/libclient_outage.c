@@ -408,6 +408,93 @@ Test(outage, bad_arguments)
 	script_end();
 }
 
+/* ---- good-byes -------------------------------------------------------------------------- */
+
+static unsigned int count_notes(uint16_t opcode)
+{
+	unsigned int n = 0;
+
+	for (unsigned int i = 0; i < script->notes && i < NOTES; i++)
+		n += script->note[i] == opcode;
+	return n;
+}
+
+/* An owner whose hmmd ends when it is asked for a key. Return: what it has for an answer in the end. */
+static int be_owner(void)
+{
+	struct hmm_open_options options = { .size = sizeof(options), .socket = script_path,
+					    .timeout_ms = (uint32_t)scaled_ms(5000) };
+	int key;
+
+	script->grace_ms = (uint32_t)scaled_ms(300);
+	cr_assert_eq(hmm_open(&options, &hmm), 0, "%s", hmm_last_error());
+	key = hmm_export(hmm);
+	if (key >= 0)
+		close(key);
+	hmm_close(hmm);
+	return key < 0 ? key : 0;
+}
+
+/* Opened anew its userfaultfd would be closed, and all that is on a device be zeros. */
+static void check_is_reopened(void)
+{
+	cr_assert_eq(be_owner(), -ESTALE);
+	cr_assert_eq(count_notes(HMM_OP_OPEN), 1);
+	cr_assert_geq(count_notes(HMM_OP_REOPEN), 1);
+}
+
+Test(outage, a_goodbye_of_one_that_had_what_is_out)
+{
+	script_begin();
+	script->ends[1].at = HMM_OP_EXPORT;
+	script->ends[1].goodbye = true;
+	cr_assert_eq(be_owner(), 0, "everything is home, and the next one begins anew");
+	cr_assert_eq(count_notes(HMM_OP_OPEN), 2);
+	cr_assert_eq(count_notes(HMM_OP_REOPEN), 0);
+	script_end();
+}
+
+Test(outage, a_goodbye_that_the_ledger_does_not_agree_with)
+{
+	script_begin();
+	script->ends[1].at = HMM_OP_EXPORT;
+	script->ends[1].goodbye = true;
+	script->away = 0x7f0000000000;
+	check_is_reopened();
+	script_end();
+}
+
+Test(outage, a_goodbye_before_hello_of_one_that_came_after_a_crash)
+{
+	script_begin();
+	script->ends[1].at = HMM_OP_EXPORT;
+	script->ends[2].at = HMM_OP_HELLO;
+	script->ends[2].goodbye = true;
+	check_is_reopened();
+	script_end();
+}
+
+Test(outage, a_goodbye_of_one_that_was_told_and_did_not_answer)
+{
+	script_begin();
+	script->ends[1].at = HMM_OP_EXPORT;
+	script->ends[2].at = HMM_OP_REOPEN;
+	script->ends[2].goodbye = true;
+	check_is_reopened();
+	script_end();
+}
+
+/* The first that it came to; the next one was killed. */
+Test(outage, a_goodbye_before_anything_was_opened)
+{
+	script_begin();
+	script->ends[1].at = HMM_OP_HELLO;
+	script->ends[1].goodbye = true;
+	script->ends[2].at = HMM_OP_EXPORT;
+	check_is_reopened();
+	script_end();
+}
+
 /* ---- threads that meet just where it hurts -------------------------------------------- */
 
 /*

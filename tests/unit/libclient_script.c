@@ -13,6 +13,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <stddef.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -89,16 +91,47 @@ static void send_region(int fd, const struct hmm_msg_window_map *asked)
 	close(shadow);
 }
 
+/* Of an owner: what a hmmd makes for it. */
+static void make_shared(int *fds)
+{
+	struct hmm_ledger_block record = { .page[7] = HMM_PAGE_DEVICE | HMM_PAGE_COMPLETE };
+	struct hmm_orders orders = { .magic = HMM_ORDERS_MAGIC, .version = HMM_ORDERS_VERSION };
+
+	fds[0] = memfd(HMM_TABLE_SIZE);
+	fds[1] = memfd(HMM_LEDGER_SIZE);
+	fds[2] = memfd(HMM_ORDERS_SIZE);
+	fds[3] = memfd(sizeof(struct hmm_pulse));
+	fds[4] = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	pwrite(fds[2], &orders, offsetof(struct hmm_orders, ring), 0);
+	if (script->away)
+		pwrite(fds[1], &record, sizeof(record), (off_t)((script->away >> HMM_BLOCK_SHIFT) * sizeof(record)));
+}
+
+static bool ends_here(int fd, uint16_t opcode)
+{
+	struct hmm_msg_shutdown event;
+
+	if (script->connections >= CONNECTIONS || script->ends[script->connections].at != opcode)
+		return false;
+	if (script->ends[script->connections].goodbye) {
+		HMM_MSG_INIT(event, HMM_OP_SHUTDOWN, 0);
+		hmm_frame_send(fd, &event, NULL, 0);
+	}
+	return true;
+}
+
 /* Return: false when the connection is to end. */
 static bool serve(int fd, struct hmm_frame *frame)
 {
-	int fds[2] = { -1, -1 };
+	int fds[5] = { -1, -1, -1, -1, -1 };
 	unsigned int nfds = 0;
 	void *reply = NULL;
 	bool going = true;
 
 	if (frame->header.opcode != HMM_OP_MIRROR_READY)
 		script->note[script->notes++ % NOTES] = frame->header.opcode;
+	if (ends_here(fd, frame->header.opcode))
+		return false;
 	if (script->garbage) {
 		uint32_t junk[8] = { sizeof(junk), 0x7777, 0, 9 };
 
@@ -118,6 +151,17 @@ static bool serve(int fd, struct hmm_frame *frame)
 		hello->grace_ms = script->grace_ms;
 		break;
 	}
+	case HMM_OP_OPEN:
+		reply = answer(frame, sizeof(struct hmm_msg_open_reply));
+		make_shared(fds);
+		nfds = 5;
+		break;
+	case HMM_OP_EXCLUDE:
+		reply = answer(frame, sizeof(struct hmm_msg_exclude_reply));
+		break;
+	case HMM_OP_EXPORT:
+		reply = answer(frame, sizeof(struct hmm_msg_export_reply));
+		break;
 	case HMM_OP_OPEN_PEER: {
 		struct hmm_msg_open_peer_reply *opened;
 

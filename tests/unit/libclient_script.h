@@ -15,6 +15,7 @@
 #include <hmm/hmm.h>
 
 #define NOTES 256
+#define CONNECTIONS 4
 
 struct script {
 	uint32_t grace_ms;
@@ -34,6 +35,12 @@ struct script {
 	bool garbage;			/* before each reply something that is no message */
 	bool die_at_close;		/* a notices_close is answered, to one who waits, and the connection goes */
 	uint32_t program_waits;		/* a thread of the program is about to sleep */
+	/* The n-th connection, from 1 on, ends when this is asked on it, without an answer: with a good-bye, or as by a crash. */
+	struct {
+		uint16_t at;
+		bool goodbye;
+	} ends[CONNECTIONS];
+	uint64_t away;			/* a block of which the ledger says that a page is on the device; 0: none */
 	/* What happened. */
 	uint32_t notes;
 	uint16_t note[NOTES];
