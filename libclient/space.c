@@ -710,7 +710,7 @@ static int restore_owner(struct hmm *hmm, bool anew)
 	int error = anew ? hmmc_owner_open_anew(hmm->owner) : hmmc_owner_reopen(hmm->owner);
 
 	/* Closed in good order, which nobody could be told: the connection was broken too long, or hmmd killed in the middle of its farewell. */
-	if (error == -ENODATA && !anew) {
+	if (error == -ENODATA && !anew && hmmc_owner_is_home(hmm->owner)) {
 		anew = hmm->connection->parted = true;
 		error = hmmc_owner_open_anew(hmm->owner);
 	}
