@@ -26,6 +26,10 @@ class Group:
                 self.limit(limit)
             elif not os.path.exists(os.path.join(self.path, self._usage)):
                 raise FileNotFoundError(2, "it has no memory controller")
+            # Where there is swap the limit would be no end.
+            if os.path.exists(os.path.join(self.path, "memory.swap.max")):
+                with open(os.path.join(self.path, "memory.swap.max"), "w") as file:
+                    file.write("0")
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.rmdir(self.path)

@@ -12,6 +12,8 @@ MIB = 1 << 20
 PAGES = 20 << 8
 BYTES = PAGES << 12
 SECONDS = 4
+# Where everything is emulated, too.
+FEW = 6 << 8
 
 
 @unittest.skipIf(harness.SANITIZE, "AddressSanitizer's own memory exceeds the limits")
@@ -56,24 +58,24 @@ class OutOfMemory(harness.Test):
         with open(f"/proc/{self.daemon.pid}/oom_score_adj") as file:
             if int(file.read()) != -900:
                 self.skipTest("hmmd may not say how dear it is (no CAP_SYS_RESOURCE)")
-        owner = self.owner(group)
-        owner.ask("turn", f"^turned {PAGES}$")
-        owner.ask("device", "^checked$")
-        other = self.in_group(group, "other", "mirror-owner", PAGES)
-        other.expect("^ready")
-        other.ask("turn", f"^turned {PAGES}$")
+        owners = [self.in_group(group, "owner", "mirror-owner", FEW) for _ in range(2)]
+        for owner in owners:
+            owner.expect("^ready")
+            owner.ask("turn", f"^turned {FEW}$")
+        owners[0].ask("device", "^checked$")
         # From here on nobody gets more.
         group.limit(group.usage())
-        greedy = self.in_group(group, "greedy", "python3", "-c", f"x = bytearray({64 * MIB}); import time; time.sleep(600)")
-        harness.wait_until(group.oom_kills, 60, "that somebody is killed for memory")
-        time.sleep(0.1)
+        greedy = self.in_group(group, "greedy", "python3", "-c", f"x = bytearray({64 * MIB}); print('has it', flush=True); input()")
+        harness.wait_until(lambda: not greedy.running or "has it" in greedy.output, 60, "that it is killed for memory, or all others are")
+        self.assertGreater(group.oom_kills(), 0)
         self.assertTrue(self.daemon.running)
         group.limit(1 << 40)
-        for process in (owner, other):
-            if process.running:
-                process.ask("check", "^checked$")
-                process.finish()
-        greedy.kill9()
+        for owner in owners:
+            if owner.running:
+                owner.ask("check", "^checked$")
+                owner.finish()
+            else:
+                self.assertEqual(owner.status, -9)
         self.hmmctl("status")
         self.daemon.stop()
 
