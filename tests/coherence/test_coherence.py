@@ -6,6 +6,7 @@ HMM_TEST_SEED replays a run's decisions; HMM_COHERENCE_SECONDS makes it longer t
 
 import os
 import re
+import signal
 import sys
 import time
 
@@ -286,9 +287,27 @@ class EndedInGoodOrder(Pair):
 
     def test_again_and_again(self):
         """SIGTERM, and another: what is refused meanwhile is refused because hmmd ends, and for no other reason (board_excused())."""
+        self.run_ended(self.daemon_stops)
+
+    def test_killed_meanwhile(self):
+        """kill -9 while the pages come home: some owners' are, others' are not, and the next one finds them either way."""
+        self.killed = 0
+        self.run_ended(self.daemon_is_killed)
+        self.assertGreater(self.killed, 0)
+
+    def daemon_stops(self):
+        self.daemon.stop()
+
+    def daemon_is_killed(self):
+        self.daemon.process.signal(signal.SIGTERM)
+        time.sleep(self.random.choice([0, self.random.uniform(0, 0.003), self.random.uniform(0, 0.03)]) if self.killed else 0)
+        self.daemon.kill9()
+        self.killed += self.daemon.process.status == -signal.SIGKILL
+
+    def run_ended(self, end):
         self.start_daemon()
         process = self.coherence("--drivers", "2", "--end-daemon", "--tracked", "--movers", "2", seconds=self.seconds)
-        self.assertGreater(self.kill_at_random(process, self.seconds, self.daemon.stop), 0)
+        self.assertGreater(self.kill_at_random(process, self.seconds, end), 0)
         self.verdict(process, self.seconds)
 
 
