@@ -17,6 +17,33 @@
 #include "engine/worker.h"
 #include "log.h"
 
+/* ---- what its memory cgroup lets it have ---------------------------------------------- */
+
+#define LIMIT_PAGES	((16U << 20) >> HMM_PAGE_SHIFT)
+#define LIMIT_NS	(20 * NS_PER_MS)
+/* Beyond the margin that the kernel table keeps: twice what may move before the next look. */
+#define LIMIT_NEAR	(32ULL << 20)
+
+bool owner_near_limit(struct owner *owner, unsigned int pages)
+{
+	int64_t now = owner->worker->now;
+	uint64_t room;
+	char what[128];
+
+	if (owner->limit_pages > pages && now < owner->limit_due) {
+		owner->limit_pages -= pages;
+		return owner->near_limit;
+	}
+	kernel->room(owner->pid, &room, what, sizeof(what));
+	owner->limit_pages = LIMIT_PAGES;
+	owner->limit_due = now + LIMIT_NS;
+	if ((room < LIMIT_NEAR) != owner->near_limit)
+		log_debug("owner %u: %s memory cgroup's limit (%s)", owner->id,
+			  owner->near_limit ? "no more near its" : "near its", what);
+	owner->near_limit = room < LIMIT_NEAR;
+	return owner->near_limit;
+}
+
 /* ---- on whose account ------------------------------------------------------------- */
 
 static struct quota *quota_of(const struct owner *owner)

@@ -311,8 +311,9 @@ static void note_fault(const struct block *block, uint64_t page, int reason, con
 static void serve_device(struct owner *owner, struct block *block, uint64_t addr, uint64_t flags)
 {
 	bool copies = attribute_leaves_copy(block, addr);
-	bool share = !(flags & UFFD_PAGEFAULT_FLAG_WRITE) && (copies || block_device_reads(block)) &&
-		     owner_may_share(owner);
+	/* A copy for the device beside the CPU's page takes room, too. */
+	bool read = copies || (block_device_reads(block) && !owner_near_limit(owner, 0));
+	bool share = !(flags & UFFD_PAGEFAULT_FLAG_WRITE) && read && owner_may_share(owner);
 	struct prefetch_hint hint = attribute_hint(owner, addr, share);
 	struct pages pages = { 0 };
 

@@ -8,7 +8,7 @@
  * what windows map, copies the faulting page, then the rest, and punches what
  * windows must not see any more. Without windows nothing is punched before the
  * CPU goes on: what lingers in the shadow is "stale" and goes when the block
- * settles.
+ * settles, or at once where the owner's memory cgroup has no room for both.
  *
  * What can fail: EAGAIN (the map is changing: the fault is retried when the
  * event has been read), ENOENT (unmapped: the event will say so), EEXIST (the
@@ -221,8 +221,10 @@ static void home_proceed(struct block *block)
 	block->touched = true;
 	block->record->flags &= ~HMM_BLOCK_HUGE;
 	notice_home(block, &done);
-	if (windows) {
+	/* What is in both places is charged to the owner twice. */
+	if (windows || owner_near_limit(owner, pages_count(&done)))
 		block_punch_stale(block);
+	if (windows) {
 		if (!share)
 			release_home(block, &done);
 		for (first = 0; pages_run(&block->move.want, &first, &end); first = end) {

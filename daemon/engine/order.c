@@ -370,15 +370,20 @@ bool order_has_room(const struct owner *owner)
 	return owner->produced - owner->reaped < HMM_ORDERS_RING - 2 * owner->slots;
 }
 
-static int free_slot(const struct owner *owner)
+static int free_slot(struct owner *owner)
 {
+	unsigned int used = 0;
+	int slot = -EAGAIN;
+
 	if (!order_has_room(owner))
 		return -EAGAIN;
 	for (unsigned int i = 0; i < owner->slots; i++) {
-		if (owner->slot[i] == SLOT_FREE)
-			return (int)i;
+		used += owner->slot[i] != SLOT_FREE;
+		if (owner->slot[i] == SLOT_FREE && slot < 0)
+			slot = (int)i;
 	}
-	return -EAGAIN;
+	/* What lies in one is charged to the owner twice: one block at a time. */
+	return used && owner_near_limit(owner, HMM_BLOCK_PAGES) ? -EAGAIN : slot;
 }
 
 int slot_take(struct owner *owner)

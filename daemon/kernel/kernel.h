@@ -121,10 +121,10 @@ struct kernel_ops {
 	/* Pages that such a mapping has, or gets later, are not swapped out. -ENOMEM, -EPERM: that is not allowed to it. */
 	int (*lock)(void *start, size_t length);
 	/*
-	 * Bytes that hmmd can have without anybody being killed for them, UINT64_MAX where nobody tells; and in words,
-	 * whose limit that is.
+	 * Bytes that a process can have without anybody being killed for them, UINT64_MAX where nobody tells; and in words,
+	 * whose limit that is. 0: hmmd.
 	 */
-	void (*room)(uint64_t *bytes, char *what, size_t size);
+	void (*room)(pid_t pid, uint64_t *bytes, char *what, size_t size);
 
 	/* The last part of what @name of a PCI device leads to in sysfs: its "driver", its "iommu_group". */
 	int (*pci_link)(const char *address, const char *name, char *target, size_t size);

@@ -35,7 +35,7 @@ int kernel_place(void *start, size_t length, int policy, const uint64_t *nodes);
 int kernel_policy(int policy, uint64_t nodes);
 int kernel_populate(void *start, size_t length);
 int kernel_lock(void *start, size_t length);
-void kernel_room(uint64_t *bytes, char *what, size_t size);
+void kernel_room(pid_t pid, uint64_t *bytes, char *what, size_t size);
 int kernel_pci_link(const char *address, const char *name, char *target, size_t size);
 int kernel_vfio_open(const char *path);
 int kernel_vfio_call(int fd, unsigned long request, void *argument);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * room.c - how much memory can be had without the kernel killing somebody for it: what the machine has
- * to give, and what hmmd's own memory cgroup and those above it let it have.
+ * to give, and what a process's memory cgroup and those above it let it have.
  *
  * Any thread. What can fail: a container may hide what is asked for; what nobody tells counts as room.
  */
@@ -60,6 +60,9 @@ static void look_at(const struct version *version, const char *group, uint64_t *
 		if (!version->limits[i] || !read_number(version, group, version->limits[i], &limit) ||
 		    limit >= NO_LIMIT || !read_number(version, group, version->usage, &usage))
 			continue;
+		/* It can only be more, and to ask takes the kernel a while. */
+		if (limit > usage && limit - usage > KERNEL_MARGIN && limit - usage - KERNEL_MARGIN >= *bytes)
+			continue;
 		cache = cache_of(version, group);
 		usage -= cache < usage ? cache : usage;
 		room = limit > usage + KERNEL_MARGIN ? limit - usage - KERNEL_MARGIN : 0;
@@ -79,11 +82,13 @@ static void walk(const struct version *version, char *group, uint64_t *bytes, ch
 	}
 }
 
-void kernel_room(uint64_t *bytes, char *what, size_t size)
+void kernel_room(pid_t pid, uint64_t *bytes, char *what, size_t size)
 {
-	char text[4096], *group;
+	char text[4096], path[32] = "/proc/self/cgroup", *group;
 	uint64_t have;
 
+	if (pid)
+		snprintf(path, sizeof(path), "/proc/%d/cgroup", pid);
 	*bytes = UINT64_MAX;
 	snprintf(what, size, "this machine");
 	if (kernel_read_text("/proc/meminfo", text, sizeof(text))) {
@@ -91,7 +96,7 @@ void kernel_room(uint64_t *bytes, char *what, size_t size)
 		*bytes = have > KERNEL_MARGIN ? have - KERNEL_MARGIN : 0;
 	}
 	for (unsigned int i = 0; i < 2; i++) {
-		if (!kernel_read_text("/proc/self/cgroup", text, sizeof(text)))
+		if (!kernel_read_text(path, text, sizeof(text)))
 			return;
 		group = strstr(text, versions[i].controller);
 		if (!group)

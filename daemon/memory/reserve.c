@@ -131,7 +131,7 @@ static int ask(const struct reserve *reserve, uint64_t bytes, char *why, size_t 
 
 	if (is_hugetlb(reserve->kind))
 		return 0;
-	kernel->room(&room, what, sizeof(what));
+	kernel->room(0, &room, what, sizeof(what));
 	if (room >= bytes)
 		return ask_nodes(reserve, bytes, why, size);
 	snprintf(why, size, "%s has %" PRIu64 " MiB to give, and %" PRIu64 " MiB are to be reserved", what, room >> 20,

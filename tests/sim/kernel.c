@@ -736,6 +736,15 @@ static int sim_populate(void *start, size_t length)
 	return 0;
 }
 
+/* Now near its limit, now far from it. */
+static void sim_room(pid_t pid, uint64_t *bytes, char *what, size_t size)
+{
+	(void)pid;
+	*bytes = world.failing && rarely(2) ? 0 : UINT64_MAX;
+	if (size)
+		*what = '\0';
+}
+
 /* What is not here is for cards, which the simulation has none of: NULL. */
 const struct kernel_ops kernel_simulated = {
 	.uffd_copy = sim_copy, .uffd_zero = sim_zero, .uffd_poison = sim_poison, .uffd_continue = sim_continue,
@@ -744,7 +753,7 @@ const struct kernel_ops kernel_simulated = {
 	.pages_written = sim_pages_written, .soft_dirty_clear = sim_soft_dirty_clear, .mem_read = sim_mem_read,
 	.mem_write = sim_mem_write, .vma_at = sim_vma_at, .mapped = sim_mapped, .told = sim_told, .memfd_new = sim_memfd_new,
 	.punch = sim_punch, .collapse = sim_collapse, .merging = sim_merging, .place = sim_place, .policy = sim_policy,
-	.populate = sim_populate,
+	.populate = sim_populate, .room = sim_room,
 };
 
 /* ---- the library's calls -------------------------------------------------------------------------------------------- */

@@ -125,8 +125,9 @@ Test(reserve, whom_it_serves)
 static uint64_t room;
 static int populates_left, taken_back;
 
-static void scarce(uint64_t *bytes, char *what, size_t size)
+static void scarce(pid_t pid, uint64_t *bytes, char *what, size_t size)
 {
+	cr_expect(zero(int, pid));
 	*bytes = room;
 	snprintf(what, size, "memory cgroup /test (memory.max)");
 }
