@@ -390,7 +390,7 @@ struct owner {
 	int64_t last_fault;		/* when one was served */
 	bool near_limit;		/* of its memory cgroup, as it was found last */
 	int64_t limit_due;		/* when that is looked for again, */
-	unsigned int limit_pages;	/* or when so many more have moved */
+	uint64_t limit_pages;		/* or when so many more have moved */
 	unsigned int jobs;		/* migrations that run, and whatever else needs the owner to stay */
 	bool agent_stuck;		/* it did not get on with its last order: do without it */
 	bool deferred_read;		/* the userfaultfd is to be read, but the agent commits, or there was no room for a child */
@@ -579,7 +579,7 @@ void block_let_go_coherent(struct block *block);
 /* charge.c */
 /*
  * Whether its memory cgroup has so little room that the kernel might kill it for what is in two places while @pages more
- * of it move. Asked every 20 ms or 16 MiB.
+ * of it move. Looked at every 20 ms or 16 MiB, and less often where there is a gigabyte and more.
  */
 bool owner_near_limit(struct owner *owner, unsigned int pages);
 /* Room for so many more of its pages on its mirror's @device, or -ENOSPC. It counts as a use. */
