@@ -5,9 +5,13 @@ device page, and SIGTERM ends it in good order."""
 
 import collections
 import json
+import multiprocessing
 import os
+import shutil
 import signal
 import sys
+import time
+import traceback
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "integration"))
 import harness
@@ -24,8 +28,39 @@ SAME = {"placed": ("travel", "--pool", "memfd", "--pool-placement", "bind:0"),
         "base": ("base", "--config", "[engine]\nmove = no\nio_uring = no\n"),
         "protected": ("dirty", "--tracking", "uffd-wp"),
         "crowded": ("devmem", "--config", "[limits]\nmemory = 2M\nfds = 64\nrequests = 8\n")}
+# How many runs there are beside each other, -j N. Most of one is waiting; where few are made, others' tests run beside.
+BUSY = 4 * len(os.sched_getaffinity(0))
+# So often it is said how far it is.
+SECONDS = 30
 # hmmd serves no one without these, and says so; the client then ends with this status.
 REFUSED = 3
+
+
+def options(arguments):
+    """Of a command line: what -j says, the other options, scenarios, and plans (CALL:ERROR:N)."""
+    arguments = list(arguments)
+    jobs = BUSY if "--all" in arguments else 1
+    if "-j" in arguments:
+        at = arguments.index("-j")
+        jobs = int(arguments[at + 1])
+        del arguments[at:at + 2]
+    words = [word for word in arguments if not word.startswith("--")]
+    return (jobs, {word for word in arguments if word.startswith("--")}, [word for word in words if ":" not in word],
+            [word for word in words if ":" in word])
+
+
+# Whose plans the processes of run_plans() run: they are forked from it.
+_whose = None
+
+
+def _begin(parent):
+    harness._libc.prctl(harness._PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(127)
+
+
+def _run(job):
+    return _whose.run_alone(*job)
 
 
 class Test(harness.Test):
@@ -33,6 +68,42 @@ class Test(harness.Test):
     looks_at_charges = True
     counts = {}
     answers = collections.Counter()
+    jobs = 1
+
+    def run_alone(self, scenario, plan):
+        """One plan, in a process that does nothing else, with a folder of its own. Returns counts, answers, and what failed."""
+        counts, trouble = None, ""
+        Test.answers.clear()
+        self.setUp()
+        try:
+            counts = self.run_plan(scenario, plan)
+        except Exception:
+            trouble = traceback.format_exc()
+        try:
+            self.tearDown()
+        except Exception:
+            trouble += traceback.format_exc()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return counts, dict(Test.answers), trouble
+
+    def run_plans(self, scenario, plans):
+        """Runs each, Test.jobs of them beside each other; yields each that has not failed, and its counts, in the plans' order."""
+        global _whose
+        _whose, failed, told = self, 0, time.monotonic()
+        with multiprocessing.get_context("fork").Pool(min(Test.jobs, len(plans) or 1), _begin, (os.getpid(),)) as pool:
+            ended = pool.imap(_run, [(scenario, plan) for plan in plans])
+            for done, (plan, (counts, answers, trouble)) in enumerate(zip(plans, ended), 1):
+                Test.answers.update(answers)
+                with self.subTest(scenario=scenario, plan=plan):
+                    if trouble:
+                        failed += 1
+                        print(f"FAILED {scenario} {plan}\n{trouble}", flush=True)
+                        self.fail(trouble)
+                if not trouble:
+                    yield plan, counts
+                if time.monotonic() - told > SECONDS:
+                    told = time.monotonic()
+                    print(f"{scenario}: {done} of {len(plans)} runs, {failed} failed", flush=True)
 
     def arguments(self, scenario):
         does, *arguments = SAME.get(scenario, (scenario,))

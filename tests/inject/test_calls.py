@@ -1,28 +1,32 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""System calls and allocations that fail, in hmmd or in the library: test_calls.py hmmd|library [SCENARIO...] [--all]
+"""System calls and allocations that fail, in hmmd or in the library:
+test_calls.py hmmd|library [SCENARIO...] [PLAN... | --all] [--plans] [-j N]
 
 hmmd_inject and inject-client-failing have calls.c between them and libc. A scenario is first run as it is, to learn how often
 each call is made. Then the Nth of them fails, with an error that the kernel may answer at any time, once or ten times in a row; and
 in a storm EINTR, EAGAIN or short counts come again and again. Which, and under which scenarios, is chosen at random; with --all it is each call, each
-error, and each N up to MANY. What has to hold then is in scenarios.py.
+error, and each N where there are no more than WHOLE, of more MANY that chance chooses. What has to hold then is in scenarios.py.
+N runs at a time; --plans only counts them. What has failed is run again as it was called there: a PLAN.
 """
 
+import functools
 import os
 import re
 import struct
 import subprocess
 import sys
+import time
 import unittest
 
 import scenarios
 from scenarios import harness
 
-WHERE, *ARGUMENTS = sys.argv[1:]
-ALL = "--all" in ARGUMENTS
-CHOSEN = [argument for argument in ARGUMENTS if argument != "--all"]
+WHERE = sys.argv[1]
+scenarios.Test.jobs, OPTIONS, CHOSEN, GIVEN = scenarios.options(sys.argv[2:])
+ALL, ONLY_COUNT = (f"--{word}" in OPTIONS for word in ("all", "plans"))
 PROGRAM = {"hmmd": harness.binary("hmmd"), "library": scenarios.FAILING}[WHERE]
-# What is called so often is not failed each time.
-MANY = 60
+# What is called more often than that is not failed each time, but so often.
+WHOLE, MANY = 500 if ALL else 60, 60
 # By default: so many scenarios, and of each so many plans and a storm.
 SCENARIOS, PLANS = (2, 4) if harness.SANITIZE else (4, 7)
 # Where a failure once left somebody waiting for ever, or bytes lost: each N, or these, every time.
@@ -64,6 +68,7 @@ PURE = set("""memcpy memset memmove memcmp memchr strchr strcmp strcpy strcspn s
     __isoc23_strtol __isoc23_strtoul __isoc23_strtoull __assert_fail __popcountdi2 __tls_get_addr _GLOBAL_OFFSET_TABLE_""".split())
 
 
+@functools.cache
 def calls():
     """name -> what it may answer."""
     told = subprocess.run([PROGRAM, "none"], env=dict(os.environ, HMM_CALLS="list"), stdout=subprocess.PIPE, text=True, check=True)
@@ -108,7 +113,7 @@ class Calls(scenarios.Test):
             return {name.rstrip(b"\0").decode(): count for name, count in struct.iter_unpack("<24sQ", file.read())}
 
     def chosen(self, count):
-        if count <= MANY:
+        if count <= WHOLE:
             return range(1, count + 1)
         return sorted({1, *(self.random.randint(1, count) for _ in range(MANY))})
 
@@ -119,28 +124,37 @@ class Calls(scenarios.Test):
             yield f"{call}:{error}:{self.random.randint(1, count)}:10"
 
     def run_all(self, scenario, plans):
-        failures = runs = 0
-        for plan in plans:
-            with self.subTest(plan=plan):
-                runs += 1
-                failures += self.run_plan(scenario, plan)["failed"]
-        print(f"{scenario}: {failures} failures in {runs} runs of {WHERE}; {dict(scenarios.Test.answers)}", flush=True)
+        failures = in_vain = 0
+        begun = time.monotonic()
+        for _, counts in self.run_plans(scenario, plans):
+            failures += counts["failed"]
+            in_vain += not counts["failed"]
+        print(f"{scenario}: {failures} failures in {len(plans)} runs of {WHERE}, of which {in_vain} never came to theirs, in "
+              f"{time.monotonic() - begun:.0f} s; {dict(scenarios.Test.answers)}", flush=True)
 
     def check(self, scenario):
+        if GIVEN:
+            self.run_all(scenario, GIVEN)
+            return
         counts = self.run_plan(scenario)
         plans = [plan for call, errors in calls().items() if counts[call] and call not in BY_TABLE
                  for plan in self.plans(counts[call], call, errors)]
         storms = [f"storm:{error}:{percent}:{self.random.getrandbits(31)}" for error in ("EINTR", "EAGAIN", "SHORT") for percent in (30, 3)]
         if not ALL:
             plans, storms = self.random.sample(plans, PLANS), self.random.sample(storms, 1)
+        many = [call for call, errors in calls().items() if ALL and counts[call] > WHOLE and call not in BY_TABLE]
+        print(f"{scenario}: {len(plans) + len(storms)} runs, {scenarios.Test.jobs} at a time"
+              f"{'; only so many of each: ' * bool(many)}{', '.join(f'{MANY} of {counts[call]} {call}' for call in many)}", flush=True)
+        if ONLY_COUNT:
+            return
         self.run_all(scenario, plans + storms)
 
     def test_found(self):
-        for scenario, found, chosen in FOUND if not CHOSEN else ():
+        for scenario, found, chosen, *times in FOUND if not CHOSEN else ():
             count = self.run_plan(scenario)[found.split(":")[0]]
             numbers = [n for n in chosen or range(1, count + 1) if n <= count]
             self.assertTrue(numbers)
-            self.run_all(scenario, [f"{found}:{n}" for n in ([numbers[0], numbers[-1]] if harness.SANITIZE else numbers)])
+            self.run_all(scenario, [f"{found}:{n}{''.join(times)}" for n in ([numbers[0], numbers[-1]] if harness.SANITIZE else numbers)])
 
     def test_some(self):
         """Scenarios that chance chooses, or the command line."""

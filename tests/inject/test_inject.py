@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Kernel calls that fail, one after the other, under each scenario of client.c: test_inject.py [SCENARIO...] [--all | --few]
+"""Kernel calls that fail, one after the other, under each scenario of client.c:
+test_inject.py [SCENARIO...] [PLAN... | --all | --few] [--plans] [-j N]
 
 A scenario is first run as it is, to learn how often hmmd makes each call of kernel.h. Then the first of them fails, and
 others chosen at random (with --all: each), with each error that the kernel may answer at any time, once and
 ten times in a row. With --few each scenario has a few calls that chance chooses. What has to hold then is in scenarios.py.
+N runs at a time; --plans only counts them. What has failed is run again as it was called there: a PLAN.
 """
 
 import os
 import re
 import sys
+import time
 import unittest
 
 import scenarios
@@ -50,10 +53,9 @@ NOT_FAILED = {
     "vfio_call": "test_card.py", "bar_map": "test_card.py", "bar_store": "test_card.py", "bar_fetch": "test_card.py",
     "vfio_answers": "test_card.py",
 }
-ARGUMENTS = sys.argv[1:]
-ALL = "--all" in ARGUMENTS
-FEW = "--few" in ARGUMENTS
-CHOSEN = [argument for argument in ARGUMENTS if not argument.startswith("--")] or scenarios.SCENARIOS
+scenarios.Test.jobs, OPTIONS, CHOSEN, GIVEN = scenarios.options(sys.argv[1:])
+ALL, FEW, PLANS = (f"--{word}" in OPTIONS for word in ("all", "few", "plans"))
+CHOSEN = CHOSEN or scenarios.SCENARIOS
 # With --few; and calls that no other scenario makes, of these each time.
 CALLS, RARE = 4, ("pages_written", "uffd_read")
 
@@ -100,27 +102,35 @@ class Inject(scenarios.Test):
             return [1]
         return sorted({1, *(self.random.randint(1, count) for _ in range(2))})
 
-    def check(self, scenario, call):
+    def plans(self, scenario, call):
         count = self.baseline(scenario)[call]
-        if not count:
-            return
-        injected = 0
-        for error in ERRORS[call]:
-            plans = [f"{call}:{error}:{n}" for n in self.chosen(count)]
-            plans.append(f"{call}:{error}:{self.random.randint(1, count)}:10")
-            for plan in plans:
-                with self.subTest(plan=plan):
-                    injected += 1  # a run that fails was made to
-                    injected += self.run_plan(scenario, plan)["injected"] - 1
-        # What a scenario calls now and then only may not have been called, or not so often. If it is at all, the first of them is.
-        for _ in range(10 if not injected else 0):
-            counts = self.run_plan(scenario, f"{call}:{ERRORS[call][0]}:1")
-            if counts["injected"]:
-                break
-            if counts[call]:
-                self.fail(f"{call} was never made to fail: the test tests nothing")
-        print(f"{scenario} {call}: {injected} failures, {dict(scenarios.Test.answers)}")
+        for error in ERRORS[call] if count else ():
+            for n in self.chosen(count):
+                yield f"{call}:{error}:{n}"
+            yield f"{call}:{error}:{self.random.randint(1, count)}:10"
 
+    def check(self, scenario, calls):
+        made = [call for call in calls if self.baseline(scenario)[call]]
+        plans = GIVEN or [plan for call in made for plan in self.plans(scenario, call)]
+        injected, in_vain, begun = dict.fromkeys(made, 0), 0, time.monotonic()
+        print(f"{scenario}: {len(plans)} runs, {scenarios.Test.jobs} at a time", flush=True)
+        if PLANS:
+            return
+        failed = set(plans)
+        for plan, counts in self.run_plans(scenario, plans):
+            failed.discard(plan)
+            injected[plan.split(":")[0]] += counts["injected"]
+            in_vain += not counts["injected"]
+        for call in made if not GIVEN else ():
+            # What a scenario calls now and then only may not have been called, or not so often. If it is at all, the first of them is.
+            for _ in range(10 if not injected[call] and not any(plan.split(":")[0] == call for plan in failed) else 0):
+                counts = self.run_plan(scenario, f"{call}:{ERRORS[call][0]}:1")
+                if counts["injected"]:
+                    break
+                if counts[call]:
+                    self.fail(f"{call} was never made to fail: the test tests nothing")
+        print(f"{scenario} {' '.join(made)}: {sum(injected.values())} failures in {len(plans)} runs, of which {in_vain} never came to theirs, "
+              f"in {time.monotonic() - begun:.0f} s; {dict(scenarios.Test.answers)}", flush=True)
 
     def check_few(self, scenario):
         counts = self.baseline(scenario)
@@ -133,7 +143,11 @@ class Inject(scenarios.Test):
 
 
 def add_test(scenario, call):
-    setattr(Inject, f"test_{scenario}_{call}", lambda self: self.check(scenario, call))
+    setattr(Inject, f"test_{scenario}_{call}", lambda self: self.check(scenario, [call]))
+
+
+def add_all(scenario):
+    setattr(Inject, f"test_{scenario}", lambda self: self.check(scenario, list(ERRORS)))
 
 
 def add_few(scenario):
@@ -143,8 +157,11 @@ def add_few(scenario):
 for chosen_scenario in CHOSEN:
     if FEW:
         add_few(chosen_scenario)
-    for chosen_call in ERRORS if not FEW else ():
-        add_test(chosen_scenario, chosen_call)
+    elif ALL or GIVEN:
+        add_all(chosen_scenario)
+    else:
+        for chosen_call in ERRORS:
+            add_test(chosen_scenario, chosen_call)
 
 if __name__ == "__main__":
     del sys.argv[1:]
