@@ -68,8 +68,8 @@ int hmmc_devmem_region(struct hmm *hmm, const struct hmm_msg_region *event, int 
 int hmmc_devmem_event(struct hmm *hmm, const struct hmm_wire_header *event);
 /* After a restart: says it of this device again. */
 int hmmc_devmem_restore(struct hmm *hmm, const struct hmm_device *device);
-/* ... and has the mirror call hmmc_devmem_ready() when its earlier callbacks are over. */
-void hmmc_devmem_return(struct hmm_mirror_private *mirror);
+/* ... and has the mirror call hmmc_devmem_ready() when its earlier callbacks are over. It fails where there is no memory for that. */
+int hmmc_devmem_return(struct hmm_mirror_private *mirror);
 
 /* After fork, in the child. */
 void hmmc_devmem_forget(void);

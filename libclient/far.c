@@ -502,11 +502,21 @@ static int list_some(struct returning *returning)
 	return more;
 }
 
+/* Another list is begun, or this one was heard to its end. */
+static void forget_list(struct hmm_mirror_private *mirror)
+{
+	struct hmm_devmem_private *devmem = mirror->devmem;
+	uint64_t touched = __atomic_load_n(&devmem->touched, __ATOMIC_ACQUIRE);
+
+	for (uint64_t i = 0; i < touched; i++)
+		if (devmem->devmem.pages[i].mirror == mirror && devmem->devmem.pages[i].held == HELD_LISTED)
+			devmem->devmem.pages[i].held = HELD;
+}
+
 int hmmc_devmem_ready(struct hmm_mirror_private *mirror)
 {
 	struct hmm_devmem_private *devmem = mirror->devmem;
 	struct returning *returning;
-	uint64_t touched;
 	int more = 1;
 
 	if (!devmem || !devmem->token)
@@ -518,24 +528,23 @@ int hmmc_devmem_ready(struct hmm_mirror_private *mirror)
 	while (more > 0)
 		more = list_some(returning);
 	hmmc_arena_free(returning, sizeof(*returning));
-	if (more)
-		return more;
-	let_go_of(mirror, HELD, false);
-	touched = __atomic_load_n(&devmem->touched, __ATOMIC_ACQUIRE);
-	for (uint64_t i = 0; i < touched; i++)
-		if (devmem->devmem.pages[i].mirror == mirror && devmem->devmem.pages[i].held == HELD_LISTED)
-			devmem->devmem.pages[i].held = HELD;
-	return 0;
+	if (!more)
+		let_go_of(mirror, HELD, false);
+	forget_list(mirror);
+	return more;
 }
 
 static void ready_again(struct hmm_mirror_private *mirror, const void *event)
 {
 	(void)event;
-	hmmc_devmem_ready(mirror);
+	/* hmmd takes a driver for gone that does not come back, and his pages for lost. */
+	while (hmmc_devmem_ready(mirror) == -ENOMEM)
+		hmmc_dispatch_nap(PAUSE_NS);
 }
 
-void hmmc_devmem_return(struct hmm_mirror_private *mirror)
+int hmmc_devmem_return(struct hmm_mirror_private *mirror)
 {
 	if (mirror->devmem && mirror->devmem->token && !hmmc_dispatch_post(mirror, ready_again, NULL, 0))
-		hmmc_log(HMMC_LOG_ERROR, "the library's memory is used up: hmmd takes this driver for gone");
+		return -ENOMEM;
+	return 0;
 }

@@ -408,7 +408,7 @@ int hmmc_mirror_restore(struct hmm *hmm, bool same)
 			error = hmmc_connection_exchange(hmm->connection, &anew, NULL, 0);
 			if (!error) {
 				mirror->id = reply->mirror;
-				hmmc_devmem_return(mirror);
+				error = hmmc_devmem_return(mirror);
 			}
 		}
 	}

@@ -33,6 +33,7 @@ SCENARIOS, PLANS = (2, 4) if harness.SANITIZE else (4, 7)
 FOUND = {"hmmd": [("travel", "dup:EMFILE", None), ("drain", "uv_poll:ENOMEM", None), ("travel", "calloc:ENOMEM", range(10, 20)),
                   ("access", "malloc:ENOMEM", range(56, 64)), ("farfork", "send:ENOBUFS", range(30, 54, 3))],
          "library": [("travel", "thread:EAGAIN", None), ("travel", "mmap:ENOMEM", None), ("share", "recv:LOST", None),
+                     ("crowded", "arena:ENOMEM", range(248, 263), ":10"),
                      ("access", "arena:ENOMEM", range(56, 66)), ("farfork", "arena:ENOMEM", range(156, 172)),
                      ("farfork", "send:ENOBUFS", range(26, 36, 2))]}[WHERE]
 
