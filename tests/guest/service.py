@@ -19,13 +19,14 @@ import time
 import unittest
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, os.path.join(HERE, "..", "integration"))
-import harness  # noqa: E402
+sys.path.insert(0, HERE)
+import limits  # noqa: E402
+from booted import (LOCAL, as_user, configure, harness, install, journal, kill, main_pid, patient, reload, restart, run, show,  # noqa: E402
+                    upgrade)
 
 PACKAGES = ("libhmmclient0", "hmmd", "hmmctl")
 SOCKETS = ("hmmd.socket", "hmmd-admin.socket")
 CHURN = ("hmmctl", "run", "--device-memory", "64M", "--churn", "1", "--verbose", "--")
-LOCAL = "/etc/hmmd/hmmd.conf.d/50-local.conf"
 # Memory in pieces of 64 KiB, which come and go; the same bytes each time.
 UNMODIFIED = """
 import hashlib, random, sys
@@ -34,81 +35,6 @@ while True:
     pieces = [random.randbytes(65536) for _ in range(16)]
     print(hashlib.sha256(b"".join(pieces)).hexdigest(), flush=True)
 """
-
-
-def run(*command, user=None, status=0, **options):
-    """A command's output, both streams; fails unless it ends so."""
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                          **as_user(user), **options)
-    if status is not None and done.returncode != status:
-        raise AssertionError(f"{' '.join(command)} ended with status {done.returncode}, not {status}:\n{done.stdout}")
-    return done.stdout
-
-
-def as_user(name):
-    """What subprocess needs to know."""
-    if not name:
-        return {}
-    entry = pwd.getpwnam(name)
-    return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": os.getgrouplist(name, entry.pw_gid), "cwd": "/tmp"}
-
-
-def install(*packages):
-    return run("dpkg", "-i", *(glob.glob(f"{harness.BINARY}/debian/{name}_*.deb")[0] for name in packages),
-               env=dict(os.environ, DEBIAN_FRONTEND="noninteractive"))
-
-
-def show(unit, name):
-    return run("systemctl", "show", "-P", name, unit).strip()
-
-
-def main_pid():
-    return int(show("hmmd.service", "MainPID"))
-
-
-def journal():
-    return run("journalctl", "--no-pager", "-o", "cat", "-u", "hmmd.service")
-
-
-def patient(condition):
-    """Asked now and then: whoever asks takes the processor from those whom he asks about."""
-    def asked():
-        time.sleep(0.3)
-        return condition()
-    return asked
-
-
-def wait_for_another(old):
-    """That another hmmd than the one with this pid serves."""
-    harness.wait_until(patient(lambda: show("hmmd.service", "ActiveState") == "active" and main_pid() not in (0, old)), 30,
-                       "that another hmmd serves")
-
-
-def kill():
-    pid = main_pid()
-    os.kill(pid, signal.SIGKILL)
-    wait_for_another(pid)
-
-
-def restart():
-    pid = main_pid()
-    run("systemctl", "restart", "hmmd.service")
-    wait_for_another(pid)
-
-
-def upgrade():
-    pid = main_pid()
-    install("hmmd")
-    wait_for_another(pid)
-
-
-def reload():
-    run("systemctl", "reload", "hmmd.service")
-
-
-def configure(text):
-    with open(LOCAL, "w") as file:
-        file.write(text)
 
 
 def setUpModule():
@@ -329,7 +255,7 @@ class Removed(unittest.TestCase):
 
 
 def load_tests(loader, tests, pattern):
-    return unittest.TestSuite(loader.loadTestsFromTestCase(case) for case in (Installed, Served, Upheaval, Removed))
+    return unittest.TestSuite(loader.loadTestsFromTestCase(case) for case in (Installed, Served, Upheaval, limits.Limits, Removed))
 
 
 if __name__ == "__main__":

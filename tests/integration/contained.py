@@ -20,21 +20,21 @@ import confined
 _NEWNS, _NEWUTS, _NEWIPC, _NEWUSER, _NEWPID, _NEWNET = 0x20000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
 _MS_BIND, _MS_MOVE, _MS_REC, _MS_PRIVATE = 0x1000, 0x2000, 0x4000, 0x40000
 _PR_SET_PDEATHSIG = 1
-_EPERM, _ENOSYS = 1, 38
+EPERM, _ENOSYS = 1, 38
 
 # Docker's: chown, dac_override, fowner, fsetid, kill, setgid, setuid, setpcap, net_bind_service, net_raw, sys_chroot, mknod, audit_write, setfcap.
 _CAPABILITIES = {0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31}
 _DEVICES = ["null", "zero", "full", "random", "urandom", "tty"]
 
-_PRIVILEGED = {name: _EPERM for name in (
+_PRIVILEGED = {name: EPERM for name in (
     "bpf", "fanotify_init", "perf_event_open", "quotactl", "sethostname", "setns", "kcmp", "process_madvise", "mbind", "get_mempolicy", "set_mempolicy",
     "migrate_pages", "move_pages", "open_by_handle_at", "init_module", "reboot", "settimeofday", "acct", "keyctl", "add_key", "request_key", "userfaultfd")}
 FORBIDDEN = {
     "none": {},
-    "moby": {**_PRIVILEGED, **{name: _EPERM for name in (
+    "moby": {**_PRIVILEGED, **{name: EPERM for name in (
         "io_uring_setup", "io_uring_enter", "io_uring_register", "pidfd_getfd", "unshare", "mount", "umount2", "pivot_root")},
         "clone3": _ENOSYS},
-    "containers": {**_PRIVILEGED, **{name: _EPERM for name in ("process_vm_readv", "process_vm_writev", "ptrace", "vmsplice", "membarrier")},
+    "containers": {**_PRIVILEGED, **{name: EPERM for name in ("process_vm_readv", "process_vm_writev", "ptrace", "vmsplice", "membarrier")},
                    **{name: _ENOSYS for name in ("io_uring_setup", "io_uring_enter", "io_uring_register", "futex_waitv", "memfd_secret",
                                                  "process_mrelease")}},
 }
