@@ -325,6 +325,19 @@ static void check_block(struct block *block, void *data)
 	totals->armed += block->record->flags & HMM_BLOCK_ARMED ? HMM_BLOCK_SIZE : 0;
 }
 
+void fixture_expect_use(const struct fixture *fixture, unsigned int count, const unsigned int *order)
+{
+	struct block *block = TAILQ_FIRST(&fixture->mirror->use);
+
+	cr_assert(eq(uint, fixture->mirror->used_blocks, count));
+	for (unsigned int i = 0; i < count; i++, block = TAILQ_NEXT(block, use)) {
+		cr_assert(ne(ptr, block, NULL));
+		cr_assert(eq(ptr, block, fixture_block(fixture, order[i])), "place %u", i);
+		cr_assert(eq(ptr, block->charged_to, fixture->mirror));
+	}
+	cr_assert(eq(ptr, block, NULL));
+}
+
 void fixture_check(struct fixture *fixture)
 {
 	struct totals totals = { .fixture = fixture };

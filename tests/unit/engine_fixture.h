@@ -59,6 +59,13 @@ void fixture_later(struct fixture *fixture, int64_t ns);
 struct block *fixture_block(const struct fixture *fixture, unsigned int n);
 struct pages pages_from(unsigned int first, unsigned int end);
 uint64_t fixture_sequence(const struct block *block);
+/* The order of use is this one, and there are no others in it. */
+void fixture_expect_use(const struct fixture *fixture, unsigned int count, const unsigned int *order);
+#define EXPECT_USE(fixture, ...)                                                                   \
+	do {                                                                                       \
+		const unsigned int order_[] = { __VA_ARGS__ };                                     \
+		fixture_expect_use(fixture, sizeof(order_) / sizeof(order_[0]), order_);           \
+	} while (0)
 /* What is said twice agrees: ledger, table, counts, charges, what the shadow really holds. */
 void fixture_check(struct fixture *fixture);
 
