@@ -12,7 +12,8 @@
  * because the hmmd that had the first one is dead. After the grace period it
  * gives up: requests fail with -ESTALE and the rescuer is called. A driver's windows are
  * closed at 3/4 of it, counted from when the last hmmd went: whatever the receiver waits for then ends
- * there (hmmc_connection_end()), since the owner, whom nobody took over, counts from there, too.
+ * there (hmmc_connection_end()), since the owner, whom nobody took over, counts from there, too. It does not give up while the
+ * hmmd that has it answers.
  *
  * Locks: `lock` guards state and the list of requests and is never held across
  * a system call other than a futex's; `send_lock` is held while sending and
@@ -29,6 +30,7 @@
 #include "arena.h"
 #include "connection.h"
 #include "log.h"
+#include "owner.h"
 
 #define RETRY_MIN_MS	10
 #define RETRY_MAX_MS	500
@@ -361,10 +363,17 @@ static bool reconnect(struct connection *connection)
 	if (connection->barren && nap_until_due(connection, pause << connection->barren))
 		return false;
 	for (;;) {
-		if (join(connection) == 0 && hmmc_space_restore(connection->hmm) == 0)
+		bool joined = join(connection) == 0;
+
+		if (joined && hmmc_space_restore(connection->hmm) == 0)
 			break;
 		part(connection);
 		now = clock_ms();
+		/* It lives, brings everything home by itself, say, and reads the events: two must not do that. */
+		if (joined && hmmc_owner_is_held(connection->hmm, connection->incarnation)) {
+			connection->down_at = start = now;
+			connection->late = false;
+		}
 		if (now - start >= connection->down_grace_ms)
 			return false;
 		if (!connection->late && now >= late_at(connection)) {

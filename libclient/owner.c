@@ -429,6 +429,13 @@ int hmmc_owner_reopen_done(struct owner *owner)
 	return hmmc_connection_exchange(owner->hmm->connection, message, NULL, 0);
 }
 
+bool hmmc_owner_is_held(const struct hmm *hmm, uint64_t incarnation)
+{
+	const struct hmm_orders *orders = hmm->owner ? hmm->owner->orders : NULL;
+
+	return orders && __atomic_load_n(&orders->incarnation, __ATOMIC_SEQ_CST) == incarnation;
+}
+
 /* All that hmmd has noted of a few blocks: that nothing of theirs is anywhere else. */
 static bool are_home(const struct hmm_ledger_block *record, size_t count)
 {

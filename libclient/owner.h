@@ -46,6 +46,8 @@ void hmmc_owner_free(struct owner *owner);
 int hmmc_owner_reopen(struct owner *owner);
 int hmmc_owner_reopen_done(struct owner *owner);
 int hmmc_owner_open_anew(struct owner *owner);
+/* This process is an owner, and that hmmd has it: nobody else's, nor the rescuer's. */
+bool hmmc_owner_is_held(const struct hmm *hmm, uint64_t incarnation);
 /* By the ledger nothing is away: the userfaultfd may be closed. */
 bool hmmc_owner_is_home(const struct owner *owner);
 

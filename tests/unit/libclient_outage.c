@@ -495,6 +495,39 @@ Test(outage, a_goodbye_before_anything_was_opened)
 	script_end();
 }
 
+static void *ask_in_vain(void *argument)
+{
+	cr_assert_eq(hmm_export(hmm), -ESTALE);
+	return NULL;
+}
+
+/* It only hung up. It has the owner still, reads its events and brings its pages home: the rescuer must not do so, too. */
+Test(outage, nobody_is_rescued_from_an_hmmd_that_lives)
+{
+	struct hmm_open_options options = { .size = sizeof(options) };
+	uint32_t before;
+	pthread_t thread;
+
+	script_begin();
+	options.socket = script_path;
+	script->grace_ms = (uint32_t)scaled_ms(100);
+	script->ends[1].at = HMM_OP_EXPORT;
+	script->holds = true;
+	cr_assert_eq(hmm_open(&options, &hmm), 0, "%s", hmm_last_error());
+	cr_assert_eq(pthread_create(&thread, NULL, ask_in_vain, NULL), 0);
+	while (!(before = *(volatile uint32_t *)&script->connections) || before == 1)
+		usleep(1000);
+	usleep((useconds_t)scaled_ms(400) * 1000);
+	cr_assert_eq(__atomic_load_n(&hmm->lost, __ATOMIC_ACQUIRE), 0);
+	cr_assert_gt(*(volatile uint32_t *)&script->connections, before, "it asks again and again");
+	cr_assert_lt(*(volatile uint32_t *)&script->connections, before + 200, "but not all the time");
+	/* Now there is none. */
+	script_kill();
+	cr_assert_eq(pthread_join(thread, NULL), 0);
+	hmm_close(hmm);
+	script_end();
+}
+
 /* ---- threads that meet just where it hurts -------------------------------------------- */
 
 /*

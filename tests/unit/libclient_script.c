@@ -34,6 +34,8 @@ static pid_t peer;
 
 /* ---- the peer ---------------------------------------------------------------- */
 
+#define INCARNATION 1
+
 static int memfd(uint64_t size)
 {
 	int fd = memfd_create("peer", MFD_CLOEXEC);
@@ -95,7 +97,8 @@ static void send_region(int fd, const struct hmm_msg_window_map *asked)
 static void make_shared(int *fds)
 {
 	struct hmm_ledger_block record = { .page[7] = HMM_PAGE_DEVICE | HMM_PAGE_COMPLETE };
-	struct hmm_orders orders = { .magic = HMM_ORDERS_MAGIC, .version = HMM_ORDERS_VERSION };
+	struct hmm_orders orders = { .magic = HMM_ORDERS_MAGIC, .version = HMM_ORDERS_VERSION,
+				     .incarnation = script->holds ? INCARNATION : 0 };
 
 	fds[0] = memfd(HMM_TABLE_SIZE);
 	fds[1] = memfd(HMM_LEDGER_SIZE);
@@ -147,7 +150,7 @@ static bool serve(int fd, struct hmm_frame *frame)
 		}
 		hello = reply = answer(frame, sizeof(*hello));
 		hello->version = HMM_PROTOCOL_VERSION;
-		hello->incarnation = 1;
+		hello->incarnation = INCARNATION;
 		hello->grace_ms = script->grace_ms;
 		break;
 	}

@@ -40,6 +40,7 @@ struct script {
 		uint16_t at;
 		bool goodbye;
 	} ends[CONNECTIONS];
+	bool holds;			/* the owner, of whom it hears no more: it answers that it has it, whoever comes for it */
 	uint64_t away;			/* a block of which the ledger says that a page is on the device; 0: none */
 	/* What happened. */
 	uint32_t notes;
