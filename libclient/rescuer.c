@@ -185,6 +185,35 @@ static void wake(int uffd, uint64_t start, uint64_t length)
 }
 
 /*
+ * Whether bytes that can't be copied never can be: their memory has failed, or the disk that they were swapped to. Where
+ * there was no memory to map them, or to swap them in, they are there the next time.
+ */
+static bool is_lost(const char *from)
+{
+	return madvise((void *)(uintptr_t)from, HMM_PAGE_SIZE, MADV_POPULATE_READ) && (errno == EHWPOISON || errno == EFAULT);
+}
+
+/* SIGBUS, and not zeros. As of copy_home(). */
+static unsigned int poison_once(struct rescuer *rescuer, struct view *view, uint64_t to)
+{
+	struct uffdio_poison arg = { .range = { .start = to, .len = HMM_PAGE_SIZE } };
+
+	if (!ioctl(view->uffd, UFFDIO_POISON, &arg)) {
+		rescuer->lost++;
+		return 1;
+	}
+	if (errno == ENOMEM) {
+		wait_for_memory();
+		read_events(rescuer, &rescuer->own);
+		return 0;
+	}
+	if (errno != EAGAIN)
+		return 1;
+	drain_events(rescuer, view);
+	return 0;
+}
+
+/*
  * Installs pages at @to, as far as it goes in one piece. Return: pages dealt with,
  * 0 when the map is changing: the caller has to look again where the page is.
  */
@@ -204,6 +233,10 @@ static unsigned int copy_home(struct rescuer *rescuer, struct view *view, uint64
 	case EAGAIN:
 		drain_events(rescuer, view);
 		return 0;
+	case EFAULT:
+		if (is_lost(from))
+			return poison_once(rescuer, view, to);
+		/* fall through */
 	case ENOMEM:
 		/* Letting go of the page would lose it; and the owner may be about to free some, whosever the page is. */
 		wait_for_memory();

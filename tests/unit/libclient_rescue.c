@@ -37,6 +37,7 @@ static int shadow;
  */
 static struct {
 	unsigned long request;
+	int error;			/* what the kernel says then; 0: ENOMEM */
 	bool of_child;
 	unsigned int times;
 	uint32_t *until;		/* until this is set, if that is earlier */
@@ -59,7 +60,7 @@ __attribute__((visibility("default"))) int ioctl(int fd, unsigned long request, 
 		short_of.times = 0;
 	if (short_of.times && request == short_of.request && (fd != owner->uffd) == short_of.of_child) {
 		short_of.times--;
-		errno = ENOMEM;
+		errno = short_of.error ? short_of.error : ENOMEM;
 		return -1;
 	}
 	return (int)syscall(SYS_ioctl, fd, request, argument);
@@ -263,6 +264,42 @@ Test(rescue, what_the_device_has_lost_is_poisoned_though_memory_is_short)
 	cr_assert_eq(short_of.times, 0);
 	cr_assert_eq(is_poisoned(home + HMM_BLOCK_SIZE + 3 * HMM_PAGE_SIZE), true);
 	cr_assert_eq(is_poisoned(home + HMM_BLOCK_SIZE + 4 * HMM_PAGE_SIZE), false);
+	end();
+}
+
+/* The kernel has no memory to map it from the shadow, and can't say that it is this which lacks. */
+Test(rescue, what_cannot_be_read_for_want_of_memory_comes_home)
+{
+	begin();
+	arm(home, BLOCKS * HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING);
+	on_device(1);
+	short_of.request = UFFDIO_COPY;
+	short_of.error = EFAULT;
+	short_of.times = 3;
+	rescue();
+	cr_assert_eq(short_of.times, 0);
+	cr_assert_eq(memcmp(home + HMM_BLOCK_SIZE, golden + HMM_BLOCK_SIZE, HMM_BLOCK_SIZE), 0);
+	cr_assert_eq(owner->rescuer.lost, 0);
+	end();
+}
+
+/* Its memory has failed, say: here there is none, which ends in the same signal. */
+Test(rescue, what_cannot_be_read_any_more_is_poisoned)
+{
+	const size_t kept = 5 * HMM_PAGE_SIZE;
+
+	begin();
+	if (!can_poison())
+		cr_skip_test("no UFFDIO_POISON: %s", strerror(errno));
+	signal(SIGBUS, note_bus_error);
+	arm(home, BLOCKS * HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING);
+	on_device(0);
+	cr_assert_eq(ftruncate(shadow, (off_t)kept), 0);
+	rescue();
+	cr_assert_eq(memcmp(home, golden, kept), 0);
+	for (size_t at = kept; at < HMM_BLOCK_SIZE; at += HMM_PAGE_SIZE)
+		cr_assert(is_poisoned(home + at), "byte %zu of what is lost reads as zeros", at);
+	cr_assert_eq(owner->rescuer.lost, HMM_BLOCK_PAGES - kept / HMM_PAGE_SIZE);
 	end();
 }
 
