@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #include "arena.h"
+#include "layout.h"
 #include "mapping.h"
 
 #ifndef PR_SET_VMA
@@ -77,4 +78,9 @@ void *hmmc_map_reserved(void *at, size_t size, int protection, int flags, int fd
 void *hmmc_map(void *at, size_t size, int protection, int flags, int fd, uint64_t offset)
 {
 	return hmmc_map_reserved(at, size, protection, flags | MAP_NORESERVE, fd, offset);
+}
+
+bool hmmc_is_lost(const void *bytes)
+{
+	return madvise((void *)(uintptr_t)bytes, HMM_PAGE_SIZE, MADV_POPULATE_READ) && (errno == EHWPOISON || errno == EFAULT);
 }

@@ -3,6 +3,7 @@
 #ifndef HMMC_MAPPING_H
 #define HMMC_MAPPING_H
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/mman.h>
 
@@ -17,5 +18,10 @@ void *hmmc_map(void *at, size_t size, int protection, int flags, int fd, uint64_
  * memory at all, and sets huge pages of a hugetlb file aside.
  */
 void *hmmc_map_reserved(void *at, size_t size, int protection, int flags, int fd, uint64_t offset);
+/*
+ * Whether a page of bytes that the kernel could not copy (EFAULT) never can be: its memory has failed, or the disk that it was swapped
+ * to. Else there was no memory to map it, or to swap it in: it is to be tried again.
+ */
+bool hmmc_is_lost(const void *bytes);
 
 #endif

@@ -125,8 +125,9 @@ static bool give_back_page(struct agent *agent, uint64_t to, uint64_t from)
 	if (errno == EAGAIN)
 		return false;
 	/* COPY also works where the mapping has become read-only or locked since. */
-	return !has_page(agent, from) || !ioctl(agent->uffd, UFFDIO_COPY, &copy) ||
-	       (errno != EAGAIN && errno != ENOMEM);
+	if (!has_page(agent, from) || !ioctl(agent->uffd, UFFDIO_COPY, &copy))
+		return true;
+	return errno == EFAULT ? hmmc_is_lost((void *)(uintptr_t)from) : errno != EAGAIN && errno != ENOMEM;
 }
 
 /*

@@ -184,15 +184,6 @@ static void wake(int uffd, uint64_t start, uint64_t length)
 	ioctl(uffd, UFFDIO_WAKE, &range);
 }
 
-/*
- * Whether bytes that can't be copied never can be: their memory has failed, or the disk that they were swapped to. Where
- * there was no memory to map them, or to swap them in, they are there the next time.
- */
-static bool is_lost(const char *from)
-{
-	return madvise((void *)(uintptr_t)from, HMM_PAGE_SIZE, MADV_POPULATE_READ) && (errno == EHWPOISON || errno == EFAULT);
-}
-
 /* SIGBUS, and not zeros. As of copy_home(). */
 static unsigned int poison_once(struct rescuer *rescuer, struct view *view, uint64_t to)
 {
@@ -234,7 +225,7 @@ static unsigned int copy_home(struct rescuer *rescuer, struct view *view, uint64
 		drain_events(rescuer, view);
 		return 0;
 	case EFAULT:
-		if (is_lost(from))
+		if (hmmc_is_lost(from))
 			return poison_once(rescuer, view, to);
 		/* fall through */
 	case ENOMEM:

@@ -23,6 +23,9 @@ LEAKCHECKED_SUITE(agent);
  */
 static enum { COUNTS, COUNTS_NOTHING, COUNTS_ONE, COUNTS_ONE_AND_IS_HELD, COUNTS_NOTHING_AND_IS_DISCARDED } forgetful;
 static unsigned int forgotten;
+/* The block's mapping takes no MOVE any more; and so many times there is no memory to read what is copied there instead. */
+static bool moves_nothing_home;
+static unsigned int unreadable;
 
 __attribute__((visibility("default"))) int ioctl(int fd, unsigned long request, ...)
 {
@@ -37,6 +40,15 @@ __attribute__((visibility("default"))) int ioctl(int fd, unsigned long request, 
 	/* Who copies from a hole in a slot waits for hmmd. */
 	if (request == UFFDIO_COPY && forgetful != COUNTS)
 		cr_assert(is_there(((struct uffdio_copy *)argument)->src));
+	if (request == UFFDIO_COPY && unreadable) {
+		unreadable--;
+		errno = EFAULT;
+		return -1;
+	}
+	if (request == UFFDIO_MOVE && moves_nothing_home && ((struct uffdio_move *)argument)->dst - HOME < HMM_BLOCK_SIZE) {
+		errno = EINVAL;
+		return -1;
+	}
 	r = (int)syscall(SYS_ioctl, fd, request, argument);
 	if (request != UFFDIO_MOVE || forgetful == COUNTS || r)
 		return r;
@@ -352,6 +364,27 @@ Test(agent, no_room_in_the_shadow_costs_nothing)
 	cr_assert_lt(done->error, 0);
 	cr_assert_eq(count(done->moved) + count(done->busy), PAGES);
 	cr_assert_eq(count(done->moved), 0);
+	cr_assert_eq(memcmp(home, golden, HMM_BLOCK_SIZE), 0, "all is home");
+	end();
+}
+
+Test(agent, no_room_in_the_shadow_and_no_memory_to_read_what_goes_back)
+{
+	struct hmm_order *done;
+
+	begin(HMM_POOL_KIND_MEMFD, UFFD_FEATURE_MOVE, 10 * HMM_PAGE_SIZE);
+	madvise(home, HMM_BLOCK_SIZE, MADV_NOHUGEPAGE);
+	memcpy(home, golden, HMM_BLOCK_SIZE);
+	arm(home, HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING);
+	done = order(HMM_ORDER_OUT_MOVE, 0);
+	moves_nothing_home = true;
+	unreadable = 3;
+	cr_assert(hmmc_agent_step(agent));
+	moves_nothing_home = false;
+	cr_assert_eq(unreadable, 0);
+	cr_assert_eq(count(done->moved), 0);
+	for (unsigned int i = 0; i < PAGES; i++)
+		cr_assert(is_there(HOME + i * HMM_PAGE_SIZE), "page %u is thrown away with the slot", i);
 	cr_assert_eq(memcmp(home, golden, HMM_BLOCK_SIZE), 0, "all is home");
 	end();
 }
