@@ -251,6 +251,12 @@ static void copy_page(struct child *child, uint64_t page, const void *bytes)
 			follow_child(child);
 			sched_yield();
 			break;
+		case -EFAULT:
+			if (shadow_is_lost(bytes)) {
+				poison_page(child, page);
+				return;
+			}
+			/* fall through */
 		case -ENOMEM:
 			usleep(1000);
 			break;

@@ -126,7 +126,11 @@ static int install_at_home(struct owner *owner, uint64_t addr, const void *bytes
 
 	if (r == -ESRCH)
 		owner->gone = true;
-	return r == -ENOMEM || r == -EAGAIN ? r : 0;
+	if (r == -EFAULT && shadow_is_lost(bytes)) {
+		lost(owner, addr, "the device's memory has failed");
+		return 0;
+	}
+	return r == -ENOMEM || r == -EAGAIN || r == -EFAULT ? r : 0;
 }
 
 /*

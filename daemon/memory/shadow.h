@@ -57,6 +57,12 @@ int shadow_commit(const struct shadow *shadow, uint64_t addr);
 /* Stores one page, allocating no more than that page (of the pool's size). 0 or -ENOSPC. */
 int shadow_store(const struct shadow *shadow, uint64_t addr, const void *bytes);
 
+/*
+ * Whether a page of bytes that the kernel could not copy (-EFAULT) never can be: its memory has failed, or the disk that it was
+ * swapped to. Else there was no memory to map it, or to swap it in: it is to be tried again.
+ */
+bool shadow_is_lost(const void *bytes);
+
 /* Whether anything is allocated in [addr, addr + length). */
 bool shadow_has_data(const struct shadow *shadow, uint64_t addr, uint64_t length);
 

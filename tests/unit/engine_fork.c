@@ -6,6 +6,7 @@
  */
 #include <criterion/criterion.h>
 #include <criterion/new/assert.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -90,6 +91,87 @@ Test(fork, what_was_not_zapped_is_not_given)
 	cr_expect(eq(uint, fork_at(HMM_ORDER_QUEUED), 0));
 	cr_expect(eq(uint, fork_at(HMM_ORDER_RUNNING), 0));
 	cr_expect(eq(uint, fork_at(HMM_ORDER_CANCELLED), 0));
+}
+
+/* ---- bytes that can't be read ------------------------------------------------------------------ */
+
+static const char *unreadable;			/* a page of the shadow */
+static unsigned int refusals;			/* so many times nothing can be read, for want of memory */
+static uint64_t poisoned;
+
+static int copy_or_not(int uffd, uint64_t dst, const void *src, size_t length, uint64_t mode, size_t *done)
+{
+	const char *from = src;
+	int r = 0;
+
+	*done = 0;
+	if (refusals) {
+		refusals--;
+		return -EFAULT;
+	}
+	if (unreadable >= from && unreadable < from + length) {
+		length = (size_t)(unreadable - from);
+		r = -EFAULT;
+	}
+	if (length)
+		note_copy(uffd, dst, src, length, mode, done);
+	return r;
+}
+
+static int note_poison(int uffd, uint64_t dst, size_t length, size_t *done)
+{
+	(void)uffd;
+	*done = length;
+	poisoned = dst;
+	return 0;
+}
+
+/* Pages [0, PAGES) are on the device. */
+static void fork_with(struct kernel_ops *ops)
+{
+	*ops = kernel_real;
+	ops->uffd_copy = copy_or_not;
+	ops->uffd_poison = note_poison;
+	kernel = ops;
+	copied = (struct pages){ 0 };
+	wrong = 0;
+	poisoned = 0;
+	fork_child_consume_fd(fixture.owner, 0, open("/dev/null", O_RDWR | O_CLOEXEC));
+	kernel = &kernel_real;
+	cr_expect(eq(uint, wrong, 0));
+}
+
+/* It says that it cannot read, and not why. */
+Test(fork, what_there_is_no_memory_to_read_is_given_later)
+{
+	struct kernel_ops ops;
+
+	fixture_begin_faked(&fixture, POOL);
+	fixture_out(&fixture, 0, PAGES);
+	refusals = 5;
+	fork_with(&ops);
+	cr_expect(eq(uint, pages_count(&copied), PAGES), "the child reads zeros");
+	cr_expect(eq(u64, poisoned, 0));
+	fixture_end(&fixture);
+}
+
+/* Its memory has failed, say: here there is none, which ends in the same signal. */
+Test(fork, what_cannot_be_read_any_more_is_poisoned)
+{
+	int nothing = memfd_create("nothing", MFD_CLOEXEC);
+	struct kernel_ops ops;
+	struct block *block;
+
+	fixture_begin_faked(&fixture, POOL);
+	fixture_out(&fixture, 0, PAGES);
+	block = fixture_block(&fixture, 0);
+	unreadable = shadow_at(block_shadow(block), page_addr(block, 1));
+	cr_assert(ne(ptr, mmap((void *)(uintptr_t)unreadable, HMM_PAGE_SIZE, PROT_READ, MAP_SHARED | MAP_FIXED, nothing, 0), MAP_FAILED));
+	close(nothing);
+	fork_with(&ops);
+	cr_expect(eq(uint, pages_count(&copied), PAGES - 1));
+	cr_expect(eq(u64, poisoned, page_addr(block, 1)));
+	fixture_end(&fixture);
 }
 
 /* ---- by the library ------------------------------------------------------------------------- */

@@ -8,6 +8,7 @@
 #include <criterion/new/assert.h>
 #include <errno.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "engine/graft.h"
@@ -239,5 +240,47 @@ Test(graft, outlives_hmmd_in_the_middle_of_its_event)
 	fixture.owner->journal->applied--;
 	die_and_succeed();
 	expect_there(TO, FROM);
+	fixture_end(&fixture);
+}
+
+static uint64_t poisoned;
+
+static int fail_to_copy(int uffd, uint64_t dst, const void *src, size_t length, uint64_t mode, size_t *done)
+{
+	(void)uffd, (void)dst, (void)src, (void)length, (void)mode;
+	*done = 0;
+	return -EFAULT;
+}
+
+static int note_poison(int uffd, uint64_t dst, size_t length, size_t *done)
+{
+	(void)uffd;
+	*done = length;
+	poisoned = dst;
+	return 0;
+}
+
+/* Neither the device nor the CPU gets it, and nobody may take it for zeros. */
+Test(graft, bytes_that_cannot_be_read_any_more)
+{
+	int nothing = memfd_create("nothing", MFD_CLOEXEC);
+	struct kernel_ops ops = kernel_real;
+	struct block *block;
+	void *bytes;
+
+	ops.uffd_copy = fail_to_copy;
+	ops.uffd_poison = note_poison;
+	begin();
+	block = fixture_block(&fixture, 0);
+	bytes = shadow_at(block_shadow(block), room(FROM));
+	cr_assert(ne(ptr, mmap(bytes, HMM_PAGE_SIZE, PROT_READ, MAP_SHARED | MAP_FIXED, nothing, 0), MAP_FAILED));
+	close(nothing);
+	kernel = &ops;
+	poisoned = 0;
+	remap(FROM, CALM);
+	event_read(fixture.owner);
+	cr_expect(eq(u64, poisoned, room(CALM)));
+	kernel = &kernel_real;
+	fixture_answer(&fixture);
 	fixture_end(&fixture);
 }
