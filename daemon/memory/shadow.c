@@ -171,12 +171,12 @@ bool shadow_has_data(const struct shadow *shadow, uint64_t addr, uint64_t length
 	return data >= 0 && (uint64_t)(data - offset) < length;
 }
 
-/* Through the mapping: hugetlb knows the policy of mappings, and none of files; and shmem has its huge pages there. */
 bool shadow_is_lost(const void *bytes)
 {
 	return madvise((void *)(uintptr_t)bytes, HMM_PAGE_SIZE, MADV_POPULATE_READ) && (errno == EHWPOISON || errno == EFAULT);
 }
 
+/* Through the mapping: hugetlb knows the policy of mappings, and none of files; and shmem has its huge pages there. */
 static int take(const struct shadow *shadow, uint64_t addr)
 {
 	return kernel->populate(shadow_at(shadow, addr & ~(HMM_BLOCK_SIZE - 1)), HMM_BLOCK_SIZE) ? -ENOSPC : 0;
