@@ -109,11 +109,11 @@ static void release_home(struct block *block, const struct pages *done)
 }
 
 /*
- * Copies pages [first, end) home. Fills @done; returns 0, or why it stopped:
+ * Copies pages [first, end) home. Fills @done, and @lost with what nobody can read any more; returns 0, or why it stopped:
  * -EAGAIN, -ESRCH, -ENOMEM...
  */
 static int copy_run(struct block *block, struct shadow *shadow, unsigned int first, unsigned int end,
-		    uint64_t mode, struct pages *done)
+		    uint64_t mode, struct pages *done, struct pages *lost)
 {
 	struct owner *owner = block->owner;
 
@@ -149,7 +149,7 @@ static int copy_run(struct block *block, struct shadow *shadow, unsigned int fir
 			if (end - first > 1) {
 				unsigned int middle = first + (end - first) / 2;
 
-				r = copy_run(block, shadow, first, middle, mode, done);
+				r = copy_run(block, shadow, first, middle, mode, done, lost);
 				if (r)
 					return r;
 				first = middle;
@@ -157,11 +157,32 @@ static int copy_run(struct block *block, struct shadow *shadow, unsigned int fir
 				first++;
 			}
 			break;
+		case -EFAULT:
+			if (!shadow_is_lost(shadow_at(shadow, page_addr(block, first))))
+				return -ENOMEM;	/* to read it: the kernel does not tell */
+			pages_set(lost, first++);
+			break;
 		default:
 			return r;
 		}
 	}
 	return 0;
+}
+
+/*
+ * The device's memory has failed there: SIGBUS for whoever touches it, as for what its driver has lost. At rest, where any page may become E.
+ * Where something has begun already it is found once more.
+ */
+static void lose(struct block *block, const struct pages *lost)
+{
+	if (pages_empty(lost) || !block_at_rest(block))
+		return;
+	transit_withdraw(block, lost);
+	for (unsigned int i = 0; i < HMM_BLOCK_PAGES; i++)
+		if (pages_test(lost, i) && page_state(block, i) == HMM_PAGE_DEVICE)
+			far_lose(block, i);
+	log_error("owner %u: %u pages of %#lx are lost, for the memory that they lay in has failed; a touch is SIGBUS", block->owner->id,
+		  pages_count(lost), block->addr);
 }
 
 /* What stayed on the device may be written there again. */
@@ -188,7 +209,7 @@ static void home_proceed(struct block *block)
 {
 	struct owner *owner = block->owner;
 	struct shadow *shadow = block_shadow(block);
-	struct pages want = block->move.want, done = { 0 };
+	struct pages want = block->move.want, done = { 0 }, lost = { 0 };
 	unsigned int served = block->move.first, first, end;
 	bool windows = block_has_window(block), share = block->move.share;
 	struct job *job = block->move.job;
@@ -205,13 +226,13 @@ static void home_proceed(struct block *block)
 		want = (struct pages){ 0 };
 
 	if (served < HMM_BLOCK_PAGES && pages_test(&want, served)) {
-		r = copy_run(block, shadow, served, served + 1, mode, &done);
+		r = copy_run(block, shadow, served, served + 1, mode, &done, &lost);
 		pages_clear(&want, served);
 	}
 	if (!r && !pages_empty(&want)) {
 		drop_guarded(block, &want);
 		for (first = 0; !r && pages_run(&want, &first, &end); first = end)
-			r = copy_run(block, shadow, first, end, mode, &done);
+			r = copy_run(block, shadow, first, end, mode, &done, &lost);
 	}
 
 	/* The rest stays where it was; dead pages are nowhere any more. */
@@ -248,6 +269,7 @@ static void home_proceed(struct block *block)
 		log_warn("owner %u: pages at %#lx could not come home: %s", owner->id, block->addr,
 			 strerror(-r));
 	transit_end(block);
+	lose(block, &lost);
 	block_settle_later(block);
 	job_came(job, block, &done);
 	if (job)

@@ -727,6 +727,79 @@ Test(closing, a_read_where_the_map_never_comes_to_rest_is_answered)
 	fixture_end(&fixture);
 }
 
+/* ---- bytes that can't be read ---------------------------------------------------------------- */
+
+static bool refuses;
+
+static int refuse_to_copy(int uffd, uint64_t dst, const void *src, size_t length, uint64_t mode, size_t *done)
+{
+	*done = 0;
+	return refuses ? -EFAULT : kernel_real.uffd_copy(uffd, dst, src, length, mode, done);
+}
+
+static void go_home(struct block *block)
+{
+	struct pages pages;
+
+	block_pages_in(block, HMM_PAGE_DEVICE, 0, HMM_BLOCK_PAGES, &pages);
+	home_begin(block, &pages, HMM_BLOCK_PAGES, false, HMM_REASON_MIGRATE, 0, NULL);
+	cr_assert(block_at_rest(block));
+}
+
+/* There is no memory to read them, and the kernel can't say that it is this. */
+Test(transit, what_there_is_no_memory_to_read_stays_on_the_device)
+{
+	struct kernel_ops ops = kernel_real;
+	char expected[HMM_PAGE_SIZE];
+	struct block *block;
+
+	ops.uffd_copy = refuse_to_copy;
+	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
+	fixture_out(&fixture, 0, 8);
+	block = fixture_block(&fixture, 0);
+	kernel = &ops;
+	refuses = true;
+	go_home(block);
+	cr_expect(eq(uint, block_count(block, HMM_PAGE_DEVICE), 8));
+	refuses = false;
+	go_home(block);
+	kernel = &kernel_real;
+	cr_expect(eq(uint, block_count(block, HMM_PAGE_INVALID), HMM_BLOCK_PAGES));
+	fixture_bytes(3, expected);
+	cr_expect(eq(int, memcmp((void *)page_addr(block, 3), expected, HMM_PAGE_SIZE), 0));
+	fixture_check(&fixture);
+	fixture_end(&fixture);
+}
+
+/* Its memory has failed, say: here there is none, which ends in the same signal. Whoever touched it asked for ever. */
+Test(transit, what_cannot_be_read_any_more_is_lost_and_nothing_else)
+{
+	int nothing = memfd_create("nothing", MFD_CLOEXEC);
+	char expected[HMM_PAGE_SIZE];
+	struct block *block;
+	void *bytes;
+
+	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
+	fixture_out(&fixture, 0, 8);
+	block = fixture_block(&fixture, 0);
+	bytes = shadow_at(block_shadow(block), page_addr(block, 3));
+	cr_assert(ne(ptr, mmap(bytes, HMM_PAGE_SIZE, PROT_READ, MAP_SHARED | MAP_FIXED, nothing, 0), MAP_FAILED));
+	close(nothing);
+	/* Those before it; of more the kernel says that it is to be asked again. */
+	go_home(block);
+	go_home(block);
+	cr_expect(eq(int, page_state(block, 3), HMM_PAGE_ERROR));
+	cr_expect(eq(uint, block_count(block, HMM_PAGE_INVALID), HMM_BLOCK_PAGES - 1));
+	for (unsigned int i = 0; i < 8; i++) {
+		fixture_bytes(i, expected);
+		if (i != 3)
+			cr_expect(eq(int, memcmp((void *)page_addr(block, i), expected, HMM_PAGE_SIZE), 0));
+	}
+	cr_expect(eq(u64, fixture.owner->counter[COUNTER_ERRORS], 1));
+	cr_expect(eq(u64, fixture.mirror->device_pages, 0));
+	fixture_end(&fixture);
+}
+
 /* A device's read, parked in a block whose driver thinks: answered, whether the owner closes or its mm is gone. */
 Test(closing, a_read_that_is_parked_is_answered)
 {
