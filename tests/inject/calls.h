@@ -75,7 +75,7 @@
 	/* userfaultfd and what belongs to it */                                                   \
 	CALL(uffd_register, "ENOMEM EBUSY")                                                        \
 	CALL(uffd_unregister, "ENOMEM")                                                            \
-	CALL(uffd_copy, "SHORT EAGAIN ENOMEM ENOENT")                                              \
+	CALL(uffd_copy, "SHORT EAGAIN ENOMEM ENOENT EFAULT")                                       \
 	CALL(uffd_zero, "SHORT EAGAIN ENOMEM")                                                     \
 	CALL(uffd_move, "SHORT EAGAIN ENOMEM EBUSY")                                               \
 	CALL(uffd_protect, "EAGAIN ENOMEM")                                                        \

@@ -8,6 +8,7 @@ ten times in a row. With --few each scenario has a few calls that chance chooses
 N runs at a time; --plans only counts them. What has failed is run again as it was called there: a PLAN.
 """
 
+import collections
 import os
 import re
 import sys
@@ -18,7 +19,7 @@ import scenarios
 from scenarios import harness
 
 ERRORS = {
-    "uffd_copy": ["EAGAIN", "SHORT", "ENOMEM", "ENOENT"],
+    "uffd_copy": ["EAGAIN", "SHORT", "ENOMEM", "ENOENT", "EFAULT"],
     "uffd_zero": ["EAGAIN", "SHORT", "ENOMEM"],
     "uffd_protect": ["EAGAIN", "ENOMEM"],
     "uffd_register": ["ENOMEM", "EBUSY"],
@@ -112,7 +113,7 @@ class Inject(scenarios.Test):
     def check(self, scenario, calls):
         made = [call for call in calls if self.baseline(scenario)[call]]
         plans = GIVEN or [plan for call in made for plan in self.plans(scenario, call)]
-        injected, in_vain, begun = dict.fromkeys(made, 0), 0, time.monotonic()
+        injected, in_vain, begun = collections.Counter(), 0, time.monotonic()
         print(f"{scenario}: {len(plans)} runs, {scenarios.Test.jobs} at a time", flush=True)
         if PLANS:
             return
