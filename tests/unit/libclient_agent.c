@@ -351,15 +351,20 @@ Test(agent, a_page_that_cannot_move_stays_alone)
 	end();
 }
 
-Test(agent, no_room_in_the_shadow_costs_nothing)
+/* Of a block, to a shadow that has room for ten of its pages. */
+static struct hmm_order *order_out_without_room(void)
 {
-	struct hmm_order *done;
-
 	begin(HMM_POOL_KIND_MEMFD, UFFD_FEATURE_MOVE, 10 * HMM_PAGE_SIZE);
 	madvise(home, HMM_BLOCK_SIZE, MADV_NOHUGEPAGE);
 	memcpy(home, golden, HMM_BLOCK_SIZE);
 	arm(home, HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING);
-	done = order(HMM_ORDER_OUT_MOVE, 0);
+	return order(HMM_ORDER_OUT_MOVE, 0);
+}
+
+Test(agent, no_room_in_the_shadow_costs_nothing)
+{
+	struct hmm_order *done = order_out_without_room();
+
 	cr_assert(hmmc_agent_step(agent));
 	cr_assert_lt(done->error, 0);
 	cr_assert_eq(count(done->moved) + count(done->busy), PAGES);
@@ -370,13 +375,8 @@ Test(agent, no_room_in_the_shadow_costs_nothing)
 
 Test(agent, no_room_in_the_shadow_and_no_memory_to_read_what_goes_back)
 {
-	struct hmm_order *done;
+	struct hmm_order *done = order_out_without_room();
 
-	begin(HMM_POOL_KIND_MEMFD, UFFD_FEATURE_MOVE, 10 * HMM_PAGE_SIZE);
-	madvise(home, HMM_BLOCK_SIZE, MADV_NOHUGEPAGE);
-	memcpy(home, golden, HMM_BLOCK_SIZE);
-	arm(home, HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING);
-	done = order(HMM_ORDER_OUT_MOVE, 0);
 	moves_nothing_home = true;
 	unreadable = 3;
 	cr_assert(hmmc_agent_step(agent));
@@ -395,11 +395,7 @@ Test(agent, no_room_in_the_shadow_and_a_move_that_does_not_count)
 	struct hmm_order *done;
 
 	for (unsigned int discarded = 0; discarded < 2; discarded++) {
-		begin(HMM_POOL_KIND_MEMFD, UFFD_FEATURE_MOVE, 10 * HMM_PAGE_SIZE);
-		madvise(home, HMM_BLOCK_SIZE, MADV_NOHUGEPAGE);
-		memcpy(home, golden, HMM_BLOCK_SIZE);
-		arm(home, HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING);
-		done = order(HMM_ORDER_OUT_MOVE, 0);
+		done = order_out_without_room();
 		forgotten = 0;
 		forgetful = discarded ? COUNTS_NOTHING_AND_IS_DISCARDED : COUNTS_NOTHING;
 		cr_assert(hmmc_agent_step(agent));
