@@ -21,8 +21,11 @@
 
 void block_note_armed(struct block *block, unsigned int first, unsigned int end)
 {
-	for (unsigned int i = first; i < end; i++)
+	for (unsigned int i = first; i < end; i++) {
+		if (!pages_test(&block->armed, i))
+			block->armed_at = block->owner->journal_read;
 		pages_set(&block->armed, i);
+	}
 	if (block->record->flags & HMM_BLOCK_ARMED)
 		return;
 	block->record->flags |= HMM_BLOCK_ARMED;
@@ -168,7 +171,7 @@ static void register_surely(struct owner *owner, uint64_t at, uint64_t length, u
  * files and of huge pages of the kernel's pool none ever are, and what is missing nobody but the kernel can give:
  * they were watched. Whoever touched them would be refused, or wait for as long as they were registered for more.
  */
-static void register_again(struct owner *owner, uint64_t at, uint64_t stop)
+void register_again(struct owner *owner, uint64_t at, uint64_t stop)
 {
 	struct kernel_vma vma;
 	int r = 0;
@@ -189,7 +192,8 @@ static void register_again(struct owner *owner, uint64_t at, uint64_t stop)
  * Only what was registered here and has not been unmapped since. Unregistering
  * is not refused while an event is unread, and an mremap may have moved armed
  * pages to these addresses: its caller is not back before the event is read, so
- * if one is unread now, everything is registered again before anybody can tell.
+ * if one is unread now, everything is registered again before anybody can tell
+ * (but who touches these addresses while another thread moves something there).
  */
 static bool disarm_now(struct block *block, const struct pages *pages)
 {
@@ -214,9 +218,14 @@ static bool disarm_now(struct block *block, const struct pages *pages)
 	return true;
 }
 
+static bool may_disarm(struct owner *owner)
+{
+	return split_begin(owner) && (owner->gone || !map_is_changing(owner));
+}
+
 static bool disarm(struct block *block, const struct pages *pages)
 {
-	bool done = split_begin(block->owner) && disarm_now(block, pages);
+	bool done = may_disarm(block->owner) && disarm_now(block, pages);
 
 	split_end(block->owner);
 	return done;
@@ -281,7 +290,7 @@ bool block_disarm(struct block *block)
 
 	if (!(block->record->flags & HMM_BLOCK_ARMED))
 		return true;
-	done = split_begin(block->owner) && disarm_all(block);
+	done = may_disarm(block->owner) && disarm_all(block);
 	split_end(block->owner);
 	return done;
 }

@@ -10,6 +10,7 @@
  * is read is applied, whatever else is going on in the block.
  */
 #include <errno.h>
+#include <sched.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -134,8 +135,8 @@ static struct uffd_msg *slot_of(struct owner *owner, uint64_t n)
 	return (struct uffd_msg *)owner->journal->slot[n % HMM_JOURNAL_SLOTS];
 }
 
-/* Of position @n of the journal. */
-static void apply(struct owner *owner, uint64_t n)
+/* Of position @n of the journal, in a batch that begins at @from. */
+static void apply(struct owner *owner, uint64_t from, uint64_t n)
 {
 	const struct uffd_msg *message = slot_of(owner, n);
 
@@ -164,7 +165,7 @@ static void apply(struct owner *owner, uint64_t n)
 	case UFFD_EVENT_FORK:
 		owner_count(owner, COUNTER_FORKS, 1);
 		/* In a replay it is a number of the hmmd that died. */
-		fork_child_consume_fd(owner, n, n < owner->journal_taken ? -1 : (int)message->arg.fork.ufd);
+		fork_child_consume_fd(owner, from, n, n < owner->journal_taken ? -1 : (int)message->arg.fork.ufd);
 		break;
 	default:
 		log_warn("owner %u: unknown userfaultfd event %#x", owner->id, message->event);
@@ -179,14 +180,15 @@ static void keep_children(struct owner *owner, uint64_t from, uint64_t to)
 			fork_keep_child(owner, n, (int)slot_of(owner, n)->arg.fork.ufd);
 }
 
-static void apply_batch(struct owner *owner, uint64_t from, uint64_t to)
+/* To its end, which a fork may move on (event_read_on()). */
+static void apply_batch(struct owner *owner, uint64_t from)
 {
 	/* Results of finished orders count as before the events. */
 	order_reap_before_events(owner);
-	for (uint64_t n = from; n < to; n++) {
+	for (uint64_t n = from; n < owner->journal_read; n++) {
 		if (slot_of(owner, n)->event == UFFD_EVENT_PAGEFAULT)
 			continue;
-		apply(owner, n);
+		apply(owner, from, n);
 		/* One by one: what an mremap brought is not unmapped by an event before it, done twice. */
 		__atomic_store_n(&owner->journal->applied, n + 1, __ATOMIC_RELEASE);
 	}
@@ -230,6 +232,47 @@ static int journal_read(struct owner *owner, int *asked)
 	return (int)(n / (ssize_t)HMM_JOURNAL_SLOT_SIZE);
 }
 
+/* Return: as journal_read(). */
+static int read_batch(struct owner *owner, int *asked)
+{
+	uint64_t from = owner->journal_read;
+	int n = journal_read(owner, asked);
+
+	if (n > 0) {
+		owner->journal_read += (unsigned int)n;
+		keep_children(owner, from, owner->journal_read);
+	}
+	return n;
+}
+
+static bool journal_has_room(const struct owner *owner)
+{
+	return owner->journal_read - owner->journal->applied < HMM_JOURNAL_SLOTS - 2 * BATCH;
+}
+
+/*
+ * Whoever is about to tell of a change is not off the CPU for longer than a driver may be. One that changes its map without end is left
+ * to it when the ring is full; where there is no room for a descriptor, the next fork waits for that and all behind it does, too.
+ */
+void event_read_on(struct owner *owner)
+{
+	const int64_t end = clock_now() + owner->worker->engine->options.ack_timeout_ms * NS_PER_MS;
+	int n, asked;
+
+	while (map_is_changing(owner) && journal_has_room(owner) && clock_now() < end) {
+		n = read_batch(owner, &asked);
+		if (n < 0 && n != -EAGAIN)
+			break;
+		if (n <= 0)
+			sched_yield();
+	}
+}
+
+const struct uffd_msg *journal_message(struct owner *owner, uint64_t position)
+{
+	return slot_of(owner, position);
+}
+
 /* The hold stays up. */
 static void read_later(struct owner *owner)
 {
@@ -250,11 +293,9 @@ void event_read(struct owner *owner)
 			return;
 		}
 		owner->deferred_read = false;
-		n = journal_read(owner, &asked);
+		n = read_batch(owner, &asked);
 		if (n > 0) {
-			owner->journal_read += (unsigned int)n;
-			keep_children(owner, from, owner->journal_read);
-			apply_batch(owner, from, owner->journal_read);
+			apply_batch(owner, from);
 			/* Now: what goes on from here must not be undone by a replay. Faults need none. */
 			__atomic_store_n(&owner->journal->applied, owner->journal_read, __ATOMIC_RELEASE);
 		}
@@ -265,7 +306,7 @@ void event_read(struct owner *owner)
 		/* What the events set free goes on before a fault could find the page empty. */
 		owner_run(owner);
 		serve_batch(owner, from, owner->journal_read);
-	} while (n == asked);	/* fewer: the descriptor was empty, and says so when it is not */
+	} while (n > 0);	/* behind fewer than asked for may stand a fork that there is no room for */
 	/* No room for a child's descriptor: the fork waits in the queue, in front of other events, and nobody is told again. */
 	if (n == -EMFILE || n == -ENFILE || n == -ENOMEM) {
 		owner->deferred_read = true;
@@ -285,30 +326,27 @@ static uint64_t journal_end(struct owner *owner)
 
 void journal_take_over(struct owner *owner)
 {
-	owner->journal_taken = journal_end(owner);
+	owner->journal_read = owner->journal_taken = journal_end(owner);
 }
 
 void journal_read_only(struct owner *owner)
 {
-	int asked, n;
+	int asked;
 
 	owner->journal_read = journal_end(owner);
-	if (owner->journal_read - owner->journal->applied < HMM_JOURNAL_SLOTS - 2 * BATCH) {
-		n = journal_read(owner, &asked);
-		if (n > 0)
-			keep_children(owner, owner->journal_read, owner->journal_read + (unsigned int)n);
-	}
+	if (journal_has_room(owner))
+		read_batch(owner, &asked);
 }
 
 void journal_replay(struct owner *owner)
 {
-	uint64_t from = owner->journal->applied, to = journal_end(owner);
+	uint64_t from = owner->journal->applied;
 
-	for (uint64_t n = from; n < to; n++) {
+	owner->journal_read = journal_end(owner);
+	for (uint64_t n = from; n < owner->journal_read; n++) {
 		if (slot_of(owner, n)->event != UFFD_EVENT_PAGEFAULT)
-			apply(owner, n);
+			apply(owner, from, n);
 		__atomic_store_n(&owner->journal->applied, n + 1, __ATOMIC_RELEASE);
 	}
-	owner->journal_read = to;
 	fork_recovered(owner);
 }

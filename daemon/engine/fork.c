@@ -28,11 +28,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "engine/breakage.h"
+#include "engine/child_log.h"
 #include "engine/dma.h"
 #include "engine/far_bar.h"
 #include "engine/graft.h"
@@ -50,25 +50,11 @@
 /* Threads of an owner that fork at the same time. */
 #define HOLDS_MAX	1024U
 
-/* Events of one child; beyond that what it does to its map is not followed. */
-#define LOG_MESSAGES	65536U
-
-/*
- * What a child has done to its map since (or by) the fork, oldest first: messages as the kernel writes them, up to the
- * first that has no event or is a fault. All of it lies in a memfd.
- */
-struct child_log {
-	uint64_t wiped_known;		/* the ones that the fork itself wiped are noted */
-	uint64_t reserved[3];
-	struct uffd_msg message[LOG_MESSAGES];
-};
-
 struct child {
 	struct owner *owner;
 	int uffd;
-	int log_fd;
-	struct child_log *log;		/* NULL: there was no memory */
-	unsigned int logged;
+	struct child_log log;
+	bool deciding;			/* where it has what was being moved: its own children wait for that */
 	char name[KEPT_NAME];		/* under which both are kept; "": nobody keeps them */
 	uint64_t pages, lost;
 	uint64_t poisoned;		/* that only a driver reaches */
@@ -77,30 +63,7 @@ struct child {
 
 static void copy_to_child(struct child *child);
 
-/* ---- its log, and where it is kept --------------------------------------------------- */
-
-static void map_log(struct child *child)
-{
-	struct stat st;
-	void *map;
-
-	/* One of another release is not understood; and beyond the end of a shorter one there is nothing to read. */
-	if (child->log_fd >= 0 && (fstat(child->log_fd, &st) < 0 || st.st_size != sizeof(struct child_log))) {
-		close(child->log_fd);
-		child->log_fd = -1;
-	}
-	if (child->log_fd < 0)
-		child->log_fd = kernel->memfd_new("hmm-child", sizeof(struct child_log), 0);
-	/* Without a descriptor it is this hmmd's alone. */
-	map = mmap(NULL, sizeof(struct child_log), PROT_READ | PROT_WRITE,
-		   child->log_fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE : MAP_SHARED | MAP_NORESERVE, child->log_fd, 0);
-	if (map == MAP_FAILED)
-		return;
-	child->log = map;
-	while (child->logged < LOG_MESSAGES && child->log->message[child->logged].event &&
-	       child->log->message[child->logged].event != UFFD_EVENT_PAGEFAULT)
-		child->logged++;
-}
+/* ---- where it is kept --------------------------------------------------------------- */
 
 /* @parent: the name of whose child's child it is; NULL: of the owner's. @position: where the fork stands in the journal, or in that child's log. */
 static void name_child(const struct owner *owner, const char *parent, uint64_t position, char *name)
@@ -121,37 +84,18 @@ static void name_child(const struct owner *owner, const char *parent, uint64_t p
 static void keep(struct child *child, const char *parent, uint64_t position)
 {
 	name_child(child->owner, parent, position, child->name);
-	if (!*child->name || !child->log || child->log_fd < 0 ||
-	    !fdstore_put(child->owner->worker->engine, child->name, child->uffd, child->log_fd))
+	if (!*child->name || !child->log.messages || child->log.fd < 0 ||
+	    !fdstore_put(child->owner->worker->engine, child->name, child->uffd, child->log.fd))
 		child->name[0] = '\0';
-}
-
-static struct uffd_msg *next_message(struct child *child)
-{
-	if (!child->log || child->logged == LOG_MESSAGES)
-		return NULL;
-	return &child->log->message[child->logged];
-}
-
-static void note_wiped(struct child *child, uint64_t start, uint64_t end)
-{
-	struct uffd_msg *message = next_message(child);
-
-	if (!message) {
-		log_error("owner %u: out of memory: a forked child may find old bytes at %#lx", child->owner->id, start);
-		return;
-	}
-	message->arg.remove.start = start;
-	message->arg.remove.end = end;
-	message->event = UFFD_EVENT_UNMAP;
-	child->logged++;
 }
 
 /* Which mappings a child gets empty. */
 static void find_wiped(void *data, uint64_t start, uint64_t end, unsigned int told)
 {
-	if (told & KERNEL_TOLD_WIPED)
-		note_wiped(data, start, end);
+	struct child *child = data;
+
+	if (told & KERNEL_TOLD_WIPED && !child_log_note_wiped(&child->log, start, end))
+		log_error("owner %u: out of memory: a forked child may find old bytes at %#lx", child->owner->id, start);
 }
 
 static bool may_hold_pages(const struct block *block)
@@ -166,58 +110,98 @@ static void note_pages(struct block *block, void *data)
 
 static void copy_to_grandchild(const struct child *child, unsigned int position, int uffd, int log_fd);
 
-/* The child runs already: what it does to its map comes by its userfaultfd and must be followed. */
-static void follow_child(struct child *child)
+/*
+ * The child runs already: what it does to its map comes by its userfaultfd and must be followed. False: there is no room for the
+ * descriptor of a child of its own, behind which all else waits.
+ */
+static bool follow_child(struct child *child)
 {
 	struct uffd_msg spare, *message;
+	unsigned int position;
+	ssize_t n;
 
 	for (;;) {
-		message = next_message(child);
+		message = child_log_next(&child->log);
 		if (!message)
 			message = &spare;
-		if (read(child->uffd, message, sizeof(*message)) != (ssize_t)sizeof(*message))
-			return;
+		n = read(child->uffd, message, sizeof(*message));
+		if (n != (ssize_t)sizeof(*message))
+			return n >= 0 || (errno != EMFILE && errno != ENFILE && errno != ENOMEM);
 		if (message->event == UFFD_EVENT_PAGEFAULT)
 			continue;	/* the copy, or the end, wakes it */
+		position = child->log.count;
 		if (message != &spare)
-			child->logged++;
+			child_log_added(&child->log);
 		else if (message->event != UFFD_EVENT_FORK)
 			log_error("owner %u: a forked child changes its map more than can be noted: it may find old bytes",
 				  child->owner->id);
 		/* A grandchild: the pages that the child has not got yet, it has not either. */
-		if (message->event == UFFD_EVENT_FORK)
-			copy_to_grandchild(child, child->logged - (message != &spare), (int)message->arg.fork.ufd, -1);
+		if (message->event == UFFD_EVENT_FORK && (!child->deciding || message == &spare))
+			copy_to_grandchild(child, position, (int)message->arg.fork.ufd, -1);
 	}
 }
 
-/* Where the child has the page now; 0: nowhere. */
-static uint64_t address_in_child(const struct child *child, uint64_t addr)
+/* Before the same page is tried again. */
+static void follow_and_wait(struct child *child)
 {
-	for (unsigned int i = 0; i < child->logged; i++) {
-		const struct uffd_msg *message = &child->log->message[i];
+	if (follow_child(child))
+		sched_yield();
+	else
+		usleep(1000);
+}
 
-		switch (message->event) {
-		case UFFD_EVENT_UNMAP:
-		case UFFD_EVENT_REMOVE:
-			if (addr >= message->arg.remove.start && addr < message->arg.remove.end)
-				return 0;
-			break;
-		case UFFD_EVENT_REMAP:
-			if (addr >= message->arg.remap.from && addr - message->arg.remap.from < message->arg.remap.len)
-				addr = addr - message->arg.remap.from + message->arg.remap.to;
-			break;
-		default:
-			break;
-		}
+static bool was_there(void *data, uint64_t addr)
+{
+	struct child *child = data;
+	int before, r = -EAGAIN;
+
+	for (int tries = 0; r == -EAGAIN && tries < TRIES_MAX; tries++) {
+		r = kernel->uffd_protect(child->uffd, addr, HMM_PAGE_SIZE, false);
+		if (r == -EAGAIN)
+			follow_and_wait(child);
 	}
-	return addr;
+	before = child_log_was_there(&child->log, addr);
+	return before < 0 ? r != -ENOENT : before;
+}
+
+static void decide_moves(struct child *child)
+{
+	unsigned int first = child->log.count;
+
+	child->deciding = true;
+	child_log_decide_moves(&child->log, was_there, child);
+	child->deciding = false;
+	for (unsigned int i = first; i < child->log.count; i++) {
+		const struct uffd_msg *message = child_log_fork(&child->log, i);
+
+		if (message)
+			copy_to_grandchild(child, i, (int)message->arg.fork.ufd, -1);
+	}
+}
+
+/* @from: as for fork_child_consume_fd(). */
+static void begin_log(struct child *child, uint64_t from, uint64_t position)
+{
+	const struct owner *owner = child->owner;
+	int r;
+
+	child_log_map(&child->log);
+	if (!child_log_is_complete(&child->log)) {
+		event_read_on(child->owner);
+		child_log_note_moves(&child->log, child->owner, from, position);
+		r = kernel->told(owner->smaps, 0, HMM_VA_END, find_wiped, child);
+		if (r)
+			log_error("owner %u: a forked child may find bytes that were to be wiped: smaps: %s", owner->id, strerror(-r));
+		child_log_complete(&child->log);
+	}
+	decide_moves(child);
 }
 
 /* Its driver did not bring it in time, or has lost it: SIGBUS, and never zeros. */
 static void poison_page(struct child *child, uint64_t page)
 {
 	for (int tries = 0; tries < TRIES_MAX; tries++) {
-		uint64_t addr = address_in_child(child, page);
+		uint64_t addr = child_log_find(&child->log, page);
 		size_t done;
 		int r;
 
@@ -227,8 +211,7 @@ static void poison_page(struct child *child, uint64_t page)
 		child->poisoned += r == 0;
 		if (r != -EAGAIN)
 			return;
-		follow_child(child);
-		sched_yield();
+		follow_and_wait(child);
 	}
 }
 
@@ -236,7 +219,7 @@ static void copy_page(struct child *child, uint64_t page, const void *bytes)
 {
 	worker_gets_on(child->owner->worker);
 	for (int tries = 0; tries < TRIES_MAX; tries++) {
-		uint64_t addr = address_in_child(child, page);
+		uint64_t addr = child_log_find(&child->log, page);
 		size_t done;
 		int r;
 
@@ -248,8 +231,7 @@ static void copy_page(struct child *child, uint64_t page, const void *bytes)
 			child->pages++;
 			return;
 		case -EAGAIN:
-			follow_child(child);
-			sched_yield();
+			follow_and_wait(child);
 			break;
 		case -EFAULT:
 			if (shadow_is_lost(bytes)) {
@@ -278,7 +260,7 @@ static unsigned int copy_pages(struct child *child, struct block *block, unsigne
 	while (end < HMM_BLOCK_PAGES && page_state(block, end) == HMM_PAGE_DEVICE && !page_is_far(block, end) &&
 	       block_at_rest(block))
 		end++;
-	if (!shadow || child->logged || end - first < 2)
+	if (!shadow || child->log.count || end - first < 2)
 		return 0;
 	if (broken("die-in-fork") && end > first + 16)
 		end = first + 16;
@@ -355,10 +337,7 @@ static void copy_graft(uint64_t addr, const void *bytes, void *data)
 /* Lets it go: the last close of its userfaultfd disarms it. Until the manager's it waits where it has no page. */
 static void forget_child(struct child *child)
 {
-	if (child->log)
-		munmap(child->log, sizeof(*child->log));
-	if (child->log_fd >= 0)
-		close(child->log_fd);
+	child_log_close(&child->log);
 	close(child->uffd);
 	if (*child->name)
 		fdstore_drop(child->owner->worker->engine, child->name);
@@ -396,13 +375,9 @@ static void copy_to_grandchild(const struct child *child, unsigned int position,
 	}
 	grandchild->owner = child->owner;
 	grandchild->uffd = uffd;
-	grandchild->log_fd = log_fd;
-	map_log(grandchild);
-	if (grandchild->log && child->log && !grandchild->log->wiped_known) {
-		memcpy(grandchild->log->message, child->log->message, position * sizeof(struct uffd_msg));
-		grandchild->logged = position;
-		grandchild->log->wiped_known = 1;
-	}
+	grandchild->log.fd = log_fd;
+	child_log_map(&grandchild->log);
+	child_log_inherit(&grandchild->log, &child->log, position);
 	if (*child->name)
 		keep(grandchild, child->name, position);
 	copy_to_child(grandchild);
@@ -415,8 +390,8 @@ static void take_grandchildren(const struct child *child)
 	char name[KEPT_NAME];
 	int uffd, log_fd;
 
-	for (unsigned int i = 0; i < child->logged; i++) {
-		if (child->log->message[i].event != UFFD_EVENT_FORK)
+	for (unsigned int i = 0; i < child->log.count; i++) {
+		if (!child_log_fork(&child->log, i))
 			continue;
 		name_child(child->owner, child->name, i, name);
 		if (*name && fdstore_take(child->owner->worker->engine, name, &uffd, &log_fd))
@@ -492,21 +467,19 @@ static bool has_pages_out(struct owner *owner)
 
 void fork_keep_child(struct owner *owner, uint64_t position, int uffd)
 {
-	struct child child = { .owner = owner, .uffd = uffd, .log_fd = -1 };
+	struct child child = { .owner = owner, .uffd = uffd, .log = { .fd = -1 } };
 
 	if (!owner->worker->engine->options.keep || !has_pages_out(owner))
 		return;
-	map_log(&child);
+	child_log_map(&child.log);
 	keep(&child, NULL, position);
 	if (!*child.name) {
-		if (child.log_fd >= 0)
-			close(child.log_fd);
+		child_log_close(&child.log);
 	} else {
 		/* With what it has, it is served as one that was left by somebody else. */
-		fdstore_note(owner->worker->engine, child.name, child.log_fd);
+		fdstore_note(owner->worker->engine, child.name, child.log.fd);
+		child_log_unmap(&child.log);
 	}
-	if (child.log)
-		munmap(child.log, sizeof(*child.log));
 }
 
 /* Into @child what is known of the one at that position. False: nobody has its userfaultfd any more. */
@@ -518,7 +491,7 @@ static bool find_child(struct child *child, uint64_t position)
 	name_child(child->owner, NULL, position, child->name);
 	if (!fdstore_take(engine, child->name, &uffd, &log_fd))
 		child->name[0] = '\0';
-	child->log_fd = log_fd;
+	child->log.fd = log_fd;
 	if (child->uffd < 0)
 		child->uffd = uffd;
 	else if (uffd >= 0)
@@ -532,7 +505,7 @@ static bool find_child(struct child *child, uint64_t position)
 	return false;
 }
 
-void fork_child_consume_fd(struct owner *owner, uint64_t position, int uffd)
+void fork_child_consume_fd(struct owner *owner, uint64_t from, uint64_t position, int uffd)
 {
 	struct child child = { .owner = owner, .uffd = uffd };
 	bool replayed = uffd < 0;
@@ -545,15 +518,8 @@ void fork_child_consume_fd(struct owner *owner, uint64_t position, int uffd)
 		forget_child(&child);
 		return;
 	}
-	map_log(&child);
-	if (child.log && !child.log->wiped_known) {
-		int r = kernel->told(owner->smaps, 0, HMM_VA_END, find_wiped, &child);
-
-		if (r)
-			log_error("owner %u: a forked child may find bytes that were to be wiped: smaps: %s", owner->id, strerror(-r));
-		child.log->wiped_known = 1;
-	}
 	fcntl(child.uffd, F_SETFL, O_NONBLOCK);
+	begin_log(&child, from, position);
 	if (replayed) {
 		log_info("owner %u: a raw fork was being served when hmmd died; its child gets its pages now", owner->id);
 		take_grandchildren(&child);

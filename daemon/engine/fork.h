@@ -26,8 +26,11 @@ void fork_tick(struct owner *owner, int64_t now);
 
 /* A child was forked: EVENT_FORK with @uffd has just been read to that position of the journal. If hmmd is killed now, its successor has it. */
 void fork_keep_child(struct owner *owner, uint64_t position, int uffd);
-/* It gets its pages. @uffd: -1, the earlier hmmd's that read the event, which may have left it with the service manager. */
-void fork_child_consume_fd(struct owner *owner, uint64_t position, int uffd);
+/*
+ * It gets its pages. @from: where the batch begins that is being applied. @uffd: -1, the earlier hmmd's that read the event, which may have
+ * left it with the service manager.
+ */
+void fork_child_consume_fd(struct owner *owner, uint64_t from, uint64_t position, int uffd);
 /* The journal is replayed: no other child will be asked for. */
 void fork_recovered(struct owner *owner);
 

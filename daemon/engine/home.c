@@ -17,6 +17,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "engine/breakage.h"
 #include "engine/notice.h"
@@ -24,6 +25,30 @@
 #include "engine/worker.h"
 #include "log.h"
 #include "uapi.h"
+
+/* Of a page in a slot, 1 ms apart. One that the hardware has lost can never be read. */
+#define READ_TRIES_MAX	2000U
+
+/*
+ * Where it does not lie in the slot the read fails, and waits for nobody. Where it does, memory may be short for a moment: whoever asks has no
+ * second chance.
+ */
+static bool read_slot(const struct owner *owner, uint64_t addr, void *bounce)
+{
+	for (unsigned int tries = 0; tries < READ_TRIES_MAX; tries++) {
+		uint64_t entry = 0;
+		int r;
+
+		if (kernel->mem_read(owner->mem, addr, bounce, HMM_PAGE_SIZE) == (ssize_t)HMM_PAGE_SIZE)
+			return true;
+		r = kernel->pagemap_read(owner->pagemap, addr, 1, &entry);
+		if (r == -ESRCH || (!r && !(entry & (PM_PRESENT | PM_SWAP))))
+			return false;
+		usleep(1000);
+	}
+	log_error("owner %u: a page that is leaving can't be read: it reads zeros where it is wanted", owner->id);
+	return false;
+}
 
 const void *page_bytes(struct block *block, unsigned int i, void *bounce)
 {
@@ -53,10 +78,7 @@ const void *page_bytes(struct block *block, unsigned int i, void *bounce)
 		if (block->order->flags & HMM_ORDER_VISIBLE && shadow && !pages_test(&block->stale, i) &&
 		    shadow_has_data(shadow, page_addr(block, i), HMM_PAGE_SIZE))
 			return shadow_at(shadow, page_addr(block, i));
-		/* It may lie in the slot; where it does not, the read fails and waits for nobody. */
-		uint64_t addr = slot_addr(owner, block->order->slot) + (uint64_t)i * HMM_PAGE_SIZE;
-
-		if (kernel->mem_read(owner->mem, addr, bounce, HMM_PAGE_SIZE) == (ssize_t)HMM_PAGE_SIZE)
+		if (read_slot(owner, slot_addr(owner, block->order->slot) + (uint64_t)i * HMM_PAGE_SIZE, bounce))
 			return bounce;
 	}
 	return NULL;

@@ -123,6 +123,8 @@ struct block {
 	bool went_huge;				/* was one huge page of the owner: collapse it at home */
 	bool touched;				/* came home page by page since it went out */
 	bool remote;				/* some pages may have an entry as R */
+	bool doubtful;				/* some are HMM_PAGE_DOUBTFUL */
+	uint64_t armed_at;			/* owner->journal_read, when pages of it were armed last */
 	bool queued;				/* in owner->settling */
 	int64_t settle_at;
 	TAILQ_ENTRY(block) settle;
@@ -541,6 +543,7 @@ void split_end(struct owner *owner);
 bool map_is_changing(struct owner *owner);
 /* Mapping by mapping where it has to be; @prove: what another userfaultfd watches stays that one's, whatever the kernel checks. */
 void unregister_run(struct owner *owner, int uffd, uint64_t at, uint64_t stop, bool prove);
+void register_again(struct owner *owner, uint64_t at, uint64_t stop);	/* as it was, or for more */
 /* Registers what of the block a mapping [start, end) covers; 0 or -errno. */
 int block_arm(struct block *block, uint64_t start, uint64_t end);
 /* Events about [start, end), in one block, are heard from now on; or -errno: the kernel can't. */
@@ -749,6 +752,10 @@ void event_read(struct owner *owner);
 void journal_take_over(struct owner *owner);
 void journal_replay(struct owner *owner);
 void journal_read_only(struct owner *owner);
+/* A fork is being applied: into the journal, behind it, with what the owner's threads were changing when it was made. They are applied in their turn. */
+void event_read_on(struct owner *owner);
+/* Of a position below owner->journal_read, and of the batch that is being applied. */
+const struct uffd_msg *journal_message(struct owner *owner, uint64_t position);
 
 /* fault.c */
 /*
@@ -963,6 +970,11 @@ void remake_adapt(struct hmm_journal *journal);
 void recover_request(struct owner *owner, struct letter *letter);	/* REOPEN_REGION, _MIRROR, _DONE */
 bool recover_serves(const struct owner *owner, uint16_t opcode);	/* while owner->recovering */
 bool recover_tick(struct owner *owner, int64_t now);	/* false: given up */
+
+/* settle.c: return: how many pages were in transit */
+uint64_t settle_ledger(struct owner *owner);
+/* Before any event is read: the last hmmd may have died while it disarmed what an mremap() had just brought armed pages to. */
+void settle_registrations(struct owner *owner);
 
 /* vma.c: what may be migrated, and why not */
 struct segment {

@@ -17,6 +17,7 @@
 #include "engine/fork.h"
 #include "engine_fixture.h"
 #include "tests/leakcheck.h"
+#include "uapi.h"
 
 LEAKCHECKED_SUITE(fork);
 
@@ -69,7 +70,7 @@ static unsigned int fork_at(enum hmm_order_state state)
 	shared = order_shared(fixture.owner, block->order);
 	shared->moved[0] = (1U << (PAGES - 1)) - 1;
 	shared->state = state;
-	fork_child_consume_fd(fixture.owner, 0, open("/dev/null", O_RDWR | O_CLOEXEC));
+	fork_child_consume_fd(fixture.owner, 0, 0, open("/dev/null", O_RDWR | O_CLOEXEC));
 	cr_expect(eq(uint, wrong, 0));
 	/* No agent and no job will end it. */
 	block->order = NULL;
@@ -91,6 +92,172 @@ Test(fork, what_was_not_zapped_is_not_given)
 	cr_expect(eq(uint, fork_at(HMM_ORDER_QUEUED), 0));
 	cr_expect(eq(uint, fork_at(HMM_ORDER_RUNNING), 0));
 	cr_expect(eq(uint, fork_at(HMM_ORDER_CANCELLED), 0));
+}
+
+/* ---- what lies in a slot -------------------------------------------------------------------------- */
+
+static unsigned int reads;			/* fail so often, and nobody says why */
+static bool in_slot;
+
+static ssize_t read_from_slot(int mem, uint64_t addr, void *buffer, size_t length)
+{
+	(void)mem;
+	if (reads || !in_slot) {
+		reads -= reads > 0;
+		return -EIO;
+	}
+	fixture_bytes((unsigned int)((addr - slot_addr(fixture.owner, 0)) >> HMM_PAGE_SHIFT), buffer);
+	return (ssize_t)length;
+}
+
+static int look_into_slot(int pagemap, uint64_t start, unsigned int pages, uint64_t *entries)
+{
+	if (start < slot_addr(fixture.owner, 0) || start >= slot_addr(fixture.owner, 1))
+		return kernel_real.pagemap_read(pagemap, start, pages, entries);
+	for (unsigned int i = 0; i < pages; i++)
+		entries[i] = in_slot ? PM_SWAP : 0;
+	return 0;
+}
+
+static void give_move(struct block *block)
+{
+	struct pages pages = pages_from(0, PAGES);
+
+	order_issue(block->owner, HMM_ORDER_OUT_MOVE, block, 0, &pages, 0);
+}
+
+/* The agent has just moved them there, if @moved, and has not said so yet. */
+static unsigned int fork_with_slot(bool moved, unsigned int failures)
+{
+	struct kernel_ops ops = kernel_real;
+	struct pages pages = pages_from(0, PAGES);
+	struct block *block;
+
+	ops.uffd_copy = note_copy;
+	ops.mem_read = read_from_slot;
+	ops.pagemap_read = look_into_slot;
+	copied = (struct pages){ 0 };
+	wrong = 0;
+	in_slot = moved;
+	reads = failures;
+	fixture_begin_faked(&fixture, POOL);
+	fixture.owner->slots_addr = ROOM_END;
+	fixture_out(&fixture, 0, PAGES);
+	block = fixture_block(&fixture, 0);
+	block_set_state(block, 0, PAGES, HMM_PAGE_INVALID);
+	transit_begin(block, HMM_TRANSIT_OUT_MOVE, &pages, HMM_REASON_MIGRATE, give_move);
+	kernel = &ops;
+	fork_child_consume_fd(fixture.owner, 0, 0, open("/dev/null", O_RDWR | O_CLOEXEC));
+	kernel = &kernel_real;
+	cr_expect(eq(uint, wrong, 0));
+	block->order = NULL;
+	fixture.owner->reaped = fixture.owner->produced;
+	fixture_end(&fixture);
+	return pages_count(&copied);
+}
+
+Test(fork, what_is_in_the_slot_is_given)
+{
+	cr_expect(eq(uint, fork_with_slot(true, 0), PAGES));
+}
+
+/* It is swapped out, say, and there is no memory for it at the moment. */
+Test(fork, what_is_in_the_slot_and_cannot_be_read_is_given_later)
+{
+	cr_expect(eq(uint, fork_with_slot(true, 7), PAGES), "the child reads zeros");
+	cr_expect(eq(uint, reads, 0));
+}
+
+/* Its parent has all of it still, and so has the child. */
+Test(fork, what_is_not_in_the_slot_is_not_waited_for)
+{
+	cr_expect(eq(uint, fork_with_slot(false, 0), 0));
+}
+
+/* ---- what another thread is moving meanwhile ------------------------------------------------------- */
+
+#define MOVED	3U				/* this page of the room, to the other one */
+#define MOVED_TO (HMM_BLOCK_PAGES + 8)
+
+static int child_fd;
+static bool child_has_moved;			/* it was made after the move */
+static unsigned int looks, told;
+static uint64_t copied_to;
+
+static void tell(struct uffd_msg message)
+{
+	cr_assert(eq(int, (int)write(fixture.events, &message, sizeof(message)), (int)sizeof(message)));
+}
+
+static uint64_t addr_of(unsigned int n)
+{
+	return ROOM_START + n * HMM_PAGE_SIZE;
+}
+
+/* Of the owner: whether its map is changing. Its other thread has moved the page already, and gets to tell of it only now. */
+static int ask(int uffd, uint64_t start, size_t length, bool on)
+{
+	(void)length, (void)on;
+	if (uffd == child_fd)
+		return start == addr_of(child_has_moved ? MOVED_TO : MOVED) ? 0 : -ENOENT;
+	if (looks++ < 3)
+		return -EAGAIN;
+	if (told)
+		return 0;
+	told = 1;
+	tell((struct uffd_msg){ .event = UFFD_EVENT_REMAP,
+				.arg.remap = { .from = addr_of(MOVED), .to = addr_of(MOVED_TO), .len = HMM_PAGE_SIZE } });
+	return -EAGAIN;
+}
+
+static int note_where(int uffd, uint64_t dst, const void *src, size_t length, uint64_t mode, size_t *done)
+{
+	char expected[HMM_PAGE_SIZE];
+
+	(void)mode;
+	cr_assert(eq(int, uffd, child_fd));
+	fixture_bytes(MOVED, expected);
+	wrong += memcmp(src, expected, HMM_PAGE_SIZE) != 0;
+	*done = length;
+	copied_to = dst;
+	return 0;
+}
+
+static void fork_amid_a_move(bool made_after)
+{
+	struct kernel_ops ops = kernel_real;
+
+	ops.uffd_protect = ask;
+	ops.uffd_copy = note_where;
+	looks = told = wrong = 0;
+	copied_to = 0;
+	child_has_moved = made_after;
+	fixture_begin_faked(&fixture, POOL);
+	fixture_out(&fixture, MOVED, MOVED + 1);
+	child_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+	tell((struct uffd_msg){ .event = UFFD_EVENT_FORK, .arg.fork.ufd = (uint32_t)child_fd });
+	kernel = &ops;
+	event_read(fixture.owner);
+	kernel = &kernel_real;
+	cr_expect(eq(uint, told, 1));
+	cr_expect(eq(uint, wrong, 0));
+	cr_expect(eq(u64, copied_to, addr_of(made_after ? MOVED_TO : MOVED)), "the child reads zeros");
+	/* And then what was read on is done. */
+	cr_expect(eq(u64, fixture.owner->journal->applied, 2));
+	cr_expect(eq(u64, fixture.owner->moves, 1));
+	cr_expect(eq(int, page_state(block_find(fixture.owner, addr_of(MOVED_TO)), MOVED_TO % HMM_BLOCK_PAGES), HMM_PAGE_DEVICE));
+	fixture_check(&fixture);
+	fixture_end(&fixture);
+}
+
+Test(fork, what_was_moved_before_it_and_told_of_behind_it)
+{
+	fork_amid_a_move(true);
+}
+
+Test(fork, what_was_moved_behind_it)
+{
+	fork_amid_a_move(false);
 }
 
 /* ---- bytes that can't be read ------------------------------------------------------------------ */
@@ -136,7 +303,7 @@ static void fork_with(struct kernel_ops *ops)
 	copied = (struct pages){ 0 };
 	wrong = 0;
 	poisoned = 0;
-	fork_child_consume_fd(fixture.owner, 0, open("/dev/null", O_RDWR | O_CLOEXEC));
+	fork_child_consume_fd(fixture.owner, 0, 0, open("/dev/null", O_RDWR | O_CLOEXEC));
 	kernel = &kernel_real;
 	cr_expect(eq(uint, wrong, 0));
 }

@@ -7,6 +7,7 @@
  */
 #include <criterion/criterion.h>
 #include <criterion/new/assert.h>
+#include <errno.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -312,5 +313,47 @@ Test(journal, unknown_events_are_passed_over)
 	event_read(fixture.owner);
 	cr_expect(eq(uint, on_device(0, 10), 5));
 	cr_expect(eq(u64, fixture.owner->journal->applied, 2));
+	fixture_end(&fixture);
+}
+
+/* ---- no room for a descriptor ------------------------------------------------------------ */
+
+static unsigned int refusals, readings;
+
+/* A fork stands behind the first message, for which there is no room. The kernel gives what is before it, and says nothing. */
+static ssize_t read_up_to_a_fork(int uffd, void *messages, size_t length)
+{
+	(void)length;
+	if (readings++ == 1 && refusals) {
+		refusals--;
+		return -EMFILE;
+	}
+	return kernel_real.uffd_read(uffd, messages, sizeof(struct uffd_msg));
+}
+
+/* Nobody is told of it again. */
+Test(journal, what_stands_behind_a_fork_without_room_is_read_later)
+{
+	struct kernel_ops ops = kernel_real;
+	struct uffd_msg message;
+
+	ops.uffd_read = read_up_to_a_fork;
+	refusals = 1;
+	readings = 0;
+	fixture_begin_faked(&fixture, POOL);
+	fixture_out(&fixture, 0, 10);
+	message = unmapped(0, 5);
+	say(&message);
+	kernel = &ops;
+	event_read(fixture.owner);
+	cr_expect(eq(uint, readings, 2), "it is asked until it has nothing");
+	cr_expect(eq(uint, on_device(0, 10), 5));
+	cr_expect(fixture.owner->deferred_read);
+	message = unmapped(5, 8);
+	say(&message);
+	fixture_later(&fixture, 2 * NS_PER_MS);
+	kernel = &kernel_real;
+	cr_expect(eq(uint, on_device(0, 10), 2), "its thread waits for ever");
+	cr_expect(not(fixture.owner->deferred_read));
 	fixture_end(&fixture);
 }
