@@ -87,6 +87,17 @@ static bool is_exchange(struct rescuer *rescuer, const struct uffd_msg *message)
 	return false;
 }
 
+/* An hmmd that died while it let go of what was mapped there before may have taken it away: pages that are out would be zeros to whoever touches them. */
+static void register_again(const struct rescuer *rescuer, const struct uffd_msg *message)
+{
+	struct uffdio_register there = {
+		.range = { .start = message->arg.remap.to, .len = message->arg.remap.len },
+		.mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP,
+	};
+
+	ioctl(rescuer->owner->uffd, UFFDIO_REGISTER, &there);
+}
+
 static void note_event(struct rescuer *rescuer, struct view *view, const struct uffd_msg *message)
 {
 	bool own = view == &rescuer->own;
@@ -105,9 +116,11 @@ static void note_event(struct rescuer *rescuer, struct view *view, const struct 
 				    message->arg.remove.end - message->arg.remove.start, 0);
 		break;
 	case UFFD_EVENT_REMAP:
-		if (!own || !is_exchange(rescuer, message))
-			hmmc_view_note(view, message->arg.remap.from, message->arg.remap.len,
-				    message->arg.remap.to);
+		if (own && is_exchange(rescuer, message))
+			break;
+		if (own)
+			register_again(rescuer, message);
+		hmmc_view_note(view, message->arg.remap.from, message->arg.remap.len, message->arg.remap.to);
 		break;
 	case UFFD_EVENT_FORK:
 		note_child(rescuer, view, (int)message->arg.fork.ufd);
@@ -513,6 +526,14 @@ static void replay_journal(struct rescuer *rescuer)
 	}
 }
 
+static void settle_at(struct rescuer *rescuer, uint64_t page)
+{
+	uint64_t block = page & ~(HMM_BLOCK_SIZE - 1);
+
+	if (block && read_record(rescuer, block))
+		settle_block(rescuer, &rescuer->own, block);
+}
+
 static void serve_fault(struct rescuer *rescuer, uint64_t address)
 {
 	struct owner *owner = rescuer->owner;
@@ -520,9 +541,11 @@ static void serve_fault(struct rescuer *rescuer, uint64_t address)
 	struct uffdio_zeropage zero = { .range = { .start = page, .len = HMM_PAGE_SIZE } };
 
 	do {
-		known = hmmc_view_wherefrom(&rescuer->own, page) & ~(HMM_BLOCK_SIZE - 1);
-		if (known && read_record(rescuer, known))
-			settle_block(rescuer, &rescuer->own, known);
+		known = hmmc_view_wherefrom(&rescuer->own, page);
+		settle_at(rescuer, known);
+		/* An hmmd that died amid the event of its mremap may have brought it there already. */
+		if (known != page)
+			settle_at(rescuer, page);
 		/* Nothing was there: a hole reads zeros. If something is there by now, it stays. */
 		zero.zeropage = 0;
 		if (ioctl(owner->uffd, UFFDIO_ZEROPAGE, &zero) == 0 || errno != EAGAIN)

@@ -81,6 +81,7 @@ enum hmm_page_state {
 #define HMM_PAGE_COMPLETE	0x08	/* the shadow holds the page's bytes */
 #define HMM_PAGE_SERVED		0x10	/* came home, or was discarded, while its block was in transit */
 #define HMM_PAGE_FAR		0x20	/* D, in memory that only the driver reaches: its number is in the table's entry */
+#define HMM_PAGE_DOUBTFUL	0x40	/* D, unless it had come home when hmmd died and was moved on by an mremap() that nobody has read of */
 
 /*
  * A block's transit state; daemon/engine/transition.c has the table of edges

@@ -525,12 +525,12 @@ bool block_punch_stale(struct block *block)
 	return clean;
 }
 
-/* A driver that did not come back after a restart still has its windows. */
+/* A driver that is not back after a restart, yet or ever, still has its windows. */
 static bool has_strayed(const struct block *block)
 {
 	const struct mirror *mirror = block_mirror(block);
 
-	return mirror && mirror->strayed;
+	return mirror && (mirror->strayed || mirror->awaited);
 }
 
 bool block_in_window(const struct block *block)
@@ -619,6 +619,14 @@ void block_settle(struct block *block)
 	}
 	if (!block_at_rest(block))
 		return;
+	if (block->doubtful && map_is_changing(owner)) {
+		settle_soon(block);
+		return;
+	}
+	/* All that was done while no hmmd was there has been read by now. */
+	for (unsigned int i = 0; block->doubtful && i < HMM_BLOCK_PAGES; i++)
+		block->record->page[i] &= (uint8_t)~HMM_PAGE_DOUBTFUL;
+	block->doubtful = false;
 	if (!block_disarm_excluded(block)) {
 		settle_soon(block);
 		return;

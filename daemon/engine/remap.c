@@ -37,6 +37,15 @@ static bool in_drop(const struct block *block, unsigned int i)
 	       entry & (PM_PRESENT | PM_SWAP);
 }
 
+/* It had come home, and went along with its mapping: of what is on the device nothing can be there. */
+static bool had_come_home(const struct block *block, unsigned int i, uint64_t to)
+{
+	uint64_t entry;
+
+	return block->record->page[i] & HMM_PAGE_DOUBTFUL &&
+	       kernel->pagemap_read(block->owner->pagemap, to, 1, &entry) == 0 && entry & (PM_PRESENT | PM_SWAP);
+}
+
 /* Before the move, whether or not its drivers have answered. */
 static bool is_discarded(const struct block *block, unsigned int i)
 {
@@ -59,7 +68,7 @@ static void move_block(struct block *block, void *data)
 
 		if (addr < move->from || addr >= move->end)
 			continue;
-		if (state == HMM_PAGE_SHARED && !in_drop(block, i)) {
+		if ((state == HMM_PAGE_SHARED && !in_drop(block, i)) || had_come_home(block, i, to)) {
 			/* It went along, protected; the copy stays behind and goes. */
 			kernel->uffd_protect(owner->uffd, to, HMM_PAGE_SIZE, false);
 			continue;

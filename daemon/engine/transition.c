@@ -53,7 +53,7 @@ const struct transit_rule transit_rules[HMM_TRANSIT_MAX] = {
 	[HMM_TRANSIT_HOME_SLOT] = {
 		.name = "home-slot",
 		.owner_has = "the CPU wins: I, punch",
-		.owner_has_not = "noted as I: I; else drop the slot, redo: D",
+		.owner_has_not = "noted as I, or moved by its order: I; else drop the slot, redo: D",
 		.from = D,
 		.to = I | D,
 	},

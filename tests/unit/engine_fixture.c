@@ -299,7 +299,7 @@ static void check_block(struct block *block, void *data)
 		bool pending = !rest && block->record->pending[i / 64] >> (i % 64) & 1;
 		uint64_t entry = block->owner->table[(block->addr >> HMM_PAGE_SHIFT) + i];
 
-		cr_assert(eq(uint, block->record->page[i] & ~(unsigned int)HMM_PAGE_SERVED,
+		cr_assert(eq(uint, block->record->page[i] & ~(unsigned int)(HMM_PAGE_SERVED | (block->doubtful ? HMM_PAGE_DOUBTFUL : 0)),
 			     (unsigned int)state | (in_shadow ? HMM_PAGE_COMPLETE : 0)));
 		/* Pages on their way that were lost meanwhile: a successor has to know. */
 		cr_assert(eq(int, (block->record->page[i] & HMM_PAGE_SERVED) != 0,

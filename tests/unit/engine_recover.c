@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "engine_fixture.h"
@@ -328,6 +329,162 @@ Test(recover, what_was_noted_as_home_is_not_on_the_device)
 	cr_expect(eq(int, fixture_reply(&fixture), 0));
 	for (unsigned int i = 0; i < PAGES; i++)
 		cr_expect(eq(int, state_of(i), HMM_PAGE_INVALID));
+	fixture_check(&fixture);
+	fixture_end(&fixture);
+}
+
+/* ---- what was moved on before anybody looked ---------------------------------------------------- */
+
+#define TO	(ROOM_START + 2 * HMM_BLOCK_SIZE)
+
+/* Pages 0 and 1: of a block that was on its way home, its first page had arrived. */
+static void *move_on(void *data)
+{
+	(void)data;
+	return mremap((void *)ROOM_START, 2 * HMM_PAGE_SIZE, 2 * HMM_PAGE_SIZE, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)TO);
+}
+
+static uint64_t pagemap_at(uint64_t addr)
+{
+	uint64_t entry = 0;
+
+	cr_assert(eq(int, kernel->pagemap_read(fixture.owner->pagemap, addr, 1, &entry), 0));
+	return entry;
+}
+
+static enum hmm_page_state state_at(uint64_t addr)
+{
+	struct block *block = block_find(fixture.owner, addr);
+
+	return block ? page_state(block, page_index(addr)) : HMM_PAGE_INVALID;
+}
+
+static void die_on_the_way_home(enum hmm_transit transit, uint64_t mode)
+{
+	struct pages pages = pages_from(0, PAGES);
+	struct hmm_ledger_block *record;
+	char bytes[HMM_PAGE_SIZE];
+	pthread_t mover;
+	void *moved;
+	size_t done;
+
+	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
+	fixture.owner->peer = 1;
+	fixture_out(&fixture, 0, PAGES);
+	fixture_bytes(0, bytes);
+	cr_assert(eq(int, kernel->uffd_copy(fixture.owner->uffd, ROOM_START, bytes, HMM_PAGE_SIZE, mode, &done), 0));
+	record = fixture_block(&fixture, 0)->record;
+	record->transit = transit;
+	memcpy(record->pending, pages.word, sizeof(record->pending));
+	record->slot = HMM_NO_SLOT;
+	if (transit == HMM_TRANSIT_HOME_SLOT) {
+		fixture.owner->orders->ring[0] = (struct hmm_order){
+			.state = HMM_ORDER_DONE, .kind = HMM_ORDER_HOME_SLOT, .serial = 1, .addr = ROOM_START, .epoch = record->epoch,
+			.want = { (1U << PAGES) - 1 }, .moved = { 1 },
+		};
+		fixture.owner->orders->produced = fixture.owner->orders->consumed = 1;
+	}
+	cr_assert(eq(int, pthread_create(&mover, NULL, move_on, NULL), 0));
+	while (!(pagemap_at(TO) & PM_PRESENT))
+		usleep(1000);
+	succeed();
+	look();
+	cr_assert(not(fixture.owner->recovering));
+	cr_expect(eq(int, fixture_reply(&fixture), 0));
+	while (pthread_tryjoin_np(mover, &moved)) {
+		usleep(1000);
+		event_read(fixture.owner);
+	}
+	cr_assert(eq(ptr, moved, (void *)TO));
+	cr_expect(eq(int, state_at(TO), HMM_PAGE_INVALID), "CPU and device have it at a time");
+	cr_expect(eq(int, state_at(TO + HMM_PAGE_SIZE), HMM_PAGE_DEVICE), "it is nowhere");
+	for (unsigned int i = 0; i < 2; i++)
+		cr_expect(eq(int, state_at(ROOM_START + i * HMM_PAGE_SIZE), HMM_PAGE_INVALID));
+	for (unsigned int i = 2; i < PAGES; i++)
+		cr_expect(eq(int, state_of(i), HMM_PAGE_DEVICE));
+	cr_expect(eq(int, memcmp((void *)TO, bytes, HMM_PAGE_SIZE), 0));
+	fixture_check(&fixture);
+	/* The doubt ends when all has been read. */
+	block_settle(fixture_block(&fixture, 0));
+	for (unsigned int i = 0; i < PAGES; i++)
+		cr_expect(eq(uint, fixture_block(&fixture, 0)->record->page[i] & HMM_PAGE_DOUBTFUL, 0));
+	fixture_end(&fixture);
+}
+
+/* Copied home by hmmd itself, which notes it afterwards. */
+Test(recover, what_was_copied_home_and_moved_on_is_home)
+{
+	die_on_the_way_home(HMM_TRANSIT_HOME_COPY, 0);
+}
+
+Test(recover, what_was_shared_and_moved_on_is_home)
+{
+	die_on_the_way_home(HMM_TRANSIT_SHARING, UFFDIO_COPY_MODE_WP);
+}
+
+/* Moved home by the agent, whose order says so. */
+Test(recover, what_was_moved_home_and_moved_on_is_home)
+{
+	die_on_the_way_home(HMM_TRANSIT_HOME_SLOT, 0);
+}
+
+/* hmmd let go of what was there before, and was killed before it could look again: pages that are out would be zeros to whoever touches them. */
+Test(recover, what_an_mremap_brought_where_it_was_let_go_is_armed_again)
+{
+	unsigned char resident;
+	pthread_t mover;
+	void *moved;
+
+	fixture_begin(&fixture, HMM_POOL_KIND_MEMFD, POOL);
+	fixture.owner->peer = 1;
+	fixture_out(&fixture, 0, 2);
+	fixture_out(&fixture, 2 * HMM_BLOCK_PAGES + 8, 2 * HMM_BLOCK_PAGES + 9);
+	cr_assert(eq(int, pthread_create(&mover, NULL, move_on, NULL), 0));
+	while (mincore((void *)ROOM_START, HMM_PAGE_SIZE, &resident) == 0)
+		usleep(1000);
+	cr_assert(eq(int, kernel->uffd_unregister(fixture.owner->uffd, TO, 2 * HMM_PAGE_SIZE), 0));
+	succeed();
+	settle_registrations(fixture.owner);
+	look();
+	cr_assert(not(fixture.owner->recovering));
+	cr_expect(eq(int, fixture_reply(&fixture), 0));
+	while (pthread_tryjoin_np(mover, &moved)) {
+		usleep(1000);
+		event_read(fixture.owner);
+	}
+	for (unsigned int i = 0; i < 2; i++) {
+		cr_expect(eq(int, state_at(TO + i * HMM_PAGE_SIZE), HMM_PAGE_DEVICE));
+		cr_expect(eq(int, kernel->uffd_protect(fixture.owner->uffd, TO + i * HMM_PAGE_SIZE, HMM_PAGE_SIZE, false), 0), "not armed");
+	}
+	fixture_check(&fixture);
+	fixture_end(&fixture);
+}
+
+/* ---- windows that are not back yet ---------------------------------------------------------------- */
+
+/* The CPU has it and may write it, and a window that is still mapped shows what was there. */
+Test(recover, what_was_given_up_no_window_shows)
+{
+	struct block *block;
+
+	fixture_begin_faked(&fixture, POOL);
+	fixture_out(&fixture, 0, PAGES + 1);
+	block = fixture_block(&fixture, 0);
+	/* And hmmd is killed before it has punched them. */
+	block_set_state(block, 0, PAGES, HMM_PAGE_INVALID);
+	succeed();
+	fixture.mirror->awaited = 1;
+	fixture.owner->journal->grace_ms = 1000;
+	look();
+	cr_assert(fixture.owner->recovering);
+	cr_expect(eq(int, fixture_reply(&fixture), 0));
+	block = fixture_block(&fixture, 0);
+	cr_expect(not(shadow_has_data(block_shadow(block), ROOM_START, PAGES * HMM_PAGE_SIZE)));
+	cr_expect(shadow_has_data(block_shadow(block), page_addr(block, PAGES), HMM_PAGE_SIZE));
+	/* Its driver comes back. */
+	fixture.mirror->awaited = 0;
+	look();
+	cr_assert(not(fixture.owner->recovering));
 	fixture_check(&fixture);
 	fixture_end(&fixture);
 }

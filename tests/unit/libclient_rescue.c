@@ -889,17 +889,57 @@ static void zap(unsigned int block)
 	arm(home + start, HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING);
 }
 
-/* What hmmd had read of that and not applied. */
-static void note_zap(unsigned int place, unsigned int block)
+/* What hmmd had read and not noted as applied. */
+static void note_event(unsigned int place, struct uffd_msg message)
 {
-	struct uffd_msg message = {
-		.event = UFFD_EVENT_REMOVE,
-		.arg.remove = { .start = HOME + block * HMM_BLOCK_SIZE, .end = HOME + block * HMM_BLOCK_SIZE + 100 * HMM_PAGE_SIZE },
-	};
-
 	cr_assert_eq(pwrite(owner->ledger_fd, &message, sizeof(message),
 			    (off_t)(HMM_JOURNAL_OFFSET + offsetof(struct hmm_journal, slot) + place * sizeof(message))),
 		     (ssize_t)sizeof(message));
+}
+
+static void note_zap(unsigned int place, unsigned int block)
+{
+	note_event(place, (struct uffd_msg){
+		.event = UFFD_EVENT_REMOVE,
+		.arg.remove = { .start = HOME + block * HMM_BLOCK_SIZE, .end = HOME + block * HMM_BLOCK_SIZE + 100 * HMM_PAGE_SIZE },
+	});
+}
+
+static void *touch_last_block(void *argument)
+{
+	(void)argument;
+	return (void *)(intptr_t)memcmp(home + 3 * HMM_BLOCK_SIZE, golden + 3 * HMM_BLOCK_SIZE, HMM_PAGE_SIZE);
+}
+
+/* hmmd had brought the page where an mremap() moved it, and died before it noted that; somebody waits there. */
+Test(rescue, an_mremap_that_hmmd_did_not_live_to_note)
+{
+	struct hmm_ledger_block there = { .slot = HMM_NO_SLOT, .page = { HMM_PAGE_DEVICE | HMM_PAGE_COMPLETE } };
+	struct hmm_ledger_block here = { .slot = HMM_NO_SLOT };
+	struct pollfd unread = { .events = POLLIN };
+	pthread_t toucher;
+	void *wrong;
+
+	begin();
+	/* That takes its time: the fault is served before its block comes up. */
+	on_device(0);
+	on_device(1);
+	record(2, &here);
+	record(3, &there);
+	cr_assert_eq(pwrite(shadow, golden + 3 * HMM_BLOCK_SIZE, HMM_PAGE_SIZE, (off_t)(3 * HMM_BLOCK_SIZE)), (ssize_t)HMM_PAGE_SIZE);
+	arm(home + 3 * HMM_BLOCK_SIZE, HMM_BLOCK_SIZE, UFFDIO_REGISTER_MODE_MISSING);
+	note_event(0, (struct uffd_msg){
+		.event = UFFD_EVENT_REMAP,
+		.arg.remap = { .from = HOME + 2 * HMM_BLOCK_SIZE, .to = HOME + 3 * HMM_BLOCK_SIZE, .len = HMM_PAGE_SIZE },
+	});
+	unread.fd = owner->uffd;
+	pthread_create(&toucher, NULL, touch_last_block, NULL);
+	while (poll(&unread, 1, -1) != 1)
+		;
+	rescue();
+	pthread_join(toucher, &wrong);
+	cr_assert_null(wrong, "it reads zeros");
+	end();
 }
 
 Test(rescue, a_zap_that_hmmd_did_not_live_to_note)
