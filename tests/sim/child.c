@@ -133,6 +133,23 @@ int child_fill(uint64_t dst, const char *src, size_t length, bool poison, size_t
 	return *done == length ? 0 : *done ? -EAGAIN : r;
 }
 
+int child_protect(uint64_t addr, bool on)
+{
+	struct page *page;
+
+	if (!child->lives)
+		return -ESRCH;
+	if (child->changing)
+		return -EAGAIN;
+	if (!is_there(addr) || !child->page[used_at(addr)].wp)
+		return -ENOENT;
+	page = &child->page[used_at(addr)];
+	page->protected = page->present && on;
+	if (!on)
+		wake(addr, addr + HMM_PAGE_SIZE);
+	return 0;
+}
+
 ssize_t child_read(struct uffd_msg *message)
 {
 	struct waiter *waiter = &child->waiter;
@@ -194,6 +211,14 @@ void child_may_have(unsigned int n, uint64_t value)
 	for (unsigned int i = 0; child->watched && i < PAGES_USED; i++)
 		if (child->origin[i] == (int)n && !child->page[i].present)
 			values_add(&child->truth[i], value);
+}
+
+/* hmmd is dead. What was on its way home the parent may put something else in the place of before the next one looks (LIMITS.md, 75). */
+void child_may_lose(void)
+{
+	for (unsigned int i = 0; child->watched && i < PAGES_USED; i++)
+		if (child->origin[i] >= 0 && !child->page[i].present && page_in_transit((unsigned int)child->origin[i]))
+			values_add(&child->truth[i], 0);
 }
 
 static void only(unsigned int n, uint64_t value)

@@ -92,6 +92,14 @@ static bool must_have_let_go(unsigned int n)
 	return false;
 }
 
+/* hmmd is dead: those that it asked for in vain it did not wait for. */
+void device_lets_go(void)
+{
+	for (unsigned int n = 0; n < PAGES_USED; n++)
+		if (must_have_let_go(n))
+			world.cached[n] = 0;
+}
+
 static uint64_t table_entry(unsigned int n)
 {
 	uint64_t addr = used_addr(n), entry;

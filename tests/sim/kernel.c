@@ -235,7 +235,7 @@ void tell_event(unsigned int index, uint8_t kind, uint64_t from, uint64_t to, ui
 
 	if (world.released)
 		return;
-	*event = (struct event){ .queued = true, .kind = kind, .from = from, .to = to, .length = length };
+	*event = (struct event){ .queued = true, .order = ++world.events, .kind = kind, .from = from, .to = to, .length = length };
 	hmmd_signal_uffd();
 	block(is_read, event, INT64_MAX);
 	event->queued = false;
@@ -247,6 +247,14 @@ bool range_is_watched(uint64_t start, uint64_t length)
 		if (page_at(at)->missing || page_at(at)->wp)
 			return true;
 	return false;
+}
+
+/* What is unread or unapplied when hmmd begins to take over may concern what it registers again then. */
+static bool is_taken_over(void)
+{
+	const struct owner *owner = hmmd_owner();
+
+	return owner && owner->recovering;
 }
 
 int space_register(uint64_t start, uint64_t length, uint64_t mode)
@@ -265,7 +273,7 @@ int space_register(uint64_t start, uint64_t length, uint64_t mode)
 		page->missing = missing;
 		page->wp = wp;
 		page->huge &= length >= HMM_BLOCK_SIZE;
-		page->doubtful = in_hmmd() && (world.changing || !missing);
+		page->doubtful = in_hmmd() && (world.changing || !missing || is_taken_over());
 	}
 	return any ? 0 : -EINVAL;
 }
@@ -463,6 +471,11 @@ static int sim_protect(int uffd, uint64_t start, size_t length, bool on)
 		say("WRITEPROTECT in the window, %s, %zu pages, %s: %d", addr_name(start), length >> HMM_PAGE_SHIFT, on ? "on" : "off", r);
 		return r;
 	}
+	if (fd_role(uffd) == ROLE_CHILD) {
+		r = fails() ? -EAGAIN : child_protect(start, on);
+		say("WRITEPROTECT of the child, %s, %s: %d", addr_name(start), on ? "on" : "off", r);
+		return r;
+	}
 	is(uffd, ROLE_UFFD, "WRITEPROTECT");
 	/* Of a slot it is asked whether the map is changing, and nothing else. */
 	r = fails() && !is_slot(start) ? -EAGAIN : protect(start, length, on);
@@ -549,6 +562,19 @@ void put_event(struct uffd_msg *message, const struct event *event)
 	    addr_name(event->from), event->length >> HMM_PAGE_SHIFT);
 }
 
+static struct event *next_event(void)
+{
+	struct event *next = NULL;
+
+	for (unsigned int i = 0; i < EVENTS; i++) {
+		struct event *event = &world.event[i];
+
+		if (event->queued && !event->read && (!next || event->order < next->order))
+			next = event;
+	}
+	return next;
+}
+
 static size_t read_messages(struct uffd_msg *message, size_t room)
 {
 	size_t n = 0;
@@ -559,15 +585,13 @@ static size_t read_messages(struct uffd_msg *message, size_t room)
 			world.waiter[i].told = true;
 			put_fault(&message[n++], &world.waiter[i]);
 		}
-	for (unsigned int i = 0; i < EVENTS && n < room; i++)
-		if (world.event[i].queued && !world.event[i].read) {
-			world.event[i].read = true;
-			put_event(&message[n], &world.event[i]);
-			/* The agent's own changes nothing of what is true. */
-			if (i < CPUS && in_hmmd())
-				event_is_read(&world.event[i], &message[n]);
-			n++;
-		}
+	for (struct event *event; n < room && (event = next_event()); n++) {
+		event->read = true;
+		put_event(&message[n], event);
+		/* The agent's own changes nothing of what is true. */
+		if (event < &world.event[CPUS] && in_hmmd())
+			event_is_read(event, &message[n]);
+	}
 	return n;
 }
 
@@ -965,6 +989,7 @@ int rescuer_ioctl(int fd, unsigned long request, void *argument)
 {
 	const struct uffdio_range *range = argument;
 	const struct uffdio_poison *poison = argument;
+	const struct uffdio_register *there = argument;
 	size_t done;
 	int r = 0;
 
@@ -974,6 +999,9 @@ int rescuer_ioctl(int fd, unsigned long request, void *argument)
 	} else if (request == UFFDIO_ZEROPAGE) {
 		r = rescue_zero(argument);
 		say("ZEROPAGE %s: %d", addr_name(range->start), r);
+	} else if (request == UFFDIO_REGISTER) {
+		r = space_register(there->range.start, there->range.len, there->mode);
+		say("REGISTER %s, %llu pages: %d", addr_name(there->range.start), there->range.len >> HMM_PAGE_SHIFT, r);
 	} else if (request == UFFDIO_POISON) {
 		r = fill(FILL_POISON, poison->range.start, NULL, poison->range.len, 0, &done);
 	} else {

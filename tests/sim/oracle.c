@@ -94,14 +94,22 @@ static bool is_pending(const struct hmm_ledger_block *record, unsigned int page)
 	return record->transit != HMM_TRANSIT_REST && record->pending[page / 64] >> (page % 64) & 1;
 }
 
+bool page_in_transit(unsigned int n)
+{
+	return world.ledger && is_pending(&world.ledger[used_addr(n) >> HMM_BLOCK_SHIFT],
+					  (unsigned int)(used_addr(n) / HMM_PAGE_SIZE % HMM_BLOCK_PAGES));
+}
+
 /* What the owner has done there hmmd has heard, and is done with, whatever it does to the block's other pages. */
 static bool is_known(unsigned int n)
 {
-	const struct truth *truth = &world.truth[n];
+	struct truth *truth = &world.truth[n];
 	uint64_t addr = used_addr(n);
 
-	return !truth->unread && !truth->discards && journal()->applied >= truth->applied &&
-	       !is_pending(&world.ledger[addr >> HMM_BLOCK_SHIFT], (unsigned int)(addr / HMM_PAGE_SIZE % HMM_BLOCK_PAGES));
+	if (truth->unread || truth->discards || journal()->applied < truth->applied)
+		return false;
+	truth->settled |= !is_pending(&world.ledger[addr >> HMM_BLOCK_SHIFT], (unsigned int)(addr / HMM_PAGE_SIZE % HMM_BLOCK_PAGES));
+	return truth->settled;
 }
 
 /* ---- what is seen ------------------------------------------------------------------------------------------- */
@@ -135,6 +143,7 @@ void device_loaded(unsigned int n, uint64_t value)
 
 void device_stored(unsigned int n, uint64_t value)
 {
+	const struct owner *owner = hmmd_owner();
 	struct truth *truth = &world.truth[n];
 
 	child_may_have(n, value);
@@ -142,6 +151,12 @@ void device_stored(unsigned int n, uint64_t value)
 		set_value(truth, value);
 		return;
 	}
+	/*
+	 * hmmd is applying what it has read: what came there by mremap the device may have, before that is noted as done. And a new one has
+	 * settled it, perhaps.
+	 */
+	if (!truth->unread && (journal()->applied < truth->applied || (owner && owner->recovering)))
+		values_add(&truth->cpu, value);
 	/* Where it has gone to its bytes are taken along, with this. */
 	if (truth->moved_to) {
 		values_add(&world.truth[truth->moved_to - 1].cpu, value);
@@ -167,7 +182,11 @@ void page_changes(unsigned int n, bool fresh, unsigned int messages)
 
 	for (unsigned int i = 0; messages && i < truth->cpu.n; i++)
 		values_add(&truth->lag, truth->cpu.value[i]);
+	/* Its shadow page is punched while a driver that has been told has not answered yet, and is read through the entry that it has. */
+	if (messages)
+		values_add(&truth->lag, 0);
 	truth->lagging |= messages;
+	truth->settled &= !messages;
 	truth->unread += messages;
 	truth->moved_to = 0;
 	if (fresh) {
@@ -242,7 +261,14 @@ static bool driver_is_told_of(uint64_t addr)
 		if (addr >= told->start && addr < told->end)
 			return true;
 	}
-	return world.outbox.head;
+	for (const struct letter *letter = world.outbox.head; letter; letter = letter->next) {
+		const struct hmm_msg_invalidate *message = (const void *)letter->message;
+
+		if (letter->kind == LETTER_EVENT && message->header.opcode == HMM_OP_INVALIDATE && addr >= message->start &&
+		    addr < message->end)
+			return true;
+	}
+	return false;
 }
 
 static bool lies_in(unsigned int n, uint64_t start, uint64_t length)
@@ -267,9 +293,11 @@ void event_is_read(const struct event *event, const void *message)
 static void end_lag(unsigned int n)
 {
 	struct truth *truth = &world.truth[n];
+	const struct owner *owner = hmmd_owner();
 	uint64_t addr = used_addr(n);
 
-	if (!is_known(n) || world.ledger[addr >> HMM_BLOCK_SHIFT].transit != HMM_TRANSIT_REST ||
+	/* After a restart its driver lets go of everything, perhaps it was not told: not before it is back. */
+	if (!owner || owner->recovering || !is_known(n) || world.ledger[addr >> HMM_BLOCK_SHIFT].transit != HMM_TRANSIT_REST ||
 	    world.table[HMM_TABLE_ENTRIES + (addr >> HMM_BLOCK_SHIFT)] & 1 || driver_is_told_of(addr))
 		return;
 	truth->lagging = false;

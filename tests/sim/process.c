@@ -227,6 +227,8 @@ void hmmd_kill(void)
 		world.window_down_at = world.now;
 	world.outbox_open = world.open = world.window_ready = world.idle = world.killed = false;
 	world.outbox.head = NULL;
+	device_lets_go();
+	child_may_lose();
 	world.told_end = world.told_heard;
 	give_up_requests();
 }

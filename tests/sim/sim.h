@@ -79,6 +79,7 @@ struct truth {
 	bool lagging;
 	unsigned int unread;	/* messages of it */
 	uint64_t applied;	/* journal->applied, when that is known to hmmd */
+	bool settled;		/* hmmd was done with it once; another transit is another matter */
 	unsigned int discards;	/* under way */
 	unsigned int moved_to;	/* by mremap, and hmmd does not know it yet: the page's number and 1 */
 	unsigned int accesses;	/* by messages, under way */
@@ -101,6 +102,7 @@ struct waiter {			/* a thread in a fault */
 
 struct event {
 	bool queued, read;
+	uint64_t order;			/* the kernel's queue: who told first is read first */
 	uint8_t kind;
 	uint64_t from, to, length;	/* REMAP; the others: from, to its end */
 };
@@ -154,6 +156,7 @@ struct world {
 	unsigned int changing;		/* callers that are changing the map: mmap_changing */
 	struct waiter waiter[CPUS];
 	struct event event[EVENTS];
+	uint64_t events;		/* so far */
 	bool handshaken, released;
 	struct truth truth[PAGES_USED];
 	uint32_t prepared[CPUS];	/* forks that hmmd was told of, and has not heard the end of */
@@ -316,6 +319,7 @@ void driver_is_told(const struct hmm_msg_invalidate *message);
 void driver_forgets(uint64_t start, uint64_t end);
 /* What the device may do with a page at this moment: flags of a table's entry. */
 uint64_t device_reach(unsigned int n);
+void device_lets_go(void);
 
 /* ---- a second driver, with a window (window.c) -------------------------------------------------------------------- */
 
@@ -341,10 +345,12 @@ uint64_t window_reach(unsigned int n);
 void fork_child(unsigned int cpu, int64_t until);
 void child_body(void *data);
 void child_is_released(void);		/* nobody has its userfaultfd any more */
+int child_protect(uint64_t addr, bool on);
 int child_fill(uint64_t dst, const char *src, size_t length, bool poison, size_t *done);
 ssize_t child_read(struct uffd_msg *message);
 /* A device stores into the owner's page. */
 void child_may_have(unsigned int n, uint64_t value);
+void child_may_lose(void);
 int kept_put(const char *name, const int *fds, unsigned int n);
 int kept_drop(const char *name);
 void kept_forget(void);
@@ -367,6 +373,7 @@ void window_stored(unsigned int n, uint64_t value);
 /* @fresh: it is another mapping's from now on; hmmd will hear of it by so many messages. */
 void page_changes(unsigned int n, bool fresh, unsigned int messages);
 void event_is_read(const struct event *event, const void *message);
+bool page_in_transit(unsigned int n);
 void page_discarded(unsigned int n);
 void page_moves(unsigned int from, unsigned int to, bool covered, bool watched);
 /* A device asks by a message for a page, or to write it; and has its answer. */
