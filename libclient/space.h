@@ -44,7 +44,7 @@ struct hmm_mirror_private {
 	struct hmm_device *device;	/* referenced */
 	uint32_t references;		/* atomic: of the program's mirror, and of its ranges */
 	uint32_t unregistered;		/* atomic: ranges alone know it, and hmm may be closed */
-	uint32_t id;			/* owner << 8 | index */
+	_Atomic uint32_t id;		/* owner << 8 | index; another one after a restart */
 	uint64_t flags;
 	uint32_t former;		/* its id before hmmd went away in good order */
 	uint32_t gone;			/* its owner is: release() was called */

@@ -27,7 +27,9 @@ static int note(struct hmm_mirror *me, const struct hmm_update *update)
 {
 	/* Before anybody is told the mark is gone. */
 	CHECK(!hmm_device_exclusive_check(me, update->start, PAGE));
-	told[atomic_fetch_add(&told_count, 1) % TOLD_MAX] = *update;
+	/* One thread runs the callbacks; who sees the count sees what it counts. */
+	told[atomic_load(&told_count) % TOLD_MAX] = *update;
+	atomic_fetch_add(&told_count, 1);
 	return 0;
 }
 
