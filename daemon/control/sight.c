@@ -39,8 +39,13 @@ int sight_of_owner(pid_t pid, char *why, size_t size)
 	/* Not access(): that leaves the capabilities of a service's own user aside. */
 	fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (fd < 0) {
+		r = errno;
+		if (syscall(SYS_get_robust_list, pid, &list, &length) < 0 && errno == ESRCH) {
+			snprintf(why, size, "pid %d has ended", pid);
+			return -ESRCH;
+		}
 		snprintf(why, size, "hmmd can't read %s (%s): its /proc hides others' processes (hidepid), or is of another pid namespace; "
-			 "run hmmd with CAP_SYS_PTRACE, and a /proc of its own namespace", path, strerror(errno));
+			 "run hmmd with CAP_SYS_PTRACE, and a /proc of its own namespace", path, strerror(r));
 		return -EACCES;
 	}
 	close(fd);
