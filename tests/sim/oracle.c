@@ -143,7 +143,6 @@ void device_loaded(unsigned int n, uint64_t value)
 
 void device_stored(unsigned int n, uint64_t value)
 {
-	const struct owner *owner = hmmd_owner();
 	struct truth *truth = &world.truth[n];
 
 	child_may_have(n, value);
@@ -151,11 +150,8 @@ void device_stored(unsigned int n, uint64_t value)
 		set_value(truth, value);
 		return;
 	}
-	/*
-	 * hmmd is applying what it has read: what came there by mremap the device may have, before that is noted as done. And a new one has
-	 * settled it, perhaps.
-	 */
-	if (!truth->unread && (journal()->applied < truth->applied || (owner && owner->recovering)))
+	/* Of what has been read hmmd may have brought to the address what is there now, and a store to it is one to that, by whatever entry. */
+	if (!truth->unread)
 		values_add(&truth->cpu, value);
 	/* Where it has gone to its bytes are taken along, with this. */
 	if (truth->moved_to) {
